@@ -1,0 +1,12 @@
+"""The broker: events from NATS to WebSocket clients, in order, once, per tenant.
+
+Rooms, from the top down. Imports go strictly downwards; rooms on one line do not import each other::
+
+    __main__ · cli · app · web · actors · features · (auth | bus | client | systemd) · wire
+    · (routing | ring | limits | permissions) · subjects · (config | errors | log | metrics)
+
+`app` is the composition root and alone picks the implementations of the ports (`bus.base.Bus`,
+`actors.transport.Transport`). The pure core (`wire`, `subjects`, `routing`, `ring`, `limits`,
+`permissions`, `config`, `errors`) does no I/O and takes the time as an argument. import-linter
+holds all of this (see `pyproject.toml`).
+"""

@@ -1,0 +1,82 @@
+"""The canary: a message that travels publish → stream → feed, over and over.
+
+While it arrives, an event can arrive; `/readyz` says just that. It replaces its predecessor in the stream
+(`Nats-Rollup: sub`) and so leaves no history. Its subject is the broker's own tenant, which no
+client can have.
+
+Beside it lie *anchors*, a few for each `max_age`, which are left to expire. Replaced canaries would let
+the first sequence of a quiet stream run ahead, as if events had been cut off; the oldest anchor holds
+it in place, so that a first sequence above a client's position means what it says.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker import subjects
+from broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from broker.bus.base import Bus
+
+
+EVERY_SECONDS = 2.0
+LATE_SECONDS = 10.0
+ANCHORS = 16  # for each `max_age`
+
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Canary:
+    """`broker` names this process; `max_age` is the stream's, in seconds (0: kept for ever)."""
+
+    bus: Bus
+    names: subjects.Names
+    broker: str
+    max_age: float
+    seen: float | None = None
+    anchored: int | None = None
+    fault: str = "NATS has not been reached yet"
+
+    def arrived(self, channel: str) -> None:
+        """One of the broker's own messages came in through the feed."""
+        if channel == f"canary.{self.broker}":
+            self.seen = trio.current_time()
+
+    def silence(self) -> str | None:
+        """Why no event can arrive; None while one can."""
+        if self.seen is None:
+            return self.fault
+        late = trio.current_time() - self.seen
+        return None if late < LATE_SECONDS else f"no canary for {late:.0f} s: {self.fault}"
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.anchor()
+                await self.bus.publish(
+                    self.names.subject(subjects.BROKER, f"canary.{self.broker}"),
+                    b"",
+                    headers={"Nats-Rollup": "sub"},
+                )
+                self.fault = "it was stored, but has not come back"
+            except Unavailable as error:
+                self.fault = error.message
+            await trio.sleep(EVERY_SECONDS if self.seen else EVERY_SECONDS / 20)
+
+    async def anchor(self) -> None:
+        """Lays an anchor where this period has none yet."""
+        period = int(time.time() // max(self.max_age / ANCHORS, 60.0)) if self.max_age else 0
+        if period == self.anchored:
+            return
+        subject = self.names.subject(subjects.BROKER, f"anchor.{period}")
+        if not (await self.bus.read(subject, after=0, limit=1)).records:
+            await self.bus.publish(subject, b"", message_id=f"_broker:anchor-{period}")
+        self.anchored = period

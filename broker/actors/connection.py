@@ -1,0 +1,359 @@
+"""The actor of one client: a task that reads, and one that sends what the link did not take at once.
+
+What a message means is decided in `wire.session`, what is sent next in `outlet`; here it is carried out.
+"""
+
+from __future__ import annotations
+
+import time
+from math import inf
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+from msgspec import UNSET
+
+from broker import subjects
+from broker.actors import joining
+from broker.actors.fanout import PUBLISHER
+from broker.actors.outlet import Outlet
+from broker.actors.sending import Sending
+from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
+from broker.errors import BrokerError, CloseCode, Unauthenticated
+from broker.wire import codec, messages
+from broker.wire.positions import Position
+from broker.wire.session import Answer, Close, Join, Leave, Reply, Retune, Send, Session, Verify
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from broker.actors.supervisor import Supervisor
+    from broker.actors.tenant import Tenant
+    from broker.actors.transport import Hello, Transport
+    from broker.config import Limits
+    from broker.wire.session import Effect
+
+PROTOCOL = "broker.v1"
+FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
+REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
+SHOWN_LIMITS = (
+    "message_bytes", "publish_bytes", "event_bytes", "subscriptions_per_connection", "messages_per_minute",
+    "requests_per_second", "authentication_seconds", "last_events", "snapshot_channels", "replay_events",
+    "catch_ups_per_connection",
+)  # fmt: skip
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Connection:
+    """One client. A crash in here ends this connection alone."""
+
+    id: str
+    transport: Transport
+    hello: Hello
+    services: Supervisor
+    session: Session = attrs.field(init=False)
+    outlet: Outlet = attrs.field(init=False)
+    tenant: Tenant | None = None
+    claimed: tuple[str, str] | None = None
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # of the reading task
+    sender: trio.CancelScope | None = None  # of the sending task, while there is one
+    drained: trio.Event | None = None  # set when the replies that held up reading are gone
+    close_code: int = 1006
+    closing: bool = False  # it has no place in the tenant any more, and is told nothing further
+    lost: bool = False  # nothing can be sent any more
+    slot: int | None = None  # the wheel's
+    pinged: float | None = None  # when the heartbeat that is not answered yet was sent
+    heard: float = 0.0  # when the last heartbeat was answered
+    progress: float = 0.0  # when the link last took something of what had been left
+
+    def __attrs_post_init__(self) -> None:
+        now = self.heard = trio.current_time()
+        config = self.services.config
+        self.session = Session(config.limits, now, config.auth.expiring_seconds)
+        self.outlet = Outlet(
+            send=self.transport.send_nowait, client=self, whole=not self.transport.partial_sends
+        )
+
+    @property
+    def limits(self) -> Limits:
+        return self.services.config.limits
+
+    async def run(self) -> None:
+        """From the opening to the end of the link."""
+        await self.guarded(self.receive)
+        self.retire()
+        with trio.move_on_after(FLUSH_SECONDS) as flushing:
+            while self.sender and not self.lost:
+                self.drained = trio.Event()
+                await self.drained.wait()
+        if not (flushing.cancelled_caught or self.lost):
+            await self.transport.linger()
+        if self.sender:
+            self.sender.cancel()
+        self.transport.abort()
+
+    async def guarded(self, part: Callable[[], Awaitable[None]]) -> None:
+        """The boundary: whatever goes wrong in a part of this connection ends here."""
+        try:
+            await part()
+        except LinkLost:
+            self.link_lost()
+        except Exception:
+            log.exception("connection_crashed", **self.who())
+            self.end(CloseCode.INTERNAL_ERROR, "internal error")
+
+    def who(self) -> dict[str, str | None]:
+        principal = self.session.principal
+        return {
+            "connection": self.id,
+            "peer": self.hello.peer,
+            "tenant": principal.tenant if principal else None,
+            "user": principal.user if principal else None,
+        }
+
+    # --- what the client says -----------------------------------------------------------------------
+
+    async def receive(self) -> None:
+        """Reads until the client or the broker ends the connection."""
+        with self.scope:
+            self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
+            self.tell(self.greeting())
+            if self.hello.token:
+                wish = Verify(token=self.hello.token, tenant=self.hello.tenant, message_id=None)
+                await self.carry_out(wish)
+            while not self.closing:
+                match await self.transport.receive():
+                    case Text(data=data):
+                        for effect in self.session.receive(data, trio.current_time()):
+                            await self.carry_out(effect)
+                    case Control(data=data):
+                        self.outlet.push(data)
+                    case Alive():
+                        self.heard, self.pinged = trio.current_time(), None
+                    case Closed() as closed:
+                        self.leave(closed)
+                await self.let_drain()
+
+    async def let_drain(self) -> None:
+        """Holds up reading from a client that does not take the replies to what it said."""
+        backlog = self.outlet.backlog
+        while backlog and len(backlog.replies) > REPLIES_HELD and self.sender:
+            self.drained = trio.Event()
+            await self.drained.wait()
+
+    def greeting(self) -> messages.Established:
+        return messages.Established(
+            connection_id=self.id,
+            protocol=PROTOCOL,
+            features=[],
+            heartbeat_seconds=self.limits.heartbeat_seconds,
+            limits={name: getattr(self.limits, name) for name in SHOWN_LIMITS},
+        )
+
+    async def carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Reply(message, message_id):
+                self.tell(message, message_id)
+            case Close(code, reason):
+                self.end(code, reason)
+            case Answer(message_id):
+                self.tell(messages.Pong(position=self.position() or UNSET), message_id)
+            case Leave():
+                for pattern in effect.patterns:
+                    self.outlet.leave(pattern)
+                reply = messages.Unsubscribed(channel=effect.channel, code=effect.code or UNSET)
+                self.tell(reply, effect.message_id)
+            case Retune():
+                self.outlet.retune(effect.pattern, effect.deny)
+            case Verify():
+                await self.attempt(self.verify(effect), effect.message_id)
+            case Join():
+                await self.attempt(self.join(effect), effect.message_id)
+            case Send():
+                await self.attempt(self.publish(effect), effect.message_id)
+
+    async def attempt(self, request: Awaitable[None], message_id: str | None) -> None:
+        """A request that can still fail: then the client is told, and that is that."""
+        try:
+            await request
+        except BrokerError as error:
+            for effect in self.session.failed(error, message_id, trio.current_time()):
+                await self.carry_out(effect)
+
+    async def verify(self, wish: Verify) -> None:
+        services = self.services
+        principal = await services.verifier.verify(wish.token, now=time.time(), tenant=wish.tenant)
+        if self.claimed is None:
+            self.session.user_bucket = services.claim(principal.tenant, principal.user)
+            self.claimed = (principal.tenant, principal.user)
+        now = trio.current_time()
+        for effect in self.session.authenticated(
+            principal, now=now, unix_now=time.time(), message_id=wish.message_id
+        ):
+            await self.carry_out(effect)
+        services.wheel.schedule(self, self.on_timer(now))
+        log.info("connection_authenticated", **self.who())
+
+    def attach(self) -> Tenant:
+        """Its tenant, in which it now has a place. Raises `Unavailable` before NATS was reached."""
+        principal = self.session.principal
+        if self.tenant is None and principal:
+            self.tenant = self.services.tenant(principal.tenant)
+            self.tenant.fanout.attach(self.outlet)
+        if self.tenant is None:
+            raise Unauthenticated("authenticate first")
+        return self.tenant
+
+    async def join(self, wish: Join) -> None:
+        tenant = self.attach()
+        for message in await joining.join(self.services, tenant.name, self.outlet, wish):
+            self.tell(message, wish.message_id)
+        self.session.subscriptions.update(wish.patterns)
+        self.fell_behind()
+
+    async def publish(self, wish: Send) -> None:
+        principal, services = self.session.principal, self.services
+        if principal is None:
+            raise Unauthenticated("authenticate first")
+        headers = {PUBLISHER: principal.room, "Broker-Connection": self.id}
+        subject = services.names.subject(principal.tenant, wish.channel)
+        given = UNSET if wish.id is None else wish.id
+        if subjects.is_live(wish.channel):
+            await services.bus.publish_live(subject, wish.body, headers=headers)
+            self.tell(messages.Published(id=given), wish.message_id)
+            return
+        message_id = None
+        if wish.id is not None:
+            # The stream compares ids over all tenants, users and channels.
+            message_id = (
+                f"{principal.tenant}:{principal.room}:{wish.channel}:{subjects.encode_token(wish.id)}"
+            )
+        ack = await services.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
+        position = Position(services.intake.incarnation, ack.sequence)
+        self.tell(
+            messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET),
+            wish.message_id,
+        )
+
+    def position(self) -> str | None:
+        """The live position, once there is one."""
+        fanout = self.outlet.fanout
+        return fanout.text(self.outlet.position()) if fanout else None
+
+    # --- what the client is told --------------------------------------------------------------------
+
+    def tell(self, message: messages.ServerMessage, message_id: str | None = None) -> None:
+        if not self.closing:
+            self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
+
+    def fell_behind(self) -> None:
+        """Starts the sending task, unless it runs or there is nothing to send."""
+        outlet = self.outlet
+        if self.sender is None and not self.lost and (outlet.backlog or outlet.catch_ups):
+            self.progress = trio.current_time()
+            self.sender = trio.CancelScope()
+            self.services.nursery.start_soon(self.send, self.sender)
+
+    async def send(self, scope: trio.CancelScope) -> None:
+        sending = Sending(
+            transport=self.transport,
+            outlet=self.outlet,
+            tenant=lambda: self.tenant,
+            catch_ups_at_once=self.limits.catch_ups_per_connection,
+            progressed=self.progressed,
+        )
+        with scope:
+            await self.guarded(sending.run)
+        self.sender = None
+        self.progressed()
+
+    def progressed(self) -> None:
+        self.progress = trio.current_time()
+        if self.drained:
+            self.drained.set()
+
+    def too_slow(self) -> None:
+        self.end(CloseCode.TOO_SLOW, "more is unsent than a subscription with lag close allows")
+
+    def link_lost(self) -> None:
+        self.lost = True
+        self.scope.cancel()
+
+    # --- time ---------------------------------------------------------------------------------------
+
+    def on_timer(self, now: float) -> float:
+        effects, due = self.session.timers(now)
+        for effect in effects:
+            match effect:
+                case Reply(message, message_id):
+                    self.tell(message, message_id)
+                case Close(code, reason):
+                    self.end(code, reason)
+        if effects:
+            return inf if self.closing else self.on_timer(now)
+        return min(due, self.heartbeat(now))
+
+    def heartbeat(self, now: float) -> float:
+        """Pings while nothing waits for the client, judges by progress while something does."""
+        backlog = self.outlet.backlog
+        if backlog and backlog.left:
+            self.pinged, self.heard = None, now
+            if now >= self.progress + self.limits.stall_seconds:
+                self.end(CloseCode.HEARTBEAT, "the client has taken nothing for too long")
+                return inf
+            return self.progress + self.limits.stall_seconds
+        if self.pinged is not None:
+            if now >= self.pinged + self.limits.heartbeat_timeout_seconds:
+                self.end(CloseCode.HEARTBEAT, "no answer to a ping")
+                return inf
+            return self.pinged + self.limits.heartbeat_timeout_seconds
+        if now < self.heard + self.limits.heartbeat_seconds:
+            return self.heard + self.limits.heartbeat_seconds
+        self.pinged = now
+        self.outlet.push(self.transport.ping())
+        return now + self.limits.heartbeat_timeout_seconds
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def drain(self, reconnect_after: float) -> None:
+        """Asks the client to come back elsewhere, or to us, in `reconnect_after` seconds."""
+        self.session.draining = True
+        self.tell(
+            messages.Draining(
+                reconnect_after_ms=int(reconnect_after * 1000), position=self.position() or UNSET
+            )
+        )
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Ends the connection from our side: what is unsent may still go out, then the Close frame."""
+        if not self.closing:
+            self.close_code = code
+            self.retire()
+            self.outlet.push(self.transport.close(code, reason))
+            self.scope.cancel()
+
+    def leave(self, closed: Closed) -> None:
+        """The client has ended it, or the link has."""
+        if not self.closing:
+            self.close_code = closed.code
+            self.retire()
+            if closed.answer:
+                self.outlet.push(closed.answer)
+            else:
+                self.lost = True
+
+    def retire(self) -> None:
+        """Gives up its place in the tenant and its timer. What is unsent stays."""
+        if self.closing:
+            return
+        self.closing = True
+        self.services.wheel.cancel(self)
+        if self.outlet.fanout:
+            self.outlet.fanout.detach(self.outlet)
+        self.outlet.catch_ups = []
+        if self.claimed:
+            self.services.users.release(self.claimed)
+        log.info("connection_ended", code=int(self.close_code), **self.who())

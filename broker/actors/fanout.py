@@ -1,0 +1,232 @@
+"""The fan-out of one tenant: each event encoded once, each share of a tick joined once.
+
+Event *i* of a tick is bit *i*. The masks of a tick say which topic matched which events; each member of a
+topic ORs them into its own; connections with equal masks get the same bytes. No I/O here: the tenant
+actor sends the groups and yields in between.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
+
+import attrs
+
+from broker.ring import Ring, Tick
+from broker.routing import Router, Topic
+from broker.wire import events, frames, positions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from broker import config
+    from broker.actors.outlet import Outlet
+    from broker.bus.base import Record
+
+TICK_EVENTS = 128
+TICK_BYTES = 128 * 1024
+PUBLISHER = "Broker-User"  # the header that says which client published
+
+
+class Feed(Protocol):
+    """How far the tenant's events have come."""
+
+    def quiet_at(self) -> int | None:
+        """The position up to which there is nothing more to fan out; None when something waits."""
+
+
+@attrs.frozen
+class Route:
+    """What is known of a channel: the beginning of its frames, and who wants it."""
+
+    prefix: bytes
+    topics: tuple[Topic, ...]
+
+
+class Fanout:
+    """The topics, the ring and the outlets of a tenant, in one incarnation of the stream.
+
+    `count` numbers events, live ones included, and `head` is the position after the newest tick.
+    """
+
+    def __init__(
+        self,
+        *,
+        bounds: config.Ring,
+        incarnation: str,
+        head: int,
+        clock: Callable[[], float],
+        feed: Feed,
+        count: int = 0,
+    ) -> None:
+        self.incarnation = incarnation
+        self.head = head
+        self.count = count
+        self.clock = clock
+        self.feed = feed
+        self.ring = Ring(bounds, floor=count, floor_head=head)
+        self.router: Router[Route] = Router(self.route)
+        self.topics: dict[tuple[str, tuple[str, ...]], Topic] = {}
+        self.serial = 0
+        self.unfinished: Tick | None = None  # from `add` to `finish`
+        self.running: Tick | None = None  # the same while it is being sent
+        self.outlets: dict[Outlet, None] = {}
+        self.strict: set[Outlet] = set()  # behind, with a subscription whose lag is "close"
+
+    def route(self, channel: str, topics: tuple[Topic, ...]) -> Route:
+        return Route(frames.event_head(channel, self.incarnation), topics)
+
+    def position(self) -> int:
+        """P of every connection that is up to date; advances while the tenant is quiet."""
+        quiet = self.feed.quiet_at()
+        if quiet is not None and quiet > self.head and self.running is None:
+            self.head = quiet
+        return self.head
+
+    def text(self, sequence: int) -> str:
+        """A sequence as the position that clients see."""
+        return str(positions.Position(self.incarnation, sequence))
+
+    # --- topics ------------------------------------------------------------------------------------
+
+    def acquire(self, pattern: str, deny: tuple[str, ...]) -> Topic:
+        """The topic of a pattern, kept until it has been released as often as acquired."""
+        topic = self.topics.get((pattern, deny))
+        if topic is None:
+            self.serial += 1
+            topic = self.topics[pattern, deny] = Topic(pattern, deny, self.serial)
+            self.router.add(topic)
+        topic.uses += 1
+        return topic
+
+    def release(self, topic: Topic) -> None:
+        topic.uses -= 1
+        if not topic.uses:
+            del self.topics[topic.pattern, topic.deny]
+            self.router.remove(topic)
+
+    # --- ticks -------------------------------------------------------------------------------------
+
+    def encode(self, records: Iterable[tuple[str, Record]], *, first: int, base: int) -> Tick:
+        """Records, each with its channel, as a tick that begins at the counter `first`, after `base`."""
+        masks: dict[Topic, int] = {}
+        encoded: list[bytes] = []
+        channels: list[str] = []
+        sequences: list[int] = []
+        match = self.router.match
+        head = base
+        bit = 1
+        for channel, (sequence, _, body, headers) in records:
+            route = match(channel)
+            publisher = None
+            if headers or not body:
+                publisher = published_by(headers)
+                body = events.to_event(body, headers)
+            encoded.append(frames.event(route.prefix, sequence, body, publisher))
+            for topic in route.topics:
+                masks[topic] = masks.get(topic, 0) | bit
+            bit <<= 1
+            head = sequence or head
+            sequences.append(head)
+            channels.append(channel)
+        return Tick(
+            first=first,
+            sequences=sequences,
+            channels=channels,
+            frames=encoded,
+            masks=masks,
+            base=base,
+            head=head,
+            serial=self.serial,
+            time=self.clock(),
+        )
+
+    def add(self, records: Iterable[tuple[str, Record]]) -> Tick:
+        """The next tick, in the ring before it is sent, so that who falls behind finds it there."""
+        tick = self.encode(records, first=self.count + 1, base=self.head)
+        self.unfinished = tick
+        self.count, self.head = tick.last, tick.head
+        self.ring.add(tick)
+        return tick
+
+    def groups(self, tick: Tick) -> dict[int, list[Outlet]]:
+        """Begins to send a tick: the outlets by their share of it. `finish` ends it."""
+        touched: list[Outlet] = []
+        for topic, mask in tick.masks.items():
+            for outlet in topic.members:
+                if outlet.mask:
+                    outlet.mask |= mask
+                else:
+                    outlet.mask = mask
+                    touched.append(outlet)
+        self.running = tick
+        grouped: dict[int, list[Outlet]] = {}
+        for outlet in touched:
+            grouped.setdefault(outlet.mask, []).append(outlet)
+        return grouped
+
+    def finish(self) -> None:
+        self.unfinished = self.running = None
+
+    def reached(self, outlet: Outlet) -> int:
+        """Up to where a connection has been given everything, also when a tick broke off in the middle."""
+        if outlet.backlog:
+            return outlet.backlog.position
+        if self.unfinished and (self.running is None or outlet.mask):
+            return self.unfinished.base
+        return self.head
+
+    # --- outlets -----------------------------------------------------------------------------------
+
+    def attach(self, outlet: Outlet) -> None:
+        """Takes a connection in, with no subscription yet."""
+        outlet.fanout = self
+        self.outlets[outlet] = None
+        if outlet.backlog:  # it is still sending what came before its tenant was known
+            outlet.backlog.cursor = outlet.backlog.live_cursor = self.count
+            outlet.backlog.position = self.position()
+
+    def detach(self, outlet: Outlet) -> None:
+        if outlet.fanout is not self:
+            return
+        for topics in (outlet.stored, outlet.live, *(catch_up.topics for catch_up in outlet.catch_ups)):
+            for topic in topics:
+                topic.members.pop(outlet, None)
+                self.release(topic)
+            topics.clear()
+        outlet.mask = 0
+        outlet.fanout = None
+        self.outlets.pop(outlet, None)
+        self.strict.discard(outlet)
+
+    def adopt(self, outlet: Outlet, *, position: int, same_stream: bool) -> None:
+        """Takes over a connection from a fan-out that is given up, to go on after `position`.
+
+        Whatever is between `position` and now it reads from the ring or the stream. Positions and floors
+        of another incarnation of the stream (`same_stream` False) mean nothing here and are dropped.
+        """
+        outlet.fanout = self
+        outlet.mask = 0
+        self.outlets[outlet] = None
+        for topics in (outlet.stored, outlet.live, *(catch_up.topics for catch_up in outlet.catch_ups)):
+            for old, floor in list(topics.items()):
+                del topics[old]
+                new = self.acquire(old.pattern, old.deny)
+                topics[new] = self.count if new.live else floor if same_stream else 0
+                if outlet in old.members:
+                    new.members[outlet] = None
+        if not same_stream:
+            for catch_up in outlet.catch_ups:
+                catch_up.position = position
+                catch_up.snapshot = None
+        outlet.version += 1
+        backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
+        backlog.cursor, backlog.position, backlog.live_cursor = -1, position, self.count
+        if outlet.closers and not backlog.resuming:
+            self.strict.add(outlet)
+
+
+def published_by(headers: Mapping[str, str] | None) -> str | None:
+    """The client that published an event: the broker writes its user there, encoded."""
+    user = headers.get(PUBLISHER) if headers else None
+    return None if user is None else unquote(user, errors="replace")

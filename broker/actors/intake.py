@@ -1,0 +1,119 @@
+"""From what NATS delivers to what a tenant takes: address, check, and a memory of the newest.
+
+The memory is why a fresh tenant can serve a client that was away for a moment without asking the stream,
+and why it may trust the stream for what is older: a replica can lag behind the feed by some seconds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+
+from broker import subjects
+from broker.errors import InvalidChannel
+from broker.features.deadletter import DeadLetters, Letter
+from broker.wire import events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from broker.actors.canary import Canary
+    from broker.bus.base import Record
+    from broker.features.replay import Checked
+
+KEPT_SECONDS = 10.0
+KEPT_BYTES = 32 * 1024 * 1024
+KEPT_ADDRESSES = 65536
+
+
+@attrs.frozen
+class Address:
+    """What a subject stands for; `fault` when it is none that clients can see."""
+
+    tenant: str
+    channel: str
+    fault: str | None = None
+
+
+@attrs.define(eq=False)
+class Intake:
+    """Checks records and remembers the newest events of all tenants."""
+
+    names: subjects.Names
+    event_bytes: int
+    letters: DeadLetters
+    canary: Canary
+    incarnation: str = ""
+    addresses: dict[str, Address] = attrs.Factory(dict)
+    recent: deque[tuple[float, str, Checked]] = attrs.Factory(deque)
+    recent_bytes: int = 0
+    floor: int = 0  # the position before `recent`
+
+    def address(self, subject: str) -> Address:
+        found = self.addresses.get(subject)
+        if found is None:
+            if len(self.addresses) >= KEPT_ADDRESSES:
+                self.addresses.clear()
+            found = self.addresses[subject] = parse(self.names, subject)
+        return found
+
+    def check(self, record: Record) -> Checked | None:
+        """A record as an event of its channel; None when it is none: a dead letter, or the broker's own."""
+        address = self.address(record[1])
+        return (address.channel, record) if self.admit(address, record) else None
+
+    def admit(self, address: Address, record: Record) -> bool:
+        if address.tenant == subjects.BROKER:
+            self.canary.arrived(address.channel)
+            return False
+        if address.fault:
+            reason, detail = "invalid_channel", address.fault
+        elif fault := events.fault(address.tenant, record[2], self.event_bytes):
+            reason, detail = fault.reason, fault.detail
+        else:
+            return True
+        self.letters.put(Letter(record=record, incarnation=self.incarnation, reason=reason, detail=detail))
+        return False
+
+    def remember(self, now: float, tenant: str, checked: Checked) -> None:
+        self.recent.append((now, tenant, checked))
+        self.recent_bytes += len(checked[1][2])
+
+    def forget(self, now: float) -> None:
+        """Drops what is old or too much."""
+        while self.recent and (self.recent[0][0] < now - KEPT_SECONDS or self.recent_bytes > KEPT_BYTES):
+            _, _, (_, record) = self.recent.popleft()
+            self.recent_bytes -= len(record[2])
+            self.floor = record[0]
+
+    def begin(self, incarnation: str, floor: int) -> None:
+        """Forgets everything: the feed goes on after `floor`, perhaps in another stream."""
+        self.incarnation = incarnation
+        self.recent.clear()
+        self.recent_bytes = 0
+        self.floor = floor
+
+    def recent_of(self, tenant: str) -> tuple[int, Iterable[Checked]]:
+        """The position before the memory, and the tenant's events in it, broadcasts among them."""
+        audience = (tenant, subjects.BROADCAST)
+        return self.floor, [checked for _, of, checked in self.recent if of in audience]
+
+
+def parse(names: subjects.Names, subject: str) -> Address:
+    tenant = channel = ""
+    try:
+        tenant, channel = names.split(subject)
+        if tenant == subjects.BROKER:
+            return Address(tenant, channel)
+        if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
+            raise InvalidChannel(f"{subjects.shown(tenant)}: no tenant can have this name")
+        subjects.parse_channel(channel)
+        if subjects.is_live(channel) != subject.startswith(names.live + "."):
+            raise InvalidChannel(f"{channel}: live channels are published under {names.live}.<tenant>.")
+        if tenant == subjects.BROADCAST and f".{channel}".startswith((".users.", ".live.users.")):
+            raise InvalidChannel(f"{channel}: private channels are never broadcast")
+    except InvalidChannel as error:
+        return Address(tenant, channel, error.message)
+    return Address(tenant, channel)

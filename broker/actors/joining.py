@@ -1,0 +1,273 @@
+"""How subscriptions begin: a start resolved, then everything else in one step without an await.
+
+While no stored subscription of a connection is in its main flow, a start sets its live position, and the
+connection is simply behind: a resume. Otherwise it becomes a catch-up beside the live flow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+from msgspec import UNSET
+
+from broker import subjects
+from broker.actors.outlet import CatchUp, Group
+from broker.errors import SnapshotTooLarge, Unavailable
+from broker.features.starts import Beginning, Scope
+from broker.ring import Tick, indices
+from broker.wire.messages import Gap, Subscribed, named
+from broker.wire.session import Last, Snapshot
+
+if TYPE_CHECKING:
+    from broker.actors.fanout import Fanout
+    from broker.actors.outlet import Outlet
+    from broker.actors.supervisor import Supervisor
+    from broker.features.starts import Lost
+    from broker.routing import Topic
+    from broker.wire.messages import ServerMessage
+    from broker.wire.session import Join
+
+REACH_SECONDS = 5.0  # another broker may be ahead of this one, by milliseconds
+TRIES = 3
+TOMBSTONE_END = b'"event":null}}'
+
+
+async def join(services: Supervisor, tenant: str, outlet: Outlet, wish: Join) -> list[ServerMessage]:
+    """Makes the subscriptions and answers with `subscribed` and what it has to say of gaps.
+
+    Raises `Unavailable` and `SnapshotTooLarge`; then nothing has changed.
+    """
+    fanout = outlet.fanout
+    if fanout is None:
+        raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)
+    topics = {pattern: fanout.acquire(pattern, deny) for pattern, deny in wish.patterns.items()}
+    try:
+        joiner = Joiner(services, tenant, outlet, fanout, wish, topics)
+        await joiner.prepare()
+        if outlet.fanout is not fanout:
+            raise Unavailable("the stream began anew meanwhile; subscribe again", retry_after=0.1)
+        return joiner.act()
+    finally:
+        for topic in topics.values():
+            fanout.release(topic)
+
+
+@attrs.define(eq=False)
+class Joiner:
+    """One `subscribe` on its way. It holds its topics, so that what arrives meanwhile knows them."""
+
+    services: Supervisor
+    tenant: str
+    outlet: Outlet
+    fanout: Fanout
+    wish: Join
+    topics: dict[str, Topic]
+    beginning: Beginning | None = None
+    snapshot: Tick | None = None
+
+    async def prepare(self) -> None:
+        """Everything that needs NATS."""
+        start = self.wish.start
+        if start and any(not topic.live for topic in self.topics.values()):
+            if isinstance(start, Snapshot):
+                self.snapshot = await self.take_snapshot()
+            else:
+                self.beginning = await self.services.starts.resolve(start, self.scope())
+                await self.reach(self.beginning.after)
+        if any(topic.live for topic in self.topics.values()):
+            for subject in self.services.live_filters(self.tenant):
+                await self.services.live_subjects.hold(subject)
+
+    def scope(self) -> Scope:
+        last = self.wish.start.count if isinstance(self.wish.start, Last) else 0
+        return Scope(
+            tenant=self.tenant,
+            incarnation=self.fanout.incarnation,
+            patterns={
+                pattern: deny for pattern, deny in self.wish.patterns.items() if not subjects.is_live(pattern)
+            },
+            head=self.outlet.position(),
+            floor=self.floor(),
+            held=self.held(last),
+        )
+
+    def floor(self) -> int:
+        """The position below which the stream is read: where the ring begins, or P when that is lower."""
+        return min(self.fanout.ring.floor_head, self.outlet.position())
+
+    def held(self, count: int) -> list[int]:
+        """The sequences of the newest `count` events for the wish in the ring, up to P."""
+        found: list[int] = []
+        limit = self.outlet.position()
+        ring = self.fanout.ring
+        for tick in reversed(ring.after(ring.floor)):
+            if len(found) >= count:
+                break
+            mask = tick.share(self.floors()) & (1 << tick.before(limit)) - 1
+            found = [tick.sequences[index] for index in indices(mask)] + found
+        return found
+
+    def floors(self) -> dict[Topic, int]:
+        return {topic: 0 for topic in self.topics.values() if not topic.live}
+
+    async def reach(self, position: int) -> None:
+        """Waits until this broker has seen what another one has already shown the client."""
+        with trio.move_on_after(REACH_SECONDS):
+            while self.fanout.position() < position:
+                await self.services.advanced.park()
+            return
+        raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
+
+    async def take_snapshot(self) -> Tick:
+        """The newest event of each channel at P: from the stream below the ring, from the ring above."""
+        for _ in range(TRIES):
+            scope = self.scope()
+            records = await self.services.starts.snapshot(scope)
+            if self.floor() <= scope.floor:
+                break
+        else:
+            raise Unavailable("events come too fast for this snapshot; try again", retry_after=1.0)
+        newest = self.newest_in_ring(scope.floor)
+        below = [(channel, record) for channel, record in records.items() if channel not in newest]
+        page = self.fanout.encode(below, first=0, base=0)
+        found = [*zip(page.sequences, page.channels, page.frames, strict=True)]
+        found += [(sequence, channel, frame) for channel, (sequence, frame) in newest.items()]
+        found = sorted(each for each in found if not each[2].endswith(TOMBSTONE_END))
+        most = self.services.config.limits.snapshot_channels
+        if len(found) > most:
+            raise SnapshotTooLarge(f"{len(found)} channels; a snapshot has at most {most}; ask for fewer")
+        return Tick(
+            first=0,
+            sequences=[sequence for sequence, _, _ in found],
+            channels=[channel for _, channel, _ in found],
+            frames=[frame for _, _, frame in found],
+            masks={},
+            base=0,
+            head=self.outlet.position(),
+            serial=self.fanout.serial,
+            time=trio.current_time(),
+        )
+
+    def newest_in_ring(self, floor: int) -> dict[str, tuple[int, bytes]]:
+        found: dict[str, tuple[int, bytes]] = {}
+        limit = self.outlet.position()
+        ring = self.fanout.ring
+        if limit < ring.floor_head:
+            return found
+        for tick in ring.after(ring.cursor(floor)):
+            mask = tick.share(self.floors(), after=tick.before(floor)) & (1 << tick.before(limit)) - 1
+            for index in indices(mask):
+                found[tick.channels[index]] = (tick.sequences[index], tick.frames[index])
+        return found
+
+    # --- without an await from here on --------------------------------------------------------------
+
+    def act(self) -> list[ServerMessage]:
+        outlet, wish = self.outlet, self.wish
+        outlet.settle()
+        if wish.start:
+            for pattern in self.topics:
+                outlet.leave(pattern)
+        number: int | None = None
+        for pattern, topic in self.topics.items():
+            if topic.live and outlet.find(pattern) is None:
+                self.hold(topic)
+                outlet.join(topic, self.fanout.count)
+        stored = {pattern: topic for pattern, topic in self.topics.items() if not topic.live}
+        if stored and self.snapshot:
+            number = self.begin_catch_up(stored, position=0)
+            live = False
+        elif stored and self.beginning:
+            after = self.beginning.after
+            if outlet.stored and after < outlet.position():
+                number = self.begin_catch_up(stored, position=after)
+                live = False
+            else:
+                live = self.begin_flow(stored, after)
+        else:
+            live = self.begin_now(stored)
+        self.note_lag()
+        lost = self.beginning.lost if self.beginning else ()
+        reply = Subscribed(
+            channel=list(self.topics),
+            refused=wish.refused,
+            position=self.fanout.text(outlet.position()),
+            recovered=not lost,
+            live=live,
+            catch_up=UNSET if number is None else number,
+        )
+        return [reply, *(self.gap(list(stored), each, number) for each in lost)]
+
+    def hold(self, topic: Topic) -> None:
+        """The outlet keeps the topic from here on; `leave` and `detach` release it."""
+        topic.uses += 1
+
+    def begin_catch_up(self, stored: dict[str, Topic], *, position: int) -> int:
+        self.outlet.numbers += 1
+        number = self.outlet.numbers
+        catch_up = CatchUp(number, position=position, snapshot=self.snapshot)
+        for topic in stored.values():
+            self.hold(topic)
+            catch_up.topics[topic] = 0
+        catch_up.groups.append(Group(stored, listed=self.wish.listed, number=number))
+        self.outlet.catch_ups.append(catch_up)
+        return number
+
+    def begin_flow(self, stored: dict[str, Topic], after: int) -> bool:
+        """Joins the main flow after a position; sets P when there is no flow yet. Whether it is live."""
+        outlet = self.outlet
+        first = not outlet.stored
+        for topic in stored.values():
+            self.hold(topic)
+            outlet.join(topic, after)
+        if first and after < self.fanout.position():
+            backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
+            backlog.cursor, backlog.position, backlog.resuming = -1, after, True
+            self.fanout.strict.discard(outlet)
+        return self.live_unless_resuming(stored)
+
+    def begin_now(self, stored: dict[str, Topic]) -> bool:
+        """Joins at P what is new; what stands already stays where it is."""
+        outlet = self.outlet
+        live = True
+        joined: dict[str, Topic] = {}
+        for pattern, topic in stored.items():
+            running = [each for each in outlet.catch_ups if topic in each.topics]
+            for catch_up in running:
+                catch_up.groups.append(Group([pattern], listed=self.wish.listed, number=catch_up.number))
+                live = False
+            if not running:
+                joined[pattern] = topic
+                if topic not in outlet.stored:
+                    self.hold(topic)
+                    outlet.join(topic, outlet.position())
+        return self.live_unless_resuming(joined) and live
+
+    def live_unless_resuming(self, stored: dict[str, Topic]) -> bool:
+        backlog = self.outlet.backlog
+        if not stored or backlog is None or not backlog.resuming:
+            return True
+        backlog.waiting.append(Group(stored, listed=self.wish.listed))
+        return False
+
+    def note_lag(self) -> None:
+        outlet = self.outlet
+        for pattern in self.topics:
+            if self.wish.lag == "close":
+                outlet.closers.add(pattern)
+            else:
+                outlet.closers.discard(pattern)
+        if outlet.closers and outlet.backlog and not outlet.backlog.resuming:
+            self.fanout.strict.add(outlet)
+
+    def gap(self, channels: list[str], lost: Lost, number: int | None) -> Gap:
+        return Gap(
+            channel=channels if self.wish.listed else named(channels),
+            reason=lost.reason,
+            start=UNSET if lost.start is None else self.fanout.text(lost.start),
+            end=self.fanout.text(lost.end),
+            count=UNSET if lost.count is None else lost.count,
+            catch_up=UNSET if number is None else number,
+        )

@@ -1,0 +1,417 @@
+"""A connection's outbound end: what of its tenant's events it has been given, and what it still gets.
+
+Pure of I/O but for one call, the link's `send`, which takes what the kernel takes at once. An outlet is
+either up to date (`backlog` is None: the tenant writes to it directly) or *behind*: then it holds the rest of
+one frame and where it stands, and reads on from the ring or the stream at the client's pace. A resume is a
+connection that begins behind. A catch-up is a reader of its own beside the live flow.
+
+The rule that everything here keeps: a frame that carries the live position is never sent before
+the events up to that position.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from itertools import accumulate, compress
+from typing import TYPE_CHECKING, Protocol
+
+from broker.actors.transport import LinkLost
+from broker.ring import bits
+from broker.wire import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from broker.actors.fanout import Fanout
+    from broker.ring import Tick
+    from broker.routing import Topic
+    from broker.wire.messages import ServerMessage
+
+CHUNK_BYTES = 65536  # what a reader renders at a time
+
+
+class Client(Protocol):
+    """What an outlet tells its connection. Called in the middle of things: nothing may block or raise."""
+
+    def fell_behind(self) -> None:
+        """There is something to be sent when the link takes it again."""
+
+    def link_lost(self) -> None:
+        """The link is gone."""
+
+    def too_slow(self) -> None:
+        """More waits than a subscription with lag "close" allows."""
+
+    def tell(self, message: ServerMessage) -> None:
+        """Sends the client a message in its turn."""
+
+
+class Group:
+    """Subscriptions that were asked for together, and are announced as live together.
+
+    `number` is that of their catch-up; None for a resume.
+    """
+
+    __slots__ = ("listed", "number", "patterns")
+
+    def __init__(self, patterns: Iterable[str], *, listed: bool, number: int | None = None) -> None:
+        self.patterns = dict.fromkeys(patterns)
+        self.listed = listed
+        self.number = number
+
+    def channel(self) -> str | list[str]:
+        return list(self.patterns) if self.listed else next(iter(self.patterns))
+
+
+class CatchUp:
+    """A start in the past beside the live flow: its own position, which follows P and ends at it.
+
+    A snapshot comes first, where there is one: the newest event of each channel, up to its `head`.
+    """
+
+    __slots__ = ("groups", "number", "position", "snapshot", "topics")
+
+    def __init__(self, number: int, *, position: int, snapshot: Tick | None = None) -> None:
+        self.number = number
+        self.position = position
+        self.snapshot = snapshot
+        self.topics: dict[Topic, int] = {}
+        self.groups: list[Group] = []
+
+
+class Backlog:
+    """What a connection that is behind holds.
+
+    `left` is the unsent rest of a frame, `replies` are frames that follow it. `cursor` is the tenant's
+    counter (-1: before the ring) and `position` the sequence up to which stored events have been sent,
+    both counting `left`; `live_cursor` the same for live channels, which a long way back does not hold up.
+    `resuming` until a start has been caught up with for the first time.
+    """
+
+    __slots__ = ("cursor", "left", "live_cursor", "position", "replies", "resuming", "waiting")
+
+    def __init__(self, *, cursor: int, live_cursor: int, position: int) -> None:
+        self.left = memoryview(b"")
+        self.replies: deque[bytes] = deque()
+        self.cursor = cursor
+        self.live_cursor = live_cursor
+        self.position = position
+        self.resuming = False
+        self.waiting: list[Group] = []
+
+
+class Chunk:
+    """Frames to be sent next, each with the counter and the position after it."""
+
+    __slots__ = ("counters", "cursor", "frames", "position", "positions", "size")
+
+    def __init__(self, *, cursor: int, position: int) -> None:
+        self.frames: list[bytes] = []
+        self.counters: list[int] = []
+        self.positions: list[int] = []
+        self.size = 0
+        self.cursor = cursor
+        self.position = position
+
+    def add(self, tick: Tick, mask: int) -> None:
+        if mask:
+            chosen = bits(mask)
+            first = len(self.frames)
+            self.frames.extend(compress(tick.frames, chosen))
+            self.counters.extend(compress(range(tick.first, tick.last + 1), chosen))
+            self.positions.extend(compress(tick.sequences, chosen))
+            self.size += sum(map(len, self.frames[first:]))
+
+    def full(self) -> bool:
+        return self.size >= CHUNK_BYTES
+
+    def merge(self) -> None:
+        """Brings stored events of several pages into stream order, each once."""
+        merged = dict(sorted(zip(self.positions, self.frames, strict=True)))
+        self.positions, self.frames = list(merged), list(merged.values())
+        self.counters = [-1] * len(merged)
+
+    def trim(self) -> None:
+        """Keeps what is a chunk's worth, when it is more."""
+        ends = list(accumulate(map(len, self.frames)))
+        keep = bisect_right(ends, CHUNK_BYTES) + 1
+        if keep < len(ends):
+            del self.frames[keep:], self.positions[keep:], self.counters[keep:]
+            self.cursor, self.position = self.counters[-1], self.positions[-1]
+
+    def limit(self, position: int) -> None:
+        """Leaves out what is above a position."""
+        if self.position > position:
+            keep = bisect_right(self.positions, position)
+            del self.frames[keep:], self.positions[keep:], self.counters[keep:]
+            self.position = position
+
+    def mark(self, number: int) -> None:
+        self.frames = [frames.mark(frame, number) for frame in self.frames]
+
+    def cut(self, sent: int) -> memoryview:
+        """What is left of the frame that was not sent wholly; ends the chunk after that frame."""
+        ends = list(accumulate(map(len, self.frames)))
+        index = bisect_right(ends, sent)
+        if index == len(ends):
+            return memoryview(b"")
+        self.cursor, self.position = self.counters[index], self.positions[index]
+        return memoryview(self.frames[index])[len(self.frames[index]) - (ends[index] - sent) :]
+
+
+class Outlet:
+    """One connection's place in the fan-out.
+
+    `whole`: the link cannot say how much it took (TLS), so that what is handed to it waits as one piece.
+    `mask` is its share of the tick that is being sent, until it has been.
+    """
+
+    __slots__ = (
+        "backlog", "catch_ups", "client", "closers", "fanout", "live", "mask", "numbers", "send", "stored",
+        "version", "whole",
+    )  # fmt: skip
+
+    def __init__(self, *, send: Callable[[bytes], int], client: Client, whole: bool) -> None:
+        self.send = send
+        self.client = client
+        self.whole = whole
+        self.fanout: Fanout | None = None
+        self.stored: dict[Topic, int] = {}
+        self.live: dict[Topic, int] = {}
+        self.mask = 0
+        self.backlog: Backlog | None = None
+        self.catch_ups: list[CatchUp] = []
+        self.closers: set[str] = set()  # patterns with lag "close"
+        self.numbers = 0
+        self.version = 0  # changes with the stored subscriptions of the main flow
+
+    # --- sending -----------------------------------------------------------------------------------
+
+    def position(self) -> int:
+        """The live position P."""
+        if self.backlog is not None:
+            return self.backlog.position
+        return self.fanout.position() if self.fanout else 0
+
+    def try_send(self, data: bytes) -> int:
+        """What the link took. A link that is lost takes everything: its connection is about to end."""
+        try:
+            return self.send(data)
+        except LinkLost:
+            self.client.link_lost()
+            return len(data)
+
+    def push(self, frame: bytes) -> None:
+        """Sends a reply, a heartbeat or the like in its turn: after the events up to P, before others."""
+        self.settle()
+        backlog = self.backlog
+        if backlog and (backlog.left or backlog.replies):
+            backlog.replies.append(frame)
+            return
+        sent = self.try_send(frame)
+        if sent < len(frame):
+            left = memoryview(frame)[sent:]
+            if backlog:
+                backlog.left = left
+                self.client.fell_behind()
+            else:
+                self.fall_behind(left)
+
+    def settle(self) -> None:
+        """Sends the share of the running tick now, so that what follows comes after it."""
+        if self.mask and self.backlog is None and self.fanout and self.fanout.running:
+            tick, mask = self.fanout.running, self.mask
+            self.mask = 0
+            data = tick.join(mask)
+            self.took(tick, mask, data, self.try_send(data))
+
+    def took(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
+        """Notes how much of a tick's share the link took."""
+        if sent == len(data):
+            return
+        if self.whole:
+            self.fall_behind(memoryview(data)[sent:])
+            return
+        chunk = Chunk(cursor=tick.last, position=tick.head)
+        chunk.add(tick, mask)
+        left = chunk.cut(sent)
+        self.fall_behind(left, cursor=chunk.cursor, position=chunk.position)
+
+    def fall_behind(
+        self, left: memoryview, *, cursor: int | None = None, position: int | None = None
+    ) -> Backlog:
+        """From now on reads by itself, after `left`; by default from P on."""
+        now = self.fanout.count if self.fanout else 0
+        self.backlog = Backlog(
+            cursor=now if cursor is None else cursor,
+            live_cursor=now if cursor is None else cursor,
+            position=self.position() if position is None else position,
+        )
+        self.backlog.left = left
+        if self.fanout and self.closers:
+            self.fanout.strict.add(self)
+        self.client.fell_behind()
+        return self.backlog
+
+    def give(self, chunk: Chunk, backlog: Backlog, *, live: bool = False) -> None:
+        """Sends a chunk of the main flow (or of its live channels) to a connection that is behind."""
+        backlog.left = self.hand_over(chunk)
+        if live:
+            backlog.live_cursor = chunk.cursor
+        else:
+            backlog.cursor, backlog.position = chunk.cursor, chunk.position
+
+    def hand_over(self, chunk: Chunk) -> memoryview:
+        """Sends a chunk; what is left of the frame that the link did not take wholly."""
+        if not chunk.frames:
+            return memoryview(b"")
+        data = b"".join(chunk.frames)
+        sent = self.try_send(data)
+        return memoryview(data)[sent:] if self.whole else chunk.cut(sent)
+
+    def rejoin(self) -> list[Group]:
+        """Up to date again, if it is: the groups that are live now. No await between test and flip."""
+        backlog, fanout = self.backlog, self.fanout
+        if backlog is None or backlog.left or backlog.replies:
+            return []
+        if fanout:
+            if backlog.cursor < fanout.count or (self.live and backlog.live_cursor < fanout.count):
+                return []
+            fanout.strict.discard(self)
+        self.backlog = None
+        self.mask = 0  # the running tick is in the ring and was read there
+        return backlog.waiting
+
+    # --- reading on --------------------------------------------------------------------------------
+
+    def next_live(self, backlog: Backlog) -> Chunk | None:
+        """The next live events of a connection that is behind; None when it has them all."""
+        fanout = self.fanout
+        if fanout is None or not self.live or backlog.live_cursor >= fanout.count:
+            backlog.live_cursor = fanout.count if fanout else 0
+            return None
+        return from_ring(fanout, self.live, cursor=backlog.live_cursor)
+
+    def next_stored(self, backlog: Backlog) -> Chunk | None:
+        """The next stored events from the ring; None when they are older than that."""
+        fanout = self.fanout
+        if fanout is None or not self.stored:
+            now, head = (fanout.count, fanout.position()) if fanout else (0, 0)
+            return Chunk(cursor=now, position=max(head, backlog.position))
+        ring = fanout.ring
+        if backlog.cursor < ring.floor:
+            if backlog.position < ring.floor_head:
+                return None
+            backlog.cursor = ring.cursor(backlog.position)
+        return from_ring(fanout, self.stored, cursor=backlog.cursor)
+
+    def next_of(self, catch_up: CatchUp) -> Chunk | None:
+        """The next events of a catch-up from the ring, up to P; None when they are older than that."""
+        fanout = self.fanout
+        if fanout is None or catch_up.position < fanout.ring.floor_head:
+            return None
+        limit = self.position()
+        chunk = Chunk(cursor=-1, position=catch_up.position)
+        for tick in fanout.ring.after(fanout.ring.cursor(catch_up.position)):
+            mask = tick.share(catch_up.topics, after=tick.before(catch_up.position))
+            if tick.head > limit:
+                mask &= (1 << tick.before(limit)) - 1
+            chunk.add(tick, mask)
+            chunk.position = min(tick.head, limit)
+            if chunk.full() or tick.head >= limit:
+                break
+        else:
+            chunk.position = max(limit, chunk.position)
+        chunk.mark(catch_up.number)
+        return chunk
+
+    def next_of_snapshot(self, catch_up: CatchUp, snapshot: Tick) -> Chunk:
+        """The next events of a snapshot; the catch-up goes on after its head."""
+        chunk = Chunk(cursor=-1, position=snapshot.head)
+        for index in range(snapshot.before(catch_up.position), len(snapshot.frames)):
+            chunk.add(snapshot, 1 << index)
+            if chunk.full():
+                chunk.position = snapshot.sequences[index]
+                break
+        chunk.mark(catch_up.number)
+        return chunk
+
+    def unsent(self, limit: int) -> bool:
+        """Whether `limit` bytes or more wait for a connection that is behind."""
+        backlog, fanout = self.backlog, self.fanout
+        if backlog is None or fanout is None:
+            return False
+        if backlog.cursor < fanout.ring.floor:
+            return True
+        size = len(backlog.left)
+        topics = self.stored | self.live
+        for tick in fanout.ring.after(backlog.cursor):
+            if mask := tick.share(topics, after=max(0, backlog.cursor - tick.first + 1)):
+                size += len(tick.join(mask))
+            if size >= limit:
+                return True
+        return size >= limit
+
+    # --- subscriptions -----------------------------------------------------------------------------
+
+    def join(self, topic: Topic, floor: int) -> None:
+        """Makes a topic part of the main flow, from what is above `floor` on."""
+        (self.live if topic.live else self.stored)[topic] = floor
+        topic.members[self] = None
+        self.version += 1
+
+    def find(self, pattern: str) -> Topic | None:
+        """The topic that stands for a subscription, wherever it is."""
+        for topics in (self.stored, self.live, *(catch_up.topics for catch_up in self.catch_ups)):
+            for topic in topics:
+                if topic.pattern == pattern:
+                    return topic
+        return None
+
+    def leave(self, pattern: str) -> None:
+        """Ends a subscription: no frame of it follows."""
+        self.settle()
+        topic = self.find(pattern)
+        if topic is None or self.fanout is None:
+            return
+        for topics in (self.stored, self.live, *(catch_up.topics for catch_up in self.catch_ups)):
+            topics.pop(topic, None)
+        topic.members.pop(self, None)
+        self.closers.discard(pattern)
+        self.version += 1
+        for group in self.groups():
+            group.patterns.pop(pattern, None)
+        self.catch_ups = [catch_up for catch_up in self.catch_ups if catch_up.topics]
+        self.fanout.release(topic)
+
+    def retune(self, pattern: str, deny: tuple[str, ...]) -> None:
+        """Leaves other channels out of a subscription, from what is not sent yet on."""
+        self.settle()
+        old = self.find(pattern)
+        if old is None or self.fanout is None:
+            return
+        new = self.fanout.acquire(pattern, deny)
+        for topics in (self.stored, self.live, *(catch_up.topics for catch_up in self.catch_ups)):
+            if old in topics:
+                topics[new] = topics.pop(old)
+        if old.members.pop(self, self) is None:
+            new.members[self] = None
+        self.version += 1
+        self.fanout.release(old)
+
+    def groups(self) -> list[Group]:
+        """The groups that wait to be announced as live."""
+        waiting = list(self.backlog.waiting) if self.backlog else []
+        return waiting + [group for catch_up in self.catch_ups for group in catch_up.groups]
+
+
+def from_ring(fanout: Fanout, topics: dict[Topic, int], *, cursor: int) -> Chunk:
+    """The next chunk after a counter that the ring still holds."""
+    chunk = Chunk(cursor=fanout.count, position=fanout.position())
+    for tick in fanout.ring.after(cursor):
+        chunk.add(tick, tick.share(topics, after=max(0, cursor - tick.first + 1)))
+        if chunk.full():
+            chunk.cursor, chunk.position = tick.last, tick.head
+            break
+    return chunk

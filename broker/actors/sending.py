@@ -1,0 +1,217 @@
+"""The sending task of a connection, while there is something that its link did not take at once.
+
+It sends the rest of a frame, then replies, then reads on: live events, stored ones from the ring or the
+stream, and catch-ups in turn. It ends when the connection is up to date.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+from msgspec import UNSET
+
+from broker.actors.outlet import Backlog, CatchUp, Chunk, Outlet
+from broker.errors import Unavailable
+from broker.wire.messages import Gap, SubscriptionLive, named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from broker.actors.fanout import Fanout
+    from broker.actors.outlet import Group
+    from broker.actors.tenant import Tenant
+    from broker.actors.transport import Transport
+    from broker.routing import Topic
+
+RETRY_SECONDS = 0.1, 2.0  # between attempts to read the stream: at first, at most
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Sending:
+    """Sends what waits in an outlet. `progressed` is called whenever the link has taken something."""
+
+    transport: Transport
+    outlet: Outlet
+    tenant: Callable[[], Tenant | None]
+    catch_ups_at_once: int
+    progressed: Callable[[], None]
+    pause: float = RETRY_SECONDS[0]
+
+    async def run(self) -> None:
+        outlet = self.outlet
+        while True:
+            backlog = outlet.backlog
+            if backlog and backlog.left:
+                sent = await self.transport.send_some(backlog.left)
+                backlog.left = backlog.left[sent:]
+                self.progressed()
+            elif backlog and backlog.replies:
+                backlog.left = memoryview(b"".join(backlog.replies))
+                backlog.replies.clear()
+            elif backlog:
+                await self.read_on(backlog)
+                if outlet.catch_ups and not backlog.left:
+                    await self.catch_up()
+                await trio.lowlevel.checkpoint()
+            elif outlet.catch_ups:
+                await self.catch_up()
+                await trio.lowlevel.checkpoint()
+            else:
+                return
+
+    # --- the main flow -----------------------------------------------------------------------------
+
+    async def read_on(self, backlog: Backlog) -> None:
+        """Sends the next chunk of the main flow, or finds that there is none."""
+        outlet = self.outlet
+        self.tell_lost_live(backlog)
+        if chunk := outlet.next_live(backlog):
+            outlet.give(chunk, backlog, live=True)
+            if backlog.left:
+                return
+        chunk = outlet.next_stored(backlog)
+        if chunk is None and outlet.fanout:
+            chunk = await self.stored_from_stream(backlog, outlet.fanout)
+        if chunk is None:
+            return
+        outlet.give(chunk, backlog)
+        for group in outlet.rejoin():
+            self.announce(group)
+
+    def tell_lost_live(self, backlog: Backlog) -> None:
+        """Live events are kept nowhere but in the ring: those that have left it are gone."""
+        outlet = self.outlet
+        if outlet.live and outlet.fanout and backlog.live_cursor < outlet.fanout.ring.floor:
+            backlog.live_cursor = outlet.fanout.ring.floor
+            channel = named(topic.pattern for topic in outlet.live)
+            outlet.client.tell(Gap(channel=channel, reason="lag"))
+
+    async def stored_from_stream(self, backlog: Backlog, fanout: Fanout) -> Chunk | None:
+        """The next chunk from the stream; None when things have changed meanwhile: look again."""
+        outlet = self.outlet
+        version, after = outlet.version, backlog.position
+        found = await self.from_stream(fanout, outlet.stored, after=after)
+        if found is None or outlet.fanout is not fanout or outlet.version != version:
+            return None
+        if backlog.left or backlog.replies or backlog.position != after:
+            return None
+        chunk, trimmed = found
+        if trimmed > after:
+            start, backlog.position = fanout.text(after), trimmed
+            channel = named(topic.pattern for topic in outlet.stored)
+            outlet.client.tell(Gap(channel=channel, reason="trimmed", start=start, end=fanout.text(trimmed)))
+            return None
+        return chunk
+
+    def announce(self, group: Group) -> None:
+        fanout = self.outlet.fanout
+        if group.patterns and fanout:
+            self.outlet.client.tell(
+                SubscriptionLive(
+                    channel=group.channel(),
+                    position=fanout.text(self.outlet.position()),
+                    catch_up=UNSET if group.number is None else group.number,
+                )
+            )
+
+    # --- catch-ups ---------------------------------------------------------------------------------
+
+    async def catch_up(self) -> None:
+        """Sends the next chunk of one catch-up, or ends it; they take turns, a few at a time."""
+        outlet = self.outlet
+        current = outlet.catch_ups[0]
+        chunk = await self.next_of(current)
+        if chunk is None or current not in outlet.catch_ups:
+            return
+        if outlet.backlog and (outlet.backlog.left or outlet.backlog.replies):
+            return
+        outlet.settle()
+        if outlet.backlog and outlet.backlog.left:
+            return  # the running tick's share came first, and filled the link
+        left = outlet.hand_over(chunk)
+        current.position = chunk.position
+        if current.snapshot and current.position >= current.snapshot.head:
+            current.snapshot = None
+        if left and outlet.backlog:
+            outlet.backlog.left = left
+        elif left:
+            outlet.fall_behind(left)
+        if not current.snapshot and current.position >= outlet.position():
+            self.finish(current)
+        elif len(outlet.catch_ups) > 1:
+            last = min(self.catch_ups_at_once, len(outlet.catch_ups)) - 1
+            outlet.catch_ups.insert(last, outlet.catch_ups.pop(0))
+
+    async def next_of(self, current: CatchUp) -> Chunk | None:
+        outlet = self.outlet
+        if current.snapshot:
+            return outlet.next_of_snapshot(current, current.snapshot)
+        chunk, fanout = outlet.next_of(current), outlet.fanout
+        if chunk or fanout is None:
+            return chunk
+        after, topics = current.position, dict(current.topics)
+        found = await self.from_stream(fanout, topics, after=after)
+        if found is None or outlet.fanout is not fanout or current.topics.keys() != topics.keys():
+            return None
+        chunk, trimmed = found
+        if trimmed > after:
+            current.position = trimmed
+            channel = named(topic.pattern for topic in topics)
+            outlet.client.tell(
+                Gap(
+                    channel=channel,
+                    reason="trimmed",
+                    start=fanout.text(after),
+                    end=fanout.text(trimmed),
+                    catch_up=current.number,
+                )
+            )
+            return None
+        chunk.limit(outlet.position())
+        chunk.mark(current.number)
+        return chunk
+
+    def finish(self, current: CatchUp) -> None:
+        """A catch-up has come to P: its topics join the live flow."""
+        outlet = self.outlet
+        outlet.settle()
+        outlet.catch_ups.remove(current)
+        for topic in current.topics:
+            outlet.join(topic, current.position)
+        for group in current.groups:
+            self.announce(group)
+
+    # --- the stream --------------------------------------------------------------------------------
+
+    async def from_stream(
+        self, fanout: Fanout, topics: Mapping[Topic, int], *, after: int
+    ) -> tuple[Chunk, int] | None:
+        """What comes next in the stream below the ring, and up to where the stream was cut off.
+
+        None after a while when the stream cannot be read.
+        """
+        tenant = self.tenant()
+        if tenant is None or not topics:
+            return None
+        below = fanout.ring.floor_head
+        try:
+            span = await tenant.history.span((topic.pattern for topic in topics), after=after, below=below)
+        except Unavailable as error:
+            log.debug("history_unavailable", tenant=tenant.name, why=error.message)
+            await trio.sleep(self.pause)
+            self.pause = min(self.pause * 2, RETRY_SECONDS[1])
+            return None
+        self.pause = RETRY_SECONDS[0]
+        chunk = Chunk(cursor=-1, position=span.upto)
+        for tick in span.ticks:
+            mask = tick.share(topics, after=tick.before(after)) & (1 << tick.before(span.upto)) - 1
+            chunk.add(tick, mask)
+        if len(span.ticks) > 1:
+            chunk.merge()
+        chunk.trim()
+        return chunk, span.trimmed

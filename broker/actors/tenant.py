@@ -1,0 +1,246 @@
+"""The actor of one tenant with clients: takes what has arrived as one batch, and fans it out."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker.actors.fanout import TICK_BYTES, TICK_EVENTS, Fanout
+from broker.actors.transport import LinkLost
+from broker.wire.messages import Gap, named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from broker import config
+    from broker.actors.outlet import Outlet
+    from broker.bus.base import Record
+    from broker.features.replay import Checked, History
+    from broker.ring import Tick
+
+INBOX_EVENTS = 16384  # beyond either bound the tenant is behind, and reads from the stream instead
+INBOX_BYTES = 16 * 1024 * 1024
+SENDS_BETWEEN_LOOKS = 32  # at the clock
+TURN_SECONDS = 0.002  # of sends before other tasks get their turn
+RESTART_SECONDS = 0.1, 5.0  # back-off after a crash: at first, at most
+
+log = structlog.get_logger()
+
+
+class Inbox:
+    """What has arrived and is not fanned out yet, bounded. `lost`: the bound was passed, all was dropped.
+
+    `renewed`: the stream began anew; what was in here belonged to the old one.
+    """
+
+    def __init__(self) -> None:
+        self.records: deque[Checked] = deque()
+        self.size = 0
+        self.lost = False
+        self.renewed = False
+        self.arrived = trio.Event()
+
+    def put(self, channel: str, record: Record) -> None:
+        if self.lost:
+            return
+        self.records.append((channel, record))
+        self.size += len(record[2])
+        if len(self.records) > INBOX_EVENTS or self.size > INBOX_BYTES:
+            self.clear()
+            self.lost = True
+
+    def clear(self) -> None:
+        self.records.clear()
+        self.size = 0
+
+    def renew(self) -> None:
+        self.clear()
+        self.renewed = True
+        self.arrived.set()
+
+    def take(self) -> list[Checked]:
+        """The next tick's worth."""
+        batch: list[Checked] = []
+        size = 0
+        while self.records and len(batch) < TICK_EVENTS and size < TICK_BYTES:
+            checked = self.records.popleft()
+            size += len(checked[1][2])
+            batch.append(checked)
+        self.size -= size
+        return batch
+
+    def empty(self) -> bool:
+        return not (self.records or self.lost or self.renewed)
+
+    async def wait(self) -> None:
+        if self.empty():
+            self.arrived = trio.Event()
+            await self.arrived.wait()
+
+
+@attrs.frozen(kw_only=True)
+class Feed:
+    """What a tenant learns from the supervisor.
+
+    `head` is how far the stream has been read and `incarnation` which stream it is. `recent` gives the
+    position before the supervisor's newest records, and those of them that are the tenant's.
+    """
+
+    head: Callable[[], int]
+    incarnation: Callable[[], str]
+    recent: Callable[[str], tuple[int, Iterable[Checked]]]
+
+
+@attrs.frozen(kw_only=True)
+class TenantStatistics:
+    connections: int
+    behind: int
+    topics: int
+    ring_events: int
+    ring_bytes: int
+    restarts: int
+
+
+@attrs.define(eq=False)
+class Tenant:
+    """One tenant's fan-out, history and inbox.
+
+    After a crash, after falling behind the feed and when the stream begins anew it makes a new fan-out,
+    into which its connections move with their positions.
+    """
+
+    name: str
+    bounds: config.Ring
+    outbound_bytes: int
+    feed: Feed
+    make_history: Callable[[str, Fanout], History]
+    advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
+    inbox: Inbox = attrs.Factory(Inbox)
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    fanout: Fanout = attrs.field(init=False)
+    history: History = attrs.field(init=False)
+    used: float = 0.0  # when it last had a connection
+    restarts: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.renew(count=0)
+
+    def renew(self, *, count: int) -> None:
+        floor, recent = self.feed.recent(self.name)
+        self.fanout = Fanout(
+            bounds=self.bounds,
+            incarnation=self.feed.incarnation(),
+            head=floor,
+            clock=trio.current_time,
+            feed=self,
+            count=count,
+        )
+        batch: list[Checked] = []
+        for checked in recent:
+            batch.append(checked)
+            if len(batch) == TICK_EVENTS:
+                self.fanout.add(batch)
+                batch = []
+        if batch:
+            self.fanout.add(batch)
+        self.fanout.finish()
+        self.history = self.make_history(self.name, self.fanout)
+
+    def quiet_at(self) -> int | None:
+        return self.feed.head() if self.inbox.empty() else None
+
+    async def run(self) -> None:
+        """Works until cancelled through `scope`; a crash costs a moment, and no event."""
+        pause, longest = RESTART_SECONDS
+        with self.scope:
+            while True:
+                try:
+                    await self.work()
+                except Exception:
+                    self.restarts += 1
+                    log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
+                    self.rebuild(same_stream=True)
+                    await trio.sleep(pause)
+                    pause = min(longest, pause * 2)
+
+    async def work(self) -> None:
+        inbox = self.inbox
+        while True:
+            await inbox.wait()
+            if inbox.renewed or inbox.lost:
+                same_stream, inbox.renewed, inbox.lost = not inbox.renewed, False, False
+                if same_stream:
+                    log.warning("tenant_behind", tenant=self.name)
+                self.rebuild(same_stream=same_stream)
+            elif batch := inbox.take():
+                await self.send(self.fanout.add(batch))
+                self.fanout.finish()
+                self.advanced.unpark_all()
+                for outlet in tuple(self.fanout.strict):
+                    if outlet.unsent(self.outbound_bytes):
+                        outlet.client.too_slow()
+
+    async def send(self, tick: Tick) -> None:
+        """One write for each connection that gets something of the tick."""
+        clock = trio.current_time
+        until = clock() + TURN_SECONDS
+        sends = 0
+        for mask, outlets in self.fanout.groups(tick).items():
+            data = tick.join(mask)
+            size = len(data)
+            for outlet in outlets:
+                if outlet.mask and outlet.backlog is None:
+                    outlet.mask = 0
+                    try:
+                        sent = outlet.send(data)
+                    except LinkLost:
+                        outlet.client.link_lost()
+                        continue
+                    if sent != size:
+                        outlet.took(tick, mask, data, sent)
+                else:
+                    outlet.mask = 0  # its share went with a reply, or it reads the ring by itself
+                sends += 1
+                if not sends % SENDS_BETWEEN_LOOKS and clock() > until:
+                    await trio.lowlevel.checkpoint()
+                    until = clock() + TURN_SECONDS
+
+    def rebuild(self, *, same_stream: bool) -> None:
+        """Moves all connections into a new fan-out, to go on from where each has come to."""
+        self.inbox.clear()
+        old = self.fanout
+        reached = {outlet: old.reached(outlet) for outlet in old.outlets}
+        self.renew(count=old.count + 1)
+        for outlet, position in reached.items():
+            self.fanout.adopt(outlet, position=position if same_stream else 0, same_stream=same_stream)
+            tell_of_loss(outlet, self.fanout, same_stream=same_stream)
+
+    def statistics(self) -> TenantStatistics:
+        ring = self.fanout.ring.statistics()
+        return TenantStatistics(
+            connections=len(self.fanout.outlets),
+            behind=sum(outlet.backlog is not None for outlet in self.fanout.outlets),
+            topics=len(self.fanout.topics),
+            ring_events=ring.events,
+            ring_bytes=ring.size,
+            restarts=self.restarts,
+        )
+
+
+def tell_of_loss(outlet: Outlet, fanout: Fanout, *, same_stream: bool) -> None:
+    """Says what a new fan-out cannot bring: live events that were on the way, or the old stream's."""
+    if outlet.live:
+        outlet.client.tell(Gap(channel=named(topic.pattern for topic in outlet.live), reason="source"))
+    if same_stream:
+        return
+    start = fanout.text(0)
+    if outlet.stored:
+        channel = named(topic.pattern for topic in outlet.stored)
+        outlet.client.tell(Gap(channel=channel, reason="reset", end=start))
+    for catch_up in outlet.catch_ups:
+        channel = named(topic.pattern for topic in catch_up.topics)
+        outlet.client.tell(Gap(channel=channel, reason="reset", end=start, catch_up=catch_up.number))

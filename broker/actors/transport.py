@@ -1,0 +1,95 @@
+"""What a connection needs of the link to its client. `web` implements it, tests fake it."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeAlias
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Text:
+    """One whole message of the client."""
+
+    data: bytes
+
+
+@attrs.frozen(kw_only=True)
+class Control:
+    """The link itself has something to say (a pong): bytes to be sent in their turn."""
+
+    data: bytes
+
+
+@attrs.frozen
+class Alive:
+    """The client answered a heartbeat."""
+
+
+@attrs.frozen(kw_only=True)
+class Closed:
+    """The client is gone, or broke the link's protocol.
+
+    `answer` is the last thing to be sent, when there is anybody to take it.
+    """
+
+    code: int
+    reason: str = ""
+    answer: bytes = b""
+
+
+Inbound: TypeAlias = Text | Control | Alive | Closed
+
+
+@attrs.frozen(kw_only=True)
+class Hello:
+    """What the request that opened the connection said."""
+
+    peer: str
+    token: str | None = None
+    tenant: str | None = None
+
+
+class LinkLost(Exception):
+    """The link is gone: nothing more can be sent on it."""
+
+
+class Transport(Protocol):
+    """A link to one client. One task receives; sends never overlap.
+
+    `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
+    all or nothing.
+    """
+
+    @property
+    def partial_sends(self) -> bool: ...
+
+    async def receive(self) -> Inbound:
+        """The next thing from the client; `Closed` is the last, also when TCP just ends."""
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Hands over what the kernel takes at once and says how many bytes; 0 is a fair answer.
+
+        Raises `LinkLost`.
+        """
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        """Waits until the link takes something; says how many bytes, at least one. Raises `LinkLost`.
+
+        Cancelled in the middle it leaves a link that can only be aborted.
+        """
+
+    def frame(self, message: bytes) -> bytes:
+        """A JSON message as this link's bytes."""
+
+    def ping(self) -> bytes:
+        """A heartbeat as this link's bytes; the answer arrives as `Alive`."""
+
+    def close(self, code: int, reason: str) -> bytes:
+        """The link's last frame."""
+
+    async def linger(self) -> None:
+        """After the last frame: waits at most 2 s for the client to close, then cuts the link."""
+
+    def abort(self) -> None:
+        """Cuts the link at once. Never blocks; may be called more than once."""

@@ -1,0 +1,307 @@
+"""The keys that tokens are checked with: secrets, public keys, and JWK Sets from files and addresses.
+
+What a key may check is fixed here, by the configuration and by the kind of the key. The `alg` of a token
+only chooses among that (RFC 8725 section 3.1). The signatures themselves are PyJWT's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import stat
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt.algorithms import Algorithm, get_default_algorithms
+from jwt.exceptions import PyJWTError
+
+from broker import config, subjects
+from broker.auth.jwks import MAX_BYTES, Remote, Timing, address_fault
+from broker.errors import ConfigError, TokenInvalid, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 section 3.2: at least the hash's size
+CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}  # section 3.4
+RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+ALGORITHMS: dict[str, Algorithm] = {
+    name: algorithm
+    for name, algorithm in get_default_algorithms().items()
+    if name in (*SECRET_BYTES, *RSA, *CURVES, "EdDSA")
+}
+RSA_BITS = (2048, 8192)  # RFC 7518 section 3.3; above, one signature costs a millisecond
+SOURCES = ("secret_file", "secret", "pem_file", "jwks_file", "jwks_url")
+MAX_TRIES = 16  # keys that are tried for a token that does not say which one it was signed with
+
+
+@attrs.frozen(kw_only=True)
+class VerifyingKey:
+    """One key for one algorithm, and the entry of the configuration that says what it may sign."""
+
+    entry: config.Key = attrs.field(repr=False)  # may hold a secret, as does `material`
+    kid: str | None
+    algorithm: str
+    material: Any = attrs.field(repr=False)
+
+    def signed(self, message: bytes, signature: bytes) -> bool:
+        return ALGORITHMS[self.algorithm].verify(message, self.material, signature)
+
+
+@attrs.define(eq=False)
+class Keys:
+    """All keys of a configuration.
+
+    The `kid` of a secret or PEM is the name of its entry. Each JWK Set is a room of its own: its keys
+    never leave the entry, so the same `kid` at two issuers is two keys.
+    """
+
+    fixed: tuple[VerifyingKey, ...]
+    remotes: tuple[Remote, ...] = ()
+
+    @classmethod
+    def load(cls, auth: config.Auth, *, timing: Timing | None = None) -> Keys:
+        """Reads secrets and files, parsed once. Addresses are fetched by `run`.
+
+        Raises `ConfigError` with one sentence for each fault.
+        """
+        faults: list[str] = []
+        fixed: list[VerifyingKey] = []
+        remotes: list[Remote] = []
+        if not auth.keys:
+            faults.append("auth.keys: there is none, so no token could be believed")
+        for index, entry in enumerate(auth.keys):
+            found = list(entry_faults(entry))
+            if entry.name in [other.name for other in auth.keys[:index]]:
+                found.append(f"name: {entry.name!r} is the name of an earlier key too")
+            try:
+                if entry.jwks_url is not None:
+                    parse = partial(read_set, entry=entry)
+                    remotes.append(Remote(entry, entry.jwks_url, parse, timing or Timing()))
+                elif not found:
+                    fixed += read_keys(entry)
+            except ConfigError as error:
+                found += error.faults
+            faults += [f"auth.keys.{index}.{fault}" for fault in found]
+        if faults:
+            raise ConfigError(faults)
+        return cls(tuple(fixed), tuple(remotes))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keeps the keys from addresses fresh; returns when there are none. Reports started at once."""
+        async with trio.open_nursery() as nursery:
+            for source in self.remotes:
+                nursery.start_soon(source.run)
+            task_status.started()
+
+    async def signer(self, algorithm: str, kid: str | None, message: bytes, signature: bytes) -> VerifyingKey:
+        """The key that `message` was signed with. Waits only for addresses that may know an unknown key.
+
+        Raises `TokenInvalid`, or `Unavailable` when such an address does not answer.
+        """
+        if key := self.match(algorithm, kid, message, signature):
+            return key
+        lacking = [source for source in self.remotes if lacks(source, algorithm, kid)]
+        if lacking:
+            with trio.move_on_after(max(source.timing.fetch_seconds for source in lacking)):
+                async with trio.open_nursery() as nursery:
+                    for source in lacking:
+                        nursery.start_soon(source.refresh)
+            if key := self.match(algorithm, kid, message, signature):
+                return key
+        for source in lacking:
+            if source.fault or source.fetching:
+                wait = max(1.0, source.due_at - trio.current_time())
+                raise Unavailable("the token's key cannot be fetched at the moment", retry_after=wait)
+        if self.candidates(algorithm, kid):
+            raise TokenInvalid("signature: it does not match")
+        raise TokenInvalid("alg, kid: no configured key has them")
+
+    def match(self, algorithm: str, kid: str | None, message: bytes, signature: bytes) -> VerifyingKey | None:
+        candidates = self.candidates(algorithm, kid)
+        if kid is None and len(candidates) > MAX_TRIES:
+            raise TokenInvalid(f"kid: missing, and more than {MAX_TRIES} keys may have signed")
+        return next((key for key in candidates if key.signed(message, signature)), None)
+
+    def candidates(self, algorithm: str, kid: str | None) -> list[VerifyingKey]:
+        known = (self.fixed, *(source.keys for source in self.remotes))
+        return [
+            key
+            for keys in known
+            for key in keys
+            if key.algorithm == algorithm and (kid is None or key.kid == kid)
+        ]
+
+
+def lacks(source: Remote, algorithm: str, kid: str | None) -> bool:
+    """Whether a fetch from `source` may bring a key for the token that its present keys are not."""
+    known = source.keys and (kid is None or any(key.kid == kid for key in source.keys))
+    return not known and algorithm in source.entry.algorithms
+
+
+def entry_faults(entry: config.Key) -> Iterator[str]:
+    """What is wrong with an entry as it is written, before its source is read."""
+    if not entry.name:
+        yield "name: may not be empty"
+    if not entry.tenants:
+        yield "tenants: name those that the key may sign for, or '*' for all"
+    for tenant in entry.tenants:
+        if tenant != "*" and not subjects.is_tenant(tenant):
+            yield f"tenants: {subjects.shown(tenant)} is no name of a tenant"
+    given = [source for source in SOURCES if getattr(entry, source) is not None]
+    if len(given) != 1:
+        found = " and ".join(given) or "none"
+        yield f"{(given or SOURCES)[0]}: exactly one of {', '.join(SOURCES)} is needed, not {found}"
+        return
+    secret = given[0] in ("secret", "secret_file")
+    if not entry.algorithms and not secret:
+        yield f"algorithms: name those that {given[0]} is for"
+    for name in entry.algorithms:
+        if name.lower() == "none":
+            yield "algorithms: 'none' would believe everybody"
+        elif name not in ALGORITHMS:
+            near = difflib.get_close_matches(name, ALGORITHMS, 1)
+            yield f"algorithms: {name!r} is not known" + (f"; {near[0]!r}?" if near else "")
+        elif secret and name not in SECRET_BYTES:
+            yield f"algorithms: {name} takes a public key, not a secret"
+        elif not secret and name in SECRET_BYTES:
+            yield f"algorithms: {name} takes a secret; with a public key everybody could sign"
+    if entry.jwks_url is not None and (fault := address_fault(entry.jwks_url)):
+        yield f"jwks_url: {fault}"
+
+
+def read_keys(entry: config.Key) -> tuple[VerifyingKey, ...]:
+    """The keys of an entry without faults. Raises `ConfigError`, its faults relative to the entry."""
+    if entry.pem_file is not None:
+        material = read_pem(entry.pem_file)
+        unfit = [fault for name in entry.algorithms if (fault := misfit(name, material))]
+        if unfit:
+            raise ConfigError([f"algorithms: {fault}" for fault in unfit])
+    elif entry.jwks_file is not None:
+        try:
+            return read_set(read_file("jwks_file", entry.jwks_file), entry)
+        except ValueError as error:
+            raise ConfigError([f"jwks_file: {entry.jwks_file}: {error}"]) from None
+    else:
+        material = read_secret(entry)
+    return tuple(
+        VerifyingKey(entry=entry, kid=entry.name, algorithm=name, material=material)
+        for name in algorithms_of(entry)
+    )
+
+
+def algorithms_of(entry: config.Key) -> tuple[str, ...]:
+    return entry.algorithms or ("HS256",)
+
+
+def read_secret(entry: config.Key) -> bytes:
+    """The secret of an entry, without the white space around it. Raises `ConfigError`."""
+    if entry.secret_file is not None:
+        field, data = "secret_file", read_file("secret_file", entry.secret_file, secret=True)
+    else:
+        field, data = "secret", (entry.secret or "").encode()
+    secret = data.strip()
+    needed = max(SECRET_BYTES[name] for name in algorithms_of(entry))
+    if not secret.isascii():
+        raise ConfigError([f"{field}: is not ASCII text; write random bytes as base64 or hex"])
+    if len(secret) < needed:
+        raise ConfigError([f"{field}: {len(secret)} bytes, but {needed} are needed (RFC 7518 section 3.2)"])
+    try:
+        ALGORITHMS["HS256"].prepare_key(secret)
+    except PyJWTError:
+        raise ConfigError([f"{field}: is a public key, a certificate or a JWK, not a secret"]) from None
+    return secret
+
+
+def read_pem(path: Path) -> object:
+    """The public key in a PEM file (SubjectPublicKeyInfo). Raises `ConfigError`.
+
+    A private key is refused, since the broker has no use for it; a certificate, since nobody would look
+    at its dates.
+    """
+    data = read_file("pem_file", path)
+    if b"PRIVATE KEY" in data:
+        hint = "a private key, which the broker must not have; openssl pkey -pubout gives the public one"
+    elif b"CERTIFICATE" in data:
+        hint = "a certificate; openssl x509 -pubkey -noout gives its public key"
+    else:
+        try:
+            return load_pem_public_key(data)
+        except (ValueError, UnsupportedAlgorithm):
+            hint = "no public key in PEM"
+    raise ConfigError([f"pem_file: {path} is {hint}"])
+
+
+def read_set(data: bytes, entry: config.Key) -> tuple[VerifyingKey, ...]:
+    """The keys of a JWK Set that `entry` may use. Raises `ValueError` when there are none.
+
+    Others in the set are passed over (RFC 7517 section 5): for encryption, of another kind, out of range,
+    and symmetric or private ones, which are no longer secret once they stand in a set.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    keys = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(keys, list):
+        raise ValueError("not a JWK Set: no list 'keys'")
+    usable = tuple(key for jwk in keys if isinstance(jwk, dict) for key in read_jwk(jwk, entry))
+    if not usable:
+        raise ValueError(f"no key for {' or '.join(entry.algorithms)} among the {len(keys)} of the set")
+    return usable
+
+
+def read_jwk(jwk: dict[str, Any], entry: config.Key) -> Iterator[VerifyingKey]:
+    kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
+    if not isinstance(kid, str | None) or not isinstance(operations, list):
+        return
+    if jwk.get("use", "sig") != "sig" or "verify" not in operations or "d" in jwk:
+        return
+    for name in entry.algorithms:
+        if jwk.get("alg", name) == name:
+            try:
+                material = ALGORITHMS[name].from_jwk(jwk)
+            except (PyJWTError, ValueError, TypeError, KeyError, UnsupportedAlgorithm):
+                continue
+            if misfit(name, material) is None:
+                yield VerifyingKey(entry=entry, kid=kid, algorithm=name, material=material)
+
+
+def misfit(algorithm: str, key: object) -> str | None:
+    """Why `algorithm` cannot be checked with the public `key`; None when it can."""
+    low, high = RSA_BITS
+    match key:
+        case RSAPublicKey():
+            fits, kind = algorithm in RSA, "an RSA key"
+            if not low <= key.key_size <= high:
+                return f"an RSA key has {low} to {high} bits here, not {key.key_size}"
+        case EllipticCurvePublicKey():
+            fits, kind = CURVES.get(algorithm) == key.curve.name, f"a key on {key.curve.name}"
+        case Ed25519PublicKey():
+            fits, kind = algorithm == "EdDSA", "an Ed25519 key"
+        case _:
+            fits, kind = False, "a key of this kind"
+    return None if fits else f"{algorithm} cannot be checked with {kind}"
+
+
+def read_file(field: str, path: Path, *, secret: bool = False) -> bytes:
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError([f"{field}: {path} cannot be read: {error.strerror}"]) from None
+    if secret and mode & stat.S_IROTH:
+        raise ConfigError([f"{field}: {path} is readable by everybody (mode {mode:04o}); chmod 600 it"])
+    if len(data) > MAX_BYTES:
+        raise ConfigError([f"{field}: {path} is longer than {MAX_BYTES} bytes"])
+    return data

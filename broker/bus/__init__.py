@@ -1,0 +1,1 @@
+"""NATS: the port that actors use, and the parts behind it."""

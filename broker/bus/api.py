@@ -1,0 +1,106 @@
+"""The JetStream API (https://docs.nats.io/reference/reference-protocols/nats_api_reference), in JSON, over
+whichever connection is up.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from broker.bus.base import StreamState
+from broker.bus.bridge import RETRY_AFTER_SECONDS, Link, Part, away
+from broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
+MESSAGE_TOO_LARGE = 10054
+GENERATION = "broker_generation"  # key in the stream's metadata, see `incarnation`
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class ApiError(Unavailable):
+    """The server's refusal. `number` is its `err_code`."""
+
+    def __init__(self, error: Mapping[str, Any], path: str) -> None:
+        super().__init__(f"{path}: {error.get('description', error)}", retry_after=RETRY_AFTER_SECONDS)
+        self.number = error.get("err_code", 0)
+
+
+@attrs.define(eq=False)
+class JetStream:
+    """Calls of the API. All raise `Unavailable`; `seconds` is how long an answer may take."""
+
+    prefix: str
+    seconds: float
+    link: Link | None = None
+    trouble: str = "NATS has not been reached yet"  # why there is no link
+
+    async def up(self) -> Link:
+        """The connection; raises `Unavailable` when there is none."""
+        if self.link is None:
+            await trio.lowlevel.checkpoint()
+            raise away(self.trouble)
+        return self.link
+
+    async def ask(self, path: str, query: Mapping[str, object]) -> list[Part]:
+        """All parts of the answer to a direct get, the last one with its status."""
+        body = json.dumps(query).encode()
+        return await (await self.up()).request(f"{self.prefix}.{path}", body, seconds=self.seconds, many=True)
+
+    async def call(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """The answer to one call; raises `ApiError` for a refusal."""
+        body = b"" if query is None else json.dumps(query).encode()
+        parts = await (await self.up()).request(f"{self.prefix}.{path}", body, seconds=self.seconds)
+        return decode(parts[0][1], path)
+
+
+def decode(body: bytes, path: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        raise away(f"{path}: NATS answered with something else than JSON") from None
+    if not isinstance(answer, dict):
+        raise away(f"{path}: NATS answered with something else than a JSON object")
+    if "error" in answer:
+        raise ApiError(answer["error"], path)
+    return answer
+
+
+def stream_state(info: Mapping[str, Any]) -> StreamState:
+    """What `STREAM.INFO` says of the stream."""
+    state = info["state"]
+    last = state["last_seq"]
+    first = state["first_seq"] if state["messages"] else last + 1
+    return StreamState(incarnation=incarnation(info), first=first, last=last)
+
+
+def incarnation(info: Mapping[str, Any]) -> str:
+    """The name of this creation of the stream: when it was created (µs, base 36) and its generation.
+
+    A server that lost the end of its store hands out sequences for the second time, under the same
+    `created`. Whichever broker sees that counts the generation up in the stream's metadata, where all
+    others find it; since they count from the same number it does not matter which one is first.
+    """
+    created = (datetime.fromisoformat(info["created"]) - EPOCH) // timedelta(microseconds=1)
+    number = generation(info)
+    return base36(created) + (base36(number) if number else "")
+
+
+def generation(info: Mapping[str, Any]) -> int:
+    text = info["config"].get("metadata", {}).get(GENERATION, "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def base36(number: int) -> str:
+    text = ""
+    while number or not text:
+        number, digit = divmod(number, 36)
+        text = DIGITS[digit] + text
+    return text

@@ -1,0 +1,129 @@
+"""The port to NATS: what actors and features need of it, and nothing that names a library.
+
+All methods are called from Trio tasks. A `Sink` is called from one Trio task of the bus; its methods
+return at once and never block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+# (sequence, subject, body, headers). A live message has sequence 0. A tuple, since one is made for
+# each message and a frozen attrs object costs eight times as much.
+Record: TypeAlias = "tuple[int, str, bytes, Mapping[str, str] | None]"
+
+
+@attrs.frozen(kw_only=True)
+class StreamState:
+    """What the stream holds: sequences `first` to `last` (`first` is `last + 1` when it is empty).
+
+    `incarnation` names this creation of the stream: `[a-z0-9]+`, the same for every broker. Sequences
+    of different incarnations have nothing to do with each other.
+    """
+
+    incarnation: str
+    first: int
+    last: int
+
+
+@attrs.frozen(kw_only=True)
+class Page:
+    """A run of stored records in sequence order; `pending` more that match follow in the stream."""
+
+    records: list[Record]
+    pending: int
+
+
+@attrs.frozen(kw_only=True)
+class PublishAck:
+    """The stream's word that it has the message; of a `duplicate` it is the first copy's sequence."""
+
+    sequence: int
+    duplicate: bool
+
+
+class Sink(Protocol):
+    """Who gets what arrives: the supervisor."""
+
+    def restored(self, state: StreamState) -> None:
+        """The stream can be reached: first, and after each interruption, before the next `stored`.
+
+        The feed goes on after the last `head` when the incarnation is the same and nothing was cut off
+        its end; else it starts over at `state.first`, and `state.incarnation` differs from the last.
+        """
+
+    def stored(self, records: list[Record], head: int) -> None:
+        """The next stored records in sequence order: all there are after the last call up to `head`."""
+
+    def live(self, records: list[Record]) -> None:
+        """Live messages in order of arrival."""
+
+    def live_lost(self) -> None:
+        """Live messages were dropped before they came here; how many and which is not known."""
+
+    def interrupted(self) -> None:
+        """NATS is out of reach. `restored` follows."""
+
+
+class Bus(Protocol):
+    """One connection to NATS that is kept for ever.
+
+    Requests raise `errors.Unavailable` while NATS is away and when no answer comes in time.
+    """
+
+    async def run(
+        self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Connects, makes the streams, feeds `sink`, and begins again whenever the client is gone.
+
+        Reports started at once; the first `restored` says that NATS was reached.
+        """
+
+    async def publish(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+    ) -> PublishAck:
+        """Stores one message and waits for the stream's acknowledgement."""
+
+    async def publish_live(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Hands one message to NATS without storing it; returns when the server has taken it."""
+
+    async def subscribe_live(self, subject: str) -> None:
+        """Has messages of `subject` given to `Sink.live`; returns once NATS confirmed it.
+
+        Kept over reconnections until `unsubscribe_live`.
+        """
+
+    async def unsubscribe_live(self, subject: str) -> None: ...
+
+    async def state(self) -> StreamState:
+        """The stream as it is now. Requests at the same time share one answer."""
+
+    async def read(self, subject: str, *, after: int, limit: int) -> Page:
+        """At most `limit` stored records that match the subject filter, after the sequence `after`.
+
+        Batched direct get (ADR-31); bounded by bytes too, and never empty while some match. May lag
+        behind the feed by some seconds where the stream has replicas.
+        """
+
+    async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
+        """The newest record at or below `up_to` of each of the subjects, in sequence order."""
+
+    async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
+        """The subjects under a filter that hold a message, or None when they are more than `limit`."""
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        """The sequence of the first record stored at or after `time`; None when there is none yet."""

@@ -1,0 +1,44 @@
+"""NATS message headers: a block of bytes to a mapping, and what may go into one (ADR-4)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION = b"NATS/1.0"
+STATUS = VERSION + b" "  # how the block of a message of the server's own begins: a status and no body
+LINE_BREAK = re.compile(r"[\r\n]")
+
+
+def parse(block: bytes) -> dict[str, str]:
+    """The fields of a header block; of a repeated one the last, since what the server adds comes last.
+
+    Values lose the blanks around them and nothing else: a subject in one may end in any other byte.
+    Bytes that are not UTF-8 become lone surrogates, so that nothing looks like a name that it is not.
+    """
+    fields = {}
+    for line in block.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            fields[text(name)] = text(value.strip(b" \t"))
+    return fields
+
+
+def status(block: bytes) -> int:
+    """The status code of a message of the server's own (204, 404, ...), 0 of any other."""
+    code = block[len(STATUS) : len(STATUS) + 3]
+    return int(code) if block.startswith(STATUS) and code.isdigit() else 0
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def check_lines(fields: Mapping[str, str]) -> None:
+    """Raises `ValueError` when a field would end its line and begin another."""
+    for name, value in fields.items():
+        if LINE_BREAK.search(value) or LINE_BREAK.search(name):
+            raise ValueError(f"the header {name!r} holds a line break")

@@ -1,0 +1,114 @@
+"""Reads of the past by batched direct get (ADR-31): pages by sequence, the newest by subject.
+
+No consumer, no state in NATS; any replica answers, so a read may lag behind the feed by some seconds.
+A batch is a run of messages, each naming the sequence before it, closed by one with a status; a run
+with a hole, or without an end, is as good as none.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, NoReturn
+
+import attrs
+
+from broker.bus import headers
+from broker.bus.base import Page
+from broker.bus.bridge import away
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from broker.bus.api import JetStream
+    from broker.bus.base import Record
+
+PAGE_BYTES = 1024 * 1024  # of one read; a first record that is larger comes all the same
+LAST_SUBJECTS = 1000  # of one request: the server refuses more than 1,024
+END_OF_BATCH = 204
+NOTHING = 404
+
+# What the server adds to the fields of a stored record.
+ADDED = {
+    "Nats-Stream",
+    "Nats-Subject",
+    "Nats-Sequence",
+    "Nats-Time-Stamp",
+    "Nats-Num-Pending",
+    "Nats-Last-Sequence",
+}
+
+
+@attrs.define(eq=False)
+class History:
+    """Direct gets from one stream. All methods raise `Unavailable`."""
+
+    jetstream: JetStream
+    stream: str
+
+    async def read(self, subject: str, *, after: int, limit: int) -> Page:
+        """The page of `bus.base.Bus.read`."""
+        return await self.get(
+            {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES}
+        )
+
+    async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
+        """The newest record of each, in the order of `bus.base.Bus.last`."""
+        found: list[Record] = []
+        if up_to <= 0:  # the server takes 0 for no bound at all
+            return found
+        for start in range(0, len(subjects), LAST_SUBJECTS):
+            wanted = set(subjects[start : start + LAST_SUBJECTS])
+            while wanted:
+                page = await self.get({"multi_last": sorted(wanted), "up_to_seq": up_to})
+                found += page.records
+                if not page.pending or not page.records:
+                    break
+                wanted.difference_update(record[1] for record in page.records)
+        return sorted(found, key=lambda record: record[0])
+
+    async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
+        """The subjects of `bus.base.Bus.subjects`; the server gives them in parts of 100,000."""
+        names: list[str] = []
+        while True:
+            query = {"subjects_filter": subject, "offset": len(names)}
+            info = await self.jetstream.call(f"STREAM.INFO.{self.stream}", query)
+            if info.get("total", 0) > limit:
+                return None
+            part = info["state"].get("subjects") or {}
+            names += part
+            if not part or len(names) >= info["total"]:
+                return names
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        """The first sequence of `bus.base.Bus.sequence_at`."""
+        page = await self.get({"start_time": time.astimezone(UTC).isoformat(), "batch": 1})
+        return page.records[0][0] if page.records else None
+
+    async def get(self, query: dict[str, object]) -> Page:
+        """One batch, checked for holes."""
+        *parts, (end, _) = await self.jetstream.ask(f"DIRECT.GET.{self.stream}", query)
+        status = headers.status(end)
+        if status == NOTHING and not parts:
+            return Page(records=[], pending=0)
+        if status != END_OF_BATCH:
+            raise away(f"reading the stream {self.stream}: {headers.text(end).split(chr(13))[0]}")
+        records: list[Record] = []
+        for block, body in parts:
+            fields = headers.parse(block)
+            if int(fields["Nats-Last-Sequence"]) != (records[-1][0] if records else 0):
+                self.hole()
+            records.append(record(fields, body))
+        fields = headers.parse(end)
+        if not records or int(fields["Nats-Last-Sequence"]) != records[-1][0]:
+            self.hole()
+        return Page(records=records, pending=int(fields["Nats-Num-Pending"]))
+
+    def hole(self) -> NoReturn:
+        raise away(f"a part of what was read from the stream {self.stream} is missing")
+
+
+def record(fields: dict[str, str], body: bytes) -> Record:
+    own = {name: value for name, value in fields.items() if name not in ADDED}
+    return int(fields["Nats-Sequence"]), fields["Nats-Subject"], body, own or None
+

@@ -1,0 +1,278 @@
+"""The ordered feed: every record of the stream, in order, once, over any number of consumers.
+
+An ephemeral push consumer with an explicit start (ADR-15, ADR-17 have the scheme of the clients' ordered
+consumers) counts what it delivers; a hole in that count, or its silence, and a new one reads on behind
+the last record that was handed over. Nothing is acknowledged, nothing is kept in NATS.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import structlog
+import trio
+
+from broker.bus import api, headers, streams
+from broker.bus.bridge import away
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker.bus.base import Record, Sink, StreamState
+    from broker.bus.bridge import Link
+    from broker.bus.history import History
+
+log = structlog.get_logger("broker.bus")
+
+Frame: TypeAlias = tuple[bytes, bytes, bytes, bytes]  # subject, reply subject, header block, body
+
+HEARTBEAT_SECONDS = 1.0
+SILENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS  # two heartbeats missed
+PING_SECONDS = 2.0  # for the server to say that it is there, when its consumer is silent
+INACTIVE_SECONDS = 5.0  # after which the server forgets a consumer that nobody listens to
+BATCH = 512
+HEAD_START_SECONDS = 10  # of recent events for the rings, at the first start
+HEAD_START_RECORDS = 20_000
+HELD_RECORDS = 131_072  # between asyncio and Trio; flow control keeps the server below it
+HELD_BYTES = 64 * 1024 * 1024
+CUT_OFF_LOOKS = 4  # a stream that ends early is looked at again: a new leader may not have caught up
+CUT_OFF_SECONDS = 0.5
+
+
+@attrs.define(eq=False)
+class Ingest:
+    """Reads the stream and gives it to the sink. All methods are for the one task of the bus.
+
+    `head` is the last sequence handed over, in `state.incarnation`. `wake` is called when frames arrive.
+    """
+
+    jetstream: api.JetStream
+    history: History
+    stream: str
+    wake: Callable[[], None]
+    held_records: int = HELD_RECORDS
+    held_bytes: int = HELD_BYTES
+
+    state: StreamState | None = None
+    head: int = 0
+    waiting: deque[Frame] = attrs.field(factory=deque)
+    held: int = 0  # bytes of the bodies in `waiting`
+    overflowed: bool = False
+    verified: int = 0  # how many of the next frames came before the stream was last found untrimmed
+    consumer: str | None = None
+    inbox: bytes = b""
+    subscription: int | None = None
+    delivered: int = 0  # the consumer's own count, of the last frame handed over
+    heard: float = 0.0  # Trio's clock, when the consumer last gave a sign
+    consumers: int = 0
+    stale: bool = False
+
+    def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+        """Keeps one frame for Trio. Over the bounds it keeps none until the next consumer brings them."""
+        if self.overflowed:
+            return
+        if len(self.waiting) >= self.held_records or self.held >= self.held_bytes:
+            self.overflowed = True
+            return
+        self.waiting.append((subject, reply, block, body))
+        self.held += len(body)
+        self.wake()
+
+    async def open(self, sink: Sink) -> None:
+        """Begins, or goes on, over a new connection, and tells the sink that it did."""
+        self.subscription = None  # the last connection's, gone with it
+        await self.replace(sink, restored=True)
+
+    async def hand_over(self, sink: Sink) -> None:
+        """Gives the sink what has arrived, at most `BATCH` records; replaces the consumer when it must."""
+        sound = await self.take(sink)
+        if not sound or self.stale or (self.overflowed and not self.waiting):
+            log.warning("the feed reads on with another consumer", consumer=self.consumer, sound=sound,
+                        overflowed=self.overflowed, head=self.head)
+            await self.replace(sink)
+        elif trio.current_time() > self.heard + SILENCE_SECONDS:
+            await (await self.jetstream.up()).flush(PING_SECONDS)
+            if not self.waiting:
+                log.warning("the consumer fell silent", consumer=self.consumer)
+                await self.replace(sink)
+
+    async def take(self, sink: Sink) -> bool:
+        """Hands over a batch. False when the consumer cannot be trusted any more."""
+        records: list[Record] = []
+        stalled: list[bytes] = []
+        sound = True
+        if self.waiting:
+            self.heard = trio.current_time()
+        while self.waiting and len(records) < BATCH and sound:
+            subject, reply, block, body = self.waiting.popleft()
+            self.held -= len(body)
+            self.verified -= 1
+            if subject == self.inbox:
+                sound = self.control(reply, headers.parse(block), headers.status(block), stalled)
+                continue
+            sequence, count = sequences(reply)
+            sound = count == self.delivered + 1
+            if not sound:
+                break
+            last = records[-1][0] if records else self.head
+            if sequence > last + 1 and self.verified < 0 and await self.trimmed(last):
+                # Gone before we read it. Whoever is behind `restored` finds that the stream begins later.
+                self.give(sink, records)
+                records = []
+                await self.announce(sink)
+            self.delivered = count
+            records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
+        self.give(sink, records)
+        for inbox in stalled:
+            await (await self.jetstream.up()).send(inbox.decode(), b"")
+        return sound
+
+    def give(self, sink: Sink, records: list[Record]) -> None:
+        if records:
+            self.head = records[-1][0]
+            sink.stored(records, self.head)
+
+    def control(self, reply: bytes, fields: dict[str, str], status: int, stalled: list[bytes]) -> bool:
+        """A message of the consumer itself: flow control, a heartbeat, or its end. False: it is no good.
+
+        Flow control is answered in its turn, when all before it has been handed over: so the server
+        sends no more than we take.
+        """
+        if status != 100:
+            return False
+        if reply:
+            stalled.append(reply)
+        if stall := fields.get("Nats-Consumer-Stalled"):
+            stalled.append(stall.encode())
+        return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
+
+    async def trimmed(self, last: int) -> bool:
+        """Whether the stream begins after the record that follows `last`.
+
+        A step in the sequence alone says nothing: rollups and limits by subject leave holes. The answer
+        holds for all frames that are waiting now.
+        """
+        self.verified = len(self.waiting)
+        info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
+        return api.stream_state(info).first > last + 1
+
+    async def announce(self, sink: Sink) -> None:
+        self.state = await self.look()
+        sink.interrupted()
+        sink.restored(self.state)
+
+    async def look(self) -> StreamState:
+        return api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
+
+    def compare(self, state: StreamState) -> None:
+        """Notes that the stream is not the one that is being read: somebody asked for its state."""
+        if self.state is not None and state.incarnation != self.state.incarnation:
+            self.stale = True
+            self.wake()
+
+    async def replace(self, sink: Sink, *, restored: bool = False) -> None:
+        """A new consumer behind the head, or from the beginning of a new incarnation of the stream."""
+        link = await self.jetstream.up()
+        await self.drop(link)
+        state, start = await self.resolve()
+        again = self.state is not None and state.incarnation == self.state.incarnation
+        await self.create(link, start)
+        # It was made on that very stream only if the stream is still the same afterwards.
+        if (await self.look()).incarnation != state.incarnation:
+            raise away(f"the stream {self.stream} was made anew just now")
+        if not restored and (not again or state.first > start):
+            sink.interrupted()
+            restored = True
+        self.state = state
+        if restored:
+            sink.restored(state)
+        if not again:
+            self.head = start - 1
+            sink.stored([], self.head)
+
+    async def resolve(self) -> tuple[StreamState, int]:
+        """The stream as it is, and the sequence to read on from."""
+        state = await self.look()
+        known = self.state
+        if known is None:
+            return state, await self.head_start(state)
+        if state.incarnation == known.incarnation:
+            if state.last >= self.head:
+                return state, self.head + 1
+            state = await self.cut_off()
+            if state.last >= self.head and state.incarnation == known.incarnation:
+                return state, self.head + 1
+        return state, state.first
+
+    async def head_start(self, state: StreamState) -> int:
+        """Where a broker that has just started begins to read: a few seconds back."""
+        since = datetime.now(UTC) - timedelta(seconds=HEAD_START_SECONDS)
+        recent = await self.history.sequence_at(since) or state.last + 1
+        return max(min(recent, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
+
+    async def cut_off(self) -> StreamState:
+        """The state of a stream that ends before our head: of its next generation, if that is so."""
+        for _ in range(CUT_OFF_LOOKS):
+            await trio.sleep(CUT_OFF_SECONDS)
+            info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
+            if api.stream_state(info).last >= self.head:
+                return api.stream_state(info)
+        await streams.count_up(self.jetstream, self.stream, api.generation(info))
+        return await self.look()
+
+    async def create(self, link: Link, start: int) -> None:
+        self.consumer = f"broker_{secrets.token_hex(8)}"
+        self.inbox = f"_INBOX.{secrets.token_hex(8)}".encode()
+        self.delivered, self.overflowed, self.stale = 0, False, False
+        self.subscription = await link.subscribe(self.inbox.decode(), self.arrived)
+        await self.jetstream.call(
+            f"CONSUMER.CREATE.{self.stream}.{self.consumer}",
+            {"stream_name": self.stream, "config": self.consumer_config(start), "action": "create"},
+        )
+        self.heard = trio.current_time()
+        self.consumers += 1
+
+    def consumer_config(self, start: int) -> dict[str, object]:
+        return {
+            "name": self.consumer,
+            "deliver_subject": self.inbox.decode(),
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": start,
+            "ack_policy": "none",
+            "max_deliver": 1,
+            "replay_policy": "instant",
+            "flow_control": True,
+            "idle_heartbeat": streams.nanoseconds(HEARTBEAT_SECONDS),
+            "inactive_threshold": streams.nanoseconds(INACTIVE_SECONDS),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+
+    async def drop(self, link: Link) -> None:
+        """Ends the last consumer, and forgets what it brought that was not handed over."""
+        if self.subscription is not None:
+            await link.unsubscribe(self.subscription)
+            self.subscription = None
+        self.waiting.clear()
+        self.held = self.verified = 0
+        if self.consumer is not None:
+            name, self.consumer = self.consumer, None
+            try:
+                await self.jetstream.call(f"CONSUMER.DELETE.{self.stream}.{name}")
+            except api.ApiError as error:  # as a rule the server has forgotten it by itself
+                log.debug("consumer not deleted", consumer=name, error=error.message)
+
+
+def sequences(reply: bytes) -> tuple[int, int]:
+    """Stream sequence and consumer sequence out of an acknowledgement subject.
+
+    9 tokens: `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`;
+    11 and 12 with domain and account hash before the stream, and a random one at the end (ADR-15).
+    """
+    tokens = reply.split(b".")
+    at = 5 if len(tokens) == 9 else 7
+    return int(tokens[at]), int(tokens[at + 1])

@@ -1,0 +1,96 @@
+"""Live messages: plain subscriptions that are made again on every connection, and a bounded queue."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from broker.bus import headers
+from broker.bus.bridge import away
+from broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker.bus.base import Record, Sink
+    from broker.bus.bridge import Link
+
+HELD_MESSAGES = 65_536
+HELD_BYTES = 32 * 1024 * 1024
+BATCH = 512
+
+
+@attrs.define(eq=False)
+class Live:
+    """What is subscribed, and what has arrived. `wake` is called when messages arrive.
+
+    Subjects that overlap bring a message once for each.
+    """
+
+    wake: Callable[[], None]
+    held_messages: int = HELD_MESSAGES
+    held_bytes: int = HELD_BYTES
+    subscriptions: dict[str, int | None] = attrs.field(factory=dict)  # None: not made on this connection
+    waiting: deque[tuple[bytes, bytes, bytes]] = attrs.field(factory=deque)
+    held: int = 0
+    lost: bool = False
+    lock: trio.Lock = attrs.field(factory=trio.Lock)
+
+    def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002
+        """Keeps one message for Trio; drops it when too much is waiting."""
+        if len(self.waiting) >= self.held_messages or self.held >= self.held_bytes:
+            self.lost = True
+        else:
+            self.waiting.append((subject, block, body))
+            self.held += len(body)
+        self.wake()
+
+    def hand_over(self, sink: Sink) -> None:
+        """Gives the sink the next messages, and word of those that were dropped behind them."""
+        records: list[Record] = []
+        while self.waiting and len(records) < BATCH:
+            subject, block, body = self.waiting.popleft()
+            self.held -= len(body)
+            records.append((0, headers.text(subject), body, headers.parse(block) or None))
+        if records:
+            sink.live(records)
+        if self.lost and not self.waiting:
+            self.lost = False
+            sink.live_lost()
+
+    async def subscribe(self, link: Link, subject: str) -> None:
+        """Subscribes here and on every connection to come. Raises `Unavailable` unless NATS confirms it."""
+        try:
+            await self.make(link, subject)
+            await link.flush()
+            if any(f'"{subject}"' in refusal for refusal in link.refused):
+                raise away(f"NATS does not permit a subscription to {subject}")
+        except Unavailable:
+            self.subscriptions.pop(subject, None)
+            raise
+
+    async def make(self, link: Link, subject: str) -> None:
+        async with self.lock:
+            if self.subscriptions.setdefault(subject, None) is None:
+                self.subscriptions[subject] = await link.subscribe(subject, self.arrived)
+
+    async def unsubscribe(self, link: Link | None, subject: str) -> None:
+        async with self.lock:
+            number = self.subscriptions.pop(subject, None)
+            if link is not None and number is not None:
+                await link.unsubscribe(number)
+
+    def forget(self) -> None:
+        """The connection is gone, and what was subscribed on it."""
+        for subject in self.subscriptions:
+            self.subscriptions[subject] = None
+
+    async def renew(self, link: Link) -> None:
+        """Subscribes everything again on a new connection."""
+        for subject in list(self.subscriptions):
+            if subject in self.subscriptions:  # still
+                await self.make(link, subject)
+        await link.flush()

@@ -1,0 +1,238 @@
+"""The bus over NATS: one connection that is opened again for ever, and what is asked and told over it."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from contextlib import asynccontextmanager
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker.bus import api, streams
+from broker.bus.base import Page, PublishAck, StreamState
+from broker.bus.bridge import Link, away, open_link, shown
+from broker.bus.headers import check_lines
+from broker.bus.history import History
+from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
+from broker.bus.live import HELD_MESSAGES, Live
+from broker.errors import TooLarge, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime
+
+    from broker import config
+    from broker.bus.base import Record, Sink
+    from broker.subjects import Names
+
+log = structlog.get_logger("broker.bus")
+
+FIRST_PAUSE_SECONDS = 0.05
+LAST_PAUSE_SECONDS = 1.0  # a broker's clients wait for it, so it tries often
+PUBLISH_TRIES = 2
+RETRY_SECONDS = 0.2
+
+
+@attrs.define(eq=False)
+class Signal:
+    """Wakes the one task that waits for it; set any number of times before, it wakes it once."""
+
+    event: trio.Event = attrs.field(factory=trio.Event)
+
+    def set(self) -> None:
+        self.event.set()
+
+    async def wait(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self.event.wait()
+        self.event = trio.Event()
+
+
+@attrs.define(eq=False, kw_only=True)
+class NatsBus:
+    """`bus.base.Bus` over NATS JetStream. Runs inside of `bridge.open_loop`.
+
+    `held_records`, `held_bytes` and `held_live` bound what may wait between asyncio and Trio.
+    """
+
+    nats: config.Nats
+    stream: config.Stream
+    names: Names
+    held_records: int = HELD_RECORDS
+    held_bytes: int = HELD_BYTES
+    held_live: int = HELD_MESSAGES
+
+    signal: Signal = attrs.field(factory=Signal, init=False)
+    jetstream: api.JetStream = attrs.field(init=False)
+    history: History = attrs.field(init=False)
+    ingest: Ingest = attrs.field(init=False)
+    live: Live = attrs.field(init=False)
+    looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    looks: int = attrs.field(default=0, init=False)  # requests of `state` begun
+    seen: StreamState | Unavailable | None = attrs.field(default=None, init=False)  # outcome of the last
+
+    def __attrs_post_init__(self) -> None:
+        domain = self.nats.jetstream_domain
+        prefix = f"$JS.{domain}.API" if domain else "$JS.API"
+        self.jetstream = api.JetStream(prefix, self.nats.request_seconds)
+        self.history = History(self.jetstream, self.stream.name)
+        self.ingest = Ingest(
+            self.jetstream,
+            self.history,
+            self.stream.name,
+            self.signal.set,
+            held_records=self.held_records,
+            held_bytes=self.held_bytes,
+        )
+        self.live = Live(self.signal.set, held_messages=self.held_live)
+
+    async def run(
+        self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
+        task_status.started()
+        pause, said = FIRST_PAUSE_SECONDS, ""
+        for url in cycle(random.sample(self.nats.urls, len(self.nats.urls))):
+            told = False
+            try:
+                async with self.connected(url) as link:
+                    await self.prepare(link)
+                    await self.ingest.open(sink)
+                    log.info("NATS reached", server=shown(url), head=self.ingest.head)
+                    told, pause, said = True, FIRST_PAUSE_SECONDS, ""
+                    await self.feed(link, sink)
+            except Unavailable as error:
+                self.jetstream.trouble = error.message
+                if error.message != said:
+                    log.warning("NATS is out of reach", error=error.message)
+                    said = error.message
+            if told:
+                sink.interrupted()
+            await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, no secret
+            pause = min(2 * pause, LAST_PAUSE_SECONDS)
+
+    @asynccontextmanager
+    async def connected(self, url: str) -> AsyncIterator[Link]:
+        """A connection, for all who ask while it lasts."""
+        link = await open_link(url, self.nats, on_lost=self.signal.set)
+        self.jetstream.link = link
+        try:
+            yield link
+        finally:
+            self.jetstream.link, self.jetstream.trouble = None, link.reason or self.jetstream.trouble
+            self.live.forget()
+            await link.close()
+
+    async def prepare(self, link: Link) -> None:
+        await streams.ensure(self.jetstream, streams.events(self.stream, self.names))
+        await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
+        await self.live.renew(link)
+
+    async def feed(self, link: Link, sink: Sink) -> None:
+        """Gives `sink` what arrives until the connection is lost. Raises `Unavailable`, sooner or later."""
+        while True:
+            if self.ingest.waiting or self.live.waiting:
+                await trio.lowlevel.checkpoint()
+            else:
+                await self.signal.wait(SILENCE_SECONDS)
+            link.check()
+            self.live.hand_over(sink)
+            await self.ingest.hand_over(sink)
+
+    async def publish(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+    ) -> PublishAck:
+        """Stores one message and waits for the stream's acknowledgement.
+
+        Sent again, under the same id, when that does not come. Raises `TooLarge` above the server's limit,
+        `ValueError` for a subject or header that cannot be one, and `Unavailable`: then the message may
+        have been stored all the same.
+        """
+        fields = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_hex(16)}
+        check_lines(fields)
+        for attempt in range(1, PUBLISH_TRIES + 1):
+            try:
+                ack = await self.store(subject, body, fields)
+            except api.ApiError as error:
+                if error.number == api.MESSAGE_TOO_LARGE:
+                    raise TooLarge(error.message) from error
+                raise
+            except Unavailable:
+                if attempt == PUBLISH_TRIES or self.jetstream.link is None:
+                    raise
+                await trio.sleep(RETRY_SECONDS)
+            else:
+                # Of a repetition of our own nobody else needs to know.
+                return ack if message_id else attrs.evolve(ack, duplicate=False)
+        raise AssertionError("the last try returns or raises")
+
+    async def store(self, subject: str, body: bytes, fields: Mapping[str, str]) -> PublishAck:
+        link = await self.jetstream.up()
+        seconds = self.nats.request_seconds / PUBLISH_TRIES
+        parts = await link.request(subject, body, seconds=seconds, fields=fields)
+        ack = api.decode(parts[0][1], subject)
+        return PublishAck(sequence=ack["seq"], duplicate=ack.get("duplicate", False))
+
+    async def publish_live(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Hands one message to NATS without storing it; returns when the server has taken it."""
+        check_lines(headers or {})
+        link = await self.jetstream.up()
+        await link.send(subject, body, fields=headers)
+        await link.flush(self.nats.request_seconds)
+
+    async def subscribe_live(self, subject: str) -> None:
+        """Has messages of `subject` given to `Sink.live`; returns once NATS confirmed it.
+
+        Where it raises `Unavailable` nothing is subscribed, later neither.
+        """
+        await self.live.subscribe(await self.jetstream.up(), subject)
+
+    async def unsubscribe_live(self, subject: str) -> None:
+        """Ends `subscribe_live`, also while NATS is away."""
+        await self.live.unsubscribe(self.jetstream.link, subject)
+
+    async def state(self) -> StreamState:
+        """The stream as it is now. Requests at the same time share one answer.
+
+        It is never older than the request: whoever comes while one is under way shares the next.
+        """
+        begun = self.looks
+        async with self.looking:
+            if self.looks == begun or self.seen is None:
+                self.looks, self.seen = self.looks + 1, None
+                try:
+                    self.seen = await self.ingest.look()
+                    self.ingest.compare(self.seen)
+                except Unavailable as error:
+                    self.seen = error
+        if isinstance(self.seen, Unavailable):
+            raise away(self.seen.message)
+        return self.seen
+
+    async def read(self, subject: str, *, after: int, limit: int) -> Page:
+        """At most `limit` stored records that match the subject filter, after the sequence `after`."""
+        return await self.history.read(subject, after=after, limit=limit)
+
+    async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
+        """The newest record at or below `up_to` of each of the subjects, in sequence order."""
+        return await self.history.last(subjects, up_to=up_to)
+
+    async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
+        """The subjects under a filter that hold a message, or None when they are more than `limit`."""
+        return await self.history.subjects(subject, limit=limit)
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        """The sequence of the first record stored at or after `time`; None when there is none yet."""
+        return await self.history.sequence_at(time)
+

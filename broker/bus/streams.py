@@ -1,0 +1,115 @@
+"""The streams for events and dead letters: made when missing, adjusted, or refused with what mends them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from broker.bus.api import GENERATION, STREAM_NOT_FOUND, ApiError, JetStream, generation
+from broker.bus.bridge import away
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker import config
+    from broker.subjects import Names
+
+log = structlog.get_logger("broker.bus")
+
+# Settings that the broker cannot do without, and the option of `nats stream edit` that mends each.
+REQUIRED = {
+    "retention": ("limits", None),
+    "allow_direct": (True, "--allow-direct"),
+    "allow_rollup_hdrs": (True, "--allow-rollup"),
+    "no_ack": (False, "--ack"),
+    "sealed": (False, None),
+}
+
+
+def events(section: config.Stream, names: Names) -> dict[str, Any]:
+    """The configuration of the stream that keeps the events."""
+    return {
+        "name": section.name,
+        "subjects": [f"{names.events}.>"],
+        "max_age": nanoseconds(section.max_age),
+        "max_msgs_per_subject": section.max_msgs_per_subject,
+        "duplicate_window": nanoseconds(shorter(section.duplicate_window, section.max_age)),
+        "num_replicas": section.replicas,
+        **({} if section.max_bytes is None else {"max_bytes": section.max_bytes}),
+    }
+
+
+def dead_letters(section: config.Stream, names: Names) -> dict[str, Any]:
+    """The configuration of the stream that keeps what could not be delivered.
+
+    Its duplicate window is as long as its memory: each broker stores a dead letter, under the same id,
+    and one is kept.
+    """
+    return {
+        "name": section.deadletter_name,
+        "subjects": [f"{names.deadletter}.>"],
+        "max_age": nanoseconds(section.deadletter_max_age),
+        "max_bytes": section.deadletter_max_bytes,
+        "duplicate_window": nanoseconds(section.deadletter_max_age),
+        "num_replicas": section.replicas,
+    }
+
+
+def nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def shorter(window: float, age: float) -> float:
+    """A duplicate window that the server accepts: not longer than the age, where 0 is for ever."""
+    return min(window, age) if age else window
+
+
+async def ensure(jetstream: JetStream, wanted: Mapping[str, Any]) -> None:
+    """Makes the stream when it is missing, else sets its limits to those wanted, and nothing else.
+
+    Raises `Unavailable`; where only the operator can mend it the message says by which command.
+    """
+    name = wanted["name"]
+    try:
+        found = (await jetstream.call(f"STREAM.INFO.{name}"))["config"]
+    except ApiError as error:
+        if error.number != STREAM_NOT_FOUND:
+            raise
+        await create(jetstream, wanted)
+        return
+    if fault := unusable(found, wanted):
+        raise away(fault)
+    if changed := {key: value for key, value in wanted.items() if found.get(key) != value}:
+        await jetstream.call(f"STREAM.UPDATE.{name}", {**found, **changed})
+        log.info("stream adjusted", stream=name, **changed)
+
+
+async def create(jetstream: JetStream, wanted: Mapping[str, Any]) -> None:
+    required = {key: value for key, (value, _) in REQUIRED.items()}
+    await jetstream.call(f"STREAM.CREATE.{wanted['name']}", {**required, "storage": "file", **wanted})
+    log.info("stream created", stream=wanted["name"])
+
+
+def unusable(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
+    """Why the broker cannot work with the stream, or None: one sentence with the way out."""
+    name = wanted["name"]
+    if found.get("subjects") != wanted["subjects"]:
+        subject = wanted["subjects"][0]
+        return (f"the stream {name} keeps {found.get('subjects')} and not {subject} alone: "
+                f"`nats stream edit {name} --subjects '{subject}'`")
+    for key, (value, option) in REQUIRED.items():
+        if found.get(key, False) != value:
+            mend = f"`nats stream edit {name} {option}`" if option else "configure another name"
+            return f"the stream {name} has {key}={found.get(key, False)!r}, not {value!r}: {mend}"
+    return None
+
+
+async def count_up(jetstream: JetStream, name: str, seen: int) -> None:
+    """Begins the next generation of the stream, unless another broker did since `seen`."""
+    info = await jetstream.call(f"STREAM.INFO.{name}")
+    if generation(info) != seen:
+        return
+    metadata = {**info["config"].get("metadata", {}), GENERATION: str(seen + 1)}
+    await jetstream.call(f"STREAM.UPDATE.{name}", {**info["config"], "metadata": metadata})
+    log.error("the end of the stream is gone: positions start over", stream=name)

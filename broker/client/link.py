@@ -1,0 +1,125 @@
+"""One WebSocket connection from the client's side: trio-websocket, with what it leaves out.
+
+Seen in 0.12.2: it waits for ever for the handshake of a peer that leaves, hides why TLS failed, and does
+not close TCP when the peer closed first. So the stream is ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable
+    from urllib.parse import SplitResult
+
+T = TypeVar("T")
+Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
+QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
+OPEN_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+
+
+@attrs.define(eq=False)
+class Watched(trio.abc.Stream):
+    """A stream that calls `on_end` when nothing more will come of it."""
+
+    stream: Stream
+    on_end: Callable[[], None]
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data: bytes | bytearray = b""
+        try:
+            data = await self.stream.receive_some(max_bytes)
+        finally:
+            if not data:
+                self.on_end()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+async def use_link(
+    url: str,
+    use: Callable[[WebSocketConnection], Awaitable[T]],
+    *,
+    subprotocol: str,
+    headers: list[tuple[bytes, bytes]],
+    ssl_context: ssl.SSLContext | None = None,
+) -> T:
+    """Connects to a ws or wss address, awaits `use`, and closes; returns what `use` did.
+
+    Raises `OSError` when there is no such connection to be had, and `ConnectionRejected` for an HTTP
+    answer instead of the upgrade.
+    """
+    deadline = trio.current_time() + OPEN_SECONDS
+    parts = urlsplit(url)
+    results: list[T] = []
+    refusals: list[Exception] = []
+    stream = await open_stream(parts, deadline, ssl_context)
+    try:
+        await shake_hands(stream, deadline)
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_at(deadline) as opening:
+                link = await wrap_client_stream(
+                    nursery,
+                    cast("Stream", Watched(stream, opening.cancel)),  # any stream will do
+                    parts.netloc.rpartition("@")[2],
+                    (parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+                    subprotocols=[subprotocol],
+                    extra_headers=headers,
+                    message_queue_size=QUEUE_MESSAGES,
+                    max_message_size=MAX_MESSAGE_BYTES,
+                )
+            if not opening.cancelled_caught:
+                results.append(await use(link))
+                with trio.move_on_after(CLOSE_SECONDS):
+                    await link.aclose()
+            nursery.cancel_scope.cancel()
+    except* ConnectionRejected as group:
+        refusals += group.exceptions
+    finally:
+        await trio.aclose_forcefully(stream)
+    if refusals:
+        raise refusals[0]
+    if not results:
+        raise ConnectionResetError("no answer to the WebSocket handshake")
+    return results[0]
+
+
+async def open_stream(parts: SplitResult, deadline: float, ssl_context: ssl.SSLContext | None) -> Stream:
+    host = parts.hostname or ""
+    with trio.move_on_at(deadline):
+        if parts.scheme == "ws":
+            return await trio.open_tcp_stream(host, parts.port or 80)
+        return await trio.open_ssl_over_tcp_stream(
+            host, parts.port or 443, ssl_context=ssl_context, https_compatible=True
+        )
+    raise TimeoutError(f"{parts.netloc} does not answer")
+
+
+async def shake_hands(stream: Stream, deadline: float) -> None:
+    """The TLS handshake, where there is one to make."""
+    if not isinstance(stream, trio.SSLStream):
+        return
+    try:
+        with trio.move_on_at(deadline):
+            await stream.do_handshake()
+            return
+    except trio.BrokenResourceError as error:
+        raise ConnectionError(f"TLS failed: {error.__cause__ or 'the peer closed it'}") from error
+    raise TimeoutError("no answer to the TLS handshake")

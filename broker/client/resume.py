@@ -1,0 +1,123 @@
+"""What a client must remember to miss nothing after a cut: section 3 of the protocol page, without I/O.
+
+A connection has one live position, and each unfinished catch-up a newest marked position of its own.
+Next time the live subscriptions are asked for in one list from the live position, and each unfinished
+catch-up from where it was. What was never answered is asked for as it was the first time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+
+from broker import subjects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Payload: TypeAlias = "dict[str, Any]"
+
+
+@attrs.define(eq=False)
+class Request:
+    """One `subscribe` and what became of it on this connection."""
+
+    channels: list[str]
+    start: Payload  # {"position": …} or {"last": …} or …; empty: from now
+    lag: str | None
+    accepted: bool = False
+    catch_up: int | None = None  # the number that marks its frames, until it is live
+    newest: str | None = None  # the newest marked position
+
+    @property
+    def live(self) -> bool:
+        """Whether the live position says all that is known about it."""
+        return self.accepted and self.catch_up is None
+
+    @property
+    def payload(self) -> Payload:
+        lag = {} if self.lag is None else {"lag": self.lag}
+        return {"channel": self.channels, **self.start, **lag}
+
+
+@attrs.define(eq=False)
+class Resume:
+    """The subscriptions of a client and how far each of them got.
+
+    `requests` are keyed by the `messageId` of their `subscribe`. `private` is what `me` stands for.
+    """
+
+    position: str | None = None
+    private: str | None = None
+    requests: dict[str, Request] = attrs.field(factory=dict)
+    count: int = 0
+
+    def ask(self, channels: Iterable[str], start: Payload, lag: str | None = None) -> str:
+        """Notes a `subscribe`; says its `messageId`. With a start it takes over what stood before."""
+        if start:
+            self.forget(channels)
+        self.count += 1
+        self.requests[str(self.count)] = Request(list(channels), start, lag)
+        return str(self.count)
+
+    def forget(self, channels: Iterable[str]) -> None:
+        """These subscriptions are over."""
+        gone = {self.expanded(channel) for channel in channels}
+        for key, request in list(self.requests.items()):
+            request.channels = [name for name in request.channels if self.expanded(name) not in gone]
+            if not request.channels:
+                del self.requests[key]
+
+    def again(self) -> None:
+        """The connection is a new one: puts into `requests` what is to be asked there, in order."""
+        before, self.requests = self.requests, {}
+        lists: dict[str | None, dict[str, None]] = {}
+        for request in before.values():
+            if request.live:
+                lists.setdefault(request.lag, {}).update(dict.fromkeys(request.channels))
+        for lag, channels in lists.items():
+            self.ask(channels, {} if self.position is None else {"position": self.position}, lag)
+        for key, request in before.items():
+            if not request.live:
+                start = request.start if request.newest is None else {"position": request.newest}
+                self.requests[key] = Request(request.channels, start, request.lag)
+
+    def received(self, kind: str, payload: Mapping[str, Any], message_id: str | None) -> None:
+        """Takes note of a message from the broker, each in its turn."""
+        request = self.requests.get(message_id or "")
+        catch_up = payload.get("catch_up")
+        match kind:
+            case "event" if catch_up is not None:
+                self.moved(catch_up, payload.get("position"))
+            case "gap" if catch_up is not None:
+                self.moved(catch_up, payload.get("to"))
+            case "gap":
+                self.position = payload.get("to") or self.position
+            case "event" | "pong" | "connection.draining" | "subscribed" | "subscription.live":
+                self.position = payload.get("position") or self.position
+        if kind == "connection.authenticated":
+            self.private = payload.get("private")
+        elif kind == "subscribed" and request is not None:
+            request.accepted, request.catch_up = True, catch_up
+            self.forget(refused["channel"] for refused in payload.get("refused", ()))
+        elif kind == "subscription.live":
+            for other in self.marked(catch_up):
+                other.catch_up = None
+        elif kind == "unsubscribed" and message_id is None:
+            channel = payload["channel"]
+            self.forget([channel] if isinstance(channel, str) else channel)
+        elif kind == "error" and request is not None and not payload.get("retryable"):
+            self.requests.pop(message_id or "")
+
+    def moved(self, catch_up: int, position: str | None) -> None:
+        for request in self.marked(catch_up):
+            request.newest = position or request.newest
+
+    def marked(self, catch_up: int | None) -> list[Request]:
+        return [each for each in self.requests.values() if each.catch_up == catch_up and catch_up is not None]
+
+    def expanded(self, channel: str) -> str:
+        """A channel as the broker may name it: `me.…` written out."""
+        room = self.private and self.private.partition(".")[2]
+        return subjects.expand_me(channel, room) if room else channel

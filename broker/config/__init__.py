@@ -1,0 +1,47 @@
+"""The configuration: one frozen section a component, and the loader that reads them.
+
+`sections` are values with their defaults, `values` says what may stand in each kind of key, `load`
+reads TOML and `BROKER_SECTION__KEY`, `checks` compares keys with each other and looks at the files
+that they name. A component is given its own section, never the whole.
+"""
+
+from broker.config.load import build, default_data_dir, effective, examine, load
+from broker.config.sections import (
+    Auth,
+    Config,
+    Drain,
+    Key,
+    Level,
+    Limits,
+    Log,
+    Nats,
+    Permissions,
+    Ring,
+    Server,
+    Stream,
+    Subjects,
+)
+from broker.config.values import host_port, seconds
+
+__all__ = [
+    "Auth",
+    "Config",
+    "Drain",
+    "Key",
+    "Level",
+    "Limits",
+    "Log",
+    "Nats",
+    "Permissions",
+    "Ring",
+    "Server",
+    "Stream",
+    "Subjects",
+    "build",
+    "default_data_dir",
+    "effective",
+    "examine",
+    "host_port",
+    "load",
+    "seconds",
+]

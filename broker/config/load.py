@@ -1,0 +1,260 @@
+"""From TOML and the environment to a `Config`, or to every fault at once."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from functools import partial
+from pathlib import Path
+from types import GenericAlias, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, cast, get_args, get_origin
+
+import attrs
+import cattrs
+import platformdirs
+import tomlkit
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
+
+from broker.config import checks, values
+from broker.config.sections import Config
+from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from broker.config.checks import Fault
+
+Tables = dict[str, Any]  # section → key → value, as TOML gives it
+
+PREFIX = "BROKER_"
+SEPARATOR = "__"
+
+
+def default_data_dir() -> Path:
+    """Where a broker keeps its state when nobody says: the platform's place for a user's programs."""
+    return platformdirs.user_state_path("broker")
+
+
+def load(path: Path | None, environ: Mapping[str, str], *, production: bool) -> Config:
+    """The configuration in the file at `path`, if there is one, under what `environ` says.
+
+    `BROKER_SECTION__KEY` overrides a key; other names that begin with `BROKER_` are not ours, since
+    container platforms make up such names for a service called broker. Relative paths in the file are
+    relative to the file, those in the environment to the working directory. `production` requires
+    what `broker serve` cannot do without. Raises `ConfigError` with every fault.
+    """
+    return faultless(*examine(path, environ, production=production))
+
+
+def build(tables: Tables, environ: Mapping[str, str], *, production: bool) -> Config:
+    """As `load`, of tables that are at hand instead of a file."""
+    return faultless(*compose(tables, environ, base=Path.cwd(), production=production))
+
+
+def faultless(config: Config, faults: list[str]) -> Config:
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def examine(path: Path | None, environ: Mapping[str, str], *, production: bool) -> tuple[Config, list[str]]:
+    """As `load`, but what could be read and the faults in the rest, for whoever looks for more."""
+    if path is None:
+        return compose({}, environ, base=Path.cwd(), production=production)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return Config(), [f"{path}: cannot be read: {error.strerror}"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return Config(), [f"{path}: is no TOML: {error}"]
+    return compose(tables, environ, base=path.absolute().parent, production=production)
+
+
+def compose(
+    tables: Tables, environ: Mapping[str, str], *, base: Path, production: bool
+) -> tuple[Config, list[str]]:
+    tables, names, faults = override(tables, environ)
+    converter = make_converter(base)
+    try:
+        config = converter.structure(tables, Config)
+    except ClassValidationError as error:
+        found = list(read_faults(error, ""))
+        faults += found
+        # What is left is still compared with each other, so that one run shows everything.
+        config = converter.structure(without(tables, {key for key, _ in found}), Config)
+    blamed = [key for key, _ in faults]
+    faults += [fault for fault in checks.faults(config, production) if not near(fault[0], blamed)]
+    return config, [f"{spelled(key, names)}: {sentence}" for key, sentence in faults]
+
+
+def spelled(key: str, names: Mapping[str, str]) -> str:
+    """`key` as the operator wrote it: by its variable when it came from the environment."""
+    return names.get(top(key), top(key)) + key.removeprefix(top(key))
+
+
+def top(key: str) -> str:
+    """The section and its key, without what lies deeper: `auth.keys` of `auth.keys.0.name`."""
+    return ".".join(key.split(".")[:2])
+
+
+def near(key: str, blamed: list[str]) -> bool:
+    """Whether a fault was already found in, or within, what `key` names."""
+    return any(other == key or other.startswith(f"{key}.") for other in blamed)
+
+
+def effective(config: Config) -> str:
+    """The configuration as TOML. Keys that are not set are left out, and so are secrets."""
+    converter = cattrs.Converter()
+    converter.register_unstructure_hook(Path, str)
+    tables = {
+        section: {key: value for key, value in keys.items() if value is not None}
+        for section, keys in converter.unstructure(config).items()
+    }
+    tables["auth"]["keys"] = [
+        {key: "(hidden)" if key == "secret" else value for key, value in entry.items() if value is not None}
+        for entry in tables["auth"]["keys"]
+    ]
+    return tomlkit.dumps(tables)
+
+
+# --- the environment -------------------------------------------------------------------------------
+
+
+def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[str, str], list[Fault]]:
+    """`tables` with the environment laid over them, the variable behind each key, and the faults."""
+    known = {
+        f"{PREFIX}{section.name}{SEPARATOR}{field.name}".upper(): (section.name, field)
+        for section in attrs.fields(Config)
+        for field in attrs.fields(cast("type[attrs.AttrsInstance]", section.type))
+    }
+    result = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    names: dict[str, str] = {}
+    faults: list[Fault] = []
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or SEPARATOR not in variable:
+            continue
+        if variable not in known:
+            faults.append((variable, f"unknown key; did you mean {nearest(variable, known)}?"))
+            continue
+        section, field = known[variable]
+        names[f"{section}.{field.name}"] = variable
+        table = result.setdefault(section, {})
+        if isinstance(table, dict):
+            table[field.name] = from_text(environ[variable], field.type)
+    return result, names, faults
+
+
+def from_text(raw: str, kind: Any) -> object:
+    """What an environment variable says: a TOML value, else the text itself.
+
+    A key for text takes anything as text ("007", "true"), one for a list of texts also "a,b".
+    """
+    kind = plain(kind)
+    try:
+        value = tomllib.loads(f"value = {raw}")
+    except tomllib.TOMLDecodeError:
+        value = {"value": raw}
+    parsed = value["value"] if len(value) == 1 else raw  # a line break could have begun another key
+    if kind is Path and isinstance(parsed, str):
+        return str(Path.cwd() / parsed)
+    if kind in (str, Path) and not isinstance(parsed, str):
+        return raw
+    if is_a(tuple, kind) and plain(get_args(kind)[0]) is str and not isinstance(parsed, list):
+        return [item.strip() for item in raw.split(",") if item.strip()]
+    return parsed
+
+
+def plain(kind: Any) -> Any:
+    """A type without `| None` and without annotations."""
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    return get_args(kind)[0] if is_a(Annotated, kind) else kind
+
+
+# --- the structure ---------------------------------------------------------------------------------
+
+
+def make_converter(base: Path) -> cattrs.Converter:
+    """A converter that refuses what it does not know and turns nothing into something else."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    hook = converter.register_structure_hook
+    hook(str, lambda value, _: values.text(value))
+    hook(bool, lambda value, _: values.boolean(value))
+    hook(Path, lambda value, _: base / values.text(value))
+    factory = converter.register_structure_hook_factory
+    factory(attrs.has, partial(table_hook, converter))
+    factory(partial(is_a, Annotated), lambda kind: partial(annotated, kind.__metadata__[0]))
+    factory(partial(is_a, Literal), lambda kind: partial(one_of, get_args(kind)))
+    factory(partial(is_a, tuple), partial(list_hook, converter))
+    return converter
+
+
+def is_a(origin: object, kind: Any) -> bool:
+    return get_origin(kind) is origin
+
+
+def table_hook(converter: cattrs.Converter, section: type[attrs.AttrsInstance]) -> Callable[[Any, Any], Any]:
+    structure = make_dict_structure_fn(section, converter)
+
+    def hook(value: Any, kind: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"{values.shown(value)} is no table")
+        return structure(value, kind)
+
+    return hook
+
+
+def list_hook(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], Any]:
+    items: Any = GenericAlias(list, get_args(kind)[:1])
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError(f"{values.shown(value)} is no list")
+        return tuple(converter.structure(value, items))
+
+    return hook
+
+
+def annotated(read: Callable[[object], Any], value: Any, _: Any) -> Any:
+    return read(value)
+
+
+def one_of(choices: tuple[str, ...], value: Any, _: Any) -> Any:
+    if value not in choices:
+        raise ValueError(f"{values.shown(value)} is none of {', '.join(choices)}")
+    return value
+
+
+def read_faults(error: BaseException, key: str) -> Iterator[Fault]:
+    """The faults in what cattrs raised, each with the key that it is about."""
+    if isinstance(error, ClassValidationError):
+        for inner, note in error.group_exceptions()[0]:
+            yield from read_faults(inner, f"{key}.{note.name}".lstrip("."))
+        for rest in error.group_exceptions()[1]:
+            yield from read_faults(rest, key)
+    elif isinstance(error, IterableValidationError):
+        for inner, place in error.group_exceptions()[0]:
+            yield from read_faults(inner, f"{key}.{place.index}")
+    elif isinstance(error, ForbiddenExtraKeysError):
+        known = [f"{key}.{field.name}".lstrip(".") for field in attrs.fields(error.cl)]
+        for extra in sorted(error.extra_fields):
+            name = f"{key}.{extra}".lstrip(".")
+            yield name, f"unknown key; did you mean {nearest(name, known)}?"
+    else:
+        yield key, "is required" if isinstance(error, KeyError) else str(error)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that looks most like `name`, however little that is."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+
+
+def without(tables: Tables, keys: set[str]) -> Tables:
+    """`tables` without the sections, or the keys of sections, that the faults at `keys` lie in."""
+    bad = {top(key) for key in keys}
+    return {
+        section: {key: value for key, value in table.items() if f"{section}.{key}" not in bad}
+        for section, table in tables.items()
+        if section not in bad and isinstance(table, dict)
+    }

@@ -1,0 +1,194 @@
+"""The sections of the configuration, with their defaults.
+
+The annotated types are those of `broker.config.values`: they say unit and range, and the loader holds
+a file to them. Durations are seconds (float), sizes are bytes.
+"""
+
+# Without `from __future__ import annotations`: the loader reads these annotations at run time.
+
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from broker.config.values import (
+    Bytes,
+    Count,
+    Limit,
+    Listen,
+    NatsUrl,
+    Number,
+    Origin,
+    Replicas,
+    Seconds,
+    Span,
+    StreamName,
+    SubjectToken,
+)
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "console", "json"]
+
+
+@attrs.frozen(kw_only=True)
+class Server:
+    """The public port and the admin port."""
+
+    listen: Listen = "127.0.0.1:8080"
+    admin_listen: Listen = "127.0.0.1:8081"
+    data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
+    origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
+    query_token: bool = False  # accept ?access_token=
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    backlog: Count = 1024
+
+
+@attrs.frozen(kw_only=True)
+class Nats:
+    """Where NATS is. Without `urls` the broker runs its own nats-server."""
+
+    urls: tuple[NatsUrl, ...] = ()
+    user: str | None = None
+    password_file: Path | None = None
+    credentials_file: Path | None = None
+    nkey_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    jetstream_domain: SubjectToken | None = None
+    request_seconds: Seconds = 5.0
+
+
+@attrs.frozen(kw_only=True)
+class Subjects:
+    """Subject prefixes."""
+
+    events: SubjectToken = "events"
+    live: SubjectToken = "live"
+    deadletter: SubjectToken = "deadletter"
+
+
+@attrs.frozen(kw_only=True)
+class Stream:
+    """The streams for events and for dead letters."""
+
+    name: StreamName = "EVENTS"
+    max_age: Seconds = 7 * 86400.0
+    max_bytes: Bytes | None = None  # required by `serve`
+    max_msgs_per_subject: Limit = -1
+    duplicate_window: Seconds = 600.0
+    replicas: Replicas = 1
+    deadletter_name: StreamName = "DEADLETTER"
+    deadletter_max_age: Seconds = 7 * 86400.0
+    deadletter_max_bytes: Bytes = 64 * 1024 * 1024
+
+
+@attrs.frozen(kw_only=True)
+class Key:
+    """One signing key, or a JWKS with several. Exactly one of the sources is set: `auth.keys` checks it."""
+
+    name: str
+    algorithms: tuple[str, ...] = ()  # required but for a secret, which defaults to HS256
+    secret_file: Path | None = None
+    secret: str | None = attrs.field(default=None, repr=False)  # for the environment; a file is better
+    pem_file: Path | None = None
+    jwks_file: Path | None = None
+    jwks_url: str | None = None
+    tenants: tuple[str, ...] = ()  # exact names that it may sign for; "*" for all
+    monitoring: bool = False  # may sign monitoring tokens
+    issuer: str | None = None
+    audience: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Auth:
+    """Which tokens are believed."""
+
+    keys: tuple[Key, ...] = ()
+    tenant_claim: str = "tenant"  # a path: "app.tenant"
+    type: str = "JWT"  # what `typ` must be where it is given
+    leeway: Span = 5.0
+    expiring_seconds: Seconds = 60.0  # how long before the expiry `connection.expiring` is sent
+
+
+@attrs.frozen(kw_only=True)
+class Permissions:
+    """What a token without the claim `permissions` may do. `auth.tokens` checks the patterns."""
+
+    subscribe: tuple[str, ...] = (">", "live.>")
+    publish: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Section 3 of the protocol page, "Limits", has the meaning of each."""
+
+    connections_per_user: Count = 10
+    connections: Count = 10000
+    subscriptions_per_connection: Count = 128
+    messages_per_minute: Count = 100
+    messages_burst: Count = 50
+    requests_per_second: Count = 10
+    requests_burst: Count = 200
+    message_bytes: Bytes = 65536
+    publish_bytes: Bytes = 10240
+    token_bytes: Bytes = 8192
+    token_max_seconds: Seconds = 86400.0
+    event_bytes: Bytes = 65536
+    outbound_bytes: Bytes = 131072
+    authentication_seconds: Seconds = 10.0
+    head_seconds: Seconds = 5.0
+    head_bytes: Bytes = 16384
+    heartbeat_seconds: Seconds = 25.0
+    heartbeat_timeout_seconds: Seconds = 10.0
+    stall_seconds: Seconds = 120.0
+    snapshot_channels: Count = 10000
+    last_events: Count = 1000
+    replay_events: Count = 100000
+    catch_ups_per_connection: Count = 2
+    catch_ups: Count = 64
+    durables_per_user: Count = 16
+
+
+@attrs.frozen(kw_only=True)
+class Ring:
+    """Bounds of the recent events that a tenant keeps in memory."""
+
+    events: Count = 8192
+    bytes: Bytes = 8 * 1024 * 1024
+    seconds: Seconds = 300.0
+    total_bytes: Bytes = 256 * 1024 * 1024
+
+
+@attrs.frozen(kw_only=True)
+class Drain:
+    """How the broker leaves."""
+
+    grace_seconds: Seconds = 25.0
+    reconnects_per_second: Number = 500.0  # the rate over which clients are asked to spread
+
+
+@attrs.frozen(kw_only=True)
+class Log:
+    """What is written to standard error."""
+
+    level: Level = "info"
+    format: Format = "auto"
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """All sections. Only `app` and `cli` see the whole."""
+
+    server: Server = Server()
+    nats: Nats = Nats()
+    subjects: Subjects = Subjects()
+    stream: Stream = Stream()
+    auth: Auth = Auth()
+    permissions: Permissions = Permissions()
+    limits: Limits = Limits()
+    ring: Ring = Ring()
+    drain: Drain = Drain()
+    log: Log = Log()

@@ -1,0 +1,185 @@
+"""What may stand in a key: a reader for each kind of value, and the annotated type that carries it.
+
+A reader takes what TOML (or the environment) gave and returns the value, or raises `ValueError` with
+the rest of a sentence that begins with the key. The sections are typed with the aliases below, so
+that a field says its unit and its range where it is declared.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+\Z", re.ASCII)
+DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])", re.ASCII)
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+CENTURY = 100 * 365.25 * SECONDS["d"]  # NATS counts nanoseconds in 64 bits: 292 years
+
+SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB|TiB)\Z", re.ASCII)
+BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+# What a browser writes into `Origin`: a scheme, a host in lower case and ASCII, and a port that is not
+# the scheme's own (RFC 6454 section 6.2).
+ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?\Z")
+OWN_PORT = {"http": "80", "https": "443"}
+
+TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
+STREAM = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}\Z")
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{shown(value)} is no text")
+    if not value:
+        raise ValueError("may not be empty")
+    return value
+
+
+def boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is neither true nor false")
+    return value
+
+
+def whole(low: int, high: int) -> Callable[[object], int]:
+    """A reader of whole numbers from `low` to `high`."""
+
+    def read(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{shown(value)} is no whole number")
+        if not low <= value <= high:
+            raise ValueError(f"{value} is not within {low} to {high}")
+        return value
+
+    return read
+
+
+def limit(value: object) -> int:
+    """A count that may be without limit, which NATS writes as -1."""
+    return -1 if value == -1 else whole(1, 2**62)(value)
+
+
+def number(value: object) -> float:
+    """Any number above 0."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is no number")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{value} is not above 0")
+    return float(value)
+
+
+def size(value: object) -> int:
+    """Bytes: a whole number, or text such as "64MiB". 1 B to 8 EiB."""
+    if isinstance(value, str):
+        match = SIZE.match(value)
+        if match is None:
+            raise ValueError(f'{shown(value)} is no size; write bytes or text such as "64MiB"')
+        value = int(match[1]) * BYTES[match[2]]
+    return whole(1, 2**63 - 1)(value)
+
+
+def span(value: object) -> float:
+    """Seconds, 0 included: a number, or text such as "90s", "10m", "1h30m" or "7d"."""
+    if isinstance(value, str):
+        if not DURATION.match(value):
+            raise ValueError(f'{shown(value)} is no duration; write seconds or text such as "10m" or "7d"')
+        value = math.fsum(float(count) * SECONDS[unit] for count, unit in DURATION_PART.findall(value))
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"{shown(value)} is no duration")
+    if not 0 <= value <= CENTURY:
+        raise ValueError(f"{value} seconds are not within 0 and a century")
+    return float(value)
+
+
+def seconds(value: object) -> float:
+    """A duration above 0, in seconds."""
+    length = span(value)
+    if not length:
+        raise ValueError("must be above 0")
+    return length
+
+
+def host_port(value: object) -> tuple[str, int]:
+    """Host and port of "HOST:PORT"; an IPv6 address stands in brackets, port 0 is any free one."""
+    host, colon, port = text(value).rpartition(":")
+    if not colon or not host:
+        raise ValueError(f"{shown(value)} is not HOST:PORT")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{shown(value)}: an IPv6 address stands in brackets")
+    if not re.fullmatch(r"[^\s/@\[\]]+", host):
+        raise ValueError(f"{shown(value)} is not HOST:PORT")
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise ValueError(f"{shown(value)}: a port is a number from 0 to 65535")
+    return host, int(port)
+
+
+def listen(value: object) -> str:
+    host_port(value)
+    return text(value)
+
+
+def origin(value: object) -> str:
+    match = ORIGIN.match(text(value))
+    if match is None:
+        raise ValueError(f"{shown(value)} is not scheme://host[:port], in lower case and without a path")
+    if match[3] is not None and match[3] == OWN_PORT.get(match[1]):
+        raise ValueError(f"{shown(value)}: browsers leave out :{match[3]}, so it would never match")
+    return text(value)
+
+
+def nats_url(value: object) -> str:
+    try:
+        url = urlsplit(text(value))
+        known = url.scheme in ("nats", "tls") and url.hostname and url.port != 0
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is no address: {error}") from None
+    if url.username is not None:
+        # Not repeated here: this sentence is printed and logged.
+        raise ValueError("holds credentials; they belong into nats.user and nats.password_file")
+    if not known or url.path or url.query or url.fragment:
+        raise ValueError(f"{shown(value)} is not nats://HOST[:PORT] or tls://HOST[:PORT]")
+    return text(value)
+
+
+def subject_token(value: object) -> str:
+    """One plain token of a subject, so not one of NATS's own (`$JS`, `_INBOX`)."""
+    if not TOKEN.match(text(value)):
+        raise ValueError(f"{shown(value)} is no subject token: A-Z a-z 0-9 _ -, and no _ or - first")
+    return text(value)
+
+
+def stream_name(value: object) -> str:
+    """A JetStream name (ADR-6): no white space, no `.`, `*`, `>`, `/` or `\\`."""
+    if not STREAM.match(text(value)):
+        raise ValueError(f"{shown(value)} is no stream name: no white space and none of . * > / \\")
+    return text(value)
+
+
+def shown(value: object) -> str:
+    """A value for a sentence: as text or a TOML number, shortened."""
+    if isinstance(value, str):
+        return ascii(value if len(value) <= 80 else value[:77] + "...")
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+Count = Annotated[int, whole(1, 2**31 - 1)]
+Limit = Annotated[int, limit]
+Replicas = Annotated[int, whole(1, 5)]
+Bytes = Annotated[int, size]
+Number = Annotated[float, number]
+Seconds = Annotated[float, seconds]
+Span = Annotated[float, span]
+Listen = Annotated[str, listen]
+Origin = Annotated[str, origin]
+NatsUrl = Annotated[str, nats_url]
+SubjectToken = Annotated[str, subject_token]
+StreamName = Annotated[str, stream_name]

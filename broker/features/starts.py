@@ -1,0 +1,218 @@
+"""Where a subscription begins: a client's wish, resolved against what the stream holds now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import attrs
+
+from broker import subjects
+from broker.errors import SnapshotTooLarge
+from broker.features.replay import filters, narrowed
+from broker.wire import session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from broker.bus.base import Bus, Record
+    from broker.config import Limits
+    from broker.features.replay import Checked
+    from broker.wire.positions import Position
+
+SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot but a download
+
+
+@attrs.frozen(kw_only=True)
+class Lost:
+    """A stretch of history that cannot be had: after `start` (None: of another incarnation) up to `end`."""
+
+    reason: Literal["trimmed", "reset", "limit"]
+    start: int | None
+    end: int
+    count: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Beginning:
+    """Events follow after the sequence `after`."""
+
+    after: int
+    lost: tuple[Lost, ...] = ()
+
+    @property
+    def recovered(self) -> bool:
+        return not self.lost
+
+
+@attrs.frozen(kw_only=True)
+class Scope:
+    """What is asked for: patterns, each with what is denied in it, and how the tenant stands.
+
+    `head` is the newest position, `floor` that of the ring, `held` the sequences of what the ring holds for
+    the patterns, ascending.
+    """
+
+    tenant: str
+    incarnation: str
+    patterns: Mapping[str, tuple[str, ...]]
+    head: int
+    floor: int
+    held: list[int]
+
+    def admits(self, channel: str) -> bool:
+        return any(
+            subjects.covers(pattern, channel) and not any(subjects.covers(each, channel) for each in deny)
+            for pattern, deny in self.patterns.items()
+        )
+
+
+@attrs.define(eq=False)
+class Starts:
+    """Resolves starts.
+
+    `check` makes an event of a record or answers None (a dead letter). `thinned`: the stream keeps only so
+    many messages of each subject.
+    """
+
+    bus: Bus
+    names: subjects.Names
+    limits: Limits
+    check: Callable[[Record], Checked | None]
+    thinned: bool
+
+    async def resolve(self, start: session.After | session.Since | session.Last, scope: Scope) -> Beginning:
+        """Where to begin. Raises `Unavailable`."""
+        match start:
+            case session.After(position):
+                beginning = await self.after(position, scope)
+            case session.Since():
+                beginning = await self.since(start, scope)
+            case session.Last(count):
+                return await self.last(count, scope)
+        return await self.limited(beginning, scope)
+
+    async def after(self, position: Position, scope: Scope) -> Beginning:
+        known = position.incarnation == scope.incarnation
+        if known and scope.floor <= position.sequence <= scope.head:
+            return Beginning(after=position.sequence)
+        state = await self.bus.state()
+        oldest = state.first - 1
+        if position.incarnation != state.incarnation or position.sequence > max(state.last, scope.head):
+            return Beginning(after=oldest, lost=(Lost(reason="reset", start=None, end=oldest),))
+        return self.from_stream(position.sequence, oldest, scope)
+
+    def from_stream(self, after: int, oldest: int, scope: Scope) -> Beginning:
+        """A start below the ring, told truly: what the stream has cut off, or may have."""
+        if after < oldest:
+            return Beginning(after=oldest, lost=(Lost(reason="trimmed", start=after, end=oldest),))
+        if self.thinned and after < scope.floor:
+            # Any subject may have lost its older messages within the range, and no request would say so.
+            return Beginning(after=after, lost=(Lost(reason="trimmed", start=after, end=after),))
+        return Beginning(after=after)
+
+    async def since(self, start: session.Since, scope: Scope) -> Beginning:
+        sequence = await self.bus.sequence_at(start.time)
+        if sequence is None:
+            return Beginning(after=scope.head)
+        state = await self.bus.state()
+        if sequence <= state.first and state.first > 1:
+            # The oldest message that is left is within the wish, and there have been older ones.
+            sequence = state.first - 1
+        return self.from_stream(sequence - 1, state.first - 1, scope)
+
+    async def limited(self, beginning: Beginning, scope: Scope) -> Beginning:
+        """Leaves out the oldest of more than `replay_events`."""
+        most = self.limits.replay_events
+        if scope.head - beginning.after <= most:
+            return beginning
+        wanted = filters(self.names, scope.tenant, scope.patterns)
+        count = await self.count(wanted, beginning.after)
+        if count <= most:
+            return beginning
+        cut = await self.newest(wanted, most, low=beginning.after, high=scope.head)
+        skipped = Lost(
+            reason="limit", start=beginning.after, end=cut, count=count - await self.count(wanted, cut)
+        )
+        return Beginning(after=cut, lost=(*beginning.lost, skipped))
+
+    async def last(self, count: int, scope: Scope) -> Beginning:
+        if len(scope.held) >= count:
+            return Beginning(after=scope.held[-count] - 1)
+        missing = count - len(scope.held)
+        wanted = filters(self.names, scope.tenant, scope.patterns)
+        above = await self.count(wanted, scope.floor)
+        oldest = (await self.bus.state()).first - 1
+        guess = missing
+        while True:
+            # The filters may match more than the patterns: denied channels, several filters at once,
+            # dead letters. So what they count is only a guess, and what is there decides.
+            cut = await self.newest(wanted, above + guess, low=oldest, high=scope.floor)
+            found = await self.sequences(wanted, scope, after=cut)
+            if len(found) >= missing:
+                return Beginning(after=found[-missing] - 1)
+            if cut <= oldest:
+                return Beginning(after=oldest)
+            guess *= 4
+
+    async def sequences(self, wanted: list[str], scope: Scope, *, after: int) -> list[int]:
+        """The sequences of the events for `scope` after a position, up to the ring."""
+        found: set[int] = set()
+        for each in wanted:
+            at, pending = after, 1
+            while pending and at < scope.floor:
+                page = await self.bus.read(each, after=at, limit=256)
+                pending = page.pending
+                for record in page.records:
+                    at = record[0]
+                    event = self.check(record)
+                    if at <= scope.floor and event and scope.admits(event[0]):
+                        found.add(at)
+        return sorted(found)
+
+    async def count(self, wanted: list[str], after: int) -> int:
+        total = 0
+        for each in wanted:
+            page = await self.bus.read(each, after=after, limit=1)
+            total += len(page.records) + page.pending
+        return total
+
+    async def newest(self, wanted: list[str], count: int, *, low: int, high: int) -> int:
+        """The newest position with at least `count` matching messages after it; `low` when there is none.
+
+        By bisection on `Nats-Num-Pending`: 20 requests a filter for a million messages.
+        """
+        if await self.count(wanted, low) < count:
+            return low
+        while high - low > 1:
+            middle = (low + high) // 2
+            if await self.count(wanted, middle) >= count:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    async def snapshot(self, scope: Scope) -> dict[str, Record]:
+        """The newest record of each matching channel below the ring, by channel.
+
+        Raises `SnapshotTooLarge`.
+        """
+        most = self.limits.snapshot_channels
+        wanted: set[str] = set()
+        for pattern in narrowed(scope.patterns):
+            for each in filters(self.names, scope.tenant, [pattern]):
+                found = [each] if subjects.is_literal(pattern) else await self.bus.subjects(each, limit=most)
+                if found is None:
+                    raise SnapshotTooLarge(f"{pattern}: more than {most} channels; ask for fewer")
+                wanted.update(found)
+        entitled = [each for each in wanted if scope.admits(self.names.split(each)[1])]
+        newest: dict[str, Record] = {}
+        size = 0
+        for record in await self.bus.last(entitled, up_to=scope.floor):
+            if event := self.check(record):
+                size += len(record[2])
+                newest[event[0]] = record
+        if len(newest) > most or size > SNAPSHOT_BYTES:
+            raise SnapshotTooLarge(
+                f"{len(newest)} channels, {size} bytes; at most {most}, {SNAPSHOT_BYTES} bytes; ask for fewer"
+            )
+        return newest

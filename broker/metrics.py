@@ -1,0 +1,80 @@
+"""Every metric of the broker, declared once.
+
+Nothing is counted in hot loops for this: a scrape takes one snapshot of what the actors keep anyway.
+Conventions: https://prometheus.io/docs/practices/naming/
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """What the broker holds and has done: what is read at a scrape."""
+
+    connections: int
+    tenants: int
+    behind: int
+    ring_events: int
+    ring_bytes: int
+    stored_events: int
+    live_events: int
+    live_losses: int
+    tenant_restarts: int
+    dead_letters: Mapping[str, int]
+    closes: Mapping[int, int]
+    ready: bool
+
+
+GAUGES = {
+    "connections": "WebSocket connections that are open.",
+    "tenants": "Tenants with an actor.",
+    "behind": "Connections that are behind and read on by themselves.",
+    "ring_events": "Recent events held in memory.",
+    "ring_bytes": "Bytes of recent events held in memory.",
+    "ready": "1 while an event can travel from a publisher through the stream to the broker.",
+}
+COUNTERS = {
+    "stored_events": "Messages received from the stream.",
+    "live_events": "Messages received on live subjects.",
+    "live_losses": "Times that live messages were dropped before they reached the broker.",
+    "tenant_restarts": "Crashes of a tenant's actor.",
+}
+
+
+@attrs.frozen
+class Collector:
+    """Turns a snapshot into metrics, for a `prometheus_client` registry."""
+
+    snapshot: Callable[[], Statistics]
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        taken = self.snapshot()
+        for name, text in GAUGES.items():
+            yield GaugeMetricFamily(f"broker_{name}", text, value=getattr(taken, name))
+        for name, text in COUNTERS.items():
+            yield CounterMetricFamily(f"broker_{name}", text, value=getattr(taken, name))
+        letters = CounterMetricFamily(
+            "broker_dead_letters", "Messages that were no events, by reason.", labels=["reason"]
+        )
+        for reason, count in taken.dead_letters.items():
+            letters.add_metric([reason], count)
+        yield letters
+        closes = CounterMetricFamily(
+            "broker_connections_closed", "Connections that ended, by close code.", labels=["code"]
+        )
+        for code, count in taken.closes.items():
+            closes.add_metric([str(code)], count)
+        yield closes

@@ -1,0 +1,215 @@
+"""The recent events of a tenant, encoded, as the ticks in which they were sent.
+
+A tick holds up to some hundred events in stream order with, for each topic that one of them matched, an
+`int` whose bit *i* says that event *i* did. A page of history read from the stream has the same shape,
+so that one reader serves both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import attrs
+
+from broker import subjects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from broker.config import Ring as Bounds
+
+BITS = bytes.maketrans(b"01", b"\0\1")
+OVERHEAD = 100  # bytes that an event costs beside its frame: list slots, small ints, its share of the tick
+
+
+def bits(mask: int) -> bytes:
+    """The mask as one byte an event, lowest first: what `itertools.compress` takes."""
+    return bin(mask)[:1:-1].encode().translate(BITS)
+
+
+def indices(mask: int) -> Iterable[int]:
+    """The indices of the mask's bits, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class Topic(Protocol):
+    """What a tick needs to know of a topic."""
+
+    room: str | None
+    serial: int
+    live: bool
+
+    def admits(self, channel: str) -> bool: ...
+
+
+T = TypeVar("T", bound=Topic)
+
+
+class Tick:
+    """Events that were encoded together.
+
+    `first` is the tenant's counter at its first event; live events count too. `sequences` has for each
+    the position after it: its own sequence, or, for a live one, that of the stored one before it.
+    `base` is the position before all of it and `head` the one after, `serial` that of the newest topic that
+    its masks know.
+    """
+
+    __slots__ = (
+        "base", "channels", "first", "frames", "head", "masks",
+        "rooms", "sequences", "serial", "size", "time",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        first: int,
+        sequences: list[int],
+        channels: list[str],
+        frames: list[bytes],
+        masks: dict[Any, int],
+        base: int,
+        head: int,
+        serial: int,
+        time: float,
+    ) -> None:
+        self.first = first
+        self.sequences = sequences
+        self.channels = channels
+        self.frames = frames
+        self.masks = masks
+        self.base = base
+        self.head = head
+        self.serial = serial
+        self.time = time
+        self.size = sum(map(len, frames)) + OVERHEAD * len(frames)
+        self.rooms: dict[str | None, int] | None = None
+
+    @property
+    def last(self) -> int:
+        """The counter at its last event."""
+        return self.first + len(self.frames) - 1
+
+    def mask(self, topic: Topic) -> int:
+        """The events that match the topic; worked out now when the topic is younger than the tick."""
+        found = self.masks.get(topic)
+        if found is None:
+            if topic.serial <= self.serial:
+                return 0
+            found = 0
+            for index in indices(self.within(topic.room)):
+                if topic.admits(self.channels[index]):
+                    found |= 1 << index
+            if found:
+                self.masks[topic] = found
+        return found
+
+    def within(self, room: str | None) -> int:
+        """The events whose channels lie in a room. Many private topics are younger than a tick."""
+        if room is None:
+            return (1 << len(self.channels)) - 1
+        if self.rooms is None:
+            self.rooms = {}
+            for index, channel in enumerate(self.channels):
+                of = subjects.room(channel)
+                self.rooms[of] = self.rooms.get(of, 0) | 1 << index
+        return self.rooms.get(room, 0)
+
+    def share(self, topics: Mapping[T, int], *, after: int = 0) -> int:
+        """The events for a reader of `topics` (each with its floor) from the index `after` on."""
+        mask = 0
+        for topic, floor in topics.items():
+            if found := self.mask(topic):
+                mask |= self.above(found, floor, live=topic.live)
+        return mask & (-1 << after)
+
+    def above(self, mask: int, floor: int, *, live: bool) -> int:
+        if live:
+            return mask & (-1 << max(0, floor - self.first + 1))
+        if floor < self.sequences[0]:
+            return mask
+        if floor >= self.head:
+            return 0
+        return mask & (-1 << self.before(floor))
+
+    def before(self, position: int) -> int:
+        """How many of its events are at or before a position."""
+        return bisect_right(self.sequences, position)
+
+    def join(self, mask: int) -> bytes:
+        """The frames of a share, which is not empty, as one."""
+        if mask & (mask - 1) == 0:
+            return self.frames[mask.bit_length() - 1]
+        return b"".join(compress(self.frames, bits(mask)))
+
+
+@attrs.frozen(kw_only=True)
+class RingStatistics:
+    ticks: int
+    events: int
+    size: int
+
+
+class Ring:
+    """Ticks in order, bounded by count, bytes and age; the newest may be read while it is being sent.
+
+    Everything after the counter `floor` and the position `floor_head` is here.
+    """
+
+    def __init__(self, bounds: Bounds, *, floor: int, floor_head: int) -> None:
+        self.bounds = bounds
+        self.floor = floor
+        self.floor_head = floor_head
+        self.ticks: list[Tick] = []
+        self.lasts: list[int] = []
+        self.heads: list[int] = []
+        self.start = 0  # ticks before this index are gone; removed from the lists now and then
+        self.events = 0
+        self.size = 0
+
+    def add(self, tick: Tick) -> None:
+        self.ticks.append(tick)
+        self.lasts.append(tick.last)
+        self.heads.append(tick.head)
+        self.events += len(tick.frames)
+        self.size += tick.size
+        while self.events > self.bounds.events or self.size > self.bounds.bytes:
+            if self.start == len(self.ticks) - 1:
+                break  # the tick that is being sent stays, however large
+            self.drop()
+        self.expire(tick.time)
+
+    def expire(self, now: float) -> None:
+        """Drops what is older than the bound; `now` is on the clock of the ticks."""
+        while self.start < len(self.ticks) and self.ticks[self.start].time < now - self.bounds.seconds:
+            self.drop()
+
+    def drop(self) -> None:
+        """Drops the oldest tick."""
+        tick = self.ticks[self.start]
+        self.floor, self.floor_head = tick.last, tick.head
+        self.events -= len(tick.frames)
+        self.size -= tick.size
+        self.start += 1
+        if self.start > 64 and self.start * 2 > len(self.ticks):
+            del self.ticks[: self.start], self.lasts[: self.start], self.heads[: self.start]
+            self.start = 0
+
+    def after(self, cursor: int) -> Sequence[Tick]:
+        """The ticks that hold something after the counter `cursor`, which is not below `floor`."""
+        return self.ticks[max(self.start, bisect_right(self.lasts, cursor)) :]
+
+    def cursor(self, position: int) -> int:
+        """The counter at a position, which is not below `floor_head`."""
+        index = bisect_left(self.heads, position, self.start)
+        if index == len(self.ticks):
+            return self.lasts[-1] if self.start < len(self.lasts) else self.floor
+        tick = self.ticks[index]
+        return tick.first + tick.before(position) - 1
+
+    def statistics(self) -> RingStatistics:
+        return RingStatistics(ticks=len(self.ticks) - self.start, events=self.events, size=self.size)

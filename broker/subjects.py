@@ -1,0 +1,213 @@
+"""Names: tenants, users, channels, patterns and the NATS subjects that stand for them.
+
+A *channel* is what clients see (`orders.7`, `live.cursor.7`, `users.alice.inbox`); a *subject* is what
+NATS sees (`events.acme.orders.7`, `live.acme.cursor.7`, `events.acme.users.alice.inbox`). A *pattern*
+is a channel in which a whole token may be `*` and the last one `>`, with the meaning that they have
+in NATS (https://docs.nats.io/nats-concepts/subjects), and one rule of our own: a wildcard never
+reaches into a private or live room from outside. `>` covers neither `users.…` nor `live.…`, and
+`live.>` does not cover `live.users.…`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+import attrs
+
+from broker.errors import InvalidChannel
+
+BROADCAST = "_all"
+BROKER = "_broker"  # the broker's own messages
+LIVE = "live"
+USERS = "users"
+ME = "me"
+
+MAX_TOKENS = 16
+MAX_CHANNEL_BYTES = 256
+MAX_USER_BYTES = 128  # leaves half a channel for what follows `users.<user>.`
+
+TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+ESCAPED = frozenset(".*>%$")
+# Everything that `token_fault` must look at one character at a time; nearly no token has any of it.
+ODD = re.compile(r"[^!-~]|[*>]")
+
+
+def is_tenant(name: str) -> bool:
+    """Whether `name` may be a tenant in a token: the reserved ones, which begin with `_`, may not."""
+    return bool(TENANT.match(name)) and not name.startswith("_")
+
+
+def encode_user(user: str) -> str:
+    """`user` as one subject token: percent-encoded over its UTF-8 bytes where a subject could not hold it.
+
+    Raises `ValueError` when it is empty, not valid Unicode, or longer than 128 bytes once encoded.
+    """
+    encoded = encode_token(user)
+    size = len(encoded.encode())
+    if not 1 <= size <= MAX_USER_BYTES:
+        raise ValueError(f"a user takes 1 to {MAX_USER_BYTES} bytes when encoded, not {size}")
+    return encoded
+
+
+def encode_token(text: str) -> str:
+    """Any text as one subject token, or as a header's value; `urllib.parse.unquote` is the way back."""
+    return "".join(
+        "".join(f"%{byte:02X}" for byte in char.encode()) if needs_escape(char) else char for char in text
+    )
+
+
+def needs_escape(char: str) -> bool:
+    return char in ESCAPED or char.isspace() or unicodedata.category(char) in ("Cc", "Cf")
+
+
+def parse_channel(text: str) -> str:
+    """`text` when it is a channel to publish into. Raises `InvalidChannel`, which says why it is none."""
+    tokens = parse(text, wildcards=False)
+    if (tokens[0] == USERS and len(tokens) < 3) or (tokens[:2] == [LIVE, USERS] and len(tokens) < 4):
+        raise InvalidChannel(f"{shown(text)}: a private channel is users.<user>.<name>")
+    return text
+
+
+def parse_pattern(text: str) -> str:
+    """`text` when it is a pattern (a channel is one). Raises `InvalidChannel`, which says why it is none."""
+    parse(text, wildcards=True)
+    return text
+
+
+def parse(text: str, *, wildcards: bool) -> list[str]:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidChannel(f"{shown(text)}: a lone surrogate at character {error.start}") from None
+    if size > MAX_CHANNEL_BYTES:
+        raise InvalidChannel(f"{shown(text)}: {size} bytes; a channel has at most {MAX_CHANNEL_BYTES}")
+    tokens = text.split(".")
+    if len(tokens) > MAX_TOKENS:
+        raise InvalidChannel(f"{shown(text)}: {len(tokens)} tokens; a channel has at most {MAX_TOKENS}")
+    if tokens[0][:1] in ("@", "_", "$"):
+        raise InvalidChannel(f"{shown(text)}: the first token may not begin with {tokens[0][0]!r}")
+    for index, token in enumerate(tokens):
+        if wildcards and (token == "*" or (token == ">" and index == len(tokens) - 1)):
+            continue
+        if fault := token_fault(token):
+            raise InvalidChannel(f"{shown(text)}: token {index + 1} {fault}")
+    if tokens[0] == LIVE and len(tokens) == 1:
+        raise InvalidChannel("live: a live channel is live.<name>")
+    return tokens
+
+
+def token_fault(token: str) -> str | None:
+    if not token:
+        return "is empty"
+    if ODD.search(token) is None:
+        return None
+    for char in token:
+        if char in "*>":
+            return f"holds {char!r}, which stands only as a whole token of a pattern"
+        if char.isspace():
+            return "holds white space"
+        if unicodedata.category(char) == "Cc":
+            return "holds a control character"
+    return None
+
+
+def shown(text: str) -> str:
+    """`text` for a message: quoted, escaped, shortened."""
+    quoted = ascii(text[:80])  # an escape takes up to ten characters
+    return quoted if len(text) <= 80 and len(quoted) <= 82 else quoted[:78] + "...'"
+
+
+def expand_me(text: str, user: str) -> str:
+    """`text` with a leading `me` (or `live.me`) replaced by the private room of the encoded `user`."""
+    if text == ME or text.startswith(ME + "."):
+        return f"{USERS}.{user}{text[len(ME) :]}"
+    if text == f"{LIVE}.{ME}" or text.startswith(f"{LIVE}.{ME}."):
+        return f"{LIVE}.{USERS}.{user}{text[len(LIVE) + 1 + len(ME) :]}"
+    return text
+
+
+def is_live(channel: str) -> bool:
+    """Whether a channel or pattern lies in the live room: plain NATS, never stored."""
+    return channel.startswith("live.")
+
+
+def is_literal(pattern: str) -> bool:
+    """Whether a pattern is a channel: it has no wildcard."""
+    return not {"*", ">"} & set(pattern.split("."))
+
+
+def room(pattern: str) -> str | None:
+    """The part of the tree that holds every channel of a pattern; None when that is more than one room.
+
+    A room is a first token, and of `users` the first two, since each client has its own there.
+    """
+    first, _, rest = pattern.partition(".")
+    if first == USERS:
+        second = rest.partition(".")[0]
+        return None if second in ("*", ">") else f"{first}.{second}"
+    return None if first in ("*", ">") else first
+
+
+def walled(tokens: list[str], index: int) -> bool:
+    """Whether the token at `index` opens a room that no wildcard reaches into from outside."""
+    token = tokens[index]
+    if index == 0:
+        return token in (USERS, LIVE)
+    return index == 1 and token == USERS and tokens[0] == LIVE
+
+
+def covers(outer: str, inner: str) -> bool:
+    """Whether each channel that `inner` (a channel or pattern) matches is matched by `outer` too."""
+    wide, narrow = outer.split("."), inner.split(".")
+    for index, token in enumerate(wide):
+        if index == len(narrow):
+            return False
+        if token in ("*", ">") and walled(narrow, index):
+            return False
+        if token == ">":
+            return True
+        if narrow[index] == ">" or (token not in ("*", narrow[index])):
+            return False
+    return len(wide) == len(narrow)
+
+
+def overlaps(one: str, other: str) -> bool:
+    """Whether some channel is matched by both patterns."""
+    left, right = one.split("."), other.split(".")
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
+        wild_a, wild_b = a in ("*", ">"), b in ("*", ">")
+        if (wild_a and walled(right, index)) or (wild_b and walled(left, index)):
+            return False
+        if a == ">" or b == ">":
+            return True
+        if not (wild_a or wild_b or a == b):
+            return False
+    return len(left) == len(right)
+
+
+@attrs.frozen(kw_only=True)
+class Names:
+    """The configured subject prefixes, and the way between subjects and channels."""
+
+    events: str = "events"
+    live: str = "live"
+    deadletter: str = "deadletter"
+
+    def subject(self, tenant: str, channel: str) -> str:
+        """The subject of a channel, or the subject filter of a pattern, in `tenant`."""
+        if is_live(channel):
+            return f"{self.live}.{tenant}.{channel[len(LIVE) + 1 :]}"
+        return f"{self.events}.{tenant}.{channel}"
+
+    def split(self, subject: str) -> tuple[str, str]:
+        """Tenant and channel of a subject under `events` or `live`; neither is checked yet.
+
+        Raises `InvalidChannel` when the subject has another prefix or no channel.
+        """
+        for prefix, room in ((self.events, ""), (self.live, "live.")):
+            if subject.startswith(prefix + "."):
+                tenant, dot, channel = subject[len(prefix) + 1 :].partition(".")
+                if dot:
+                    return tenant, room + channel
+        raise InvalidChannel(f"{shown(subject)}: no channel under {self.events} or {self.live}")

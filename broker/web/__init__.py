@@ -1,0 +1,7 @@
+"""HTTP and WebSocket: what stands between a socket and an actor.
+
+`listeners` accept, `links` are one TCP or TLS connection each, `heads` reads and checks a request head,
+`upgrade` decides about a WebSocket handshake, `origins` about the page it comes from, `pages` and
+`problems` are what is answered otherwise. `gate` and `websocket` speak frames. `server` and `admin`
+are the two ports.
+"""

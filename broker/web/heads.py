@@ -1,0 +1,129 @@
+"""The head of a request: read within bounds, checked, and parsed by h11.
+
+h11 is generous where an origin server need not be: line ends without CR, control characters, folded
+lines, anything twice. What it lets through is what proxies in front of us may understand otherwise,
+so it is refused here (RFC 9112 sections 2.2, 3.2, 5.2 and 11).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import attrs
+import h11
+import trio
+
+from broker.actors.transport import LinkLost
+from broker.web.problems import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from broker.config import Limits
+    from broker.web.links import Link
+
+END = b"\r\n\r\n"
+# Browsers send about 15; what proxies add is of the same order.
+HEADERS = 100
+# The longest token in a query, and as much again as a list of channels or a proxy's path may need.
+TARGET_BYTES_BESIDE_TOKEN = 2048
+# Bare CR or LF, a folded line, and whatever is neither printable ASCII nor a tab.
+FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n(?=[ \t])|[^\t\r\n\x20-\x7e]")
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._~%!$&'()*+,;=-]+))(?::([0-9]{1,5}))?\Z", re.IGNORECASE)
+# Twice in one head each of these has two meanings.
+SINGLE = {"authorization", "connection", "content-length", "host", "origin", "transfer-encoding", "upgrade"}
+
+
+@attrs.frozen(kw_only=True)
+class Request:
+    """A checked request. Header names are in lower case, `host` too; an IPv6 `host` is without brackets."""
+
+    method: str
+    path: str
+    query: str
+    host: str
+    port: int | None
+    headers: Mapping[str, str]
+
+
+async def read(link: Link, limits: Limits) -> tuple[Request, bytes]:
+    """The next request, and what came after its head.
+
+    Bounds: `limits.head_seconds` with the TLS handshake, `limits.head_bytes`. Raises `Refused`, and
+    `LinkLost` where there is nobody who would understand an answer.
+    """
+    buffer = bytearray()
+    scanned = 0
+    with trio.move_on_after(limits.head_seconds):
+        await link.open()
+        while True:
+            data = await link.receive()
+            if not data:
+                raise LinkLost
+            buffer += data
+            found = buffer.find(END, max(0, scanned - len(END) + 1))
+            size = len(buffer) if found < 0 else found + len(END)
+            if FORBIDDEN.search(buffer, max(0, scanned - 1), size):
+                if not buffer[:1].isalpha():
+                    raise LinkLost  # a TLS hello, or noise: this was never HTTP
+                raise Refused(400, "A head is printable ASCII in unfolded lines that end with CR LF.")
+            if size > limits.head_bytes:
+                status = 431 if b"\r\n" in buffer[: limits.head_bytes] else 414
+                raise Refused(status, f"The head is longer than {limits.head_bytes} bytes.")
+            if found >= 0:
+                return parse(bytes(buffer[:size]), limits), bytes(buffer[size:])
+            scanned = size
+    if not buffer:
+        raise LinkLost
+    raise Refused(408, f"The head was not complete after {limits.head_seconds:g} s.")
+
+
+def parse(head: bytes, limits: Limits) -> Request:
+    """A head of which every byte is known to be allowed. Raises `Refused`."""
+    if head.count(b"\r\n") - 2 > HEADERS:
+        raise Refused(431, f"More than {HEADERS} headers.")
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
+    connection.receive_data(head)
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        # h11's own words may hold a header's value: a token.
+        raise Refused(
+            error.error_status_hint, "Not a request line, one Host and well-formed header lines."
+        ) from None
+    if not isinstance(event, h11.Request) or event.http_version != b"1.1":
+        raise Refused(400, "Only HTTP/1.1 is spoken here.")
+    if len(event.target) > limits.token_bytes + TARGET_BYTES_BESIDE_TOKEN:
+        raise Refused(414, "The request target is too long.")
+    if not event.target.startswith(b"/"):
+        raise Refused(400, "The request target is a path.")
+    headers = checked(event.headers)
+    host, port = authority(headers["host"])
+    path, _, query = event.target.decode("ascii").partition("?")
+    return Request(
+        method=event.method.decode("ascii"), path=path, query=query, host=host, port=port, headers=headers
+    )
+
+
+def checked(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name_bytes, value_bytes in raw:
+        name, value = name_bytes.decode("ascii"), value_bytes.decode("ascii")
+        if name not in headers:
+            headers[name] = value
+        elif name in SINGLE or name.startswith("sec-websocket-"):
+            raise Refused(400, f"The header {name} stands there twice.")
+        else:
+            headers[name] += f", {value}"
+    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+        raise Refused(400, "No request with a body is served here.")
+    return headers
+
+
+def authority(text: str) -> tuple[str, int | None]:
+    """Host and port of a `Host` header (RFC 9110 section 7.2)."""
+    match = HOST.match(text)
+    if match is None or (match[3] and int(match[3]) > 65535):
+        raise Refused(400, "The Host header is not HOST or HOST:PORT.")
+    return (match[1] or match[2]).lower(), int(match[3]) if match[3] else None

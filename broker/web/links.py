@@ -1,0 +1,165 @@
+"""One accepted connection: bytes in, bytes out, and a sure end. Plain TCP, or TLS over it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import struct
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+import trio
+
+from broker.actors.transport import LinkLost
+from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RECEIVE_BYTES = 16 * 1024
+LINGER_SECONDS = 2.0
+# Without it the kernel takes up to 4 MiB for a client that does not read: memory that no RSS shows,
+# and a lag policy that starts 4 MiB too late.
+UNSENT_BYTES = 64 * 1024
+LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+@attrs.define(eq=False)
+class Link:
+    """A TCP connection. `raw` and `sock` are the same socket, for the two ways of writing to it."""
+
+    partial_sends: ClassVar[bool] = True
+    raw: socket.socket
+    peer: str
+    sock: trio.socket.SocketType = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.sock = trio.socket.from_stdlib_socket(self.raw)
+        self.tune()
+
+    def tune(self) -> None:
+        with contextlib.suppress(OSError):  # some systems refuse when the peer has gone already
+            self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+
+    @property
+    def local_host(self) -> str:
+        """The address of ours that the client reached."""
+        return str(self.raw.getsockname()[0])
+
+    async def open(self) -> None:
+        """What has to happen before the first byte of HTTP. Raises `LinkLost`."""
+
+    async def receive(self) -> bytes:
+        """What has arrived, at least a byte; nothing when the link has ended, in whichever way."""
+        try:
+            return await self.sock.recv(RECEIVE_BYTES)
+        except LOST:
+            return b""
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        try:
+            return self.raw.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise LinkLost from error
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        try:
+            return await self.sock.send(data)
+        except LOST as error:
+            raise LinkLost from error
+
+    async def send_all(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[await self.send_some(rest) :]
+
+    async def linger(self) -> None:
+        """Says that nothing more comes, and waits at most 2 s for the client to say the same.
+
+        To close at once with bytes unread would make TCP throw away our last words (RFC 9112
+        section 9.6, RFC 6455 section 7.1.1).
+        """
+        with trio.move_on_after(LINGER_SECONDS), contextlib.suppress(*LOST):
+            self.sock.shutdown(socket.SHUT_WR)
+            while await self.sock.recv(RECEIVE_BYTES):
+                pass
+
+    def abort(self) -> None:
+        """Frees the socket at once; a client that is still there gets a reset."""
+        if self.raw.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.sock.close()
+
+
+@attrs.define(eq=False)
+class TlsLink(Link):
+    """TLS: all sends wait, since a record that was cut off half sent cannot be taken back."""
+
+    partial_sends: ClassVar[bool] = False
+    context: ssl.SSLContext
+    stream: trio.SSLStream[trio.SocketStream] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.sock = trio.socket.from_stdlib_socket(self.raw)
+        # As HTTPS is spoken everywhere: a close without TLS's own goodbye is a close. Bodies have a
+        # length and WebSocket has its Close frame, so nobody takes a cut for an end.
+        self.stream = trio.SSLStream(
+            trio.SocketStream(self.sock), self.context, server_side=True, https_compatible=True
+        )
+        self.tune()  # after SocketStream, which has a mind of its own
+
+    async def open(self) -> None:
+        try:
+            await self.stream.do_handshake()
+        except LOST as error:
+            raise LinkLost from error
+
+    async def receive(self) -> bytes:
+        try:
+            return bytes(await self.stream.receive_some(RECEIVE_BYTES))
+        except LOST:
+            return b""
+
+    def send_nowait(self, data: bytes | memoryview) -> int:  # noqa: ARG002 - nothing is taken at once
+        return 0
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        try:
+            await self.stream.send_all(data)
+        except LOST as error:
+            raise LinkLost from error
+        return len(data)
+
+
+def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """TLS 1.2 and later, HTTP/1.1 only.
+
+    `certificate` is a PEM chain, leaf first; without `key` the key stands in the same file. Raises
+    `ConfigError` naming `server.tls_certificate` or `server.tls_key`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # `load_cert_chain` does not say which of the two files is at fault. This reads the one alone.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=certificate)
+    except OSError as error:
+        raise ConfigError([f"server.tls_certificate: {certificate}: {told(error)}"]) from error
+    try:
+        # With a password at hand OpenSSL does not ask for one on the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise ConfigError([f"server.tls_key: {key or certificate}: {told(error)}"]) from error
+    return context
+
+
+def told(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"no usable PEM ({error.reason or 'nothing found'})"
+    return error.strerror or str(error)

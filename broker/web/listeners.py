@@ -1,0 +1,114 @@
+"""Listening sockets, and the loop that accepts on them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+import trio
+
+from broker.actors.transport import LinkLost
+from broker.config import host_port
+from broker.errors import ConfigError
+from broker.web.links import Link, TlsLink
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
+
+log = structlog.get_logger()
+
+Handle: TypeAlias = "Callable[[Link], Awaitable[None]]"
+
+# How many connections one wake-up takes: a storm of reconnects is cheaper in batches, and others must
+# have their turn in between.
+BATCH = 64
+BACK_OFF_SECONDS = 0.1
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# accept(2): errors of the new connection that Linux passes on here, and of firewalls. Not ours.
+TRANSIENT = {
+    *(errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT),
+}
+
+
+async def open_listeners(listen: str, backlog: int, *, key: str = "server.listen") -> list[socket.socket]:
+    """Listens on "HOST:PORT", on every address that HOST has. Port 0 is any free one.
+
+    Raises `ConfigError` naming `key`, where `listen` comes from.
+    """
+    try:
+        host, port = host_port(listen)
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+    except ValueError as error:
+        raise ConfigError([f"{key}: {error}"]) from error
+    except OSError as error:
+        raise ConfigError([f"{key}: cannot listen on {listen}: {error.strerror or error}"]) from error
+    # We accept ourselves: the non-blocking write needs the socket under Trio's.
+    return [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
+
+
+async def accept(
+    listeners: Sequence[socket.socket],
+    handle: Handle,
+    *,
+    nursery: trio.Nursery,
+    context: ssl.SSLContext | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Accepts for ever and runs `handle` for each connection in `nursery`; then cuts the connection.
+
+    Cancelled, it closes the listeners; what has been accepted goes on.
+    """
+    try:
+        async with trio.open_nursery() as loops:
+            for listener in listeners:
+                listener.setblocking(False)
+                loops.start_soon(accept_on, listener, handle, nursery, context)
+            task_status.started()
+    finally:
+        for listener in listeners:
+            trio.lowlevel.notify_closing(listener)
+            listener.close()
+
+
+async def accept_on(
+    listener: socket.socket, handle: Handle, nursery: trio.Nursery, context: ssl.SSLContext | None
+) -> None:
+    exhausted = False
+    while True:
+        await trio.lowlevel.wait_readable(listener)
+        try:
+            for _ in range(BATCH):
+                raw, address = listener.accept()
+                exhausted = False
+                nursery.start_soon(connection, raw, shown(address), handle, context)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                # The connection stays in the backlog. Said once for each time it begins.
+                if not exhausted:
+                    log.warning("accept_exhausted", error=os.strerror(error.errno))
+                exhausted = True
+                await trio.sleep(BACK_OFF_SECONDS)
+            elif error.errno not in TRANSIENT:
+                raise
+
+
+async def connection(raw: socket.socket, peer: str, handle: Handle, context: ssl.SSLContext | None) -> None:
+    link = Link(raw, peer) if context is None else TlsLink(raw, peer, context)
+    try:
+        await handle(link)
+    except LinkLost:
+        log.debug("connection_lost", peer=peer)
+    finally:
+        link.abort()
+
+
+def shown(address: tuple[str | int, ...]) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

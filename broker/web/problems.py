@@ -1,0 +1,56 @@
+"""Answers of the HTTP side. Whatever is refused is a problem document (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+from email.utils import formatdate
+from http import HTTPStatus
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Response:
+    """A whole answer, after which the connection is closed."""
+
+    status: int
+    body: bytes
+    media_type: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def encode(self) -> bytes:
+        """As HTTP/1.1 bytes. Header values are ours, never the client's."""
+        head = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"Date: {formatdate(usegmt=True)}",
+            f"Content-Type: {self.media_type}",
+            f"Content-Length: {len(self.body)}",
+            "Cache-Control: no-store",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        return "\r\n".join([*head, "\r\n"]).encode("ascii") + self.body
+
+
+class Refused(Exception):
+    """The request is not served; `response` says why."""
+
+    def __init__(self, status: int, detail: str, *headers: tuple[str, str]) -> None:
+        super().__init__(detail)
+        self.response = problem(status, detail, *headers)
+
+
+def problem(status: int, detail: str, *headers: tuple[str, str]) -> Response:
+    """`detail` is a sentence for the client's developer: what and where, never a secret."""
+    document = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    return Response(
+        status=status,
+        body=json.dumps(document).encode(),
+        media_type="application/problem+json",
+        headers=headers,
+    )

@@ -1,0 +1,97 @@
+"""The public port: WebSocket clients, and whether we live and are ready."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import trio
+
+from broker.web import heads, origins, upgrade
+from broker.web.gate import Gate
+from broker.web.listeners import accept
+from broker.web.pages import check, health, respond
+from broker.web.problems import Refused
+from broker.web.websocket import WebSocketTransport
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from broker import config
+    from broker.actors.transport import Hello, Transport
+    from broker.errors import BrokerError
+    from broker.web.heads import Request
+    from broker.web.links import Link
+
+PAGES = ("/ws", "/healthz", "/readyz")
+
+Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
+
+
+@attrs.define(eq=False)
+class PublicPort:
+    """Takes connections from the sockets to the actors.
+
+    `serve` has a client for as long as it runs; the link is cut when it returns. `admit` says why no
+    further client is taken now (503, `retry_after` in seconds), `health` why no event can travel now.
+    """
+
+    server: config.Server
+    limits: config.Limits
+    serve: Serve = attrs.field(kw_only=True)
+    admit: Callable[[], BrokerError | None] = attrs.field(kw_only=True)
+    health: Callable[[], str | None] = attrs.field(kw_only=True)
+    ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+
+    async def run(
+        self,
+        listeners: Sequence[socket.socket],
+        *,
+        nursery: trio.Nursery,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Accepts until it is cancelled, then closes `listeners`. The connections live in `nursery`."""
+        await accept(
+            listeners, self.handle, nursery=nursery, context=self.ssl_context, task_status=task_status
+        )
+
+    async def handle(self, link: Link) -> None:
+        opened = await self.open(link)
+        if opened is None:
+            return
+        hello, trailing = opened
+        transport = WebSocketTransport(link, Gate(self.limits.message_bytes))
+        transport.feed(trailing)
+        serving = self.serve(transport, hello)
+        del opened, hello, trailing  # a token and a head's worth of bytes, else kept while the client is idle
+        try:
+            await serving
+        finally:
+            transport.abort()
+
+    async def open(self, link: Link) -> tuple[Hello, bytes] | None:
+        """Brings the link to WebSocket: what the client said, and what it sent after that. Or answers it."""
+        try:
+            request, trailing = await heads.read(link, self.limits)
+            check(request, PAGES)
+            if request.path == "/ws":
+                opening = self.welcome(request, link.peer)
+                await link.send_all(opening.response)
+                return opening.hello, trailing
+            response = health(request, self.health)
+        except Refused as refused:
+            response = refused.response
+        await respond(link, response)
+        return None
+
+    def welcome(self, request: Request, peer: str) -> upgrade.Upgrade:
+        """The handshake, when it holds and there is room."""
+        origins.check(request, frozenset(self.server.origins))
+        opening = upgrade.decide(request, peer=peer, query_token=self.server.query_token)
+        refusal = self.admit()
+        if refusal is not None:
+            raise Refused(503, refusal.message, ("Retry-After", f"{math.ceil(refusal.retry_after or 1)}"))
+        return opening

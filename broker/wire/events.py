@@ -1,0 +1,107 @@
+"""What a service published, made into the event that clients get.
+
+A body passes through untouched; here it is only looked at: is it JSON, does it fit, does it contradict
+its tenant. CloudEvents in binary mode (attributes in `ce-*` headers) become structured ones around
+the untouched body: https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
+
+import attrs
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_DEPTH = 1024
+TOMBSTONE = b"null"
+
+STRING = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"', re.DOTALL)
+NO_BRACKET = bytes(set(range(256)) - set(b"[{]}"))
+OPENS = ord("[")
+STEPS = bytes.maketrans(b"{}", b"[]")
+
+# msgspec counts nesting against the interpreter's recursion limit, whose default of 1,000 less the frames
+# that are in use would refuse documents that the protocol page allows.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 2 * MAX_DEPTH))
+
+
+class Metadata(msgspec.Struct):
+    tenant_id: Any = msgspec.UNSET
+
+
+class Envelope(msgspec.Struct):
+    metadata: Metadata | None = None
+
+
+envelope = msgspec.json.Decoder(Envelope)
+anything = msgspec.json.Decoder(msgspec.Raw)
+
+
+@attrs.frozen
+class Fault:
+    """Why a body is no event: a word for machines, a sentence for people."""
+
+    reason: Literal["too_large", "not_json", "tenant_mismatch"]
+    detail: str
+
+
+def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
+    """Why a body is no event of `tenant`; None when it is one.
+
+    An empty body is a tombstone. `limit` is in bytes.
+    """
+    if not body:
+        return None
+    if len(body) > limit:
+        return Fault("too_large", f"{len(body)} bytes; the limit is {limit}")
+    try:
+        # Neither decoder looks at the UTF-8 of what it skips.
+        if not body.isascii():
+            body.decode()
+        if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(body) > MAX_DEPTH:
+            return Fault("not_json", f"nested deeper than {MAX_DEPTH}")
+        try:
+            claimed = envelope.decode(body).metadata
+        except msgspec.ValidationError:  # JSON, perhaps, but no envelope
+            anything.decode(body)
+            return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Fault("not_json", str(error))
+    if claimed and claimed.tenant_id is not msgspec.UNSET and claimed.tenant_id != tenant:
+        return Fault("tenant_mismatch", "metadata.tenant_id contradicts the tenant")
+    return None
+
+
+def depth(body: bytes) -> int:
+    """How deeply arrays and objects are nested; brackets within strings do not count."""
+    brackets = STRING.sub(b"", body).translate(STEPS, NO_BRACKET)
+    return max(accumulate(1 if step == OPENS else -1 for step in brackets), default=0)
+
+
+def to_event(body: bytes, headers: Mapping[str, str] | None) -> bytes:
+    """The event of a body that has no `fault`."""
+    if not body:
+        return TOMBSTONE
+    if headers:
+        attributes = cloud_attributes(headers)
+        if "specversion" in attributes:
+            return msgspec.json.encode(attributes)[:-1] + b',"data":' + body + b"}"
+    return body
+
+
+def cloud_attributes(headers: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in headers.items():
+        key = name.lower()
+        if key.startswith("ce-"):
+            found[key[3:]] = unquote(value, errors="replace")
+        elif key == "content-type":
+            found["datacontenttype"] = value
+    return found

@@ -1,0 +1,420 @@
+"""One client's side of the protocol as a state machine without I/O.
+
+`receive` takes a message and answers with effects: values that say what is to be done, in order. The
+connection actor carries them out and tells the session what came of it. Time is an argument (seconds on a
+monotonic clock).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+import msgspec
+
+from broker import errors, subjects
+from broker.errors import BrokerError, CloseCode
+from broker.limits import TokenBucket, Window
+from broker.wire import codec, events, positions
+from broker.wire import messages as m
+
+if TYPE_CHECKING:
+    from broker.config import Limits
+    from broker.permissions import Principal
+
+BAD_MESSAGES, BAD_SECONDS = 10, 60.0  # the protocol page's row 4510
+REFUSALS, REFUSAL_SECONDS = 50, 60.0  # what "persistently" means in row 4029
+MAX_ID_BYTES = 64
+INT64, UINT64 = -(2**63), 2**64
+
+
+# --- where a subscription starts, when not from now ------------------------------------------------
+
+
+@attrs.frozen
+class After:
+    """After a position that the client has seen."""
+
+    position: positions.Position
+
+
+@attrs.frozen
+class Since:
+    """From the first event stored at or after a time."""
+
+    time: datetime
+
+
+@attrs.frozen
+class Last:
+    """From the newest `count` events on."""
+
+    count: int
+
+
+@attrs.frozen
+class Snapshot:
+    """From the newest event of each channel on."""
+
+
+Start: TypeAlias = After | Since | Last | Snapshot
+
+
+# --- effects ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Reply:
+    """Send a message."""
+
+    message: m.ServerMessage
+    message_id: str | None = None
+
+
+@attrs.frozen
+class Close:
+    """Send what is to be sent, then close with this code."""
+
+    code: CloseCode
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class Verify:
+    """Verify a token; then call `authenticated` or `failed`."""
+
+    token: str
+    tenant: str | None
+    message_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Join:
+    """Begin or restart subscriptions: each pattern with what is left out of it.
+
+    `listed`: the client sent a list, and is answered with lists.
+    """
+
+    patterns: dict[str, tuple[str, ...]]
+    refused: list[m.Refused]
+    start: Start | None
+    lag: m.Lag | None
+    listed: bool
+    message_id: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Leave:
+    """End subscriptions, and say so with `channel`."""
+
+    patterns: list[str]
+    channel: m.OneOrMany
+    message_id: str | None = None
+    code: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Retune:
+    """Leave other channels out of a subscription from now on."""
+
+    pattern: str
+    deny: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Send:
+    """Publish `body` into `channel`."""
+
+    channel: str
+    body: bytes
+    id: str | None
+    message_id: str | None
+
+
+@attrs.frozen
+class Answer:
+    """Answer a ping with the live position."""
+
+    message_id: str | None
+
+
+Effect: TypeAlias = Reply | Close | Verify | Join | Leave | Retune | Send | Answer
+
+
+@attrs.define(eq=False)
+class Session:
+    """What a client may do, has done, and still has time for.
+
+    `subscriptions` holds each pattern with what is left out of it; the actor adds to it once a
+    subscription stands. `user_bucket` is shared by all connections of a user, hence set by the actor.
+    """
+
+    limits: Limits
+    began: float
+    expiring_seconds: float
+    principal: Principal | None = None
+    subscriptions: dict[str, tuple[str, ...]] = attrs.Factory(dict)
+    user_bucket: TokenBucket | None = None
+    draining: bool = False
+    expires: float | None = None  # on the monotonic clock
+    warned: bool = False
+    requests: TokenBucket | None = None  # these three are made when first needed: most clients
+    bad: Window | None = None  # send one or two messages, and memory per idle connection counts
+    refusals: Window | None = None
+
+    def receive(self, data: bytes, now: float) -> list[Effect]:
+        """What follows from one text message."""
+        try:
+            decoded = codec.decode(data)
+        except codec.Undecodable as fault:
+            return self.failed(fault.error, fault.message_id, now)
+        try:
+            self.admit(decoded.message, now)
+            return self.handle(decoded.message, decoded.message_id)
+        except BrokerError as error:
+            return self.failed(error, decoded.message_id, now)
+
+    def admit(self, message: m.ClientMessage, now: float) -> None:
+        if isinstance(message, m.Publish) and self.user_bucket:
+            bucket = self.user_bucket
+        else:
+            if self.requests is None:
+                self.requests = TokenBucket(
+                    rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
+                )
+            bucket = self.requests
+        if wait := bucket.take(now):
+            raise errors.RateLimited("too many messages; wait before the next", retry_after=wait)
+
+    def handle(self, message: m.ClientMessage, message_id: str | None) -> list[Effect]:
+        match message:
+            case m.Authenticate():
+                return [Verify(token=message.token, tenant=message.tenant, message_id=message_id)]
+            case m.Ping():
+                return [Answer(message_id)]
+        if self.principal is None:
+            raise errors.Unauthenticated(f"{message.type}: send authenticate first")
+        match message:
+            case m.Subscribe():
+                return [self.subscribe(message, self.principal, message_id)]
+            case m.Unsubscribe():
+                return [self.unsubscribe(message, self.principal, message_id)]
+            case m.Publish():
+                return [self.publish(message, self.principal, message_id)]
+            case m.Acknowledge():
+                raise errors.BadMessage("acknowledge: durable subscriptions are not offered by this broker")
+
+    # --- tokens ------------------------------------------------------------------------------------
+
+    def authenticated(
+        self, principal: Principal, *, now: float, unix_now: float, message_id: str | None
+    ) -> list[Effect]:
+        """What follows from a good token; `unix_now` is the time that its `exp` is measured against."""
+        held = self.principal
+        if held and (held.user, held.tenant) != (principal.user, principal.tenant):
+            other = errors.Forbidden(
+                "authenticate: a connection keeps its user and tenant; open another one for the other token"
+            )
+            return self.failed(other, message_id, now)
+        self.principal = principal
+        self.expires = now + principal.expires_at - unix_now
+        self.warned = False
+        reply = m.Authenticated(
+            tenant=principal.tenant,
+            user=principal.user,
+            private=principal.private,
+            expires_at=rfc3339(principal.expires_at),
+            permissions={
+                "subscribe": list(principal.subscribe),
+                "publish": list(principal.publish),
+                "deny": list(principal.deny),
+            },
+        )
+        return [Reply(reply, message_id), *self.recheck(principal)]
+
+    def recheck(self, principal: Principal) -> list[Effect]:
+        """What a renewed token changes in the subscriptions that stand."""
+        effects: list[Effect] = []
+        for pattern, deny in list(self.subscriptions.items()):
+            try:
+                now_denied = principal.check_subscribe(pattern)
+            except errors.Forbidden as error:
+                del self.subscriptions[pattern]
+                effects.append(Leave(patterns=[pattern], channel=pattern, code=error.code))
+                continue
+            if now_denied != deny:
+                self.subscriptions[pattern] = now_denied
+                effects.append(Retune(pattern=pattern, deny=now_denied))
+        return effects
+
+    # --- requests ----------------------------------------------------------------------------------
+
+    def subscribe(self, message: m.Subscribe, principal: Principal, message_id: str | None) -> Join:
+        if self.draining:
+            raise errors.Unavailable("subscribe: this broker is about to stop; reconnect first")
+        start = self.start(message)
+        if message.lag in ("latest", "drop"):
+            raise errors.BadMessage(f"payload.lag: {message.lag!r} is not offered by this broker")
+        listed = isinstance(message.channel, list)
+        accepted: dict[str, tuple[str, ...]] = {}
+        refused: list[m.Refused] = []
+        first: BrokerError | None = None
+        for text in message.channel if isinstance(message.channel, list) else [message.channel]:
+            try:
+                pattern, deny = check_pattern(text, principal, message.lag)
+                held = self.subscriptions.keys() | accepted.keys() | {pattern}
+                if len(held) > self.limits.subscriptions_per_connection:
+                    raise errors.TooManySubscriptions(
+                        f"{subjects.shown(text)}: a connection has at most"
+                        f" {self.limits.subscriptions_per_connection} subscriptions"
+                    )
+                accepted[pattern] = deny
+            except BrokerError as error:
+                first = first or error
+                refused.append(m.Refused(channel=text[:256], code=error.code, message=error.message))
+        if first and not accepted:
+            raise first
+        return Join(
+            patterns=accepted,
+            refused=refused,
+            start=start,
+            lag=message.lag,
+            listed=listed,
+            message_id=message_id,
+        )
+
+    def start(self, message: m.Subscribe) -> Start | None:
+        if message.durable is not None:
+            raise errors.BadMessage("payload.durable: durable subscriptions are not offered by this broker")
+        given: dict[str, Any] = {
+            "position": message.position,
+            "since": message.since,
+            "last": message.last,
+            "snapshot": message.snapshot or None,
+        }
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise errors.BadMessage(f"payload: {' and '.join(names)} exclude each other")
+        if message.position is not None:
+            return After(positions.parse(message.position))
+        if message.since is not None:
+            return Since(parse_time(message.since))
+        if message.last is not None:
+            if not 1 <= message.last <= self.limits.last_events:
+                raise errors.BadMessage(f"payload.last: must be 1 to {self.limits.last_events}")
+            return Last(message.last)
+        return Snapshot() if message.snapshot else None
+
+    def unsubscribe(self, message: m.Unsubscribe, principal: Principal, message_id: str | None) -> Leave:
+        texts = message.channel if isinstance(message.channel, list) else [message.channel]
+        patterns = [subjects.expand_me(text, principal.room) for text in texts]
+        for pattern in patterns:
+            if pattern not in self.subscriptions:
+                raise errors.NotSubscribed(f"{subjects.shown(pattern)}: there is no such subscription")
+        for pattern in dict.fromkeys(patterns):
+            del self.subscriptions[pattern]
+        channel = patterns if isinstance(message.channel, list) else patterns[0]
+        return Leave(patterns=patterns, channel=channel, message_id=message_id)
+
+    def publish(self, message: m.Publish, principal: Principal, message_id: str | None) -> Send:
+        channel = subjects.parse_channel(subjects.expand_me(message.channel, principal.room))
+        principal.check_publish(channel)
+        if message.id is not None and not 1 <= len(message.id.encode()) <= MAX_ID_BYTES:
+            raise errors.BadMessage(f"payload.id: a string of 1 to {MAX_ID_BYTES} bytes")
+        if holds_huge_integer(message.event):
+            raise errors.BadMessage("payload.event: an integer of more than 64 bits; send it as a string")
+        body = msgspec.json.encode(message.event)
+        if fault := events.fault(principal.tenant, body, self.limits.publish_bytes):
+            sentence = f"payload.event: {fault.detail}"
+            if fault.reason == "too_large":
+                raise errors.TooLarge(sentence)
+            if fault.reason == "tenant_mismatch":
+                raise errors.Forbidden(sentence)
+            raise errors.BadMessage(sentence)
+        return Send(channel=channel, body=body, id=message.id, message_id=message_id)
+
+    # --- what goes wrong, and what time brings -----------------------------------------------------
+
+    def failed(self, error: BrokerError, message_id: str | None, now: float) -> list[Effect]:
+        """What follows from a request that was refused, here or later by the actor."""
+        effects: list[Effect] = [Reply(to_message(error), message_id)]
+        if isinstance(error, errors.RateLimited):
+            self.refusals = self.refusals or Window(limit=REFUSALS, seconds=REFUSAL_SECONDS)
+            if self.refusals.hit(now):
+                effects.append(Close(CloseCode.RATE_LIMIT, "rate limit exceeded persistently"))
+            return effects
+        if self.user_bucket and not error.retryable:
+            self.user_bucket.take(now)
+        if isinstance(error, errors.BadMessage | errors.UnknownType):
+            self.bad = self.bad or Window(limit=BAD_MESSAGES, seconds=BAD_SECONDS)
+            if self.bad.hit(now):
+                effects.append(Close(CloseCode.PROTOCOL_VIOLATION, "too many bad messages"))
+        elif error.close_code and self.principal is None:  # a failed renewal ends nothing
+            effects.append(Close(error.close_code, error.message))
+        return effects
+
+    def timers(self, now: float) -> tuple[list[Effect], float]:
+        """What is due, and when to ask again (`inf`: not before something else happens)."""
+        if self.principal is None:
+            deadline = self.began + self.limits.authentication_seconds
+            if now >= deadline:
+                late = errors.Unauthenticated("no token within the time allowed")
+                close = Close(CloseCode.AUTHENTICATION_DEADLINE, "authentication deadline")
+                return [Reply(to_message(late)), close], float("inf")
+            return [], deadline
+        if self.expires is None or now >= self.expires:
+            expired = errors.TokenExpired("the token has expired")
+            close = Close(CloseCode.TOKEN_EXPIRED, "token expired")
+            return [Reply(to_message(expired)), close], float("inf")
+        if not self.warned and now >= self.expires - self.expiring_seconds:
+            self.warned = True
+            return [Reply(m.Expiring(expires_at=rfc3339(self.principal.expires_at)))], self.expires
+        return [], self.expires if self.warned else self.expires - self.expiring_seconds
+
+
+def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
+    """The pattern that `text` stands for, with what the token denies within it."""
+    pattern = subjects.parse_pattern(subjects.expand_me(text, principal.room))
+    if lag == "replay" and subjects.is_live(pattern):
+        raise errors.BadMessage(f"{pattern}: a live channel is not stored and cannot take lag 'replay'")
+    return pattern, principal.check_subscribe(pattern)
+
+
+def to_message(error: BrokerError) -> m.Error:
+    return m.Error(
+        code=error.code,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after_ms=msgspec.UNSET if error.retry_after is None else max(1, int(error.retry_after * 1000)),
+    )
+
+
+def rfc3339(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> datetime:
+    try:
+        time = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise errors.BadMessage(
+            f"payload.since: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+        )
+    return time
+
+
+def holds_huge_integer(value: Any) -> bool:
+    """Whether an integer in there does not fit 64 bits: other languages would round it silently."""
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            pending.extend(each.values())
+        elif isinstance(each, list):
+            pending.extend(each)
+        elif type(each) is int and not INT64 <= each < UINT64:
+            return True
+    return False

@@ -1,0 +1,455 @@
+from __future__ import annotations
+
+import json
+import ssl
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import trio
+import trustme
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
+
+from broker.client import Backoff, Event, Message, Reconnecting, Session, SessionEnded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+QUICK = Backoff(first=0.001)
+PATIENCE_SECONDS = 20
+
+
+@attrs.define(eq=False)
+class Peer:
+    """The broker's end of one connection, played by a test."""
+
+    link: WebSocketConnection
+    request: WebSocketRequest
+
+    async def say(
+        self, kind: str, payload: dict[str, Any] | None = None, message_id: str | None = None
+    ) -> None:
+        message = {"type": kind, "payload": payload or {}, "messageId": message_id}
+        await self.link.send_message(json.dumps(message))
+
+    async def hear(self, kind: str) -> tuple[dict[str, Any], str | None]:
+        message = json.loads(await self.link.get_message())
+        assert message["type"] == kind
+        return message["payload"], message.get("messageId")
+
+    async def welcome(self, *, heartbeat: float = 25.0) -> None:
+        await self.say("connection.established", {"connection_id": "c", "heartbeat_seconds": heartbeat})
+        await self.say("connection.authenticated", {"private": "users.u", "user": "u", "tenant": "t"})
+
+    async def accept(self, **fields: Any) -> dict[str, Any]:
+        """Answers the next `subscribe`; says what it asked for."""
+        payload, message_id = await self.hear("subscribe")
+        answer = {"channel": payload["channel"], "refused": [], "recovered": True, "live": True}
+        await self.say("subscribed", answer | {"position": "a-1"} | fields, message_id)
+        return payload
+
+    async def event(self, sequence: int, channel: str = "orders.1", **fields: Any) -> None:
+        await self.say("event", {"channel": channel, "position": f"a-{sequence}", "event": sequence} | fields)
+
+    async def cut(self) -> None:
+        """The machine is gone: TCP ends without a word."""
+        await trio.aclose_forcefully(self.link._stream)
+
+
+@asynccontextmanager
+async def broker(
+    *scripts: Callable[[Peer], Awaitable[None]] | int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
+    """A broker that plays a script for each connection in turn; a number is an HTTP refusal.
+
+    After its script a peer listens until the client is gone. Fails the test where a script did.
+    """
+    waiting = list(scripts)
+
+    async def serve(request: WebSocketRequest) -> None:
+        script = waiting.pop(0)
+        if isinstance(script, int):
+            await request.reject(
+                script, extra_headers=[(b"Retry-After", b"0")], body=b'{"detail": "try later"}'
+            )
+            return
+        peer = Peer(await request.accept(subprotocol="broker.v1"), request)
+        try:
+            await script(peer)
+            while True:
+                await peer.link.get_message()
+        except ConnectionClosed:
+            pass
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(partial(serve_websocket, serve, "127.0.0.1", 0, tls))
+            yield f"ws{'s' if tls else ''}://127.0.0.1:{server.port}/ws"
+            assert not waiting, "a connection never came"
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def running(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterator[Session]:
+    session = Session(url=url, token=token, backoff=QUICK, **options)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(session.run)
+        yield session
+        nursery.cancel_scope.cancel()
+
+
+async def until(session: Session, kind: str) -> Message:
+    async for item in session:
+        if isinstance(item, Message) and item.type == kind:
+            return item
+    raise AssertionError(f"no {kind}")
+
+
+async def events(session: Session, count: int) -> list[int]:
+    found: list[int] = []
+    async for item in session:
+        if isinstance(item, Event):
+            found.append(item.value)
+            if len(found) == count:
+                return found
+    raise AssertionError(f"only {found}")
+
+
+async def test_it_presents_its_token_and_hands_over_what_comes() -> None:
+    """Token in the head, subprotocol offered, tenant in the address; an event's bytes are untouched."""
+
+    async def script(peer: Peer) -> None:
+        assert dict(peer.request.headers)[b"authorization"] == b"Bearer t0ken"
+        assert peer.request.proposed_subprotocols == ("broker.v1",)
+        assert peer.request.path == "/ws?tenant=acme"
+        await peer.welcome()
+        assert await peer.accept() == {"channel": ["orders.>"], "last": 5, "lag": "latest"}
+        await peer.link.send_message(
+            '{"type":"event","payload":{"channel":"o.7","position":"a-2","new":1,"event": {"n" : 1.0e2}}}'
+        )
+        await peer.say("rumour", {"unheard": "of"})
+
+    async with broker(script) as url, running(url, tenant="acme") as session:
+        message_id = await session.subscribe("orders.>", last=5, lag="latest")
+        assert (await until(session, "subscribed")).message_id == message_id
+        event = await anext(session)
+        assert isinstance(event, Event)
+        assert (event.channel, event.position, event.data) == ("o.7", "a-2", b'{"n" : 1.0e2}')
+        assert event.value == {"n": 100.0}
+        assert await anext(session) == Message(type="rumour", payload={"unheard": "of"}, message_id=None)
+
+
+async def test_it_resumes_after_a_cut() -> None:
+    """After TCP is cut without a word the next connection begins after the last event that arrived."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        await peer.event(2)
+        await peer.event(3)
+        await peer.hear("subscribe")
+        await peer.cut()
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        assert await peer.accept() == {"channel": ["orders.>"], "position": "a-3"}
+        assert await peer.accept() == {"channel": ["chat"]}
+        await peer.event(4)
+
+    async with broker(first, second) as url, running(url) as session:
+        await session.subscribe("orders.>")
+        assert await events(session, 2) == [2, 3]
+        await session.subscribe("chat")
+        assert isinstance(await anext(session), Reconnecting)
+        assert await events(session, 1) == [4]
+
+
+async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list() -> None:
+    """Two positions survive the cut: that of the live flow, and that of the catch-up."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept(position="a-50")
+        await peer.accept(position="a-50", live=False, catch_up=1)
+        await peer.event(7, "chat", catch_up=1)
+        await peer.event(51)
+        await peer.link.aclose(1012, "restart")
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        assert await peer.accept() == {"channel": ["orders.>"], "position": "a-51"}
+        assert await peer.accept() == {"channel": ["chat"], "position": "a-7"}
+        await peer.event(8, "chat", catch_up=2)
+
+    async with broker(first, second) as url, running(url) as session:
+        await session.subscribe("orders.>")
+        await session.subscribe("chat", snapshot=True)
+        assert await events(session, 3) == [7, 51, 8]
+
+
+@pytest.mark.parametrize("code", [1001, 1011, 1012, 4001, 4008, 4009, 4010, 4029])
+async def test_codes_after_which_it_comes_back(code: int) -> None:
+    """Codes below 4500 are answered by another connection; the reason is told."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.link.aclose(code, "because")
+
+    async with broker(first, Peer.welcome) as url, running(url) as session:
+        await until(session, "connection.authenticated")
+        lost = await anext(session)
+        assert isinstance(lost, Reconnecting)
+        assert lost.reason == f"closed with {code}: because"
+        await until(session, "connection.authenticated")
+
+
+@pytest.mark.parametrize("code", [4002, 4500, 4501, 4503, 4510])
+async def test_codes_after_which_it_stays_away(code: int) -> None:
+    """From 4500 on, and when a fixed token has run out, iteration ends with what the broker said."""
+
+    async def script(peer: Peer) -> None:
+        await peer.say("error", {"code": "token_invalid", "message": "the signature", "retryable": False})
+        await peer.link.aclose(code)
+
+    async with broker(script) as url, running(url) as session:
+        with pytest.raises(SessionEnded, match=f"closed with {code}: the signature") as ended:
+            async for _ in session:
+                pass
+        assert ended.value.closed_with == code
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+async def test_refusals_after_which_it_stays_away(status: int) -> None:
+    """An HTTP answer that says that the request is wrong ends the session."""
+    async with broker(status) as url, running(url) as session:
+        with pytest.raises(SessionEnded, match=f"HTTP {status}: try later") as ended:
+            await anext(session)
+        assert ended.value.status == status
+
+
+async def test_refusals_that_pass() -> None:
+    """Overload and rate limits at the door are tried again."""
+    async with broker(503, 429, Peer.welcome) as url, running(url) as session:
+        for status in (503, 429):
+            lost = await anext(session)
+            assert isinstance(lost, Reconnecting)
+            assert lost.reason == f"refused with HTTP {status}: try later"
+        await until(session, "connection.authenticated")
+
+
+async def test_nobody_there() -> None:
+    """Where nothing listens that is said, and tried again."""
+    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listener[0].socket.getsockname()[1]
+    await listener[0].aclose()
+    async with running(f"ws://127.0.0.1:{port}/ws") as session:
+        for _ in range(2):
+            lost = await anext(session)
+            assert isinstance(lost, Reconnecting)
+            assert str(port) in lost.reason
+
+
+async def test_a_token_that_can_be_renewed() -> None:
+    """A token function is asked for each connection, and when the broker says that the token runs out."""
+    count = 0
+
+    async def token() -> str:
+        nonlocal count
+        count += 1
+        return f"token-{count}"
+
+    async def first(peer: Peer) -> None:
+        assert dict(peer.request.headers)[b"authorization"] == b"Bearer token-1"
+        await peer.welcome()
+        await peer.say("connection.expiring", {"expires_at": "soon"})
+        assert (await peer.hear("authenticate"))[0] == {"token": "token-2"}
+        await peer.link.aclose(4002)
+
+    async def second(peer: Peer) -> None:
+        assert dict(peer.request.headers)[b"authorization"] == b"Bearer token-3"
+        await peer.welcome()
+
+    async with broker(first, second) as url, running(url, token) as session:
+        await until(session, "connection.expiring")
+        await until(session, "connection.authenticated")
+
+
+async def test_draining_is_left_when_the_broker_says() -> None:
+    """`reconnect_after_ms` after `connection.draining` it goes by itself and resumes from P."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        await peer.say("connection.draining", {"reconnect_after_ms": 0, "position": "a-9"})
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.link.get_message()
+        assert closed.value.reason is not None
+        assert closed.value.reason.code == 1000
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        assert (await peer.accept())["position"] == "a-9"
+        await peer.event(10)
+
+    async with broker(first, second) as url, running(url) as session:
+        await session.subscribe("orders.>")
+        await until(session, "connection.draining")
+        assert await events(session, 1) == [10]
+
+
+async def test_it_pings_when_it_hears_nothing() -> None:
+    """A quiet link is asked for a sign of life, and its answer moves the resume position."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome(heartbeat=0.05)
+        await peer.accept()
+        await peer.hear("ping")
+        await peer.say("pong", {"position": "a-33"})
+        await peer.link.aclose(1012)
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        assert (await peer.accept())["position"] == "a-33"
+
+    async with broker(first, second) as url, running(url) as session:
+        await session.subscribe("orders.>")
+        await until(session, "pong")
+        await until(session, "subscribed")
+
+
+async def test_a_link_that_stays_silent_is_given_up() -> None:
+    """A peer that neither speaks nor answers a ping is left for another connection."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome(heartbeat=0.05)
+        await peer.hear("ping")
+
+    async with broker(first, Peer.welcome) as url, running(url) as session:
+        await until(session, "connection.authenticated")
+        lost = await anext(session)
+        assert isinstance(lost, Reconnecting)
+        assert "silent" in lost.reason
+        await until(session, "connection.authenticated")
+
+
+async def test_a_subscribe_that_is_refused_for_now_is_sent_again() -> None:
+    """`unavailable` is answered by the same request, after the delay that was asked for."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        asked = await peer.hear("subscribe")
+        refusal = {"code": "unavailable", "message": "no NATS", "retryable": True, "retry_after_ms": 1}
+        await peer.say("error", refusal, asked[1])
+        assert await peer.hear("subscribe") == asked
+        await peer.say("subscribed", {"channel": ["a"], "position": "a-1", "live": True}, asked[1])
+
+    async with broker(script) as url, running(url) as session:
+        await session.subscribe("a", since="2026-01-01T00:00:00Z")
+        await until(session, "error")
+        await until(session, "subscribed")
+
+
+async def test_unsubscribing_is_for_good() -> None:
+    """What was unsubscribed is not asked for by the next connection."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        payload, message_id = await peer.hear("unsubscribe")
+        await peer.say("unsubscribed", payload, message_id)
+        await peer.link.aclose(1012)
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        assert (await peer.accept())["channel"] == ["b"]
+
+    async with broker(first, second) as url, running(url) as session:
+        await session.subscribe("a", "b")
+        await until(session, "subscribed")
+        await session.unsubscribe("a")
+        assert (await until(session, "unsubscribed")).payload == {"channel": ["a"]}
+        await until(session, "subscribed")
+
+
+async def test_a_slow_taker_holds_up_the_broker() -> None:
+    """While nobody takes items no more than a bounded number is read: the sender is stopped by TCP."""
+    sent = 0
+    stuck = trio.Event()
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await peer.welcome()
+        padding = "x" * 200_000
+        while True:
+            with trio.move_on_after(1) as patience:
+                await peer.event(sent, event=padding)
+            if patience.cancelled_caught:
+                stuck.set()
+                await trio.sleep_forever()
+            sent += 1
+
+    async with broker(script) as url, running(url) as session:
+        await until(session, "connection.authenticated")
+        await stuck.wait()
+        assert sent < 300  # of 0.2 MB each: the queue, and what two kernels hold
+
+
+async def test_something_else_than_a_broker() -> None:
+    """A WebSocket server that speaks another language ends the session instead of being asked for ever."""
+
+    async def script(peer: Peer) -> None:
+        await peer.link.send_message("hello")
+
+    async with broker(script) as url, running(url) as session:
+        with pytest.raises(SessionEnded, match=r"does not speak broker\.v1"):
+            await anext(session)
+
+
+async def test_over_tls() -> None:
+    """wss: works with the authority given; without it nothing is sent and the reason is told."""
+    authority = trustme.CA()
+    server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(client)
+    async with broker(Peer.welcome, tls=server) as url, running(url, ssl_context=client) as session:
+        await until(session, "connection.authenticated")
+        async with running(url) as stranger:
+            lost = await anext(stranger)
+            assert isinstance(lost, Reconnecting)
+            assert "CERTIFICATE_VERIFY_FAILED" in lost.reason
+
+
+async def test_a_peer_that_leaves_in_the_handshake() -> None:
+    """A server that takes the connection and ends it without an answer is tried again at once."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, running(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws") as session:
+        for _ in range(2):
+            stream = await listener.accept()
+            await stream.receive_some()
+            await stream.aclose()
+            lost = await anext(session)
+            assert isinstance(lost, Reconnecting)
+            assert lost.reason == "no answer to the WebSocket handshake"
+
+
+async def test_two_starts_are_refused() -> None:
+    """A subscription begins at one place."""
+    session = Session(url="ws://127.0.0.1:1/ws", token="t0ken")
+    with pytest.raises(ValueError, match="one start"):
+        await session.subscribe("a", last=1, snapshot=True)
+
+
+def test_the_token_is_not_shown() -> None:
+    """What is logged of a session does not hold its token."""
+    assert "t0ken" not in repr(Session(url="ws://127.0.0.1:1/ws", token="t0ken"))
+
+
+def test_the_wait_grows_to_its_bound() -> None:
+    """Waits lie between 0 and a bound that doubles from 0.5 s to 20 s."""
+    backoff = Backoff()
+    for failures, most in ((0, 0.5), (1, 1.0), (5, 16.0), (6, 20.0), (5000, 20.0)):
+        waits = [backoff.delay(failures) for _ in range(200)]
+        assert 0 <= min(waits) <= max(waits) <= most
+        assert max(waits) > most / 2

@@ -1,0 +1,30 @@
+"""Fixtures that rooms share: real parts, no fakes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.nats import NatsServer, run_nats
+from tests.support.rawnats import RawNats, connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@pytest.fixture
+async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A real nats-server of this test alone, without credentials."""
+    directory = tmp_path / "nats"
+    directory.mkdir()
+    async with run_nats(directory) as server:
+        yield server
+
+
+@pytest.fixture
+async def publisher(nats: NatsServer) -> AsyncIterator[RawNats]:
+    """A NATS client of another make, connected to `nats`."""
+    async with connect(nats.url) as client:
+        yield client

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.config import (
+    Config,
+    Key,
+    Nats,
+    Stream,
+    build,
+    effective,
+    examine,
+    host_port,
+    load,
+    seconds,
+    values,
+)
+from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.config.load import Tables
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "broker.toml"
+
+
+def faults(
+    tables: Tables, environ: Mapping[str, str] | None = None, *, production: bool = False
+) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        build(tables, environ or {}, production=production)
+    return caught.value.faults
+
+
+def every_key() -> list[tuple[str, attrs.Attribute[Any]]]:
+    return [
+        (section.name, field)
+        for section in attrs.fields(Config)
+        for field in attrs.fields(cast("type[attrs.AttrsInstance]", section.type))
+    ]
+
+
+def test_nothing_said_is_the_defaults() -> None:
+    """Without a file and an environment every key has its default."""
+    assert load(None, {}, production=False) == Config()
+
+
+@pytest.mark.parametrize(("section", "field"), every_key(), ids=lambda part: getattr(part, "name", part))
+def test_the_example_has_every_key_with_its_default(section: str, field: attrs.Attribute[Any]) -> None:
+    """config/broker.toml shows each key in its section: set to the default, or as a comment when unset."""
+    table = re.split(r"^\[(\w+)\]$", EXAMPLE.read_text(), flags=re.MULTILINE)
+    lines = dict(zip(table[1::2], table[2::2], strict=True))[section]
+    config, _ = examine(EXAMPLE, {}, production=False)
+    assert getattr(getattr(config, section), field.name) == field.default
+    if field.name == "keys":
+        for key in attrs.fields(Key):
+            assert re.search(rf"^# {key.name} = ", lines, re.MULTILINE), key.name
+    else:
+        comment = "# " if field.default is None else ""
+        assert re.search(rf"^{comment}{field.name} = ", lines, re.MULTILINE)
+
+
+def test_the_example_lacks_only_what_no_default_could_be() -> None:
+    """As it stands the example is good for production but for the size of the stream and a key."""
+    with pytest.raises(ConfigError) as caught:
+        load(EXAMPLE, {}, production=True)
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["stream.max_bytes", "auth.keys"]
+
+
+def test_every_fault_is_told_at_once_with_its_key_first() -> None:
+    """One run names faults of types, ranges, spelling, lists, tables, the environment and between keys."""
+    found = faults(
+        {
+            "limits": {"connexions": 3, "connections": True, "heartbeat_seconds": 0},
+            "stream": {"max_age": "7x", "name": "a.b"},
+            "server": {
+                "origins": ["*", "https://a.example"],
+                "query_token": "yes",
+                "tls_key": "/nonexistent",
+            },
+            "permissions": {"subscribe": ">"},
+            "ring": 5,
+            "loggs": {},
+            "auth": {"keys": [{"nam": "x"}]},
+            "log": {"level": "warn"},
+        },
+        {"BROKER_LIMITS__HEAD_BYTES": "1x"},
+        production=True,
+    )
+    assert sorted(found) == [
+        "BROKER_LIMITS__HEAD_BYTES: '1x' is no size; write bytes or text such as \"64MiB\"",
+        "auth.keys.0.nam: unknown key; did you mean auth.keys.0.name?",
+        "auth.keys.0.name: is required",
+        "limits.connections: true is no whole number",
+        "limits.connexions: unknown key; did you mean limits.connections?",
+        "limits.heartbeat_seconds: must be above 0",
+        "log.level: 'warn' is none of debug, info, warning, error",
+        "loggs: unknown key; did you mean log?",
+        "permissions.subscribe: '>' is no list",
+        "ring: 5 is no table",
+        "server.origins.0: '*' is not scheme://host[:port], in lower case and without a path",
+        "server.query_token: 'yes' is neither true nor false",
+        "server.tls_certificate: is required beside server.tls_key",
+        "server.tls_key: /nonexistent cannot be read: No such file or directory",
+        'stream.max_age: \'7x\' is no duration; write seconds or text such as "10m" or "7d"',
+        'stream.max_bytes: is required by `broker serve`: how much disk may events take ("10GiB")?',
+        "stream.name: 'a.b' is no stream name: no white space and none of . * > / \\",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        (1, 1.0),
+        (0.25, 0.25),
+        ("90s", 90),
+        ("10m", 600),
+        ("7d", 604800),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("250ms", 0.25),
+    ],
+)
+def test_durations(text: object, length: float) -> None:
+    """Seconds as a number, or as text with units that add up."""
+    assert seconds(text) == length
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10", "m", "-1s", "1 h", "10x", "१०s", True, None, [], 0, "0s", -1, "1e9d", float("nan")]
+)
+def test_no_durations(text: object) -> None:
+    """What is no duration above 0 is refused, also what would only look like one."""
+    with pytest.raises(ValueError, match=r"."):
+        seconds(text)
+
+
+@given(st.integers(1, 2**40), st.sampled_from(["KiB", "MiB"]))
+def test_sizes(count: int, unit: str) -> None:
+    """A size in units is that many bytes."""
+    assert values.size(f"{count}{unit}") == count * {"KiB": 2**10, "MiB": 2**20}[unit]
+
+
+@pytest.mark.parametrize("size", ["64MB", "1.5MiB", "MiB", "-1KiB", 0, -5, 1.0, True, "9999999TiB"])
+def test_no_sizes(size: object) -> None:
+    """Ambiguous units, fractions, and what does not fit into 63 bits are refused."""
+    with pytest.raises(ValueError, match=r"."):
+        values.size(size)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("[::1]:0", ("::1", 0)),
+        ("broker.example:443", ("broker.example", 443)),
+    ],
+)
+def test_addresses_to_listen_on(text: str, address: tuple[str, int]) -> None:
+    """HOST:PORT, an IPv6 address in brackets."""
+    assert host_port(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["8080", ":8080", "::1:80", "a:", "a:65536", "a:b", "http://a:80", "a b:1", "a:٣", 80]
+)
+def test_no_addresses_to_listen_on(text: object) -> None:
+    """Anything else is refused rather than guessed at."""
+    with pytest.raises(ValueError, match=r"."):
+        host_port(text)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://app.example.com", "http://localhost:3000", "http://[::1]:8080", "capacitor://localhost"],
+)
+def test_origins(origin: str) -> None:
+    """What browsers and app shells send as Origin."""
+    assert build({"server": {"origins": [origin]}}, {}, production=False).server.origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "app.example.com",
+        "https://*.example.com",
+        "https://a.example/",
+        "https://A.example",
+        "https://a:443",
+    ],
+)
+def test_origins_that_could_never_match(origin: str) -> None:
+    """Wildcards, paths, capitals and a scheme's own port never equal what a browser sends."""
+    assert faults({"server": {"origins": [origin]}})[0].startswith("server.origins.0: ")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://a", "nats://", "a:4222", "nats://a/b", "nats://a:0", "nats://a:x", "ws://a"]
+)
+def test_addresses_that_are_not_nats(url: str) -> None:
+    """Other schemes, and addresses with parts that NATS has no use for."""
+    assert faults({"nats": {"urls": [url]}})[0].startswith("nats.urls.0: ")
+
+
+def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
+    """A password belongs into a file; the sentence that says so does not print it."""
+    (fault,) = faults({"nats": {"urls": ["nats://me:hunter2@nats.example"]}})
+    assert "nats.password_file" in fault
+    assert "hunter2" not in fault
+
+
+@pytest.mark.parametrize("prefix", ["a.b", "*", ">", "$JS", "_INBOX", "a b", "ä", ""])
+def test_prefixes_are_one_ordinary_token(prefix: str) -> None:
+    """A prefix with a dot, a wildcard, white space, or one of NATS's own is refused."""
+    assert faults({"subjects": {"events": prefix}})[0].startswith("subjects.events: ")
+
+
+def test_prefixes_are_distinct() -> None:
+    """Two kinds of subject under one prefix could not be told apart; both keys are named."""
+    found = faults({"subjects": {"events": "e", "live": "e"}})
+    assert [fault.partition(":")[0] for fault in found] == ["subjects.events", "subjects.live"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "key"),
+    [
+        ({"server": {"listen": "127.0.0.1:80", "admin_listen": "127.0.0.1:80"}}, "server.admin_listen"),
+        ({"nats": {"urls": ["nats://a"], "user": "u"}}, "nats.password_file"),
+        ({"nats": {"jetstream_domain": "hub"}}, "nats.urls"),
+        ({"stream": {"replicas": 3}}, "nats.urls"),
+        ({"stream": {"deadletter_name": "EVENTS"}}, "stream.deadletter_name"),
+        ({"stream": {"max_age": "1m"}}, "stream.duplicate_window"),
+        ({"limits": {"message_bytes": 100}}, "limits.publish_bytes"),
+        ({"limits": {"event_bytes": 100}}, "limits.publish_bytes"),
+        ({"limits": {"head_bytes": 4096}}, "limits.token_bytes"),
+        ({"limits": {"connections": 5}}, "limits.connections_per_user"),
+        ({"ring": {"total_bytes": 1024}}, "ring.bytes"),
+    ],
+)
+def test_keys_that_contradict_each_other(tables: Tables, key: str) -> None:
+    """Each pair of keys that cannot both be meant is one fault, at the key to change."""
+    (fault,) = faults(tables)
+    assert fault.startswith(f"{key}: ")
+
+
+def test_what_follows_from_a_fault_is_not_told_beside_it() -> None:
+    """A key that could not be read is not also reported as missing."""
+    found = faults({"stream": {"max_bytes": "much"}, "auth": {"keys": [{"name": 7}]}}, production=True)
+    assert [fault.partition(":")[0] for fault in found] == ["stream.max_bytes", "auth.keys.0.name"]
+
+
+def test_one_way_to_log_in(tmp_path: Path) -> None:
+    """NATS credentials of two kinds are refused: nobody could say which holds."""
+    for name in ("password", "creds"):
+        (tmp_path / name).touch(mode=0o600)
+    paths = {"password_file": str(tmp_path / "password"), "credentials_file": str(tmp_path / "creds")}
+    (fault,) = faults({"nats": {"urls": ["nats://a"], "user": "u", **paths}})
+    assert fault.startswith("nats.credentials_file: is set beside nats.user")
+
+
+@pytest.mark.parametrize(("mode", "accepted"), [(0o600, True), (0o640, True), (0o604, False), (0o602, False)])
+def test_secrets_that_everybody_could_read_are_refused(tmp_path: Path, mode: int, accepted: bool) -> None:
+    """A secret file may be open to its owner and group, as Kubernetes leaves it, to nobody else."""
+    seed = tmp_path / "seed"
+    seed.touch()
+    seed.chmod(mode)
+    tables: Tables = {"nats": {"urls": ["nats://a"], "nkey_file": str(seed)}}
+    if accepted:
+        assert build(tables, {}, production=False).nats.nkey_file == seed
+    else:
+        (fault,) = faults(tables)
+        assert fault.startswith("nats.nkey_file: ")
+        assert f"mode {mode:03o}" in fault
+
+
+def test_paths_are_relative_to_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path in the file is relative to the file, one in the environment to the working directory."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "broker.toml").write_text(
+        '[server]\ndata_dir = "state"\n[nats]\ntls_ca = "ca.pem"\nurls = ["tls://a"]'
+    )
+    (tmp_path / "etc" / "ca.pem").touch()
+    monkeypatch.chdir(tmp_path)
+    path = Path("etc/broker.toml")
+    config = load(path, {}, production=False)
+    assert config.server.data_dir == tmp_path / "etc" / "state"
+    assert config.nats.tls_ca == tmp_path / "etc" / "ca.pem"
+    config = load(path, {"BROKER_SERVER__DATA_DIR": "state"}, production=False)
+    assert config.server.data_dir == tmp_path / "state"
+
+
+def test_the_environment_wins_and_is_read_as_toml_or_text() -> None:
+    """Numbers, booleans, durations, text that looks like a number, lists with commas, arrays of tables."""
+    config = build(
+        {"limits": {"connections": 7}, "server": {"origins": ["https://old.example"]}},
+        {
+            "BROKER_LIMITS__CONNECTIONS": "20_000",
+            "BROKER_LIMITS__STALL_SECONDS": "1h30m",
+            "BROKER_STREAM__MAX_BYTES": "10GiB",
+            "BROKER_STREAM__NAME": "007",
+            "BROKER_SERVER__QUERY_TOKEN": "true",
+            "BROKER_SERVER__ORIGINS": "https://a.example, https://b.example",
+            "BROKER_NATS__URLS": '["nats://a", "nats://b"]',
+            "BROKER_NATS__JETSTREAM_DOMAIN": "true",
+            "BROKER_PERMISSIONS__PUBLISH": "",
+            "BROKER_LOG__LEVEL": "debug",
+            "BROKER_AUTH__KEYS": '[{name = "main", secret = "s3cret", tenants = ["*"]}]',
+            "BROKER_SERVICE_HOST": "10.0.0.1",
+        },
+        production=False,
+    )
+    assert config.limits.connections == 20_000
+    assert config.limits.connections_per_user == 10
+    assert config.limits.stall_seconds == 5400
+    assert config.stream == Stream(max_bytes=10 * 2**30, name="007")
+    assert config.server.query_token is True
+    assert config.server.origins == ("https://a.example", "https://b.example")
+    assert config.nats == Nats(urls=("nats://a", "nats://b"), jetstream_domain="true")
+    assert config.permissions.publish == ()
+    assert config.log.level == "debug"
+    assert config.auth.keys == (Key(name="main", secret="s3cret", tenants=("*",)),)
+
+
+def test_a_line_break_in_a_variable_begins_no_other_key() -> None:
+    """A value that would be several lines of TOML is text, and refused where text is no value."""
+    (fault,) = faults({}, {"BROKER_LIMITS__CONNECTIONS": "5\nother = 6"})
+    assert fault.startswith("BROKER_LIMITS__CONNECTIONS: ")
+
+
+def test_unknown_variables_name_the_nearest() -> None:
+    """A misspelt variable is an error, not a setting that silently does nothing."""
+    assert faults({}, {"BROKER_LIMIT__CONECTIONS": "5"}) == [
+        "BROKER_LIMIT__CONECTIONS: unknown key; did you mean BROKER_LIMITS__CONNECTIONS?"
+    ]
+
+
+def test_a_fault_inside_a_list_from_the_environment_names_the_variable() -> None:
+    """The operator looks where the value stands: in the environment, not in the file."""
+    assert faults({}, {"BROKER_SERVER__ORIGINS": "*"})[0].startswith("BROKER_SERVER__ORIGINS.0: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "cannot be read"), (b"[limits\n", "is no TOML"), (b"a = '\xff'", "is no TOML")],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, sentence: str) -> None:
+    """A missing file, broken TOML and broken UTF-8 are faults that name the file."""
+    path = tmp_path / "broker.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {}, production=False)
+    assert caught.value.faults[0].startswith(f"{path}: {sentence}")
+
+
+def test_the_effective_configuration_can_be_loaded_again_and_tells_no_secret(tmp_path: Path) -> None:
+    """What `effective` prints is the same configuration in TOML, but for secrets."""
+    config = build(
+        {"stream": {"max_bytes": "1GiB"}, "server": {"data_dir": "/var/lib/broker"}},
+        {"BROKER_AUTH__KEYS": '[{name = "main", secret = "s3cret"}, {name = "pem", pem_file = "/k.pem"}]'},
+        production=True,
+    )
+    printed = effective(config)
+    assert "s3cret" not in printed
+    assert "s3cret" not in repr(config)
+    (tmp_path / "again.toml").write_text(printed.replace("(hidden)", "s3cret"))
+    assert load(tmp_path / "again.toml", {}, production=True) == config
+    assert tomllib.loads(printed)["limits"]["connections"] == 10000

@@ -1,0 +1,107 @@
+"""A `NatsBus` that runs, and a sink that keeps what it is given."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from broker import config
+from broker.bus.bridge import open_loop
+from broker.bus.nats import NatsBus
+from broker.subjects import Names
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from broker.bus.base import Record, StreamState
+
+PATIENCE_SECONDS = 30
+
+
+@attrs.define(eq=False)
+class Recorder:
+    """A sink that checks the port's promises as it goes, and waits for what a test expects."""
+
+    states: list[StreamState] = attrs.field(factory=list)
+    records: list[Record] = attrs.field(factory=list)  # of the present incarnation
+    heads: list[int] = attrs.field(factory=list)
+    messages: list[Record] = attrs.field(factory=list)
+    lost: int = 0
+    interruptions: int = 0
+    up: bool = False
+    changed: trio.Event = attrs.field(factory=trio.Event)
+
+    def restored(self, state: StreamState) -> None:
+        assert not self.up, "restored twice without an interruption"
+        if self.states and state.incarnation != self.states[-1].incarnation:
+            self.records, self.heads = [], []
+        self.up = True
+        self.states.append(state)
+        self.change()
+
+    def stored(self, records: list[Record], head: int) -> None:
+        assert self.up, "records while interrupted"
+        assert len(records) <= 512
+        sequences = [record[0] for record in records]
+        assert sequences == sorted(set(sequences))
+        assert not sequences or head >= sequences[-1]
+        assert not self.heads or (sequences[0] if sequences else head) > self.heads[-1]
+        self.records += records
+        self.heads.append(head)
+        self.change()
+
+    def live(self, records: list[Record]) -> None:
+        self.messages += records
+        self.change()
+
+    def live_lost(self) -> None:
+        self.lost += 1
+        self.change()
+
+    def interrupted(self) -> None:
+        assert self.up, "interrupted twice"
+        self.up = False
+        self.interruptions += 1
+        self.change()
+
+    def change(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with trio.fail_after(PATIENCE_SECONDS):
+            while not condition():
+                await self.changed.wait()
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [body for _, _, body, _ in self.records]
+
+    @property
+    def sequences(self) -> list[int]:
+        return [sequence for sequence, *_ in self.records]
+
+
+@asynccontextmanager
+async def running_bus(
+    url: str, *, stream: config.Stream | None = None, nats: config.Nats | None = None, **bounds: Any
+) -> AsyncIterator[tuple[NatsBus, Recorder]]:
+    """A bus at `url` and its sink, on a loop of their own. It may not have reached NATS yet."""
+    section = attrs.evolve(nats or config.Nats(request_seconds=3.0), urls=(url,))
+    bus = NatsBus(nats=section, stream=stream or config.Stream(), names=Names(), **bounds)
+    sink = Recorder()
+    async with open_loop(), trio.open_nursery() as nursery:
+        await nursery.start(bus.run, sink)
+        yield bus, sink
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def ready_bus(url: str, **options: Any) -> AsyncIterator[tuple[NatsBus, Recorder]]:
+    """A bus that has reached NATS."""
+    async with running_bus(url, **options) as (bus, sink):
+        await sink.until(lambda: sink.up)
+        yield bus, sink

@@ -1,0 +1,97 @@
+"""A real nats-server for tests: a child on a free port with a store of its own, and ways to hurt it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from broker.bus.server import ended, find_binary, spawn
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+READY_SECONDS = 20
+
+
+@attrs.define(eq=False, kw_only=True)
+class NatsServer:
+    """JetStream on loopback. It keeps its port and its store over restarts, and ends with the tests.
+
+    `options` are keys of its configuration file; after a change of them `reload` or `restart`.
+    """
+
+    directory: Path
+    options: dict[str, Any] = attrs.field(factory=dict)
+    port: int = -1
+    process: subprocess.Popen[bytes] = attrs.field(init=False)
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def configure(self) -> None:
+        settings = {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "server_name": "test",
+            "jetstream": {"store_dir": str(self.directory / "store")},
+            "ports_file_dir": str(self.directory),
+            "log_file": str(self.directory / "nats-server.log"),
+        }
+        (self.directory / "nats.json").write_text(json.dumps(settings | self.options))
+
+    async def start(self) -> None:
+        """Starts it and waits until it takes connections."""
+        for old in self.directory.glob("*.ports"):
+            old.unlink()
+        self.configure()
+        self.process = spawn([find_binary(), "--config", str(self.directory / "nats.json")])
+        ports = self.directory / f"nats-server_{self.process.pid}.ports"
+        with trio.fail_after(READY_SECONDS):
+            while not (ports.exists() and ports.read_text().endswith("}")):
+                assert self.process.poll() is None, f"see {self.directory}/nats-server.log"
+                await trio.sleep(0.01)
+        self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
+
+    async def kill9(self) -> None:
+        self.process.kill()
+        await ended(self.process)
+
+    async def term(self) -> None:
+        self.process.terminate()
+        await ended(self.process)
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def reload(self) -> None:
+        """Has it read its configuration again; there is no sign of when it has."""
+        self.configure()
+        self.process.send_signal(signal.SIGHUP)
+
+    async def restart(self) -> None:
+        """kill -9, and up again on the same port and store."""
+        await self.kill9()
+        await self.start()
+
+
+@asynccontextmanager
+async def run_nats(directory: Path, **options: Any) -> AsyncIterator[NatsServer]:
+    """A server for the length of a block."""
+    server = NatsServer(directory=directory, options=options)
+    await server.start()
+    try:
+        yield server
+    finally:
+        with trio.CancelScope(shield=True):
+            await server.kill9()

@@ -1,0 +1,1 @@
+"""The web room on real sockets, against real HTTP and WebSocket peers."""
