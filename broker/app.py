@@ -82,7 +82,7 @@ async def serve(
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    stop = stop or trio.Event()
+    stop = trio.Event() if stop is None else stop
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)

@@ -57,36 +57,43 @@ class Gate:
             if at == len(data):
                 return data
             head = data[at : at + LONGEST]
-            size = head_size(head)
-            self.fault = malformed(head)
-            if self.fault is None and len(head) < size:
-                self.head = head
-                return data[:at]
-            self.fault = self.fault or self.enter(head[:size])
+            self.fault = self.judge(head)
             if self.fault is not None:
                 return data[:at]
+            size = head_size(head)
+            if len(head) < size:
+                self.head = head
+                return data[:at]
+            self.enter(head[:size])
             at += size
 
-    def enter(self, head: bytes) -> Fault | None:
-        """A new frame, by its whole head."""
-        short = head[1] & LENGTH
-        length = int.from_bytes(head[2:-MASK_BYTES], "big") if short in EXTENDED else short
+    def judge(self, head: bytes) -> Fault | None:
+        """A frame by as much of its head as is there: what comes after that may never come."""
+        fault = malformed(head)
+        length = announced(head)
+        if fault is not None or length is None:
+            return fault
         if length >> 63:
             return Fault(code=CloseCode.PROTOCOL_ERROR, reason="length with its top bit set")
+        if head[0] & CONTROL:
+            return None
+        if length + (self.size if self.open else 0) > self.limit:
+            return Fault(code=CloseCode.TOO_BIG, reason=f"message over {self.limit} bytes")
+        most = max(FRAGMENTS, self.limit // FRAGMENT_BYTES)
+        if self.open and self.fragments == most:
+            return Fault(code=CloseCode.TOO_BIG, reason=f"message in over {most} fragments")
+        return None
+
+    def enter(self, head: bytes) -> None:
+        """A new frame, by its whole head, against which there is nothing."""
+        self.remaining = announced(head) or 0
         self.begun += not self.open
-        if not head[0] & OPCODE & CONTROL:
+        if not head[0] & CONTROL:
             if not self.open:
                 self.size = self.fragments = 0
             self.open = not head[0] & FIN
-            self.size += length
+            self.size += self.remaining
             self.fragments += 1
-            if self.size > self.limit:
-                return Fault(code=CloseCode.TOO_BIG, reason=f"message over {self.limit} bytes")
-            most = max(FRAGMENTS, self.limit // FRAGMENT_BYTES)
-            if self.fragments > most:
-                return Fault(code=CloseCode.TOO_BIG, reason=f"message in over {most} fragments")
-        self.remaining = length
-        return None
 
 
 def head_size(head: bytes) -> int:
@@ -94,8 +101,16 @@ def head_size(head: bytes) -> int:
     return 2 + MASK_BYTES + (EXTENDED.get(head[1] & LENGTH, 0) if len(head) > 1 else 0)
 
 
+def announced(head: bytes) -> int | None:
+    """The length of the payload, when the head has come that far."""
+    if len(head) < head_size(head) - MASK_BYTES:
+        return None
+    short = head[1] & LENGTH
+    return int.from_bytes(head[2 : 2 + EXTENDED[short]], "big") if short in EXTENDED else short
+
+
 def malformed(head: bytes) -> Fault | None:
-    """What the first two bytes give away: what comes after them may never come."""
+    """What the first two bytes give away."""
     if len(head) < 2:
         return None
     opcode = head[0] & OPCODE

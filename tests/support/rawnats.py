@@ -36,6 +36,11 @@ class RawNats:
     pongs: list[trio.Event] = attrs.field(factory=list)
     sids: int = 0
 
+    @property
+    def port(self) -> int:
+        """The server's port."""
+        return int(self.stream.socket.getpeername()[1])
+
     async def publish(
         self, subject: str | bytes, body: bytes = b"", *, reply: bytes = b"", header: bytes = b""
     ) -> None:

@@ -1,0 +1,54 @@
+"""The command `broker`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from broker.cli.check_config import check_config
+from broker.cli.dev import dev
+from broker.cli.publish import publish
+from broker.cli.serve import serve
+from broker.cli.tail import tail
+from broker.cli.token import token
+from broker.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Commands(click.Group):
+    """Turns what the broker raises on purpose into sentences on standard error and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        problems: list[BaseException] = []
+        try:
+            return super().invoke(ctx)
+        except* BrokerError as group:
+            problems.extend(leaves(group))
+        for problem in problems:
+            click.echo(str(problem), err=True)
+        return ctx.exit(1)
+
+
+def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error
+
+
+@click.group(
+    cls=Commands,
+    commands=[dev, serve, check_config, token, publish, tail],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="nats-websocket-broker")
+def main() -> None:
+    """Forwards events from NATS JetStream to WebSocket clients: in order, once, per tenant."""
+
+
+if __name__ == "__main__":
+    main()

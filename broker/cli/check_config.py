@@ -1,0 +1,48 @@
+"""`broker check-config`: every fault, or what is in effect."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli import options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command("check-config")
+@click.argument("file", type=options.FILE)
+def check_config(file: Path) -> None:
+    """Reports every fault of a configuration FILE, or prints what is in effect as TOML.
+
+    The environment counts too. Secrets are never printed.
+    """
+    from broker import config
+    from broker.errors import ConfigError
+
+    settings, faults = config.examine(file, os.environ, production=True)
+    faults += access_faults(settings)
+    if faults:
+        raise ConfigError(faults)
+    click.echo(config.effective(settings), nl=False)
+
+
+def access_faults(settings: config.Config) -> list[str]:
+    """What the readers of keys and patterns find, each of them though the other has failed."""
+    from broker.auth.keys import Keys
+    from broker.auth.tokens import Verifier
+    from broker.errors import ConfigError
+
+    faults = []
+    for check in (
+        lambda: settings.auth.keys and Keys.load(settings.auth),  # that there are none is told already
+        lambda: Verifier(settings.auth, settings.limits, settings.permissions, Keys(())),
+    ):
+        try:
+            check()
+        except ConfigError as error:
+            faults += error.faults
+    return faults

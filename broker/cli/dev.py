@@ -1,0 +1,100 @@
+"""`broker dev`: a whole broker on this machine, with nothing to configure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli import options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from broker.app import Running
+
+HOST = "127.0.0.1"
+PORTS = {"listen": 8080, "admin_listen": 8081}
+NATS_PORT = 4222
+TOKEN_SECONDS = 86400.0
+
+
+@click.command()
+@options.listen
+@options.admin_listen
+@options.data_dir
+def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
+    """Runs everything on loopback: nats-server, broker, a key and a demo page.
+
+    The data directory keeps the events and the key, so that `token`, `publish` and `tail` work beside it.
+    BROKER_SECTION__KEY sets any key of the configuration.
+    """
+    from functools import partial
+
+    import attrs
+    import trio
+
+    from broker import app, config, log
+    from broker.cli import local
+
+    where = local.find_data_dir(data_dir, os.environ)
+    local.make_key(where)
+    wanted = {"listen": listen, "admin_listen": admin_listen}
+    chosen = {name: value for name, value in wanted.items() if value is not None}
+    settings = local.development(where, os.environ, **{name: preferred(port) for name, port in PORTS.items()})
+    settings = attrs.evolve(settings, server=attrs.evolve(settings.server, **chosen))
+    log.configure(settings.log)
+    beside = "" if where == config.default_data_dir() else f" --data-dir {shlex.quote(str(where))}"
+    ready = partial(show, settings, beside)
+    trio.run(partial(app.serve, settings, data_dir=where, on_ready=ready))
+
+
+def preferred(port: int) -> str:
+    """The usual address when nobody has it, else one with any free port."""
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return f"{HOST}:0"
+    return f"{HOST}:{port}"
+
+
+def show(settings: Config, beside: str, running: Running) -> None:
+    """Says where everything is and what to try; `beside` is what other commands need to find it."""
+    import time
+
+    from rich.console import Console
+
+    from broker.auth import tokens
+
+    token = tokens.sign(settings.auth, tenant="dev", user="dev", now=time.time(), ttl=TOKEN_SECONDS)
+    console = Console(highlight=False, markup=False, soft_wrap=True)  # a token must stay one line
+    console.print("The broker is ready; Ctrl-C stops it.", style="bold")
+    for name, value in (
+        ("WebSocket", running.ws),
+        ("HTTP", running.http),
+        ("Admin", running.admin),
+        ("NATS", running.nats),
+        ("Data", settings.server.data_dir),
+        ("Token", token),
+    ):
+        console.print(f"  {name:<10}", style="dim", end="")
+        console.print(f" {value}")
+    console.print("  (tenant dev, user dev, good for a day)", style="dim")
+    for name, url, port in (
+        ("WebSocket", running.ws, PORTS["listen"]),
+        ("Admin", running.admin, PORTS["admin_listen"]),
+        ("NATS", running.nats, NATS_PORT),
+    ):
+        taken = urlsplit(url).port
+    console.print("Try next, in another terminal:", style="bold")
+    console.print(f"  broker tail 'orders.>'{beside}")
+    console.print(f"  broker publish orders.7 '{{\"state\":\"new\"}}'{beside}")
+    console.file.flush()

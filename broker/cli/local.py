@@ -1,0 +1,66 @@
+"""The broker of this machine, as its data directory tells of it: its key and where it listens."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from broker import config
+from broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+KEY_FILE = "dev.key"
+KEY_BYTES = 32  # as many as the hash of HS256 has (RFC 7518 section 3.2)
+RUNNING_FILE = "broker.json"
+EVERYTHING = [">", "live.>"]
+STREAM_BYTES = 1 << 30  # a trial must not fill the disk
+
+
+def find_data_dir(given: Path | None, environ: Mapping[str, str]) -> Path:
+    """The data directory of a broker without a configuration file."""
+    section = config.load(None, environ, production=False).server
+    return (given or section.data_dir or config.default_data_dir()).absolute()
+
+
+def make_key(data_dir: Path) -> None:
+    """Leaves a key in the data directory, readable by its owner alone, unless there is one."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        handle = os.open(data_dir / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with open(handle, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(KEY_BYTES) + "\n")
+
+
+def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> config.Config:
+    """What `broker dev` runs with: everything allowed, to whoever has the key of the data directory."""
+    key = {"name": "dev", "secret_file": str(data_dir / KEY_FILE), "tenants": ["*"], "monitoring": True}
+    tables: dict[str, Any] = {
+        "server": {"data_dir": str(data_dir), **server},
+        "auth": {"keys": [key]},
+        "permissions": {"subscribe": EVERYTHING, "publish": EVERYTHING},
+        "stream": {"max_bytes": STREAM_BYTES},
+    }
+    return config.build(tables, environ, production=False)
+
+
+def signing(data_dir: Path, environ: Mapping[str, str]) -> config.Config:
+    """As `development`, for whoever signs a token. Raises `Unavailable` where there is no key yet."""
+    settings = development(data_dir, environ)
+    if not (data_dir / KEY_FILE).exists() and settings.auth.keys[0].secret is None:
+        raise Unavailable(f"{data_dir} holds no {KEY_FILE}: start `broker dev`, which makes one")
+    return settings
+
+
+def running(data_dir: Path, name: str) -> str:
+    """An address of the broker that runs there: "ws", "http", "admin" or "nats". Raises `Unavailable`."""
+    try:
+        return str(json.loads((data_dir / RUNNING_FILE).read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, KeyError):
+        raise Unavailable(f"no broker is running on {data_dir}: start one with `broker dev`") from None

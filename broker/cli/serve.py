@@ -1,0 +1,40 @@
+"""`broker serve`: production."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli import options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@click.option("--config", "file", type=options.FILE, required=True, help="The configuration, in TOML.")
+@options.listen
+@options.admin_listen
+@options.data_dir
+def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
+    """Runs the broker in production until SIGTERM or SIGINT.
+
+    Options win over the environment, the environment over the file.
+    """
+    from functools import partial
+
+    import attrs
+    import trio
+
+    from broker import app, config, log
+
+    settings = config.load(file, os.environ, production=True)
+    given = {"listen": listen, "admin_listen": admin_listen, "data_dir": data_dir}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = attrs.evolve(settings, server=attrs.evolve(settings.server, **chosen))  # type: ignore[arg-type]
+    log.configure(settings.log)
+
+    where = (settings.server.data_dir or config.default_data_dir()).absolute()
+    trio.run(partial(app.serve, settings, data_dir=where, on_ready=lambda _: None))

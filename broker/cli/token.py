@@ -1,0 +1,90 @@
+"""`broker token`: a token on standard output, alone."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli import options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker.config import Config
+
+EVERY_TENANT = "*"  # what a monitoring token is signed for
+
+
+@click.command()
+@options.tenant
+@options.user
+@click.option("--subscribe", metavar="PATTERN", multiple=True, help="What it may subscribe to; again for more.")
+@click.option("--publish", metavar="PATTERN", multiple=True, help="What it may publish into; again for more.")
+@click.option("--deny", metavar="PATTERN", multiple=True, help="What is taken out of both; again for more.")
+@click.option("--ttl", type=options.DURATION, default="1h", show_default=True, help="How long it is good for.")
+@click.option("--monitoring", is_flag=True, help="A token that looks into any tenant and only subscribes.")
+@click.option("--config", "file", type=options.FILE, help="Sign with a secret of this configuration.")
+@click.option("--key", metavar="NAME", help="The key to sign with, by its name; else the first that may.")
+@options.data_dir
+def token(
+    tenant: str,
+    user: str,
+    subscribe: tuple[str, ...],
+    publish: tuple[str, ...],
+    deny: tuple[str, ...],
+    ttl: float,
+    monitoring: bool,
+    file: Path | None,
+    key: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Prints a token, signed with the key of `broker dev` or of a configuration.
+
+    With --subscribe, --publish or --deny it may do what these say and no more ("me.>" is always allowed);
+    without them what the broker allows by default.
+    """
+    import time
+
+    from broker.auth import tokens
+
+    settings = signing_config(file, data_dir)
+    if ttl > settings.limits.token_max_seconds:
+        raise click.BadParameter(
+            f"the broker believes no token for more than {settings.limits.token_max_seconds:g} s",
+            param_hint="--ttl",
+        )
+    lists = {"subscribe": subscribe, "publish": publish, "deny": deny}
+    click.echo(
+        tokens.sign(
+            with_key(settings, key).auth,
+            tenant=EVERY_TENANT if monitoring else tenant,
+            user=user,
+            now=time.time(),
+            ttl=ttl,
+            **{name: patterns or None for name, patterns in lists.items()},
+        )
+    )
+
+
+def signing_config(file: Path | None, data_dir: Path | None) -> Config:
+    from broker import config
+    from broker.cli import local
+
+    if file is not None:
+        return config.load(file, os.environ, production=False)
+    return local.signing(local.find_data_dir(data_dir, os.environ), os.environ)
+
+
+def with_key(settings: Config, name: str | None) -> Config:
+    """`settings` with the named key alone."""
+    import attrs
+
+    if name is None:
+        return settings
+    keys = tuple(key for key in settings.auth.keys if key.name == name)
+    if not keys:
+        known = ", ".join(key.name for key in settings.auth.keys) or "none"
+        raise click.BadParameter(f"there is no key {name!r}, but {known}", param_hint="--key")
+    return attrs.evolve(settings, auth=attrs.evolve(settings.auth, keys=keys))
