@@ -6,6 +6,7 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from broker.actors.fanout import PUBLISHER
 from broker.actors.outlet import Outlet
 from broker.actors.sending import Sending
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
-from broker.errors import BrokerError, CloseCode, Unauthenticated
+from broker.errors import BrokerError, CloseCode, Unauthenticated, Unavailable
 from broker.wire import codec, messages
 from broker.wire.positions import Position
 from broker.wire.session import Answer, Close, Join, Leave, Reply, Retune, Send, Session, Verify
@@ -195,6 +196,8 @@ class Connection:
         ):
             await self.carry_out(effect)
         services.wheel.schedule(self, self.on_timer(now))
+        with suppress(Unavailable):  # before NATS was reached: then with the first subscription
+            self.attach()
         log.info("connection_authenticated", **self.who())
 
     def attach(self) -> Tenant:

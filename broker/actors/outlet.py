@@ -127,7 +127,7 @@ class Chunk:
         return self.size >= CHUNK_BYTES
 
     def merge(self) -> None:
-        """Brings stored events of several pages into stream order, each once."""
+        """Brings stored events of pages into stream order, each once; a page has no counters."""
         merged = dict(sorted(zip(self.positions, self.frames, strict=True)))
         self.positions, self.frames = list(merged), list(merged.values())
         self.counters = [-1] * len(merged)

@@ -141,7 +141,7 @@ class Sending:
             outlet.backlog.left = left
         elif left:
             outlet.fall_behind(left)
-        if not current.snapshot and current.position >= outlet.position():
+        if not current.snapshot and current.position == outlet.position():
             self.finish(current)
         elif len(outlet.catch_ups) > 1:
             last = min(self.catch_ups_at_once, len(outlet.catch_ups)) - 1
@@ -211,7 +211,6 @@ class Sending:
         for tick in span.ticks:
             mask = tick.share(topics, after=tick.before(after)) & (1 << tick.before(span.upto)) - 1
             chunk.add(tick, mask)
-        if len(span.ticks) > 1:
-            chunk.merge()
+        chunk.merge()
         chunk.trim()
         return chunk, span.trimmed

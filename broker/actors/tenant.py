@@ -163,7 +163,7 @@ class Tenant:
                 except Exception:
                     self.restarts += 1
                     log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
-                    self.rebuild(same_stream=True)
+                    self.inbox.lost = True  # so that its work begins with a new fan-out
                     await trio.sleep(pause)
                     pause = min(longest, pause * 2)
 
@@ -172,10 +172,9 @@ class Tenant:
         while True:
             await inbox.wait()
             if inbox.renewed or inbox.lost:
-                same_stream, inbox.renewed, inbox.lost = not inbox.renewed, False, False
-                if same_stream:
-                    log.warning("tenant_behind", tenant=self.name)
-                self.rebuild(same_stream=same_stream)
+                log.warning("tenant_rebuilt", tenant=self.name, new_stream=inbox.renewed)
+                self.rebuild(same_stream=not inbox.renewed)
+                inbox.renewed = inbox.lost = False
             elif batch := inbox.take():
                 await self.send(self.fanout.add(batch))
                 self.fanout.finish()
@@ -194,12 +193,12 @@ class Tenant:
             size = len(data)
             for outlet in outlets:
                 if outlet.mask and outlet.backlog is None:
-                    outlet.mask = 0
                     try:
                         sent = outlet.send(data)
                     except LinkLost:
                         outlet.client.link_lost()
-                        continue
+                        sent = size
+                    outlet.mask = 0
                     if sent != size:
                         outlet.took(tick, mask, data, sent)
                 else:

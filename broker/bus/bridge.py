@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
@@ -101,7 +102,8 @@ class Link:
     handlers: dict[int, Handler] = attrs.field(factory=dict)
     answers: dict[bytes, Answer] = attrs.field(factory=dict)
     tokens: count[int] = attrs.field(factory=count)
-    refused: list[str] = attrs.field(factory=list)  # what the server forbade, in its own words
+    crossings: set[trio.CancelScope] = attrs.field(factory=set)
+    refused: deque[str] = attrs.field(factory=lambda: deque(maxlen=64))  # by the server, in its own words
     error: Exception | None = None  # the last one that nats-py reported
 
     async def subscribe(self, subject: str, handler: Handler) -> int:
@@ -169,23 +171,11 @@ class Link:
     async def flush(self, seconds: float = FLUSH_SECONDS) -> None:
         """Returns when the server has taken everything that was sent before.
 
-        One that is not answered in time is the end of the link, since its late answer would be the
-        end of nats-py's reading task. Never cancelled: nats-py swallows that.
+        One that is not answered in time is the end of the link: its late answer would be the end of
+        nats-py's reading task.
         """
+        await self.cross(self.client.flush, seconds)
         self.check()
-        with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.cancel_when_lost, nursery.cancel_scope)
-                try:
-                    await trio_asyncio.aio_as_trio(self.client.flush)(seconds)
-                except (nats.errors.Error, OSError):
-                    self.lose(f"NATS did not answer a ping within {seconds:g} s")
-                nursery.cancel_scope.cancel()
-        self.check()
-
-    async def cancel_when_lost(self, scope: trio.CancelScope) -> None:
-        await self.lost.wait()
-        scope.cancel()
 
     async def close(self) -> None:
         """Ends the connection. Bounded, and not to be cancelled."""
@@ -197,17 +187,20 @@ class Link:
                 log.debug("closing a connection to NATS", error=repr(error))
 
     async def cross(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """One short call on the asyncio side. Shielded: a cancellation there would be swallowed."""
+        """One short call on the asyncio side. A cancellation would be swallowed there: only `lose` has one."""
         await trio.lowlevel.checkpoint()  # so that whoever tries and fails in a loop does not stop the world
         self.check()
-        with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True) as scope:
+            self.crossings.add(scope)
             try:
                 return await trio_asyncio.aio_as_trio(call)(*args, **options)
             except (nats.errors.BadSubjectError, nats.errors.BadHeaderError) as error:
                 raise ValueError(str(error)) from error
             except (nats.errors.Error, OSError) as error:
-                self.lose(f"the NATS client failed: {error!r}")
-                raise away(self.reason) from error
+                self.lose(f"the connection to NATS failed: {error!r}")
+            finally:
+                self.crossings.discard(scope)
+        raise away(self.reason)
 
     def check(self) -> None:
         """Raises `Unavailable` when the link is lost."""
@@ -222,6 +215,8 @@ class Link:
                 group.discard(self)
             for answer in self.answers.values():
                 answer.done.set()
+            for scope in self.crossings:
+                scope.cancel()
             self.on_lost()
 
     def refuse(self, message: str) -> None:
@@ -328,10 +323,10 @@ def connect_options(url: str, options: config.Nats) -> dict[str, Any]:
         "max_outstanding_pings": 2,
         "flush_timeout": FLUSH_SECONDS,
     }
-    if parts.username:
-        result |= {"user": unquote(parts.username), "password": unquote(parts.password or "")}
-        if parts.password is None:
-            result = {**result, "user": None, "password": None, "token": unquote(parts.username)}
+    if parts.password is not None:
+        result |= {"user": unquote(parts.username or ""), "password": unquote(parts.password)}
+    elif parts.username:
+        result["token"] = unquote(parts.username)
     if options.user is not None:
         result["user"] = options.user
     if options.password_file is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
 
 PAGE_BYTES = 1024 * 1024  # of one read; a first record that is larger comes all the same
+LAST_BYTES = 8 * 1024 * 1024  # of one batch of newest records: the server cuts off who has 64 MB waiting
 LAST_SUBJECTS = 1000  # of one request: the server refuses more than 1,024
 END_OF_BATCH = 204
 NOTHING = 404
@@ -60,7 +61,9 @@ class History:
         for start in range(0, len(subjects), LAST_SUBJECTS):
             wanted = set(subjects[start : start + LAST_SUBJECTS])
             while wanted:
-                page = await self.get({"multi_last": sorted(wanted), "up_to_seq": up_to})
+                page = await self.get(
+                    {"multi_last": sorted(wanted), "up_to_seq": up_to, "max_bytes": LAST_BYTES}
+                )
                 found += page.records
                 if not page.pending or not page.records:
                     break

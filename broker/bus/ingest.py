@@ -119,11 +119,12 @@ class Ingest:
             if not sound:
                 break
             last = records[-1][0] if records else self.head
-            if sequence > last + 1 and self.verified < 0 and await self.trimmed(last):
-                # Gone before we read it. Whoever is behind `restored` finds that the stream begins later.
+            if sequence > last + 1 and self.verified < 0:
                 self.give(sink, records)
                 records = []
-                await self.announce(sink)
+                sound = await self.explain(sink, last)
+                if not sound:
+                    break
             self.delivered = count
             records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
         self.give(sink, records)
@@ -150,20 +151,21 @@ class Ingest:
             stalled.append(stall.encode())
         return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
 
-    async def trimmed(self, last: int) -> bool:
-        """Whether the stream begins after the record that follows `last`.
+    async def explain(self, sink: Sink, last: int) -> bool:
+        """Tells the sink when the stream begins after the record behind `last`: it was gone unread.
 
         A step in the sequence alone says nothing: rollups and limits by subject leave holes. The answer
-        holds for all frames that are waiting now.
+        holds for all frames that are waiting now. False: it is not even the stream that is being read.
         """
         self.verified = len(self.waiting)
-        info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
-        return api.stream_state(info).first > last + 1
-
-    async def announce(self, sink: Sink) -> None:
-        self.state = await self.look()
-        sink.interrupted()
-        sink.restored(self.state)
+        state = await self.look()
+        if self.state is None or state.incarnation != self.state.incarnation:
+            return False
+        if state.first > last + 1:
+            self.state = state
+            sink.interrupted()
+            sink.restored(state)
+        return True
 
     async def look(self) -> StreamState:
         return api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
@@ -203,8 +205,8 @@ class Ingest:
         if state.incarnation == known.incarnation:
             if state.last >= self.head:
                 return state, self.head + 1
-            state = await self.cut_off()
-            if state.last >= self.head and state.incarnation == known.incarnation:
+            state = await self.cut_off(known)
+            if state.incarnation == known.incarnation:
                 return state, self.head + 1
         return state, state.first
 
@@ -214,15 +216,19 @@ class Ingest:
         recent = await self.history.sequence_at(since) or state.last + 1
         return max(min(recent, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
 
-    async def cut_off(self) -> StreamState:
-        """The state of a stream that ends before our head: of its next generation, if that is so."""
+    async def cut_off(self, known: StreamState) -> StreamState:
+        """The state of a stream that ended before our head: of its next generation, if it still does."""
         for _ in range(CUT_OFF_LOOKS):
             await trio.sleep(CUT_OFF_SECONDS)
             info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
-            if api.stream_state(info).last >= self.head:
-                return api.stream_state(info)
+            state = api.stream_state(info)
+            if state.last >= self.head or state.incarnation != known.incarnation:
+                return state
         await streams.count_up(self.jetstream, self.stream, api.generation(info))
-        return await self.look()
+        state = await self.look()
+        if state.incarnation == known.incarnation:
+            raise away(f"the stream {self.stream} does not show its new generation yet")
+        return state
 
     async def create(self, link: Link, start: int) -> None:
         self.consumer = f"broker_{secrets.token_hex(8)}"

@@ -229,7 +229,7 @@ class EmbeddedServer:
             lines = (self.directory / "nats-server.log").read_text(errors="replace").splitlines()
         except FileNotFoundError:
             lines = []
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1].rpartition("] ")[2] if lines else "it said nothing"
 
     async def stop(self, process: subprocess.Popen[bytes]) -> None:
         """Ends the child: politely, then by force."""

@@ -12,6 +12,8 @@ from broker.cli import options
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from broker.config import Config
+
 
 @click.command("check-config")
 @click.argument("file", type=options.FILE)
@@ -30,7 +32,7 @@ def check_config(file: Path) -> None:
     click.echo(config.effective(settings), nl=False)
 
 
-def access_faults(settings: config.Config) -> list[str]:
+def access_faults(settings: Config) -> list[str]:
     """What the readers of keys and patterns find, each of them though the other has failed."""
     from broker.auth.keys import Keys
     from broker.auth.tokens import Verifier

@@ -7,6 +7,7 @@ import shlex
 import socket
 from contextlib import closing
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -15,9 +16,8 @@ from broker.cli import options
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.console import Console
-
     from broker.app import Running
+    from broker.config import Config
 
 HOST = "127.0.0.1"
 PORTS = {"listen": 8080, "admin_listen": 8081}
@@ -45,10 +45,12 @@ def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> 
 
     where = local.find_data_dir(data_dir, os.environ)
     local.make_key(where)
-    wanted = {"listen": listen, "admin_listen": admin_listen}
-    chosen = {name: value for name, value in wanted.items() if value is not None}
     settings = local.development(where, os.environ, **{name: preferred(port) for name, port in PORTS.items()})
-    settings = attrs.evolve(settings, server=attrs.evolve(settings.server, **chosen))
+    server = settings.server
+    server = attrs.evolve(
+        server, listen=listen or server.listen, admin_listen=admin_listen or server.admin_listen
+    )
+    settings = attrs.evolve(settings, server=server)
     log.configure(settings.log)
     beside = "" if where == config.default_data_dir() else f" --data-dir {shlex.quote(str(where))}"
     ready = partial(show, settings, beside)
@@ -75,26 +77,20 @@ def show(settings: Config, beside: str, running: Running) -> None:
     from broker.auth import tokens
 
     token = tokens.sign(settings.auth, tenant="dev", user="dev", now=time.time(), ttl=TOKEN_SECONDS)
-    console = Console(highlight=False, markup=False, soft_wrap=True)  # a token must stay one line
-    console.print("The broker is ready; Ctrl-C stops it.", style="bold")
-    for name, value in (
-        ("WebSocket", running.ws),
-        ("HTTP", running.http),
-        ("Admin", running.admin),
-        ("NATS", running.nats),
-        ("Data", settings.server.data_dir),
-        ("Token", token),
-    ):
-        console.print(f"  {name:<10}", style="dim", end="")
-        console.print(f" {value}")
-    console.print("  (tenant dev, user dev, good for a day)", style="dim")
-    for name, url, port in (
+    console = Console(highlight=False, markup=False, soft_wrap=True)  # a token must stay on one line
+    console.print("The broker is ready. Ctrl-C stops it.", style="bold")
+    for name, value, usual in (
         ("WebSocket", running.ws, PORTS["listen"]),
+        ("HTTP", running.http, PORTS["listen"]),
         ("Admin", running.admin, PORTS["admin_listen"]),
         ("NATS", running.nats, NATS_PORT),
     ):
-        taken = urlsplit(url).port
+        other = "" if urlsplit(value).port in (usual, None) else f"  (instead of {usual})"
+        console.print(f"  {name:<10} {value}{other}")
+    console.print(f"  {'Data':<10} {settings.server.data_dir}")
+    console.print(f"  {'Token':<10} {token}")
+    console.print(f"  {'':<10} tenant dev, user dev, good for a day", style="dim")
     console.print("Try next, in another terminal:", style="bold")
     console.print(f"  broker tail 'orders.>'{beside}")
-    console.print(f"  broker publish orders.7 '{{\"state\":\"new\"}}'{beside}")
+    console.print(f'  broker publish orders.7 \'{{"state":"new"}}\'{beside}')
     console.file.flush()

@@ -62,5 +62,5 @@ def running(data_dir: Path, name: str) -> str:
     """An address of the broker that runs there: "ws", "http", "admin" or "nats". Raises `Unavailable`."""
     try:
         return str(json.loads((data_dir / RUNNING_FILE).read_text(encoding="utf-8"))[name])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise Unavailable(f"no broker is running on {data_dir}: start one with `broker dev`") from None

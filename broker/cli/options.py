@@ -2,68 +2,87 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from broker import subjects
+from broker.errors import InvalidChannel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
 
-class Reader(click.ParamType):
-    """A kind of value that a function reads; what it raises `ValueError` for is used wrongly."""
 
-    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
-        self.name = name
-        self.read = read
+def checked(read: Callable[[Any], T]) -> Callable[[Any], T]:
+    """A kind of value for click: what `read` refuses is the command used wrongly."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    @functools.wraps(read)
+    def convert(value: Any) -> T:
         try:
-            return self.read(value)
-        except ValueError as error:
-            return self.fail(str(error), param, ctx)
+            return read(value)
+        except (ValueError, InvalidChannel) as error:
+            raise click.BadParameter(str(error)) from None
+
+    return convert
 
 
-def read_address(value: str) -> str:
+@checked
+def address(value: str) -> str:
     from broker.config import host_port
 
     host_port(value)
     return value
 
 
-def read_duration(value: str | float) -> float:
+@checked
+def duration(value: str) -> float:
     from broker.config import seconds
 
     return seconds(value)
 
 
-def read_channel(value: str) -> str:
-    from broker import subjects
-    from broker.errors import InvalidChannel
+@checked
+def channel(value: str) -> str:
+    if subjects.expand_me(value, "user") != value:
+        raise ValueError(f"{value!r}: `me` is the user of a token; here write users.<user>.<name>")
+    return subjects.parse_channel(value)
+
+
+@checked
+def pattern(value: str) -> str:
+    return subjects.parse_pattern(value)
+
+
+@checked
+def time(value: str) -> str:
+    """RFC 3339, or how long ago."""
+    from datetime import UTC, datetime, timedelta
+
+    from broker.config import seconds
 
     try:
-        if subjects.expand_me(value, "user") != value:
-            raise ValueError(f"{value!r}: `me` is the user of a token; here write users.<user>.<name>")
-        return subjects.parse_channel(value)
-    except InvalidChannel as error:
-        raise ValueError(error.message) from None
+        then = datetime.fromisoformat(value)
+    except ValueError:
+        then = datetime.now(UTC) - timedelta(seconds=seconds(value))
+    if then.tzinfo is None:
+        raise ValueError(f"{value!r} lacks a time zone, such as Z")
+    return then.isoformat()
 
 
-def read_pattern(value: str) -> str:
-    from broker import subjects
-    from broker.errors import InvalidChannel
+@checked
+def event(value: str) -> str:
+    """JSON, the empty text for a tombstone, or "-" for standard input."""
+    import msgspec
 
-    try:
-        return subjects.parse_pattern(value)
-    except InvalidChannel as error:
-        raise ValueError(error.message) from None
+    if value not in ("", "-"):
+        msgspec.json.decode(value.encode(errors="surrogateescape"))
+    return value
 
 
-ADDRESS = Reader("host:port", read_address)
-DURATION = Reader("duration", read_duration)
-CHANNEL = Reader("channel", read_channel)
-PATTERN = Reader("pattern", read_pattern)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 data_dir = click.option(
@@ -71,7 +90,9 @@ data_dir = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the broker keeps its state, where that is not the default.",
 )
-listen = click.option("--listen", type=ADDRESS, help="The public port, HOST:PORT; port 0 is any free one.")
-admin_listen = click.option("--admin-listen", type=ADDRESS, help="The admin port, HOST:PORT.")
+listen = click.option(
+    "--listen", type=address, metavar="HOST:PORT", help="The public port; 0 is any free one."
+)
+admin_listen = click.option("--admin-listen", type=address, metavar="HOST:PORT", help="The admin port.")
 tenant = click.option("--tenant", metavar="T", default="dev", show_default=True, help="The tenant.")
 user = click.option("--user", metavar="U", default="dev", show_default=True, help="The user.")

@@ -31,10 +31,15 @@ def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Pa
     from broker import app, config, log
 
     settings = config.load(file, os.environ, production=True)
-    given = {"listen": listen, "admin_listen": admin_listen, "data_dir": data_dir}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = attrs.evolve(settings, server=attrs.evolve(settings.server, **chosen))  # type: ignore[arg-type]
+    server = settings.server
+    where = (data_dir or server.data_dir or config.default_data_dir()).absolute()
+    server = attrs.evolve(
+        server,
+        listen=listen or server.listen,
+        admin_listen=admin_listen or server.admin_listen,
+        data_dir=where,
+    )
+    settings = attrs.evolve(settings, server=server)
     log.configure(settings.log)
 
-    where = (settings.server.data_dir or config.default_data_dir()).absolute()
     trio.run(partial(app.serve, settings, data_dir=where, on_ready=lambda _: None))

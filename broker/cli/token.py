@@ -20,10 +20,19 @@ EVERY_TENANT = "*"  # what a monitoring token is signed for
 @click.command()
 @options.tenant
 @options.user
-@click.option("--subscribe", metavar="PATTERN", multiple=True, help="What it may subscribe to; again for more.")
+@click.option(
+    "--subscribe", metavar="PATTERN", multiple=True, help="What it may subscribe to; again for more."
+)
 @click.option("--publish", metavar="PATTERN", multiple=True, help="What it may publish into; again for more.")
 @click.option("--deny", metavar="PATTERN", multiple=True, help="What is taken out of both; again for more.")
-@click.option("--ttl", type=options.DURATION, default="1h", show_default=True, help="How long it is good for.")
+@click.option(
+    "--ttl",
+    type=options.duration,
+    metavar="10m|2h|…",
+    default="1h",
+    show_default=True,
+    help="How long it is good for.",
+)
 @click.option("--monitoring", is_flag=True, help="A token that looks into any tenant and only subscribes.")
 @click.option("--config", "file", type=options.FILE, help="Sign with a secret of this configuration.")
 @click.option("--key", metavar="NAME", help="The key to sign with, by its name; else the first that may.")

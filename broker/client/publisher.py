@@ -132,7 +132,7 @@ class Publisher:
             except nats.errors.TimeoutError as error:
                 failure = error  # perhaps stored, perhaps not: the same id makes another try harmless
             except nats.errors.Error as error:
-                raise Unavailable(f"{subject} was not stored: {error}") from error
+                raise Unavailable(f"{subject} was not acknowledged: {error}") from error
             else:
                 return Stored(sequence=ack.seq, duplicate=bool(ack.duplicate))
         raise Unavailable(f"{subject}: no acknowledgement within {ATTEMPTS * ACK_SECONDS:g} s") from failure

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -133,7 +134,7 @@ class Session:
     raises `SessionEnded` when reconnecting cannot help.
     """
 
-    url: str
+    url: str = attrs.field(validator=attrs.validators.matches_re(r"wss?://[^/?#]+.*"))
     token: Token = attrs.field(repr=False)
     tenant: str | None = None
     ssl_context: ssl.SSLContext | None = None
@@ -207,10 +208,8 @@ class Session:
             document = {"type": kind, "payload": payload}
             if message_id is not None:
                 document["messageId"] = message_id
-            try:
+            with suppress(ConnectionClosed):  # the reading side hears of it too, with the reason
                 await self.link.send_message(msgspec.json.encode(document).decode())
-            except ConnectionClosed:
-                self.link = None  # the reading side hears of it too, with the reason
 
     # --- one connection ----------------------------------------------------------------------------
 

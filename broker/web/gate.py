@@ -36,8 +36,8 @@ class Gate:
     head: bytes = b""  # the beginning of a frame head: kept from wsproto until it is whole
     remaining: int = 0  # payload bytes of the frame that are still to come
     open: bool = False  # a message has begun and its last frame has not
-    size: int = 0  # bytes that the message's frames have announced
-    fragments: int = 0
+    size: int = 0  # bytes that its frames have announced
+    fragments: int = 0  # and how many there were
     begun: int = 0  # counts messages, and control frames that stand alone
     fault: Fault | None = None
 
@@ -77,10 +77,10 @@ class Gate:
             return Fault(code=CloseCode.PROTOCOL_ERROR, reason="length with its top bit set")
         if head[0] & CONTROL:
             return None
-        if length + (self.size if self.open else 0) > self.limit:
+        if self.size + length > self.limit:
             return Fault(code=CloseCode.TOO_BIG, reason=f"message over {self.limit} bytes")
         most = max(FRAGMENTS, self.limit // FRAGMENT_BYTES)
-        if self.open and self.fragments == most:
+        if self.fragments == most:
             return Fault(code=CloseCode.TOO_BIG, reason=f"message in over {most} fragments")
         return None
 
@@ -89,11 +89,9 @@ class Gate:
         self.remaining = announced(head) or 0
         self.begun += not self.open
         if not head[0] & CONTROL:
-            if not self.open:
-                self.size = self.fragments = 0
             self.open = not head[0] & FIN
-            self.size += self.remaining
-            self.fragments += 1
+            self.size = self.size + self.remaining if self.open else 0
+            self.fragments = self.fragments + 1 if self.open else 0
 
 
 def head_size(head: bytes) -> int:

@@ -88,6 +88,7 @@ def parse(head: bytes, limits: Limits) -> Request:
     try:
         event = connection.next_event()
     except h11.RemoteProtocolError as error:
+        error.__traceback__ = None  # a frame of h11's in it holds the error itself: a cycle
         # h11's own words may hold a header's value: a token.
         raise Refused(
             error.error_status_hint, "Not a request line, one Host and well-formed header lines."

@@ -27,15 +27,14 @@ LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 @attrs.define(eq=False)
 class Link:
-    """A TCP connection. `raw` and `sock` are the same socket, for the two ways of writing to it."""
+    """A TCP connection: `raw` is non-blocking. `peer` is the client's "HOST:PORT"."""
 
     partial_sends: ClassVar[bool] = True
     raw: socket.socket
     peer: str
-    sock: trio.socket.SocketType = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.sock = trio.socket.from_stdlib_socket(self.raw)
+        self.raw.setblocking(False)
         self.tune()
 
     def tune(self) -> None:
@@ -55,9 +54,21 @@ class Link:
     async def receive(self) -> bytes:
         """What has arrived, at least a byte; nothing when the link has ended, in whichever way."""
         try:
-            return await self.sock.recv(RECEIVE_BYTES)
+            return await self.receive_raw()
         except LOST:
             return b""
+
+    async def receive_raw(self) -> bytes:
+        # As `trio.socket` does it, without its object and its two frames for each idle client.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            try:
+                data = self.raw.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.raw)
+            else:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return data
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         try:
@@ -69,9 +80,12 @@ class Link:
 
     async def send_some(self, data: bytes | memoryview) -> int:
         try:
-            return await self.sock.send(data)
+            await trio.lowlevel.checkpoint()
+            while not (sent := self.send_nowait(data)):
+                await trio.lowlevel.wait_writable(self.raw)
         except LOST as error:
             raise LinkLost from error
+        return sent
 
     async def send_all(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -85,8 +99,8 @@ class Link:
         section 9.6, RFC 6455 section 7.1.1).
         """
         with trio.move_on_after(LINGER_SECONDS), contextlib.suppress(*LOST):
-            self.sock.shutdown(socket.SHUT_WR)
-            while await self.sock.recv(RECEIVE_BYTES):
+            self.raw.shutdown(socket.SHUT_WR)
+            while await self.receive_raw():
                 pass
 
     def abort(self) -> None:
@@ -94,23 +108,26 @@ class Link:
         if self.raw.fileno() >= 0:
             with contextlib.suppress(OSError):
                 self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.sock.close()
+            trio.lowlevel.notify_closing(self.raw)
+            self.raw.close()
 
 
 @attrs.define(eq=False)
 class TlsLink(Link):
-    """TLS: all sends wait, since a record that was cut off half sent cannot be taken back."""
+    """TLS: all sends wait, since half a record cannot be taken back and sent later."""
 
     partial_sends: ClassVar[bool] = False
     context: ssl.SSLContext
     stream: trio.SSLStream[trio.SocketStream] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.sock = trio.socket.from_stdlib_socket(self.raw)
         # As HTTPS is spoken everywhere: a close without TLS's own goodbye is a close. Bodies have a
         # length and WebSocket has its Close frame, so nobody takes a cut for an end.
         self.stream = trio.SSLStream(
-            trio.SocketStream(self.sock), self.context, server_side=True, https_compatible=True
+            trio.SocketStream(trio.socket.from_stdlib_socket(self.raw)),
+            self.context,
+            server_side=True,
+            https_compatible=True,
         )
         self.tune()  # after SocketStream, which has a mind of its own
 
@@ -119,6 +136,11 @@ class TlsLink(Link):
             await self.stream.do_handshake()
         except LOST as error:
             raise LinkLost from error
+        finally:
+            # Trio's stream keeps its handshake's method, though it never comes to that again: a cycle
+            # for each client, with OpenSSL's buffers in it.
+            with contextlib.suppress(AttributeError):  # a Trio that has it no more needs no help
+                self.stream._handshook._afn = None  # type: ignore[assignment]
 
     async def receive(self) -> bytes:
         try:

@@ -40,9 +40,9 @@ def test_sequences_of_every_form_of_acknowledgement_subject(reply: bytes) -> Non
     assert sequences(reply) == (4711, 42)
 
 
-async def burst(publisher: RawNats, size: int, *, start: int = 0) -> None:
+async def burst(publisher: RawNats, size: int, *, start: int = 0, padding: bytes = b"") -> None:
     for number in range(start, start + size):
-        await publisher.publish("events.acme.a", b"%d" % number)
+        await publisher.publish("events.acme.a", b"%d" % number + padding)
     await publisher.flush()
 
 
@@ -64,11 +64,15 @@ async def until_consumers(client: RawNats, wanted: list[str | None]) -> None:
 
 
 async def test_a_burst_is_complete(nats: NatsServer, publisher: RawNats) -> None:
-    """20,000 events as fast as they come: all, in order, with one consumer."""
+    """20,000 events of 1 KB as fast as they come: all, in order, with one consumer.
+
+    So many bytes need flow control, which stops a consumer that is not answered.
+    """
+    padding = b" " * 1000
     async with ready_bus(nats.url) as (bus, sink):
-        await burst(publisher, 20_000)
+        await burst(publisher, 20_000, padding=padding)
         await complete(sink, 20_000)
-        assert sink.bodies == [b"%d" % number for number in range(20_000)]
+        assert sink.bodies == [b"%d" % number + padding for number in range(20_000)]
         assert bus.ingest.consumers == 1
 
 
@@ -180,6 +184,22 @@ async def test_a_stream_that_lost_its_end_is_a_new_incarnation(nats: NatsServer,
             assert late.states[0].incarnation == seen.states[-1].incarnation
 
 
+async def test_a_generation_that_another_broker_began_is_taken_up(
+    nats: NatsServer, publisher: RawNats
+) -> None:
+    """A broker that did not see the end of the stream go finds out when it asks for the state."""
+    async with ready_bus(nats.url) as (bus, sink):
+        await burst(publisher, 3)
+        await complete(sink, 3)
+        settings = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
+        settings["metadata"]["broker_generation"] = "1"
+        await publisher.api("STREAM.UPDATE.EVENTS", **settings)
+        state = await bus.state()
+        assert state.incarnation == sink.states[0].incarnation + "1"
+        await sink.until(lambda: sink.states[-1] == state)
+        await complete(sink, 3)
+
+
 def copy(nats: NatsServer, source: str, target: str) -> None:
     """Replaces one store by another; the server is down."""
     shutil.rmtree(nats.directory / target, ignore_errors=True)
@@ -218,7 +238,7 @@ async def test_what_was_trimmed_while_we_were_away_is_visible(nats: NatsServer, 
 
 async def test_what_is_trimmed_before_we_read_it_is_visible(nats: NatsServer, publisher: RawNats) -> None:
     """Also in the middle of the feed: `restored` comes again, and says where the stream begins now."""
-    async with ready_bus(nats.url, stream=config.Stream(max_bytes=100_000)) as (_, sink):
+    async with ready_bus(nats.url, stream=config.Stream(max_bytes=1_000_000)) as (_, sink):
         await publisher.store("events.acme.a")
         await sink.until(lambda: len(sink.records) == 1)
         await burst_unread(publisher)
@@ -230,8 +250,8 @@ async def test_what_is_trimmed_before_we_read_it_is_visible(nats: NatsServer, pu
 
 
 async def burst_unread(publisher: RawNats) -> None:
-    """20,000 events that this process does not read meanwhile, with the bus in it."""
-    data = b"".join(b"PUB events.acme.a 5\r\n%05d\r\n" % number for number in range(20_000))
+    """20,000 events, 40 MB, while this process with the bus in it reads nothing."""
+    data = b"PUB events.acme.a 2000\r\n%b\r\n" % bytes(2000) * 20_000
     client = socket.create_connection(("127.0.0.1", publisher.port))
     with client, client.makefile("rb") as answers:
         client.sendall(b'CONNECT {"verbose":false}\r\n' + data + b"PING\r\n")
@@ -258,6 +278,27 @@ async def test_tiny_bounds_make_no_hole(nats: NatsServer, publisher: RawNats) ->
         await burst(publisher, 3000)
         await complete(sink, 3000)
         assert bus.ingest.consumers > 1
+
+
+@pytest.mark.parametrize("dropped", [5, 9])
+async def test_a_record_that_does_not_arrive_is_read_again(
+    nats: NatsServer, publisher: RawNats, dropped: int
+) -> None:
+    """The next record's number shows the hole, or, behind the last one, that in the heartbeat."""
+    async with ready_bus(nats.url) as (bus, sink):
+        link, number = await bus.jetstream.up(), bus.ingest.subscription
+        assert number is not None
+        arrived = link.handlers[number]
+
+        def lossy(subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+            if body != b"%d" % dropped:
+                arrived(subject, reply, block, body)
+
+        link.handlers[number] = lossy
+        await burst(publisher, 10)
+        await complete(sink, 10)
+        assert bus.ingest.consumers == 2
+        assert sink.interruptions == 0
 
 
 async def test_the_loop_may_be_blocked(nats: NatsServer, publisher: RawNats) -> None:

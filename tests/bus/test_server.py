@@ -95,21 +95,19 @@ async def test_secrets_are_in_a_private_file_alone(tmp_path: Path) -> None:
 
 async def test_large_events_pass(tmp_path: Path) -> None:
     """The server's limit leaves room for the configured event and its headers."""
-    async with running(tmp_path, event_bytes=3_000_000) as (_, address):
-        async with ready_bus(address) as (bus, _):
-            assert (await bus.publish("events.acme.a", bytes(3_100_000))).sequence == 1
+    async with running(tmp_path, event_bytes=3_000_000) as (_, address), ready_bus(address) as (bus, _):
+        assert (await bus.publish("events.acme.a", bytes(3_100_000))).sequence == 1
 
 
 async def test_it_comes_back_after_a_crash(tmp_path: Path) -> None:
     """Killed, it is started again with the same address and store, and the bus goes on."""
-    async with running(tmp_path) as (server, address):
-        async with ready_bus(address) as (bus, sink):
-            await bus.publish("events.acme.a", b"1")
-            assert server.process is not None
-            server.process.kill()
-            await sink.until(lambda: sink.interruptions == 1 and sink.up)
-            assert (await bus.publish("events.acme.a", b"2")).sequence == 2
-            assert server.restarts == 1
+    async with running(tmp_path) as (server, address), ready_bus(address) as (bus, sink):
+        await bus.publish("events.acme.a", b"1")
+        assert server.process is not None
+        server.process.kill()
+        await sink.until(lambda: sink.interruptions == 1 and sink.up)
+        assert (await bus.publish("events.acme.a", b"2")).sequence == 2
+        assert server.restarts == 1
 
 
 async def test_the_address_survives_the_broker(tmp_path: Path) -> None:
@@ -172,7 +170,7 @@ async def test_it_ends_with_its_parent(tmp_path: Path) -> None:
 async def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     """The sentence holds the server's own last words."""
     (tmp_path / "store").write_text("a file where the store should be")
-    with pytest.RaisesGroup(pytest.RaisesExc(ServerError, match="does not start: .*store")):
+    with pytest.RaisesGroup(pytest.RaisesExc(ServerError, match="does not start: Can't start JetStream")):
         async with running(tmp_path):
             pass
 

@@ -59,9 +59,7 @@ def configure(directory: Path, url: str, **sections: dict[str, Any]) -> config.C
         server=config.Server(listen="127.0.0.1:0", admin_listen="127.0.0.1:0"),
         nats=config.Nats(urls=(url,)),
         stream=config.Stream(max_bytes=1 << 28),
-        auth=config.Auth(
-            keys=(config.Key(name="test", secret_file=key, tenants=("*",), monitoring=True),)
-        ),
+        auth=config.Auth(keys=(config.Key(name="test", secret_file=key, tenants=("*",), monitoring=True),)),
         permissions=config.Permissions(publish=(">", "live.>")),
         limits=config.Limits(connections_per_user=1000),
     )

@@ -35,6 +35,11 @@ class RawNats:
     routes: dict[int, trio.MemorySendChannel[Message]] = attrs.field(factory=dict)
     pongs: list[trio.Event] = attrs.field(factory=list)
     sids: int = 0
+    writing: trio.Lock = attrs.field(factory=trio.Lock)
+
+    async def write(self, data: bytes) -> None:
+        async with self.writing:
+            await self.stream.send_all(data)
 
     @property
     def port(self) -> int:
@@ -49,19 +54,19 @@ class RawNats:
             line = b"HPUB %b %b %d %d\r\n" % (subject, reply, len(header), len(header) + len(body))
         else:
             line = b"PUB %b %b %d\r\n" % (subject, reply, len(body))
-        await self.stream.send_all(line + header + body + b"\r\n")
+        await self.write(line + header + body + b"\r\n")
 
     async def subscribe(self, subject: str) -> trio.MemoryReceiveChannel[Message]:
         self.sids += 1
         self.routes[self.sids], received = trio.open_memory_channel[Message](math.inf)
-        await self.stream.send_all(f"SUB {subject} {self.sids}\r\n".encode())
+        await self.write(f"SUB {subject} {self.sids}\r\n".encode())
         return received
 
     async def flush(self) -> None:
         """Returns when the server has taken everything sent before."""
         self.pongs.append(trio.Event())
         pong = self.pongs[-1]
-        await self.stream.send_all(b"PING\r\n")
+        await self.write(b"PING\r\n")
         await pong.wait()
 
     async def request(self, subject: str | bytes, body: bytes = b"", *, header: bytes = b"") -> Message:
@@ -69,7 +74,7 @@ class RawNats:
         answers = await self.subscribe(inbox)
         await self.publish(subject, body, reply=inbox.encode(), header=header)
         answer = await answers.receive()
-        await self.stream.send_all(f"UNSUB {self.sids}\r\n".encode())
+        await self.write(f"UNSUB {self.sids}\r\n".encode())
         return answer
 
     async def api(self, call: str, **body: object) -> dict[str, Any]:
@@ -91,7 +96,7 @@ class RawNats:
                 case [b"HMSG", subject, sid, *reply, head, size]:
                     await self.deliver(int(sid), subject, reply, int(head), int(size))
                 case [b"PING"]:
-                    await self.stream.send_all(b"PONG\r\n")
+                    await self.write(b"PONG\r\n")
                 case [b"PONG"]:
                     self.pongs.pop(0).set()
 

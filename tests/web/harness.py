@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import struct
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -92,17 +91,21 @@ class Client:
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
 
-    async def answer(self) -> Answer:
-        """Reads until the server closes."""
+    async def rest(self) -> bytes:
+        """Everything until the server closes."""
         received = b""
         with trio.fail_after(SECONDS), contextlib.suppress(trio.BrokenResourceError):
             async for data in self.stream:
                 received += data
+        return received
+
+    async def answer(self) -> Answer:
+        received = await self.rest()
         if not received:
             return Answer()
         start, _, body = received.partition(b"\r\n\r\n")
-        line, *rest = start.decode("ascii").split("\r\n")
-        return Answer(status=int(line.split(" ")[1]), headers=parsed(rest), body=body)
+        line, *lines = start.decode("ascii").split("\r\n")
+        return Answer(status=int(line.split(" ")[1]), headers=parsed(lines), body=body)
 
     async def upgrade(self, request: bytes | None = None) -> dict[str, str]:
         """Opens the WebSocket; the headers of the answer."""
@@ -124,12 +127,12 @@ class Client:
         while True:
             for event in self.frames.events():
                 return event
-            data = b""
+            data: bytes | bytearray = b""
             with trio.fail_after(SECONDS), contextlib.suppress(trio.BrokenResourceError):
                 data = await self.stream.receive_some()
             if not data:
                 return None
-            self.frames.receive_data(data)
+            self.frames.receive_data(bytes(data))
 
     async def closed(self) -> tuple[int, str]:
         """Code and reason of the server's Close, and that the link ends after it."""
@@ -148,8 +151,8 @@ class Running:
 
     address: tuple[str, int]
     connections: trio.Nursery
-    acceptor: trio.CancelScope
     context: ssl.SSLContext | None = None  # the clients'
+    acceptor: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     refusal: BrokerError | None = None
     reason: str | None = None
     hellos: list[Hello] = attrs.field(factory=list)
@@ -217,7 +220,7 @@ async def send(transport: Transport, data: bytes) -> None:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     with trio.fail_after(SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what the kernel does sets no event
             await trio.sleep(0.002)
 
 
@@ -241,7 +244,6 @@ async def running(
         run = Running(
             address=listeners[0].getsockname()[:2],
             connections=connections,
-            acceptor=accepting.cancel_scope,
             context=tls[1] if tls else None,
         )
         port = PublicPort(
@@ -252,7 +254,12 @@ async def running(
             health=lambda: run.reason,
             ssl_context=tls[0] if tls else None,
         )
-        await accepting.start(partial(port.run, listeners, nursery=connections))
+
+        async def accept(task_status: trio.TaskStatus[None]) -> None:
+            with run.acceptor:
+                await port.run(listeners, nursery=connections, task_status=task_status)
+
+        await accepting.start(accept)
         yield run
         await run.settled()
         run.acceptor.cancel()

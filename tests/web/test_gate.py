@@ -26,7 +26,9 @@ FRAME = st.one_of(
 
 
 @given(
-    sent=st.lists(FRAME, max_size=8).map(b"".join), cuts=st.lists(st.integers(1, 3000), max_size=30), limit=st.just(100_000)
+    sent=st.lists(FRAME, max_size=8).map(b"".join),
+    cuts=st.lists(st.integers(1, 3000), max_size=30),
+    limit=st.just(100_000),
 )
 def test_cuts_make_no_difference(sent: bytes, cuts: list[int], limit: int) -> None:
     """Bytes passed and fault are the same however the stream arrives."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from broker.config import Limits
 from broker.web.heads import parse
 from broker.web.problems import Refused
-from tests.web.harness import KEY, eventually, head, running
+from tests.web.harness import KEY, head
 
 if TYPE_CHECKING:
     from tests.web.harness import Running
@@ -205,7 +205,7 @@ async def test_h11_peer(port: Running) -> None:
             while not events or not isinstance(events[-1], h11.EndOfMessage):
                 event = peer.next_event()
                 if event is h11.NEED_DATA:
-                    peer.receive_data(await client.stream.receive_some())
+                    peer.receive_data(bytes(await client.stream.receive_some()))
                 else:
                     assert isinstance(event, h11.Event)
                     events.append(event)

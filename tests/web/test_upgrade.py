@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.utilities import generate_accept_token
 
-from broker.config import Limits, Server
+from broker.config import Server
 from broker.errors import TooManyConnections, Unavailable
 from broker.web import upgrade
 from broker.web.heads import Request
@@ -100,7 +100,9 @@ async def test_tokens(request_bytes: bytes, token: str | None) -> None:
 REFUSED = {
     "two tokens": head("/ws?access_token=a", authorization="Bearer b"),
     "two tokens in one list": head(sec_websocket_protocol="broker.v1, bearer.a, bearer.b"),
-    "a token and a subprotocol's": head(authorization="Bearer a", sec_websocket_protocol="broker.v1, bearer.b"),
+    "a token and a subprotocol's": head(
+        authorization="Bearer a", sec_websocket_protocol="broker.v1, bearer.b"
+    ),
     "parameter twice": head("/ws?tenant=a&tenant=a"),
     "query not UTF-8": head("/ws?tenant=%ff"),
     "Bearer alone": head(authorization="Bearer"),
@@ -147,7 +149,9 @@ async def test_subprotocol_answered(port: Running) -> None:
 async def test_hello(port: Running) -> None:
     """The peer is the socket's, whatever X-Forwarded-For claims; the tenant is the query's."""
     async with port.client() as client:
-        await client.upgrade(head("/ws?tenant=a%C3%A4&x=1", x_forwarded_for="192.0.2.1", forwarded="for=192.0.2.1"))
+        await client.upgrade(
+            head("/ws?tenant=a%C3%A4&x=1", x_forwarded_for="192.0.2.1", forwarded="for=192.0.2.1")
+        )
         await port.works()
     hello = port.hellos[0]
     assert hello.peer.startswith("127.0.0.1:")
@@ -157,10 +161,13 @@ async def test_hello(port: Running) -> None:
 
 @pytest.mark.parametrize(
     ("refusal", "after"),
-    [(Unavailable("The broker is draining.", retry_after=2.5), "3"), (TooManyConnections("10000 are too many."), "1")],
+    [
+        (Unavailable("The broker is draining.", retry_after=2.5), "3"),
+        (TooManyConnections("10000 are too many."), "1"),
+    ],
 )
 async def test_no_room(port: Running, refusal: Unavailable, after: str) -> None:
-    """Without room a good handshake gets 503 with Retry-After; health goes on, and so do the clients after."""
+    """Without room a good handshake gets 503 with Retry-After; health goes on, and so do clients later."""
     port.refusal = refusal
     answer = await port.ask(head())
     assert answer.status == 503

@@ -1,0 +1,200 @@
+"""`broker tail`: a WebSocket client that resumes, an event a line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+
+from broker.cli import options
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import trio
+
+    from broker.client import Event, Message, Session
+    from broker.client.session import Token
+
+TOKEN_SECONDS = 3600.0  # a new one is signed for each connection, and when one runs out
+NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only between its tokens
+
+
+@click.command()
+@click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True, type=options.pattern)
+@click.option(
+    "--since",
+    type=options.time,
+    metavar="TIME",
+    help="From a time on: RFC 3339, or so long ago (10m, 2h, 7d).",
+)
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="From the newest N events on.")
+@click.option("--snapshot", is_flag=True, help="From the newest event of each channel on.")
+@click.option("--position", metavar="P", help="From after a position on, as an earlier tail printed it.")
+@options.tenant
+@options.user
+@click.option(
+    "--token", metavar="T", help="The token to use; else one is signed with the key of `broker dev`."
+)
+@click.option("--url", metavar="ws://…", help="Where the broker is, if not on this machine.")
+@click.option("--json/--raw", "whole", default=True, help="An object for each event, or its own JSON alone.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
+@options.data_dir
+@click.pass_context
+def tail(
+    context: click.Context,
+    patterns: tuple[str, ...],
+    since: str | None,
+    last: int | None,
+    snapshot: bool,
+    position: str | None,
+    tenant: str,
+    user: str,
+    token: str | None,
+    url: str | None,
+    whole: bool,
+    count: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Prints the events of channels and patterns as they come, until Ctrl-C.
+
+    Each line is {"channel": …, "position": …, "event": …}, with "publisher" when a client published it;
+    live events have no position. After a cut it goes on where it was. Gaps and reconnections are told on
+    standard error. With --token, --tenant is the one that a monitoring token looks at.
+    """
+    import trio
+
+    from broker.cli import local
+    from broker.client import Session
+
+    starts = {"since": since, "last": last, "snapshot": snapshot, "position": position}
+    start: dict[str, Any] = {name: value for name, value in starts.items() if value}
+    if len(start) > 1:
+        raise click.UsageError(f"--{' and --'.join(start)}: a subscription has one start.")
+    where = local.find_data_dir(data_dir, os.environ)
+    named = context.get_parameter_source("tenant") is click.core.ParameterSource.COMMANDLINE
+    session = Session(
+        url=websocket(url or local.running(where, "ws")),
+        token=token or signer(where, tenant, user),
+        tenant=tenant if token and named else None,
+    )
+
+    async def run() -> None:
+        await session.subscribe(*patterns, **start)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_by_signal, nursery.cancel_scope)
+            nursery.start_soon(session.run)
+            await follow(session, whole, count)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
+
+
+def websocket(url: str) -> str:
+    """`url` with the path where it has none. Raises `click.BadParameter` when it is no WebSocket address."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise click.BadParameter(f"{url!r} is not ws://HOST[:PORT] or wss://HOST[:PORT]", param_hint="--url")
+    return parts._replace(path=parts.path.rstrip("/") or "/ws").geturl()
+
+
+def signer(data_dir: Path, tenant: str, user: str) -> Token:
+    import time
+
+    from broker.auth import tokens
+    from broker.cli import local
+
+    auth = local.signing(data_dir, os.environ).auth
+
+    async def sign() -> str:
+        return tokens.sign(auth, tenant=tenant, user=user, now=time.time(), ttl=TOKEN_SECONDS)
+
+    return sign
+
+
+async def end_by_signal(scope: trio.CancelScope) -> None:
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
+
+
+async def follow(session: Session, whole: bool, count: int | None) -> None:
+    """Prints events until there were `count` of them, or nobody reads any more."""
+    from broker.client import Event, Reconnecting
+    from broker.errors import Unavailable
+
+    met, printed = False, 0
+    async for item in session:
+        if isinstance(item, Event):
+            printed += 1
+            if not write(line(item, whole)) or printed == count:
+                return
+        elif not isinstance(item, Reconnecting):
+            met = True
+            notice(item)
+        elif met:
+            tell(f"{item.reason}; reconnecting in {item.after:.1f} s")
+        else:
+            hint = "start a broker with `broker dev`, or say with --url where it is"
+            raise Unavailable(f"no broker answers at {session.url} ({item.reason}): {hint}")
+
+
+def line(event: Event, whole: bool) -> bytes:
+    import msgspec
+
+    data = event.data.translate(NO_BREAKS)
+    if not whole:
+        return data
+    fields = {"channel": event.channel, "position": event.position, "publisher": event.publisher}
+    shown = {name: value for name, value in fields.items() if value is not None}
+    return msgspec.json.encode({**shown, "event": msgspec.Raw(data)})
+
+
+def write(data: bytes) -> bool:
+    """Writes a line; False when the reader is gone, as that of `broker tail … | head -1`."""
+    try:
+        sys.stdout.buffer.write(data + b"\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered must not fail again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def notice(message: Message) -> None:
+    """Tells what is no event. Raises `BrokerError` when the subscription was refused as a whole."""
+    from broker.errors import BrokerError
+
+    said = message.payload
+    match message.type:
+        case "gap":
+            lost = f", {said['count']} events" if "count" in said else ""
+            tell(f"gap in {names(said['channel'])}: {said['reason']}{lost}")
+        case "source":
+            tell("the broker lost NATS" if said["state"] == "interrupted" else "the broker has NATS again")
+        case "connection.draining":
+            tell("the broker is going down")
+        case "subscribed":
+            for refused in said["refused"]:
+                tell(f"{refused['channel']}: refused, {refused['code']}")
+        case "unsubscribed":
+            tell(f"{names(said['channel'])}: ended, {said.get('code', 'unsubscribed')}")
+        case "error" if message.message_id is not None and not said["retryable"]:
+            raise BrokerError(said["message"])
+        case "error" if said["retryable"]:
+            tell(said["message"])
+
+
+def names(channel: str | list[str]) -> str:
+    return channel if isinstance(channel, str) else ", ".join(channel)
+
+
+def tell(text: str) -> None:
+    click.echo(text, err=True)

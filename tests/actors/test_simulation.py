@@ -1,0 +1,290 @@
+"""The real actors over a scripted bus and scripted links, under a fake clock and a seed.
+
+Clients subscribe, unsubscribe, start in the past, read slowly, are cut off and come back, while events keep
+arriving, reads fail and tenants crash. In the end each subscription must have seen exactly what
+a naive reader of the protocol page would give it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import structlog
+import trio
+
+from broker import config, subjects
+from broker.actors.supervisor import Supervisor
+from broker.actors.transport import Hello
+from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEEDS = range(int(os.environ.get("SIMULATION_SEEDS", "40")))
+CHANNELS = ["a", "a.b", "a.b.c", "b", "b.c", "c.d.e", "secret.x", "users.u0.i", "users.u1.i"]
+PATTERNS = ["a", "a.>", "a.*", "*.b", ">", "b.c", "c.*.e", "*", "me.>", "secret.x", "a.b.c", "b"]
+DENY = ("secret.>",)
+BODIES = (2, 60, 900, 5000)
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """Crashes are meant here; their tracebacks would take most of the time."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+@attrs.define(eq=False, kw_only=True)
+class Expected:
+    """One subscription of a client: where it began, and which numbers it got since, in order of arrival."""
+
+    pattern: str
+    start: int | None  # None until `subscribed` has said
+    number: int | None = None  # of its catch-up, while that runs
+    snapshot: bool = False
+    seen: list[int] = attrs.Factory(list)
+
+    def take(self, payload: dict[str, Any], sequence: int) -> None:
+        if not subjects.covers(self.pattern, payload["channel"]):
+            return
+        if payload.get("catch_up") == self.number and sequence > (self.start or 0):
+            self.seen.append(sequence)  # its own mark, or unmarked once it is live
+
+
+@attrs.define(eq=False, kw_only=True)
+class Simulated:
+    """A client that checks what it is told as it goes."""
+
+    name: str
+    supervisor: Supervisor
+    random: random.Random
+    link: ScriptedLink = attrs.field(init=False)
+    position: int = -1  # the resume position
+    wanted: dict[str, Expected] = attrs.Factory(dict)
+    waiting: dict[str, Expected] = attrs.Factory(dict)  # by message id, until `subscribed`
+    asked: int = 0
+    last_unmarked: int = -1
+    replies: set[str] = attrs.Factory(set)
+    replied: trio.Event = attrs.Factory(trio.Event)
+
+    def take(self, message: dict[str, Any]) -> None:
+        kind, payload = message["type"], message["payload"]
+        told = sequence_of(payload["position"]) if "position" in payload else None
+        if kind == "event":
+            assert told is not None
+            if "catch_up" not in payload:
+                assert told > self.last_unmarked, "unmarked events went backwards"
+                self.last_unmarked = self.position = told
+            for each in self.wanted.values():
+                each.take(payload, told)
+            return
+        if told is not None and kind != "published":
+            self.position = told
+        match kind:
+            case "subscribed":
+                expected = self.waiting.pop(message["messageId"])
+                expected.number = payload.get("catch_up")
+                if expected.start is None:
+                    expected.start = told
+                elif expected.number is None:
+                    self.last_unmarked = -1 if expected.start < self.last_unmarked else self.last_unmarked
+                self.wanted[expected.pattern] = expected
+            case "subscription.live":
+                for each in self.wanted.values():
+                    if payload.get("catch_up") == each.number and each.pattern == payload["channel"]:
+                        each.number = None
+            case "error":
+                assert payload["code"] == "unavailable", message
+                self.waiting.pop(message["messageId"], None)  # nothing has changed
+            case "gap":
+                raise AssertionError(message)
+        if message_id := message.get("messageId"):
+            self.replies.add(message_id)
+            self.replied.set()
+
+    async def read(self, link: ScriptedLink) -> None:
+        while not link.cut:
+            for opcode, payload in await link.read(self.random.choice((50, 500, 5000, 100000))):
+                if opcode == 1:
+                    self.take(json.loads(payload))
+            if self.random.random() < 0.3:
+                await trio.sleep(self.random.uniform(0, 0.2))
+
+    async def ask(self, kind: str, payload: dict[str, Any], expected: Expected | None = None) -> None:
+        self.asked += 1
+        message_id = f"{self.name}-{self.asked}"
+        if expected:
+            self.waiting[message_id] = expected
+        self.link.say(kind, payload, messageId=message_id)
+        with trio.fail_after(1000):
+            while message_id not in self.replies:
+                self.replied = trio.Event()
+                await self.replied.wait()
+
+    def connect(self, nursery: trio.Nursery, *, crash: bool) -> None:
+        self.link = ScriptedLink(
+            room=self.random.choice((100, 1000, 20000, 200000)),
+            partial_sends=self.random.random() < 0.8,
+            breaks=self.random if crash else None,
+        )
+        hello = Hello(peer="test", token=f"t{int(self.name[1:]) % 2}:{self.name}")
+        nursery.start_soon(self.supervisor.serve, self.link, hello)
+        nursery.start_soon(self.read, self.link)
+
+    async def resume(self) -> None:
+        """One `subscribe` with all that stands, from the resume position."""
+        self.last_unmarked = -1
+        for each in list(self.wanted.values()):
+            if each.number is not None or each.snapshot:
+                del self.wanted[each.pattern]  # it would have to ask again; other clients show that
+        if not self.wanted:
+            return
+        kept, self.wanted = self.wanted, {}
+        position = f"inc0-{self.position}"
+        for pattern, each in kept.items():
+            # One at a time, so that each has its own answer; the first sets P, the others join there.
+            while pattern not in self.wanted:
+                expected = Expected(pattern=pattern, start=each.start, seen=each.seen)
+                await self.ask("subscribe", {"channel": pattern, "position": position}, expected)
+
+
+def sequence_of(position: str) -> int:
+    return int(position.rpartition("-")[2])
+
+
+async def live(client: Simulated, bus: ScriptedBus) -> None:
+    """What one client does."""
+    rng = client.random
+    for _ in range(rng.randint(3, 25)):
+        await trio.sleep(rng.uniform(0, 0.5))
+        pattern = rng.choice(PATTERNS)
+        full = subjects.expand_me(pattern, client.name)
+        action = rng.random()
+        if full == "secret.x":
+            continue
+        if action < 0.3:
+            if full not in client.wanted:
+                await client.ask("subscribe", {"channel": pattern}, Expected(pattern=full, start=None))
+        elif action < 0.55:
+            behind = rng.choice((0, 3, 50, 1000))
+            start = max(0, client.position - rng.randint(0, behind)) if client.position >= 0 else 0
+            wish = {"channel": pattern, "position": f"inc0-{start}"}
+            await client.ask("subscribe", wish, Expected(pattern=full, start=start))
+        elif action < 0.65:
+            expected = Expected(pattern=full, start=-1, snapshot=True)
+            await client.ask("subscribe", {"channel": pattern, "snapshot": True}, expected)
+        elif action < 0.8:
+            if full in client.wanted:
+                del client.wanted[full]
+                await client.ask("unsubscribe", {"channel": pattern})
+        elif action < 0.9:
+            await client.ask("ping", {})
+        else:
+            return  # the caller cuts it off
+
+
+async def publish(bus: ScriptedBus, rng: random.Random) -> None:
+    for _ in range(rng.randint(20, 120)):
+        for _ in range(rng.choice((1, 3, 40))):
+            tenant = rng.choice(("t0", "t0", "t1", "_all", "t2"))
+            channel = rng.choice(CHANNELS)
+            if tenant == "_all" and channel.startswith("users"):
+                channel = "a"
+            bus.put(f"events.{tenant}.{channel}", b'"' + b"x" * rng.choice(BODIES) + b'"')
+        await trio.sleep(rng.uniform(0, 0.1))
+
+
+def entitled(bus: ScriptedBus, client: Simulated, pattern: str) -> list[tuple[int, str]]:
+    """The stream as a naive reader sees it: sequence and channel of what the pattern matches."""
+    tenant = f"t{int(client.name[1:]) % 2}"
+    found = []
+    for sequence, subject, _, _ in bus.records:
+        _, of, channel = subject.split(".", 2)
+        if of in (tenant, "_all") and subjects.covers(pattern, channel) and not channel.startswith("secret."):
+            found.append((sequence, channel))
+    return found
+
+
+def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
+    all_of_it = entitled(bus, client, each.pattern)
+    if not each.snapshot:
+        wanted = [sequence for sequence, _ in all_of_it if sequence > (each.start or 0)]
+        assert each.seen == wanted, (client.name, each)
+        return
+    # The newest of each channel at some point, then everything after that point.
+    for point in {0, *each.seen, bus.last_sequence} | {sequence - 1 for sequence in each.seen}:
+        newest = {channel: sequence for sequence, channel in all_of_it if sequence <= point}
+        rest = [sequence for sequence, _ in all_of_it if sequence > point]
+        if each.seen == sorted(newest.values()) + rest:
+            return
+    raise AssertionError((client.name, each))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_everyone_sees_what_a_naive_reader_would(
+    seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event of each subscription once, in stream order, whatever happens on the way."""
+    # Trio wakes tasks in a random order of its own; a seed is to be replayed exactly.
+    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
+    monkeypatch.setattr("trio._core._run._r", random.Random(seed))
+    rng = random.Random(seed)
+    bus = ScriptedBus(random=rng, failures=rng.choice((0, 0, 0.1)))
+    for _ in range(rng.choice((0, 5, 400))):
+        bus.put(f"events.t{rng.randint(0, 1)}.{rng.choice(CHANNELS)}", b"1")
+    settings = config.Config(
+        ring=config.Ring(events=rng.choice((5, 100, 8192)), seconds=rng.choice((0.5, 300))),
+        limits=config.Limits(
+            connections_per_user=100, requests_burst=10000, requests_per_second=1000, stall_seconds=10000,
+            heartbeat_seconds=9000,
+        ),
+    )  # fmt: skip
+    crash = rng.random() < 0.3
+    supervisor = Supervisor(
+        config=settings,
+        bus=bus,
+        names=subjects.Names(),
+        verifier=ScriptedVerifier(DENY),  # type: ignore[arg-type]
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+
+        async def client(number: int) -> None:
+            client_rng = random.Random(f"{seed}-{number}")
+            each = Simulated(name=f"u{number}", supervisor=supervisor, random=client_rng)
+            for life in range(3):
+                each.connect(nursery, crash=crash)
+                if life:
+                    await each.resume()
+                await live(each, bus)
+                if life < 2:
+                    each.link.drop()
+                    each.waiting.clear()
+                    await trio.sleep(client_rng.uniform(0, 1))
+            await done.wait()
+            clients.append(each)
+
+        clients: list[Simulated] = []
+        done = trio.Event()
+        async with trio.open_nursery() as playing:
+            for number in range(6):
+                playing.start_soon(client, number)
+            playing.start_soon(publish, bus, rng)
+            await trio.sleep(60)
+            done.set()
+        # Everything has been published; each client reads until it is at the end and nothing is pending.
+        for each in clients:
+            with trio.fail_after(5000):
+                while each.position < bus.last_sequence or any(e.number for e in each.wanted.values()):
+                    await each.ask("ping", {})
+                    await trio.sleep(1)
+            for expected in each.wanted.values():
+                check(bus, each, expected)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,64 @@
+"""Reads that lose a part on the way, and header blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import config
+from broker.bus import headers
+from broker.bus.api import base36
+from broker.errors import Unavailable
+from tests.support.bus import ready_bus
+
+if TYPE_CHECKING:
+    from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
+
+
+@pytest.mark.parametrize("dropped", [0, 2, 4, 5])
+async def test_a_read_that_lost_a_part_is_no_page(
+    nats: NatsServer, publisher: RawNats, dropped: int
+) -> None:
+    """The first, one in the middle, the last record or the end of the batch: `Unavailable`, never a hole."""
+    async with ready_bus(nats.url, nats=config.Nats(request_seconds=0.3)) as (bus, _):
+        for _ in range(5):
+            await publisher.store("events.acme.a")
+        link = await bus.jetstream.up()
+        (number,) = (key for key, handler in link.handlers.items() if handler == link.answered)
+        count = iter(range(100))
+
+        def lossy(subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+            if next(count) != dropped:
+                link.answered(subject, reply, block, body)
+
+        link.handlers[number] = lossy
+        with pytest.raises(Unavailable):
+            await bus.read("events.>", after=0, limit=100)
+        assert len((await bus.read("events.>", after=0, limit=100)).records) == 5
+
+
+def test_a_header_block() -> None:
+    """Blanks around values go, the last of a repeated field counts, a status is told apart."""
+    block = b"NATS/1.0 404 Not Found\r\nA:  b \r\nA: c:d\r\n\r\n"
+    assert headers.parse(block) == {"A": "c:d"}
+    assert headers.status(block) == 404
+    assert headers.status(b"NATS/1.0\r\nA: b\r\n\r\n") == 0
+    assert headers.parse(b"") == {}
+
+
+@given(st.binary(max_size=200))
+def test_no_header_block_is_too_odd(block: bytes) -> None:
+    """Whatever a publisher sends as a header block is read as something."""
+    headers.parse(block)
+    headers.parse(headers.VERSION + b"\r\n" + block)
+    headers.status(headers.STATUS + block)
+
+
+@given(st.integers(min_value=0, max_value=10**18))
+def test_base36(number: int) -> None:
+    """The text that Python's `int` reads back."""
+    assert int(base36(number), 36) == number

@@ -1,0 +1,107 @@
+"""The command line as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+ROOT = Path(__file__).parents[2]
+COMMAND = (sys.executable, "-W", "error", "-m", "broker")
+PATIENCE_SECONDS = 60
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours without settings of a broker, so that only `variables` count."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+    return inherited | {"PYTHONPATH": str(ROOT)} | variables
+
+
+async def broker(*arguments: str | Path, stdin: bytes = b"", **variables: str) -> Result:
+    """Runs a command to its end."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        process = await trio.run_process(
+            [*COMMAND, *map(str, arguments)],
+            stdin=stdin,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=environment(**variables),
+        )
+    return Result(code=process.returncode, out=process.stdout.decode(), err=process.stderr.decode())
+
+
+@attrs.define(eq=False)
+class Running:
+    """A command that is at work; `line` waits for the next line of its standard output or error."""
+
+    process: trio.Process
+    buffers: dict[str, bytes] = attrs.field(factory=lambda: {"stdout": b"", "stderr": b""})
+
+    async def line(self, stream: str = "stdout") -> str:
+        with trio.fail_after(PATIENCE_SECONDS):
+            while b"\n" not in self.buffers[stream]:
+                more = await getattr(self.process, stream).receive_some()
+                assert more, f"{stream} ended: {self.buffers}"
+                self.buffers[stream] += more
+        line, _, self.buffers[stream] = self.buffers[stream].partition(b"\n")
+        return line.decode()
+
+    async def until(self, text: str, stream: str = "stdout") -> str:
+        """The next line that holds `text`."""
+        while text not in (line := await self.line(stream)):
+            pass
+        return line
+
+    async def end(self) -> int:
+        """Waits for its exit code; what it still says is dropped."""
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for stream in self.buffers:
+                    nursery.start_soon(swallow, getattr(self.process, stream))
+            return await self.process.wait()
+
+
+async def swallow(stream: trio.abc.ReceiveStream) -> None:
+    while await stream.receive_some():
+        pass
+
+
+@asynccontextmanager
+async def start(*arguments: str | Path, **variables: str) -> AsyncIterator[Running]:
+    """A command for the length of a block, killed at its end if it is still there."""
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            partial(
+                trio.run_process,
+                [*COMMAND, *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                check=False,
+                env=environment(**variables),
+            )
+        )
+        try:
+            yield Running(process)
+        finally:
+            process.kill()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                await trio.aclose_forcefully(stream)

@@ -1,0 +1,261 @@
+"""Both ends of the actors, scripted: a bus in memory that is late and fails, a link that takes what it likes.
+
+For tests under the fake clock, where no real I/O is possible.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from broker import subjects
+from broker.actors.transport import Closed, Inbound, LinkLost, Text
+from broker.bus.base import Page, PublishAck, Record, Sink, StreamState
+from broker.errors import TokenInvalid, Unavailable
+from broker.permissions import Principal
+from broker.wire import frames
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+
+@attrs.define(eq=False, kw_only=True)
+class ScriptedBus:
+    """A stream in memory. Everything takes a random time, and reads fail at a random rate."""
+
+    random: random.Random
+    failures: float = 0.0
+    incarnation: str = "inc0"
+    records: list[Record] = attrs.Factory(list)
+    last_sequence: int = 0
+    first: int = 1
+    sink: Sink | None = None
+    arrived: trio.Event = attrs.Factory(trio.Event)
+    reads: int = 0
+
+    def put(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> int:
+        self.last_sequence += 1
+        self.records.append((self.last_sequence, subject, body, headers))
+        self.arrived.set()
+        return self.last_sequence
+
+    def put_live(self, subject: str, body: bytes) -> None:
+        assert self.sink
+        self.sink.live([(0, subject, body, None)])
+
+    async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        self.sink = sink
+        sink.restored(StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence))
+        sent = self.last_sequence
+        sink.stored([], sent)
+        task_status.started()
+        while True:
+            await self.arrived.wait()
+            self.arrived = trio.Event()
+            await trio.sleep(self.random.uniform(0, 0.02))
+            while sent < self.last_sequence:
+                batch = [record for record in self.records if record[0] > sent][: self.random.randint(1, 40)]
+                sent = batch[-1][0]
+                sink.stored(batch, sent)
+                await trio.lowlevel.checkpoint()
+
+    async def delay(self) -> None:
+        self.reads += 1
+        await trio.sleep(self.random.uniform(0, 0.05))
+        if self.random.random() < self.failures:
+            raise Unavailable("scripted")
+
+    async def publish(
+        self,
+        subject: str,
+        body: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        message_id: str | None = None,
+    ) -> PublishAck:
+        await self.delay()
+        return PublishAck(sequence=self.put(subject, body, headers), duplicate=False)
+
+    async def publish_live(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.put_live(subject, body)
+
+    async def subscribe_live(self, subject: str) -> None:
+        await self.delay()
+
+    async def unsubscribe_live(self, subject: str) -> None: ...
+
+    async def state(self) -> StreamState:
+        await self.delay()
+        return StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence)
+
+    async def read(self, subject: str, *, after: int, limit: int) -> Page:
+        await self.delay()
+        start = bisect_right(self.records, after, key=lambda record: record[0])
+        found = [record for record in self.records[start:] if subjects_match(subject, record[1])]
+        most = min(limit, self.random.randint(1, limit))
+        return Page(records=found[:most], pending=len(found[most:]))
+
+    async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
+        await self.delay()
+        newest = {record[1]: record for record in self.records if record[0] <= up_to}
+        return sorted((newest[each] for each in subjects if each in newest), key=lambda record: record[0])
+
+    async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
+        await self.delay()
+        found = {record[1] for record in self.records if subjects_match(subject, record[1])}
+        return sorted(found) if len(found) <= limit else None
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        return None
+
+
+def subjects_match(pattern: str, subject: str) -> bool:
+    """NATS's own rule, which knows no walls."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    for index, token in enumerate(wanted):
+        if token == ">":
+            return len(tokens) > index
+        if index >= len(tokens) or token not in ("*", tokens[index]):
+            return False
+    return len(wanted) == len(tokens)
+
+
+@attrs.define(eq=False, kw_only=True)
+class ScriptedLink:
+    """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
+
+    room: int
+    buffer: bytearray = attrs.Factory(bytearray)
+    readable: trio.Event = attrs.Factory(trio.Event)
+    writable: trio.Event = attrs.Factory(trio.Event)
+    cut: bool = False
+    partial_sends: bool = True
+    breaks: random.Random | None = None  # makes sends crash now and then, those by the tenant's task
+
+    def __attrs_post_init__(self) -> None:
+        self.to_broker, self.from_client = trio.open_memory_channel[Inbound](1000)
+
+    to_broker: trio.MemorySendChannel[Inbound] = attrs.field(init=False)
+    from_client: trio.MemoryReceiveChannel[Inbound] = attrs.field(init=False)
+
+    # --- the broker's side
+
+    async def receive(self) -> Inbound:
+        return await self.from_client.receive()
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        if self.cut:
+            raise LinkLost
+        if self.breaks and "Tenant" in trio.lowlevel.current_task().name and self.breaks.random() < 0.003:
+            raise RuntimeError("a scripted crash")
+        if not self.partial_sends:
+            return 0
+        return self.take(data)
+
+    def take(self, data: bytes | memoryview) -> int:
+        taken = min(len(data), self.room - len(self.buffer))
+        self.buffer += data[:taken]
+        self.readable.set()
+        return taken
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        sent = 0
+        while True:
+            if self.cut:
+                raise LinkLost
+            sent += self.take(data[sent:])
+            if sent == len(data) or (sent and self.partial_sends):
+                await trio.lowlevel.checkpoint()
+                return sent
+            self.writable = trio.Event()
+            await self.writable.wait()
+
+    def frame(self, message: bytes) -> bytes:
+        return frames.text(message)
+
+    def ping(self) -> bytes:
+        return frames.frame(frames.PING, b"")
+
+    def close(self, code: int, reason: str) -> bytes:
+        return frames.close(code, reason)
+
+    async def linger(self) -> None: ...
+
+    def abort(self) -> None:
+        self.cut = True
+        self.readable.set()
+
+    # --- the client's side
+
+    def say(self, kind: str, payload: dict[str, Any], **extra: Any) -> None:
+        self.to_broker.send_nowait(
+            Text(data=json.dumps({"type": kind, "payload": payload, **extra}).encode())
+        )
+
+    def drop(self) -> None:
+        """The client is gone, without a word."""
+        self.cut = True
+        self.writable.set()
+        self.readable.set()
+        self.to_broker.send_nowait(Closed(code=1006))
+
+    async def read(self, most: int) -> list[tuple[int, bytes]]:
+        """Takes up to `most` bytes out of the kernel; the whole frames that they complete."""
+        while not self.buffer and not self.cut:
+            self.readable = trio.Event()
+            await self.readable.wait()
+        self.received += self.buffer[:most]
+        del self.buffer[:most]
+        self.writable.set()
+        found = []
+        while (frame := parse_frame(self.received)) is not None:
+            found.append(frame)
+        return found
+
+    received: bytearray = attrs.Factory(bytearray)
+
+
+def parse_frame(data: bytearray) -> tuple[int, bytes] | None:
+    """Takes the first whole server frame off `data`."""
+    if len(data) < 2:
+        return None
+    size, start = data[1], 2
+    if size == 126:
+        size, start = int.from_bytes(data[2:4]), 4
+    elif size == 127:
+        size, start = int.from_bytes(data[2:10]), 10
+    if len(data) < start + size:
+        return None
+    payload = bytes(data[start : start + size])
+    opcode = data[0] & 15
+    del data[: start + size]
+    return opcode, payload
+
+
+@attrs.define(eq=False)
+class ScriptedVerifier:
+    """Tokens are "tenant:user"."""
+
+    deny: tuple[str, ...] = ()
+
+    async def verify(self, token: str, *, now: float, tenant: str | None = None) -> Principal:
+        name, colon, user = token.partition(":")
+        if not colon:
+            raise TokenInvalid("scripted")
+        return Principal(
+            tenant=name,
+            user=user,
+            room=subjects.encode_user(user),
+            expires_at=now + 80000,
+            subscribe=(">", "live.>"),
+            publish=(">", "live.>"),
+            deny=self.deny,
+        )

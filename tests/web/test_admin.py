@@ -1,0 +1,92 @@
+"""The admin port: metrics and health, under its own names only."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from prometheus_client import CollectorRegistry, Gauge
+
+from broker.config import Limits, Server
+from broker.web.admin import AdminPort
+from broker.web.listeners import open_listeners
+from tests.web.harness import Client, head
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.web.harness import Answer
+
+
+@pytest.fixture
+def reasons() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def ask(reasons: list[str], nursery: trio.Nursery) -> Callable[[bytes], Awaitable[Answer]]:
+    """Asks a running admin port that was configured under the name metrics.example."""
+    registry = CollectorRegistry()
+    Gauge("broker_connections", "Clients.", registry=registry).set(7)
+    listeners = await open_listeners("127.0.0.1:0", 16)
+    address = listeners[0].getsockname()
+    port = AdminPort(
+        Server(admin_listen="Metrics.example:8081"),
+        Limits(),
+        registry=registry,
+        health=lambda: reasons[0] if reasons else None,
+    )
+    await nursery.start(partial(port.run, listeners, nursery=nursery))
+
+    async def asked(request: bytes) -> Answer:
+        async with await trio.open_tcp_stream(*address) as stream:
+            await stream.send_all(request)
+            return await Client(stream).answer()
+
+    return asked
+
+
+async def test_metrics(ask: Callable[[bytes], Awaitable[Answer]]) -> None:
+    """Prometheus reads its own format, or OpenMetrics where it asks for it."""
+    plain = await ask(head("/metrics", host="localhost:8081"))
+    assert plain.status == 200
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert b"\nbroker_connections 7.0\n" in plain.body
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+    open_metrics = await ask(head("/metrics", host="localhost", accept=accept))
+    assert open_metrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert open_metrics.body.endswith(b"\nbroker_connections 7.0\n# EOF\n")
+
+
+async def test_health(ask: Callable[[bytes], Awaitable[Answer]], reasons: list[str]) -> None:
+    """Alive always, ready unless there is a reason, which is said."""
+    assert (await ask(head("/readyz", host="127.0.0.1"))).body == b"ok\n"
+    reasons.append("No event came back for 5 s.")
+    answer = await ask(head("/readyz", host="127.0.0.1"))
+    assert (answer.status, answer.problem["detail"]) == (503, "No event came back for 5 s.")
+    assert (await ask(head("/healthz", host="127.0.0.1"))).status == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8081", "[::1]", "metrics.example"])
+async def test_own_names(ask: Callable[[bytes], Awaitable[Answer]], host: str) -> None:
+    """Loopback's names, and the name it was configured with, on any port: somebody forwards it."""
+    assert (await ask(head("/healthz", host=host))).status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.2", "[::2]", "broker.example"]
+)
+async def test_other_names(ask: Callable[[bytes], Awaitable[Answer]], host: str) -> None:
+    """A name that was made to point here reads nothing, not even what there is."""
+    for path in ("/metrics", "/healthz", "/none"):
+        answer = await ask(head(path, host=host))
+        assert answer.problem["status"] == 421
+
+
+async def test_refused(ask: Callable[[bytes], Awaitable[Answer]]) -> None:
+    """No clients here, and only GET."""
+    assert (await ask(head("/ws", host="localhost"))).status == 404
+    assert (await ask(head("/metrics", host="localhost", method="POST"))).status == 405
+    assert (await ask(b"\x80" * 10)).status == 0
