@@ -187,7 +187,7 @@ class Link:
                 log.debug("closing a connection to NATS", error=repr(error))
 
     async def cross(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """One short call on the asyncio side. A cancellation would be swallowed there: only `lose` has one."""
+        """One short call on the asyncio side, which would swallow a cancellation: `lose` alone has one."""
         await trio.lowlevel.checkpoint()  # so that whoever tries and fails in a loop does not stop the world
         self.check()
         with trio.CancelScope(shield=True) as scope:

@@ -252,7 +252,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def without(tables: Tables, keys: set[str]) -> Tables:
     """`tables` without the sections, or the keys of sections, that the faults at `keys` lie in."""
-    bad = {top(key) for key in keys}
+    bad = keys | {top(key) for key in keys}
     return {
         section: {key: value for key, value in table.items() if f"{section}.{key}" not in bad}
         for section, table in tables.items()

@@ -254,6 +254,13 @@ def test_keys_that_contradict_each_other(tables: Tables, key: str) -> None:
     assert fault.startswith(f"{key}: ")
 
 
+@pytest.mark.parametrize("tables", [{"limits": {"a.b": 1}}, {"a.b": {}}, {"limits": {"": 1}}])
+def test_keys_that_no_section_could_have(tables: Tables) -> None:
+    """Quoted keys with dots or nothing in them are unknown keys like others."""
+    (fault,) = faults(tables)
+    assert "unknown key" in fault
+
+
 def test_what_follows_from_a_fault_is_not_told_beside_it() -> None:
     """A key that could not be read is not also reported as missing."""
     found = faults({"stream": {"max_bytes": "much"}, "auth": {"keys": [{"name": 7}]}}, production=True)
