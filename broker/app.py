@@ -81,7 +81,7 @@ async def serve(
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
     stop = trio.Event() if stop is None else stop
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
@@ -127,7 +127,7 @@ async def serve(
                 if await settled(supervisor, stop):
                     with state_file(data_dir / STATE_FILE, running):
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
-                        log.info("ready", **attrs.asdict(attrs.evolve(running, nats="")))
+                        log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
                         await stop.wait()
                 notifier.notify("STOPPING=1")
@@ -189,8 +189,7 @@ async def drain(config: Config, supervisor: Supervisor, code: CloseCode) -> None
         for connection, delay in zip(leaving, delays, strict=True):
             await trio.sleep_until(began + delay)
             connection.end(code, "the broker is stopping; reconnect")
-        while supervisor.connections:
-            await trio.sleep(READY_POLL_SECONDS)
+        await supervisor.emptied()
     if grace.cancelled_caught:
         log.warning("drain_cut_short", connections=len(supervisor.connections))
 

@@ -18,13 +18,13 @@ import statistics
 import tempfile
 import time
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from broker import app
+from broker.auth import tokens
 from broker.wire import frames
 from tests.support.broker import configure
 from tests.support.nats import run_nats
@@ -32,6 +32,7 @@ from tests.support.rawnats import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
     from broker.config import Config
 
@@ -184,8 +185,6 @@ async def measure_broker(
 
 
 async def main(clients: int, rate: float, seconds: float, rounds: int) -> None:
-    from broker.auth import tokens
-
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         (directory / "nats").mkdir()
@@ -205,7 +204,9 @@ async def main(clients: int, rate: float, seconds: float, rounds: int) -> None:
                         nats.url, settings, token, directory / "broker", clients, rate, seconds
                     )
                 )
-                print(f"round {number + 1}: floor {floors[-1]:.2f} µs, broker {brokers[-1]:.2f} µs", flush=True)
+                print(
+                    f"round {number + 1}: floor {floors[-1]:.2f} µs, broker {brokers[-1]:.2f} µs", flush=True
+                )
     floor, broker = statistics.median(floors), statistics.median(brokers)
     print(
         f"{clients} clients, {rate:g} events/s, {len(BODY)} B: CPU per delivery"

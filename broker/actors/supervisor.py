@@ -60,6 +60,7 @@ class Supervisor:
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(
         trio.lowlevel.ParkingLot
     )  # unparked when a tenant has come further
+    empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     head: int = 0
     connected: bool = False
     draining: bool = False
@@ -106,6 +107,12 @@ class Supervisor:
             self.canary.anchored = None
             for tenant in self.tenants.values():
                 tenant.inbox.renew()
+        elif self.head < state.first - 1:
+            # Cut off before anybody has read it: each connection will find that out, and say so.
+            self.head = state.first - 1
+            self.intake.begin(state.incarnation, self.head)
+            for tenant in self.tenants.values():
+                tenant.inbox.lose()
         self.connected = True
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
@@ -249,6 +256,13 @@ class Supervisor:
         finally:
             del self.connections[connection]
             self.closes[connection.close_code] += 1
+            if not self.connections:
+                self.empty.unpark_all()
+
+    async def emptied(self) -> None:
+        """Waits until no connection is left."""
+        while self.connections:
+            await self.empty.park()
 
     # --- housekeeping -------------------------------------------------------------------------------
 

@@ -50,12 +50,16 @@ class Inbox:
         self.records.append((channel, record))
         self.size += len(record[2])
         if len(self.records) > INBOX_EVENTS or self.size > INBOX_BYTES:
-            self.clear()
-            self.lost = True
+            self.lose()
 
     def clear(self) -> None:
         self.records.clear()
         self.size = 0
+
+    def lose(self) -> None:
+        self.clear()
+        self.lost = True
+        self.arrived.set()
 
     def renew(self) -> None:
         self.clear()
@@ -163,7 +167,7 @@ class Tenant:
                 except Exception:
                     self.restarts += 1
                     log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
-                    self.inbox.lost = True  # so that its work begins with a new fan-out
+                    self.inbox.lose()  # so that its work begins with a new fan-out
                     await trio.sleep(pause)
                     pause = min(longest, pause * 2)
 

@@ -78,9 +78,7 @@ class Bus(Protocol):
     Requests raise `errors.Unavailable` while NATS is away and when no answer comes in time.
     """
 
-    async def run(
-        self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the client is gone.
 
         Reports started at once; the first `restored` says that NATS was reached.

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 import nats.errors
-import nkeys  # type: ignore[import-untyped]
+import nkeys
 import structlog
 import trio
 import trio_asyncio
@@ -72,8 +72,7 @@ async def open_loop() -> AsyncIterator[None]:
 
 
 def background_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    log.error("a background task of the NATS client failed", what=context["message"],
-              error=repr(context.get("exception")))
+    log.error("nats_client_failed", what=context["message"], error=repr(context.get("exception")))
     for link in list(links.get(loop, ())):
         link.lose(f"the NATS client failed: {context.get('exception', context['message'])}")
 
@@ -184,7 +183,7 @@ class Link:
             try:
                 await trio_asyncio.aio_as_trio(self.client.close)()
             except (nats.errors.Error, OSError) as error:
-                log.debug("closing a connection to NATS", error=repr(error))
+                log.debug("nats_close_failed", error=repr(error))
 
     async def cross(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """One short call on the asyncio side, which would swallow a cancellation: `lose` alone has one."""
@@ -222,7 +221,7 @@ class Link:
     def refuse(self, message: str) -> None:
         """An error that the server reports, in its own words. All but missing permissions end the link."""
         if "permissions violation" in message.lower():
-            log.error("NATS refused", error=message)
+            log.error("nats_refused", error=message)
             self.refused.append(message)
         else:
             self.lose(f"NATS closed the connection: {message}")
@@ -302,8 +301,10 @@ async def open_link(url: str, options: config.Nats, *, on_lost: Callable[[], Non
     version = link.client.connected_server_version
     if (version.major, version.minor) < OLDEST_SERVER:
         await link.close()
-        raise away(f"{shown(url)}: nats-server {version.major}.{version.minor} has no batched direct get; "
-                   f"it must be at least {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]}")
+        raise away(
+            f"{shown(url)}: nats-server {version.major}.{version.minor} has no batched direct get; "
+            f"it must be at least {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]}"
+        )
     await link.subscribe(f"{link.inbox}.*", link.answered)
     return link
 

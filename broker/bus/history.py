@@ -114,4 +114,3 @@ class History:
 def record(fields: dict[str, str], body: bytes) -> Record:
     own = {name: value for name, value in fields.items() if name not in ADDED}
     return int(fields["Nats-Sequence"]), fields["Nats-Subject"], body, own or None
-

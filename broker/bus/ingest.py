@@ -91,13 +91,18 @@ class Ingest:
         """Gives the sink what has arrived, at most `BATCH` records; replaces the consumer when it must."""
         sound = await self.take(sink)
         if not sound or self.stale or (self.overflowed and not self.waiting):
-            log.warning("the feed reads on with another consumer", consumer=self.consumer, sound=sound,
-                        overflowed=self.overflowed, head=self.head)
+            log.warning(
+                "consumer_replaced",
+                consumer=self.consumer,
+                sound=sound,
+                overflowed=self.overflowed,
+                head=self.head,
+            )
             await self.replace(sink)
         elif trio.current_time() > self.heard + SILENCE_SECONDS:
             await (await self.jetstream.up()).flush(PING_SECONDS)
             if not self.waiting:
-                log.warning("the consumer fell silent", consumer=self.consumer)
+                log.warning("consumer_silent", consumer=self.consumer)
                 await self.replace(sink)
 
     async def take(self, sink: Sink) -> bool:
@@ -270,7 +275,7 @@ class Ingest:
             try:
                 await self.jetstream.call(f"CONSUMER.DELETE.{self.stream}.{name}")
             except api.ApiError as error:  # as a rule the server has forgotten it by itself
-                log.debug("consumer not deleted", consumer=name, error=error.message)
+                log.debug("consumer_not_deleted", consumer=name, error=error.message)
 
 
 def sequences(reply: bytes) -> tuple[int, int]:

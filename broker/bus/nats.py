@@ -90,9 +90,7 @@ class NatsBus:
         )
         self.live = Live(self.signal.set, held_messages=self.held_live)
 
-    async def run(
-        self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
         task_status.started()
         pause, said = FIRST_PAUSE_SECONDS, ""
@@ -102,13 +100,13 @@ class NatsBus:
                 async with self.connected(url) as link:
                     await self.prepare(link)
                     await self.ingest.open(sink)
-                    log.info("NATS reached", server=shown(url), head=self.ingest.head)
+                    log.info("nats_reached", server=shown(url), head=self.ingest.head)
                     told, pause, said = True, FIRST_PAUSE_SECONDS, ""
                     await self.feed(link, sink)
             except Unavailable as error:
                 self.jetstream.trouble = error.message
                 if error.message != said:
-                    log.warning("NATS is out of reach", error=error.message)
+                    log.warning("nats_unreachable", error=error.message)
                     said = error.message
             if told:
                 sink.interrupted()
@@ -235,4 +233,3 @@ class NatsBus:
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
         return await self.history.sequence_at(time)
-

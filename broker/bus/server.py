@@ -131,7 +131,7 @@ class EmbeddedServer:
                         how = error.message
                     finally:
                         await self.stop(process)
-                log.error("nats-server ended and is started again", how=how, pause=pause)
+                log.error("nats_server_ended", how=how, pause=pause)
                 self.restarts += 1
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, no secret
                 pause = min(2 * pause, LAST_PAUSE_SECONDS)
@@ -168,7 +168,7 @@ class EmbeddedServer:
         except (ValueError, KeyError, TypeError):
             raise ServerError(f"{self.file} cannot be read; without it NATS gets a new address") from None
         if port != ANY_PORT and not is_free(port):
-            log.warning("the port is taken, another one is used", port=port)
+            log.warning("nats_port_taken", port=port)
             port = ANY_PORT
         return {
             "host": "127.0.0.1",

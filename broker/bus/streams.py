@@ -82,13 +82,13 @@ async def ensure(jetstream: JetStream, wanted: Mapping[str, Any]) -> None:
         raise away(fault)
     if changed := {key: value for key, value in wanted.items() if found.get(key) != value}:
         await jetstream.call(f"STREAM.UPDATE.{name}", {**found, **changed})
-        log.info("stream adjusted", stream=name, **changed)
+        log.info("stream_adjusted", stream=name, **changed)
 
 
 async def create(jetstream: JetStream, wanted: Mapping[str, Any]) -> None:
     required = {key: value for key, (value, _) in REQUIRED.items()}
     await jetstream.call(f"STREAM.CREATE.{wanted['name']}", {**required, "storage": "file", **wanted})
-    log.info("stream created", stream=wanted["name"])
+    log.info("stream_created", stream=wanted["name"])
 
 
 def unusable(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
@@ -96,8 +96,10 @@ def unusable(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
     name = wanted["name"]
     if found.get("subjects") != wanted["subjects"]:
         subject = wanted["subjects"][0]
-        return (f"the stream {name} keeps {found.get('subjects')} and not {subject} alone: "
-                f"`nats stream edit {name} --subjects '{subject}'`")
+        return (
+            f"the stream {name} keeps {found.get('subjects')} and not {subject} alone: "
+            f"`nats stream edit {name} --subjects '{subject}'`"
+        )
     for key, (value, option) in REQUIRED.items():
         if found.get(key, False) != value:
             mend = f"`nats stream edit {name} {option}`" if option else "configure another name"
@@ -112,4 +114,4 @@ async def count_up(jetstream: JetStream, name: str, seen: int) -> None:
         return
     metadata = {**info["config"].get("metadata", {}), GENERATION: str(seen + 1)}
     await jetstream.call(f"STREAM.UPDATE.{name}", {**info["config"], "metadata": metadata})
-    log.error("the end of the stream is gone: positions start over", stream=name)
+    log.error("stream_end_lost", stream=name)

@@ -8,7 +8,7 @@ import secrets
 import ssl
 from typing import TYPE_CHECKING, Any
 
-import nkeys  # type: ignore[import-untyped]
+import nkeys
 import pytest
 import trio
 import trio.testing

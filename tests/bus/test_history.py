@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("dropped", [0, 2, 4, 5])
-async def test_a_read_that_lost_a_part_is_no_page(
-    nats: NatsServer, publisher: RawNats, dropped: int
-) -> None:
+async def test_a_read_that_lost_a_part_is_no_page(nats: NatsServer, publisher: RawNats, dropped: int) -> None:
     """The first, one in the middle, the last record or the end of the batch: `Unavailable`, never a hole."""
     async with ready_bus(nats.url, nats=config.Nats(request_seconds=0.3)) as (bus, _):
         for _ in range(5):

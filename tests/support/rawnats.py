@@ -102,9 +102,7 @@ class RawNats:
 
     async def deliver(self, sid: int, subject: bytes, reply: list[bytes], head: int, size: int) -> None:
         data = await self.take(size + 2)
-        message = Message(
-            subject=subject, reply=b"".join(reply), header=data[:head], body=data[head:size]
-        )
+        message = Message(subject=subject, reply=b"".join(reply), header=data[:head], body=data[head:size])
         if sid in self.routes:
             self.routes[sid].send_nowait(message)
 

@@ -6,7 +6,6 @@ For tests under the fake clock, where no real I/O is possible.
 from __future__ import annotations
 
 import json
-import random
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from broker.permissions import Principal
 from broker.wire import frames
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 

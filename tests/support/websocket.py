@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import attrs
+import pytest
 import trio
 import trio_websocket
 
@@ -74,12 +75,11 @@ class Client:
 
     async def closed(self) -> int:
         """The code with which the broker closed; what came before is in `log`."""
-        try:
+        with pytest.raises(trio_websocket.ConnectionClosed) as closed:
             while True:
                 await self.receive()
-        except trio_websocket.ConnectionClosed as closed:
-            assert closed.reason is not None
-            return int(closed.reason.code)
+        assert closed.value.reason is not None
+        return int(closed.value.reason.code)
 
 
 @asynccontextmanager
