@@ -14,6 +14,7 @@ import signal
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import attrs
 import structlog
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from broker.config import Config
+    from broker.config import Config, Nats
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
@@ -48,6 +49,14 @@ STATE_FILE = "broker.json"
 READY_POLL_SECONDS = 0.02
 
 log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Stop:
+    """The wish to stop, and what clients are told with it: to come back to the next process, or just that."""
+
+    wanted: trio.Event = attrs.Factory(trio.Event)
+    code: CloseCode = CloseCode.SERVICE_RESTART
 
 
 @attrs.frozen(kw_only=True)
@@ -66,7 +75,7 @@ async def serve(
     *,
     data_dir: Path,
     on_ready: Callable[[Running], None],
-    stop: trio.Event | None = None,
+    stop: Stop | None = None,
 ) -> None:
     """Runs the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
 
@@ -82,7 +91,7 @@ async def serve(
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
     await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
-    stop = trio.Event() if stop is None else stop
+    stop = stop or Stop()
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
@@ -118,7 +127,7 @@ async def serve(
                 http=url("https" if context else "http", public),
                 ws=url("wss" if context else "ws", public) + "/ws",
                 admin=url("http", admin),
-                nats=nats.urls[0],
+                nats=with_credentials(nats),
             )
             async with trio.open_nursery() as connections:
                 ports = Ports()
@@ -129,11 +138,11 @@ async def serve(
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
-                        await stop.wait()
+                        await stop.wanted.wait()
                 notifier.notify("STOPPING=1")
                 supervisor.draining = True
                 ports.scope.cancel()
-                await drain(config, supervisor, CloseCode.SERVICE_RESTART)
+                await drain(config, supervisor, stop.code)
                 connections.cancel_scope.cancel()
             tenants.cancel_scope.cancel()
         engine.cancel_scope.cancel()
@@ -160,14 +169,13 @@ class Ports:
                 task_status.started()
 
 
-async def settled(supervisor: Supervisor, stop: trio.Event) -> bool:
+async def settled(supervisor: Supervisor, stop: Stop) -> bool:
     """Waits until an event can travel through; False when the broker is to stop before that."""
-    while not stop.is_set():
-        why = supervisor.not_ready()
-        if why is None:
+    while not stop.wanted.is_set():
+        if supervisor.not_ready() is None:
             return True
         with trio.move_on_after(READY_POLL_SECONDS):
-            await stop.wait()
+            await stop.wanted.wait()
     return False
 
 
@@ -194,14 +202,19 @@ async def drain(config: Config, supervisor: Supervisor, code: CloseCode) -> None
         log.warning("drain_cut_short", connections=len(supervisor.connections))
 
 
-async def watch_signals(stop: trio.Event, scope: trio.CancelScope) -> None:
-    """The first signal stops the broker in order, the second at once."""
+async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:
+    """The first signal stops the broker in order, the second at once.
+
+    A service manager that restarts us sends SIGTERM; Ctrl-C is somebody who has seen enough.
+    """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("signal", name=signal.Signals(number).name)
-            if stop.is_set():
+            if stop.wanted.is_set():
                 scope.cancel()
-            stop.set()
+            if number == signal.SIGINT:
+                stop.code = CloseCode.GOING_AWAY
+            stop.wanted.set()
 
 
 @contextmanager
@@ -220,6 +233,16 @@ def tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+
+
+def with_credentials(nats: Nats) -> str:
+    """The first address as another client can use it."""
+    first = nats.urls[0]
+    if nats.user is None or "@" in first:
+        return first
+    password = nats.password_file.read_text().strip() if nats.password_file else ""
+    scheme, _, rest = first.rpartition("://")
+    return f"{scheme or 'nats'}://{quote(nats.user, safe='')}:{quote(password, safe='')}@{rest}"
 
 
 def url(scheme: str, listeners: list[socket.socket]) -> str:

@@ -198,7 +198,7 @@ class Connection:
         services.wheel.schedule(self, self.on_timer(now))
         with suppress(Unavailable):  # before NATS was reached: then with the first subscription
             self.attach()
-        log.info("connection_authenticated", **self.who())
+        log.debug("connection_authenticated", **self.who())
 
     def attach(self) -> Tenant:
         """Its tenant, in which it now has a place. Raises `Unavailable` before NATS was reached."""
@@ -359,4 +359,4 @@ class Connection:
         self.outlet.catch_ups = []
         if self.claimed:
             self.services.users.release(self.claimed)
-        log.info("connection_ended", code=int(self.close_code), **self.who())
+        log.debug("connection_ended", code=int(self.close_code), **self.who())

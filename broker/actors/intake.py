@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KEPT_SECONDS = 10.0
 KEPT_BYTES = 32 * 1024 * 1024
+OVERHEAD = 300  # bytes that a remembered record takes beside its body
 KEPT_ADDRESSES = 65536
 
 
@@ -79,13 +80,13 @@ class Intake:
 
     def remember(self, now: float, tenant: str, checked: Checked) -> None:
         self.recent.append((now, tenant, checked))
-        self.recent_bytes += len(checked[1][2])
+        self.recent_bytes += OVERHEAD + len(checked[1][2])
 
     def forget(self, now: float) -> None:
         """Drops what is old or too much."""
         while self.recent and (self.recent[0][0] < now - KEPT_SECONDS or self.recent_bytes > KEPT_BYTES):
             _, _, (_, record) = self.recent.popleft()
-            self.recent_bytes -= len(record[2])
+            self.recent_bytes -= OVERHEAD + len(record[2])
             self.floor = record[0]
 
     def begin(self, incarnation: str, floor: int) -> None:

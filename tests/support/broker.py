@@ -32,7 +32,7 @@ class Broker:
 
     config: config.Config
     running: app.Running
-    stop: trio.Event
+    stop: app.Stop
 
     def token(self, tenant: str = "acme", user: str = "alice", *, ttl: float = 3600, **claims: Any) -> str:
         return tokens.sign(self.config.auth, tenant=tenant, user=user, now=time.time(), ttl=ttl, **claims)
@@ -71,7 +71,7 @@ def configure(directory: Path, url: str, **sections: dict[str, Any]) -> config.C
 async def run_broker(directory: Path, settings: config.Config) -> AsyncIterator[Broker]:
     """A broker over `directory`, drained at the end."""
     send, receive = trio.open_memory_channel[app.Running](1)
-    stop = trio.Event()
+    stop = app.Stop()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
             partial(app.serve, settings, data_dir=directory, on_ready=send.send_nowait, stop=stop)
@@ -81,4 +81,4 @@ async def run_broker(directory: Path, settings: config.Config) -> AsyncIterator[
         try:
             yield Broker(config=settings, running=running, stop=stop)
         finally:
-            stop.set()
+            stop.wanted.set()

@@ -75,9 +75,13 @@ class Client:
 
     async def closed(self) -> int:
         """The code with which the broker closed; what came before is in `log`."""
-        with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+
+        async def read_on() -> None:
             while True:
                 await self.receive()
+
+        with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+            await read_on()
         assert closed.value.reason is not None
         return int(closed.value.reason.code)
 
