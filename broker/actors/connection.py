@@ -29,7 +29,7 @@ from broker.wire.session import Answer, Close, Join, Leave, Reply, Retune, Send,
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from broker.actors.supervisor import Supervisor
+    from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Hello, Transport
     from broker.config import Limits
@@ -54,7 +54,7 @@ class Connection:
     id: str
     transport: Transport
     hello: Hello
-    services: Supervisor
+    services: Services
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -185,11 +185,13 @@ class Connection:
                 await self.carry_out(effect)
 
     async def verify(self, wish: Verify) -> None:
-        services = self.services
-        principal = await services.verifier.verify(wish.token, now=time.time(), tenant=wish.tenant)
+        services, held = self.services, self.session.principal
+        chosen = held.tenant if held and held.monitoring else self.hello.tenant
+        principal = await services.verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
         if self.claimed is None:
-            self.session.user_bucket = services.claim(principal.tenant, principal.user)
-            self.claimed = (principal.tenant, principal.user)
+            user = (principal.tenant, principal.user)
+            self.session.user_bucket = services.users.claim(user, trio.current_time())
+            self.claimed = user
         now = trio.current_time()
         for effect in self.session.authenticated(
             principal, now=now, unix_now=time.time(), message_id=wish.message_id
@@ -204,7 +206,7 @@ class Connection:
         """Its tenant, in which it now has a place. Raises `Unavailable` before NATS was reached."""
         principal = self.session.principal
         if self.tenant is None and principal:
-            self.tenant = self.services.tenant(principal.tenant)
+            self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         if self.tenant is None:
             raise Unauthenticated("authenticate first")

@@ -8,7 +8,6 @@ actor sends the groups and yields in between.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import unquote
 
 import attrs
 
@@ -229,4 +228,4 @@ class Fanout:
 def published_by(headers: Mapping[str, str] | None) -> str | None:
     """The client that published an event: the broker writes its user there, encoded."""
     user = headers.get(PUBLISHER) if headers else None
-    return None if user is None else unquote(user, errors="replace")
+    return None if user is None else events.header_text(user)

@@ -51,6 +51,7 @@ class Intake:
     recent: deque[tuple[float, str, Checked]] = attrs.Factory(deque)
     recent_bytes: int = 0
     floor: int = 0  # the position before `recent`
+    head: int = 0  # how far the stream has been read
 
     def address(self, subject: str) -> Address:
         found = self.addresses.get(subject)
@@ -94,7 +95,7 @@ class Intake:
         self.incarnation = incarnation
         self.recent.clear()
         self.recent_bytes = 0
-        self.floor = floor
+        self.floor = self.head = floor
 
     def recent_of(self, tenant: str) -> tuple[int, Iterable[Checked]]:
         """The position before the memory, and the tenant's events in it, broadcasts among them."""

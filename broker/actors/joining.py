@@ -23,7 +23,7 @@ from broker.wire.session import Last, Snapshot
 if TYPE_CHECKING:
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Outlet
-    from broker.actors.supervisor import Supervisor
+    from broker.actors.services import Services
     from broker.features.starts import Lost
     from broker.routing import Topic
     from broker.wire.messages import ServerMessage
@@ -34,7 +34,7 @@ TRIES = 3
 TOMBSTONE_END = b'"event":null}}'
 
 
-async def join(services: Supervisor, tenant: str, outlet: Outlet, wish: Join) -> list[ServerMessage]:
+async def join(services: Services, tenant: str, outlet: Outlet, wish: Join) -> list[ServerMessage]:
     """Makes the subscriptions and answers with `subscribed` and what it has to say of gaps.
 
     Raises `Unavailable` and `SnapshotTooLarge`; then nothing has changed.
@@ -58,7 +58,7 @@ async def join(services: Supervisor, tenant: str, outlet: Outlet, wish: Join) ->
 class Joiner:
     """One `subscribe` on its way. It holds its topics, so that what arrives meanwhile knows them."""
 
-    services: Supervisor
+    services: Services
     tenant: str
     outlet: Outlet
     fanout: Fanout
@@ -77,7 +77,7 @@ class Joiner:
                 self.beginning = await self.services.starts.resolve(start, self.scope())
                 await self.reach(self.beginning.after)
         if any(topic.live for topic in self.topics.values()):
-            for subject in self.services.live_filters(self.tenant):
+            for subject in self.services.tenants.live_filters(self.tenant):
                 await self.services.live_subjects.hold(subject)
 
     def scope(self) -> Scope:
@@ -116,7 +116,7 @@ class Joiner:
         """Waits until this broker has seen what another one has already shown the client."""
         with trio.move_on_after(REACH_SECONDS):
             while self.fanout.position() < position:
-                await self.services.advanced.park()
+                await self.services.tenants.advanced.park()
             return
         raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
 

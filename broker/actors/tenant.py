@@ -14,9 +14,10 @@ from broker.actors.transport import LinkLost
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from broker import config
+    from broker.actors.intake import Intake
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
     from broker.features.replay import Checked, History
@@ -87,19 +88,6 @@ class Inbox:
 
 
 @attrs.frozen(kw_only=True)
-class Feed:
-    """What a tenant learns from the supervisor.
-
-    `head` is how far the stream has been read and `incarnation` which stream it is. `recent` gives the
-    position before the supervisor's newest records, and those of them that are the tenant's.
-    """
-
-    head: Callable[[], int]
-    incarnation: Callable[[], str]
-    recent: Callable[[str], tuple[int, Iterable[Checked]]]
-
-
-@attrs.frozen(kw_only=True)
 class TenantStatistics:
     connections: int
     behind: int
@@ -120,7 +108,7 @@ class Tenant:
     name: str
     bounds: config.Ring
     outbound_bytes: int
-    feed: Feed
+    intake: Intake
     make_history: Callable[[str, Fanout], History]
     advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
     inbox: Inbox = attrs.Factory(Inbox)
@@ -134,10 +122,10 @@ class Tenant:
         self.renew(count=0)
 
     def renew(self, *, count: int) -> None:
-        floor, recent = self.feed.recent(self.name)
+        floor, recent = self.intake.recent_of(self.name)
         self.fanout = Fanout(
             bounds=self.bounds,
-            incarnation=self.feed.incarnation(),
+            incarnation=self.intake.incarnation,
             head=floor,
             clock=trio.current_time,
             feed=self,
@@ -155,7 +143,7 @@ class Tenant:
         self.history = self.make_history(self.name, self.fanout)
 
     def quiet_at(self) -> int | None:
-        return self.feed.head() if self.inbox.empty() else None
+        return self.intake.head if self.inbox.empty() else None
 
     async def run(self) -> None:
         """Works until cancelled through `scope`; a crash costs a moment, and no event."""

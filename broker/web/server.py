@@ -36,15 +36,17 @@ class PublicPort:
     """Takes connections from the sockets to the actors.
 
     `serve` has a client for as long as it runs; the link is cut when it returns. `admit` says why no
-    further client is taken now (503, `retry_after` in seconds), `health` why no event can travel now.
+    further client is taken now (503, `retry_after` in seconds), beside so many that are on their way to
+    `serve`; `health` says why no event can travel now.
     """
 
     server: config.Server
     limits: config.Limits
     serve: Serve = attrs.field(kw_only=True)
-    admit: Callable[[], BrokerError | None] = attrs.field(kw_only=True)
+    admit: Callable[[int], BrokerError | None] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+    opening: int = attrs.field(init=False, default=0)  # let in, and not with `serve` yet
 
     async def run(
         self,
@@ -79,7 +81,11 @@ class PublicPort:
             check(request, PAGES)
             if request.path == "/ws":
                 opening = self.welcome(request, link.peer)
-                await link.send_all(opening.response)
+                self.opening += 1
+                try:
+                    await link.send_all(opening.response)
+                finally:
+                    self.opening -= 1
                 return opening.hello, trailing
             response = health(request, self.health)
         except Refused as refused:
@@ -91,7 +97,7 @@ class PublicPort:
         """The handshake, when it holds and there is room."""
         origins.check(request, frozenset(self.server.origins))
         opening = upgrade.decide(request, peer=peer, query_token=self.server.query_token)
-        refusal = self.admit()
+        refusal = self.admit(self.opening)
         if refusal is not None:
             raise Refused(503, refusal.message, ("Retry-After", f"{math.ceil(refusal.retry_after or 1)}"))
         return opening

@@ -11,7 +11,7 @@ import re
 import sys
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 import attrs
 import msgspec
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 MAX_DEPTH = 1024
 TOMBSTONE = b"null"
 
-STRING = re.compile(rb'"(?:[^"\\\\]|\\\\.)*"', re.DOTALL)
+ATTRIBUTE = re.compile(r"ce-((?!data\Z)[a-z0-9]+)\Z")  # the names that the specification allows
+# A string without an end, too: to look for one again from each of its quotes would take for ever.
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 NO_BRACKET = bytes(set(range(256)) - set(b"[{]}"))
 OPENS = ord("[")
 STEPS = bytes.maketrans(b"{}", b"[]")
@@ -33,7 +35,7 @@ sys.setrecursionlimit(max(sys.getrecursionlimit(), 2 * MAX_DEPTH))
 
 
 class Metadata(msgspec.Struct):
-    tenant_id: Any = msgspec.UNSET
+    tenant_id: Any = None
 
 
 class Envelope(msgspec.Struct):
@@ -74,7 +76,7 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
             return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return Fault("not_json", str(error))
-    if claimed and claimed.tenant_id is not msgspec.UNSET and claimed.tenant_id != tenant:
+    if claimed and claimed.tenant_id not in (None, tenant):
         return Fault("tenant_mismatch", "metadata.tenant_id contradicts the tenant")
     return None
 
@@ -100,8 +102,13 @@ def cloud_attributes(headers: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers.items():
         key = name.lower()
-        if key.startswith("ce-"):
-            found[key[3:]] = unquote(value, errors="replace")
+        if attribute := ATTRIBUTE.match(key):
+            found[attribute[1]] = header_text(value)
         elif key == "content-type":
-            found["datacontenttype"] = value
+            found["datacontenttype"] = header_text(value)
     return found
+
+
+def header_text(value: str) -> str:
+    """The text of a percent-encoded header, which may hold any byte: what is no UTF-8 is replaced."""
+    return unquote_to_bytes(value.encode("utf-8", "surrogateescape")).decode(errors="replace")

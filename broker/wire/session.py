@@ -256,18 +256,20 @@ class Session:
         start = self.start(message)
         if message.lag in ("latest", "drop"):
             raise errors.BadMessage(f"payload.lag: {message.lag!r} is not offered by this broker")
-        listed = isinstance(message.channel, list)
+        most = self.limits.subscriptions_per_connection
+        texts = message.channel if isinstance(message.channel, list) else [message.channel]
+        if len(texts) > most:  # answered as one: a refusal is longer than what is refused
+            raise errors.TooManySubscriptions(f"{len(texts)} in one list; a connection has at most {most}")
         accepted: dict[str, tuple[str, ...]] = {}
         refused: list[m.Refused] = []
         first: BrokerError | None = None
-        for text in message.channel if isinstance(message.channel, list) else [message.channel]:
+        for text in texts:
             try:
                 pattern, deny = check_pattern(text, principal, message.lag)
                 held = self.subscriptions.keys() | accepted.keys() | {pattern}
-                if len(held) > self.limits.subscriptions_per_connection:
+                if len(held) > most:
                     raise errors.TooManySubscriptions(
-                        f"{subjects.shown(text)}: a connection has at most"
-                        f" {self.limits.subscriptions_per_connection} subscriptions"
+                        f"{subjects.shown(text)}: a connection has at most {most} subscriptions"
                     )
                 accepted[pattern] = deny
             except BrokerError as error:
@@ -280,7 +282,7 @@ class Session:
             refused=refused,
             start=start,
             lag=message.lag,
-            listed=listed,
+            listed=isinstance(message.channel, list),
             message_id=message_id,
         )
 

@@ -250,7 +250,7 @@ async def running(
             server or Server(),
             limits or Limits(),
             serve=run.echo,
-            admit=lambda: run.refusal,
+            admit=lambda _: run.refusal,
             health=lambda: run.reason,
             ssl_context=tls[0] if tls else None,
         )

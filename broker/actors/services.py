@@ -1,0 +1,38 @@
+"""What every connection needs of the rest of the broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    import trio
+
+    from broker.actors.intake import Intake
+    from broker.actors.live import LiveSubjects
+    from broker.actors.tenants import Tenants
+    from broker.actors.users import Users
+    from broker.actors.wheel import Wheel
+    from broker.auth.tokens import Verifier
+    from broker.bus.base import Bus
+    from broker.config import Config
+    from broker.features.starts import Starts
+    from broker.subjects import Names
+
+
+@attrs.define(eq=False, kw_only=True)
+class Services:
+    """Shared by all connections. `nursery` is where their sending tasks run."""
+
+    config: Config
+    bus: Bus
+    names: Names
+    verifier: Verifier
+    intake: Intake
+    tenants: Tenants
+    users: Users
+    live_subjects: LiveSubjects
+    starts: Starts
+    wheel: Wheel
+    nursery: trio.Nursery = attrs.field(init=False)

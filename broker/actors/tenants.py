@@ -1,0 +1,116 @@
+"""The tenants that have clients: an actor each, started on demand and reaped when idle."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker import subjects
+from broker.actors.tenant import Tenant
+from broker.errors import Unavailable
+from broker.features.replay import History
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from broker.actors.fanout import Fanout
+    from broker.actors.intake import Intake
+    from broker.bus.base import Bus
+    from broker.config import Config
+
+IDLE_SECONDS = 60.0  # a tenant without clients is kept so long: they may be reconnecting
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False, kw_only=True)
+class Tenants:
+    """Finds and keeps the tenants. `advanced` is unparked whenever one of them has come further."""
+
+    config: Config
+    bus: Bus
+    names: subjects.Names
+    intake: Intake
+    nursery: trio.Nursery = attrs.field(init=False)
+    running: dict[str, Tenant] = attrs.Factory(dict)
+    advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+    gate: trio.CapacityLimiter = attrs.field(init=False)
+    restarts: int = 0  # of those that are gone
+
+    def __attrs_post_init__(self) -> None:
+        self.gate = trio.CapacityLimiter(self.config.limits.catch_ups)
+
+    def get(self, name: str) -> Tenant:
+        """The tenant's actor, started when there is none. Raises `Unavailable` before NATS was reached."""
+        found = self.running.get(name)
+        if found is None:
+            if not self.intake.incarnation:
+                raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)
+            found = self.running[name] = Tenant(
+                name=name,
+                bounds=self.config.ring,
+                outbound_bytes=self.config.limits.outbound_bytes,
+                intake=self.intake,
+                make_history=self.history,
+                advanced=self.advanced,
+            )
+            self.nursery.start_soon(found.run)
+        found.used = trio.current_time()
+        return found
+
+    def audience(self, name: str) -> Iterable[Tenant]:
+        """The tenants that get what is published under this name."""
+        if name == subjects.BROADCAST:
+            return self.running.values()
+        tenant = self.running.get(name)
+        return (tenant,) if tenant else ()
+
+    def history(self, name: str, fanout: Fanout) -> History:
+        return History(
+            tenant=name,
+            bus=self.bus,
+            names=self.names,
+            incarnation=fanout.incarnation,
+            gate=self.gate,
+            check=self.intake.check,
+            encode=lambda checked: fanout.encode(checked, first=0, base=0),
+            clock=trio.current_time,
+        )
+
+    def live_filters(self, tenant: str) -> list[str]:
+        """The subjects that a live subscriber of the tenant needs to be listened to."""
+        return [f"{self.names.live}.{name}.>" for name in (tenant, subjects.BROADCAST)]
+
+    def wants_live(self, subject: str) -> bool:
+        """Whether a connection has a subscription that needs this subject."""
+        return any(
+            subject in self.live_filters(name) and any(outlet.live for outlet in tenant.fanout.outlets)
+            for name, tenant in self.running.items()
+        )
+
+    def tidy(self, now: float) -> None:
+        """Drops what is old, and who has been idle."""
+        for name, tenant in list(self.running.items()):
+            tenant.fanout.ring.expire(now)
+            tenant.history.expire(now)
+            if tenant.fanout.outlets:
+                tenant.used = now
+            elif now - tenant.used > IDLE_SECONDS:
+                del self.running[name]
+                self.restarts += tenant.restarts
+                tenant.scope.cancel()
+                log.debug("tenant_reaped", tenant=name)
+        self.shrink_rings()
+
+    def shrink_rings(self) -> None:
+        """Keeps all rings together within their bound; the least recently used give first."""
+        total = sum(tenant.fanout.ring.size for tenant in self.running.values())
+        for tenant in sorted(self.running.values(), key=lambda each: each.used):
+            ring = tenant.fanout.ring
+            while total > self.config.ring.total_bytes and ring.events and not tenant.fanout.running:
+                size = ring.size
+                ring.drop()
+                total -= size - ring.size
