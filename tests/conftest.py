@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it here
 from tests.support.nats import NatsServer, run_nats
 from tests.support.rawnats import RawNats, connect
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -21,18 +22,20 @@ from broker.actors.fanout import PUBLISHER
 from broker.actors.outlet import Outlet
 from broker.actors.sending import Sending
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
-from broker.errors import BrokerError, CloseCode, Unauthenticated, Unavailable
+from broker.errors import BrokerError, CloseCode, InvalidPosition, Unauthenticated, Unavailable
 from broker.wire import codec, messages
 from broker.wire.positions import Position
-from broker.wire.session import Answer, Close, Join, Leave, Reply, Retune, Send, Session, Verify
+from broker.wire.session import Acknowledge, Answer, Close, Join, Leave, Reply, Retune, Send, Session, Verify
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Hello, Transport
     from broker.config import Limits
+    from broker.features.cursors import Cursor
+    from broker.permissions import Principal
     from broker.wire.session import Effect
 
 PROTOCOL = "broker.v1"
@@ -63,6 +66,7 @@ class Connection:
     sender: trio.CancelScope | None = None  # of the sending task, while there is one
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
+    cursors: dict[str, Cursor] = attrs.Factory(dict)  # by durable name
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
     lost: bool = False  # nothing can be sent any more
     slot: int | None = None  # the wheel's
@@ -165,6 +169,7 @@ class Connection:
             case Leave():
                 for pattern in effect.patterns:
                     self.outlet.leave(pattern)
+                self.drop_cursors(self.session.forget_durables())
                 reply = messages.Unsubscribed(channel=effect.channel, code=effect.code or UNSET)
                 self.tell(reply, effect.message_id)
             case Retune():
@@ -173,6 +178,8 @@ class Connection:
                 await self.attempt(self.verify(effect), effect.message_id)
             case Join():
                 await self.attempt(self.join(effect), effect.message_id)
+            case Acknowledge():
+                await self.attempt(self.acknowledge(effect), effect.message_id)
             case Send():
                 await self.attempt(self.publish(effect), effect.message_id)
 
@@ -202,27 +209,43 @@ class Connection:
             self.attach()
         log.debug("connection_authenticated", **self.who())
 
-    def attach(self) -> Tenant:
-        """Its tenant, in which it now has a place. Raises `Unavailable` before NATS was reached."""
+    def attach(self) -> Principal:
+        """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""
         principal = self.session.principal
-        if self.tenant is None and principal:
-            self.tenant = self.services.tenants.get(principal.tenant)
-            self.tenant.fanout.attach(self.outlet)
-        if self.tenant is None:
-            raise Unauthenticated("authenticate first")
-        return self.tenant
-
-    async def join(self, wish: Join) -> None:
-        tenant = self.attach()
-        for message in await joining.join(self.services, tenant.name, self.outlet, wish):
-            self.tell(message, wish.message_id)
-        self.session.subscriptions.update(wish.patterns)
-        self.fell_behind()
-
-    async def publish(self, wish: Send) -> None:
-        principal, services = self.session.principal, self.services
         if principal is None:
             raise Unauthenticated("authenticate first")
+        if self.tenant is None:
+            self.tenant = self.services.tenants.get(principal.tenant)
+            self.tenant.fanout.attach(self.outlet)
+        return principal
+
+    async def join(self, wish: Join) -> None:
+        principal = self.attach()
+        joined = await joining.join(self.services, principal, self.outlet, wish)
+        if wish.durable is not None and joined.cursor:
+            self.cursors[wish.durable] = joined.cursor
+        for message in joined.messages:
+            self.tell(message, wish.message_id)
+        self.session.subscribed(wish)
+        self.fell_behind()
+
+    async def acknowledge(self, wish: Acknowledge) -> None:
+        cursor, fanout = self.cursors[wish.durable], self.outlet.fanout
+        sent = self.outlet.sent(self.session.durables[wish.durable])
+        if fanout is None or wish.position.incarnation != fanout.incarnation or wish.position.sequence > sent:
+            raise InvalidPosition("payload.position: above what was sent here for this durable subscription")
+        cursor.raise_to(wish.position)
+        if wish.message_id is not None:
+            reply = messages.Acknowledged(durable=wish.durable, position=str(wish.position))
+            cursor.waiting.append((wish.position.sequence, partial(self.tell, reply, wish.message_id)))
+            cursor.settle()
+
+    def drop_cursors(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.services.cursors.release(self.cursors.pop(name))
+
+    async def publish(self, wish: Send) -> None:
+        principal, services = self.attach(), self.services
         headers = {PUBLISHER: principal.room, "Broker-Connection": self.id}
         subject = services.names.subject(principal.tenant, wish.channel)
         given = UNSET if wish.id is None else wish.id
@@ -277,7 +300,7 @@ class Connection:
 
     def progressed(self) -> None:
         self.progress = trio.current_time()
-        if self.drained:
+        if self.drained is not None:
             self.drained.set()
 
     def too_slow(self) -> None:
@@ -309,7 +332,8 @@ class Connection:
             if now >= self.progress + self.limits.stall_seconds:
                 self.end(CloseCode.HEARTBEAT, "the client has taken nothing for too long")
                 return inf
-            return self.progress + self.limits.stall_seconds
+            # It may have caught up by then, and is to be pinged again.
+            return min(self.progress + self.limits.stall_seconds, now + self.limits.heartbeat_seconds)
         if self.pinged is not None:
             if now >= self.pinged + self.limits.heartbeat_timeout_seconds:
                 self.end(CloseCode.HEARTBEAT, "no answer to a ping")
@@ -359,6 +383,7 @@ class Connection:
         if self.outlet.fanout:
             self.outlet.fanout.detach(self.outlet)
         self.outlet.catch_ups = []
+        self.drop_cursors(list(self.cursors))
         if self.claimed:
             self.services.users.release(self.claimed)
         log.debug("connection_ended", code=int(self.close_code), **self.who())

@@ -70,7 +70,7 @@ class Fanout:
         self.unfinished: Tick | None = None  # from `add` to `finish`
         self.running: Tick | None = None  # the same while it is being sent
         self.outlets: dict[Outlet, None] = {}
-        self.strict: set[Outlet] = set()  # behind, with a subscription whose lag is "close"
+        self.strict: set[Outlet] = set()  # behind, with a policy for more than may wait
 
     def route(self, channel: str, topics: tuple[Topic, ...]) -> Route:
         return Route(frames.event_head(channel, self.incarnation), topics)
@@ -221,8 +221,7 @@ class Fanout:
         outlet.version += 1
         backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
         backlog.cursor, backlog.position, backlog.live_cursor = -1, position, self.count
-        if outlet.closers and not backlog.resuming:
-            self.strict.add(outlet)
+        outlet.watch()
 
 
 def published_by(headers: Mapping[str, str] | None) -> str | None:

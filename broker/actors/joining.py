@@ -1,7 +1,7 @@
 """How subscriptions begin: a start resolved, then everything else in one step without an await.
 
-While no stored subscription of a connection is in its main flow, a start sets its live position, and the
-connection is simply behind: a resume. Otherwise it becomes a catch-up beside the live flow.
+While a connection has no stored subscription, a start sets its live position, and the connection is simply
+behind: a resume. Otherwise it becomes a catch-up beside the live flow.
 """
 
 from __future__ import annotations
@@ -18,38 +18,55 @@ from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features.starts import Beginning, Scope
 from broker.ring import Tick, indices
 from broker.wire.messages import Gap, Subscribed, named
-from broker.wire.session import Last, Snapshot
+from broker.wire.positions import Position
+from broker.wire.session import After, Last, Snapshot
 
 if TYPE_CHECKING:
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Outlet
     from broker.actors.services import Services
+    from broker.features.cursors import Cursor
     from broker.features.starts import Lost
+    from broker.permissions import Principal
     from broker.routing import Topic
     from broker.wire.messages import ServerMessage
-    from broker.wire.session import Join
+    from broker.wire.session import Join, Start
 
 REACH_SECONDS = 5.0  # another broker may be ahead of this one, by milliseconds
 TRIES = 3
 TOMBSTONE_END = b'"event":null}}'
 
 
-async def join(services: Services, tenant: str, outlet: Outlet, wish: Join) -> list[ServerMessage]:
-    """Makes the subscriptions and answers with `subscribed` and what it has to say of gaps.
+@attrs.frozen
+class Joined:
+    """What is to be said: `subscribed`, and perhaps gaps. `cursor` is held, where the wish was durable."""
 
-    Raises `Unavailable` and `SnapshotTooLarge`; then nothing has changed.
+    messages: list[ServerMessage]
+    cursor: Cursor | None
+
+
+async def join(services: Services, principal: Principal, outlet: Outlet, wish: Join) -> Joined:
+    """Makes the subscriptions.
+
+    Raises `Unavailable`, `SnapshotTooLarge` and `TooManySubscriptions` (durable names); then nothing
+    has changed.
     """
     fanout = outlet.fanout
     if fanout is None:
         raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)
     topics = {pattern: fanout.acquire(pattern, deny) for pattern, deny in wish.patterns.items()}
+    joiner = Joiner(services, principal, outlet, fanout, wish, topics)
+    joined = False
     try:
-        joiner = Joiner(services, tenant, outlet, fanout, wish, topics)
         await joiner.prepare()
         if outlet.fanout is not fanout:
             raise Unavailable("the stream began anew meanwhile; subscribe again", retry_after=0.1)
-        return joiner.act()
+        messages = joiner.act()
+        joined = True
+        return Joined(messages, joiner.cursor)
     finally:
+        if joiner.cursor and not joined:
+            services.cursors.release(joiner.cursor)
         for topic in topics.values():
             fanout.release(topic)
 
@@ -59,31 +76,50 @@ class Joiner:
     """One `subscribe` on its way. It holds its topics, so that what arrives meanwhile knows them."""
 
     services: Services
-    tenant: str
+    principal: Principal
     outlet: Outlet
     fanout: Fanout
     wish: Join
     topics: dict[str, Topic]
     beginning: Beginning | None = None
     snapshot: Tick | None = None
+    cursor: Cursor | None = None
 
     async def prepare(self) -> None:
         """Everything that needs NATS."""
-        start = self.wish.start
-        if start and any(not topic.live for topic in self.topics.values()):
-            if isinstance(start, Snapshot):
-                self.snapshot = await self.take_snapshot()
-            else:
-                self.beginning = await self.services.starts.resolve(start, self.scope())
-                await self.reach(self.beginning.after)
+        if any(not topic.live for topic in self.topics.values()):
+            if self.wish.durable is not None:
+                await self.from_cursor(self.wish.durable)
+            elif self.wish.start:
+                await self.resolve(self.wish.start)
         if any(topic.live for topic in self.topics.values()):
-            for subject in self.services.tenants.live_filters(self.tenant):
+            for subject in self.services.tenants.live_filters(self.principal.tenant):
                 await self.services.live_subjects.hold(subject)
+
+    async def resolve(self, start: Start) -> None:
+        if isinstance(start, Snapshot):
+            self.snapshot = await self.take_snapshot()
+        else:
+            self.beginning = await self.services.starts.resolve(start, self.scope())
+            await self.reach(self.beginning.after)
+
+    async def from_cursor(self, name: str) -> None:
+        """Starts where the user's acknowledgements stand; a new cursor stands where this start does."""
+        who = self.principal
+        self.cursor = await self.services.cursors.hold(who.tenant, who.user, name, self.begin_cursor)
+        if not (self.beginning or self.snapshot):
+            await self.resolve(After(self.cursor.position))
+
+    async def begin_cursor(self) -> Position:
+        if self.wish.start:
+            await self.resolve(self.wish.start)
+        after = self.beginning.after if self.beginning else self.outlet.position()
+        return Position(self.fanout.incarnation, after)
 
     def scope(self) -> Scope:
         last = self.wish.start.count if isinstance(self.wish.start, Last) else 0
         return Scope(
-            tenant=self.tenant,
+            tenant=self.principal.tenant,
             incarnation=self.fanout.incarnation,
             patterns={
                 pattern: deny for pattern, deny in self.wish.patterns.items() if not subjects.is_live(pattern)
@@ -146,7 +182,7 @@ class Joiner:
             masks={},
             base=0,
             head=self.outlet.position(),
-            serial=self.fanout.serial,
+            serial=0,  # who gets what of it is worked out when it is sent
             time=trio.current_time(),
         )
 
@@ -167,7 +203,7 @@ class Joiner:
     def act(self) -> list[ServerMessage]:
         outlet, wish = self.outlet, self.wish
         outlet.settle()
-        if wish.start:
+        if wish.start or wish.durable is not None:
             for pattern in self.topics:
                 outlet.leave(pattern)
         number: int | None = None
@@ -181,7 +217,7 @@ class Joiner:
             live = False
         elif stored and self.beginning:
             after = self.beginning.after
-            if outlet.stored and after < outlet.position():
+            if (outlet.stored or outlet.catch_ups) and after < outlet.position():
                 number = self.begin_catch_up(stored, position=after)
                 live = False
             else:
@@ -253,14 +289,13 @@ class Joiner:
         return False
 
     def note_lag(self) -> None:
-        outlet = self.outlet
-        for pattern in self.topics:
-            if self.wish.lag == "close":
-                outlet.closers.add(pattern)
-            else:
-                outlet.closers.discard(pattern)
-        if outlet.closers and outlet.backlog and not outlet.backlog.resuming:
-            self.fanout.strict.add(outlet)
+        lag = self.wish.lag
+        for pattern, topic in self.topics.items():
+            if lag in (None, "drop" if topic.live else "replay"):
+                self.outlet.lags.pop(pattern, None)
+            elif lag:
+                self.outlet.lags[pattern] = lag
+        self.outlet.watch()
 
     def gap(self, channels: list[str], lost: Lost, number: int | None) -> Gap:
         return Gap(

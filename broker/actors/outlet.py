@@ -11,24 +11,23 @@ the events up to that position.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import deque
-from itertools import accumulate, compress
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import UNSET
+
+from broker.actors.chunks import CHUNK_BYTES, Chunk, Reading, from_ring
 from broker.actors.transport import LinkLost
-from broker.ring import bits
-from broker.wire import frames
+from broker.ring import indices
+from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from broker.actors.fanout import Fanout
-    from broker.ring import Tick
+    from broker.ring import Ring, Tick
     from broker.routing import Topic
-    from broker.wire.messages import ServerMessage
-
-CHUNK_BYTES = 65536  # what a reader renders at a time
+    from broker.wire.messages import Lag, ServerMessage
 
 
 class Client(Protocol):
@@ -101,65 +100,6 @@ class Backlog:
         self.waiting: list[Group] = []
 
 
-class Chunk:
-    """Frames to be sent next, each with the counter and the position after it."""
-
-    __slots__ = ("counters", "cursor", "frames", "position", "positions", "size")
-
-    def __init__(self, *, cursor: int, position: int) -> None:
-        self.frames: list[bytes] = []
-        self.counters: list[int] = []
-        self.positions: list[int] = []
-        self.size = 0
-        self.cursor = cursor
-        self.position = position
-
-    def add(self, tick: Tick, mask: int) -> None:
-        if mask:
-            chosen = bits(mask)
-            first = len(self.frames)
-            self.frames.extend(compress(tick.frames, chosen))
-            self.counters.extend(compress(range(tick.first, tick.last + 1), chosen))
-            self.positions.extend(compress(tick.sequences, chosen))
-            self.size += sum(map(len, self.frames[first:]))
-
-    def full(self) -> bool:
-        return self.size >= CHUNK_BYTES
-
-    def merge(self) -> None:
-        """Brings stored events of pages into stream order, each once; a page has no counters."""
-        merged = dict(sorted(zip(self.positions, self.frames, strict=True)))
-        self.positions, self.frames = list(merged), list(merged.values())
-        self.counters = [-1] * len(merged)
-
-    def trim(self) -> None:
-        """Keeps what is a chunk's worth, when it is more."""
-        ends = list(accumulate(map(len, self.frames)))
-        keep = bisect_right(ends, CHUNK_BYTES) + 1
-        if keep < len(ends):
-            del self.frames[keep:], self.positions[keep:], self.counters[keep:]
-            self.cursor, self.position = self.counters[-1], self.positions[-1]
-
-    def limit(self, position: int) -> None:
-        """Leaves out what is above a position."""
-        if self.position > position:
-            keep = bisect_right(self.positions, position)
-            del self.frames[keep:], self.positions[keep:], self.counters[keep:]
-            self.position = position
-
-    def mark(self, number: int) -> None:
-        self.frames = [frames.mark(frame, number) for frame in self.frames]
-
-    def cut(self, sent: int) -> memoryview:
-        """What is left of the frame that was not sent wholly; ends the chunk after that frame."""
-        ends = list(accumulate(map(len, self.frames)))
-        index = bisect_right(ends, sent)
-        if index == len(ends):
-            return memoryview(b"")
-        self.cursor, self.position = self.counters[index], self.positions[index]
-        return memoryview(self.frames[index])[len(self.frames[index]) - (ends[index] - sent) :]
-
-
 class Outlet:
     """One connection's place in the fan-out.
 
@@ -168,7 +108,7 @@ class Outlet:
     """
 
     __slots__ = (
-        "backlog", "catch_ups", "client", "closers", "fanout", "live", "mask", "numbers", "send", "stored",
+        "backlog", "catch_ups", "client", "fanout", "lags", "live", "mask", "numbers", "send", "stored",
         "version", "whole",
     )  # fmt: skip
 
@@ -182,7 +122,7 @@ class Outlet:
         self.mask = 0
         self.backlog: Backlog | None = None
         self.catch_ups: list[CatchUp] = []
-        self.closers: set[str] = set()  # patterns with lag "close"
+        self.lags: dict[str, Lag] = {}  # of subscriptions that have another than the default
         self.numbers = 0
         self.version = 0  # changes with the stored subscriptions of the main flow
 
@@ -249,14 +189,19 @@ class Outlet:
             position=self.position() if position is None else position,
         )
         self.backlog.left = left
-        if self.fanout and self.closers:
-            self.fanout.strict.add(self)
+        self.watch()
         self.client.fell_behind()
         return self.backlog
 
     def give(self, chunk: Chunk, backlog: Backlog, *, live: bool = False) -> None:
         """Sends a chunk of the main flow (or of its live channels) to a connection that is behind."""
-        backlog.left = self.hand_over(chunk)
+        if chunk.passed:
+            # To its end, once begun: else what its gap counts would be counted again.
+            data = bytes(backlog.left) + b"".join(backlog.replies) + b"".join(chunk.frames)
+            backlog.replies.clear()
+            backlog.left = memoryview(data)[self.try_send(data) if not backlog.left else 0 :]
+        else:
+            backlog.left = self.hand_over(chunk)
         if live:
             backlog.live_cursor = chunk.cursor
         else:
@@ -291,7 +236,7 @@ class Outlet:
         if fanout is None or not self.live or backlog.live_cursor >= fanout.count:
             backlog.live_cursor = fanout.count if fanout else 0
             return None
-        return from_ring(fanout, self.live, cursor=backlog.live_cursor)
+        return from_ring(fanout, self.reading(self.live), cursor=backlog.live_cursor)
 
     def next_stored(self, backlog: Backlog) -> Chunk | None:
         """The next stored events from the ring; None when they are older than that."""
@@ -299,12 +244,21 @@ class Outlet:
         if fanout is None or not self.stored:
             now, head = (fanout.count, fanout.position()) if fanout else (0, 0)
             return Chunk(cursor=now, position=max(head, backlog.position))
-        ring = fanout.ring
-        if backlog.cursor < ring.floor:
-            if backlog.position < ring.floor_head:
-                return None
-            backlog.cursor = ring.cursor(backlog.position)
-        return from_ring(fanout, self.stored, cursor=backlog.cursor)
+        if not in_ring(backlog, fanout.ring):
+            return None
+        return from_ring(fanout, self.reading(self.stored), cursor=backlog.cursor)
+
+    def reading(self, topics: Mapping[Topic, int]) -> Reading:
+        """The topics by their lag policies."""
+        by_lag: dict[str, dict[Topic, int]] = {}
+        for topic, floor in topics.items():
+            lag = self.lags.get(topic.pattern, "drop" if topic.live else "replay")
+            # Stored events that are dropped are dropped by `overflow`; what is left is read as it is.
+            kind = lag if lag == "latest" or (lag == "drop" and topic.live) else "every"
+            by_lag.setdefault(kind, {})[topic] = floor
+        return Reading(
+            every=by_lag.get("every", {}), latest=by_lag.get("latest", {}), few=by_lag.get("drop", {})
+        )
 
     def next_of(self, catch_up: CatchUp) -> Chunk | None:
         """The next events of a catch-up from the ring, up to P; None when they are older than that."""
@@ -329,20 +283,69 @@ class Outlet:
     def next_of_snapshot(self, catch_up: CatchUp, snapshot: Tick) -> Chunk:
         """The next events of a snapshot; the catch-up goes on after its head."""
         chunk = Chunk(cursor=-1, position=snapshot.head)
-        for index in range(snapshot.before(catch_up.position), len(snapshot.frames)):
-            chunk.add(snapshot, 1 << index)
-            if chunk.full():
+        mask = snapshot.share(catch_up.topics, after=snapshot.before(catch_up.position))
+        size = 0
+        for index in indices(mask):
+            size += len(snapshot.frames[index])
+            if size >= CHUNK_BYTES:
                 chunk.position = snapshot.sequences[index]
+                mask &= (2 << index) - 1
                 break
+        chunk.add(snapshot, mask)
         chunk.mark(catch_up.number)
         return chunk
+
+    # --- too far behind ----------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Has the tenant look how much waits, if a policy depends on it. A start that is behind may be."""
+        strict = any(
+            lag == "close" or (lag == "drop" and not pattern.startswith("live."))
+            for pattern, lag in self.lags.items()
+        )
+        if self.fanout and self.backlog and strict and not self.backlog.resuming:
+            self.fanout.strict.add(self)
+
+    def overflow(self) -> None:
+        """As much as may be waits for the connection: close it, or let go of what may be dropped."""
+        backlog, fanout = self.backlog, self.fanout
+        if backlog is None or fanout is None:
+            return
+        if "close" in self.lags.values():
+            self.client.too_slow()
+            return
+        dropped = {
+            topic: floor for topic, floor in self.stored.items() if self.lags.get(topic.pattern) == "drop"
+        }
+        head, count = fanout.position(), None
+        if in_ring(backlog, fanout.ring):
+            ticks = fanout.ring.after(backlog.cursor)
+            count = sum(
+                tick.share(dropped, after=max(0, backlog.cursor - tick.first + 1)).bit_count()
+                for tick in ticks
+            )
+        start = fanout.text(backlog.position)
+        self.stored.update(dict.fromkeys(dropped, head))
+        self.version += 1
+        everything = len(dropped) == len(self.stored)
+        if everything:
+            backlog.cursor, backlog.position = fanout.count, head
+        self.client.tell(
+            Gap(
+                channel=named(topic.pattern for topic in dropped),
+                reason="lag",
+                start=start,
+                end=fanout.text(head) if everything else UNSET,
+                count=UNSET if count is None else count,
+            )
+        )
 
     def unsent(self, limit: int) -> bool:
         """Whether `limit` bytes or more wait for a connection that is behind."""
         backlog, fanout = self.backlog, self.fanout
         if backlog is None or fanout is None:
             return False
-        if backlog.cursor < fanout.ring.floor:
+        if not in_ring(backlog, fanout.ring):
             return True
         size = len(backlog.left)
         topics = self.stored | self.live
@@ -378,7 +381,7 @@ class Outlet:
         for topics in (self.stored, self.live, *(catch_up.topics for catch_up in self.catch_ups)):
             topics.pop(topic, None)
         topic.members.pop(self, None)
-        self.closers.discard(pattern)
+        self.lags.pop(pattern, None)
         self.version += 1
         for group in self.groups():
             group.patterns.pop(pattern, None)
@@ -400,18 +403,19 @@ class Outlet:
         self.version += 1
         self.fanout.release(old)
 
+    def sent(self, patterns: Iterable[str]) -> int:
+        """The newest position that was sent for some subscriptions: P, or that of their catch-up."""
+        of = {pattern: each for each in self.catch_ups for pattern in (t.pattern for t in each.topics)}
+        return max(of[pattern].position if pattern in of else self.position() for pattern in patterns)
+
     def groups(self) -> list[Group]:
         """The groups that wait to be announced as live."""
         waiting = list(self.backlog.waiting) if self.backlog else []
         return waiting + [group for catch_up in self.catch_ups for group in catch_up.groups]
 
 
-def from_ring(fanout: Fanout, topics: dict[Topic, int], *, cursor: int) -> Chunk:
-    """The next chunk after a counter that the ring still holds."""
-    chunk = Chunk(cursor=fanout.count, position=fanout.position())
-    for tick in fanout.ring.after(cursor):
-        chunk.add(tick, tick.share(topics, after=max(0, cursor - tick.first + 1)))
-        if chunk.full():
-            chunk.cursor, chunk.position = tick.last, tick.head
-            break
-    return chunk
+def in_ring(backlog: Backlog, ring: Ring) -> bool:
+    """Whether all that comes next is in the ring; notes from where on, when only the position was known."""
+    if backlog.cursor < ring.floor and backlog.position >= ring.floor_head:
+        backlog.cursor = ring.cursor(backlog.position)
+    return backlog.cursor >= ring.floor

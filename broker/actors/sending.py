@@ -13,7 +13,7 @@ import structlog
 import trio
 from msgspec import UNSET
 
-from broker.actors.outlet import Backlog, CatchUp, Chunk, Outlet
+from broker.actors.chunks import Chunk, Reading, from_pages
 from broker.errors import Unavailable
 from broker.wire.messages import Gap, SubscriptionLive, named
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from broker.actors.fanout import Fanout
-    from broker.actors.outlet import Group
+    from broker.actors.outlet import Backlog, CatchUp, Group, Outlet
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Transport
     from broker.routing import Topic
@@ -57,9 +57,11 @@ class Sending:
                 await self.read_on(backlog)
                 if outlet.catch_ups and not backlog.left:
                     await self.catch_up()
+                self.progressed()  # until now nothing was left: the client waited for us
                 await trio.lowlevel.checkpoint()
             elif outlet.catch_ups:
                 await self.catch_up()
+                self.progressed()
                 await trio.lowlevel.checkpoint()
             else:
                 return
@@ -71,6 +73,7 @@ class Sending:
         outlet = self.outlet
         self.tell_lost_live(backlog)
         if chunk := outlet.next_live(backlog):
+            self.tell_passed(chunk, outlet.live)
             outlet.give(chunk, backlog, live=True)
             if backlog.left:
                 return
@@ -79,6 +82,7 @@ class Sending:
             chunk = await self.stored_from_stream(backlog, outlet.fanout)
         if chunk is None:
             return
+        self.tell_passed(chunk, outlet.stored, start=backlog.position)
         outlet.give(chunk, backlog)
         for group in outlet.rejoin():
             self.announce(group)
@@ -91,11 +95,25 @@ class Sending:
             channel = named(topic.pattern for topic in outlet.live)
             outlet.client.tell(Gap(channel=channel, reason="lag"))
 
+    def tell_passed(self, chunk: Chunk, topics: Mapping[Topic, int], *, start: int | None = None) -> None:
+        """Says what a chunk leaves out, ahead of it. It moves no position: what follows does."""
+        outlet = self.outlet
+        if chunk.passed and outlet.fanout:
+            thinned = [topic.pattern for topic in topics if topic.live or topic.pattern in outlet.lags]
+            outlet.client.tell(
+                Gap(
+                    channel=named(thinned),
+                    reason="lag",
+                    start=UNSET if start is None else outlet.fanout.text(start),
+                    count=len(chunk.passed),
+                )
+            )
+
     async def stored_from_stream(self, backlog: Backlog, fanout: Fanout) -> Chunk | None:
         """The next chunk from the stream; None when things have changed meanwhile: look again."""
         outlet = self.outlet
         version, after = outlet.version, backlog.position
-        found = await self.from_stream(fanout, outlet.stored, after=after)
+        found = await self.from_stream(fanout, outlet.reading(outlet.stored), after=after)
         if found is None or outlet.fanout is not fanout or outlet.version != version:
             return None
         if backlog.left or backlog.replies or backlog.position != after:
@@ -125,6 +143,9 @@ class Sending:
         """Sends the next chunk of one catch-up, or ends it; they take turns, a few at a time."""
         outlet = self.outlet
         current = outlet.catch_ups[0]
+        if not current.snapshot and current.position > outlet.position():
+            outlet.catch_ups.append(outlet.catch_ups.pop(0))  # a later start has set P back: it comes first
+            return
         chunk = await self.next_of(current)
         if chunk is None or current not in outlet.catch_ups:
             return
@@ -155,8 +176,10 @@ class Sending:
         if chunk or fanout is None:
             return chunk
         after, topics = current.position, dict(current.topics)
-        found = await self.from_stream(fanout, topics, after=after)
+        found = await self.from_stream(fanout, Reading(every=topics, latest={}, few={}), after=after)
         if found is None or outlet.fanout is not fanout or current.topics.keys() != topics.keys():
+            return None
+        if current.position > outlet.position():
             return None
         chunk, trimmed = found
         if trimmed > after:
@@ -188,29 +211,21 @@ class Sending:
 
     # --- the stream --------------------------------------------------------------------------------
 
-    async def from_stream(
-        self, fanout: Fanout, topics: Mapping[Topic, int], *, after: int
-    ) -> tuple[Chunk, int] | None:
+    async def from_stream(self, fanout: Fanout, reading: Reading, *, after: int) -> tuple[Chunk, int] | None:
         """What comes next in the stream below the ring, and up to where the stream was cut off.
 
         None after a while when the stream cannot be read.
         """
         tenant = self.tenant()
-        if tenant is None or not topics:
+        patterns = [topic.pattern for topic in (*reading.every, *reading.latest)]
+        if tenant is None or not patterns:
             return None
-        below = fanout.ring.floor_head
         try:
-            span = await tenant.history.span((topic.pattern for topic in topics), after=after, below=below)
+            span = await tenant.history.span(patterns, after=after, below=fanout.ring.floor_head)
         except Unavailable as error:
             log.debug("history_unavailable", tenant=tenant.name, why=error.message)
             await trio.sleep(self.pause)
             self.pause = min(self.pause * 2, RETRY_SECONDS[1])
             return None
         self.pause = RETRY_SECONDS[0]
-        chunk = Chunk(cursor=-1, position=span.upto)
-        for tick in span.ticks:
-            mask = tick.share(topics, after=tick.before(after)) & (1 << tick.before(span.upto)) - 1
-            chunk.add(tick, mask)
-        chunk.merge()
-        chunk.trim()
-        return chunk, span.trimmed
+        return from_pages(span.ticks, reading, after=after, upto=span.upto), span.trimmed

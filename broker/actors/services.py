@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.features.cursors import Cursors
     from broker.features.starts import Starts
     from broker.subjects import Names
 
@@ -34,5 +35,6 @@ class Services:
     users: Users
     live_subjects: LiveSubjects
     starts: Starts
+    cursors: Cursors
     wheel: Wheel
     nursery: trio.Nursery = attrs.field(init=False)

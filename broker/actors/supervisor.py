@@ -19,6 +19,7 @@ from broker.actors.tenants import Tenants
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
+from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
 from broker.metrics import Statistics
@@ -83,6 +84,7 @@ class Supervisor:
             users=Users(config.limits),
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, thinned=thinned),
+            cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             wheel=Wheel(),
         )
 
@@ -90,7 +92,10 @@ class Supervisor:
         """The tenants and the background work, until cancelled."""
         async with trio.open_nursery() as nursery:
             self.tenants.nursery = self.services.nursery = nursery
-            for part in (self.services.wheel.run, self.canary.run, self.letters.run, self.tidy_up):
+            for part in (
+                *(self.services.wheel.run, self.services.cursors.run),
+                *(self.canary.run, self.letters.run, self.tidy_up),
+            ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
             task_status.started()

@@ -173,7 +173,7 @@ class Tenant:
                 self.advanced.unpark_all()
                 for outlet in tuple(self.fanout.strict):
                     if outlet.unsent(self.outbound_bytes):
-                        outlet.client.too_slow()
+                        outlet.overflow()
 
     async def send(self, tick: Tick) -> None:
         """One write for each connection that gets something of the tick."""

@@ -49,6 +49,18 @@ class PublishAck:
     duplicate: bool
 
 
+@attrs.frozen(kw_only=True)
+class Value:
+    """A small value that is kept by key; `revision` is what a put replaces."""
+
+    data: bytes
+    revision: int
+
+
+class Stale(Exception):
+    """The value was replaced by somebody else meanwhile."""
+
+
 class Sink(Protocol):
     """Who gets what arrives: the supervisor."""
 
@@ -125,3 +137,12 @@ class Bus(Protocol):
 
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
+
+    async def get_value(self, key: str) -> Value | None:
+        """The newest value under a key of tokens joined by "."; None when there is none."""
+
+    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
+        """Replaces a revision (0: there is none yet); the new one. Raises `Stale` when it was another."""
+
+    async def count_values(self, prefix: str) -> int:
+        """How many keys there are under `prefix`."""

@@ -82,6 +82,8 @@ class Stream:
     deadletter_name: StreamName = "DEADLETTER"
     deadletter_max_age: Seconds = 7 * 86400.0
     deadletter_max_bytes: Bytes = 64 * 1024 * 1024
+    cursor_bucket: StreamName = "broker_cursors"
+    cursor_max_age: Seconds = 30 * 86400.0
 
 
 @attrs.frozen(kw_only=True)

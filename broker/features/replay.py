@@ -6,7 +6,7 @@ many clients that come back together cost one read and not one each.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -69,7 +69,8 @@ class History:
     check: Callable[[Record], Checked | None]
     encode: Callable[[list[Checked]], Tick]
     clock: Callable[[], float]
-    kept: OrderedDict[tuple[str, int], Segment] = attrs.Factory(OrderedDict)
+    kept: dict[str, list[Segment]] = attrs.Factory(dict)  # by subject filter
+    order: deque[str] = attrs.Factory(deque)  # the filters of all segments, in the order of reading
     size: int = 0
     locks: WeakValueDictionary[str, trio.Lock] = attrs.Factory(WeakValueDictionary)
 
@@ -102,8 +103,8 @@ class History:
             return found
 
     def find(self, subject: str, after: int) -> Segment | None:
-        for (name, _), segment in self.kept.items():
-            if name == subject and segment.after <= after < segment.upto:
+        for segment in self.kept.get(subject, ()):
+            if segment.after <= after < segment.upto:
                 return segment
         return None
 
@@ -118,33 +119,42 @@ class History:
         return Segment(
             after=after,
             upto=upto,
-            trimmed=state.first - 1 if state.first - 1 > after else 0,
+            trimmed=min(state.first - 1, below),  # what has left the stream may still be in the ring
             tick=self.encode([each for each in checked if each]),
             read_at=self.clock(),
         )
 
     def keep(self, subject: str, segment: Segment) -> None:
-        self.kept[subject, segment.after] = segment
+        self.kept.setdefault(subject, []).append(segment)
+        self.order.append(subject)
         self.size += segment.tick.size
-        while self.size > KEPT_BYTES and len(self.kept) > 1:
+        while self.size > KEPT_BYTES and len(self.order) > 1:
             self.drop()
 
     def expire(self, now: float) -> None:
         """Forgets what was read a while ago."""
-        while self.kept and next(iter(self.kept.values())).read_at < now - KEPT_SECONDS:
+        while self.order and self.kept[self.order[0]][0].read_at < now - KEPT_SECONDS:
             self.drop()
 
     def drop(self) -> None:
-        _, segment = self.kept.popitem(last=False)
-        self.size -= segment.tick.size
+        subject = self.order.popleft()
+        segments = self.kept[subject]
+        self.size -= segments.pop(0).tick.size
+        if not segments:
+            del self.kept[subject]
 
 
-def filters(names: subjects.Names, tenant: str, patterns: Iterable[str]) -> list[str]:
-    """The subject filters that hold every stored event of the patterns, broadcasts included."""
+def filters(
+    names: subjects.Names, tenant: str, patterns: Iterable[str], *, most: int = MAX_FILTERS
+) -> list[str]:
+    """The subject filters that hold every stored event of the patterns, broadcasts included.
+
+    More than `most` patterns are read as all of the tenant's.
+    """
     wanted = list(dict.fromkeys(patterns))
     if len(wanted) <= 4 * MAX_FILTERS:  # comparing each with each has its price
         wanted = narrowed(wanted)
-    if len(wanted) > MAX_FILTERS:
+    if len(wanted) > most:
         wanted = [">"]
     found = [names.subject(tenant, pattern) for pattern in wanted]
     found += [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import combinations
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
 
 import attrs
@@ -14,7 +17,7 @@ from broker.wire import session
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from broker.bus.base import Bus, Record
+    from broker.bus.base import Bus, Record, StreamState
     from broker.config import Limits
     from broker.features.replay import Checked
     from broker.wire.positions import Position
@@ -65,6 +68,11 @@ class Scope:
             for pattern, deny in self.patterns.items()
         )
 
+    def plain(self) -> bool:
+        """Whether each event that a pattern matches is meant, and matched by no other pattern."""
+        apart = not any(subjects.overlaps(*pair) for pair in combinations(narrowed(self.patterns), 2))
+        return apart and not any(self.patterns.values())
+
 
 @attrs.define(eq=False)
 class Starts:
@@ -96,13 +104,14 @@ class Starts:
         if known and scope.floor <= position.sequence <= scope.head:
             return Beginning(after=position.sequence)
         state = await self.bus.state()
-        oldest = state.first - 1
         if position.incarnation != state.incarnation or position.sequence > max(state.last, scope.head):
+            oldest = state.first - 1
             return Beginning(after=oldest, lost=(Lost(reason="reset", start=None, end=oldest),))
-        return self.from_stream(position.sequence, oldest, scope)
+        return self.from_stream(position.sequence, state, scope)
 
-    def from_stream(self, after: int, oldest: int, scope: Scope) -> Beginning:
+    def from_stream(self, after: int, state: StreamState, scope: Scope) -> Beginning:
         """A start below the ring, told truly: what the stream has cut off, or may have."""
+        oldest = min(state.first - 1, scope.floor)  # what has left the stream may still be in the ring
         if after < oldest:
             return Beginning(after=oldest, lost=(Lost(reason="trimmed", start=after, end=oldest),))
         if self.thinned and after < scope.floor:
@@ -118,31 +127,30 @@ class Starts:
         if sequence <= state.first and state.first > 1:
             # The oldest message that is left is within the wish, and there have been older ones.
             sequence = state.first - 1
-        return self.from_stream(sequence - 1, state.first - 1, scope)
+        return self.from_stream(sequence - 1, state, scope)
 
     async def limited(self, beginning: Beginning, scope: Scope) -> Beginning:
         """Leaves out the oldest of more than `replay_events`."""
         most = self.limits.replay_events
         if scope.head - beginning.after <= most:
             return beginning
-        wanted = filters(self.names, scope.tenant, scope.patterns)
+        wanted = self.weights(scope)
         count = await self.count(wanted, beginning.after)
         if count <= most:
             return beginning
         cut = await self.newest(wanted, most, low=beginning.after, high=scope.head)
-        skipped = Lost(
-            reason="limit", start=beginning.after, end=cut, count=count - await self.count(wanted, cut)
-        )
+        rest = await self.count(wanted, cut)
+        known = scope.plain() and count == await self.count(wanted, beginning.after)  # no event came between
+        skipped = Lost(reason="limit", start=beginning.after, end=cut, count=count - rest if known else None)
         return Beginning(after=cut, lost=(*beginning.lost, skipped))
 
     async def last(self, count: int, scope: Scope) -> Beginning:
         if len(scope.held) >= count:
             return Beginning(after=scope.held[-count] - 1)
-        missing = count - len(scope.held)
-        wanted = filters(self.names, scope.tenant, scope.patterns)
+        missing = guess = count - len(scope.held)
+        wanted = self.weights(scope)
         above = await self.count(wanted, scope.floor)
-        oldest = (await self.bus.state()).first - 1
-        guess = missing
+        oldest = min((await self.bus.state()).first - 1, scope.floor)
         while True:
             # The filters may match more than the patterns: denied channels, several filters at once,
             # dead letters. So what they count is only a guess, and what is there decides.
@@ -152,14 +160,16 @@ class Starts:
                 return Beginning(after=found[-missing] - 1)
             if cut <= oldest:
                 return Beginning(after=oldest)
+            if guess >= self.limits.replay_events:
+                return Beginning(after=cut, lost=(Lost(reason="limit", start=oldest, end=cut),))
             guess *= 4
 
-    async def sequences(self, wanted: list[str], scope: Scope, *, after: int) -> list[int]:
+    async def sequences(self, wanted: Counter[str], scope: Scope, *, after: int) -> list[int]:
         """The sequences of the events for `scope` after a position, up to the ring."""
         found: set[int] = set()
-        for each in wanted:
+        for each, weight in wanted.items():
             at, pending = after, 1
-            while pending and at < scope.floor:
+            while weight > 0 and pending and at < scope.floor:
                 page = await self.bus.read(each, after=at, limit=256)
                 pending = page.pending
                 for record in page.records:
@@ -169,14 +179,28 @@ class Starts:
                         found.add(at)
         return sorted(found)
 
-    async def count(self, wanted: list[str], after: int) -> int:
+    def weights(self, scope: Scope) -> Counter[str]:
+        """The subject filters that hold every event for `scope`, and how each of their counts adds to it.
+
+        Each pattern by itself, since in all of a busy tenant's messages those of a few quiet channels would
+        be lost. In NATS a wildcard reaches into the private rooms, so what is in there is subtracted.
+        """
+        patterns = narrowed(scope.patterns)
+        wanted = Counter(filters(self.names, scope.tenant, patterns, most=len(patterns)))
+        for pattern in patterns:
+            first, _, rest = pattern.partition(".")
+            if first == ">" or (first == "*" and rest):
+                wanted[self.names.subject(scope.tenant, f"{subjects.USERS}.{rest or '>'}")] -= 1
+        return wanted
+
+    async def count(self, wanted: Counter[str], after: int) -> int:
         total = 0
-        for each in wanted:
+        for each, weight in wanted.items():
             page = await self.bus.read(each, after=after, limit=1)
-            total += len(page.records) + page.pending
+            total += weight * (len(page.records) + page.pending)
         return total
 
-    async def newest(self, wanted: list[str], count: int, *, low: int, high: int) -> int:
+    async def newest(self, wanted: Counter[str], count: int, *, low: int, high: int) -> int:
         """The newest position with at least `count` matching messages after it; `low` when there is none.
 
         By bisection on `Nats-Num-Pending`: 20 requests a filter for a million messages.
@@ -204,15 +228,25 @@ class Starts:
                 if found is None:
                     raise SnapshotTooLarge(f"{pattern}: more than {most} channels; ask for fewer")
                 wanted.update(found)
-        entitled = [each for each in wanted if scope.admits(self.names.split(each)[1])]
+        channels = {each: self.names.split(each)[1] for each in wanted}
+        entitled = [each for each, channel in channels.items() if scope.admits(channel)]
+        if len({channels[each] for each in entitled}) > most:
+            raise SnapshotTooLarge(f"more than {most} channels; ask for fewer")
         newest: dict[str, Record] = {}
         size = 0
-        for record in await self.bus.last(entitled, up_to=scope.floor):
-            if event := self.check(record):
-                size += len(record[2])
-                newest[event[0]] = record
-        if len(newest) > most or size > SNAPSHOT_BYTES:
-            raise SnapshotTooLarge(
-                f"{len(newest)} channels, {size} bytes; at most {most}, {SNAPSHOT_BYTES} bytes; ask for fewer"
-            )
+        for record in await self.newest_events(entitled, up_to=scope.floor):
+            newest[channels[record[1]]] = record
+            size += len(record[2])
+        if size > SNAPSHOT_BYTES:
+            raise SnapshotTooLarge(f"{size} bytes; at most {SNAPSHOT_BYTES}; ask for fewer channels")
         return newest
+
+    async def newest_events(self, wanted: list[str], *, up_to: int) -> list[Record]:
+        """The newest event of each subject, in sequence order; dead letters on top of it are passed over."""
+        found: list[Record] = []
+        for newest in await self.bus.last(wanted, up_to=up_to):
+            records = [newest]
+            while records and not self.check(records[0]):
+                records = await self.bus.last([newest[1]], up_to=records[0][0] - 1)
+            found += records
+        return sorted(found, key=itemgetter(0))

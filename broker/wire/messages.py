@@ -183,6 +183,15 @@ class Published:
 
 
 @attrs.frozen(kw_only=True)
+class Acknowledged:
+    """An acknowledgement is stored."""
+
+    type: ClassVar[str] = "acknowledged"
+    durable: str
+    position: str
+
+
+@attrs.frozen(kw_only=True)
 class Pong:
     type: ClassVar[str] = "pong"
     position: str | UnsetType = UNSET
@@ -208,6 +217,7 @@ ServerMessage: TypeAlias = (
     | Gap
     | Source
     | Published
+    | Acknowledged
     | Pong
     | Error
 )

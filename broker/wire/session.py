@@ -7,7 +7,9 @@ monotonic clock).
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from math import ceil
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 BAD_MESSAGES, BAD_SECONDS = 10, 60.0  # the protocol page's row 4510
 REFUSALS, REFUSAL_SECONDS = 50, 60.0  # what "persistently" means in row 4029
 MAX_ID_BYTES = 64
+DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 INT64, UINT64 = -(2**63), 2**64
+BELOW_MICROSECONDS = re.compile(r"(?<=\.[0-9]{6})[0-9]+")
 
 
 # --- where a subscription starts, when not from now ------------------------------------------------
@@ -99,6 +103,7 @@ class Join:
     patterns: dict[str, tuple[str, ...]]
     refused: list[m.Refused]
     start: Start | None
+    durable: str | None
     lag: m.Lag | None
     listed: bool
     message_id: str | None
@@ -132,6 +137,15 @@ class Send:
     message_id: str | None
 
 
+@attrs.frozen(kw_only=True)
+class Acknowledge:
+    """Note up to where a durable subscription has been dealt with."""
+
+    durable: str
+    position: positions.Position
+    message_id: str | None
+
+
 @attrs.frozen
 class Answer:
     """Answer a ping with the live position."""
@@ -139,7 +153,7 @@ class Answer:
     message_id: str | None
 
 
-Effect: TypeAlias = Reply | Close | Verify | Join | Leave | Retune | Send | Answer
+Effect: TypeAlias = Reply | Close | Verify | Join | Leave | Retune | Send | Acknowledge | Answer
 
 
 @attrs.define(eq=False)
@@ -155,6 +169,7 @@ class Session:
     expiring_seconds: float
     principal: Principal | None = None
     subscriptions: dict[str, tuple[str, ...]] = attrs.Factory(dict)
+    durables: dict[str, set[str]] = attrs.Factory(dict)  # the patterns under each durable name
     user_bucket: TokenBucket | None = None
     draining: bool = False
     expires: float | None = None  # on the monotonic clock
@@ -203,7 +218,7 @@ class Session:
             case m.Publish():
                 return [self.publish(message, self.principal, message_id)]
             case m.Acknowledge():
-                raise errors.BadMessage("acknowledge: durable subscriptions are not offered by this broker")
+                return [self.acknowledge(message, message_id)]
 
     # --- tokens ------------------------------------------------------------------------------------
 
@@ -254,8 +269,8 @@ class Session:
         if self.draining:
             raise errors.Unavailable("subscribe: this broker is about to stop; reconnect first")
         start = self.start(message)
-        if message.lag in ("latest", "drop"):
-            raise errors.BadMessage(f"payload.lag: {message.lag!r} is not offered by this broker")
+        if message.durable is not None:
+            self.check_durable(message.durable)
         most = self.limits.subscriptions_per_connection
         texts = message.channel if isinstance(message.channel, list) else [message.channel]
         if len(texts) > most:  # answered as one: a refusal is longer than what is refused
@@ -281,14 +296,13 @@ class Session:
             patterns=accepted,
             refused=refused,
             start=start,
+            durable=message.durable,
             lag=message.lag,
             listed=isinstance(message.channel, list),
             message_id=message_id,
         )
 
     def start(self, message: m.Subscribe) -> Start | None:
-        if message.durable is not None:
-            raise errors.BadMessage("payload.durable: durable subscriptions are not offered by this broker")
         given: dict[str, Any] = {
             "position": message.position,
             "since": message.since,
@@ -318,6 +332,31 @@ class Session:
             del self.subscriptions[pattern]
         channel = patterns if isinstance(message.channel, list) else patterns[0]
         return Leave(patterns=patterns, channel=channel, message_id=message_id)
+
+    def check_durable(self, name: str) -> None:
+        if not DURABLE.match(name):
+            raise errors.BadMessage("payload.durable: 1 to 64 of the characters A-Z a-z 0-9 _ -")
+        if name in self.durables:
+            raise errors.Conflict(f"payload.durable: {name} is held by another subscribe of this connection")
+
+    def acknowledge(self, message: m.Acknowledge, message_id: str | None) -> Acknowledge:
+        if message.durable not in self.durables:
+            raise errors.NotSubscribed("payload.durable: no subscription of this connection has this name")
+        position = positions.parse(message.position)
+        return Acknowledge(durable=message.durable, position=position, message_id=message_id)
+
+    def subscribed(self, wish: Join) -> None:
+        """The subscriptions of a wish stand from now on."""
+        self.subscriptions.update(wish.patterns)
+        if wish.durable is not None:
+            self.durables[wish.durable] = {each for each in wish.patterns if not subjects.is_live(each)}
+
+    def forget_durables(self) -> list[str]:
+        """Lets go of the durable names that no subscription has any more, and says which."""
+        gone = [name for name, held in self.durables.items() if not held & self.subscriptions.keys()]
+        for name in gone:
+            del self.durables[name]
+        return gone
 
     def publish(self, message: m.Publish, principal: Principal, message_id: str | None) -> Send:
         channel = subjects.parse_channel(subjects.expand_me(message.channel, principal.room))
@@ -388,7 +427,7 @@ def to_message(error: BrokerError) -> m.Error:
         code=error.code,
         message=error.message,
         retryable=error.retryable,
-        retry_after_ms=msgspec.UNSET if error.retry_after is None else max(1, int(error.retry_after * 1000)),
+        retry_after_ms=msgspec.UNSET if error.retry_after is None else ceil(error.retry_after * 1000),
     )
 
 
@@ -398,14 +437,15 @@ def rfc3339(unix: float) -> str:
 
 def parse_time(text: str) -> datetime:
     try:
-        time = msgspec.convert(text, datetime)
-    except msgspec.ValidationError:
-        time = None
-    if time is None or time.tzinfo is None:
-        raise errors.BadMessage(
-            f"payload.since: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
-        )
-    return time
+        # Cut to the microsecond, since rounded up it could be after the event that is meant.
+        time = msgspec.convert(BELOW_MICROSECONDS.sub("", text), datetime)
+        if time.tzinfo:
+            return time.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # beyond the calendar's ends, once in UTC
+        pass
+    raise errors.BadMessage(
+        f"payload.since: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+    )
 
 
 def holds_huge_integer(value: Any) -> bool:

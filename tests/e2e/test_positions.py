@@ -290,8 +290,8 @@ async def test_bad_starts(broker: Broker) -> None:
             {"since": "yesterday"},
             {"since": "2026-01-01T00:00:00"},
             {"since": "2026-01-01T00:00:00Z", "last": 3},
-            {"durable": "d"},
-            {"lag": "drop"},
+            {"durable": "no blanks"},
+            {"lag": "slow"},
         ):
             await client.send("subscribe", {"channel": "a", **options})
             assert (await client.expect("error"))["code"] == "bad_message", options

@@ -24,11 +24,13 @@ READY_SECONDS = 20
 class NatsServer:
     """JetStream on loopback. It keeps its port and its store over restarts, and ends with the tests.
 
-    `options` are keys of its configuration file; after a change of them `reload` or `restart`.
+    `options` are keys of its configuration file; after a change of them `reload` or `restart`. `prefix` is
+    a command that runs it, by `exec`.
     """
 
     directory: Path
     options: dict[str, Any] = attrs.field(factory=dict)
+    prefix: tuple[str, ...] = ()
     port: int = -1
     process: subprocess.Popen[bytes] = attrs.field(init=False)
 
@@ -52,7 +54,7 @@ class NatsServer:
         for old in self.directory.glob("*.ports"):
             old.unlink()
         self.configure()
-        self.process = spawn([find_binary(), "--config", str(self.directory / "nats.json")])
+        self.process = spawn([*self.prefix, find_binary(), "--config", str(self.directory / "nats.json")])
         ports = self.directory / f"nats-server_{self.process.pid}.ports"
         with trio.fail_after(READY_SECONDS):
             while not (ports.exists() and ports.read_text().endswith("}")):
@@ -86,9 +88,11 @@ class NatsServer:
 
 
 @asynccontextmanager
-async def run_nats(directory: Path, **options: Any) -> AsyncIterator[NatsServer]:
+async def run_nats(
+    directory: Path, *, prefix: tuple[str, ...] = (), **options: Any
+) -> AsyncIterator[NatsServer]:
     """A server for the length of a block."""
-    server = NatsServer(directory=directory, options=options)
+    server = NatsServer(directory=directory, options=options, prefix=prefix)
     await server.start()
     try:
         yield server

@@ -36,8 +36,11 @@ class RawNats:
     pongs: list[trio.Event] = attrs.field(factory=list)
     sids: int = 0
     writing: trio.Lock = attrs.field(factory=trio.Lock)
+    ended: trio.Event = attrs.field(factory=trio.Event)  # set when the server is gone
 
     async def write(self, data: bytes) -> None:
+        if self.ended.is_set():
+            raise trio.BrokenResourceError("the server is gone")
         async with self.writing:
             await self.stream.send_all(data)
 
@@ -68,13 +71,16 @@ class RawNats:
         pong = self.pongs[-1]
         await self.write(b"PING\r\n")
         await pong.wait()
+        if self.ended.is_set():
+            raise trio.BrokenResourceError("the server is gone")
 
     async def request(self, subject: str | bytes, body: bytes = b"", *, header: bytes = b"") -> Message:
-        inbox = f"_INBOX.raw.{id(self)}.{self.sids + 1}"
+        sid = self.sids + 1
+        inbox = f"_INBOX.raw.{id(self)}.{sid}"
         answers = await self.subscribe(inbox)
         await self.publish(subject, body, reply=inbox.encode(), header=header)
         answer = await answers.receive()
-        await self.write(f"UNSUB {self.sids}\r\n".encode())
+        await self.write(f"UNSUB {sid}\r\n".encode())
         return answer
 
     async def api(self, call: str, **body: object) -> dict[str, Any]:
@@ -89,16 +95,23 @@ class RawNats:
         return int(json.loads(answer.body)["seq"])
 
     async def read(self) -> None:
-        while line := await self.line():
-            match line.split(b" "):
-                case [b"MSG", subject, sid, *reply, size]:
-                    await self.deliver(int(sid), subject, reply, 0, int(size))
-                case [b"HMSG", subject, sid, *reply, head, size]:
-                    await self.deliver(int(sid), subject, reply, int(head), int(size))
-                case [b"PING"]:
-                    await self.write(b"PONG\r\n")
-                case [b"PONG"]:
-                    self.pongs.pop(0).set()
+        try:
+            while line := await self.line():
+                match line.split(b" "):
+                    case [b"MSG", subject, sid, *reply, size]:
+                        await self.deliver(int(sid), subject, reply, 0, int(size))
+                    case [b"HMSG", subject, sid, *reply, head, size]:
+                        await self.deliver(int(sid), subject, reply, int(head), int(size))
+                    case [b"PING"]:
+                        await self.write(b"PONG\r\n")
+                    case [b"PONG"]:
+                        self.pongs.pop(0).set()
+        except (EOFError, trio.BrokenResourceError):
+            pass  # in the middle of a message
+        finally:
+            self.ended.set()
+            for waiting in (*self.pongs, *self.routes.values()):
+                waiting.set() if isinstance(waiting, trio.Event) else waiting.close()
 
     async def deliver(self, sid: int, subject: bytes, reply: list[bytes], head: int, size: int) -> None:
         data = await self.take(size + 2)
@@ -118,7 +131,10 @@ class RawNats:
 
     async def take(self, size: int) -> bytes:
         while len(self.buffer) < size:
-            self.buffer += await self.stream.receive_some()
+            more = await self.stream.receive_some()
+            if not more:
+                raise EOFError
+            self.buffer += more
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         return data

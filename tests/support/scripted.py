@@ -14,7 +14,7 @@ import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Page, PublishAck, Record, Sink, StreamState
+from broker.bus.base import Page, PublishAck, Record, Sink, Stale, StreamState, Value
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
@@ -112,6 +112,24 @@ class ScriptedBus:
         await self.delay()
         found = {record[1] for record in self.records if subjects_match(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
+
+    values: dict[str, Value] = attrs.Factory(dict)
+
+    async def get_value(self, key: str) -> Value | None:
+        await self.delay()
+        return self.values.get(key)
+
+    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
+        await self.delay()
+        held = self.values.get(key)
+        if (held.revision if held else 0) != revision:
+            raise Stale
+        self.values[key] = Value(data=data, revision=revision + 1)
+        return revision + 1
+
+    async def count_values(self, prefix: str) -> int:
+        await self.delay()
+        return sum(key.startswith(prefix + ".") for key in self.values)
 
     async def sequence_at(self, time: datetime) -> int | None:
         return None

@@ -1,0 +1,157 @@
+"""Durable cursors: up to where a user has dealt with its events, under a name, on whichever broker.
+
+A cursor is one value in NATS. Acknowledgements are cumulative and only ever raise it; they are written at
+most once a second, so that up to a second of them may be lost in a crash. Writers replace a revision
+that they know; who is told that it was another reads it again and keeps the higher position.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker.bus.base import Stale, Value
+from broker.errors import BrokerError, TooManySubscriptions, Unavailable
+from broker.wire import positions
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from broker.bus.base import Bus
+    from broker.wire.positions import Position
+
+WRITE_SECONDS = 1.0
+TRIES = 5  # at a write, against other brokers that write the same cursor
+RENEWALS = 8  # writes of an unchanged cursor in use, within the time after which it would expire
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Cursor:
+    """One cursor in use. `position` is acknowledged, `stored` is in NATS as `revision`.
+
+    `holders` counts the connections that use it; `waiting` are told once a sequence is stored.
+    """
+
+    key: str
+    position: Position
+    stored: Position
+    revision: int
+    written: float
+    holders: int = 0
+    waiting: list[tuple[int, Callable[[], None]]] = attrs.Factory(list)
+
+    def raise_to(self, position: Position) -> None:
+        """Notes an acknowledgement; a lower one is ignored. Another incarnation is always newer."""
+        if position.incarnation != self.position.incarnation or position.sequence > self.position.sequence:
+            self.position = position
+
+    def settle(self) -> None:
+        """Tells those whose acknowledgement is stored by now."""
+        done = [told for sequence, told in self.waiting if sequence <= self.stored.sequence]
+        self.waiting = [each for each in self.waiting if each[0] > self.stored.sequence]
+        for told in done:
+            told()
+
+
+@attrs.define(eq=False)
+class Cursors:
+    """The cursors that this broker's connections use.
+
+    A user may have `per_user`; one that is not used is kept for `max_age` seconds.
+    """
+
+    bus: Bus
+    per_user: int
+    max_age: float
+    used: dict[str, Cursor] = attrs.Factory(dict)
+    writing: trio.Lock = attrs.Factory(trio.Lock)
+
+    async def hold(
+        self, tenant: str, user: str, name: str, begin: Callable[[], Awaitable[Position]]
+    ) -> Cursor:
+        """The cursor of a user under a name; `begin` says where a new one is to stand.
+
+        `release` gives it back. Raises `Unavailable`, and `TooManySubscriptions` when the user has
+        as many as it may.
+        """
+        folder = digest(tenant, user)
+        key = f"{folder}.{digest(name)}"
+        value = await self.bus.get_value(key)
+        while value is None:
+            if await self.bus.count_values(folder) >= self.per_user:
+                raise TooManySubscriptions(f"durable: a user has at most {self.per_user} durable names")
+            data = str(await begin()).encode()
+            try:
+                value = Value(data=data, revision=await self.bus.put_value(key, data, revision=0))
+            except Stale:  # made elsewhere at this very moment
+                value = await self.bus.get_value(key)
+        position = parse(value)
+        cursor = self.used.get(key)
+        if cursor is None:
+            now = trio.current_time()
+            cursor = self.used[key] = Cursor(key, position, position, value.revision, now)
+        elif value.revision > cursor.revision:  # another broker wrote it since
+            cursor.revision, cursor.stored = value.revision, position
+            if position.incarnation == cursor.position.incarnation:
+                cursor.raise_to(position)
+        cursor.holders += 1
+        return cursor
+
+    def release(self, cursor: Cursor) -> None:
+        cursor.holders -= 1
+
+    async def run(self) -> None:
+        """Writes what has been acknowledged, and keeps what is in use from expiring."""
+        while True:
+            await trio.sleep(WRITE_SECONDS)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Writes now what is not written yet, as far as NATS takes it."""
+        async with self.writing:
+            now = trio.current_time()
+            for cursor in list(self.used.values()):
+                due = self.max_age and now > cursor.written + self.max_age / RENEWALS
+                if cursor.position != cursor.stored or (cursor.holders and due):
+                    try:
+                        await self.write(cursor)
+                    except BrokerError as error:
+                        log.debug("cursor_not_written", why=error.message)
+                        continue
+                if not cursor.holders and cursor.position == cursor.stored:
+                    del self.used[cursor.key]
+
+    async def write(self, cursor: Cursor) -> None:
+        for _ in range(TRIES):
+            position = cursor.position
+            try:
+                cursor.revision = await self.bus.put_value(
+                    cursor.key, str(position).encode(), revision=cursor.revision
+                )
+            except Stale:
+                value = await self.bus.get_value(cursor.key)
+                cursor.revision = value.revision if value else 0
+                if value and (newer := parse(value)).incarnation == cursor.position.incarnation:
+                    cursor.raise_to(newer)
+                continue
+            cursor.stored, cursor.written = position, trio.current_time()
+            cursor.settle()
+            return
+        raise Unavailable("other brokers keep writing the same cursor")
+
+
+def digest(*parts: str) -> str:
+    """A key that any bucket takes: keys refuse much of what users and names may hold."""
+    sha = hashlib.sha256("\0".join(parts).encode()).digest()
+    return base64.b32encode(sha).decode().rstrip("=").lower()
+
+
+def parse(value: Value) -> Position:
+    return positions.parse(value.data.decode())

@@ -1,0 +1,213 @@
+"""Ticks and the ring, against lists of events looked at one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker import config, ring, subjects
+from broker.ring import Ring, Tick
+from broker.routing import Topic
+
+CHANNELS = ["a", "a.b", "b", "users.u.i", "users.w.i", "live.a", "live.users.u.i"]
+PATTERNS = ["a", "a.>", ">", "*", "b", "users.u.>", "users.*.i", "live.>", "live.a", "live.users.u.>"]
+DENIALS: list[tuple[str, ...]] = [(), ("a.b",), ("a", "users.w.>"), (">",)]
+
+
+@attrs.frozen
+class Event:
+    """One event as a naive reader knows it: `sequence` is that of the last stored one for a live one."""
+
+    counter: int
+    sequence: int
+    channel: str
+    frame: bytes
+
+
+def make_tick(events: list[Event], topics: list[Topic], *, base: int, time: float = 0.0) -> Tick:
+    """A tick that knows the given topics, its masks worked out event by event."""
+    masks: dict[Any, int] = {}
+    for topic in topics:
+        for bit, event in enumerate(events):
+            if topic.admits(event.channel):
+                masks[topic] = masks.get(topic, 0) | 1 << bit
+    return Tick(
+        first=events[0].counter,
+        sequences=[event.sequence for event in events],
+        channels=[event.channel for event in events],
+        frames=[event.frame for event in events],
+        masks=masks,
+        base=base,
+        head=events[-1].sequence,
+        serial=max((topic.serial for topic in topics), default=0),
+        time=time,
+    )
+
+
+def make_events(channels: list[tuple[str, int]], *, counter: int, base: int) -> list[Event]:
+    """One event a channel, each with the number of other tenants' events that came before it."""
+    found = []
+    for number, (channel, others) in enumerate(channels):
+        base += 0 if subjects.is_live(channel) else others + 1
+        found.append(Event(counter + number, base, channel, b"<%d>" % (counter + number)))
+    return found
+
+
+EVENTS = st.lists(st.tuples(st.sampled_from(CHANNELS), st.integers(0, 3)), min_size=1, max_size=12)
+TOPICS = st.lists(st.tuples(st.sampled_from(PATTERNS), st.sampled_from(DENIALS)), max_size=6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    channels=EVENTS,
+    wanted=TOPICS,
+    floors=st.lists(st.integers(0, 60), min_size=6, max_size=6),
+    data=st.data(),
+)
+def test_share_is_what_one_by_one_would_be(
+    channels: list[tuple[str, int]],
+    wanted: list[tuple[str, tuple[str, ...]]],
+    floors: list[int],
+    data: st.DataObject,
+) -> None:
+    """The union of all topics, each above its floor, whether a topic is older or younger than the tick."""
+    events = make_events(channels, counter=20, base=10)
+    topics = [Topic(pattern, deny, serial + 1) for serial, (pattern, deny) in enumerate(wanted)]
+    old = data.draw(st.integers(0, len(topics)), label="topics that the tick knows")
+    after = data.draw(st.integers(0, len(events)), label="after")
+    tick = make_tick(events, topics[:old], base=10)
+    standing = dict(zip(topics, floors, strict=False))
+    entitled = [
+        any(
+            topic.admits(event.channel)
+            and (event.counter if subjects.is_live(event.channel) else event.sequence) > floor
+            for topic, floor in standing.items()
+        )
+        for event in events
+    ]
+    expected = [index for index, wanted in enumerate(entitled) if wanted and index >= after]
+    for _ in range(2):  # the second time from what was remembered
+        mask = tick.share(standing, after=after)
+        assert list(ring.indices(mask)) == expected
+    assert [index for index, bit in enumerate(ring.bits(mask)) if bit] == expected
+    if mask:
+        assert tick.join(mask) == b"".join(events[index].frame for index in expected)
+
+
+def test_a_topic_that_the_tick_knows_and_did_not_match_stays_without() -> None:
+    """A topic older than the tick is never worked out again: the trie has said what it matched."""
+    tick = make_tick(make_events([("a", 0)], counter=1, base=0), [], base=0)
+    tick.serial = 5
+    assert tick.mask(Topic("a", (), 5)) == 0
+    assert tick.mask(Topic("a", (), 6)) == 1
+
+
+@settings(deadline=None)
+@given(mask=st.integers(0, 2**130))
+def test_bits(mask: int) -> None:
+    """The two ways to name the events of a mask agree with each other and with it."""
+    assert sum(1 << index for index in ring.indices(mask)) == mask
+    assert list(ring.indices(mask)) == [index for index, bit in enumerate(ring.bits(mask)) if bit]
+
+
+ACTIONS = st.lists(
+    st.tuples(st.just("add"), EVENTS, st.floats(0, 3))
+    | st.tuples(st.just("expire"), st.floats(0, 8))
+    | st.tuples(st.just("drop")),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    actions=ACTIONS,
+    bounds=st.builds(
+        config.Ring,
+        events=st.integers(1, 40),
+        bytes=st.sampled_from([1, 500, 3000, 10**6]),
+        seconds=st.sampled_from([0.5, 5.0, 1000.0]),
+    ),
+)
+def test_ring_is_a_list_that_forgets(actions: list[tuple[Any, ...]], bounds: config.Ring) -> None:
+    """`after` and `cursor` are what a walk over the list of kept ticks gives; the bounds hold."""
+    now, count, head = 0.0, 7, 50
+    held = Ring(bounds, floor=count, floor_head=head)
+    twin: list[Tick] = []
+    floor, floor_head = count, head
+    for kind, *rest in actions:
+        if kind == "add":
+            now += rest[1]
+            events = make_events(rest[0], counter=count + 1, base=head)
+            tick = make_tick(events, [], base=head, time=now)
+            count, head = tick.last, tick.head
+            held.add(tick)
+            twin.append(tick)
+        elif kind == "expire":
+            now += rest[0]
+            held.expire(now)
+        elif twin:
+            held.drop()
+            floor, floor_head = twin[0].last, twin.pop(0).head
+
+        def over(ticks: list[Tick]) -> bool:
+            size = sum(each.size for each in ticks)
+            return size > bounds.bytes or sum(len(each.frames) for each in ticks) > bounds.events
+
+        while (kind == "add" and over(twin) and len(twin) > 1) or (
+            kind != "drop" and twin and twin[0].time < now - bounds.seconds
+        ):
+            floor, floor_head = twin[0].last, twin.pop(0).head
+        assert (held.floor, held.floor_head) == (floor, floor_head)
+        assert held.statistics() == ring.RingStatistics(
+            ticks=len(twin),
+            events=sum(len(each.frames) for each in twin),
+            size=sum(each.size for each in twin),
+        )
+        assert len(held.ticks) <= max(2 * len(twin), len(twin) + 66), "what is gone is held all the same"
+        for cursor in range(floor, count + 1):
+            assert held.after(cursor) == [each for each in twin if each.last > cursor]
+        for position in range(floor_head, head + 2):
+            check_cursor(held, twin, position, floor, count)
+
+
+def check_cursor(held: Ring, twin: list[Tick], position: int, floor: int, count: int) -> None:
+    """All stored events up to the position are at or before the cursor, all others after it."""
+    cursor = held.cursor(position)
+    assert floor <= cursor <= count
+    for tick in twin:
+        for index, sequence in enumerate(tick.sequences):
+            if not subjects.is_live(tick.channels[index]):
+                assert (tick.first + index <= cursor) == (sequence <= position)
+
+
+def test_the_newest_tick_stays_however_large() -> None:
+    """It is being sent: who falls behind in the middle of it reads on in the ring."""
+    held = Ring(config.Ring(events=1, bytes=1), floor=0, floor_head=0)
+    tick = make_tick(make_events([("a", 0)] * 5, counter=1, base=0), [], base=0)
+    held.add(tick)
+    assert held.after(0) == [tick]
+    later = make_tick(make_events([("a", 0)] * 5, counter=6, base=5), [], base=5)
+    held.add(later)
+    assert held.after(5) == [later]
+    assert (held.floor, held.floor_head) == (5, 5)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_memory_of_rooms(live: bool) -> None:
+    """A young private topic looks at its own room alone, and at no event of another one."""
+    channels = ["live.users.u.i", "live.a"] if live else ["users.u.i", "users.w.i", "a"]
+    tick = make_tick(make_events([(each, 0) for each in channels], counter=1, base=0), [], base=0)
+    looked: list[str] = []
+
+    class Spy(Topic):
+        def admits(self, channel: str) -> bool:
+            looked.append(channel)
+            return super().admits(channel)
+
+    spy = Spy("live.users.u.>" if live else "users.u.>", (), 1)
+    assert tick.mask(spy) == 1
+    assert set(looked) == ({"live.users.u.i", "live.a"} if live else {"users.u.i"})

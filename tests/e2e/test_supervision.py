@@ -1,0 +1,439 @@
+"""What breaks inside ends where it broke; what nobody needs any more is given back."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from broker.actors import joining, supervisor, tenants
+from broker.actors.connection import Connection
+from broker.actors.fanout import Fanout
+from broker.actors.outlet import Outlet
+from broker.actors.sending import Sending
+from broker.actors.transport import Text
+from broker.errors import CloseCode
+from broker.ring import Tick
+from broker.web.websocket import WebSocketTransport
+from broker.wire.session import Session
+from tests.support.broker import Broker, configure, run_broker
+from tests.support.raw import ask, hear, open_raw, say
+from tests.web.harness import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker.actors.supervisor import Supervisor
+    from broker.actors.transport import Inbound
+    from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
+
+
+class Sabotage(Exception):
+    """Nothing in the broker expects this."""
+
+
+def crash_once(patch: pytest.MonkeyPatch, owner: Any, name: str, *, skip: int = 0) -> list[str]:
+    """Has one call of a function fail, after `skip` good ones; the list says when it has."""
+    real = getattr(owner, name)
+    calls: list[str] = []
+    crashed: list[str] = []
+
+    def call(*args: Any, **options: Any) -> Any:
+        calls.append(name)
+        if len(calls) == skip + 1:
+            crashed.append(name)
+            raise Sabotage(name)
+        return real(*args, **options)
+
+    patch.setattr(owner, name, call)
+    return crashed
+
+
+async def listened(publisher: RawNats, subject: str) -> bool:
+    """Whether anybody has subscribed to a subject in NATS: else its server answers with 503 at once."""
+    inbox = f"_INBOX.listened.{publisher.sids}"
+    answers = await publisher.subscribe(inbox)
+    await publisher.publish(subject, b"null", reply=inbox.encode())
+    await publisher.flush()
+    return not answers.statistics().current_buffer_used
+
+
+# --- crashes of a connection -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Session, "receive"),
+        (Session, "subscribe"),
+        (Connection, "join"),
+        (Connection, "carry_out"),
+        (joining.Joiner, "act"),
+        (joining.Joiner, "prepare"),
+        (Outlet, "join"),
+    ],
+)
+async def test_crash_of_a_request_ends_that_connection_alone(
+    broker: Broker, publisher: RawNats, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """1011 for the one, a further event for the other; and the one may come back at once."""
+    async with broker.client(user="bob") as other:
+        await other.subscribe("a")
+        async with broker.client() as client:
+            with monkeypatch.context() as patch:
+                crashed = crash_once(patch, owner, name)
+                await client.send("subscribe", {"channel": ["a", "live.a"]})
+                assert await client.closed() == 1011
+                assert crashed
+            assert all(message["type"] != "error" for message in client.log)
+        await publisher.store("events.acme.a", b"1")
+        assert (await other.expect("event"))["event"] == 1
+        async with broker.client() as client:
+            await client.subscribe(["a", "live.a"])
+            await publisher.store("events.acme.a", b"2")
+            assert (await client.expect("event"))["event"] == 2
+
+
+async def test_crash_of_a_timer_ends_that_connection_alone(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel that calls it turns on for all the others."""
+    settings = configure(tmp_path, nats.url, limits={"heartbeat_seconds": 0.5})
+    async with run_broker(tmp_path, settings) as broker, broker.client(user="bob") as other:
+        await other.subscribe("a")
+        async with broker.client() as client:
+            real = Connection.heartbeat
+
+            def heartbeat(self: Connection, now: float) -> float:
+                if self.session.principal and self.session.principal.user == "alice":
+                    raise Sabotage
+                return real(self, now)
+
+            monkeypatch.setattr(Connection, "heartbeat", heartbeat)
+            assert await client.closed() == 1011
+        await publisher.store("events.acme.a", b"1")
+        assert (await other.expect("event"))["event"] == 1
+        async with open_raw(broker.running.ws) as raw:
+            await raw.upgrade()
+            while type(await raw.event()).__name__ != "Ping":
+                pass
+
+
+async def test_crash_of_the_sending_task_ends_that_connection_alone(
+    broker: Broker, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1011 also where it breaks while a client is catching up."""
+    async with broker.client(user="bob") as other:
+        position = (await other.subscribe("a"))["position"]
+        await publisher.store("events.acme.a", b"1")
+        await other.expect("event")
+        async with broker.client() as client:
+            with monkeypatch.context() as patch:
+                assert not crash_once(patch, Sending, "read_on")
+                await client.send("subscribe", {"channel": "a", "position": position})
+                assert await client.closed() == 1011
+        await publisher.store("events.acme.a", b"2")
+        assert (await other.expect("event"))["event"] == 2
+
+
+async def test_message_that_arrives_as_the_connection_ends(
+    broker: Broker, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read in the moment in which the broker closed the connection does nothing any more."""
+    real = WebSocketTransport.receive
+    (inside,) = supervisors
+
+    async def receive(self: WebSocketTransport) -> Inbound:
+        inbound = await real(self)
+        if isinstance(inbound, Text) and b"authenticate" in inbound.data:
+            next(iter(inside.connections)).end(CloseCode.AUTHENTICATION_DEADLINE, "just now")
+        return inbound
+
+    monkeypatch.setattr(WebSocketTransport, "receive", receive)
+    async with broker.stranger() as client:
+        await client.expect("connection.established")
+        await client.send("authenticate", {"token": broker.token()})
+        assert await client.closed() == 4001
+    await eventually(lambda: not inside.connections)
+    assert not inside.services.users.connections.held
+    assert not any(tenant.fanout.outlets for tenant in inside.tenants.running.values())
+    assert not any(inside.services.wheel.buckets.values())
+
+
+# --- crashes of a tenant ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "skip"),
+    [
+        (Fanout, "add", 0),
+        (Fanout, "add", 3),
+        (Fanout, "groups", 1),
+        (Fanout, "finish", 2),
+        (Tick, "join", 2),
+        (Outlet, "took", 0),
+    ],
+)
+async def test_crash_of_a_tenant_loses_and_doubles_nothing(
+    broker: Broker,
+    publisher: RawNats,
+    monkeypatch: pytest.MonkeyPatch,
+    supervisors: list[Supervisor],
+    owner: Any,
+    name: str,
+    skip: int,
+) -> None:
+    """Its clients go on from where each has come to; other tenants notice nothing."""
+    total = 600
+    body = b"x" * 3000
+    async with (
+        broker.client() as everything,
+        broker.client(user="bob") as some,
+        broker.client(user="carol") as catching_up,
+        broker.client("globex") as elsewhere,
+        open_raw(broker.running.ws) as slow,
+    ):
+        start = (await everything.subscribe([">", "live.x"]))["position"]
+        await some.subscribe(["n.*.0", "n.*.5"])
+        await catching_up.subscribe("n.*.1")
+        await elsewhere.subscribe(">")
+        await slow.upgrade()
+        await say(slow, "authenticate", {"token": broker.token(user="slow")})
+        await say(slow, "subscribe", {"channel": ">"})
+        while (await hear(slow))["type"] != "subscribed":
+            pass
+        crashed = crash_once(monkeypatch, owner, name, skip=skip)
+
+        async def publish() -> None:
+            for number in range(total):
+                event = json.dumps({"n": number, "x": body.decode()}).encode()
+                await publisher.publish(f"events.acme.n.{number}.{number % 10}", event)
+                await publisher.publish(f"events.globex.n.{number}.{number % 10}", event)
+                if not number % 40:
+                    await publisher.flush()
+                if number == total // 2:
+                    await catching_up.send("subscribe", {"channel": "n.>", "position": start})
+            await publisher.flush()
+
+        async def follow(client: Any, expected: list[int], *, marked: bool = False) -> None:
+            seen: list[int] = []
+            while seen[-1:] != expected[-1:]:
+                message = await (hear(client) if client is slow else client.receive())
+                if message["type"] == "event" and message["payload"].get("catch_up") == (
+                    1 if marked else None
+                ):
+                    seen.append(message["payload"]["event"]["n"])
+                else:
+                    assert message["type"] != "gap" or message["payload"]["channel"] == "live.x", message
+            assert seen == expected
+
+        numbers = range(total)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publish)
+            nursery.start_soon(follow, everything, list(numbers))
+            nursery.start_soon(follow, some, [n for n in numbers if n % 10 in (0, 5)])
+            nursery.start_soon(follow, elsewhere, list(numbers))
+        assert crashed
+        await follow(slow, list(numbers))
+        while len({n["payload"]["event"]["n"] for n in catching_up.log if n["type"] == "event"}) < total:
+            await catching_up.receive()
+        assert not any(message["type"] == "gap" for message in elsewhere.log)
+        for client in (everything, some, elsewhere):
+            await client.quiet()
+        restarts = {name: tenant.restarts for name, tenant in supervisors[0].tenants.running.items()}
+        assert sum(restarts.values()) == 1
+        metrics = (await ask(broker.running.admin, "/metrics")).body
+        assert b"broker_tenant_restarts_total 1.0" in metrics
+    gaps = [message["payload"] for message in everything.log if message["type"] == "gap"]
+    live_lost = [{"channel": "live.x", "reason": "source"}] if restarts["acme"] else []
+    assert gaps == live_lost
+
+
+async def test_live_events_go_on_after_a_crash(
+    broker: Broker, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Live channels are told of what may be missing, and then get what comes."""
+    async with broker.client() as client:
+        await client.subscribe("live.a")
+        crash_once(monkeypatch, Fanout, "add")
+        await publisher.publish("live.acme.a", b"1")
+        await publisher.flush()
+        assert await client.expect("gap") == {"channel": "live.a", "reason": "source"}
+        await publisher.publish("live.acme.a", b"2")
+        await publisher.flush()
+        assert (await client.expect("event"))["event"] == 2
+
+
+# --- giving back -----------------------------------------------------------------------------------
+
+
+async def test_idle_tenants_are_reaped(
+    tmp_path: Path,
+    nats: NatsServer,
+    publisher: RawNats,
+    supervisors: list[Supervisor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without clients a tenant goes, with its task and its subscriptions in NATS; with a client it stays."""
+    monkeypatch.setattr(supervisor, "TIDY_SECONDS", 0.05)
+    monkeypatch.setattr(tenants, "IDLE_SECONDS", 0.1)
+    async with run_broker(tmp_path, configure(tmp_path, nats.url)) as broker, broker.client("stays") as stays:
+        (inside,) = supervisors
+        await stays.subscribe(["a", "live.a"])
+        base = trio.lowlevel.current_statistics().tasks_living
+        wheel = sum(map(len, inside.services.wheel.buckets.values()))
+        for round_number in range(3):
+            async with broker.client() as client, broker.client("globex") as other:
+                await client.subscribe(["a", "live.a"])
+                await other.subscribe(["a", "live.b"], last=3)
+                assert await listened(publisher, "live.acme.a")
+                assert await listened(publisher, "live.globex.a")
+                await publisher.store("events.acme.a", b"%d" % round_number)
+                assert (await client.until("event"))["event"] == round_number
+            await eventually(lambda: inside.tenants.running.keys() == {"stays"})
+            while await listened(publisher, "live.acme.a") or await listened(publisher, "live.globex.a"):
+                pass
+            await eventually(lambda: trio.lowlevel.current_statistics().tasks_living == base)
+        assert inside.services.live_subjects.held == {"live.stays.>", "live._all.>"}
+        assert len(inside.services.live_subjects.locks) == 2
+        assert len(inside.connections) == 1
+        assert sum(inside.services.users.connections.held.values()) == 1
+        assert sum(map(len, inside.services.wheel.buckets.values())) == wheel
+        await publisher.publish("live.stays.a", b"1")
+        await publisher.store("events.stays.a", b"2")
+        assert {event["event"] for event in await stays.events(2)} == {1, 2}
+        await stays.quiet()
+
+
+async def test_live_subjects_are_kept_for_who_is_about_to_need_them(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tidying up in the very moment of a subscribe takes nothing away from it."""
+    monkeypatch.setattr(supervisor, "TIDY_SECONDS", 0.0)
+    async with run_broker(tmp_path, configure(tmp_path, nats.url)) as broker:
+        for number in range(10):
+            async with broker.client() as client:
+                await client.subscribe("live.a")
+                await publisher.publish("live.acme.a", b"%d" % number)
+                await publisher.publish("live._all.a", b"%d" % number)
+                await publisher.flush()
+                assert [event["event"] for event in await client.events(2)] == [number, number]
+
+
+async def test_everything_is_back_at_base_after_a_crowd(
+    broker: Broker, publisher: RawNats, supervisors: list[Supervisor]
+) -> None:
+    """A hundred clients that come, subscribe and leave rudely, some in the middle of it, leave nothing."""
+    (inside,) = supervisors
+    async with broker.client(user="stays") as stays:
+        await stays.subscribe("a")
+        base = trio.lowlevel.current_statistics().tasks_living
+        topics = len(inside.tenants.running["acme"].fanout.topics)
+
+        async def visit(number: int) -> None:
+            async with open_raw(broker.running.ws) as client:
+                await client.upgrade()
+                if number % 5 == 0:
+                    return
+                await say(client, "authenticate", {"token": broker.token(user=f"u{number % 7}")})
+                await say(client, "subscribe", {"channel": ["a", "live.a", f"b.{number}"], "last": 5})
+                if number % 5 == 1:
+                    return
+                while (await hear(client))["type"] != "subscribed":
+                    pass
+                if number % 5 == 2:
+                    await say(client, "publish", {"channel": "b", "event": 1})
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(visit, number)
+        await eventually(lambda: len(inside.connections) == 1)
+        await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= base)
+        fanout = inside.tenants.running["acme"].fanout
+        assert len(fanout.outlets) == 1
+        assert len(fanout.topics) == topics
+        assert not fanout.strict
+        assert sum(inside.services.users.connections.held.values()) == 1
+        await publisher.store("events.acme.a", b"1")
+        assert (await stays.expect("event"))["event"] == 1
+
+
+# --- what operators see ----------------------------------------------------------------------------
+
+
+async def test_metrics(broker: Broker, publisher: RawNats) -> None:
+    """Prometheus text that counts what happened; on the admin port alone, and by its own names only."""
+    async with broker.client() as client:
+        await client.subscribe(["a", "live.a"])
+        for body in (b"1", b"{", b'{"metadata":{"tenant_id":"globex"}}', b"2"):
+            await publisher.store("events.acme.a", body)
+        await publisher.publish("live.acme.a", b"no json")
+        await publisher.publish("live.acme.a", b"3")
+        await publisher.flush()
+        await client.events(3)
+        async with broker.stranger() as bad:
+            await bad.send("authenticate", {"token": "x"})
+            assert await bad.closed() == 4500
+        text = await scraped(broker, 'broker_connections_closed_total{code="4500"} 1.0')
+    for line in (
+        "broker_connections 1.0",
+        "broker_tenants 1.0",
+        "broker_behind 0.0",
+        "broker_live_events_total 2.0",
+        'broker_dead_letters_total{reason="not_json"} 2.0',
+        'broker_dead_letters_total{reason="tenant_mismatch"} 1.0',
+        "broker_tenant_restarts_total 0.0",
+        "broker_ready 1.0",
+        "# TYPE broker_connections gauge",
+        "# TYPE broker_dead_letters_total counter",
+    ):
+        assert line in text
+    assert (await ask(broker.running.ws, "/metrics")).status == 404
+    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "admin"):
+        answer = await ask(broker.running.admin, "/metrics", host=host)
+        assert answer.status == 421
+        assert b"broker_connections" not in answer.body
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:8081"):
+        assert (await ask(broker.running.admin, "/metrics", host=host)).status == 200
+
+
+async def scraped(broker: Broker, line: str) -> str:
+    """The metrics, once they say this."""
+    with trio.fail_after(15):
+        while line not in (text := (await ask(broker.running.admin, "/metrics")).body.decode()):
+            pass
+    return text
+
+
+async def test_odd_subjects_are_dead_letters_and_nothing_more(broker: Broker, publisher: RawNats) -> None:
+    """Whatever subject a service invents: the broker counts it, keeps it where it can, and goes on."""
+    subjects = [
+        b"events.acme.a\x0bb", b"events.acme.a\x7fb", b"events.acme.\xff\xfe", b"events.acme.a\x01",
+        "events.acme.a\u00a0b".encode(), "events.acme.\u2028".encode(), b"events.acme.a\x0cb", b"events.acme.\x00",
+        b"events.acme." + b"x" * 300, b"events.acme." + b".".join([b"t"] * 17), b"events.ac me.x",
+        b"events.acme", b"events._x.a", b"events.acme.live.a", b"events.acme.$x", b"events.acme.@x",
+        b"events.acme._x", b"events._all.users.bob.x", b"events.\xc3\xa4.x", b"events." + b"t" * 65 + b".x",
+        b"events.acme.users", b"events.acme.users.bob",
+    ]  # fmt: skip
+    async with broker.client(subscribe=[">", "live.>"]) as client:
+        await client.subscribe([">", "live.>"])
+        for subject in subjects:
+            if b" " in subject:
+                continue
+            await publisher.publish(subject, b"1")
+            await publisher.publish(subject, b"no json")
+            await publisher.publish(subject.replace(b"events", b"live", 1), b"1")
+        await publisher.store("events.acme.end", b"2")
+        event = await client.until("event")
+        while event["channel"] != "end":
+            assert event["channel"] in ("users", "live.users"), event
+            event = await client.until("event")
+        await publisher.store("events.acme.bad", b"no json")
+        letters = await publisher.subscribe("deadletter.acme.last")
+        await publisher.store("events.acme.last", b"no json")
+        with trio.fail_after(15):
+            await letters.receive()  # the letters before it did not stop the postman
+        await client.quiet()

@@ -1,0 +1,56 @@
+"""The fault suite: which rows run, the world they run in, and the report."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from tests.faults.options import wanted
+from tests.faults.support.report import Report
+from tests.faults.support import world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
+
+
+class OpenWorld(Protocol):
+    def __call__(self, **options: Any) -> AbstractAsyncContextManager[world.World]: ...
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    choice = config.getoption("--faults")
+    left_out = [
+        item
+        for item in items
+        if (mark := item.get_closest_marker("fault")) and not wanted(choice, mark.args[0])
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def report(pytestconfig: pytest.Config) -> Iterator[Report]:
+    """What was measured, written at the end where that is wished."""
+    made = Report()
+    yield made
+    if path := pytestconfig.getoption("--faults-report"):
+        made.write(Path(path))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of everything that is random in the test; shown when it fails."""
+    number: int = request.config.getoption("--faults-seed")
+    request.node.add_report_section("setup", "seed", f"--faults-seed {number}")
+    return number
+
+
+@pytest.fixture
+def open_world(tmp_path: Path, seed: int) -> OpenWorld:
+    """Opens the world of this test, under its seed."""
+    return partial(world.open_world, tmp_path, seed)

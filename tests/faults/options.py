@@ -1,0 +1,41 @@
+"""What of the fault suite runs: a short selection, or all of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+# The rows that a plain `pytest` leaves out, and why.
+LEFT_OUT = {
+    2: "NATS is down for 30 s",
+    3: "a lame duck takes its time, and row 1 is the ruder",
+    4: "NATS stands still for 20 s",
+    5: "like row 4, seen from the network",
+    6: "slow by design",
+    11: "100 MB, and 5 s of standstill",
+    12: "credentials expire in their own time",
+    13: "two configurations of NATS that the tests of the bus cover as well",
+    14: "needs the right to mount a file system",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    why = "; ".join(f"{row}: {reason}" for row, reason in LEFT_OUT.items())
+    group = parser.getgroup("faults", "the fault suite")
+    group.addoption(
+        "--faults",
+        default="short",
+        metavar="short|all|ROW,…",
+        help=f"Rows of the fault suite to run. 'short', the default, leaves out {why}.",
+    )
+    group.addoption("--faults-seed", type=int, default=1, metavar="N", help="Seed of the fault suite.")
+    group.addoption("--faults-report", metavar="FILE", help="Write what was measured there (.json or .md).")
+
+
+def wanted(choice: str, row: int) -> bool:
+    """Whether a row is to be run under this choice."""
+    if choice == "short":
+        return row not in LEFT_OUT
+    return choice == "all" or str(row) in choice.split(",")

@@ -1,0 +1,301 @@
+"""A client in bytes: RFC 6455 over a TCP socket, and the protocol's rules for coming back.
+
+It keeps every event, gap and change of state with its time, and comes back by itself whenever its connection
+ends: with one `subscribe` of its whole list and its resume position.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import attrs
+import msgspec
+import trio
+
+from tests.web.harness import CLOSE, KEY, PONG, TEXT, frame
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+RECONNECT_SECONDS = 0.05, 0.3
+OPENING_SECONDS = 20.0
+MASK = 0x80
+MOVES = {"gap": "to"} | dict.fromkeys(
+    ("subscribed", "subscription.live", "pong", "connection.draining"), "position"
+)  # which message moves the resume position by which field, beside events
+
+
+class Lost(Exception):
+    """The connection has ended; `code` is that of the Close frame, if there was one."""
+
+    def __init__(self, code: int | None = None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@attrs.frozen
+class Received:
+    """One `event`: when and on which connection, the channel, the position and the id within."""
+
+    at: float
+    connection: int
+    channel: str
+    incarnation: str
+    sequence: int  # 0: of a live channel
+    id: str
+    catch_up: int | None
+
+
+@attrs.frozen
+class Noted:
+    """Any other message of the broker."""
+
+    at: float
+    connection: int
+    kind: str
+    payload: dict[str, Any]
+
+
+@attrs.frozen
+class Stay:
+    """One connection: `since` its subscriptions stood, and when and how it ended (None: it stands)."""
+
+    number: int
+    since: float
+    until: float | None = None
+    code: int | None = None
+
+
+@attrs.define(eq=False, kw_only=True)
+class Follower:
+    """One client. `address` says where the broker is (None: nowhere now)."""
+
+    name: str
+    tenant: str
+    user: str
+    patterns: list[str]  # as it sends them; `me` is spelled out
+    denied: list[str]
+    token: Callable[[], str]
+    address: Callable[[], str | None]
+    random: random.Random
+    publishes: bool = False
+    position: str | None = None
+    baseline: str | None = None  # the position of its first subscription: from there it is entitled
+    connection: int = 0
+    stream: trio.SocketStream | None = None
+    subscribed: trio.Event = attrs.field(factory=trio.Event)  # on the present connection, and live
+    ended: bool = False
+    events: list[Received] = attrs.field(factory=list)
+    notes: list[Noted] = attrs.field(factory=list)
+    stays: list[Stay] = attrs.field(factory=list)
+    replies: dict[str, trio.MemorySendChannel[dict[str, Any]]] = attrs.field(factory=dict)
+    numbers: itertools.count[int] = attrs.field(factory=itertools.count)
+    writing: trio.Lock = attrs.field(factory=trio.Lock)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    async def run(self) -> None:
+        with self.scope:
+            while not self.ended:
+                if address := self.address():
+                    await self.connect(address)
+                await trio.sleep(self.random.uniform(*RECONNECT_SECONDS))
+
+    def cut(self) -> None:
+        """Ends the connection rudely; it comes back by itself."""
+        if self.stream:
+            self.stream.socket.close()
+
+    def leave(self) -> None:
+        """Ends it for good."""
+        self.ended = True
+        self.cut()
+        self.scope.cancel()
+
+    # --- one connection ----------------------------------------------------------------------------
+
+    async def connect(self, address: str) -> None:
+        self.connection += 1
+        code: int | None = None
+        try:
+            with trio.move_on_after(OPENING_SECONDS) as opening:
+                buffer = await self.open(address)
+                opening.deadline = float("inf")
+                await self.read(buffer)
+        except Lost as lost:
+            code = lost.code
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            self.closed(code)
+
+    def closed(self, code: int | None) -> None:
+        if self.stream:
+            self.stream.socket.close()
+        self.stream = None
+        self.subscribed = trio.Event()
+        if self.stays and self.stays[-1].until is None:
+            self.stays[-1] = attrs.evolve(self.stays[-1], until=trio.current_time(), code=code)
+        for waiting in self.replies.values():
+            waiting.close()
+        self.replies.clear()
+
+    async def open(self, address: str) -> bytearray:
+        parts = urlsplit(address)
+        assert parts.hostname
+        assert parts.port
+        self.stream = await trio.open_tcp_stream(parts.hostname, parts.port)
+        lines = [
+            f"GET {parts.path} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            f"Sec-WebSocket-Key: {KEY}",
+            "Sec-WebSocket-Protocol: broker.v1",
+            f"Authorization: Bearer {self.token()}",
+        ]
+        await self.stream.send_all("\r\n".join([*lines, "\r\n"]).encode())
+        buffer = bytearray()
+        while b"\r\n\r\n" not in buffer:
+            buffer += await self.more()
+        head, _, rest = bytes(buffer).partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 101 "):
+            raise Lost
+        return bytearray(rest)
+
+    async def more(self) -> bytes | bytearray:
+        assert self.stream
+        data = await self.stream.receive_some()
+        if not data:
+            raise Lost
+        return data
+
+    async def read(self, buffer: bytearray) -> None:
+        while True:
+            done = 0
+            while (parsed := parse(buffer, done)) is not None:
+                opcode, payload, done = parsed
+                if opcode == TEXT:
+                    await self.handle(payload)
+                elif opcode == CLOSE:
+                    raise Lost(struct.unpack("!H", payload[:2])[0] if payload else None)
+                else:
+                    await self.send(frame(PONG, payload))
+            del buffer[:done]
+            buffer += await self.more()
+
+    async def send(self, data: bytes) -> None:
+        if self.stream is None:
+            raise Lost
+        async with self.writing:
+            await self.stream.send_all(data)
+
+    async def say(self, kind: str, payload: dict[str, Any], message_id: str | None = None) -> None:
+        message = {"type": kind, "payload": payload} | ({"messageId": message_id} if message_id else {})
+        await self.send(frame(TEXT, json.dumps(message).encode()))
+
+    # --- what the broker says ----------------------------------------------------------------------
+
+    async def handle(self, data: bytes) -> None:
+        now = trio.current_time()
+        message = msgspec.json.decode(data)
+        kind, payload = message["type"], message["payload"]
+        if kind == "event":
+            self.event(now, payload)
+        else:
+            self.notes.append(Noted(now, self.connection, kind, payload))
+            self.move(payload.get(MOVES.get(kind, "")), payload)
+        message_id = message.get("messageId")
+        if message_id in self.replies:
+            self.replies.pop(message_id).send_nowait(message)
+        match kind:
+            case "connection.authenticated":
+                start = {"position": self.position} if self.position else {}
+                await self.say("subscribe", {"channel": self.patterns} | start, "subscribe")
+            case "subscribed":
+                assert not payload["refused"], payload
+                self.baseline = self.baseline or payload["position"]
+                self.stays.append(Stay(self.connection, now))
+                if payload["live"]:
+                    self.subscribed.set()
+            case "subscription.live":
+                self.subscribed.set()
+            case "error" if message_id == "subscribe":
+                assert payload["retryable"], payload
+                await trio.sleep(payload["retry_after_ms"] / 1000)
+                start = {"position": self.position} if self.position else {}
+                await self.say("subscribe", {"channel": self.patterns} | start, "subscribe")
+
+    def event(self, now: float, payload: dict[str, Any]) -> None:
+        position = payload.get("position")
+        incarnation, _, sequence = (position or "-0").rpartition("-")
+        catch_up = payload.get("catch_up")
+        self.events.append(
+            Received(
+                now,
+                self.connection,
+                payload["channel"],
+                incarnation,
+                int(sequence),
+                payload["event"]["n"],
+                catch_up,
+            )
+        )
+        self.move(position, payload)
+
+    def move(self, position: str | None, payload: dict[str, Any]) -> None:
+        if position is not None and "catch_up" not in payload:
+            self.position = position
+
+    # --- what a test asks of it --------------------------------------------------------------------
+
+    async def ask(self, kind: str, payload: dict[str, Any]) -> dict[str, Any] | None:
+        """The reply to one message; None when the connection ended first."""
+        message_id = f"{self.name}.{next(self.numbers)}"
+        self.replies[message_id], reply = trio.open_memory_channel[dict[str, Any]](1)
+        try:
+            await self.say(kind, payload, message_id)
+            answer: dict[str, Any] = await reply.receive()
+        except (Lost, OSError, trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError):
+            self.replies.pop(message_id, None)
+            return None
+        return answer
+
+    async def reached(self, sequence: int) -> None:
+        """Waits until its live position is there, in whatever incarnation."""
+        while True:
+            await self.subscribed.wait()
+            await self.ask("ping", {})
+            if self.position and int(self.position.rpartition("-")[2]) >= sequence:
+                return
+            await trio.sleep(0.1)
+
+
+def parse(buffer: bytearray, start: int) -> tuple[int, bytes, int] | None:
+    """Opcode, payload and end of the frame that begins at `start`; None when it is not complete.
+
+    The broker neither masks nor fragments nor compresses (RFC 6455, section 5.2).
+    """
+    size = len(buffer) - start
+    if size < 2:
+        return None
+    first, length = buffer[start], buffer[start + 1]
+    assert first & 0xF0 == 0x80, f"first byte {first:#x}"
+    assert not length & MASK, "masked by the server"
+    at = start + 2
+    if length == 126:
+        if size < 4:
+            return None
+        length, at = struct.unpack_from("!H", buffer, at)[0], at + 2
+    elif length == 127:
+        if size < 10:
+            return None
+        length, at = struct.unpack_from("!Q", buffer, at)[0], at + 8
+    if len(buffer) < at + length:
+        return None
+    return first & 0x0F, bytes(buffer[at : at + length]), at + length

@@ -1,0 +1,357 @@
+"""A broker under load: three tenants, their publishers, 50 clients, and everything that can go wrong.
+
+`open_world` starts it all, gives it to the test, and afterwards holds what has happened against the ledger.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from tests.faults.support import held
+from tests.faults.support.client import Follower
+from tests.faults.support.http import get
+from tests.faults.support.ledger import Ledger, Writer, abandon
+from tests.faults.support.process import BrokerProcess
+from tests.faults.support.proxy import Proxy, run_proxy
+from tests.support.nats import NatsServer, run_nats
+from tests.support.rawnats import connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+TENANTS = ("acme", "globex", "initech")
+USERS = 5  # of each tenant
+CHANNELS = 4  # of each kind
+CLIENTS = 50
+POLL_SECONDS = 0.05
+PUBLISH_SECONDS = 0.5  # between two publications of a client
+PATIENCE_SECONDS = 60.0  # a bound for what must come; nothing is measured by it
+SLACK = 3.0  # how much longer a machine that is busy with other things may take
+
+# What clients subscribe to; `me` is filled in. With a third of them some channels are denied.
+LISTS = (
+    ["orders.>", "me.>"],
+    [">", "live.>", "me.>", "live.me.>"],
+    ["orders.*", "stock.>", "me.>"],
+    ["orders.1", "orders.>", "notices"],
+    ["stock.eu.*", "live.cursor.*"],
+    ["live.>"],
+    ["me.>"],
+)
+EVERYTHING = [">", "live.>"]
+DENIED = (["orders.secret.>"], [], [])
+
+
+@attrs.frozen
+class State:
+    """`/readyz` at a time: 200, 503, or 0 when nobody answered."""
+
+    at: float
+    status: int
+
+
+@attrs.define(eq=False)
+class World:
+    """What runs, and what a test does to it."""
+
+    seed: int
+    random: random.Random
+    nats: NatsServer
+    proxy: Proxy  # between broker and NATS
+    front: Proxy  # between clients and broker
+    broker: BrokerProcess
+    ledger: Ledger
+    url: Callable[[], str]  # of NATS, for the publishers
+    nursery: trio.Nursery
+    clients: list[Follower] = attrs.field(factory=list)
+    writers: list[Writer] = attrs.field(factory=list)
+    readiness: list[State] = attrs.field(factory=list)
+    outages: list[tuple[float, float]] = attrs.field(factory=list)
+    recoveries: list[float] = attrs.field(factory=list)
+    trims: bool = False  # the test takes acknowledged events out of the stream
+    quiet: bool = False  # the end has begun: no further publications, no further cuts
+    ended: float = 0.0  # when everybody had come to the end of the stream
+    verdict: held.Verdict | None = None
+
+    def address(self) -> str | None:
+        """Where clients connect: through `front`, while there is a broker."""
+        return f"ws://127.0.0.1:{self.front.port}/ws" if self.broker.ws else None
+
+    # --- clients and publishers --------------------------------------------------------------------
+
+    def client(self, patterns: list[str], *, tenant: str, user: str, denied: list[str]) -> Follower:
+        """A client more, connected soon."""
+        number = len(self.clients)
+        spelled = [each.replace("me.", f"users.{user}.") for each in patterns]
+        follower = Follower(
+            name=f"client{number}",
+            tenant=tenant,
+            user=user,
+            patterns=spelled,
+            denied=denied,
+            token=partial(
+                self.broker.token, tenant, user, subscribe=EVERYTHING, publish=EVERYTHING, deny=denied
+            ),
+            address=self.address,
+            random=random.Random(f"{self.seed}.{number}"),
+        )
+        self.clients.append(follower)
+        self.nursery.start_soon(follower.run)
+        return follower
+
+    def crowd(self, count: int) -> None:
+        """So many clients, spread over tenants, users, lists and what is denied; a fifth of them publish."""
+        for number in range(count):
+            tenant = TENANTS[number % len(TENANTS)]
+            user = f"u{number // len(TENANTS) % USERS}"
+            wanted = LISTS[self.random.randrange(len(LISTS))] if number >= len(LISTS) else LISTS[number]
+            follower = self.client(
+                wanted, tenant=tenant, user=user, denied=DENIED[number % len(DENIED)] if number % 2 else []
+            )
+            if number % 5 == 0:
+                self.nursery.start_soon(self.keep_publishing, follower)
+
+    def subject(self, tenant: str, choice: random.Random) -> str:
+        """Where the next stored event of a tenant's service goes."""
+        number = choice.randrange(CHANNELS)
+        match choice.randrange(20):
+            case 0 if tenant == TENANTS[0]:
+                return "events._all.notices"
+            case 0 | 1:
+                return f"events.{tenant}.orders.secret.{number}"
+            case 2 | 3 | 4:
+                return f"events.{tenant}.users.u{choice.randrange(USERS)}.inbox"
+            case 5 | 6 | 7:
+                return f"events.{tenant}.stock.eu.{number}"
+            case _:
+                return f"events.{tenant}.orders.{number}"
+
+    def live_subject(self, tenant: str, choice: random.Random) -> str:
+        if choice.randrange(5):
+            return f"live.{tenant}.cursor.{choice.randrange(CHANNELS)}"
+        return f"live.{tenant}.users.u{choice.randrange(USERS)}.hint"
+
+    def write(self, rate: float) -> None:
+        """Two services of each tenant begin: stored events of `rate` a second, live ones a quarter of it."""
+        for tenant in TENANTS:
+            for pick, each in ((self.subject, rate), (self.live_subject, rate / 4)):
+                name = f"{tenant}{len(self.writers)}"
+                writer = Writer(
+                    name=name,
+                    url=self.url,
+                    ledger=self.ledger,
+                    random=random.Random(f"{self.seed}.{name}"),
+                    pick=partial(pick, tenant),
+                    rate=each,
+                )
+                self.writers.append(writer)
+                self.nursery.start_soon(writer.run)
+
+    async def keep_publishing(self, follower: Follower) -> None:
+        """A client publishes, again under the same id until it is told that the event is stored."""
+        while not self.quiet:
+            await follower.subscribed.wait()
+            await trio.sleep(follower.random.uniform(0.5, 1.5) * PUBLISH_SECONDS)
+            await self.publish(follower, f"orders.{follower.random.randrange(CHANNELS)}")
+
+    async def publish(self, follower: Follower, channel: str) -> list[str]:
+        """One event of a client, until it is acknowledged; the codes of the refusals before that."""
+        refusals: list[str] = []
+        identity = self.ledger.new(f"events.{follower.tenant}.{channel}")
+        payload = {"channel": channel, "event": {"n": identity}, "id": identity.rpartition("#")[2]}
+        while not follower.ended:
+            await follower.subscribed.wait()
+            answer = await follower.ask("publish", payload)
+            if answer is None:
+                continue
+            said = answer["payload"]
+            if answer["type"] == "published":
+                sequence = int(said["position"].rpartition("-")[2])
+                self.ledger.acknowledged(identity, sequence, duplicate=said.get("duplicate", False))
+                return refusals
+            assert said["retryable"], said
+            refusals.append(said["code"])
+            await trio.sleep(said["retry_after_ms"] / 1000)
+        abandon(self.ledger, [identity])
+        return refusals
+
+    async def churn(self, count: int) -> None:
+        """So many of the clients lose their connection again and again, at times of their own."""
+
+        async def cut(follower: Follower) -> None:
+            while not self.quiet:
+                await trio.sleep(follower.random.uniform(0.3, 3.0))
+                if not self.quiet:
+                    follower.cut()
+
+        for follower in self.random.sample(self.clients, count):
+            self.nursery.start_soon(cut, follower)
+
+    # --- what happens ------------------------------------------------------------------------------
+
+    async def watch(self) -> None:
+        """Asks `/readyz` all the time, and keeps each change of its answer."""
+        while True:
+            status = 0
+            if self.broker.admin:
+                status, _ = await get(self.broker.admin, "/readyz")
+            if not self.readiness or self.readiness[-1].status != status:
+                self.readiness.append(State(trio.current_time(), status))
+            await trio.sleep(POLL_SECONDS)
+
+    async def status(self, *wanted: int) -> float:
+        """Waits until `/readyz` answers so; how many seconds that took."""
+        began = trio.current_time()
+        with trio.fail_after(PATIENCE_SECONDS):
+            while self.readiness[-1].status not in wanted:  # noqa: ASYNC110  nobody tells
+                await trio.sleep(POLL_SECONDS)
+        return trio.current_time() - began
+
+    @asynccontextmanager
+    async def outage(self) -> AsyncIterator[None]:
+        """Within it nothing can be delivered: readiness must go red before it ends, and green afterwards.
+
+        The time from its end until every busy client has got an event stored since then is kept.
+        """
+        await self.status(200)
+        began = trio.current_time()
+        try:
+            yield
+        finally:
+            healed = trio.current_time()
+        self.outages.append((began, healed))
+        self.recoveries.append(await self.delivered_again(healed) - healed)
+        await self.status(200)
+
+    async def red(self) -> float:
+        """Waits for readiness to go red; after how many seconds."""
+        return await self.status(503, 0)
+
+    async def delivered_again(self, since: float) -> float:
+        """Waits until each client that follows all orders got one stored after `since`; when the last did."""
+        busy = [each for each in self.clients if {">", "orders.>"} & set(each.patterns)]
+        times: list[float] = []
+        with trio.fail_after(PATIENCE_SECONDS):
+            for follower in busy:
+                while (at := self.first_since(follower, since)) is None:
+                    await trio.sleep(POLL_SECONDS)
+                times.append(at)
+        return max(times)
+
+    def first_since(self, follower: Follower, since: float) -> float | None:
+        found = None
+        for event in reversed(follower.events):
+            if event.at < since:
+                break
+            entry = self.ledger.stored.get(event.id)
+            if entry and entry.sent > since:
+                found = event.at
+        return found
+
+    async def flows(self, count: int | None = None) -> None:
+        """Lets so many events be stored, by default some dozens to hundreds."""
+        with trio.fail_after(PATIENCE_SECONDS):
+            await self.ledger.more(count or self.random.randrange(50, 400))
+
+    async def all_subscribed(self) -> None:
+        with trio.fail_after(PATIENCE_SECONDS):
+            for follower in self.clients:
+                await follower.subscribed.wait()
+
+    async def with_nats(self, call: Callable[..., Awaitable[Any]]) -> Any:
+        """Calls with a NATS client of the test's own."""
+        async with connect(self.url()) as client:
+            return await call(client)
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    async def settle(self) -> None:
+        """Everything published is acknowledged, and every client has come to the end of the stream."""
+        self.quiet = True
+        for writer in self.writers:
+            writer.stopping = True
+        with trio.fail_after(PATIENCE_SECONDS):
+            await self.ledger.until(lambda: not self.ledger.pending)
+        last = (await self.with_nats(lambda client: client.api("STREAM.INFO.EVENTS")))["state"]["last_seq"]
+        behind = list(self.clients)
+
+        async def follow(follower: Follower) -> None:
+            await follower.reached(last)
+            behind.remove(follower)
+
+        with trio.move_on_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for follower in self.clients:
+                    nursery.start_soon(follow, follower)
+        self.ended = trio.current_time()
+        assert not behind, f"never came to {last}: {[(each.name, each.position) for each in behind]}"
+
+
+@asynccontextmanager
+async def open_world(
+    directory: Path,
+    seed: int,
+    *,
+    clients: int = CLIENTS,
+    churning: int = 8,
+    rate: float = 40.0,
+    options: dict[str, Any] | None = None,
+    prefix: tuple[str, ...] = (),
+    url: Callable[[NatsServer, int], str] | None = None,
+    nats_section: dict[str, Any] | None = None,
+    variables: dict[str, str] | None = None,
+    **sections: dict[str, Any],
+) -> AsyncIterator[World]:
+    """NATS, a broker, publishers and clients at work; afterwards everything of "Held after every test".
+
+    `options` are for nats-server, `sections` for the broker's configuration.
+    """
+    (directory / "nats").mkdir()
+    monitored = {"http": "127.0.0.1:-1"} | (options or {})
+    async with run_nats(directory / "nats", prefix=prefix, **monitored) as nats:
+        place = url or (lambda server, port: f"nats://127.0.0.1:{port}")
+        async with (
+            run_proxy(lambda: nats.port) as proxy,
+            trio.open_nursery() as nursery,
+        ):
+            broker = BrokerProcess(
+                directory=directory / "broker",
+                nats={"urls": [place(nats, proxy.port)]} | (nats_section or {}),
+                sections=sections,
+                variables=variables or {},
+            )
+            async with run_proxy(lambda: int((broker.ws or ":1/").split(":")[-1].split("/")[0])) as front:
+                world = World(
+                    seed=seed,
+                    random=random.Random(seed),
+                    nats=nats,
+                    proxy=proxy,
+                    front=front,
+                    broker=broker,
+                    ledger=Ledger(),
+                    url=lambda: place(nats, nats.port),
+                    nursery=nursery,
+                )
+                try:
+                    await broker.start()
+                    base = await held.in_nats(world)
+                    nursery.start_soon(world.watch)
+                    world.crowd(clients)
+                    world.write(rate)
+                    await world.all_subscribed()
+                    await world.churn(churning)
+                    yield world
+                    await world.settle()
+                    await held.check(world, base)
+                finally:
+                    if broker.process:
+                        broker.process.kill()
+                        await broker.process.wait()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,81 @@
+"""A scripted stream that tells times, and what a naive reader finds in it."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import trio
+
+from broker import subjects
+from broker.subjects import Names
+from tests.support.scripted import ScriptedBus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from broker.bus.base import Page, Record
+    from broker.features.replay import Checked
+
+NAMES = Names()
+BAD = b"bad"  # the body of a dead letter
+Patterns: TypeAlias = "Mapping[str, tuple[str, ...]]"
+
+
+@attrs.define(eq=False, kw_only=True)
+class Stream(ScriptedBus):
+    """`asked` has the filter of each read, `most` how many reads there were at once."""
+
+    random: random.Random = attrs.Factory(lambda: random.Random(1))
+    times: list[tuple[datetime, int]] = attrs.Factory(list)
+    asked: list[str] = attrs.Factory(list)
+    reading: int = 0
+    most: int = 0
+
+    def fill(self, channels: Sequence[str], *, tenant: str = "acme", body: bytes = b"1") -> None:
+        for channel in channels:
+            self.put(f"events.{tenant}.{channel}", body)
+
+    def trim(self, first: int) -> None:
+        """Cuts off what is below the sequence `first`."""
+        self.first = first
+        self.records = [record for record in self.records if record[0] >= first]
+
+    async def read(self, subject: str, *, after: int, limit: int) -> Page:
+        self.asked.append(subject)
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        try:
+            return await super().read(subject, after=after, limit=limit)
+        finally:
+            self.reading -= 1
+
+    async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
+        self.asked += subjects
+        return await super().last(subjects, up_to=up_to)
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        await trio.lowlevel.checkpoint()
+        return min((sequence for at, sequence in self.times if at >= time), default=None)
+
+
+def check(record: Record) -> Checked | None:
+    """A dead letter is one with such a body, or a private channel for everybody."""
+    tenant, channel = NAMES.split(record[1])
+    dead = record[2] == BAD or (tenant == subjects.BROADCAST and channel.startswith("users."))
+    return None if dead else (channel, record)
+
+
+def matching(bus: ScriptedBus, patterns: Patterns, *, tenant: str = "acme") -> list[int]:
+    """The sequences of all events that the patterns match, less what is denied, one by one."""
+    found = []
+    for record in bus.records:
+        event = check(record)
+        if event and NAMES.split(record[1])[0] in (tenant, subjects.BROADCAST):
+            for pattern, deny in patterns.items():
+                if subjects.covers(pattern, event[0]) and not any(subjects.covers(d, event[0]) for d in deny):
+                    found.append(record[0])
+                    break
+    return found
