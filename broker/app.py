@@ -196,8 +196,9 @@ async def drain(config: Config, supervisor: Supervisor, code: CloseCode) -> None
     with trio.move_on_after(config.drain.grace_seconds) as grace:
         for connection, delay in zip(leaving, delays, strict=True):
             await trio.sleep_until(began + delay)
-            connection.end(code, "the broker is stopping; reconnect")
+            connection.dismiss(code)
         await supervisor.emptied()
+        await supervisor.services.cursors.flush()
     if grace.cancelled_caught:
         log.warning("drain_cut_short", connections=len(supervisor.connections))
 

@@ -21,11 +21,24 @@ from broker.actors import joining
 from broker.actors.fanout import PUBLISHER
 from broker.actors.outlet import Outlet
 from broker.actors.sending import Sending
+from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
 from broker.errors import BrokerError, CloseCode, InvalidPosition, Unauthenticated, Unavailable
 from broker.wire import codec, messages
 from broker.wire.positions import Position
-from broker.wire.session import Acknowledge, Answer, Close, Join, Leave, Reply, Retune, Send, Session, Verify
+from broker.wire.session import (
+    Acknowledge,
+    Answer,
+    Close,
+    Join,
+    Leave,
+    Reply,
+    Retune,
+    Send,
+    Session,
+    Verify,
+    to_message,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -39,6 +52,7 @@ if TYPE_CHECKING:
     from broker.wire.session import Effect
 
 PROTOCOL = "broker.v1"
+STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
 REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
 SHOWN_LIMITS = (
@@ -68,6 +82,8 @@ class Connection:
     close_code: int = 1006
     cursors: dict[str, Cursor] = attrs.Factory(dict)  # by durable name
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
+    busy: bool = False  # a message of the client is being dealt with
+    dismissed: CloseCode | None = None  # to be ended with this code after that
     lost: bool = False  # nothing can be sent any more
     slot: int | None = None  # the wheel's
     pinged: float | None = None  # when the heartbeat that is not answered yet was sent
@@ -132,8 +148,12 @@ class Connection:
             while not self.closing:
                 match await self.transport.receive():
                     case Text(data=data):
+                        self.busy = True
                         for effect in self.session.receive(data, trio.current_time()):
                             await self.carry_out(effect)
+                        self.busy = False
+                        if self.dismissed is not None:
+                            self.end(self.dismissed, STOPPING)
                     case Control(data=data):
                         self.outlet.push(data)
                     case Alive():
@@ -306,6 +326,11 @@ class Connection:
     def too_slow(self) -> None:
         self.end(CloseCode.TOO_SLOW, "more is unsent than a subscription with lag close allows")
 
+    def send_away(self) -> None:
+        resting = Unavailable("the tenant cannot be served for a while", retry_after=REST_SECONDS)
+        self.tell(to_message(resting))
+        self.end(CloseCode.SERVICE_RESTART, "the tenant cannot be served for a while")
+
     def link_lost(self) -> None:
         self.lost = True
         self.scope.cancel()
@@ -355,6 +380,13 @@ class Connection:
                 reconnect_after_ms=int(reconnect_after * 1000), position=self.position() or UNSET
             )
         )
+
+    def dismiss(self, code: CloseCode) -> None:
+        """Ends the connection because the broker stops; what the client has asked for is answered first."""
+        if self.busy:
+            self.dismissed = code
+        else:
+            self.end(code, STOPPING)
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Ends the connection from our side: what is unsent may still go out, then the Close frame."""

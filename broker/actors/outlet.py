@@ -42,6 +42,9 @@ class Client(Protocol):
     def too_slow(self) -> None:
         """More waits than a subscription with lag "close" allows."""
 
+    def send_away(self) -> None:
+        """Its tenant cannot be served; it may come back later."""
+
     def tell(self, message: ServerMessage) -> None:
         """Sends the client a message in its turn."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import trio
 
 from broker.actors.fanout import TICK_BYTES, TICK_EVENTS, Fanout
 from broker.actors.transport import LinkLost
+from broker.limits import Window
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ INBOX_BYTES = 16 * 1024 * 1024
 SENDS_BETWEEN_LOOKS = 32  # at the clock
 TURN_SECONDS = 0.002  # of sends before other tasks get their turn
 RESTART_SECONDS = 0.1, 5.0  # back-off after a crash: at first, at most
+CRASHES, CRASH_SECONDS = 8, 60.0  # so many within this time are too many
+REST_SECONDS = 30.0  # after too many
 
 log = structlog.get_logger()
 
@@ -116,6 +120,7 @@ class Tenant:
     fanout: Fanout = attrs.field(init=False)
     history: History = attrs.field(init=False)
     used: float = 0.0  # when it last had a connection
+    failed_until: float | None = None  # it has crashed too often, and rests
     restarts: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -146,8 +151,12 @@ class Tenant:
         return self.intake.head if self.inbox.empty() else None
 
     async def run(self) -> None:
-        """Works until cancelled through `scope`; a crash costs a moment, and no event."""
+        """Works until cancelled through `scope`; a crash costs a moment, and no event.
+
+        After too many crashes it gives up: its clients are sent away, and it rests for a while.
+        """
         pause, longest = RESTART_SECONDS
+        crashes = Window(limit=CRASHES, seconds=CRASH_SECONDS)
         with self.scope:
             while True:
                 try:
@@ -155,9 +164,15 @@ class Tenant:
                 except Exception:
                     self.restarts += 1
                     log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
-                    self.inbox.lose()  # so that its work begins with a new fan-out
-                    await trio.sleep(pause)
-                    pause = min(longest, pause * 2)
+                if crashes.hit(trio.current_time()):
+                    break
+                self.inbox.lose()  # so that its work begins with a new fan-out
+                await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
+                pause = min(longest, pause * 2)
+            self.failed_until = trio.current_time() + REST_SECONDS
+            log.error("tenant_gave_up", tenant=self.name, seconds=REST_SECONDS)
+            for outlet in list(self.fanout.outlets):
+                outlet.client.send_away()
 
     async def work(self) -> None:
         inbox = self.inbox

@@ -11,6 +11,7 @@ import trio
 from broker import subjects
 from broker.actors.tenant import Tenant
 from broker.errors import Unavailable
+from broker.features.gate import FairGate
 from broker.features.replay import History
 
 if TYPE_CHECKING:
@@ -37,15 +38,27 @@ class Tenants:
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
-    gate: trio.CapacityLimiter = attrs.field(init=False)
+    gate: FairGate = attrs.field(init=False)
     restarts: int = 0  # of those that are gone
 
     def __attrs_post_init__(self) -> None:
-        self.gate = trio.CapacityLimiter(self.config.limits.catch_ups)
+        self.gate = FairGate(self.config.limits.catch_ups)
 
     def get(self, name: str) -> Tenant:
-        """The tenant's actor, started when there is none. Raises `Unavailable` before NATS was reached."""
+        """The tenant's actor, started when there is none.
+
+        Raises `Unavailable` before NATS was reached, and for a while after it has crashed too often.
+        """
+        now = trio.current_time()
         found = self.running.get(name)
+        if found and found.failed_until is not None:
+            if now < found.failed_until:
+                raise Unavailable(
+                    "the tenant's part of the broker keeps crashing and rests; others are served",
+                    retry_after=found.failed_until - now,
+                )
+            self.restarts += found.restarts
+            found = None
         if found is None:
             if not self.intake.incarnation:
                 raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)
@@ -58,7 +71,7 @@ class Tenants:
                 advanced=self.advanced,
             )
             self.nursery.start_soon(found.run)
-        found.used = trio.current_time()
+        found.used = now
         return found
 
     def audience(self, name: str) -> Iterable[Tenant]:

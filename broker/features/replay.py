@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from broker.bus.base import Bus, Record
+    from broker.features.gate import FairGate
     from broker.ring import Tick
 
 PAGE_EVENTS = 256  # 25 µs an event at this size, 60 µs at 16
@@ -65,7 +66,7 @@ class History:
     bus: Bus
     names: subjects.Names
     incarnation: str
-    gate: trio.CapacityLimiter
+    gate: FairGate
     check: Callable[[Record], Checked | None]
     encode: Callable[[list[Checked]], Tick]
     clock: Callable[[], float]
@@ -97,7 +98,7 @@ class History:
         async with lock:
             found = self.find(subject, after)
             if found is None:
-                async with self.gate:
+                async with self.gate.turn(self.tenant):
                     found = await self.read(subject, after=after, below=below)
                 self.keep(subject, found)
             return found

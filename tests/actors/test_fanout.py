@@ -399,7 +399,7 @@ def test_position_advances_while_it_is_quiet() -> None:
     bench.sequence = 50
     bench.publish("a")
     bench.feed.quiet = 90
-    assert link.outlet.position() == 50, "who is behind has nothing above what was sent"
+    assert link.outlet.position() == 51, "who is behind has what it is owed, and nothing above"
     link.room = ENDLESS
     link.write()
     assert link.outlet.position() == 90

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 import trio
 
 from broker.actors import joining, supervisor, tenants
@@ -23,12 +25,21 @@ from tests.support.raw import ask, hear, open_raw, say
 from tests.web.harness import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from broker.actors.supervisor import Supervisor
     from broker.actors.transport import Inbound
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """Crashes are meant here; to draw their tracebacks would stop the loop for seconds."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
 
 
 class Sabotage(Exception):

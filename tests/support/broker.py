@@ -38,10 +38,17 @@ class Broker:
         return tokens.sign(self.config.auth, tenant=tenant, user=user, now=time.time(), ttl=ttl, **claims)
 
     def client(
-        self, tenant: str = "acme", user: str = "alice", *, token: str | None = None, **claims: Any
+        self,
+        tenant: str = "acme",
+        user: str = "alice",
+        *,
+        token: str | None = None,
+        receive_buffer: int | None = None,
+        **claims: Any,
     ) -> AbstractAsyncContextManager[Client]:
         """An authenticated WebSocket client."""
-        return connect(self.running.ws, token=token or self.token(tenant, user, **claims))
+        token = token or self.token(tenant, user, **claims)
+        return connect(self.running.ws, token=token, receive_buffer=receive_buffer)
 
     def stranger(self) -> AbstractAsyncContextManager[Client]:
         """A WebSocket client without a token."""

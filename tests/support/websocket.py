@@ -88,18 +88,29 @@ class Client:
 
 @asynccontextmanager
 async def connect(
-    url: str, *, token: str | None, subprotocols: list[str] | None = None
+    url: str,
+    *,
+    token: str | None,
+    subprotocols: list[str] | None = None,
+    receive_buffer: int | None = None,
 ) -> AsyncIterator[Client]:
-    """A connection that is cut off rudely at the end, when the test has not closed it."""
+    """A connection that is cut off rudely at the end, when the test has not closed it.
+
+    With a small `receive_buffer` (bytes) what the client does not read waits at the broker.
+    """
     parts = urlsplit(url)
     assert parts.hostname
     assert parts.port
     headers = [(b"Authorization", f"Bearer {token}".encode())] if token else []
-    stream = await trio.open_tcp_stream(parts.hostname, parts.port)
+    socket = trio.socket.socket()
+    if receive_buffer is not None:
+        socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+    await socket.connect((parts.hostname, parts.port))
+    stream = trio.SocketStream(socket)
     try:
         async with trio.open_nursery() as nursery:
             with trio.fail_after(SECONDS):
-                socket = await trio_websocket.wrap_client_stream(
+                websocket = await trio_websocket.wrap_client_stream(
                     nursery,
                     stream,
                     parts.netloc,
@@ -109,7 +120,7 @@ async def connect(
                     max_message_size=1 << 24,
                     message_queue_size=1,
                 )
-            client = Client(socket)
+            client = Client(websocket)
             if token:
                 await client.greeted()
             yield client

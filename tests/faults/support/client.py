@@ -89,6 +89,7 @@ class Follower:
     connection: int = 0
     stream: trio.SocketStream | None = None
     subscribed: trio.Event = attrs.field(factory=trio.Event)  # on the present connection, and live
+    away: bool = False  # it does not come back while this is set
     ended: bool = False
     events: list[Received] = attrs.field(factory=list)
     notes: list[Noted] = attrs.field(factory=list)
@@ -101,7 +102,7 @@ class Follower:
     async def run(self) -> None:
         with self.scope:
             while not self.ended:
-                if address := self.address():
+                if not self.away and (address := self.address()):
                     await self.connect(address)
                 await trio.sleep(self.random.uniform(*RECONNECT_SECONDS))
 
@@ -109,6 +110,11 @@ class Follower:
         """Ends the connection rudely; it comes back by itself."""
         if self.stream:
             self.stream.socket.close()
+
+    def go_away(self) -> None:
+        """Ends the connection, not to come back before `away` is reset."""
+        self.away = True
+        self.cut()
 
     def leave(self) -> None:
         """Ends it for good."""

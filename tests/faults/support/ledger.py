@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from tests.support.rawnats import Message, RawNats
 
-WINDOW = 32  # publications of a writer that wait for their acknowledgement
+WINDOW, BURST_WINDOW = 32, 256  # publications of a writer that wait for their acknowledgement
+BURST_SECONDS = 0.001
 RETRY_SECONDS = 3.0
 RECONNECT_SECONDS = 0.02
 CONNECT_SECONDS = 5.0
@@ -149,7 +150,7 @@ class Writer:
     async def publish(self, client: RawNats, inbox: str) -> None:
         while not (self.stopping and not self.waiting):
             hurry = self.burst > 0
-            if not self.stopping and (hurry or len(self.waiting) < WINDOW):
+            if not self.stopping and len(self.waiting) < (BURST_WINDOW if hurry else WINDOW):
                 self.burst -= hurry
                 identity = self.ledger.new(self.pick(self.random))
                 body = {"n": identity, "pad": "x" * self.random.randint(0, self.padding)}
@@ -159,7 +160,9 @@ class Writer:
                 if now > tried + RETRY_SECONDS:
                     self.waiting[identity] = (body, now)
                     await self.send(client, inbox, identity, body)
-            await trio.sleep(0 if hurry else self.random.uniform(0.5, 1.5) / self.rate)
+            full = len(self.waiting) == BURST_WINDOW
+            pause = BURST_SECONDS * full if hurry else self.random.uniform(0.5, 1.5) / self.rate
+            await trio.sleep(pause)
 
     async def send(self, client: RawNats, inbox: str, identity: str, body: bytes) -> None:
         subject = self.ledger.sent[identity]

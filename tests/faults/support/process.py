@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import tomlkit
@@ -56,17 +57,29 @@ class BrokerProcess:
     directory: Path
     nats: dict[str, Any]
     sections: dict[str, dict[str, Any]] = attrs.field(factory=dict)
+    files: dict[str, str] = attrs.field(factory=dict)  # beside the configuration: secrets
     variables: dict[str, str] = attrs.field(factory=dict)
     process: trio.Process | None = None
     addresses: dict[str, Any] = attrs.field(factory=dict)
     base: Held | None = None
     auth: config.Auth = attrs.field(init=False)
+    nats_url: str = ""  # where it says that NATS is
     starts: int = 0
 
     @property
     def ws(self) -> str | None:
         """Where clients connect; None while it does not run."""
         return self.addresses.get("ws")
+
+    @property
+    def port(self) -> int:
+        """The public one; 1, where nobody listens, while it does not run."""
+        return urlsplit(self.ws).port or 1 if self.ws else 1
+
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
 
     @property
     def admin(self) -> str | None:
@@ -77,11 +90,11 @@ class BrokerProcess:
         return self.directory / "broker.log"
 
     def configure(self) -> None:
-        self.directory.mkdir(exist_ok=True)
-        secret = self.directory / "secret"
-        if not secret.exists():
-            secret.touch(mode=0o600)
-            secret.write_text(secrets.token_hex(32))
+        self.directory.mkdir()
+        for name, content in {"secret": secrets.token_hex(32), **self.files}.items():
+            file = self.directory / name
+            file.touch(mode=0o600)
+            file.write_text(content)
         sections: dict[str, dict[str, Any]] = {
             "server": {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "data_dir": "state"},
             "nats": self.nats,
@@ -128,7 +141,7 @@ class BrokerProcess:
                 if addresses["pid"] == self.process.pid:
                     break
                 await trio.sleep(0.02)
-        self.addresses = addresses
+        self.addresses, self.nats_url = addresses, addresses["nats"]
         self.base = await self.held()
 
     async def start(self) -> None:
@@ -152,6 +165,11 @@ class BrokerProcess:
         self.process.kill()
         await self.process.wait()
 
+    def end(self) -> None:
+        """Kills it, where it is still there."""
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+
     async def exited(self) -> int:
         """Waits for its end; the exit code."""
         assert self.process
@@ -173,8 +191,7 @@ class BrokerProcess:
         return found
 
     async def held(self) -> Held:
-        assert self.process
-        pid = self.process.pid
+        pid = self.pid
         metrics = await self.metrics()
         status = dict(
             line.split(":\t", 1)

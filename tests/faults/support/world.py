@@ -75,9 +75,12 @@ class World:
     readiness: list[State] = attrs.field(factory=list)
     outages: list[tuple[float, float]] = attrs.field(factory=list)
     recoveries: list[float] = attrs.field(factory=list)
+    refusals: list[tuple[float, str]] = attrs.field(factory=list)  # of publications: when, which code
     trims: bool = False  # the test takes acknowledged events out of the stream
     quiet: bool = False  # the end has begun: no further publications, no further cuts
     ended: float = 0.0  # when everybody had come to the end of the stream
+    embedded: bool = False  # the broker has a nats-server of its own, and `nats` is not used
+    cut_short: list[str] = attrs.field(factory=list)  # publications under way that a drain left unanswered
     verdict: held.Verdict | None = None
 
     def address(self) -> str | None:
@@ -154,6 +157,16 @@ class World:
                 self.writers.append(writer)
                 self.nursery.start_soon(writer.run)
 
+    def burst(self, count: int, *, padding: int = 300) -> None:
+        """So many events more, stored and live ones, as fast as NATS takes them, of `padding` bytes at most."""
+        for index, writer in enumerate(self.writers):
+            writer.burst += count // len(self.writers) + (index < count % len(self.writers))
+            writer.padding = padding
+
+    async def until_burst_is_out(self) -> None:
+        with trio.fail_after(PATIENCE_SECONDS):
+            await self.ledger.until(lambda: not any(writer.burst > 0 for writer in self.writers))
+
     async def keep_publishing(self, follower: Follower) -> None:
         """A client publishes, again under the same id until it is told that the event is stored."""
         while not self.quiet:
@@ -168,8 +181,11 @@ class World:
         payload = {"channel": channel, "event": {"n": identity}, "id": identity.rpartition("#")[2]}
         while not follower.ended:
             await follower.subscribed.wait()
+            sent = trio.current_time()
             answer = await follower.ask("publish", payload)
             if answer is None:
+                if any(note.kind == "connection.draining" and note.at > sent for note in follower.notes[-50:]):
+                    self.cut_short.append(identity)
                 continue
             said = answer["payload"]
             if answer["type"] == "published":
@@ -178,6 +194,7 @@ class World:
                 return refusals
             assert said["retryable"], said
             refusals.append(said["code"])
+            self.refusals.append((trio.current_time(), said["code"]))
             await trio.sleep(said["retry_after_ms"] / 1000)
         abandon(self.ledger, [identity])
         return refusals
@@ -299,59 +316,66 @@ async def open_world(
     directory: Path,
     seed: int,
     *,
-    clients: int = CLIENTS,
     churning: int = 8,
     rate: float = 40.0,
     options: dict[str, Any] | None = None,
+    jetstream: dict[str, Any] | None = None,
     prefix: tuple[str, ...] = (),
-    url: Callable[[NatsServer, int], str] | None = None,
+    login: str = "",
     nats_section: dict[str, Any] | None = None,
+    files: dict[str, str] | None = None,
     variables: dict[str, str] | None = None,
+    embedded: bool = False,
     **sections: dict[str, Any],
 ) -> AsyncIterator[World]:
     """NATS, a broker, publishers and clients at work; afterwards everything of "Held after every test".
 
-    `options` are for nats-server, `sections` for the broker's configuration.
+    `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there; `sections`,
+    `nats_section`, `files` and `variables` are for the broker: its configuration, what it refers to, and its
+    environment. `embedded`: with a nats-server of its own. `churning` clients come and go all the time.
     """
     (directory / "nats").mkdir()
-    monitored = {"http": "127.0.0.1:-1"} | (options or {})
-    async with run_nats(directory / "nats", prefix=prefix, **monitored) as nats:
-        place = url or (lambda server, port: f"nats://127.0.0.1:{port}")
-        async with (
-            run_proxy(lambda: nats.port) as proxy,
-            trio.open_nursery() as nursery,
-        ):
-            broker = BrokerProcess(
-                directory=directory / "broker",
-                nats={"urls": [place(nats, proxy.port)]} | (nats_section or {}),
-                sections=sections,
-                variables=variables or {},
+    settings = {
+        "http": "127.0.0.1:-1",
+        "jetstream": {"store_dir": str(directory / "nats" / "store"), **(jetstream or {})},
+    }
+    async with (
+        run_nats(directory / "nats", prefix=prefix, **settings, **(options or {})) as nats,
+        run_proxy(lambda: nats.port) as proxy,
+        trio.open_nursery() as nursery,
+    ):
+        urls = [] if embedded else [f"nats://127.0.0.1:{proxy.port}"]
+        broker = BrokerProcess(
+            directory=directory / "broker",
+            nats={"urls": urls} | (nats_section or {}),
+            sections=sections,
+            files=files or {},
+            variables=variables or {},
+        )
+        async with run_proxy(lambda: broker.port) as front:
+            world = World(
+                seed=seed,
+                random=random.Random(seed),
+                nats=nats,
+                proxy=proxy,
+                front=front,
+                broker=broker,
+                ledger=Ledger(),
+                url=lambda: broker.nats_url if embedded else f"nats://{login}127.0.0.1:{nats.port}",
+                nursery=nursery,
+                embedded=embedded,
             )
-            async with run_proxy(lambda: int((broker.ws or ":1/").split(":")[-1].split("/")[0])) as front:
-                world = World(
-                    seed=seed,
-                    random=random.Random(seed),
-                    nats=nats,
-                    proxy=proxy,
-                    front=front,
-                    broker=broker,
-                    ledger=Ledger(),
-                    url=lambda: place(nats, nats.port),
-                    nursery=nursery,
-                )
-                try:
-                    await broker.start()
-                    base = await held.in_nats(world)
-                    nursery.start_soon(world.watch)
-                    world.crowd(clients)
-                    world.write(rate)
-                    await world.all_subscribed()
-                    await world.churn(churning)
-                    yield world
-                    await world.settle()
-                    await held.check(world, base)
-                finally:
-                    if broker.process:
-                        broker.process.kill()
-                        await broker.process.wait()
-            nursery.cancel_scope.cancel()
+            try:
+                await broker.start()
+                base = await held.in_nats(world)
+                nursery.start_soon(world.watch)
+                world.crowd(CLIENTS)
+                world.write(rate)
+                await world.all_subscribed()
+                await world.churn(churning)
+                yield world
+                await world.settle()
+                await held.check(world, base)
+            finally:
+                broker.end()
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,57 @@
+"""A bound on what runs at the same time, fair between tenants."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@attrs.define(eq=False)
+class FairGate:
+    """Lets `free` through at a time. Who waits is served by tenant in turn, whoever came in what numbers."""
+
+    free: int
+    waiting: OrderedDict[str, deque[trio.Event]] = attrs.Factory(OrderedDict)
+
+    @asynccontextmanager
+    async def turn(self, tenant: str) -> AsyncIterator[None]:
+        """Waits for a turn of the tenant, and gives it on at the end."""
+        await self.acquire(tenant)
+        try:
+            yield
+        finally:
+            self.release()
+
+    async def acquire(self, tenant: str) -> None:
+        if self.free:
+            self.free -= 1
+            return
+        mine = trio.Event()
+        queue = self.waiting.setdefault(tenant, deque())
+        queue.append(mine)
+        try:
+            await mine.wait()
+        except trio.Cancelled:
+            if mine.is_set():
+                self.release()  # the turn came and the waiter left at the same moment
+            else:
+                queue.remove(mine)
+                if not queue and self.waiting.get(tenant) is queue:
+                    del self.waiting[tenant]
+            raise
+
+    def release(self) -> None:
+        if not self.waiting:
+            self.free += 1
+            return
+        tenant, queue = self.waiting.popitem(last=False)
+        queue.popleft().set()
+        if queue:
+            self.waiting[tenant] = queue  # behind the others

@@ -1,0 +1,101 @@
+"""The broker process itself is killed or stopped, and clients go on with the next one."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.faults.support.world import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import OpenWorld
+    from tests.faults.support.report import Report
+
+
+@pytest.mark.fault(15)
+async def test_killed_under_load(open_world: OpenWorld, report: Report) -> None:
+    """kill -9 of the broker three times: on the next process each client gets what it missed, once."""
+    async with open_world() as world:
+        for _ in range(3):
+            await world.flows()
+            async with world.outage():
+                await world.broker.kill9()
+                await world.red()
+                await world.broker.start()
+        await world.flows()
+    report.add("`kill -9` of the broker, three times", world)
+
+
+@pytest.mark.fault(15)
+async def test_embedded_server_goes_with_its_parent(open_world: OpenWorld) -> None:
+    """kill -9 of a broker with a nats-server of its own: the server ends too, and both come back as they were."""
+    async with open_world(embedded=True) as world:
+        for _ in range(2):
+            await world.flows()
+            server = child(world.broker.pid)
+            async with world.outage():
+                await world.broker.kill9()
+                with trio.fail_after(PATIENCE_SECONDS):
+                    while Path(f"/proc/{server}").exists():  # noqa: ASYNC110  nobody tells
+                        await trio.sleep(0.05)
+                await world.broker.start()
+        await world.flows()
+
+
+def child(pid: int) -> int:
+    """The one child of a process."""
+    (found,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(found)
+
+
+@pytest.mark.fault(16)
+async def test_stopped_in_order(open_world: OpenWorld) -> None:
+    """SIGTERM: `connection.draining`, publications under way are acknowledged, close 1012, exit 0 in time."""
+    async with open_world(churning=0, drain={"grace_seconds": 10, "reconnects_per_second": 20}) as world:
+        await world.flows()
+        world.proxy.latency = 0.3  # so that publications are under way for a while
+        await world.flows()
+        async with world.outage():
+            world.broker.signal(signal.SIGTERM)
+            with trio.fail_after(10 * 3):
+                assert await world.broker.exited() == 0
+            world.proxy.heal()
+            await world.broker.start()
+        assert not world.refusals
+        for follower in world.clients:
+            assert follower.stays[0].code == 1012, follower.name
+            (draining,) = [note for note in follower.notes if note.kind == "connection.draining"]
+            assert draining.connection == 1
+        assert not world.cut_short, "publications sent before the end began were never answered"
+        await world.flows()
+
+
+@pytest.mark.fault(17)
+async def test_killed_between_two_acknowledgements(open_world: OpenWorld) -> None:
+    """NATS has stored a client's event and the broker dies before it says so: the retry makes no second one."""
+    async with open_world(churning=0) as world:
+        await world.flows()
+        world.proxy.back.shut()
+        before = world.ledger.repeated
+        publishers = world.random.sample(world.clients, 10)
+        async with trio.open_nursery() as nursery:
+            for number, follower in enumerate(publishers):
+                nursery.start_soon(world.publish, follower, f"orders.once.{number}")
+            filters = {"subjects_filter": "events.*.orders.once.*"}
+            with trio.fail_after(PATIENCE_SECONDS):
+                while True:
+                    info = await world.with_nats(lambda nats: nats.api("STREAM.INFO.EVENTS", **filters))
+                    if len(info["state"].get("subjects", {})) == len(publishers):
+                        break
+                    await trio.sleep(0.05)
+            async with world.outage():
+                await world.broker.kill9()
+                await world.red()
+                world.proxy.heal()
+                await world.broker.start()
+        assert world.ledger.repeated >= before + len(publishers)
+        await world.flows()

@@ -1,0 +1,112 @@
+"""The stream loses what it held: purged, trimmed, made anew, or its disk is full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+if TYPE_CHECKING:
+    from tests.faults.conftest import OpenWorld
+    from tests.faults.support.client import Follower
+    from tests.faults.support.report import Report
+    from tests.faults.support.world import World
+
+
+def reasons(follower: Follower) -> set[str]:
+    return {note.payload["reason"] for note in follower.notes if note.kind == "gap"}
+
+
+def stored(world: World) -> list[Follower]:
+    """The clients that follow stored channels."""
+    return [each for each in world.clients if not all(one.startswith("live.") for one in each.patterns)]
+
+
+@pytest.mark.fault(8)
+async def test_purged_unread(open_world: OpenWorld, report: Report) -> None:
+    """What was purged before the broker could read it is announced to everybody who is connected."""
+    async with open_world(churning=0) as world:
+        world.trims = True
+        await world.flows()
+        async with world.outage():
+            world.proxy.down = True
+            world.proxy.reset()
+            await world.red()
+            await world.flows(300)
+            await world.with_nats(lambda nats: nats.api("STREAM.PURGE.EVENTS"))
+            await world.flows(50)
+            world.proxy.heal()
+        for follower in stored(world):
+            assert "trimmed" in reasons(follower), follower.name
+    report.add("stream purged while the broker was cut off", world)
+
+
+@pytest.mark.fault(8)
+async def test_purged_again_and_again(open_world: OpenWorld) -> None:
+    """Purges under load while clients come and go: whoever misses something is told."""
+    async with open_world(churning=20, ring={"events": 64, "seconds": 1}) as world:
+        world.trims = True
+        for _ in range(20):
+            await world.flows(40)
+            await world.with_nats(lambda nats: nats.api("STREAM.PURGE.EVENTS", keep=world.random.randrange(30)))
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("by", ["us", "somebody else"])
+async def test_made_anew(open_world: OpenWorld, report: Report, by: str) -> None:
+    """A stream that is deleted and made again is another one: `reset`, and then all that it holds."""
+    async with open_world() as world:
+        world.trims = True
+        await world.flows()
+        async with world.outage():
+            settings = (await world.with_nats(lambda nats: nats.api("STREAM.INFO.EVENTS")))["config"]
+            await world.with_nats(lambda nats: nats.api("STREAM.DELETE.EVENTS"))
+            if by == "somebody else":
+                await world.with_nats(lambda nats: nats.api("STREAM.CREATE.EVENTS", **settings))
+                await world.flows()
+            await world.red()
+        await world.flows()
+        for follower in stored(world):
+            assert "reset" in reasons(follower), follower.name
+    report.add(f"stream deleted, made again by {by}", world)
+
+
+@pytest.mark.fault(8)
+async def test_missing_at_the_start(open_world: OpenWorld) -> None:
+    """A broker that starts without its stream makes it; positions of the old one are answered with `reset`."""
+    async with open_world() as world:
+        world.trims = True
+        await world.flows()
+        await world.broker.kill9()
+        await world.with_nats(lambda nats: nats.api("STREAM.DELETE.EVENTS"))
+        await world.broker.start()
+        await world.all_subscribed()
+        await world.flows()
+        for follower in stored(world):
+            assert "reset" in reasons(follower), follower.name
+            assert False in recovered(follower), follower.name
+
+
+@pytest.mark.fault(9)
+async def test_trimmed_while_away(open_world: OpenWorld) -> None:
+    """A client whose position has been cut off the stream learns so, and gets what is left."""
+    async with open_world(ring={"events": 64, "seconds": 1}) as world:
+        world.trims = True
+        away = world.random.sample(stored(world), 20)
+        await world.flows(100)
+        for follower in away:
+            follower.go_away()
+        await world.flows(400)
+        await world.with_nats(lambda nats: nats.api("STREAM.PURGE.EVENTS", keep=150))
+        await world.flows(200)
+        for follower in away:
+            follower.away = False
+        await world.all_subscribed()
+        for follower in away:
+            assert recovered(follower)[-1] is False
+            assert "trimmed" in reasons(follower)
+
+
+def recovered(follower: Follower) -> list[bool]:
+    return [note.payload["recovered"] for note in follower.notes if note.kind == "subscribed"]
