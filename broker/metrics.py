@@ -31,7 +31,7 @@ class Statistics:
     live_losses: int
     tenant_restarts: int
     dead_letters: Mapping[str, int]
-    closes: Mapping[int, int]
+    closes: Mapping[str, int]
     ready: bool
 
 
@@ -73,8 +73,10 @@ class Collector:
             letters.add_metric([reason], count)
         yield letters
         closes = CounterMetricFamily(
-            "broker_connections_closed", "Connections that ended, by close code.", labels=["code"]
+            "broker_connections_closed",
+            "Connections that ended, by the close code that the broker gave, or by the client.",
+            labels=["code"],
         )
         for code, count in taken.closes.items():
-            closes.add_metric([str(code)], count)
+            closes.add_metric([code], count)
         yield closes

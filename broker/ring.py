@@ -40,11 +40,22 @@ def indices(mask: int) -> Iterable[int]:
 class Topic(Protocol):
     """What a tick needs to know of a topic."""
 
+    pattern: str
+    literal: bool
     room: str | None
     serial: int
     live: bool
 
     def admits(self, channel: str) -> bool: ...
+
+
+class Topics(Protocol):
+    """All topics that there are now; `serial` is that of the newest."""
+
+    serial: int
+
+    def of(self, channel: str) -> Iterable[Topic]:
+        """Those that a channel matches."""
 
 
 T = TypeVar("T", bound=Topic)
@@ -55,13 +66,13 @@ class Tick:
 
     `first` is the tenant's counter at its first event; live events count too. `sequences` has for each
     the position after it: its own sequence, or, for a live one, that of the stored one before it.
-    `base` is the position before all of it and `head` the one after, `serial` that of the newest topic that
-    its masks know.
+    `base` is the position before all of it and `head` the one after, `serial` that of the newest of the
+    `topics` that its masks know.
     """
 
     __slots__ = (
-        "base", "channels", "first", "frames", "head", "masks",
-        "rooms", "sequences", "serial", "size", "time",
+        "base", "channels", "first", "frames", "head", "index", "masks", "rooms",
+        "sequences", "serial", "size", "time", "topics",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +86,7 @@ class Tick:
         base: int,
         head: int,
         serial: int,
+        topics: Topics,
         time: float,
     ) -> None:
         self.first = first
@@ -87,7 +99,9 @@ class Tick:
         self.serial = serial
         self.time = time
         self.size = sum(map(len, frames)) + OVERHEAD * len(frames)
-        self.rooms: dict[str | None, int] | None = None
+        self.topics = topics
+        self.index: dict[str, int] = {}  # the events of each channel, once somebody has asked
+        self.rooms: set[str | None] = set()
 
     @property
     def last(self) -> int:
@@ -97,27 +111,29 @@ class Tick:
     def mask(self, topic: Topic) -> int:
         """The events that match the topic; worked out now when the topic is younger than the tick."""
         found = self.masks.get(topic)
-        if found is None:
-            if topic.serial <= self.serial:
-                return 0
-            found = 0
-            for index in indices(self.within(topic.room)):
-                if topic.admits(self.channels[index]):
-                    found |= 1 << index
-            if found:
-                self.masks[topic] = found
-        return found
-
-    def within(self, room: str | None) -> int:
-        """The events whose channels lie in a room. Many private topics are younger than a tick."""
-        if room is None:
-            return (1 << len(self.channels)) - 1
-        if self.rooms is None:
-            self.rooms = {}
+        if found is not None:
+            return found
+        if topic.serial <= self.serial:
+            return 0
+        if not self.index:
             for index, channel in enumerate(self.channels):
-                of = subjects.room(channel)
-                self.rooms[of] = self.rooms.get(of, 0) | 1 << index
-        return self.rooms.get(room, 0)
+                self.index[channel] = self.index.get(channel, 0) | 1 << index
+            self.rooms.update(map(subjects.room, self.index))
+        if topic.literal:
+            found = self.index.get(topic.pattern, 0)
+            return found if found and topic.admits(topic.pattern) else 0
+        if topic.room is not None and topic.room not in self.rooms:
+            return 0  # as for most of the private topics, which are many
+        self.route()
+        return self.masks.get(topic, 0)
+
+    def route(self) -> None:
+        """Works out the masks of all younger topics in one go, whatever their number."""
+        for channel, events in self.index.items():
+            for topic in self.topics.of(channel):
+                if topic.serial > self.serial:
+                    self.masks[topic] = self.masks.get(topic, 0) | events
+        self.serial = self.topics.serial
 
     def share(self, topics: Mapping[T, int], *, after: int = 0) -> int:
         """The events for a reader of `topics` (each with its floor) from the index `after` on."""
@@ -201,7 +217,7 @@ class Ring:
 
     def after(self, cursor: int) -> Sequence[Tick]:
         """The ticks that hold something after the counter `cursor`, which is not below `floor`."""
-        return self.ticks[max(self.start, bisect_right(self.lasts, cursor)) :]
+        return self.ticks[bisect_right(self.lasts, cursor, self.start) :]
 
     def cursor(self, position: int) -> int:
         """The counter at a position, which is not below `floor_head`."""

@@ -22,11 +22,12 @@ class Topic:
     earlier holds no mask of it. `uses` counts holders, whether they are members yet or not.
     """
 
-    __slots__ = ("deny", "live", "members", "pattern", "room", "serial", "uses")
+    __slots__ = ("deny", "literal", "live", "members", "pattern", "room", "serial", "uses")
 
     def __init__(self, pattern: str, deny: tuple[str, ...], serial: int) -> None:
         self.pattern = pattern
         self.deny = deny
+        self.literal = subjects.is_literal(pattern)
         self.live = subjects.is_live(pattern)
         self.room = subjects.room(pattern)
         self.serial = serial

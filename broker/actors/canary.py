@@ -1,12 +1,11 @@
 """The canary: a message that travels publish → stream → feed, over and over.
 
-While it arrives, an event can arrive; `/readyz` says just that. It replaces its predecessor in the stream
-(`Nats-Rollup: sub`) and so leaves no history. Its subject is the broker's own tenant, which no
-client can have.
+While it arrives, an event can arrive; `/readyz` says just that. The stream lets go of it soon (`Nats-TTL`,
+ADR-43), so that it leaves no history. Its subject is the broker's own tenant, which no client can have.
 
-Beside it lie *anchors*, a few for each `max_age`, which are left to expire. Replaced canaries would let
-the first sequence of a quiet stream run ahead, as if events had been cut off; the oldest anchor holds
-it in place, so that a first sequence above a client's position means what it says.
+Beside it lie *anchors*, a few for each `max_age`, which stay that long. Canaries that go would let the
+first sequence of a quiet stream run ahead, as if events had been cut off; the oldest anchor holds it
+in place, so that a first sequence above a client's position means what it says.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 2.0
 LATE_SECONDS = 10.0
+KEPT = "30s"
 ANCHORS = 16  # for each `max_age`
 
 
@@ -64,7 +64,7 @@ class Canary:
                 await self.bus.publish(
                     self.names.subject(subjects.BROKER, f"canary.{self.broker}"),
                     b"",
-                    headers={"Nats-Rollup": "sub"},
+                    headers={"Nats-TTL": KEPT},
                 )
                 self.fault = "it was stored, but has not come back"
             except Unavailable as error:

@@ -6,7 +6,7 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ from broker.wire.session import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Iterable, Iterator
 
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
@@ -80,6 +80,7 @@ class Connection:
     sender: trio.CancelScope | None = None  # of the sending task, while there is one
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
+    ended_by: str = "client"
     cursors: dict[str, Cursor] = attrs.Factory(dict)  # by durable name
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
     busy: bool = False  # a message of the client is being dealt with
@@ -104,7 +105,8 @@ class Connection:
 
     async def run(self) -> None:
         """From the opening to the end of the link."""
-        await self.guarded(self.receive)
+        with self.guarded():
+            await self.receive()
         self.retire()
         with trio.move_on_after(FLUSH_SECONDS) as flushing:
             while self.sender and not self.lost:
@@ -116,10 +118,11 @@ class Connection:
             self.sender.cancel()
         self.transport.abort()
 
-    async def guarded(self, part: Callable[[], Awaitable[None]]) -> None:
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
         """The boundary: whatever goes wrong in a part of this connection ends here."""
         try:
-            await part()
+            yield
         except LinkLost:
             self.link_lost()
         except Exception:
@@ -146,7 +149,9 @@ class Connection:
                 wish = Verify(token=self.hello.token, tenant=self.hello.tenant, message_id=None)
                 await self.carry_out(wish)
             while not self.closing:
-                match await self.transport.receive():
+                inbound = await self.transport.receive()
+                await trio.lowlevel.checkpoint_if_cancelled()  # what came in just as we closed is void
+                match inbound:
                     case Text(data=data):
                         self.busy = True
                         for effect in self.session.receive(data, trio.current_time()):
@@ -215,6 +220,8 @@ class Connection:
         services, held = self.services, self.session.principal
         chosen = held.tenant if held and held.monitoring else self.hello.tenant
         principal = await services.verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
+        if self.closing:  # it ended while a key was fetched, and gives nothing back any more
+            return
         if self.claimed is None:
             user = (principal.tenant, principal.user)
             self.session.user_bucket = services.users.claim(user, trio.current_time())
@@ -275,10 +282,10 @@ class Connection:
             return
         message_id = None
         if wish.id is not None:
-            # The stream compares ids over all tenants, users and channels.
-            message_id = (
-                f"{principal.tenant}:{principal.room}:{wish.channel}:{subjects.encode_token(wish.id)}"
-            )
+            # The stream compares ids over all tenants, users and channels. No part holds a blank, and
+            # services begin theirs with a tenant, so that no client can take another's.
+            token = subjects.encode_token(wish.id)
+            message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
         ack = await services.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
         position = Position(services.intake.incarnation, ack.sequence)
         self.tell(
@@ -313,8 +320,8 @@ class Connection:
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
         )
-        with scope:
-            await self.guarded(sending.run)
+        with scope, self.guarded():
+            await sending.run()
         self.sender = None
         self.progressed()
 
@@ -338,6 +345,11 @@ class Connection:
     # --- time ---------------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> float:
+        with self.guarded():
+            return self.when_due(now)
+        return inf
+
+    def when_due(self, now: float) -> float:
         effects, due = self.session.timers(now)
         for effect in effects:
             match effect:
@@ -346,7 +358,7 @@ class Connection:
                 case Close(code, reason):
                     self.end(code, reason)
         if effects:
-            return inf if self.closing else self.on_timer(now)
+            return inf if self.closing else self.when_due(now)
         return min(due, self.heartbeat(now))
 
     def heartbeat(self, now: float) -> float:
@@ -391,7 +403,7 @@ class Connection:
     def end(self, code: CloseCode, reason: str) -> None:
         """Ends the connection from our side: what is unsent may still go out, then the Close frame."""
         if not self.closing:
-            self.close_code = code
+            self.close_code, self.ended_by = code, "broker"
             self.retire()
             self.outlet.push(self.transport.close(code, reason))
             self.scope.cancel()

@@ -75,6 +75,10 @@ class Fanout:
     def route(self, channel: str, topics: tuple[Topic, ...]) -> Route:
         return Route(frames.event_head(channel, self.incarnation), topics)
 
+    def of(self, channel: str) -> Iterable[Topic]:
+        """The topics that a channel matches."""
+        return self.router.match(channel).topics
+
     def position(self) -> int:
         """P of every connection that is up to date; advances while the tenant is quiet."""
         quiet = self.feed.quiet_at()
@@ -137,6 +141,7 @@ class Fanout:
             base=base,
             head=head,
             serial=self.serial,
+            topics=self,
             time=self.clock(),
         )
 

@@ -56,9 +56,11 @@ class Intake:
     def address(self, subject: str) -> Address:
         found = self.addresses.get(subject)
         if found is None:
-            if len(self.addresses) >= KEPT_ADDRESSES:
-                self.addresses.clear()
-            found = self.addresses[subject] = parse(self.names, subject)
+            found = parse(self.names, subject)
+            if found.fault is None:
+                if len(self.addresses) >= KEPT_ADDRESSES:
+                    self.addresses.clear()
+                self.addresses[subject] = found
         return found
 
     def check(self, record: Record) -> Checked | None:

@@ -158,6 +158,9 @@ class Joiner:
 
     async def take_snapshot(self) -> Tick:
         """The newest event of each channel at P: from the stream below the ring, from the ring above."""
+        most = self.services.config.limits.catch_ups_per_connection
+        if sum(each.snapshot is not None for each in self.outlet.catch_ups) >= most:
+            raise SnapshotTooLarge(f"{most} snapshots are under way on this connection; wait for one to end")
         for _ in range(TRIES):
             scope = self.scope()
             records = await self.services.starts.snapshot(scope)
@@ -183,6 +186,7 @@ class Joiner:
             base=0,
             head=self.outlet.position(),
             serial=0,  # who gets what of it is worked out when it is sent
+            topics=self.fanout,
             time=trio.current_time(),
         )
 

@@ -91,7 +91,10 @@ class Backlog:
     `resuming` until a start has been caught up with for the first time.
     """
 
-    __slots__ = ("cursor", "left", "live_cursor", "position", "replies", "resuming", "waiting")
+    __slots__ = (
+        "counted", "counted_from", "cursor", "left", "live_cursor", "position", "replies", "resuming",
+        "waiting", "waits",
+    )  # fmt: skip
 
     def __init__(self, *, cursor: int, live_cursor: int, position: int) -> None:
         self.left = memoryview(b"")
@@ -99,6 +102,9 @@ class Backlog:
         self.cursor = cursor
         self.live_cursor = live_cursor
         self.position = position
+        self.counted_from: tuple[int, int] | None = None  # the cursor and version for which ...
+        self.counted = 0  # ... up to this counter
+        self.waits = 0  # so many bytes wait
         self.resuming = False
         self.waiting: list[Group] = []
 
@@ -350,14 +356,18 @@ class Outlet:
             return False
         if not in_ring(backlog, fanout.ring):
             return True
-        size = len(backlog.left)
+        if backlog.counted_from != (backlog.cursor, self.version):  # it has moved on, or wants other things
+            backlog.counted_from = backlog.cursor, self.version
+            backlog.counted = backlog.cursor
+            backlog.waits = 0
         topics = self.stored | self.live
-        for tick in fanout.ring.after(backlog.cursor):
-            if mask := tick.share(topics, after=max(0, backlog.cursor - tick.first + 1)):
-                size += len(tick.join(mask))
-            if size >= limit:
-                return True
-        return size >= limit
+        for tick in fanout.ring.after(backlog.counted):
+            if mask := tick.share(topics, after=max(0, backlog.counted - tick.first + 1)):
+                backlog.waits += len(tick.join(mask))
+            backlog.counted = tick.last
+            if len(backlog.left) + backlog.waits >= limit:
+                break
+        return len(backlog.left) + backlog.waits >= limit
 
     # --- subscriptions -----------------------------------------------------------------------------
 

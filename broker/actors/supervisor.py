@@ -54,7 +54,7 @@ class Supervisor:
     verifier: Verifier
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
-    closes: Counter[int] = attrs.Factory(Counter)
+    closes: Counter[str] = attrs.Factory(Counter)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     connected: bool = False
     draining: bool = False
@@ -134,7 +134,9 @@ class Supervisor:
         self.tenants.advanced.unpark_all()
 
     def live(self, records: list[Record]) -> None:
-        self.live_events += len(list(self.hand_on(records)))
+        for _ in self.hand_on(records):
+            pass
+        self.live_events += len(records)
 
     def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
@@ -187,7 +189,9 @@ class Supervisor:
             await connection.run()
         finally:
             del self.connections[connection]
-            self.closes[connection.close_code] += 1
+            # A client may say any code, so that each would be a label that it chose.
+            ours = connection.ended_by == "broker"
+            self.closes[str(connection.close_code) if ours else "client"] += 1
             if not self.connections:
                 self.empty.unpark_all()
 

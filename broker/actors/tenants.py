@@ -98,11 +98,9 @@ class Tenants:
         return [f"{self.names.live}.{name}.>" for name in (tenant, subjects.BROADCAST)]
 
     def wants_live(self, subject: str) -> bool:
-        """Whether a connection has a subscription that needs this subject."""
-        return any(
-            subject in self.live_filters(name) and any(outlet.live for outlet in tenant.fanout.outlets)
-            for name, tenant in self.running.items()
-        )
+        """Whether a connection has a subscription that needs this subject, or is about to have one."""
+        name, _ = self.names.split(subject)
+        return any(topic.live for tenant in self.audience(name) for topic in tenant.fanout.topics.values())
 
     def tidy(self, now: float) -> None:
         """Drops what is old, and who has been idle."""

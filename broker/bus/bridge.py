@@ -126,8 +126,9 @@ class Link:
         self, subject: str, body: bytes, *, reply: str = "", fields: Mapping[str, str] | None = None
     ) -> None:
         """Hands one message to the socket, no more. Raises `TooLarge` for one above the server's limit."""
-        if len(body) > self.client.max_payload:
-            raise TooLarge(f"{len(body)} bytes; the NATS server takes at most {self.client.max_payload}")
+        size = len(body) + headers.size(fields)
+        if size > self.client.max_payload:  # the server would end the connection
+            raise TooLarge(f"{size} bytes; the NATS server takes at most {self.client.max_payload}")
         # A byte that is not UTF-8 came from a subject that somebody else published: it goes out as text.
         subject = subject.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         await self.cross(self.client.publish, subject, body, reply, dict(fields) if fields else None)

@@ -27,6 +27,14 @@ def parse(block: bytes) -> dict[str, str]:
     return fields
 
 
+def size(fields: Mapping[str, str] | None) -> int:
+    """The bytes that a header block takes, which count as payload."""
+    if not fields:
+        return 0
+    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in fields.items())
+    return len(VERSION) + 4 + lines
+
+
 def status(block: bytes) -> int:
     """The status code of a message of the server's own (204, 404, ...), 0 of any other."""
     code = block[len(STATUS) : len(STATUS) + 3]

@@ -21,7 +21,6 @@ log = structlog.get_logger("broker.bus")
 REQUIRED = {
     "retention": ("limits", None),
     "allow_direct": (True, "--allow-direct"),
-    "allow_rollup_hdrs": (True, "--allow-rollup"),
     "no_ack": (False, "--ack"),
     "sealed": (False, None),
 }
@@ -32,6 +31,10 @@ def events(section: config.Stream, names: Names) -> dict[str, Any]:
     return {
         "name": section.name,
         "subjects": [f"{names.events}.>"],
+        # With it any publisher could purge the history of all tenants by a header. Our own canary goes
+        # by its time to live instead.
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": True,
         "max_age": nanoseconds(section.max_age),
         "max_msgs_per_subject": section.max_msgs_per_subject,
         "duplicate_window": nanoseconds(shorter(section.duplicate_window, section.max_age)),

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from broker.errors import TooLarge, Unavailable
+from broker.subjects import BROKER
 
 if TYPE_CHECKING:
     from broker.bus.base import Bus, Record
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 WAITING = 1000  # beyond it the oldest are only counted: they still stand in the events stream
 RETRY_SECONDS = 1.0
+KNOWN = 4 * WAITING  # of which it is remembered that they were put: replays read them again and again
+MAX_SUBJECT_BYTES = 1024  # of ours; the server ends a connection whose command line is over 4,096
 
 log = structlog.get_logger()
 
@@ -43,10 +46,18 @@ class DeadLetters:
     counts: Counter[str] = attrs.Factory(Counter)
     waiting: deque[Letter] = attrs.Factory(deque)
     arrived: trio.Event = attrs.Factory(trio.Event)
+    known: dict[tuple[str, int], None] = attrs.Factory(dict)
 
     def put(self, letter: Letter) -> None:
         """Notes a letter; `run` stores it. Of a live message (sequence 0) there is nothing to store."""
         sequence, subject, body, _ = letter.record
+        where = letter.incarnation, sequence
+        if where in self.known:
+            return
+        if sequence:
+            self.known[where] = None
+            if len(self.known) > KNOWN:
+                del self.known[next(iter(self.known))]
         self.counts[letter.reason] += 1
         log.warning(
             "dead_letter", subject=subject, sequence=sequence, reason=letter.reason, detail=letter.detail,
@@ -75,7 +86,12 @@ class DeadLetters:
     async def store(self, letter: Letter) -> None:
         sequence, subject, body, _ = letter.record
         detail = letter.detail.encode("ascii", "backslashreplace").decode().replace("\n", " ")
+        # As the bus sends it: a byte that is not UTF-8 becomes text, in a header too, where no line may end.
+        subject = subject.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        subject = subject.replace("\r", "\\r")
         target = self.names.deadletter + subject.removeprefix(self.names.events)
+        if len(target.encode()) > MAX_SUBJECT_BYTES:
+            target = f"{self.names.deadletter}.{BROKER}.long"  # the header has it whole
         headers = {
             "Broker-Reason": letter.reason,
             "Broker-Detail": detail,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.features.replay import Checked
     from broker.wire.positions import Position
 
+LISTED_CHANNELS = 100_000  # what `STREAM.INFO` answers at once
 SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot but a download
 
 
@@ -224,9 +225,11 @@ class Starts:
         wanted: set[str] = set()
         for pattern in narrowed(scope.patterns):
             for each in filters(self.names, scope.tenant, [pattern]):
-                found = [each] if subjects.is_literal(pattern) else await self.bus.subjects(each, limit=most)
+                # More than a snapshot's worth, since among them are others' private channels.
+                literal = subjects.is_literal(pattern)
+                found = [each] if literal else await self.bus.subjects(each, limit=LISTED_CHANNELS)
                 if found is None:
-                    raise SnapshotTooLarge(f"{pattern}: more than {most} channels; ask for fewer")
+                    raise SnapshotTooLarge(f"{pattern}: more than {LISTED_CHANNELS} channels; ask for fewer")
                 wanted.update(found)
         channels = {each: self.names.split(each)[1] for each in wanted}
         entitled = [each for each, channel in channels.items() if scope.admits(channel)]

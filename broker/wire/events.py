@@ -25,6 +25,8 @@ TOMBSTONE = b"null"
 ATTRIBUTE = re.compile(r"ce-((?!data\Z)[a-z0-9]+)\Z")  # the names that the specification allows
 # A string without an end, too: to look for one again from each of its quotes would take for ever.
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+# A number that may be too large to be finite; only then is all of the body decoded to find out.
+HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}")
 NO_BRACKET = bytes(set(range(256)) - set(b"[{]}"))
 OPENS = ord("[")
 STEPS = bytes.maketrans(b"{}", b"[]")
@@ -43,7 +45,8 @@ class Envelope(msgspec.Struct):
 
 
 envelope = msgspec.json.Decoder(Envelope)
-anything = msgspec.json.Decoder(msgspec.Raw)
+anything = msgspec.json.Decoder(msgspec.Raw)  # looks at the grammar alone
+everything = msgspec.json.Decoder()
 
 
 @attrs.frozen
@@ -69,6 +72,8 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
             body.decode()
         if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(body) > MAX_DEPTH:
             return Fault("not_json", f"nested deeper than {MAX_DEPTH}")
+        if HUGE.search(body):
+            everything.decode(body)
         try:
             claimed = envelope.decode(body).metadata
         except msgspec.ValidationError:  # JSON, perhaps, but no envelope

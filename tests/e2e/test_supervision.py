@@ -67,7 +67,7 @@ async def listened(publisher: RawNats, subject: str) -> bool:
     """Whether anybody has subscribed to a subject in NATS: else its server answers with 503 at once."""
     inbox = f"_INBOX.listened.{publisher.sids}"
     answers = await publisher.subscribe(inbox)
-    await publisher.publish(subject, b"null", reply=inbox.encode())
+    await publisher.publish(subject, b"no event", reply=inbox.encode())
     await publisher.flush()
     return not answers.statistics().current_buffer_used
 
@@ -185,7 +185,6 @@ async def test_message_that_arrives_as_the_connection_ends(
         (Fanout, "groups", 1),
         (Fanout, "finish", 2),
         (Tick, "join", 2),
-        (Outlet, "took", 0),
     ],
 )
 async def test_crash_of_a_tenant_loses_and_doubles_nothing(
@@ -424,25 +423,23 @@ async def test_odd_subjects_are_dead_letters_and_nothing_more(broker: Broker, pu
     subjects = [
         b"events.acme.a\x0bb", b"events.acme.a\x7fb", b"events.acme.\xff\xfe", b"events.acme.a\x01",
         "events.acme.a\u00a0b".encode(), "events.acme.\u2028".encode(), b"events.acme.a\x0cb", b"events.acme.\x00",
-        b"events.acme." + b"x" * 300, b"events.acme." + b".".join([b"t"] * 17), b"events.ac me.x",
+        b"events.acme." + b"x" * 300, b"events.acme." + b".".join([b"t"] * 17),
         b"events.acme", b"events._x.a", b"events.acme.live.a", b"events.acme.$x", b"events.acme.@x",
         b"events.acme._x", b"events._all.users.bob.x", b"events.\xc3\xa4.x", b"events." + b"t" * 65 + b".x",
-        b"events.acme.users", b"events.acme.users.bob",
+        b"events.acme.users", b"events.acme.users.bob", b"events.acme.a\rb", b"events.acme..x", b"events.acme.a.",
+        b"events.acme.a.*", b"events.acme.>", b"events.acme.a*b",
     ]  # fmt: skip
     async with broker.client(subscribe=[">", "live.>"]) as client:
         await client.subscribe([">", "live.>"])
         for subject in subjects:
-            if b" " in subject:
-                continue
             await publisher.publish(subject, b"1")
             await publisher.publish(subject, b"no json")
             await publisher.publish(subject.replace(b"events", b"live", 1), b"1")
         await publisher.store("events.acme.end", b"2")
-        event = await client.until("event")
-        while event["channel"] != "end":
-            assert event["channel"] in ("users", "live.users"), event
-            event = await client.until("event")
-        await publisher.store("events.acme.bad", b"no json")
+        while (await client.until("event"))["channel"] != "end":
+            pass
+        channels = [each["payload"]["channel"] for each in client.log if each["type"] == "event"]
+        assert [channel for channel in channels if not channel.startswith("live.")] == ["end"]
         letters = await publisher.subscribe("deadletter.acme.last")
         await publisher.store("events.acme.last", b"no json")
         with trio.fail_after(15):

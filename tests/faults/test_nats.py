@@ -139,9 +139,8 @@ async def test_consumer_deleted(open_world: OpenWorld) -> None:
         world.proxy.rewrite = refuse
         names = (await world.with_nats(lambda nats: nats.api("CONSUMER.NAMES.EVENTS")))["consumers"]
         assert len(names) == 1
-        began = trio.current_time()
         await world.with_nats(lambda nats: nats.api(f"CONSUMER.DELETE.EVENTS.{names[0]}"))
-        await world.delivered_again(began)
+        await world.recovered()
         assert refused == 3
         await world.flows()
 

@@ -14,6 +14,7 @@ from broker import config, subjects
 from broker.actors.fanout import Fanout
 from broker.errors import Unavailable
 from broker.features import replay
+from broker.features.gate import FairGate
 from broker.features.replay import History, Span, filters, narrowed
 from tests.features.stream import BAD, NAMES, Stream, check, matching
 from tests.support.scripted import subjects_match
@@ -37,7 +38,7 @@ def make_history(bus: Stream, *, at_once: int = 8) -> History:
         bus=bus,
         names=NAMES,
         incarnation="inc0",
-        gate=trio.CapacityLimiter(at_once),
+        gate=FairGate(at_once),
         check=check,
         encode=lambda checked: fanout.encode(checked, first=0, base=0),
         clock=trio.current_time,
@@ -86,9 +87,9 @@ async def test_a_walk_finds_each_event(
     async with trio.open_nursery() as nursery:
         for _ in range(rng.randint(1, 6)):
             nursery.start_soon(reader)
-    assert history.size == sum(
-        segment.tick.size for segments in history.kept.values() for segment in segments
-    )
+    kept = [segment for segments in history.kept.values() for segment in segments]
+    assert history.size == sum(segment.tick.size for segment in kept)
+    assert all(each.after < n <= each.upto for each in kept for n in each.tick.sequences)
     history.expire(trio.current_time() + 1000)
     assert (history.size, history.kept, len(history.order), len(history.locks)) == (0, {}, 0, 0)
 

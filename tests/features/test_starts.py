@@ -188,6 +188,18 @@ async def test_since_before_the_oldest(
     assert [each.reason for each in found.lost] == ([] if complete else ["trimmed"])
 
 
+@pytest.mark.parametrize(("seconds", "recovered"), [(60, False), (61, True)])
+async def test_since_in_a_thinned_stream(
+    seconds: int, recovered: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    """What begins in the ring has lost nothing."""
+    bus = timed(100)
+    found = await make_starts(bus, thinned=True).resolve(
+        Since(NOON + timedelta(seconds=seconds)), make_scope(bus, A, floor=60)
+    )
+    assert (found.after, found.recovered) == (seconds - 1, recovered)
+
+
 async def test_since_with_an_empty_stream(autojump_clock: trio.abc.Clock) -> None:
     """Nothing there: from now."""
     assert await make_starts(Stream()).resolve(Since(NOON), make_scope(Stream(), A)) == Beginning(after=0)

@@ -165,10 +165,11 @@ class BrokerProcess:
         self.process.kill()
         await self.process.wait()
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Kills it, where it is still there."""
-        if self.process and self.process.poll() is None:
+        if self.process:
             self.process.kill()
+            await self.process.wait()
 
     async def exited(self) -> int:
         """Waits for its end; the exit code."""

@@ -170,9 +170,8 @@ class World:
     async def keep_publishing(self, follower: Follower) -> None:
         """A client publishes, again under the same id until it is told that the event is stored."""
         while not self.quiet:
-            await follower.subscribed.wait()
-            await trio.sleep(follower.random.uniform(0.5, 1.5) * PUBLISH_SECONDS)
             await self.publish(follower, f"orders.{follower.random.randrange(CHANNELS)}")
+            await trio.sleep(follower.random.uniform(0.5, 1.5) * PUBLISH_SECONDS)
 
     async def publish(self, follower: Follower, channel: str) -> list[str]:
         """One event of a client, until it is acknowledged; the codes of the refusals before that."""
@@ -235,7 +234,7 @@ class World:
     async def outage(self) -> AsyncIterator[None]:
         """Within it nothing can be delivered: readiness must go red before it ends, and green afterwards.
 
-        The time from its end until every busy client has got an event stored since then is kept.
+        How long it then takes until every busy client has got an event stored since is kept.
         """
         await self.status(200)
         began = trio.current_time()
@@ -244,7 +243,12 @@ class World:
         finally:
             healed = trio.current_time()
         self.outages.append((began, healed))
-        self.recoveries.append(await self.delivered_again(healed) - healed)
+        await self.recovered(healed)
+
+    async def recovered(self, since: float | None = None) -> None:
+        """Waits until every busy client has got an event stored since then, and `/readyz` is green."""
+        began = since or trio.current_time()
+        self.recoveries.append(await self.delivered_again(began) - began)
         await self.status(200)
 
     async def red(self) -> float:
@@ -294,8 +298,9 @@ class World:
         self.quiet = True
         for writer in self.writers:
             writer.stopping = True
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.move_on_after(PATIENCE_SECONDS):
             await self.ledger.until(lambda: not self.ledger.pending)
+        assert not self.ledger.pending, f"never acknowledged: {self.ledger.pending}"
         last = (await self.with_nats(lambda client: client.api("STREAM.INFO.EVENTS")))["state"]["last_seq"]
         behind = list(self.clients)
 
@@ -377,5 +382,6 @@ async def open_world(
                 await world.settle()
                 await held.check(world, base)
             finally:
-                broker.end()
+                with trio.CancelScope(shield=True):
+                    await broker.end()
         nursery.cancel_scope.cancel()
