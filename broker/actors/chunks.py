@@ -153,13 +153,15 @@ def choose(ticks: Sequence[Tick], windows: Sequence[int], reading: Reading) -> I
 
 def keep(ticks: Sequence[Tick], thinned: Sequence[tuple[int, int]]) -> list[int]:
     """Of the events that may be passed over, those that are not: the newest of each channel, or few."""
-    newest: dict[str, tuple[int, int]] = {}
+    newest: dict[str, tuple[int, int, int]] = {}
     queue: list[tuple[int, int]] = []
     for number, (tick, (latest, few)) in enumerate(zip(ticks, thinned, strict=True)):
         for index in indices(latest):
-            newest[tick.channels[index]] = (number, index)
+            # By position: pages of several filters lie side by side, and not one after the other.
+            each = (tick.sequences[index], number, index)
+            newest[tick.channels[index]] = max(each, newest.get(tick.channels[index], each))
         queue += [(number, index) for index in indices(few)]
     kept = [0] * len(ticks)
-    for number, index in (*newest.values(), *queue[-LIVE_QUEUE:]):
+    for number, index in (*((n, i) for _, n, i in newest.values()), *queue[-LIVE_QUEUE:]):
         kept[number] |= 1 << index
     return kept

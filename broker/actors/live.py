@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
+from broker.errors import Unavailable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,11 +21,14 @@ class LiveSubjects:
     """Subscribes and unsubscribes; one thing at a time for each subject."""
 
     bus: Bus
+    connected: bool = False  # the supervisor knows; what is held is made again before it says so
     locks: defaultdict[str, trio.Lock] = attrs.Factory(lambda: defaultdict(trio.Lock))
     held: set[str] = attrs.Factory(set)
 
     async def hold(self, subject: str) -> None:
         """Returns once NATS has confirmed the subscription. Raises `Unavailable`."""
+        if not self.connected:
+            raise Unavailable("NATS is out of reach", retry_after=1.0)
         async with self.locks[subject]:
             if subject not in self.held:
                 await self.bus.subscribe_live(subject)

@@ -114,7 +114,7 @@ class Supervisor:
             self.intake.begin(state.incarnation, state.first - 1)
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
-        self.connected = True
+        self.connected = self.services.live_subjects.connected = True
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             for connection in self.connections:
@@ -157,7 +157,7 @@ class Supervisor:
         self.tell_live("lag")
 
     def interrupted(self) -> None:
-        self.connected = False
+        self.connected = self.services.live_subjects.connected = False
         log.warning("source_interrupted")
         for connection in self.connections:
             connection.tell(Source(state="interrupted"))

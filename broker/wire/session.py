@@ -348,8 +348,9 @@ class Session:
     def subscribed(self, wish: Join) -> None:
         """The subscriptions of a wish stand from now on."""
         self.subscriptions.update(wish.patterns)
-        if wish.durable is not None:
-            self.durables[wish.durable] = {each for each in wish.patterns if not subjects.is_live(each)}
+        stored = {each for each in wish.patterns if not subjects.is_live(each)}
+        if wish.durable is not None and stored:
+            self.durables[wish.durable] = stored
 
     def forget_durables(self) -> list[str]:
         """Lets go of the durable names that no subscription has any more, and says which."""

@@ -311,6 +311,7 @@ WRITTEN: list[tuple[m.ServerMessage, dict[str, Any]]] = [
     (m.Source(state="interrupted"), {"state": "interrupted"}),
     (m.Published(), {}),
     (m.Published(id="i", position="p", duplicate=True), {"id": "i", "position": "p", "duplicate": True}),
+    (m.Acknowledged(durable="d", position="p"), {"durable": "d", "position": "p"}),
     (m.Pong(), {}),
     (m.Pong(position="p"), {"position": "p"}),
     (m.Error(code="c", message="m", retryable=False), {"code": "c", "message": "m", "retryable": False}),

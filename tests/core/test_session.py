@@ -21,6 +21,7 @@ from broker.wire import messages as m
 from broker.wire import session
 from broker.wire.positions import Position
 from broker.wire.session import (
+    Acknowledge,
     After,
     Answer,
     Close,
@@ -80,7 +81,7 @@ def refusal(effects: list[Effect]) -> m.Error:
 def joined(it: Session, payload: dict[str, Any]) -> Join:
     """A subscription that the actor has made."""
     join = one(say(it, "subscribe", payload), Join)
-    it.subscriptions.update(join.patterns)
+    it.subscribed(join)
     return join
 
 
@@ -324,8 +325,11 @@ def test_starts(asked: dict[str, Any], start: Start | None) -> None:
             "bad_message",
             "payload: position and since and last exclude each other",
         ),
-        ({"durable": "d"}, "bad_message", "payload.durable: "),
-        ({"lag": "latest"}, "bad_message", "payload.lag: "),
+        ({"durable": ""}, "bad_message", "payload.durable: "),
+        ({"durable": "a.b"}, "bad_message", "payload.durable: "),
+        ({"durable": "ä"}, "bad_message", "payload.durable: "),
+        ({"durable": "d\n"}, "bad_message", "payload.durable: "),
+        ({"durable": "x" * 65}, "bad_message", "payload.durable: "),
     ],
 )
 def test_starts_refused(asked: dict[str, Any], code: str, sentence: str) -> None:
@@ -437,7 +441,11 @@ def test_refused_names_are_short() -> None:
     ("channel", "lag", "code"),
     [
         ("orders.1", "replay", None),
+        ("orders.1", "latest", None),
+        ("orders.1", "drop", None),
         ("orders.1", "close", None),
+        ("live.x", "latest", None),
+        ("live.x", "drop", None),
         ("live.x", "close", None),
         ("live.x", "replay", "bad_message"),
     ],
@@ -576,11 +584,54 @@ def test_monitoring_only_listens() -> None:
     assert refusal(say(it, "publish", {"channel": "me.x", "event": 1})).code == "forbidden"
 
 
+# --- durable subscriptions -------------------------------------------------------------------------
+
+
+def acknowledged(it: Session, name: str, position: str = "abc-7") -> list[Effect]:
+    return say(it, "acknowledge", {"durable": name, "position": position}, messageId="1")
+
+
 def test_acknowledge() -> None:
-    """Durable subscriptions are not offered yet: said plainly."""
-    error = refusal(say(make_session(), "acknowledge", {"durable": "d", "position": "a-1"}))
-    assert error.code == "bad_message"
-    assert "not offered" in error.message
+    """Of a name that a subscription of this connection holds, and of no other."""
+    it = make_session()
+    assert joined(it, {"channel": "orders.1", "durable": "d", "last": 5}).durable == "d"
+    assert one(acknowledged(it, "d"), Acknowledge) == Acknowledge(
+        durable="d", position=Position("abc", 7), message_id="1"
+    )
+    assert refusal(acknowledged(it, "d", "abc")).code == "invalid_position"
+    assert refusal(acknowledged(it, "e")).code == "not_subscribed"
+
+
+def test_one_subscribe_holds_a_name() -> None:
+    """A second one is a conflict, until all subscriptions of the first have ended."""
+    it = make_session()
+    joined(it, {"channel": ["orders.1", "orders.2", "live.x"], "durable": "d"})
+    assert refusal(say(it, "subscribe", {"channel": "orders.3", "durable": "d"})).code == "conflict"
+    joined(it, {"channel": "orders.3", "durable": "e"})
+    say(it, "unsubscribe", {"channel": "orders.1"})
+    assert it.forget_durables() == []
+    say(it, "unsubscribe", {"channel": "orders.2"})
+    assert it.forget_durables() == ["d"], "a live channel needs no cursor"
+    assert refusal(acknowledged(it, "d")).code == "not_subscribed"
+    assert one(acknowledged(it, "e"), Acknowledge)
+    joined(it, {"channel": "orders.1", "durable": "d"})
+
+
+def test_a_renewal_ends_durable_subscriptions_too() -> None:
+    """The name of a subscription that is no longer allowed is let go of."""
+    it = make_session()
+    joined(it, {"channel": "x.y", "durable": "d"})
+    narrower = attrs.evolve(ALICE, subscribe=("orders.>",))
+    it.authenticated(narrower, now=1.0, unix_now=UNIX_NOW, message_id=None)
+    assert it.forget_durables() == ["d"]
+
+
+def test_live_channels_alone_have_nothing_to_acknowledge() -> None:
+    """They have no position: no cursor is held, and none let go of."""
+    it = make_session()
+    joined(it, {"channel": ["live.x", "live.y"], "durable": "d"})
+    assert refusal(acknowledged(it, "d")).code == "not_subscribed"
+    assert it.forget_durables() == []
 
 
 # --- limits ----------------------------------------------------------------------------------------

@@ -67,15 +67,15 @@ async def next_event(client: Client) -> str:
 
 async def test_idle_clients_are_pinged(tmp_path: Path, nats: NatsServer) -> None:
     """While nothing else goes on pings come, and who answers them stays."""
-    async with run_broker(tmp_path, configure(tmp_path, nats.url, limits=QUICK)) as broker:
-        async with reader(broker) as client:
-            pings = 0
-            while pings < 4:
-                if isinstance(await client.event(), Ping):
-                    pings += 1
-                    await client.send(frame(PONG))
-            await say(client, "ping")
-            assert (await hear(client))["type"] == "pong"
+    settings = configure(tmp_path, nats.url, limits=QUICK)
+    async with run_broker(tmp_path, settings) as broker, reader(broker) as client:
+        pings = 0
+        while pings < 4:
+            if isinstance(await client.event(), Ping):
+                pings += 1
+                await client.send(frame(PONG))
+        await say(client, "ping")
+        assert (await hear(client))["type"] == "pong"
 
 
 async def test_no_answer_is_4009(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
@@ -94,10 +94,10 @@ async def test_no_answer_is_4009(tmp_path: Path, nats: NatsServer, publisher: Ra
 
 async def test_strangers_are_pinged_too(tmp_path: Path, nats: NatsServer) -> None:
     """A link that is dead before it has shown a token is found out as well."""
-    async with run_broker(tmp_path, configure(tmp_path, nats.url, limits=QUICK)) as broker:
-        async with open_raw(broker.running.ws) as client:
-            await client.upgrade()
-            assert (await client.closed())[0] == 4009
+    settings = configure(tmp_path, nats.url, limits=QUICK)
+    async with run_broker(tmp_path, settings) as broker, open_raw(broker.running.ws) as client:
+        await client.upgrade()
+        assert (await client.closed())[0] == 4009
 
 
 # --- stalls ----------------------------------------------------------------------------------------

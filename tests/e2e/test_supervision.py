@@ -422,12 +422,13 @@ async def test_odd_subjects_are_dead_letters_and_nothing_more(broker: Broker, pu
     """Whatever subject a service invents: the broker counts it, keeps it where it can, and goes on."""
     subjects = [
         b"events.acme.a\x0bb", b"events.acme.a\x7fb", b"events.acme.\xff\xfe", b"events.acme.a\x01",
-        "events.acme.a\u00a0b".encode(), "events.acme.\u2028".encode(), b"events.acme.a\x0cb", b"events.acme.\x00",
+        "events.acme.a\u00a0b".encode(), "events.acme.\u2028".encode(), b"events.acme.a\x0cb",
+        b"events.acme.\x00",
         b"events.acme." + b"x" * 300, b"events.acme." + b".".join([b"t"] * 17),
         b"events.acme", b"events._x.a", b"events.acme.live.a", b"events.acme.$x", b"events.acme.@x",
         b"events.acme._x", b"events._all.users.bob.x", b"events.\xc3\xa4.x", b"events." + b"t" * 65 + b".x",
-        b"events.acme.users", b"events.acme.users.bob", b"events.acme.a\rb", b"events.acme..x", b"events.acme.a.",
-        b"events.acme.a.*", b"events.acme.>", b"events.acme.a*b",
+        b"events.acme.users", b"events.acme.users.bob", b"events.acme.a\rb", b"events.acme..x",
+        b"events.acme.a.", b"events.acme.a.*", b"events.acme.>", b"events.acme.a*b",
     ]  # fmt: skip
     async with broker.client(subscribe=[">", "live.>"]) as client:
         await client.subscribe([">", "live.>"])

@@ -173,7 +173,7 @@ async def test_credentials_rotated(open_world: OpenWorld) -> None:
 @pytest.mark.parametrize(
     ("options", "tokens"),
     [
-        ({"options": {"feature_flags": {"js_ack_fc_v2": True}}}, 12),
+        ({"options": {"feature_flags": {"js_ack_fc_v2": True}}}, 11),
         ({"jetstream": {"domain": "hub"}, "nats_section": {"jetstream_domain": "hub"}}, 9),
     ],
     ids=["v2", "domain"],

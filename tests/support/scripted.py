@@ -30,7 +30,8 @@ class ScriptedBus:
     """A stream in memory. Everything takes a random time, and reads fail at a random rate."""
 
     random: random.Random
-    failures: float = 0.0
+    failures: float = 0.0  # how often a request is `Unavailable`
+    crashes: float = 0.0  # how often one breaks in a way that nobody expects, under a connection
     incarnation: str = "inc0"
     records: list[Record] = attrs.Factory(list)
     last_sequence: int = 0
@@ -70,6 +71,16 @@ class ScriptedBus:
         await trio.sleep(self.random.uniform(0, 0.05))
         if self.random.random() < self.failures:
             raise Unavailable("scripted")
+        if "Connection" in trio.lowlevel.current_task().name and self.random.random() < self.crashes:
+            raise RuntimeError("a scripted crash of a request")
+
+    def interrupt(self) -> None:
+        """NATS is away for a moment: what arrives meanwhile comes after it."""
+        assert self.sink
+        self.sink.interrupted()
+        self.sink.restored(
+            StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence)
+        )
 
     async def publish(
         self,

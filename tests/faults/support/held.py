@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.faults.support.world import World
 
 BASE_SECONDS = 10.0
+LIVE_SECONDS = 1.0  # how long before the end a live event must have been published to be there
 MEMORY = 96 * 1024 * 1024  # what rings, caches and the allocator may keep
 SHOWN = 12  # problems in a message
 
@@ -181,16 +182,17 @@ def number(position: str) -> int:
 def live(world: World, follower: Follower) -> list[str]:
     """a and c for live events: once a connection, and none missing of one that was told of no loss.
 
-    What was on its way when a connection began or ended may have been seen or not.
+    Of a connection that ended, only what was published before something that it got can be called missing.
     """
     found = []
-    got: dict[int, set[str]] = {}
+    got: dict[int, dict[str, float]] = {}
     for event in follower.events:
         if not event.sequence:
-            of = got.setdefault(event.connection, set())
+            of = got.setdefault(event.connection, {})
             if event.id in of:
                 found.append(f"{name(follower)}: live, twice: {event}")
-            of.add(event.id)
+            entry = world.ledger.live.get(event.id)
+            of[event.id] = entry.sent if entry else 0.0
     told = {
         note.connection
         for note in follower.notes
@@ -198,16 +200,14 @@ def live(world: World, follower: Follower) -> list[str]:
     }
     wanted = [entry for entry in world.ledger.live.values() if is_for(follower, entry)]
     for stay in follower.stays:
-        if stay.number in told:
-            continue
-        until = stay.until or world.ended
-        for entry in wanted:
-            if (
-                entry.sent > stay.since
-                and entry.taken < until - 1
-                and entry.id not in got.get(stay.number, ())
-            ):
-                found.append(f"{name(follower)}: live {entry.id} is missing on connection {stay.number}")
+        here = got.get(stay.number, {})
+        until = max(here.values(), default=0.0) if stay.until else world.ended - LIVE_SECONDS
+        if stay.number not in told:
+            found += [
+                f"{name(follower)}: live {entry.id} is missing on connection {stay.number}"
+                for entry in wanted
+                if stay.since < entry.sent and entry.taken < until and entry.id not in here
+            ]
     return found
 
 

@@ -1,0 +1,84 @@
+"""A start beside what already runs, through the real actors over scripted links."""
+
+from __future__ import annotations
+
+import json
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from broker import config, subjects
+from broker.actors.supervisor import Supervisor
+from broker.actors.transport import Hello
+from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@attrs.define(eq=False)
+class Client:
+    """Reads as much at a time as a test wants, and keeps all messages."""
+
+    link: ScriptedLink
+    messages: list[dict[str, Any]] = attrs.Factory(list)
+    looked_at: int = 0
+
+    async def read(self, most: int = 100_000) -> None:
+        for opcode, payload in await self.link.read(most):
+            if opcode == 1:
+                self.messages.append(json.loads(payload))
+
+    async def until(self, kind: str, most: int = 100_000) -> dict[str, Any]:
+        """The next message of a kind; those before it have been looked at, too."""
+        with trio.fail_after(1000):
+            while True:
+                while self.looked_at < len(self.messages):
+                    message = self.messages[self.looked_at]
+                    self.looked_at += 1
+                    if message["type"] == kind:
+                        payload: dict[str, Any] = message["payload"]
+                        return payload
+                await self.read(most)
+
+
+@asynccontextmanager
+async def client(bus: ScriptedBus, *, room: int) -> AsyncIterator[Client]:
+    supervisor = Supervisor(
+        config=config.Config(ring=config.Ring(events=10)),
+        bus=bus,
+        names=subjects.Names(),
+        verifier=ScriptedVerifier(),  # type: ignore[arg-type]
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        link = ScriptedLink(room=room)
+        nursery.start_soon(supervisor.serve, link, Hello(peer="test", token="acme:u"))
+        yield Client(link)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_restart_beside_a_catch_up(autojump_clock: trio.abc.Clock) -> None:
+    """P never goes back below what a catch-up has sent: else that would end at P and begin again."""
+    bus = ScriptedBus(random=random.Random(1))
+    for number in range(1, 301):
+        bus.put("events.acme.a" if number % 2 else "events.acme.b", b"%d" % number)
+    async with client(bus, room=2000) as reader:
+        reader.link.say("subscribe", {"channel": "b"})
+        await reader.until("subscribed")
+        reader.link.say("subscribe", {"channel": "a", "position": "inc0-0"})
+        assert (await reader.until("subscribed"))["catch_up"] == 1
+        while sum(each["type"] == "event" for each in reader.messages) < 100:
+            await reader.read(500)
+        reader.link.say("subscribe", {"channel": "b", "position": "inc0-100"})
+        answer = await reader.until("subscribed", 500)
+        assert answer["catch_up"] == 2
+        assert int(answer["position"].removeprefix("inc0-")) >= 300
+        await reader.until("subscription.live")
+        await reader.until("subscription.live")
+        events = [each["payload"] for each in reader.messages if each["type"] == "event"]
+        assert [each["event"] for each in events if each["channel"] == "a"] == list(range(1, 301, 2))
+        assert [each["event"] for each in events if each["channel"] == "b"] == list(range(102, 301, 2))
