@@ -181,6 +181,8 @@ class Supervisor:
 
     async def serve(self, transport: Transport, hello: Hello) -> None:
         """One client, until it is gone."""
+        if self.draining:
+            return  # its handshake was under way: it is cut off, and finds a broker when it comes again
         connection = Connection(
             id=secrets.token_hex(8), transport=transport, hello=hello, services=self.services
         )

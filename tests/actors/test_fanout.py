@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import config, subjects
-from broker.actors.fanout import Fanout
 from broker.actors.chunks import CHUNK_BYTES, Chunk
+from broker.actors.fanout import Fanout
 from broker.actors.outlet import CatchUp, Group, Outlet
 from broker.actors.transport import LinkLost
-from broker.ring import Tick
 from broker.wire import codec, frames
 from broker.wire.messages import Pong, ServerMessage
 from tests.support.scripted import parse_frame
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
     from broker.actors.outlet import Backlog
     from broker.features.replay import Checked
+    from broker.ring import Tick
     from broker.routing import Topic
 
 ENDLESS = 10**9
@@ -44,7 +44,7 @@ class Feed:
 
 @attrs.define(eq=False)
 class Link:
-    """A client that takes `room` more bytes; also the outlet's `Client`. `whole`: like TLS, nothing at once."""
+    """A client that takes `room` more bytes, and its outlet's `Client`. `whole`: like TLS, nothing at once."""
 
     room: int = ENDLESS
     whole: bool = False
@@ -76,6 +76,9 @@ class Link:
     def too_slow(self) -> None:
         self.calls["too_slow"] += 1
 
+    def send_away(self) -> None:
+        self.calls["send_away"] += 1
+
     def tell(self, message: ServerMessage) -> None:
         self.outlet.push(frames.text(codec.encode(message)))
 
@@ -85,7 +88,7 @@ class Link:
         self.tell(Pong(position=self.outlet.fanout.text(self.outlet.position())))
 
     def write(self) -> None:
-        """What the sending task does while the ring has all: sends what waits, as far as the link takes it."""
+        """What the sending task does while the ring has all: sends what waits, as far as it is taken."""
         outlet = self.outlet
         while backlog := outlet.backlog:
             if backlog.left:
@@ -159,7 +162,7 @@ class Bench:
         return topic
 
     def records(self, *channels: str, size: int = 0) -> list[Checked]:
-        found = []
+        found: list[Checked] = []
         for channel in channels:
             if subjects.is_live(channel):
                 self.lives += 1
@@ -363,7 +366,7 @@ def test_a_reply_never_overtakes_a_share() -> None:
     first, second = bench.attach(), bench.attach()
     bench.join(first, "a")
     bench.join(second, "a")
-    asked = []
+    asked: list[int] = []
 
     def ask() -> None:
         if not asked:

@@ -252,9 +252,9 @@ def entitled(bus: ScriptedBus, client: Simulated, pattern: str) -> list[tuple[in
 def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
     all_of_it = entitled(bus, client, each.pattern)
     if each.latest:
-        wanted = {sequence: channel for sequence, channel in all_of_it if sequence > (each.start or 0)}
-        assert each.seen == sorted(set(each.seen) & wanted.keys()), (client.name, each)
-        newest = {channel: sequence for sequence, channel in wanted.items()}
+        after = {sequence: channel for sequence, channel in all_of_it if sequence > (each.start or 0)}
+        assert each.seen == sorted(set(each.seen) & after.keys()), (client.name, each)
+        newest = {channel: sequence for sequence, channel in after.items()}
         assert set(newest.values()) <= set(each.seen), (client.name, each)
         return
     if not each.snapshot:

@@ -24,9 +24,12 @@ READABLE: list[tuple[str, m.ClientMessage]] = [
     ('{"type":"subscribe","payload":{"channel":"a"}}', m.Subscribe(channel="a")),
     ('{"type":"subscribe","payload":{"channel":["a","b"]}}', m.Subscribe(channel=["a", "b"])),
     (
-        '{"type":"subscribe","payload":{"channel":"a","position":"p","since":"s","last":1,"snapshot":true,'
-        '"durable":"d","lag":"close"}}',
-        m.Subscribe(channel="a", position="p", since="s", last=1, snapshot=True, durable="d", lag="close"),
+        '{"type":"subscribe","payload":{"channel":"a","position":"p","since":"s","last":1}}',
+        m.Subscribe(channel="a", position="p", since="s", last=1),
+    ),
+    (
+        '{"type":"subscribe","payload":{"channel":"a","snapshot":true,"durable":"d","lag":"close"}}',
+        m.Subscribe(channel="a", snapshot=True, durable="d", lag="close"),
     ),
     ('{"type":"subscribe","payload":{"channel":"a","position":null,"last":null}}', m.Subscribe(channel="a")),
     ('{"type":"unsubscribe","payload":{"channel":["a"]}}', m.Unsubscribe(channel=["a"])),
@@ -243,8 +246,7 @@ def test_any_document_is_a_message_or_refused(document: Any) -> None:
     """Nothing that a client can send raises anything else, or becomes a value of another type."""
     try:
         decoded = codec.decode(json.dumps(document).encode())
-    except codec.Undecodable as refused:
-        assert refused.error.message
+    except codec.Undecodable:
         return
     given = {key: value for key, value in document.get("payload", {}).items() if value is not None}
     held = {key: value for key, value in attrs.asdict(decoded.message).items() if value is not None}

@@ -102,10 +102,10 @@ def test_mutants_are_json_or_not_as_json_says(value: Any, seed: int) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b" ", b"nul", b"NaN", b"[Infinity]", b"-Infinity", b"{'a':1}", b'{"a":1,}', b"[1,]", b"01", b"1.", b".5",
-        b"+1", b"0x1", b"1 2", b"[1] x", b'{"a" 1}', b'"a', b"[", b"}", b'"\t"', b'"\\x"', b'"\\ud800"',
-        b'"\\udc00\\ud800"', b'{"a":"\\ud800"}', b'"\xff"', b'{"\xc3":1}', b'"\xed\xa0\x80"', b"\xef\xbb\xbf1",
-        b"\x00", b"// a\n1", b'\xff\xfe"\x00a\x00"\x00',
+        b" ", b"nul", b"NaN", b"[Infinity]", b"-Infinity", b"{'a':1}", b'{"a":1,}', b"[1,]", b"01", b"1.",
+        b".5", b"+1", b"0x1", b"1 2", b"[1] x", b'{"a" 1}', b'"a', b"[", b"}", b'"\t"', b'"\\x"',
+        b'"\\ud800"', b'"\\udc00\\ud800"', b'{"a":"\\ud800"}', b'"\xff"', b'{"\xc3":1}', b'"\xed\xa0\x80"',
+        b"\xef\xbb\xbf1", b"\x00", b"// a\n1", b'\xff\xfe"\x00a\x00"\x00',
     ],
 )  # fmt: skip
 def test_not_json(body: bytes) -> None:

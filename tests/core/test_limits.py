@@ -17,7 +17,7 @@ STEPS = st.lists(st.integers(0, 40).map(lambda n: n / 8), max_size=60)
 @settings(deadline=None)
 @given(steps=STEPS, rate=st.sampled_from([0.25, 1.0, 2.0, 8.0]), burst=st.integers(1, 6))
 def test_bucket_admits_what_has_flowed_in(steps: list[float], rate: float, burst: int) -> None:
-    """One is admitted exactly when a whole one is there; a refusal takes nothing and says how long to wait."""
+    """One is admitted when a whole one is there; a refusal takes nothing and says how long to wait."""
     now = 1000.0
     bucket = TokenBucket(rate=rate, burst=burst, now=now)
     level = Fraction(burst)

@@ -33,10 +33,10 @@ class Known:
 
     topics: list[Topic] = attrs.Factory(list)
     asked: list[str] = attrs.Factory(list)
+    serial: int = attrs.field(init=False)
 
-    @property
-    def serial(self) -> int:
-        return max((topic.serial for topic in self.topics), default=0)
+    def __attrs_post_init__(self) -> None:
+        self.serial = max((topic.serial for topic in self.topics), default=0)
 
     def of(self, channel: str) -> list[Topic]:
         self.asked.append(channel)

@@ -9,9 +9,10 @@ import trio
 
 from broker.bus.nats import NatsBus
 from broker.errors import CloseCode
+from broker.web.links import Link
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
-from tests.web.harness import eventually
+from tests.web.harness import eventually, head
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +130,38 @@ async def test_grace_is_an_end(
         await publisher.flush()
         await eventually(lambda: bool(connection.outlet.backlog and connection.outlet.backlog.left))
         broker.stop.wanted.set()
+        await eventually(lambda: not supervisors[0].connections)
+
+
+async def test_client_that_was_just_let_in(
+    tmp_path: Path, nats: NatsServer, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose handshake was answered as the broker began to stop is cut off, and does not hold it up."""
+    answering, go_on = trio.Event(), trio.Event()
+    real = Link.send_all
+
+    async def send_all(self: Link, data: bytes) -> None:
+        if data.startswith(b"HTTP/1.1 101"):
+            answering.set()
+            await go_on.wait()
+        await real(self, data)
+
+    settings = configure(
+        tmp_path / "b", nats.url, drain={"reconnects_per_second": 0.5, "grace_seconds": 60.0}
+    )
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client() as one, broker.client() as two:
+        monkeypatch.setattr(Link, "send_all", send_all)
+        async with open_raw(broker.running.ws) as client:
+            await client.send(head())
+            with trio.fail_after(15):
+                await answering.wait()
+            broker.stop.wanted.set()
+            for each in (one, two):
+                await each.expect("connection.draining")
+            go_on.set()
+            await client.rest()
+            for each in (one, two):
+                assert await each.closed() == 1012
         await eventually(lambda: not supervisors[0].connections)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from tests.faults.options import wanted
-from tests.faults.support.report import Report
 from tests.faults.support import world
+from tests.faults.support.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -31,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"Rows of the fault suite to run. 'short', the default, leaves out {why}.",
     )
     group.addoption("--faults-seed", type=int, default=1, metavar="N", help="Seed of the fault suite.")
+    group.addoption(
+        "--faults-soak", type=float, default=20.0, metavar="SECONDS", help="Length of the soak, and of stalls."
+    )
     group.addoption("--faults-report", metavar="FILE", help="Write what was measured there (.json or .md).")
 
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from broker.bus.server import ended
+from tests.faults.support.accounts import Operator
 from tests.faults.support.world import PATIENCE_SECONDS, SLACK
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ CREATE = b"$JS.API.CONSUMER.CREATE.EVENTS."
 
 @pytest.mark.fault(1)
 async def test_killed_again_and_again(open_world: OpenWorld, report: Report) -> None:
-    """kill -9 and restart five times under load: nothing acknowledged is lost, and delivery is back in 2 s."""
+    """kill -9 and restart five times under load: nothing acknowledged is lost, delivery is back in 2 s."""
     async with open_world() as world:
         for _ in range(5):
             await world.flows()
@@ -155,7 +156,7 @@ async def test_credentials_rotated(open_world: OpenWorld) -> None:
 
     async with open_world(
         options={"authorization": users("old")},
-        login="service:for-the-publishers@",
+        login=lambda _: {"user": "service", "pass": "for-the-publishers"},
         files={"password": "old"},
         nats_section={"user": "broker", "password_file": "password"},
     ) as world:
@@ -166,6 +167,23 @@ async def test_credentials_rotated(open_world: OpenWorld) -> None:
             await world.red()
             await world.flows()
             (world.broker.directory / "password").write_text("new")
+        await world.flows()
+
+
+@pytest.mark.fault(12)
+async def test_credentials_expired(open_world: OpenWorld) -> None:
+    """The credentials expire while they are used: the same, once there are new ones in the file."""
+    operator = Operator()
+    async with open_world(
+        options=operator.options(),
+        login=operator.login,
+        files={"creds": operator.credentials(seconds=10)},
+        nats_section={"credentials_file": "creds"},
+    ) as world:
+        async with world.outage():
+            await world.red()
+            await world.flows()
+            (world.broker.directory / "creds").write_text(operator.credentials())
         await world.flows()
 
 

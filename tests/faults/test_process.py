@@ -32,7 +32,7 @@ async def test_killed_under_load(open_world: OpenWorld, report: Report) -> None:
 
 @pytest.mark.fault(15)
 async def test_embedded_server_goes_with_its_parent(open_world: OpenWorld) -> None:
-    """kill -9 of a broker with a nats-server of its own: the server ends too, and both come back as they were."""
+    """kill -9 of a broker with a nats-server of its own: that ends too, and both come back as they were."""
     async with open_world(embedded=True) as world:
         for _ in range(2):
             await world.flows()
@@ -40,7 +40,7 @@ async def test_embedded_server_goes_with_its_parent(open_world: OpenWorld) -> No
             async with world.outage():
                 await world.broker.kill9()
                 with trio.fail_after(PATIENCE_SECONDS):
-                    while Path(f"/proc/{server}").exists():  # noqa: ASYNC110  nobody tells
+                    while Path(f"/proc/{server}").exists():
                         await trio.sleep(0.05)
                 await world.broker.start()
         await world.flows()
@@ -76,7 +76,7 @@ async def test_stopped_in_order(open_world: OpenWorld) -> None:
 
 @pytest.mark.fault(17)
 async def test_killed_between_two_acknowledgements(open_world: OpenWorld) -> None:
-    """NATS has stored a client's event and the broker dies before it says so: the retry makes no second one."""
+    """NATS has stored a client's event and the broker dies before it says so: the retry makes no second."""
     async with open_world(churning=0) as world:
         await world.flows()
         world.proxy.back.shut()

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.support.disk import Disk, small_disk
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from tests.faults.conftest import OpenWorld
     from tests.faults.support.client import Follower
     from tests.faults.support.report import Report
@@ -48,7 +53,8 @@ async def test_purged_again_and_again(open_world: OpenWorld) -> None:
         world.trims = True
         for _ in range(20):
             await world.flows(40)
-            await world.with_nats(lambda nats: nats.api("STREAM.PURGE.EVENTS", keep=world.random.randrange(30)))
+            kept = world.random.randrange(30)
+            await world.with_nats(lambda nats, kept=kept: nats.api("STREAM.PURGE.EVENTS", keep=kept))
 
 
 @pytest.mark.fault(8)
@@ -71,7 +77,7 @@ async def test_made_anew(open_world: OpenWorld, report: Report, by: str) -> None
 
 @pytest.mark.fault(8)
 async def test_missing_at_the_start(open_world: OpenWorld) -> None:
-    """A broker that starts without its stream makes it; positions of the old one are answered with `reset`."""
+    """A broker that starts without its stream makes it, and answers positions of the old one with `reset`."""
     async with open_world() as world:
         world.trims = True
         await world.flows()
@@ -107,3 +113,58 @@ async def test_trimmed_while_away(open_world: OpenWorld) -> None:
 
 def recovered(follower: Follower) -> list[bool]:
     return [note.payload["recovered"] for note in follower.notes if note.kind == "subscribed"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A small disk for the store of nats-server."""
+    with small_disk(tmp_path / "disk", 32 << 20) as found:
+        if found is None:
+            pytest.skip("this system does not let us mount a file system in a namespace of our own")
+        yield found
+
+
+@pytest.mark.fault(14)
+async def test_disk_full(open_world: OpenWorld, disk: Disk) -> None:
+    """Nothing can be stored: who publishes is told, who reads goes on, `/readyz` is red until it is mended.
+
+    nats-server gives up a stream that it could not write, until it is started again.
+    """
+    async with open_world(
+        prefix=disk.prefix,
+        jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30},
+        ring={"events": 64, "seconds": 1},
+    ) as world:
+        await world.flows(600)
+        async with world.outage():
+            disk.fill()
+            await world.red()
+            assert {code for _, code in world.refusals} == {"unavailable"}
+            for follower in world.clients:
+                follower.cut()
+            away = world.client([">"], tenant="acme", user="reader", denied=[], start={"last": 200})
+            await world.all_subscribed()
+            disk.free()
+            await world.nats.term()
+            await world.nats.start()
+        assert len(away.events) >= 200
+        await world.flows()
+
+
+@pytest.mark.fault(14)
+async def test_store_read_only(open_world: OpenWorld, disk: Disk) -> None:
+    """nats-server does not even start: the clients keep their connections until it does."""
+    async with open_world(
+        churning=0, prefix=disk.prefix, jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30}
+    ) as world:
+        await world.flows()
+        async with world.outage():
+            await world.nats.term()
+            disk.remount("ro")
+            with pytest.raises(AssertionError):
+                await world.nats.start()
+            await world.red()
+            disk.remount("rw")
+            await world.nats.start()
+        assert {follower.connection for follower in world.clients} == {1}
+        await world.flows()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -101,7 +102,7 @@ async def test_many_readers_read_once(autojump_clock: trio.abc.Clock) -> None:
     history = make_history(bus)
     async with trio.open_nursery() as nursery:
         for number in range(2000):
-            nursery.start_soon(lambda after=number % 5: walk(history, ["a"], after=after, below=1000))
+            nursery.start_soon(partial(walk, history, ["a"], after=number % 5, below=1000))
     distinct = len(bus.asked)
     pages = sum(len(segments) for segments in history.kept.values())
     assert distinct == pages, "something was read that nobody kept"
@@ -211,7 +212,7 @@ async def test_the_gate_bounds_reads(autojump_clock: trio.abc.Clock) -> None:
     history = make_history(bus, at_once=3)
     async with trio.open_nursery() as nursery:
         for number in range(50):
-            nursery.start_soon(lambda number=number: walk(history, [f"c{number}"], after=0, below=50))
+            nursery.start_soon(partial(walk, history, [f"c{number}"], after=0, below=50))
     assert bus.most == 3
 
 

@@ -110,5 +110,5 @@ async def ready_bus(url: str, **options: Any) -> AsyncIterator[tuple[NatsBus, Re
 async def until_trouble(bus: NatsBus, text: str) -> None:
     """Waits until NATS is out of reach for a reason with `text` in it."""
     with trio.fail_after(PATIENCE_SECONDS):
-        while text.lower() not in bus.jetstream.trouble.lower():  # noqa: ASYNC110  nobody tells
+        while text.lower() not in bus.jetstream.trouble.lower():
             await trio.sleep(0.01)

@@ -15,7 +15,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 @attrs.frozen(kw_only=True)
@@ -110,8 +110,10 @@ class RawNats:
             pass  # in the middle of a message
         finally:
             self.ended.set()
-            for waiting in (*self.pongs, *self.routes.values()):
-                waiting.set() if isinstance(waiting, trio.Event) else waiting.close()
+            for pong in self.pongs:
+                pong.set()
+            for route in self.routes.values():
+                route.close()
 
     async def deliver(self, sid: int, subject: bytes, reply: list[bytes], head: int, size: int) -> None:
         data = await self.take(size + 2)
@@ -141,16 +143,23 @@ class RawNats:
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncIterator[RawNats]:
-    """A client of the server at `url`, closed at the end."""
+async def connect(
+    url: str, *, login: Callable[[dict[str, Any]], dict[str, str]] | None = None
+) -> AsyncIterator[RawNats]:
+    """A client of the server at `url`, closed at the end.
+
+    `login` makes what the client says of itself out of what the server says of itself (its INFO).
+    """
     parts = urlsplit(url)
     stream = await trio.open_tcp_stream(parts.hostname or "127.0.0.1", parts.port or 4222)
     async with stream, trio.open_nursery() as nursery:
         client = RawNats(stream)
-        await client.line()
+        _, _, info = (await client.line()).partition(b" ")
         options: dict[str, object] = {"verbose": False, "headers": True, "no_responders": True}
         if parts.username:
             options |= {"user": parts.username, "pass": parts.password}
+        if login:
+            options |= login(json.loads(info))
         await stream.send_all(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
         nursery.start_soon(client.read)
         await client.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import struct
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ import attrs
 import msgspec
 import trio
 
+from tests.faults.support.proxy import Gate, open_gate
 from tests.web.harness import CLOSE, KEY, PONG, TEXT, frame
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 RECONNECT_SECONDS = 0.05, 0.3
 OPENING_SECONDS = 20.0
 MASK = 0x80
+NARROW, WIDE = 4096, 1 << 20  # receive buffers: of a client that takes nothing, of one that catches up
 MOVES = {"gap": "to"} | dict.fromkeys(
     ("subscribed", "subscription.live", "pong", "connection.draining"), "position"
 )  # which message moves the resume position by which field, beside events
@@ -83,7 +86,9 @@ class Follower:
     token: Callable[[], str]
     address: Callable[[], str | None]
     random: random.Random
-    publishes: bool = False
+    start: dict[str, Any] = attrs.field(factory=dict)  # of its first subscription
+    lag: str | None = None  # its policy, where it asks for one
+    reading: Gate = attrs.field(factory=open_gate)
     position: str | None = None
     baseline: str | None = None  # the position of its first subscription: from there it is entitled
     connection: int = 0
@@ -122,6 +127,17 @@ class Follower:
         self.cut()
         self.scope.cancel()
 
+    def stop_reading(self) -> None:
+        """From now on takes nothing off its link; its kernel takes little."""
+        if self.stream:
+            self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+        self.reading.shut()
+
+    def read_again(self) -> None:
+        if self.stream:
+            self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WIDE)
+        self.reading.open()
+
     # --- one connection ----------------------------------------------------------------------------
 
     async def connect(self, address: str) -> None:
@@ -143,7 +159,8 @@ class Follower:
         if self.stream:
             self.stream.socket.close()
         self.stream = None
-        self.subscribed = trio.Event()
+        if self.subscribed.is_set():
+            self.subscribed = trio.Event()
         if self.stays and self.stays[-1].until is None:
             self.stays[-1] = attrs.evolve(self.stays[-1], until=trio.current_time(), code=code)
         for waiting in self.replies.values():
@@ -175,7 +192,9 @@ class Follower:
         return bytearray(rest)
 
     async def more(self) -> bytes | bytearray:
-        assert self.stream
+        await self.reading.passed()
+        if self.stream is None:
+            raise Lost
         data = await self.stream.receive_some()
         if not data:
             raise Lost
@@ -221,8 +240,7 @@ class Follower:
             self.replies.pop(message_id).send_nowait(message)
         match kind:
             case "connection.authenticated":
-                start = {"position": self.position} if self.position else {}
-                await self.say("subscribe", {"channel": self.patterns} | start, "subscribe")
+                await self.subscribe()
             case "subscribed":
                 assert not payload["refused"], payload
                 self.baseline = self.baseline or payload["position"]
@@ -234,8 +252,13 @@ class Follower:
             case "error" if message_id == "subscribe":
                 assert payload["retryable"], payload
                 await trio.sleep(payload["retry_after_ms"] / 1000)
-                start = {"position": self.position} if self.position else {}
-                await self.say("subscribe", {"channel": self.patterns} | start, "subscribe")
+                await self.subscribe()
+
+    async def subscribe(self) -> None:
+        """Its whole list, from where it stands."""
+        start = {"position": self.position} if self.position else self.start
+        lag = {"lag": self.lag} if self.lag else {}
+        await self.say("subscribe", {"channel": self.patterns} | start | lag, "subscribe")
 
     def event(self, now: float, payload: dict[str, Any]) -> None:
         position = payload.get("position")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BASE_SECONDS = 10.0
 LIVE_SECONDS = 1.0  # how long before the end a live event must have been published to be there
-MEMORY = 96 * 1024 * 1024  # what rings, caches and the allocator may keep
+MEMORY = 64 * 1024 * 1024  # what rings and caches may keep
 SHOWN = 12  # problems in a message
 
 

@@ -1,13 +1,18 @@
 """The command `broker` as the fault suite starts it: it can be asked for its tasks, and made narrow.
 
 `python -m tests.faults.support.launch serve …`. On SIGUSR1 it writes how many Trio tasks live into the file
-of FAULTS_TASKS; FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each.
+of FAULTS_TASKS, and has the allocator give back what is free, so that what is resident is what is held.
+FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
+how often, in seconds, it asks an address for keys, and how long it waits for an answer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 
@@ -18,15 +23,25 @@ def narrow(held: int) -> None:
     live.HELD_MESSAGES = held
 
 
+def hurry(seconds: float) -> None:
+    from broker.auth import jwks, keys
+
+    keys.Timing = partial(jwks.Timing, refresh_seconds=seconds, fetch_seconds=seconds)  # type: ignore[assignment, misc]
+
+
 def count_tasks(number: int, frame: object) -> None:
     import trio
 
+    with contextlib.suppress(AttributeError):  # another allocator than glibc's
+        ctypes.CDLL(None).malloc_trim(0)
     Path(os.environ["FAULTS_TASKS"]).write_text(f"{trio.lowlevel.current_statistics().tasks_living}\n")
 
 
 def main() -> None:
     if held := os.environ.get("FAULTS_HELD"):
         narrow(int(held))  # before `broker.bus.nats` takes them for its defaults
+    if seconds := os.environ.get("FAULTS_REFRESH"):
+        hurry(float(seconds))
     signal.signal(signal.SIGUSR1, count_tasks)
     from broker.__main__ import main as broker
 

@@ -1,7 +1,7 @@
 """What was published and acknowledged: the books that deliveries are held against.
 
-Every event carries an id of its own, which is also its `Nats-Msg-Id`; it is published again under that id until
-the stream has acknowledged it. So each is in the stream once, and the clients must each get it once.
+Every event carries an id of its own, which is also its `Nats-Msg-Id`; it is published again under that id
+until the stream has acknowledged it. So each is in the stream once, and each client must get it once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from tests.support.rawnats import connect
-
 if TYPE_CHECKING:
-    import random
+    from random import Random
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractAsyncContextManager
 
     from tests.support.rawnats import Message, RawNats
 
@@ -26,8 +25,6 @@ RETRY_SECONDS = 3.0
 RECONNECT_SECONDS = 0.02
 CONNECT_SECONDS = 5.0
 PAGE = 1000
-
-Picker = "Callable[[random.Random], str]"
 
 
 @attrs.frozen(kw_only=True)
@@ -101,15 +98,15 @@ class Ledger:
 class Writer:
     """A service that publishes events of `rate` a second, stored ones in a pipeline or live ones one by one.
 
-    `pick` chooses the subject of the next. `burst` further ones go out as fast as they are taken. `stopping`: no
-    new ones; it ends when all are acknowledged.
+    `pick` chooses the subject of the next. `burst` further ones go out as fast as they are taken. `stopping`:
+    no new ones; it ends when all are acknowledged.
     """
 
     name: str
-    url: Callable[[], str]
+    connect: Callable[[], AbstractAsyncContextManager[RawNats]]
     ledger: Ledger
-    random: random.Random
-    pick: Callable[[random.Random], str]
+    random: Random
+    pick: Callable[[Random], str]
     rate: float
     padding: int = 300  # bytes at most
     burst: int = 0
@@ -122,7 +119,7 @@ class Writer:
         while not (self.stopping and not self.waiting):
             try:
                 with trio.move_on_after(CONNECT_SECONDS) as opening:
-                    async with connect(self.url()) as client:
+                    async with self.connect() as client:
                         opening.deadline = float("inf")
                         self.links += 1
                         with trio.CancelScope() as scope:
@@ -153,8 +150,8 @@ class Writer:
             if not self.stopping and len(self.waiting) < (BURST_WINDOW if hurry else WINDOW):
                 self.burst -= hurry
                 identity = self.ledger.new(self.pick(self.random))
-                body = {"n": identity, "pad": "x" * self.random.randint(0, self.padding)}
-                self.waiting[identity] = (json.dumps(body).encode(), 0.0)
+                event = {"n": identity, "pad": "x" * self.random.randint(0, self.padding)}
+                self.waiting[identity] = (json.dumps(event).encode(), 0.0)
             now = trio.current_time()
             for identity, (body, tried) in list(self.waiting.items()):
                 if now > tried + RETRY_SECONDS:

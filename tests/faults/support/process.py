@@ -59,6 +59,7 @@ class BrokerProcess:
     sections: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     files: dict[str, str] = attrs.field(factory=dict)  # beside the configuration: secrets
     variables: dict[str, str] = attrs.field(factory=dict)
+    keys: list[dict[str, Any]] = attrs.field(factory=list)  # that it believes beside its own
     process: trio.Process | None = None
     addresses: dict[str, Any] = attrs.field(factory=dict)
     base: Held | None = None
@@ -107,7 +108,7 @@ class BrokerProcess:
             sections[name] = sections.get(name, {}) | values
         key = {"name": "main", "secret_file": "secret", "tenants": ["*"]}
         file = self.directory / "broker.toml"
-        file.write_text(tomlkit.dumps({**sections, "auth": {"keys": [key]}}))
+        file.write_text(tomlkit.dumps({**sections, "auth": {"keys": [key, *self.keys]}}))
         self.auth = config.load(file, {}, production=True).auth
 
     def token(self, tenant: str, user: str, **claims: Any) -> str:
@@ -193,7 +194,7 @@ class BrokerProcess:
 
     async def held(self) -> Held:
         pid = self.pid
-        metrics = await self.metrics()
+        metrics, tasks = await self.metrics(), await self.tasks()
         status = dict(
             line.split(":\t", 1)
             for line in Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -201,7 +202,7 @@ class BrokerProcess:
         )
         return Held(
             connections=int(metrics["broker_connections"]),
-            tasks=await self.tasks() - int(metrics["broker_tenants"]),
+            tasks=tasks - int(metrics["broker_tenants"]),
             descriptors=len(os.listdir(f"/proc/{pid}/fd")),
             threads=int(status["Threads"]),
             memory=int(status["VmRSS"].split()[0]) * 1024,

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import random
+from random import Random
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,10 @@ from tests.support.rawnats import connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+
+    from tests.support.rawnats import RawNats
 
 TENANTS = ("acme", "globex", "initech")
 USERS = 5  # of each tenant
@@ -46,7 +49,7 @@ LISTS = (
     ["me.>"],
 )
 EVERYTHING = [">", "live.>"]
-DENIED = (["orders.secret.>"], [], [])
+DENIED: tuple[list[str], ...] = (["orders.secret.>"], [], [])
 
 
 @attrs.frozen
@@ -62,13 +65,13 @@ class World:
     """What runs, and what a test does to it."""
 
     seed: int
-    random: random.Random
+    random: Random
     nats: NatsServer
     proxy: Proxy  # between broker and NATS
     front: Proxy  # between clients and broker
     broker: BrokerProcess
     ledger: Ledger
-    url: Callable[[], str]  # of NATS, for the publishers
+    connect: Callable[[], AbstractAsyncContextManager[RawNats]]  # to NATS, for the publishers
     nursery: trio.Nursery
     clients: list[Follower] = attrs.field(factory=list)
     writers: list[Writer] = attrs.field(factory=list)
@@ -89,7 +92,15 @@ class World:
 
     # --- clients and publishers --------------------------------------------------------------------
 
-    def client(self, patterns: list[str], *, tenant: str, user: str, denied: list[str]) -> Follower:
+    def client(
+        self,
+        patterns: list[str],
+        *,
+        tenant: str,
+        user: str,
+        denied: list[str],
+        start: dict[str, Any] | None = None,
+    ) -> Follower:
         """A client more, connected soon."""
         number = len(self.clients)
         spelled = [each.replace("me.", f"users.{user}.") for each in patterns]
@@ -99,11 +110,12 @@ class World:
             user=user,
             patterns=spelled,
             denied=denied,
+            start=start or {},
             token=partial(
                 self.broker.token, tenant, user, subscribe=EVERYTHING, publish=EVERYTHING, deny=denied
             ),
             address=self.address,
-            random=random.Random(f"{self.seed}.{number}"),
+            random=Random(f"{self.seed}.{number}"),
         )
         self.clients.append(follower)
         self.nursery.start_soon(follower.run)
@@ -121,7 +133,7 @@ class World:
             if number % 5 == 0:
                 self.nursery.start_soon(self.keep_publishing, follower)
 
-    def subject(self, tenant: str, choice: random.Random) -> str:
+    def subject(self, tenant: str, choice: Random) -> str:
         """Where the next stored event of a tenant's service goes."""
         number = choice.randrange(CHANNELS)
         match choice.randrange(20):
@@ -136,7 +148,7 @@ class World:
             case _:
                 return f"events.{tenant}.orders.{number}"
 
-    def live_subject(self, tenant: str, choice: random.Random) -> str:
+    def live_subject(self, tenant: str, choice: Random) -> str:
         if choice.randrange(5):
             return f"live.{tenant}.cursor.{choice.randrange(CHANNELS)}"
         return f"live.{tenant}.users.u{choice.randrange(USERS)}.hint"
@@ -148,9 +160,9 @@ class World:
                 name = f"{tenant}{len(self.writers)}"
                 writer = Writer(
                     name=name,
-                    url=self.url,
+                    connect=self.connect,
                     ledger=self.ledger,
-                    random=random.Random(f"{self.seed}.{name}"),
+                    random=Random(f"{self.seed}.{name}"),
                     pick=partial(pick, tenant),
                     rate=each,
                 )
@@ -158,7 +170,7 @@ class World:
                 self.nursery.start_soon(writer.run)
 
     def burst(self, count: int, *, padding: int = 300) -> None:
-        """So many events more, stored and live ones, as fast as NATS takes them, of `padding` bytes at most."""
+        """So many events more, stored and live, as fast as NATS takes them, of `padding` bytes at most."""
         for index, writer in enumerate(self.writers):
             writer.burst += count // len(self.writers) + (index < count % len(self.writers))
             writer.padding = padding
@@ -183,7 +195,8 @@ class World:
             sent = trio.current_time()
             answer = await follower.ask("publish", payload)
             if answer is None:
-                if any(note.kind == "connection.draining" and note.at > sent for note in follower.notes[-50:]):
+                told = [note.at for note in follower.notes if note.kind == "connection.draining"]
+                if told and told[-1] > sent:
                     self.cut_short.append(identity)
                 continue
             said = answer["payload"]
@@ -226,7 +239,7 @@ class World:
         """Waits until `/readyz` answers so; how many seconds that took."""
         began = trio.current_time()
         with trio.fail_after(PATIENCE_SECONDS):
-            while self.readiness[-1].status not in wanted:  # noqa: ASYNC110  nobody tells
+            while self.readiness[-1].status not in wanted:
                 await trio.sleep(POLL_SECONDS)
         return trio.current_time() - began
 
@@ -288,7 +301,7 @@ class World:
 
     async def with_nats(self, call: Callable[..., Awaitable[Any]]) -> Any:
         """Calls with a NATS client of the test's own."""
-        async with connect(self.url()) as client:
+        async with self.connect() as client:
             return await call(client)
 
     # --- the end -----------------------------------------------------------------------------------
@@ -326,18 +339,20 @@ async def open_world(
     options: dict[str, Any] | None = None,
     jetstream: dict[str, Any] | None = None,
     prefix: tuple[str, ...] = (),
-    login: str = "",
+    login: Callable[[dict[str, Any]], dict[str, str]] | None = None,
     nats_section: dict[str, Any] | None = None,
     files: dict[str, str] | None = None,
     variables: dict[str, str] | None = None,
+    keys: list[dict[str, Any]] | None = None,
     embedded: bool = False,
     **sections: dict[str, Any],
 ) -> AsyncIterator[World]:
     """NATS, a broker, publishers and clients at work; afterwards everything of "Held after every test".
 
-    `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there; `sections`,
-    `nats_section`, `files` and `variables` are for the broker: its configuration, what it refers to, and its
-    environment. `embedded`: with a nats-server of its own. `churning` clients come and go all the time.
+    `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there;
+    `sections`, `nats_section`, `files`, `variables` and `keys` are for the broker: its configuration, what it
+    refers to, its environment, and whom it believes beside the test. `embedded`: with a nats-server of its own.
+    `churning` clients come and go all the time.
     """
     (directory / "nats").mkdir()
     settings = {
@@ -356,17 +371,22 @@ async def open_world(
             sections=sections,
             files=files or {},
             variables=variables or {},
+            keys=keys or [],
         )
+
+        def to_nats() -> AbstractAsyncContextManager[RawNats]:
+            return connect(broker.nats_url if embedded else nats.url, login=login)
+
         async with run_proxy(lambda: broker.port) as front:
             world = World(
                 seed=seed,
-                random=random.Random(seed),
+                random=Random(seed),
                 nats=nats,
                 proxy=proxy,
                 front=front,
                 broker=broker,
                 ledger=Ledger(),
-                url=lambda: broker.nats_url if embedded else f"nats://{login}127.0.0.1:{nats.port}",
+                connect=to_nats,
                 nursery=nursery,
                 embedded=embedded,
             )
