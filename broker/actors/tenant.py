@@ -124,11 +124,13 @@ class Tenant:
     restarts: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self.renew(count=0)
+        self.fanout = self.make_fanout(count=0)
+        self.history = self.make_history(self.name, self.fanout)
 
-    def renew(self, *, count: int) -> None:
+    def make_fanout(self, *, count: int) -> Fanout:
+        """A fan-out without clients, whose ring holds what the intake remembers."""
         floor, recent = self.intake.recent_of(self.name)
-        self.fanout = Fanout(
+        fanout = Fanout(
             bounds=self.bounds,
             incarnation=self.intake.incarnation,
             head=floor,
@@ -136,16 +138,11 @@ class Tenant:
             feed=self,
             count=count,
         )
-        batch: list[Checked] = []
-        for checked in recent:
-            batch.append(checked)
-            if len(batch) == TICK_EVENTS:
-                self.fanout.add(batch)
-                batch = []
-        if batch:
-            self.fanout.add(batch)
-        self.fanout.finish()
-        self.history = self.make_history(self.name, self.fanout)
+        remembered = list(recent)
+        for start in range(0, len(remembered), TICK_EVENTS):
+            fanout.add(remembered[start : start + TICK_EVENTS])
+        fanout.finish()
+        return fanout
 
     def quiet_at(self) -> int | None:
         return self.intake.head if self.inbox.empty() else None
@@ -155,7 +152,7 @@ class Tenant:
 
         After too many crashes it gives up: its clients are sent away, and it rests for a while.
         """
-        pause, longest = RESTART_SECONDS
+        first, longest = RESTART_SECONDS
         crashes = Window(limit=CRASHES, seconds=CRASH_SECONDS)
         with self.scope:
             while True:
@@ -167,8 +164,8 @@ class Tenant:
                 if crashes.hit(trio.current_time()):
                     break
                 self.inbox.lose()  # so that its work begins with a new fan-out
+                pause = min(longest, first * 2 ** len(crashes.times))
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
-                pause = min(longest, pause * 2)
             self.failed_until = trio.current_time() + REST_SECONDS
             log.error("tenant_gave_up", tenant=self.name, seconds=REST_SECONDS)
             for outlet in list(self.fanout.outlets):
@@ -216,14 +213,18 @@ class Tenant:
                     until = clock() + TURN_SECONDS
 
     def rebuild(self, *, same_stream: bool) -> None:
-        """Moves all connections into a new fan-out, to go on from where each has come to."""
+        """Moves all connections into a new fan-out, to go on from where each has come to.
+
+        Should it break in the middle, the old one still has all of them, for the next try.
+        """
         self.inbox.clear()
         old = self.fanout
-        reached = {outlet: old.reached(outlet) for outlet in old.outlets}
-        self.renew(count=old.count + 1)
-        for outlet, position in reached.items():
-            self.fanout.adopt(outlet, position=position if same_stream else 0, same_stream=same_stream)
-            tell_of_loss(outlet, self.fanout, same_stream=same_stream)
+        new = self.make_fanout(count=old.count + 1)
+        for outlet in old.outlets:
+            position = old.reached(outlet) if same_stream else 0
+            new.adopt(outlet, position=position, same_stream=same_stream)
+            tell_of_loss(outlet, new, same_stream=same_stream)
+        self.fanout, self.history = new, self.make_history(self.name, new)
 
     def statistics(self) -> TenantStatistics:
         ring = self.fanout.ring.statistics()

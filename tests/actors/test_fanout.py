@@ -44,7 +44,7 @@ class Feed:
 
 @attrs.define(eq=False)
 class Link:
-    """A client that takes `room` more bytes, and its outlet's `Client`. `whole`: like TLS, nothing at once."""
+    """A client that takes `room` more bytes, and its outlet's `Client`. `whole`: nothing at once, as TLS."""
 
     room: int = ENDLESS
     whole: bool = False

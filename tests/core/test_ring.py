@@ -121,6 +121,18 @@ def test_share_is_what_one_by_one_would_be(
         assert tick.join(mask) == b"".join(events[index].frame for index in expected)
 
 
+def test_every_floor() -> None:
+    """A floor is a position for stored events and a counter for live ones, and lies before what is shared."""
+    events = make_events([("a", 0), ("a", 1), ("live.a", 0), ("a", 0), ("live.a", 0)], counter=20, base=10)
+    assert [event.sequence for event in events] == [11, 13, 13, 14, 14]
+    stored, live = Topic("a", (), 1), Topic("live.a", (), 2)
+    tick = make_tick(events, [stored, live], base=10)
+    for position, mask in ((9, 0b01011), (10, 0b01011), (11, 0b01010), (12, 0b01010), (13, 0b01000), (14, 0)):
+        assert tick.share({stored: position}) == mask
+    for counter, mask in ((19, 0b10100), (21, 0b10100), (22, 0b10000), (23, 0b10000), (24, 0), (99, 0)):
+        assert tick.share({live: counter}) == mask
+
+
 def test_a_topic_that_the_tick_knows_and_did_not_match_stays_without() -> None:
     """A topic older than the tick is never worked out again: the trie has said what it matched."""
     old, young = Topic("*", (), 5), Topic("*", (), 6)

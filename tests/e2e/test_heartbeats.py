@@ -234,7 +234,7 @@ async def test_a_stall_is_measured_from_where_it_begins(
         await nats.kill9()
         outlet = connection.outlet
         while outlet.backlog and outlet.backlog.left:  # it takes all that the broker has at hand
-            await next_event(client)
+            await hear(client)
         assert outlet.backlog
         connection.progress -= 7200  # NATS has been away for two hours
         await nats.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 NODES = 3
 LATENCY = 0.8  # of the late one: elections need seconds
 AWAY_SECONDS = 0.5, 3.0
-PHASE_SECONDS = 8.0
+PHASE_SECONDS = 5.0
 
 
 @attrs.define(eq=False)
 class Cluster:
     """Nodes 0 to 2 hold the copies; links between the last and the other two go through `slow`.
 
-    The server that clients and broker are connected to is a fourth, without JetStream: so any of the three may
-    answer a read, and the late one does as often as the others.
+    The server that publishers and broker are connected to is a fourth, without JetStream: so any of the three
+    may answer a read, and the late one does as often as the others.
     """
 
     ports: list[int]
@@ -46,9 +47,6 @@ class Cluster:
     def latency(self, seconds: float) -> None:
         for proxy in self.slow:
             proxy.latency = seconds
-
-    def routes(self, number: int) -> list[str]:
-        return routes(self.ports, self.slow, number)
 
     async def last_sequence(self, number: int) -> int:
         """How far this node's copy of the events is."""
@@ -105,14 +103,15 @@ async def run_cluster(directory: Path) -> AsyncIterator[Cluster]:
     ports = free_ports(NODES + 1)
     async with AsyncExitStack() as stack:
         slow = [
-            await stack.enter_async_context(run_proxy(lambda number=number: ports[number]))
+            await stack.enter_async_context(run_proxy(partial(ports.__getitem__, number)))
             for number in range(NODES)
         ]
         nodes = []
         for number in range(NODES):
             place = directory / f"node{number}"
             place.mkdir()
-            nodes.append(await stack.enter_async_context(run_nats(place, **node_options(ports, slow, number))))
+            node = run_nats(place, **node_options(ports, slow, number))
+            nodes.append(await stack.enter_async_context(node))
         yield Cluster(ports, slow, nodes)
 
 
@@ -149,7 +148,7 @@ async def test_late_replica(open_world: OpenWorld, tmp_path: Path, report: Repor
                         lags.append(first - late)
                         await trio.sleep(0.2)
                 cluster.latency(0.0)
-                await pulse(cluster.nodes[NODES - 1], seconds=2.0 * number)
+                await pulse(cluster.nodes[NODES - 1], seconds=3.5 * number)
                 await world.flows()
             world.quiet = True
             with trio.fail_after(PATIENCE_SECONDS):

@@ -241,30 +241,42 @@ class Follower:
         match kind:
             case "connection.authenticated":
                 await self.subscribe()
-            case "subscribed":
+            case "subscribed" if message_id == "subscribe":
                 assert not payload["refused"], payload
                 self.baseline = self.baseline or payload["position"]
                 self.stays.append(Stay(self.connection, now))
                 if payload["live"]:
-                    self.subscribed.set()
-            case "subscription.live":
-                self.subscribed.set()
+                    await self.live()
+            case "subscription.live" if "catch_up" not in payload:
+                await self.live()
             case "error" if message_id == "subscribe":
                 assert payload["retryable"], payload
                 await trio.sleep(payload["retry_after_ms"] / 1000)
                 await self.subscribe()
+            case _:
+                await self.heard(kind, payload, message_id)
+
+    async def live(self) -> None:
+        """Its list is up to date."""
+        self.subscribed.set()
+
+    async def heard(self, kind: str, payload: dict[str, Any], message_id: str | None) -> None:
+        """For clients that do more."""
 
     async def subscribe(self) -> None:
         """Its whole list, from where it stands."""
         start = {"position": self.position} if self.position else self.start
         lag = {"lag": self.lag} if self.lag else {}
-        await self.say("subscribe", {"channel": self.patterns} | start | lag, "subscribe")
+        await self.say("subscribe", {"channel": self.wanted()} | start | lag, "subscribe")
+
+    def wanted(self) -> list[str]:
+        return self.patterns
 
     def event(self, now: float, payload: dict[str, Any]) -> None:
         position = payload.get("position")
         incarnation, _, sequence = (position or "-0").rpartition("-")
         catch_up = payload.get("catch_up")
-        self.events.append(
+        self.received(
             Received(
                 now,
                 self.connection,
@@ -276,6 +288,10 @@ class Follower:
             )
         )
         self.move(position, payload)
+
+    def received(self, event: Received) -> None:
+        assert event.catch_up is None, event
+        self.events.append(event)
 
     def move(self, position: str | None, payload: dict[str, Any]) -> None:
         if position is not None and "catch_up" not in payload:

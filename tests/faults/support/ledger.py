@@ -13,9 +13,9 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from random import Random
     from collections.abc import Callable, Iterable
     from contextlib import AbstractAsyncContextManager
+    from random import Random
 
     from tests.support.rawnats import Message, RawNats
 

@@ -13,7 +13,7 @@ import sys
 
 import trio
 
-from tests.faults.support.client import Follower, Lost
+from tests.faults.support.client import Follower
 from tests.support.rawnats import connect
 
 RATE, BATCH = 4000, 40
@@ -50,7 +50,8 @@ class Loud(Follower):
             await trio.sleep(0.1)
 
 
-async def main(url: str, ws: str, token: str) -> None:
+async def main(*arguments: str) -> None:
+    url, ws, token = arguments
     async with trio.open_nursery() as nursery:
         nursery.start_soon(publish, url)
         for number in range(CLIENTS):

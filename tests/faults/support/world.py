@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from random import Random
 from contextlib import asynccontextmanager
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,6 +15,7 @@ import trio
 
 from tests.faults.support import held
 from tests.faults.support.client import Follower
+from tests.faults.support.historian import Historian
 from tests.faults.support.http import get
 from tests.faults.support.ledger import Ledger, Writer, abandon
 from tests.faults.support.process import BrokerProcess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from tests.faults.support.judge import Verdict
     from tests.support.rawnats import RawNats
 
 TENANTS = ("acme", "globex", "initech")
@@ -35,6 +37,7 @@ CHANNELS = 4  # of each kind
 CLIENTS = 50
 POLL_SECONDS = 0.05
 PUBLISH_SECONDS = 0.5  # between two publications of a client
+REMEMBER_SECONDS = 5.0  # after so long at most some clients ask for the past
 PATIENCE_SECONDS = 60.0  # a bound for what must come; nothing is measured by it
 SLACK = 3.0  # how much longer a machine that is busy with other things may take
 
@@ -84,7 +87,7 @@ class World:
     ended: float = 0.0  # when everybody had come to the end of the stream
     embedded: bool = False  # the broker has a nats-server of its own, and `nats` is not used
     cut_short: list[str] = attrs.field(factory=list)  # publications under way that a drain left unanswered
-    verdict: held.Verdict | None = None
+    verdict: Verdict | None = None
 
     def address(self) -> str | None:
         """Where clients connect: through `front`, while there is a broker."""
@@ -100,11 +103,13 @@ class World:
         user: str,
         denied: list[str],
         start: dict[str, Any] | None = None,
+        past: str | None = None,
     ) -> Follower:
-        """A client more, connected soon."""
+        """A client more, connected soon. With `past` it reads that from the beginning, after a while."""
         number = len(self.clients)
         spelled = [each.replace("me.", f"users.{user}.") for each in patterns]
-        follower = Follower(
+        make = partial(Historian, past=past) if past else Follower
+        follower = make(
             name=f"client{number}",
             tenant=tenant,
             user=user,
@@ -119,17 +124,22 @@ class World:
         )
         self.clients.append(follower)
         self.nursery.start_soon(follower.run)
+        if isinstance(follower, Historian):
+            self.nursery.start_soon(follower.remember, self.random.uniform(0, REMEMBER_SECONDS))
         return follower
 
     def crowd(self, count: int) -> None:
-        """So many clients, spread over tenants, users, lists and what is denied; a fifth of them publish."""
+        """So many clients, spread over tenants, users, lists and what is denied.
+
+        A fifth of them publish, some read the past as well.
+        """
         for number in range(count):
             tenant = TENANTS[number % len(TENANTS)]
             user = f"u{number // len(TENANTS) % USERS}"
             wanted = LISTS[self.random.randrange(len(LISTS))] if number >= len(LISTS) else LISTS[number]
-            follower = self.client(
-                wanted, tenant=tenant, user=user, denied=DENIED[number % len(DENIED)] if number % 2 else []
-            )
+            denied = DENIED[number % len(DENIED)] if number % 2 else []
+            past = "orders.>" if number % 6 == 0 and "orders.>" not in wanted else None
+            follower = self.client(wanted, tenant=tenant, user=user, denied=denied, past=past)
             if number % 5 == 0:
                 self.nursery.start_soon(self.keep_publishing, follower)
 
@@ -351,7 +361,7 @@ async def open_world(
 
     `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there;
     `sections`, `nats_section`, `files`, `variables` and `keys` are for the broker: its configuration, what it
-    refers to, its environment, and whom it believes beside the test. `embedded`: with a nats-server of its own.
+    refers to, its environment, and whom else it believes. `embedded`: with a nats-server of its own.
     `churning` clients come and go all the time.
     """
     (directory / "nats").mkdir()
