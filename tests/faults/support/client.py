@@ -159,7 +159,7 @@ class Follower:
         if self.stream:
             self.stream.socket.close()
         self.stream = None
-        if self.subscribed.is_set():
+        if self.subscribed.is_set():  # else somebody may wait for the next one
             self.subscribed = trio.Event()
         if self.stays and self.stays[-1].until is None:
             self.stays[-1] = attrs.evolve(self.stays[-1], until=trio.current_time(), code=code)
@@ -215,9 +215,9 @@ class Follower:
             buffer += await self.more()
 
     async def send(self, data: bytes) -> None:
-        if self.stream is None:
-            raise Lost
         async with self.writing:
+            if self.stream is None:
+                raise Lost
             await self.stream.send_all(data)
 
     async def say(self, kind: str, payload: dict[str, Any], message_id: str | None = None) -> None:

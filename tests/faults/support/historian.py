@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 
-from tests.faults.support.client import Follower
+from tests.faults.support.client import Follower, Lost
 from tests.faults.support.entitled import matches
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ class Historian(Follower):
         await trio.sleep(delay)
         await self.subscribed.wait()
         self.asking = True
-        self.cut()  # it asks when its list stands again
+        with contextlib.suppress(Lost, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            await self.ask_for_the_past()  # else when its list stands again
 
     def wanted(self) -> list[str]:
         return self.patterns if self.joined is None else [*self.patterns, self.past]
