@@ -117,6 +117,7 @@ class Connection:
         if self.sender:
             self.sender.cancel()
         self.transport.abort()
+        del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

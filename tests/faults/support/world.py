@@ -137,8 +137,9 @@ class World:
             tenant = TENANTS[number % len(TENANTS)]
             user = f"u{number // len(TENANTS) % USERS}"
             wanted = LISTS[self.random.randrange(len(LISTS))] if number >= len(LISTS) else LISTS[number]
-            denied = DENIED[number % len(DENIED)] if number % 2 else []
-            past = "orders.>" if number % 6 == 0 and "orders.>" not in wanted else None
+            denied = DENIED[number // len(TENANTS) % len(DENIED)]
+            beside = wanted not in (["live.>"], LISTS[0], LISTS[3])  # stored channels, and not the same
+            past = "orders.>" if number % 4 == 1 and beside else None
             follower = self.client(wanted, tenant=tenant, user=user, denied=denied, past=past)
             if number % 5 == 0:
                 self.nursery.start_soon(self.keep_publishing, follower)
