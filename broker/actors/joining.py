@@ -247,7 +247,7 @@ class Joiner:
     def begin_catch_up(self, stored: dict[str, Topic], *, position: int) -> int:
         self.outlet.numbers += 1
         number = self.outlet.numbers
-        catch_up = CatchUp(number, position=position, snapshot=self.snapshot)
+        catch_up = CatchUp(number, position=position, told=self.outlet.position(), snapshot=self.snapshot)
         for topic in stored.values():
             self.hold(topic)
             catch_up.topics[topic] = 0

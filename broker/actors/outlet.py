@@ -69,13 +69,15 @@ class Group:
 class CatchUp:
     """A start in the past beside the live flow: its own position, which follows P and ends at it.
 
-    A snapshot comes first, where there is one: the newest event of each channel, up to its `head`.
+    A snapshot comes first, where there is one: the newest event of each channel, up to its `head`. `told`
+    is the newest P that the client is known to have been told.
     """
 
-    __slots__ = ("groups", "number", "position", "snapshot", "topics")
+    __slots__ = ("groups", "number", "position", "snapshot", "told", "topics")
 
-    def __init__(self, number: int, *, position: int, snapshot: Tick | None = None) -> None:
+    def __init__(self, number: int, *, position: int, told: int, snapshot: Tick | None = None) -> None:
         self.number = number
+        self.told = told
         self.position = position
         self.snapshot = snapshot
         self.topics: dict[Topic, int] = {}

@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from broker.actors.chunks import Chunk, Reading, from_pages
 from broker.errors import Unavailable
-from broker.wire.messages import Gap, SubscriptionLive, named
+from broker.wire.messages import Gap, Pong, SubscriptionLive, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -152,8 +152,9 @@ class Sending:
         if outlet.backlog and (outlet.backlog.left or outlet.backlog.replies):
             return
         outlet.settle()
+        self.tell_position(current, chunk)
         if outlet.backlog and outlet.backlog.left:
-            return  # the running tick's share came first, and filled the link
+            return  # what had to come first filled the link
         left = outlet.hand_over(chunk)
         current.position = chunk.position
         if current.snapshot and current.position >= current.snapshot.head:
@@ -167,6 +168,16 @@ class Sending:
         elif len(outlet.catch_ups) > 1:
             last = min(self.catch_ups_at_once, len(outlet.catch_ups)) - 1
             outlet.catch_ups.insert(last, outlet.catch_ups.pop(0))
+
+    def tell_position(self, current: CatchUp, chunk: Chunk) -> None:
+        """P advances unseen while the live channels are quiet; marked events never pass the P that was told.
+
+        Otherwise a client that is cut off now would resume before them, and get them twice.
+        """
+        outlet = self.outlet
+        if outlet.fanout and chunk.positions and chunk.positions[-1] > current.told:
+            current.told = outlet.position()
+            outlet.client.tell(Pong(position=outlet.fanout.text(current.told)))
 
     async def next_of(self, current: CatchUp) -> Chunk | None:
         outlet = self.outlet

@@ -88,7 +88,9 @@ class Simulated:
         told = sequence_of(payload["position"]) if "position" in payload else None
         if kind == "event":
             assert told is not None
-            if "catch_up" not in payload:
+            if "catch_up" in payload:
+                assert told <= self.position, "a catch-up passed P"
+            else:
                 assert told > self.last_unmarked, "unmarked events went backwards"
                 self.last_unmarked = self.position = told
             for each in self.wanted.values():
