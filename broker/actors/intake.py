@@ -104,6 +104,18 @@ class Intake:
         audience = (tenant, subjects.BROADCAST)
         return self.floor, [checked for _, of, checked in self.recent if of in audience]
 
+    def between(self, tenant: str, after: int, upto: int) -> list[Checked]:
+        """What of the memory the tenant may see after one position up to another."""
+        audience = (tenant, subjects.BROADCAST)
+        found: list[Checked] = []
+        for _, of, checked in reversed(self.recent):
+            sequence = checked[1][0]
+            if sequence <= after:
+                break
+            if sequence <= upto and of in audience:
+                found.append(checked)
+        return found[::-1]
+
 
 def parse(names: subjects.Names, subject: str) -> Address:
     tenant = channel = ""

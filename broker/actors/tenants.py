@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -89,6 +90,7 @@ class Tenants:
             incarnation=fanout.incarnation,
             gate=self.gate,
             check=self.intake.check,
+            remembered=partial(self.intake.between, name),
             encode=lambda checked: fanout.encode(checked, first=0, base=0),
             clock=trio.current_time,
         )

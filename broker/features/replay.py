@@ -59,7 +59,8 @@ class History:
     """Reads a tenant's history in pages that look like ticks.
 
     `check` makes an event of a record or answers None (a dead letter); `encode` makes a tick. `gate` bounds
-    the reads of the whole process.
+    the reads of the whole process. `remembered` has the tenant's newest events from the feed, after one
+    position up to another: a replica that answers late has not got them yet, and does not say so.
     """
 
     tenant: str
@@ -68,6 +69,7 @@ class History:
     incarnation: str
     gate: FairGate
     check: Callable[[Record], Checked | None]
+    remembered: Callable[[int, int], Iterable[Checked]]
     encode: Callable[[list[Checked]], Tick]
     clock: Callable[[], float]
     kept: dict[str, list[Segment]] = attrs.Factory(dict)  # by subject filter
@@ -87,7 +89,9 @@ class History:
         ]
         return Span(
             ticks=[segment.tick for segment in segments if segment.tick.frames],
-            upto=min((segment.upto for segment in segments), default=below),
+            upto=min(
+                (below, *(segment.upto for segment in segments))
+            ),  # one was read for somebody further on
             trimmed=max((segment.trimmed for segment in segments), default=0),
         )
 
@@ -116,12 +120,18 @@ class History:
         if state.incarnation != self.incarnation:
             raise Unavailable("the stream was recreated")
         upto = min(below, page.records[-1][0]) if page.pending else below
-        checked = [self.check(record) for record in page.records if record[0] <= upto]
+        found: dict[int, Checked] = {}
+        for event in self.remembered(after, upto):
+            if subjects.covers(subject, event[1][1]):
+                found[event[1][0]] = event
+        for record in page.records:
+            if record[0] <= upto and record[0] not in found and (checked := self.check(record)):
+                found[record[0]] = checked
         return Segment(
             after=after,
             upto=upto,
             trimmed=min(state.first - 1, below),  # what has left the stream may still be in the ring
-            tick=self.encode([each for each in checked if each]),
+            tick=self.encode([event for _, event in sorted(found.items())]),
             read_at=self.clock(),
         )
 

@@ -23,11 +23,13 @@ class OpenWorld(Protocol):
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     choice = config.getoption("--faults")
-    left_out = [
-        item
-        for item in items
-        if (mark := item.get_closest_marker("fault")) and not wanted(choice, mark.args[0])
-    ]
+
+    def left_out_of_it(item: pytest.Item) -> bool:
+        mark = item.get_closest_marker("fault")
+        test = getattr(item, "originalname", item.name)
+        return mark is not None and not wanted(choice, mark.args[0], test)
+
+    left_out = [item for item in items if left_out_of_it(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -115,6 +115,18 @@ async def run_cluster(directory: Path) -> AsyncIterator[Cluster]:
         yield Cluster(ports, slow, nodes)
 
 
+async def lead_elsewhere(world: World) -> None:
+    """Has the late node lead nothing: a late leader makes everybody late, and no copy staler than another."""
+    late = f"node{NODES - 1}"
+    with trio.fail_after(PATIENCE_SECONDS):
+        while True:
+            info = await world.with_nats(lambda nats: nats.api("STREAM.INFO.EVENTS"))
+            if info.get("cluster", {}).get("leader", late) != late:
+                return
+            await world.with_nats(lambda nats: nats.api("STREAM.LEADER.STEPDOWN.EVENTS"))
+            await trio.sleep(0.2)
+
+
 async def wander(world: World, follower: Follower) -> None:
     """Goes away and comes back, again and again."""
     while not world.quiet:
@@ -138,6 +150,7 @@ async def test_late_replica(open_world: OpenWorld, tmp_path: Path, report: Repor
             ring={"events": 64},
             stream={"replicas": NODES},
         ) as world:
+            await lead_elsewhere(world)
             for follower in world.clients:
                 world.nursery.start_soon(wander, world, follower)
             for number in range(3):

@@ -112,12 +112,24 @@ async def test_black_hole(open_world: OpenWorld) -> None:
         await world.flows()
 
 
+@pytest.mark.fault(5)
+async def test_cut_in_the_middle(open_world: OpenWorld) -> None:
+    """Links to NATS and to the clients are reset after so many bytes, wherever in a message that is."""
+    async with open_world(ring={"events": 32, "seconds": 1}) as world:
+        for _ in range(15):
+            world.proxy.budget = world.random.randrange(1, 60_000)
+            world.front.budget = world.random.randrange(1, 200_000)
+            await world.flows(100)
+        world.proxy.heal()
+        world.front.heal()
+
+
 @pytest.mark.fault(6)
 async def test_slow_and_in_small_pieces(open_world: OpenWorld) -> None:
     """NATS byte by byte and 200 ms away, the clients in small pieces: right, only slow."""
     async with open_world(rate=5.0, churning=3) as world:
         world.proxy.slices, world.proxy.latency = 1, 0.2
-        world.front.slices, world.front.latency = 16, 0.2
+        world.front.slices, world.front.latency, world.front.bandwidth = 16, 0.2, 20_000
         await world.flows(300)
         world.proxy.heal()
         world.front.heal()

@@ -21,7 +21,10 @@ from tests.features.stream import BAD, NAMES, Stream, check, matching
 from tests.support.scripted import subjects_match
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from broker.bus.base import Page
+    from broker.features.replay import Checked
 
 CHANNELS = ["a", "a.b", "a.c", "b", "users.u.i", "users.w.i"]
 PATTERNS = ["a", "a.>", "*", ">", "*.b", "users.u.>", "b", "a.*", "users.*.i"]
@@ -32,7 +35,7 @@ class Quiet:
         return None
 
 
-def make_history(bus: Stream, *, at_once: int = 8) -> History:
+def make_history(bus: Stream, *, at_once: int = 8, remembered: Sequence[Checked] = ()) -> History:
     fanout = Fanout(bounds=config.Ring(), incarnation="inc0", head=0, clock=trio.current_time, feed=Quiet())
     return History(
         tenant="acme",
@@ -41,6 +44,7 @@ def make_history(bus: Stream, *, at_once: int = 8) -> History:
         incarnation="inc0",
         gate=FairGate(at_once),
         check=check,
+        remembered=lambda after, upto: [event for event in remembered if after < event[1][0] <= upto],
         encode=lambda checked: fanout.encode(checked, first=0, base=0),
         clock=trio.current_time,
     )
@@ -93,6 +97,26 @@ async def test_a_walk_finds_each_event(
     assert all(each.after < n <= each.upto for each in kept for n in each.tick.sequences)
     history.expire(trio.current_time() + 1000)
     assert (history.size, history.kept, len(history.order), len(history.locks)) == (0, {}, 0, 0)
+
+
+@pytest.mark.parametrize("late", range(0, 40, 3))
+async def test_late_replica(
+    late: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a replica has not got yet, and does not miss, is filled in from what the feed has brought."""
+    monkeypatch.setattr(replay, "PAGE_EVENTS", 7)
+    rng = random.Random(late)
+    bus = Stream(random=rng)
+    bus.fill([rng.choice(CHANNELS) for _ in range(40)])
+    wanted = {pattern: matching(bus, {pattern: ()}) for pattern in PATTERNS}
+    remembered = [event for record in bus.records[10:] if (event := check(record))]
+    bus.records = bus.records[: max(10, 40 - late)]
+    history = make_history(bus, remembered=remembered)
+    for pattern in PATTERNS:
+        found = await walk(history, [pattern], after=0, below=40)
+        assert [sequence for sequence, channel in found if subjects.covers(pattern, channel)] == wanted[
+            pattern
+        ]
 
 
 async def test_many_readers_read_once(autojump_clock: trio.abc.Clock) -> None:

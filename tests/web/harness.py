@@ -220,7 +220,7 @@ async def send(transport: Transport, data: bytes) -> None:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     with trio.fail_after(SECONDS):
-        while not condition():  # noqa: ASYNC110 - what the kernel does sets no event
+        while not condition():
             await trio.sleep(0.002)
 
 

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECONNECT_SECONDS = 0.05, 0.3
+RETRY_MS = 500  # where an error does not say
 OPENING_SECONDS = 20.0
 MASK = 0x80
 NARROW, WIDE = 4096, 1 << 20  # receive buffers: of a client that takes nothing, of one that catches up
 MOVES = {"gap": "to"} | dict.fromkeys(
-    ("subscribed", "subscription.live", "pong", "connection.draining"), "position"
-)  # which message moves the resume position by which field, beside events
+    ("event", "subscribed", "subscription.live", "pong", "connection.draining"), "position"
+)  # which message moves the resume position by which field
 
 
 class Lost(Exception):
@@ -234,7 +235,7 @@ class Follower:
             self.event(now, payload)
         else:
             self.notes.append(Noted(now, self.connection, kind, payload))
-            self.move(payload.get(MOVES.get(kind, "")), payload)
+            self.move(kind, payload)
         message_id = message.get("messageId")
         if message_id in self.replies:
             self.replies.pop(message_id).send_nowait(message)
@@ -251,7 +252,7 @@ class Follower:
                 await self.live()
             case "error" if message_id == "subscribe":
                 assert payload["retryable"], payload
-                await trio.sleep(payload["retry_after_ms"] / 1000)
+                await trio.sleep(payload.get("retry_after_ms", RETRY_MS) / 1000)
                 await self.subscribe()
             case _:
                 await self.heard(kind, payload, message_id)
@@ -287,14 +288,16 @@ class Follower:
                 catch_up,
             )
         )
-        self.move(position, payload)
+        self.move("event", payload)
 
     def received(self, event: Received) -> None:
         assert event.catch_up is None, event
         self.events.append(event)
 
-    def move(self, position: str | None, payload: dict[str, Any]) -> None:
-        if position is not None and "catch_up" not in payload:
+    def move(self, kind: str, payload: dict[str, Any]) -> None:
+        """The last live position that it was told is where it resumes; a catch-up has one of its own."""
+        position = payload.get(MOVES.get(kind, ""))
+        if position is not None and not (kind in ("event", "gap") and "catch_up" in payload):
             self.position = position
 
     # --- what a test asks of it --------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from tests.faults.support.client import Follower, Lost
+from tests.faults.support.client import RETRY_MS, Follower, Lost
 from tests.faults.support.entitled import matches
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Historian(Follower):
                 self.newest = payload.get("to", self.newest)
             case "error" if message_id == HISTORY:
                 assert payload["retryable"], payload
-                await trio.sleep(payload["retry_after_ms"] / 1000)
+                await trio.sleep(payload.get("retry_after_ms", RETRY_MS) / 1000)
                 await self.ask_for_the_past()
 
     def received(self, event: Received) -> None:

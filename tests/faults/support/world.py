@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from tests.faults.support import held
-from tests.faults.support.client import Follower
+from tests.faults.support.client import RETRY_MS, Follower
 from tests.faults.support.historian import Historian
 from tests.faults.support.http import get
 from tests.faults.support.ledger import Ledger, Writer, abandon
@@ -218,7 +218,7 @@ class World:
             assert said["retryable"], said
             refusals.append(said["code"])
             self.refusals.append((trio.current_time(), said["code"]))
-            await trio.sleep(said["retry_after_ms"] / 1000)
+            await trio.sleep(said.get("retry_after_ms", RETRY_MS) / 1000)
         abandon(self.ledger, [identity])
         return refusals
 
