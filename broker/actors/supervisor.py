@@ -83,7 +83,7 @@ class Supervisor:
             tenants=self.tenants,
             users=Users(config.limits),
             live_subjects=LiveSubjects(bus),
-            starts=Starts(bus, names, config.limits, self.intake.check, thinned=thinned),
+            starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             wheel=Wheel(),
         )

@@ -163,7 +163,7 @@ class Link:
 
     def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002
         answer = self.answers.get(subject[len(self.inbox) + 1 :])
-        if answer is not None:
+        if answer is not None and not answer.done.is_set():
             answer.parts.append((block, body))
             if not answer.many or block.startswith(headers.STATUS):
                 answer.done.set()

@@ -7,10 +7,11 @@ with a hole, or without an end, is as good as none.
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 import attrs
+import trio
 
 from broker.bus import headers
 from broker.bus.base import Page
@@ -18,13 +19,13 @@ from broker.bus.bridge import away
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from broker.bus.api import JetStream
     from broker.bus.base import Record
 
 PAGE_BYTES = 1024 * 1024  # of one read; a first record that is larger comes all the same
 LAST_BYTES = 8 * 1024 * 1024  # of one batch of newest records: the server cuts off who has 64 MB waiting
+LATE_SECONDS = (0.1, 0.4, 1.5)  # between questions to replicas, which may be late
 LAST_SUBJECTS = 1000  # of one request: the server refuses more than 1,024
 END_OF_BATCH = 204
 NOTHING = 404
@@ -84,9 +85,22 @@ class History:
                 return names
 
     async def sequence_at(self, time: datetime) -> int | None:
-        """The first sequence of `bus.base.Bus.sequence_at`."""
-        page = await self.get({"start_time": time.astimezone(UTC).isoformat(), "batch": 1})
-        return page.records[0][0] if page.records else None
+        """The first sequence of `bus.base.Bus.sequence_at`.
+
+        That there is none is believed only when the stream's leader knows of nothing so new: a replica that
+        is late says so too.
+        """
+        query = {"start_time": time.astimezone(UTC).isoformat(), "batch": 1}
+        for pause in LATE_SECONDS:
+            page = await self.get(query)
+            if page.records:
+                return page.records[0][0]
+            info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
+            state = info["state"]
+            if not state["messages"] or datetime.fromisoformat(state["last_ts"]) < time:
+                return None
+            await trio.sleep(pause)
+        raise away(f"a replica of the stream {self.stream} is late")
 
     async def get(self, query: dict[str, object]) -> Page:
         """One batch, checked for holes."""

@@ -15,7 +15,7 @@ from broker.features.replay import filters, narrowed
 from broker.wire import session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Limits
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from broker.wire.positions import Position
 
 LISTED_CHANNELS = 100_000  # what `STREAM.INFO` answers at once
+SNAPSHOT_SUBJECTS = 250  # read at once, so that too much is noticed before all of it is there
 SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot but a download
 
 
@@ -79,14 +80,16 @@ class Scope:
 class Starts:
     """Resolves starts.
 
-    `check` makes an event of a record or answers None (a dead letter). `thinned`: the stream keeps only so
-    many messages of each subject.
+    `check` makes an event of a record or answers None (a dead letter). `remembered` has a tenant's newest
+    events from the feed, after one position up to another, which a replica that is late has not got yet.
+    `thinned`: the stream keeps only so many messages of each subject.
     """
 
     bus: Bus
     names: subjects.Names
     limits: Limits
     check: Callable[[Record], Checked | None]
+    remembered: Callable[[str, int, int], Iterable[Checked]]
     thinned: bool
 
     async def resolve(self, start: session.After | session.Since | session.Last, scope: Scope) -> Beginning:
@@ -167,7 +170,11 @@ class Starts:
 
     async def sequences(self, wanted: Counter[str], scope: Scope, *, after: int) -> list[int]:
         """The sequences of the events for `scope` after a position, up to the ring."""
-        found: set[int] = set()
+        found = {
+            record[0]
+            for channel, record in self.remembered(scope.tenant, after, scope.floor)
+            if scope.admits(channel)
+        }
         for each, weight in wanted.items():
             at, pending = after, 1
             while weight > 0 and pending and at < scope.floor:
@@ -235,21 +242,24 @@ class Starts:
         entitled = [each for each, channel in channels.items() if scope.admits(channel)]
         if len({channels[each] for each in entitled}) > most:
             raise SnapshotTooLarge(f"more than {most} channels; ask for fewer")
-        newest: dict[str, Record] = {}
-        size = 0
-        for record in await self.newest_events(entitled, up_to=scope.floor):
-            newest[channels[record[1]]] = record
-            size += len(record[2])
-        if size > SNAPSHOT_BYTES:
-            raise SnapshotTooLarge(f"{size} bytes; at most {SNAPSHOT_BYTES}; ask for fewer channels")
-        return newest
+        found = await self.newest_events(entitled, up_to=scope.floor)
+        found += [
+            record for _, record in self.remembered(scope.tenant, 0, scope.floor) if record[1] in channels
+        ]
+        newest = {channels[record[1]]: record for record in sorted(found, key=itemgetter(0))}
+        return {channel: record for channel, record in newest.items() if scope.admits(channel)}
 
     async def newest_events(self, wanted: list[str], *, up_to: int) -> list[Record]:
-        """The newest event of each subject, in sequence order; dead letters on top of it are passed over."""
+        """The newest event of each subject; dead letters on top of it are passed over."""
         found: list[Record] = []
-        for newest in await self.bus.last(wanted, up_to=up_to):
-            records = [newest]
-            while records and not self.check(records[0]):
-                records = await self.bus.last([newest[1]], up_to=records[0][0] - 1)
-            found += records
-        return sorted(found, key=itemgetter(0))
+        size = 0
+        for start in range(0, len(wanted), SNAPSHOT_SUBJECTS):
+            for newest in await self.bus.last(wanted[start : start + SNAPSHOT_SUBJECTS], up_to=up_to):
+                records = [newest]
+                while records and not self.check(records[0]):
+                    records = await self.bus.last([newest[1]], up_to=records[0][0] - 1)
+                found += records
+                size += sum(len(record[2]) for record in records)
+            if size > SNAPSHOT_BYTES:
+                raise SnapshotTooLarge(f"more than {SNAPSHOT_BYTES} bytes; ask for fewer channels")
+        return found

@@ -282,6 +282,7 @@ async def test_everyone_sees_what_a_naive_reader_would(
     monkeypatch.setattr("trio._core._run._r", random.Random(seed))
     rng = random.Random(seed)
     bus = ScriptedBus(random=rng, failures=rng.choice((0, 0, 0.1)), crashes=rng.choice((0, 0.001, 0.02)))
+    bus.late = rng.choice((0, 0, 7))
     for _ in range(rng.choice((0, 5, 400))):
         bus.put(f"events.t{rng.randint(0, 1)}.{rng.choice(CHANNELS)}", b"1")
     settings = config.Config(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,8 @@ from tests.support.bus import ready_bus
 if TYPE_CHECKING:
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("dropped", [0, 2, 4, 5])
@@ -37,6 +40,31 @@ async def test_a_read_that_lost_a_part_is_no_page(nats: NatsServer, publisher: R
         with pytest.raises(Unavailable):
             await bus.read("events.>", after=0, limit=100)
         assert len((await bus.read("events.>", after=0, limit=100)).records) == 5
+
+
+@pytest.mark.parametrize("late", [1, 2, 100])
+async def test_a_late_replica_does_not_know_the_newest(
+    nats: NatsServer, publisher: RawNats, late: int
+) -> None:
+    """That nothing is so new is asked again while the leader knows better, and never believed then."""
+    async with ready_bus(nats.url) as (bus, _):
+        sequence = await publisher.store("events.acme.a")
+        link = await bus.jetstream.up()
+        (number,) = (key for key, handler in link.handlers.items() if handler == link.answered)
+        answers = iter(range(100))
+
+        def replica(subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+            if b"Nats-Sequence" in block and next(answers) < late:
+                block, body = b"NATS/1.0 404 Message Not Found\r\n\r\n", b""
+            link.answered(subject, reply, block, body)
+
+        link.handlers[number] = replica
+        if late > 10:
+            with pytest.raises(Unavailable, match="late"):
+                await bus.sequence_at(LONG_AGO)
+        else:
+            assert await bus.sequence_at(LONG_AGO) == sequence
+            assert next(answers) == late + 1
 
 
 def test_a_header_block() -> None:

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from broker import subjects
-from broker.subjects import Names
+from broker.subjects import BROADCAST, Names
 from tests.support.scripted import ScriptedBus
 
 if TYPE_CHECKING:
@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from broker.features.replay import Checked
 
 NAMES = Names()
+REMEMBERED = 30  # records
 BAD = b"bad"  # the body of a dead letter
 Patterns: TypeAlias = "Mapping[str, tuple[str, ...]]"
 
 
 @attrs.define(eq=False, kw_only=True)
 class Stream(ScriptedBus):
-    """`asked` has the filter of each read, `most` how many reads there were at once."""
+    """`asked` has the filter of each read, `most` how many reads there were at once.
+
+    Its replicas have not got up to `missing` of the newest records.
+    """
 
     random: random.Random = attrs.Factory(lambda: random.Random(1))
+    missing: int = 0
     times: list[tuple[datetime, int]] = attrs.Factory(list)
     asked: list[str] = attrs.Factory(list)
     reading: int = 0
@@ -42,6 +47,18 @@ class Stream(ScriptedBus):
         """Cuts off what is below the sequence `first`."""
         self.first = first
         self.records = [record for record in self.records if record[0] >= first]
+
+    def remembered(self, tenant: str, after: int, upto: int) -> list[Checked]:
+        """What the intake would remember: the newest, more than what a replica may not have got yet."""
+        found = []
+        for record in self.records[-REMEMBERED:]:
+            event = check(record)
+            if after < record[0] <= upto and event and NAMES.split(record[1])[0] in (tenant, BROADCAST):
+                found.append(event)
+        return found
+
+    def replica(self) -> list[Record]:
+        return self.records[: max(0, len(self.records) - self.random.randint(0, self.missing))]
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         self.asked.append(subject)
@@ -64,7 +81,7 @@ class Stream(ScriptedBus):
 def check(record: Record) -> Checked | None:
     """A dead letter is one with such a body, or a private channel for everybody."""
     tenant, channel = NAMES.split(record[1])
-    dead = record[2] == BAD or (tenant == subjects.BROADCAST and channel.startswith("users."))
+    dead = record[2] == BAD or (tenant == BROADCAST and channel.startswith("users."))
     return None if dead else (channel, record)
 
 
@@ -73,7 +90,7 @@ def matching(bus: ScriptedBus, patterns: Patterns, *, tenant: str = "acme") -> l
     found = []
     for record in bus.records:
         event = check(record)
-        if event and NAMES.split(record[1])[0] in (tenant, subjects.BROADCAST):
+        if event and NAMES.split(record[1])[0] in (tenant, BROADCAST):
             for pattern, deny in patterns.items():
                 if subjects.covers(pattern, event[0]) and not any(subjects.covers(d, event[0]) for d in deny):
                     found.append(record[0])

@@ -27,7 +27,14 @@ PATTERNS = ["a", "a.>", "a.*", "*", "*.b", ">", "b", "users.u.>", "*.*.i"]
 
 
 def make_starts(bus: Stream, *, thinned: bool = False, **limits: Any) -> Starts:
-    return Starts(bus=bus, names=NAMES, limits=config.Limits(**limits), check=check, thinned=thinned)
+    return Starts(
+        bus=bus,
+        names=NAMES,
+        limits=config.Limits(**limits),
+        check=check,
+        remembered=bus.remembered,
+        thinned=thinned,
+    )
 
 
 def make_scope(
@@ -311,7 +318,10 @@ async def test_no_count_where_none_is_known(autojump_clock: trio.abc.Clock) -> N
 
 @pytest.mark.parametrize("seed", range(60))
 async def test_last(seed: int, autojump_clock: trio.abc.Clock) -> None:
-    """Exactly the newest N of what the patterns match, from ring and stream, or all there are."""
+    """Exactly the newest N of what the patterns match, from ring and stream, or all there are.
+
+    Also where a replica of the stream is late.
+    """
     rng = random.Random(seed)
     bus = Stream(random=rng)
     for _ in range(rng.choice((0, 20, 200))):
@@ -325,6 +335,7 @@ async def test_last(seed: int, autojump_clock: trio.abc.Clock) -> None:
         pattern: tuple(deny for deny in rng.choice(denials) if subjects.overlaps(deny, pattern))
         for pattern in chosen
     }
+    bus.missing = rng.choice((0, 10, 25))
     head = rng.randint(bus.last_sequence - bus.last_sequence // 4, bus.last_sequence)
     scope = make_scope(bus, patterns, floor=rng.randint(0, head), head=head)
     count = rng.choice((1, 3, 10, 50))
@@ -374,9 +385,12 @@ async def test_last_gives_up_where_it_would_read_everything(autojump_clock: trio
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_snapshot(seed: int, autojump_clock: trio.abc.Clock) -> None:
-    """The newest event at or below the ring's beginning of each matching channel, broadcasts included."""
+    """The newest event at or below the ring's beginning of each matching channel, broadcasts included.
+
+    Also where a replica of the stream is late.
+    """
     rng = random.Random(seed)
-    bus = Stream(random=rng)
+    bus = Stream(random=rng, missing=rng.choice((0, 10, 25)))
     for _ in range(rng.choice((0, 10, 100))):
         tenant = rng.choice(("acme", "acme", "_all", "other"))
         bus.fill([rng.choice(CHANNELS)], tenant=tenant, body=rng.choice((b"1", b"2", b"", BAD)))
@@ -422,5 +436,5 @@ async def test_snapshot_bytes(autojump_clock: trio.abc.Clock, monkeypatch: pytes
     bus.fill(["a", "b"], body=b"1" * 500)
     assert len(await make_starts(bus).snapshot(make_scope(bus, {"*": ()}))) == 2
     bus.fill(["c"], body=b"1")
-    with pytest.raises(SnapshotTooLarge, match="1001 bytes"):
+    with pytest.raises(SnapshotTooLarge, match="more than 1000 bytes"):
         await make_starts(bus).snapshot(make_scope(bus, {"*": ()}))

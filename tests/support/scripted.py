@@ -6,6 +6,7 @@ For tests under the fake clock, where no real I/O is possible.
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,18 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class ScriptedBus:
-    """A stream in memory. Everything takes a random time, and reads fail at a random rate."""
+    """A stream in memory. Everything takes a random time, and reads fail at a random rate.
+
+    Each read is answered by a replica that may be up to `late` seconds behind what `run` has delivered.
+    """
 
     random: random.Random
     failures: float = 0.0  # how often a request is `Unavailable`
     crashes: float = 0.0  # how often one breaks in a way that nobody expects, under a connection
+    late: float = 0.0
     incarnation: str = "inc0"
     records: list[Record] = attrs.Factory(list)
+    delivered: list[tuple[float, int]] = attrs.Factory(list)  # when, up to which sequence
     last_sequence: int = 0
     first: int = 1
     sink: Sink | None = None
@@ -54,6 +60,7 @@ class ScriptedBus:
         self.sink = sink
         sink.restored(StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence))
         sent = self.last_sequence
+        self.delivered.append((-math.inf, sent))
         sink.stored([], sent)
         task_status.started()
         while True:
@@ -63,6 +70,7 @@ class ScriptedBus:
             while sent < self.last_sequence:
                 batch = [record for record in self.records if record[0] > sent][: self.random.randint(1, 40)]
                 sent = batch[-1][0]
+                self.delivered.append((trio.current_time(), sent))
                 sink.stored(batch, sent)
                 await trio.lowlevel.checkpoint()
 
@@ -73,6 +81,14 @@ class ScriptedBus:
             raise Unavailable("scripted")
         if "Connection" in trio.lowlevel.current_task().name and self.random.random() < self.crashes:
             raise RuntimeError("a scripted crash of a request")
+
+    def replica(self) -> list[Record]:
+        """What one of the stream's replicas holds now."""
+        if not self.late:
+            return self.records
+        since = trio.current_time() - self.random.uniform(0, self.late)
+        there = max(sequence for at, sequence in self.delivered if at <= since)
+        return self.records[: bisect_right(self.records, there, key=lambda record: record[0])]
 
     def interrupt(self) -> None:
         """NATS is away for a moment: what arrives meanwhile comes after it."""
@@ -109,14 +125,15 @@ class ScriptedBus:
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         await self.delay()
-        start = bisect_right(self.records, after, key=lambda record: record[0])
-        found = [record for record in self.records[start:] if subjects_match(subject, record[1])]
+        records = self.replica()
+        start = bisect_right(records, after, key=lambda record: record[0])
+        found = [record for record in records[start:] if subjects_match(subject, record[1])]
         most = min(limit, self.random.randint(1, limit))
         return Page(records=found[:most], pending=len(found[most:]))
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
         await self.delay()
-        newest = {record[1]: record for record in self.records if record[0] <= up_to}
+        newest = {record[1]: record for record in self.replica() if record[0] <= up_to}
         return sorted((newest[each] for each in subjects if each in newest), key=lambda record: record[0])
 
     async def subjects(self, subject: str, *, limit: int) -> list[str] | None:

@@ -314,6 +314,12 @@ class Follower:
             return None
         return answer
 
+    def describe(self) -> str:
+        """Where it is, for a test that waited for it in vain."""
+        state = "live" if self.subscribed.is_set() else "connected" if self.stream else "away"
+        last = self.notes[-1] if self.notes else None
+        return f"{self.name} at {self.position}, {state}, connection {self.connection}, last told {last}"
+
     async def reached(self, sequence: int) -> None:
         """Waits until its live position is there, in whatever incarnation."""
         while True:

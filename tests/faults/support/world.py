@@ -337,7 +337,7 @@ class World:
                 for follower in self.clients:
                     nursery.start_soon(follow, follower)
         self.ended = trio.current_time()
-        assert not behind, f"never came to {last}: {[(each.name, each.position) for each in behind]}"
+        assert not behind, f"never came to {last}: {[each.describe() for each in behind]}"
 
 
 @asynccontextmanager
