@@ -242,12 +242,10 @@ class Starts:
         entitled = [each for each, channel in channels.items() if scope.admits(channel)]
         if len({channels[each] for each in entitled}) > most:
             raise SnapshotTooLarge(f"more than {most} channels; ask for fewer")
-        found = await self.newest_events(entitled, up_to=scope.floor)
-        found += [
-            record for _, record in self.remembered(scope.tenant, 0, scope.floor) if record[1] in channels
-        ]
-        newest = {channels[record[1]]: record for record in sorted(found, key=itemgetter(0))}
-        return {channel: record for channel, record in newest.items() if scope.admits(channel)}
+        records = await self.newest_events(entitled, up_to=scope.floor)
+        records += [record for _, record in self.remembered(scope.tenant, 0, scope.floor)]
+        newest = {channels.get(record[1]): record for record in sorted(records, key=itemgetter(0))}
+        return {channel: record for channel, record in newest.items() if channel and scope.admits(channel)}
 
     async def newest_events(self, wanted: list[str], *, up_to: int) -> list[Record]:
         """The newest event of each subject; dead letters on top of it are passed over."""

@@ -1,6 +1,6 @@
 """The command `broker` as the fault suite starts it: it can be asked for its tasks, and made narrow.
 
-`python -m tests.faults.support.launch serve …`. On SIGUSR1 it writes how many Trio tasks live into the file
+`python -m tests.faults.support.launch serve …`. On SIGUSR1 it writes the names of its Trio tasks into the file
 of FAULTS_TASKS, and has the allocator give back what is free, so that what is resident is what is held.
 FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
 how often, in seconds, it asks an address for keys, and how long it waits for an answer.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 from functools import partial
@@ -30,12 +31,18 @@ def hurry(seconds: float) -> None:
     vars(keys)["Timing"] = timing
 
 
-def count_tasks(number: int, frame: object) -> None:
+def name_tasks(number: int, frame: object) -> None:
     import trio
 
     with contextlib.suppress(AttributeError):  # another allocator than glibc's
         ctypes.CDLL(None).malloc_trim(0)
-    Path(os.environ["FAULTS_TASKS"]).write_text(f"{trio.lowlevel.current_statistics().tasks_living}\n")
+    names = []
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        if task := waiting.pop():
+            names.append(task.name)
+            waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    Path(os.environ["FAULTS_TASKS"]).write_text(json.dumps(names) + "\n")
 
 
 def main() -> None:
@@ -43,7 +50,7 @@ def main() -> None:
         narrow(int(held))  # before `broker.bus.nats` takes them for its defaults
     if seconds := os.environ.get("FAULTS_REFRESH"):
         hurry(float(seconds))
-    signal.signal(signal.SIGUSR1, count_tasks)
+    signal.signal(signal.SIGUSR1, name_tasks)
     from broker.__main__ import main as broker
 
     broker()

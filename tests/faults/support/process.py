@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,10 +31,10 @@ EXIT_SECONDS = 60.0
 
 @attrs.frozen(kw_only=True)
 class Held:
-    """What a broker holds; `tasks` without those of the tenants, which stay for a minute."""
+    """What a broker holds; `tasks` by name, without those of the tenants, which stay for a minute."""
 
     connections: int
-    tasks: int
+    tasks: Counter[str]
     descriptors: int
     threads: int
     memory: int  # bytes resident
@@ -41,10 +42,11 @@ class Held:
     def above(self, base: Held, memory: int) -> list[str]:
         """What is more than at its base; `memory` is how many bytes more are none."""
         found = []
-        for name in ("connections", "tasks", "descriptors", "threads"):
+        for name in ("connections", "descriptors", "threads"):
             now, then = getattr(self, name), getattr(base, name)
             if now > then:
                 found.append(f"{name}: {now}, at base {then}")
+        found += [f"tasks: {count} more of {name}" for name, count in (self.tasks - base.tasks).items()]
         if self.memory > base.memory + memory:
             found.append(f"memory: {self.memory >> 20} MiB, at base {base.memory >> 20} MiB")
         return found
@@ -202,20 +204,22 @@ class BrokerProcess:
         )
         return Held(
             connections=int(metrics["broker_connections"]),
-            tasks=tasks - int(metrics["broker_tenants"]),
+            tasks=tasks,
             descriptors=len(os.listdir(f"/proc/{pid}/fd")),
             threads=int(status["Threads"]),
             memory=int(status["VmRSS"].split()[0]) * 1024,
         )
 
-    async def tasks(self) -> int:
+    async def tasks(self) -> Counter[str]:
         file = self.directory / "tasks"
         file.unlink(missing_ok=True)
         self.signal(signal.SIGUSR1)
         with trio.fail_after(READY_SECONDS):
             while not (file.exists() and file.read_text().endswith("\n")):
                 await trio.sleep(0.01)
-        return int(file.read_text())
+        names = Counter[str](json.loads(file.read_text()))
+        del names["broker.actors.tenant.Tenant.run"]
+        return names
 
     def crashes(self) -> list[str]:
         """What its log says of exceptions that nobody expected."""
