@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 30.0
 BASE_SECONDS = 10.0
-MEMORY = 64 * 1024 * 1024  # what rings and caches may keep
+# What the broker may remember: three tenants' rings and pages of history, and the intake's newest events.
+MEMORY = (3 * (8 + 8) + 32) * 1024 * 1024
 SHOWN = 12  # problems in a message
 
 
