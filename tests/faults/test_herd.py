@@ -239,7 +239,7 @@ def socket_memory() -> int:
 def latencies(world: World, arrivals: Iterable[tuple[str, float]], since: float) -> list[float]:
     """From the first attempt to publish to the arrival, of the stored events published since."""
     stored = world.ledger.stored
-    return [at - stored[id].sent for id, at in arrivals if id in stored and stored[id].sent > since]
+    return [at - stored[one].sent for one, at in arrivals if one in stored and stored[one].sent > since]
 
 
 def arrivals(followers: Iterable[Follower]) -> Iterable[tuple[str, float]]:
