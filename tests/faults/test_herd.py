@@ -170,6 +170,7 @@ async def test_all_at_once(open_world: OpenWorld, report: Report) -> None:
         world,
         resume_p99=f"{percentile(resumes, 0.99):.2f} s",
         resume_p50=f"{percentile(resumes, 0.5):.2f} s",
+        delivered_to_them=f"{sum(len(member.events) for member in herd.members)}",
         reads_of_the_stream_in_a_wave=f"{max(counts)} by {2 * ROOMS} filters",
         processor_time_of_a_resume=f"{max(costs) * 1000:.2f} ms",
     )

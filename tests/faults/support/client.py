@@ -6,6 +6,7 @@ ends: with one `subscribe` of its whole list and its resume position.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
@@ -130,14 +131,18 @@ class Follower:
 
     def stop_reading(self) -> None:
         """From now on takes nothing off its link; its kernel takes little."""
-        if self.stream:
-            self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+        self.take_at_once(NARROW)
         self.reading.shut()
 
     def read_again(self) -> None:
-        if self.stream:
-            self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WIDE)
+        self.take_at_once(WIDE)
         self.reading.open()
+
+    def take_at_once(self, size: int) -> None:
+        """Sets how many bytes the kernel takes for it."""
+        if self.stream:
+            with contextlib.suppress(OSError):  # it was cut just now
+                self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     # --- one connection ----------------------------------------------------------------------------
 
