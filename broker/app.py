@@ -110,6 +110,8 @@ async def serve(
             )
             registry = CollectorRegistry()
             registry.register(metrics.Collector(supervisor.statistics))
+            pauses = metrics.Pauses()
+            registry.register(pauses)
             ProcessCollector(registry=registry)
             parts = [
                 PublicPort(
@@ -134,7 +136,7 @@ async def serve(
                 await connections.start(ports.run, parts, [public, admin], connections)
                 tune_collector()
                 if await settled(supervisor, stop):
-                    with state_file(data_dir / STATE_FILE, running):
+                    with state_file(data_dir / STATE_FILE, running), watched_collector(pauses):
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
@@ -228,6 +230,16 @@ def state_file(path: Path, running: Running) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def watched_collector(pauses: metrics.Pauses) -> Iterator[None]:
+    """Has the garbage collector's pauses counted."""
+    gc.callbacks.append(pauses)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(pauses)
 
 
 def tune_collector() -> None:

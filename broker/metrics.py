@@ -6,6 +6,7 @@ Conventions: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import attrs
@@ -80,3 +81,31 @@ class Collector:
         for code, count in taken.closes.items():
             closes.add_metric([code], count)
         yield closes
+
+
+@attrs.define(eq=False)
+class Pauses:
+    """How long the garbage collector made everything wait: a callback for `gc.callbacks`, and its metrics."""
+
+    total: float = 0.0  # seconds
+    longest: float = 0.0
+    began: float = 0.0
+
+    def __call__(self, phase: str, info: object) -> None:  # noqa: ARG002  `gc` gives it
+        now = time.perf_counter()
+        if phase == "start":
+            self.began = now
+            return
+        self.total += now - self.began
+        self.longest = max(self.longest, now - self.began)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "broker_collector_pause_seconds", "Time that the garbage collector has taken.", value=self.total
+        )
+        yield GaugeMetricFamily(
+            "broker_collector_longest_pause_seconds", "Its longest pause so far.", value=self.longest
+        )

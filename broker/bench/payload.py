@@ -1,0 +1,14 @@
+"""The events of a load: each says when it was published and which one of its channel it is."""
+
+from __future__ import annotations
+
+import re
+
+MARK = b"~"  # once in each event, and nowhere else in what a server sends: events are counted by it
+FOUND = re.compile(rb"~(\d{19}) (\d{10})")
+SMALLEST = len(b'{"type":"bench","payload":"~%019d %010d "}' % (0, 0))
+
+
+def event(sent: int, number: int, size: int) -> bytes:
+    """An event of `size` bytes (at least `SMALLEST`), sent at `sent` ns, the channel's `number`-th."""
+    return b'{"type":"bench","payload":"~%019d %010d %b"}' % (sent, number, b"x" * (size - SMALLEST))

@@ -1,0 +1,603 @@
+"""The scenarios: what load is put on whom, and which figures come out.
+
+Each measures its contenders in turn, a few rounds each, within one run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import time
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from broker import config, subjects
+from broker.bench import contenders, floor
+from broker.bench.contenders import Bare, Client, NatsWebSocket, answer, process
+from broker.bench.harness import Crowd
+from broker.bench.load import Cut, Goal, Mute, Where
+from broker.bench.meter import Meter, cpu_seconds
+from broker.bench.publisher import Order
+from broker.bench.results import Result, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from broker.bench.contenders import BrokerProcess, Contender
+    from broker.bench.harness import Bench, Publishing, Used
+
+CHANNEL = "orders.7"
+WARM = 200  # connections that are not counted: the first ones fill caches
+AREAS, PLACES = 10, 10  # channels of a tenant in `mixed`
+CUT_EVERY_SECONDS, AWAY_SECONDS = 15.0, 2.0
+SLOTS = 50  # groups of clients that are cut together
+MISSED = 100  # events of each client that comes back
+HISTORY_EVENTS = 1_000_000
+RING_EVENTS = 8000  # a little less than the broker's ring holds
+CONSUMER_EVENTS = 50_000  # of each nats-py consumer: the cost of an event is the same for more
+READ_CLIENTS = 10  # that read all of the history
+SLOW_SHARE = 0.1
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """`defaults` are those of the options; `beside` is whom the broker can be compared with."""
+
+    run: Callable[[Bench], None]
+    about: str
+    defaults: Mapping[str, Any]
+    beside: Sequence[str] = ()
+    targets: Sequence[Target] = ()
+
+
+# --- what all share ---------------------------------------------------------------------------------
+
+
+def broker(bench: Bench, **sections: Mapping[str, Any]) -> BrokerProcess:
+    """The broker under test: that of an address, or one of ours with these sections of a configuration."""
+    if bench.given:
+        return bench.given
+    made = contenders.run_broker(bench.directory / "broker", bench.nats, **sections)
+    return bench.stack.enter_context(made)
+
+
+def everybody(bench: Bench, **sections: Mapping[str, Any]) -> list[Contender]:
+    """The broker, and whoever serves WebSockets beside it."""
+    return [broker(bench, **sections), *beside(bench)]
+
+
+def beside(bench: Bench) -> list[Contender]:
+    """Whoever serves WebSockets beside the broker."""
+    found: list[Contender] = []
+    for name in bench.plan.against:
+        if name == "nats-ws":
+            found.append(NatsWebSocket(pid=bench.nats.pid, port=bench.nats.websocket_port))
+        elif name == "floor":
+            found.append(bench.stack.enter_context(contenders.run_floor(bench.nats, CHANNEL)))
+        elif name == "trio-websocket":
+            found.append(bench.stack.enter_context(contenders.run_trio_websocket()))
+        elif name.startswith("ws://"):
+            found.append(contenders.at_address(name))
+    return found
+
+
+def joined(crowd: Crowd) -> Crowd:
+    """All of them connected and live."""
+    crowd.open()
+    crowd.until_live(crowd.count)
+    return crowd
+
+
+def after(seconds: float) -> list[Callable[[], bool]]:
+    """Nothing to do but to wait."""
+    until = time.monotonic() + seconds
+    return [lambda: time.monotonic() > until]
+
+
+def drive(bench: Bench, phase: str, crowd: Crowd, order: Order, copies: Callable[[str], float]) -> Used:
+    """Publishes, and waits until every copy has arrived; `copies` is how many there are by subject."""
+    meter = crowd.meter
+    base = meter["delivered"]
+    published: Publishing
+
+    def work() -> list[Callable[[], bool]]:
+        nonlocal published
+        published = bench.publish(crowd.contender.name, order)
+        return [published.done, arrived]
+
+    def arrived() -> bool:
+        counts = published.counts or Counter[str]()
+        return meter["delivered"] - base >= sum(count * copies(each) for each, count in counts.items())
+
+    expected = min(order.seconds, order.count / order.rate if order.rate else order.seconds)
+    return bench.measure(phase, crowd, work, expected)
+
+
+def keep(
+    bench: Bench, phase: str, name: str, rounds: Sequence[Used], figures: Callable[[Used], dict[str, float]]
+) -> None:
+    """Puts the rounds of one contender together: the median of each figure, all latencies."""
+    each = [figures(used) for used in rounds]
+    together = {key: statistics.median(found[key] for found in each) for key in each[0]}
+    latency = rounds[0].latency
+    for used in rounds[1:]:
+        latency += used.latency
+    samples = max(rounds, key=lambda used: len(used.samples)).samples
+    if sum(latency.counts):
+        together |= {"p50": latency.quantile(0.5) * 1e3, "p99": latency.quantile(0.99) * 1e3}
+        together["longest"] = latency.longest / 1e6
+    bench.results.append(
+        Result(
+            subject=name,
+            phase=phase,
+            figures=together,
+            rounds=each,
+            latency=latency if sum(latency.counts) else None,
+            samples=samples,
+        )
+    )
+
+
+def of_deliveries(used: Used) -> dict[str, float]:
+    found = {"deliveries_per_second": used.delivered / used.seconds}
+    if used.cpu:
+        found["cpu_per_delivery"] = used.cpu / used.delivered * 1e6
+        found["cpu_share"] = used.cpu / used.seconds * 100
+    return found | {"generator_share": used.generator / used.seconds * 100}
+
+
+def of_events(used: Used) -> dict[str, float]:
+    found = {"events_per_second": used.delivered / used.seconds}
+    if used.cpu:
+        found["cpu_per_event"] = used.cpu / used.delivered * 1e6
+        found["cpu_share"] = used.cpu / used.seconds * 100
+    return found | {"generator_share": used.generator / used.seconds * 100}
+
+
+def of_openings(count: int, used: Used) -> dict[str, float]:
+    found = {
+        "connections_per_second": count / used.seconds,
+        "p50": used.openings.quantile(0.5) * 1e3,
+        "p99": used.openings.quantile(0.99) * 1e3,
+        "longest": used.openings.longest / 1e6,
+    }
+    if used.cpu:
+        found["cpu_per_connection"] = used.cpu / count * 1e6
+    return found | {"generator_share": used.generator / used.seconds * 100}
+
+
+def in_turn(
+    bench: Bench,
+    phase: str,
+    crowds: Sequence[Crowd],
+    go: Callable[[Crowd], Used],
+    figures: Callable[[Used], dict[str, float]],
+) -> None:
+    """Each crowd in each round."""
+    rounds: dict[str, list[Used]] = {crowd.contender.name: [] for crowd in crowds}
+    for _ in range(bench.plan.rounds):
+        for crowd in crowds:
+            rounds[crowd.contender.name].append(go(crowd))
+    for name, found in rounds.items():
+        keep(bench, phase, name, found, figures)
+
+
+# --- the scenarios ----------------------------------------------------------------------------------
+
+
+def fanout(bench: Bench) -> None:
+    """One channel, and everybody on it."""
+    plan = bench.plan
+    clients = [Client(channels=["orders.>"])] * plan.clients
+    who = everybody(bench)
+
+    def one(contender: Contender) -> str:
+        return contender.subject("bench", CHANNEL)
+
+    def paced(crowd: Crowd) -> Used:
+        count = max(1, int(plan.rate * plan.seconds / plan.rounds))
+        order = Order(subjects=[one(crowd.contender)], count=count, size=plan.size, rate=plan.rate)
+        return drive(bench, "paced", crowd, order, lambda _: plan.clients)
+
+    crowds = [joined(bench.crowd(each, clients, ordered=True)) for each in who]
+    in_turn(bench, "paced", crowds, paced, of_deliveries)
+    for crowd in crowds:
+        crowd.cut()
+
+    def flat_out(crowd: Crowd) -> Used:
+        order = Order(
+            subjects=[one(crowd.contender)],
+            seconds=plan.seconds / plan.rounds,
+            size=plan.size,
+            copies=plan.clients,
+        )
+        return drive(bench, "as fast as it goes", crowd, order, lambda _: plan.clients)
+
+    # What the floor does is to send each event by itself: it says nothing of how fast one can be.
+    fast = [each for each in who if each.name != "floor"]
+    crowds = [joined(bench.crowd(each, clients, exact=False)) for each in fast]
+    in_turn(bench, "as fast as it goes", crowds, flat_out, of_deliveries)
+
+
+def unicast(bench: Bench) -> None:
+    """A private channel each."""
+    plan = bench.plan
+    users = [f"u{number}" for number in range(plan.clients)]
+
+    def go(crowd: Crowd) -> Used:
+        named = [crowd.contender.subject("bench", f"users.{user}.bench") for user in users]
+        order = Order(subjects=named, seconds=plan.seconds / plan.rounds, size=plan.size, copies=1)
+        return drive(bench, "as fast as it goes", crowd, order, lambda _: 1)
+
+    crowds = []
+    for each in everybody(bench):
+        clients = [Client(user=user, channels=[f"users.{user}.bench"]) for user in users]
+        crowds.append(joined(bench.crowd(each, clients, exact=False)))
+    if "nats-py" in plan.against:
+        crowds.append(callback(bench))
+    in_turn(bench, "as fast as it goes", crowds, go, of_events)
+
+
+def callback(bench: Bench) -> Crowd:
+    """nats-py by itself: one subscription, which counts."""
+    meter = Meter()
+    work = process(floor.receive_by_callback, bench.nats.url, "floor.bench.>", meter)
+    pid, pipe = bench.stack.enter_context(work)
+    answer(pipe, contenders.START_SECONDS)
+    bench.publish_for("nats-py", meter, bench.nats.url)
+    return Crowd(Bare(name="nats-py", pid=pid, port=0), 1, pid, pipe, meter)
+
+
+def mixed(bench: Bench) -> None:
+    """Many tenants, patterns, and a fifth of the channels with four fifths of the events."""
+    plan = bench.plan
+    rng = random.Random(plan.seed)  # noqa: S311  a load that can be repeated
+    clients = []
+    wanted: dict[str, list[str]] = {}
+    for number in range(plan.clients):
+        tenant = f"t{number % plan.tenants}"
+        area, other = rng.sample(range(AREAS), 2)
+        channels = [f"area{area}.>", f"area{other}.place{rng.randrange(PLACES)}"]
+        clients.append(Client(tenant=tenant, user=f"u{number}", channels=channels))
+        wanted.setdefault(tenant, []).extend(channels)
+    channels = [f"area{area}.place{place}" for area in range(AREAS) for place in range(PLACES)]
+    rng.shuffle(channels)
+    popular = len(channels) // 5
+    weights = [
+        4.0 / popular if at < popular else 1.0 / (len(channels) - popular) for at in range(len(channels))
+    ]
+
+    def order_of(contender: Contender) -> tuple[Order, dict[str, int]]:
+        copies = {
+            contender.subject(tenant, channel): sum(subjects.covers(each, channel) for each in patterns)
+            for tenant, patterns in wanted.items()
+            for channel in channels
+        }
+        order = Order(
+            subjects=list(copies),
+            weights=weights * len(wanted),
+            size=plan.size,
+            rate=plan.rate,
+            seed=plan.seed,
+        )
+        return order, copies
+
+    def paced(crowd: Crowd) -> Used:
+        order, copies = order_of(crowd.contender)
+        order = attrs.evolve(order, count=max(1, int(plan.rate * plan.seconds / plan.rounds)))
+        return drive(bench, "paced", crowd, order, lambda subject: copies[subject])
+
+    def flat_out(crowd: Crowd) -> Used:
+        order, copies = order_of(crowd.contender)
+        average = sum(
+            weight * copies[subject] for weight, subject in zip(order.weights, order.subjects, strict=True)
+        ) / sum(order.weights)
+        order = attrs.evolve(order, rate=0.0, seconds=plan.seconds / plan.rounds, copies=average, window=500)
+        return drive(bench, "as fast as it goes", crowd, order, lambda subject: copies[subject])
+
+    who = everybody(bench)
+    crowds = [joined(bench.crowd(each, clients)) for each in who]
+    in_turn(bench, "paced", crowds, paced, of_deliveries)
+    in_turn(bench, "as fast as it goes", crowds, flat_out, of_deliveries)
+
+
+def connect(bench: Bench) -> None:
+    """Handshake, authentication and one subscription; of others the handshake alone."""
+    count = bench.plan.clients
+    clients = [Client(user=f"u{number}", channels=["orders.>"]) for number in range(count)]
+
+    def go(crowd: Crowd) -> Used:
+        def work() -> list[Callable[[], bool]]:
+            crowd.open()
+            return [lambda: crowd.meter["live"] >= count]
+
+        used = bench.measure("connecting", crowd, work, count / 1000)
+        crowd.cut()
+        return used
+
+    crowds = [bench.crowd(each, clients) for each in everybody(bench)]
+    in_turn(bench, "connecting", crowds, go, partial(of_openings, count))
+
+
+def idle(bench: Bench) -> None:
+    """Connections that wait: memory, heartbeats, the collector."""
+    plan = bench.plan
+    clients = [Client(channels=["orders.>", "me.>"])] * (plan.clients + WARM)
+    heartbeat = config.Limits().heartbeat_seconds
+    for each in everybody(bench, limits={"heartbeat_seconds": heartbeat}):
+        crowd = bench.crowd(each, clients)
+        crowd.open(0, WARM)
+        crowd.until_live(WARM)
+        before = contenders.memory(each)
+
+        def work(crowd: Crowd = crowd) -> list[Callable[[], bool]]:
+            crowd.open(WARM)
+            return [lambda: crowd.meter["live"] >= crowd.count]
+
+        opened = bench.measure("idle", crowd, work, plan.clients / 1000)
+        time.sleep(1.0)  # what is only on its way is not held
+        memory = contenders.memory(each) - before
+        waited = bench.measure("idle", crowd, partial(after, plan.seconds), plan.seconds)
+        figures = {
+            "memory_per_connection": memory / plan.clients / 1000,
+            "cpu_share": waited.cpu / waited.seconds * 100,
+        }
+        if pause := contenders.longest_collection(each):
+            figures["longest_collection"] = pause * 1e3
+        bench.results.append(
+            Result(
+                subject=each.name, phase="idle", figures=figures, samples=[*opened.samples, *waited.samples]
+            )
+        )
+        crowd.cut()
+
+
+def resume(bench: Bench) -> None:
+    """All are cut at once, miss some events, and come back with their positions."""
+    plan = bench.plan
+    clients = [Client(channels=["orders.>"])] * plan.clients
+    contender = broker(bench)
+    crowd = bench.crowd(contender, clients, ordered=True)
+    alone, back = [], []
+    number = 0
+    everybody = plan.clients
+    for _ in range(plan.rounds):
+        crowd.cut()
+
+        def fresh() -> list[Callable[[], bool]]:
+            crowd.open()
+            return [lambda: crowd.meter["live"] >= everybody]
+
+        alone.append(bench.measure("connecting alone", crowd, fresh, everybody / 1000))
+        order = Order(subjects=[contender.subject("bench", CHANNEL)], count=MISSED, size=plan.size, rate=1000)
+        drive(bench, "before the cut", crowd, order, lambda _: everybody)
+        crowd.cut()
+        published = bench.publish(contender.name, order)
+        while not published.done():
+            time.sleep(0.001)
+        number += 2 * MISSED
+        crowd.tell(Goal(number))
+
+        def again() -> list[Callable[[], bool]]:
+            crowd.open(again=True)
+            return [lambda: crowd.meter["complete"] >= everybody and crowd.meter["live"] >= everybody]
+
+        back.append(bench.measure("back with positions", crowd, again, everybody / 500))
+
+    def figures(used: Used) -> dict[str, float]:
+        return {"complete": used.seconds} | of_openings(everybody, used)
+
+    phase = f"{MISSED} events missed by each"
+    keep(bench, phase, "broker", [attrs.evolve(used, latency=used.openings) for used in back], figures)
+    keep(
+        bench,
+        phase,
+        "connecting alone",
+        [attrs.evolve(used, latency=used.openings) for used in alone],
+        figures,
+    )
+
+
+def jitter(bench: Bench) -> None:
+    """Each client is away for 2 s every 15 s, while events flow."""
+    plan = bench.plan
+    contender = broker(bench)
+    crowd = joined(bench.crowd(contender, [Client(channels=["orders.>"])] * plan.clients, ordered=True))
+    count = max(1, int(plan.rate * plan.seconds))
+    order = Order(subjects=[contender.subject("bench", CHANNEL)], count=count, size=plan.size, rate=plan.rate)
+    bounds = [plan.clients * slot // SLOTS for slot in range(SLOTS + 1)]
+    groups = [pair for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
+    crowd.tell(Goal(count))
+
+    def work() -> list[Callable[[], bool]]:
+        began = time.monotonic()
+        cuts: list[tuple[float, int, int]] = []  # when, and whom
+        for slot, (first, end) in enumerate(groups):
+            at = began + CUT_EVERY_SECONDS * slot / len(groups)
+            while at < began + plan.seconds:
+                cuts.append((at, first, end))
+                at += CUT_EVERY_SECONDS
+        cuts.sort()
+        away: list[tuple[float, int, int]] = []
+        published = bench.publish(contender.name, order)
+
+        def cut() -> bool:
+            now = time.monotonic()
+            while cuts and cuts[0][0] <= now:
+                at, first, end = cuts.pop(0)
+                crowd.tell(Cut(first, end))
+                away.append((at + AWAY_SECONDS, first, end))
+            while away and away[0][0] <= now:
+                _, first, end = away.pop(0)
+                crowd.open(first, end, again=True)
+            return not cuts and not away
+
+        return [cut, published.done, lambda: crowd.meter["complete"] >= crowd.count]
+
+    used = bench.measure("away for 2 s every 15 s", crowd, work, plan.seconds)
+
+    def figures(used: Used) -> dict[str, float]:
+        return {"delivered_share": used.delivered / (count * plan.clients) * 100} | of_openings(
+            int(sum(used.openings.counts)), used
+        )
+
+    keep(bench, "away for 2 s every 15 s", "broker", [attrs.evolve(used, latency=used.openings)], figures)
+
+
+def history(bench: Bench) -> None:
+    """What it costs to catch up, from the broker's memory and from the stream."""
+    plan = bench.plan
+    contender = broker(bench)
+    subject = contender.subject("bench", CHANNEL)
+    total = plan.events
+    recent = min(RING_EVENTS, total // 2)
+    witness = joined(bench.crowd(contender, [Client(channels=["orders.>"])]))
+    beginning = witness.tell(Where(0))
+    for count in (total - recent, recent):
+        middle = witness.tell(Where(0))
+        order = Order(subjects=[subject], count=count, size=plan.size, copies=1, window=20_000)
+        drive(bench, "storing", witness, order, lambda _: 1)
+
+    def caught_up(phase: str, clients: int, start: str, events: int) -> None:
+        crowd = bench.crowd(contender, [Client(channels=["orders.>"], start=start)] * clients, exact=False)
+
+        def work() -> list[Callable[[], bool]]:
+            crowd.open()
+            return [lambda: crowd.meter["delivered"] >= events * clients]
+
+        used = bench.measure(phase, crowd, work, events * clients / 1e6)
+        keep(bench, phase, "broker", [used], of_deliveries)
+        crowd.cut()
+
+    caught_up("from the ring", plan.clients, middle, recent)
+    caught_up("from the stream", min(READ_CLIENTS, plan.clients), beginning, total)
+    if "nats-py" in plan.against:
+        consumers, each = min(READ_CLIENTS, plan.clients), min(CONSUMER_EVENTS, total)
+        work = process(floor.read_in_order, bench.nats.url, "EVENTS", subject, consumers, each)
+        pid, pipe = bench.stack.enter_context(work)
+        answer(pipe, contenders.START_SECONDS)
+        bench.live.phase("ordered consumers", subject="nats-py", seconds=consumers * each / 20_000)
+        began, cpu = time.monotonic(), cpu_seconds(pid)
+        pipe.send("go")
+        answer(pipe, 600.0)
+        cpu, seconds = cpu_seconds(pid) - cpu, time.monotonic() - began
+        figures = {
+            "deliveries_per_second": consumers * each / seconds,
+            "cpu_per_delivery": cpu / (consumers * each) * 1e6,
+        }
+        for phase in ("from the ring", "from the stream"):
+            bench.results.append(Result(subject="nats-py", phase=phase, figures=figures))
+
+
+def slow(bench: Bench) -> None:
+    """A tenth of the clients reads nothing: what do the others notice?"""
+    plan = bench.plan
+    contender = broker(bench)
+    crowd = joined(bench.crowd(contender, [Client(channels=["orders.>"])] * plan.clients, ordered=True))
+    deaf = max(1, int(plan.clients * SLOW_SHARE))
+    count = max(1, int(plan.rate * plan.seconds / plan.rounds))
+    order = Order(subjects=[contender.subject("bench", CHANNEL)], count=count, size=plan.size, rate=plan.rate)
+    calm, stalled = [], []
+    phase = f"{SLOW_SHARE:.0%} do not read"
+    for _ in range(plan.rounds):
+        calm.append(drive(bench, "all read", crowd, order, lambda _: plan.clients))
+        crowd.tell(Mute(0, deaf, True))
+        base = crowd.meter["delivered"]
+        stalled.append(drive(bench, phase, crowd, order, lambda _: plan.clients - deaf))
+        crowd.tell(Mute(0, deaf, False))
+        crowd.until_delivered(base + count * plan.clients)
+    keep(bench, phase, "broker", stalled, of_deliveries)
+    keep(bench, phase, "all read", calm, of_deliveries)
+
+
+LOAD = {"rate": 100.0, "size": 128, "seconds": 15.0, "rounds": 3, "tenants": 1, "events": HISTORY_EVENTS}
+SCENARIOS: dict[str, Scenario] = {
+    "fanout": Scenario(
+        run=fanout,
+        about="one channel to all clients, paced and as fast as it goes",
+        defaults=LOAD | {"clients": 1000},
+        beside=("floor", "nats-ws"),
+        targets=(
+            Target(phase="paced", figure="cpu_per_delivery", bound=1.25, beside="floor"),
+            Target(phase="paced", figure="cpu_per_delivery", bound=0.75, beside="nats-ws"),
+            Target(phase="paced", figure="p50", bound=1.0, beside="nats-ws"),
+            Target(phase="paced", figure="p99", bound=1.0, beside="nats-ws"),
+            Target(phase="paced", figure="p99", bound=1.5, beside="floor"),
+            Target(phase="as fast as it goes", figure="deliveries_per_second", bound=10.0, beside="nats-ws"),
+        ),
+    ),
+    "unicast": Scenario(
+        run=unicast,
+        about="a private channel for each client, as fast as it goes",
+        defaults=LOAD | {"clients": 1000},
+        beside=("nats-py", "nats-ws"),
+        targets=(
+            Target(phase="as fast as it goes", figure="events_per_second", bound=0.3, beside="nats-py"),
+        ),
+    ),
+    "mixed": Scenario(
+        run=mixed,
+        about="many tenants, patterns, 80 % of the events on 20 % of the channels",
+        defaults=LOAD | {"clients": 1000, "tenants": 20, "rate": 1000.0},
+        beside=("nats-ws",),
+    ),
+    "connect": Scenario(
+        run=connect,
+        about="connections, authenticated and subscribed, per second",
+        defaults=LOAD | {"clients": 2000},
+        beside=("trio-websocket", "nats-ws"),
+        targets=(
+            Target(phase="connecting", figure="connections_per_second", bound=1.1, beside="trio-websocket"),
+        ),
+    ),
+    "idle": Scenario(
+        run=idle,
+        about="memory and CPU of connections that wait",
+        defaults=LOAD | {"clients": 10_000, "seconds": 30.0},
+        beside=("nats-ws",),
+        targets=(
+            Target(phase="idle", figure="memory_per_connection", bound=8.0),
+            Target(phase="idle", figure="cpu_share", bound=4.0),
+            Target(phase="idle", figure="longest_collection", bound=50.0),
+        ),
+    ),
+    "resume": Scenario(
+        run=resume,
+        about=f"all cut at once, back with positions, {MISSED} events missed by each",
+        defaults=LOAD | {"clients": 5000},
+        targets=(
+            Target(
+                phase=f"{MISSED} events missed by each",
+                figure="complete",
+                bound=1.5,
+                beside="connecting alone",
+            ),
+        ),
+    ),
+    "jitter": Scenario(
+        run=jitter,
+        about="each client away for 2 s every 15 s while events flow",
+        defaults=LOAD | {"clients": 500, "rate": 20.0, "seconds": 45.0},
+        targets=(Target(phase="away for 2 s every 15 s", figure="delivered_share", bound=100.0),),
+    ),
+    "history": Scenario(
+        run=history,
+        about="catching up many stored events, from the broker's memory and from the stream",
+        defaults=LOAD | {"clients": 200},
+        beside=("nats-py",),
+        targets=(
+            Target(phase="from the stream", figure="cpu_per_delivery", bound=0.25, beside="nats-py"),
+            Target(phase="from the ring", figure="cpu_per_delivery", bound=0.05, beside="nats-py"),
+        ),
+    ),
+    "slow": Scenario(
+        run=slow,
+        about="a tenth of the clients does not read",
+        defaults=LOAD | {"clients": 1000, "rate": 20.0},
+        targets=(Target(phase=f"{SLOW_SHARE:.0%} do not read", figure="p99", bound=1.2, beside="all read"),),
+    ),
+}
