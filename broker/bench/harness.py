@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SAMPLE_SECONDS = 0.1
 PATIENCE_SECONDS = 60.0  # without any progress
+LOOKED_AT = 20  # clients of a fast load of which each event is
 SAMPLED = 200  # clients whose latencies are measured, spread over all
 GENERATOR_SHARE = 0.9  # of a core: from there on the generator is what is measured
 FEW_TICKS = 20
@@ -138,17 +139,21 @@ class Bench:
         *,
         exact: bool = True,
         ordered: bool = False,
-        sampled: int | None = None,
+        before: int = 0,
     ) -> Crowd:
-        """Clients of a contender, none of them connected yet, and whoever publishes for them."""
+        """Clients of a contender, none of them connected yet, and whoever publishes for them.
+
+        See `load.Load` for `exact`, `ordered` and `before`.
+        """
         meter = Meter()
         told = load.Load(
             host=contender.host,
             port=contender.port,
             clients=[contender.dialect(each) for each in clients],
             exact=exact,
-            ordered=ordered,
-            sampled=sampled or max(1, len(clients) // SAMPLED),
+            ordered=ordered or not exact,
+            before=before,
+            sampled=max(1, len(clients) // (SAMPLED if exact else LOOKED_AT)),
         )
         pid, pipe = self.stack.enter_context(process(load.run, told, meter))
         answer(pipe, PATIENCE_SECONDS)
@@ -185,6 +190,8 @@ class Bench:
             if not waiting:
                 break
             if now >= due:
+                if crowd.pipe.poll(0):
+                    answer(crowd.pipe, 0)  # nobody asked it anything: it has ended
                 due += SAMPLE_SECONDS
                 delivered = meter["delivered"] - base
                 sample = Sample(now - began, delivered, resident(pid) if pid else 0)

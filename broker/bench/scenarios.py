@@ -463,7 +463,8 @@ def history(bench: Bench) -> None:
         drive(bench, "storing", witness, order, lambda _: 1)
 
     def caught_up(phase: str, clients: int, start: str, events: int) -> None:
-        crowd = bench.crowd(contender, [Client(channels=["orders.>"], start=start)] * clients, exact=False)
+        readers = [Client(channels=["orders.>"], start=start)] * clients
+        crowd = bench.crowd(contender, readers, exact=False, before=total - events)
 
         def work() -> list[Callable[[], bool]]:
             crowd.open()

@@ -22,7 +22,7 @@ def scenarios() -> dict[str, Scenario]:
     return SCENARIOS
 
 
-class Names(click.ParamType):
+class Names(click.ParamType[str]):
     """The name of a scenario. They are looked up late: no other command needs them."""
 
     name = "scenario"
