@@ -240,8 +240,7 @@ class Generator:
                 raise ConnectionError(head.decode(errors="replace"))
             client.stage = "joining"
             self.join(client)
-        rest = self.frames(client, data)
-        client.rest = rest if self.load.exact or client.stage != "live" else b""
+        client.rest = self.frames(client, data)
 
     def count(self, client: Client, size: int) -> None:
         """Counts by the number of the newest event; of a sampled client each event is looked at.
