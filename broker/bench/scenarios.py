@@ -107,11 +107,13 @@ def drive(bench: Bench, phase: str, crowd: Crowd, order: Order, copies: Callable
     def work() -> list[Callable[[], bool]]:
         nonlocal published
         published = bench.publish(crowd.contender.name, order)
-        return [published.done, arrived]
+        return [arrived]
 
     def arrived() -> bool:
-        counts = published.counts or Counter[str]()
-        return meter["delivered"] - base >= sum(count * copies(each) for each, count in counts.items())
+        if not published.done() or published.counts is None:
+            return False
+        wanted = sum(count * copies(each) for each, count in published.counts.items())
+        return meter["delivered"] - base >= wanted
 
     expected = min(order.seconds, order.count / order.rate if order.rate else order.seconds)
     return bench.measure(phase, crowd, work, expected)
