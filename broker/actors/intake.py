@@ -6,7 +6,7 @@ and why it may trust the stream for what is older: a replica can lag behind the 
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import attrs
@@ -48,7 +48,9 @@ class Intake:
     canary: Canary
     incarnation: str = ""
     addresses: dict[str, Address] = attrs.Factory(dict)
-    recent: deque[tuple[float, str, Checked]] = attrs.Factory(deque)
+    recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
+    sequences: list[int] = attrs.Factory(list)  # of what is in `recent`
+    start: int = 0  # what is before it in the two is forgotten
     recent_bytes: int = 0
     floor: int = 0  # the position before `recent`
     head: int = 0  # how far the stream has been read
@@ -83,38 +85,44 @@ class Intake:
 
     def remember(self, now: float, tenant: str, checked: Checked) -> None:
         self.recent.append((now, tenant, checked))
+        self.sequences.append(checked[1][0])
         self.recent_bytes += OVERHEAD + len(checked[1][2])
 
     def forget(self, now: float) -> None:
         """Drops what is old or too much."""
-        while self.recent and (self.recent[0][0] < now - KEPT_SECONDS or self.recent_bytes > KEPT_BYTES):
-            _, _, (_, record) = self.recent.popleft()
+        recent = self.recent
+        while self.start < len(recent):
+            at, _, (_, record) = recent[self.start]
+            if at >= now - KEPT_SECONDS and self.recent_bytes <= KEPT_BYTES:
+                break
+            self.start += 1
             self.recent_bytes -= OVERHEAD + len(record[2])
             self.floor = record[0]
+        if self.start > len(recent) // 2:
+            del recent[: self.start], self.sequences[: self.start]
+            self.start = 0
 
     def begin(self, incarnation: str, floor: int) -> None:
         """Forgets everything: the feed goes on after `floor`, perhaps in another stream."""
         self.incarnation = incarnation
         self.recent.clear()
-        self.recent_bytes = 0
+        self.sequences.clear()
+        self.start = self.recent_bytes = 0
         self.floor = self.head = floor
 
     def recent_of(self, tenant: str) -> tuple[int, Iterable[Checked]]:
         """The position before the memory, and the tenant's events in it, broadcasts among them."""
         audience = (tenant, subjects.BROADCAST)
-        return self.floor, [checked for _, of, checked in self.recent if of in audience]
+        return self.floor, [checked for _, of, checked in self.recent[self.start :] if of in audience]
 
     def between(self, tenant: str, after: int, upto: int) -> list[Checked]:
         """What of the memory the tenant may see after one position up to another."""
+        if upto <= self.floor:
+            return []
         audience = (tenant, subjects.BROADCAST)
-        found: list[Checked] = []
-        for _, of, checked in reversed(self.recent):
-            sequence = checked[1][0]
-            if sequence <= after:
-                break
-            if sequence <= upto and of in audience:
-                found.append(checked)
-        return found[::-1]
+        first = bisect_right(self.sequences, after, self.start)
+        end = bisect_right(self.sequences, upto, first)
+        return [checked for _, of, checked in self.recent[first:end] if of in audience]
 
 
 def parse(names: subjects.Names, subject: str) -> Address:

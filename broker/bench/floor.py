@@ -28,6 +28,7 @@ ACCEPTED = (
     b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
 )
 BACKLOG = 1024
+PATIENCE_SECONDS = 120.0
 
 
 ANSWER = b'{"type":"subscribed","payload":{"live":true}}'
@@ -155,7 +156,7 @@ def read_in_order(url: str, stream: str, subject: str, consumers: int, count: in
 
     async def main() -> None:
         client = await nats.connect(url, max_reconnect_attempts=0)
-        jetstream = client.jetstream()
+        jetstream = client.jetstream(timeout=PATIENCE_SECONDS)  # it answers late while the first ones read
         complete = asyncio.Event()
         left = [consumers]
 

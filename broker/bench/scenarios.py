@@ -9,7 +9,6 @@ import itertools
 import random
 import statistics
 import time
-from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 

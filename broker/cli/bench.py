@@ -59,7 +59,7 @@ class BenchCommand(click.Command):
     "--against",
     multiple=True,
     metavar="WHOM",
-    help="nats-ws, floor, trio-websocket, nats-py, ws://… (handshakes), or none; by default all that the scenario knows.",
+    help="nats-ws, floor, trio-websocket, nats-py, ws://… (handshakes only), or none; by default all that fit.",
 )
 @click.option("--url", metavar="ws://…", help="A broker that runs already, instead of one started here.")
 @click.option(
