@@ -35,6 +35,7 @@ AREAS, PLACES = 10, 10  # channels of a tenant in `mixed`
 CUT_EVERY_SECONDS, AWAY_SECONDS = 15.0, 2.0
 SLOTS = 50  # groups of clients that are cut together
 MISSED = 100  # events of each client that comes back
+MISSED_PER_SECOND = 50.0
 HISTORY_EVENTS = 1_000_000
 RING_EVENTS = 8000  # a little less than the broker's ring holds
 CONSUMER_EVENTS = 50_000  # of each nats-py consumer: the cost of an event is the same for more
@@ -374,7 +375,8 @@ def resume(bench: Bench) -> None:
             return [lambda: crowd.meter["live"] >= everybody]
 
         alone.append(bench.measure("connecting alone", crowd, fresh, everybody / 1000))
-        order = Order(subjects=[contender.subject("bench", CHANNEL)], count=MISSED, size=plan.size, rate=1000)
+        subject = contender.subject("bench", CHANNEL)
+        order = Order(subjects=[subject], count=MISSED, size=plan.size, rate=MISSED_PER_SECOND)
         drive(bench, "before the cut", crowd, order, lambda _: everybody)
         crowd.cut()
         published = bench.publish(contender.name, order)

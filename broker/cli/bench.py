@@ -59,7 +59,7 @@ class BenchCommand(click.Command):
     "--against",
     multiple=True,
     metavar="WHOM",
-    help="nats-ws, floor, trio-websocket, nats-py, ws://… (handshakes only), or none; by default all that fit.",
+    help="nats-ws, floor, trio-websocket, nats-py, ws://… (handshakes), or none; by default all that fit.",
 )
 @click.option("--url", metavar="ws://…", help="A broker that runs already, instead of one started here.")
 @click.option(
@@ -116,11 +116,11 @@ def at_address(url: str, data_dir: Path | None) -> Address:
     from broker.bench.run import Address
     from broker.cli import local
 
-    where = local.find_data_dir(data_dir, os.environ)
-    here = url.rstrip("/") in (local.running(where, "ws"), local.running(where, "ws").removesuffix("/ws"))
     parts = urlsplit(url)
     if parts.scheme != "ws" or not parts.hostname:
         raise click.BadParameter(f"{url!r} is not ws://HOST[:PORT]", param_hint="--url")
+    where = local.find_data_dir(data_dir, os.environ)
+    here = url.rstrip("/") in (local.running(where, "ws"), local.running(where, "ws").removesuffix("/ws"))
     broker = BrokerProcess(
         pid=int(local.running(where, "pid")) if here else 0,
         host=parts.hostname,
