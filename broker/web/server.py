@@ -9,7 +9,6 @@ import attrs
 import trio
 
 from broker.web import heads, origins, upgrade
-from broker.web.gate import Gate
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
 from broker.web.problems import Refused
@@ -65,7 +64,7 @@ class PublicPort:
         if opened is None:
             return
         hello, trailing = opened
-        transport = WebSocketTransport(link, Gate(self.limits.message_bytes))
+        transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
         serving = self.serve(transport, hello)
         del opened, hello, trailing  # a token and a head's worth of bytes, else kept while the client is idle
