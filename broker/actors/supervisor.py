@@ -184,8 +184,14 @@ class Supervisor:
         if self.draining:
             return  # its handshake was under way: it is cut off, and finds a broker when it comes again
         connection = Connection(
-            id=secrets.token_hex(8), transport=transport, hello=hello, services=self.services
+            id=secrets.token_hex(8),
+            transport=transport,
+            services=self.services,
+            peer=hello.peer,
+            token=hello.token,
+            asked=hello.tenant,
         )
+        del hello  # with the token, which the connection lets go of
         self.connections[connection] = None
         try:
             await connection.run()

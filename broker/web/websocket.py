@@ -15,7 +15,6 @@ from broker.web.gate import Gate
 from broker.wire import frames
 
 if TYPE_CHECKING:
-
     from wsproto.frame_protocol import Frame
 
     from broker.web.links import Link
