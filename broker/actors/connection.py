@@ -113,21 +113,28 @@ class Connection:
 
     async def run(self) -> None:
         """From the opening to the end of the link."""
-        with Boundary(self), self.scope:
-            await self.begin()
-            while not self.closing:
-                await self.heed(await self.transport.receive())
-        self.retire()
+        try:
+            with Boundary(self), self.scope:
+                await self.begin()
+                while not self.closing:
+                    await self.heed(await self.transport.receive())
+            self.retire()
+            await self.say_goodbye()
+            if self.sender:
+                self.sender.cancel()
+            del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
+        finally:
+            self.transport.abort()
+            self.services.ended(self)
+
+    async def say_goodbye(self) -> None:
+        """Sends what is unsent, and lets the client be the one to close."""
         with trio.move_on_after(FLUSH_SECONDS) as flushing:
             while self.sender and not self.lost:
                 self.drained = trio.Event()
                 await self.drained.wait()
         if not (flushing.cancelled_caught or self.lost):
             await self.transport.linger()
-        if self.sender:
-            self.sender.cancel()
-        self.transport.abort()
-        del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
 
     def crashed(self, error: Exception) -> None:
         log.error("connection_crashed", exc_info=error, **self.who())
