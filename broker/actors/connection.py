@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -41,7 +42,7 @@ from broker.wire.session import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Collection, Mapping
     from types import TracebackType
 
     from broker.actors.services import Services
@@ -89,7 +90,7 @@ class Connection:
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
     ended_by: str = "client"
-    cursors: dict[str, Cursor] = attrs.Factory(dict)  # by durable name
+    cursors: Mapping[str, Cursor] = MappingProxyType({})  # by durable name; replaced, never changed
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
     busy: bool = False  # a message of the client is being dealt with
     dismissed: CloseCode | None = None  # to be ended with this code after that
@@ -260,7 +261,7 @@ class Connection:
         principal = self.attach()
         joined = await joining.join(self.services, principal, self.outlet, wish)
         if wish.durable is not None and joined.cursor:
-            self.cursors[wish.durable] = joined.cursor
+            self.cursors = {**self.cursors, wish.durable: joined.cursor}
         for message in joined.messages:
             self.tell(message, wish.message_id)
         self.session.subscribed(wish)
@@ -277,9 +278,10 @@ class Connection:
             cursor.waiting.append((wish.position.sequence, partial(self.tell, reply, wish.message_id)))
             cursor.settle()
 
-    def drop_cursors(self, names: Iterable[str]) -> None:
+    def drop_cursors(self, names: Collection[str]) -> None:
         for name in names:
-            self.services.cursors.release(self.cursors.pop(name))
+            self.services.cursors.release(self.cursors[name])
+        self.cursors = {name: cursor for name, cursor in self.cursors.items() if name not in names}
 
     async def publish(self, wish: Send) -> None:
         principal, services = self.attach(), self.services
