@@ -56,11 +56,14 @@ class Link:
         # As `trio.socket` does it, without its object and its two frames for each idle client.
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            while (data := self.take()) is None:
+            data = self.take()
+            if data is not None:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            while data is None:
                 await trio.lowlevel.wait_readable(self.raw)
+                data = self.take()
         except LOST:
             return b""
-        await trio.lowlevel.cancel_shielded_checkpoint()
         return data
 
     def take(self) -> bytes | None:
@@ -88,7 +91,7 @@ class Link:
         return sent
 
     async def send_all(self, data: bytes) -> None:
-        rest = memoryview(data)
+        rest = memoryview(data)[self.send_nowait(data) :]  # mostly all of it, and no turn of the loop
         while rest:
             rest = rest[await self.send_some(rest) :]
 
