@@ -46,11 +46,17 @@ R = TypeVar("R")
 
 
 class Node:
-    __slots__ = ("children", "topics")
+    """The topics whose patterns end here, and those that end with a `>` after this.
+
+    Each user's private channels are such a node, so it has few parts.
+    """
+
+    __slots__ = ("below", "children", "topics")
 
     def __init__(self) -> None:
         self.children: dict[str, Node] = {}
-        self.topics: list[Topic] = []
+        self.topics: tuple[Topic, ...] = ()
+        self.below: tuple[Topic, ...] = ()
 
 
 class Router(Generic[R]):
@@ -68,21 +74,28 @@ class Router(Generic[R]):
         self.cached = 0
 
     def add(self, topic: Topic) -> None:
+        tokens, below = split(topic.pattern)
         node = self.root
-        for token in topic.pattern.split("."):
+        for token in tokens:
             node = node.children.setdefault(token, Node())
-        node.topics.append(topic)
+        if below:
+            node.below += (topic,)
+        else:
+            node.topics += (topic,)
         self.forget(topic.pattern)
 
     def remove(self, topic: Topic) -> None:
+        tokens, below = split(topic.pattern)
         path = [self.root]
-        tokens = topic.pattern.split(".")
         for token in tokens:
             path.append(path[-1].children[token])
-        path[-1].topics.remove(topic)
+        if below:
+            path[-1].below = tuple(each for each in path[-1].below if each is not topic)
+        else:
+            path[-1].topics = tuple(each for each in path[-1].topics if each is not topic)
         for node, token in zip(reversed(path[:-1]), reversed(tokens), strict=True):
             child = node.children[token]
-            if child.topics or child.children:
+            if child.topics or child.below or child.children:
                 break
             del node.children[token]
         self.forget(topic.pattern)
@@ -117,6 +130,12 @@ class Router(Generic[R]):
         self.cached = 0
 
 
+def split(pattern: str) -> tuple[list[str], bool]:
+    """The tokens of a pattern but for a `>` at its end, and whether there is one."""
+    tokens = pattern.split(".")
+    return (tokens[:-1], True) if tokens[-1] == ">" else (tokens, False)
+
+
 def collect(node: Node, tokens: list[str], index: int, found: list[Topic]) -> None:
     """Adds the topics of every pattern below `node` that matches the tokens from `index` on."""
     if index == len(tokens):
@@ -129,5 +148,4 @@ def collect(node: Node, tokens: list[str], index: int, found: list[Topic]) -> No
         return
     if child := children.get("*"):
         collect(child, tokens, index + 1, found)
-    if child := children.get(">"):
-        found.extend(child.topics)
+    found.extend(node.below)

@@ -6,9 +6,10 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -41,11 +42,12 @@ from broker.wire.session import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Iterator
+    from collections.abc import Awaitable, Collection, Mapping
+    from types import TracebackType
 
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
-    from broker.actors.transport import Hello, Transport
+    from broker.actors.transport import Inbound, Transport
     from broker.config import Limits
     from broker.features.cursors import Cursor
     from broker.permissions import Principal
@@ -66,12 +68,19 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Connection:
-    """One client. A crash in here ends this connection alone."""
+    """One client. A crash in here ends this connection alone.
+
+    `peer`, `token` and `asked`, the tenant that it asked for, are from the request that opened it. What a
+    silent client costs is decided here and along the way to its socket: no more frames and no more values
+    than it takes stay while its task waits.
+    """
 
     id: str
     transport: Transport
-    hello: Hello
     services: Services
+    peer: str
+    token: str | None  # until it has been looked at
+    asked: str | None
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -81,7 +90,7 @@ class Connection:
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
     ended_by: str = "client"
-    cursors: dict[str, Cursor] = attrs.Factory(dict)  # by durable name
+    cursors: Mapping[str, Cursor] = MappingProxyType({})  # by durable name; replaced, never changed
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
     busy: bool = False  # a message of the client is being dealt with
     dismissed: CloseCode | None = None  # to be ended with this code after that
@@ -105,68 +114,69 @@ class Connection:
 
     async def run(self) -> None:
         """From the opening to the end of the link."""
-        with self.guarded():
-            await self.receive()
-        self.retire()
+        try:
+            with Boundary(self), self.scope:
+                await self.begin()
+                while not self.closing:
+                    await self.heed(await self.transport.receive())
+            self.retire()
+            await self.say_goodbye()
+            if self.sender:
+                self.sender.cancel()
+            del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
+        finally:
+            self.transport.abort()
+            self.services.ended(self)
+
+    async def say_goodbye(self) -> None:
+        """Sends what is unsent, and lets the client be the one to close."""
         with trio.move_on_after(FLUSH_SECONDS) as flushing:
             while self.sender and not self.lost:
                 self.drained = trio.Event()
                 await self.drained.wait()
         if not (flushing.cancelled_caught or self.lost):
             await self.transport.linger()
-        if self.sender:
-            self.sender.cancel()
-        self.transport.abort()
-        del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
 
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """The boundary: whatever goes wrong in a part of this connection ends here."""
-        try:
-            yield
-        except LinkLost:
-            self.link_lost()
-        except Exception:
-            log.exception("connection_crashed", **self.who())
-            self.end(CloseCode.INTERNAL_ERROR, "internal error")
+    def crashed(self, error: Exception) -> None:
+        log.error("connection_crashed", exc_info=error, **self.who())
+        self.end(CloseCode.INTERNAL_ERROR, "internal error")
 
     def who(self) -> dict[str, str | None]:
         principal = self.session.principal
         return {
             "connection": self.id,
-            "peer": self.hello.peer,
+            "peer": self.peer,
             "tenant": principal.tenant if principal else None,
             "user": principal.user if principal else None,
         }
 
     # --- what the client says -----------------------------------------------------------------------
 
-    async def receive(self) -> None:
-        """Reads until the client or the broker ends the connection."""
-        with self.scope:
-            self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
-            self.tell(self.greeting())
-            if self.hello.token:
-                wish = Verify(token=self.hello.token, tenant=self.hello.tenant, message_id=None)
-                await self.carry_out(wish)
-            while not self.closing:
-                inbound = await self.transport.receive()
-                await trio.lowlevel.checkpoint_if_cancelled()  # what came in just as we closed is void
-                match inbound:
-                    case Text(data=data):
-                        self.busy = True
-                        for effect in self.session.receive(data, trio.current_time()):
-                            await self.carry_out(effect)
-                        self.busy = False
-                        if self.dismissed is not None:
-                            self.end(self.dismissed, STOPPING)
-                    case Control(data=data):
-                        self.outlet.push(data)
-                    case Alive():
-                        self.heard, self.pinged = trio.current_time(), None
-                    case Closed() as closed:
-                        self.leave(closed)
-                await self.let_drain()
+    async def begin(self) -> None:
+        self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
+        self.tell(self.greeting())
+        token, self.token = self.token, None
+        if token:
+            await self.carry_out(Verify(token=token, tenant=self.asked, message_id=None))
+
+    async def heed(self, inbound: Inbound) -> None:
+        """Does what one message is about."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # what came in just as we closed is void
+        match inbound:
+            case Text(data=data):
+                self.busy = True
+                for effect in self.session.receive(data, trio.current_time()):
+                    await self.carry_out(effect)
+                self.busy = False
+                if self.dismissed is not None:
+                    self.end(self.dismissed, STOPPING)
+            case Control(data=data):
+                self.outlet.push(data)
+            case Alive():
+                self.heard, self.pinged = trio.current_time(), None
+            case Closed() as closed:
+                self.leave(closed)
+        await self.let_drain()
 
     async def let_drain(self) -> None:
         """Holds up reading from a client that does not take the replies to what it said."""
@@ -219,7 +229,7 @@ class Connection:
 
     async def verify(self, wish: Verify) -> None:
         services, held = self.services, self.session.principal
-        chosen = held.tenant if held and held.monitoring else self.hello.tenant
+        chosen = held.tenant if held and held.monitoring else self.asked
         principal = await services.verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
@@ -251,7 +261,7 @@ class Connection:
         principal = self.attach()
         joined = await joining.join(self.services, principal, self.outlet, wish)
         if wish.durable is not None and joined.cursor:
-            self.cursors[wish.durable] = joined.cursor
+            self.cursors = {**self.cursors, wish.durable: joined.cursor}
         for message in joined.messages:
             self.tell(message, wish.message_id)
         self.session.subscribed(wish)
@@ -268,9 +278,10 @@ class Connection:
             cursor.waiting.append((wish.position.sequence, partial(self.tell, reply, wish.message_id)))
             cursor.settle()
 
-    def drop_cursors(self, names: Iterable[str]) -> None:
+    def drop_cursors(self, names: Collection[str]) -> None:
         for name in names:
-            self.services.cursors.release(self.cursors.pop(name))
+            self.services.cursors.release(self.cursors[name])
+        self.cursors = {name: cursor for name, cursor in self.cursors.items() if name not in names}
 
     async def publish(self, wish: Send) -> None:
         principal, services = self.attach(), self.services
@@ -321,7 +332,7 @@ class Connection:
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
         )
-        with scope, self.guarded():
+        with scope, Boundary(self):
             await sending.run()
         self.sender = None
         self.progressed()
@@ -346,7 +357,7 @@ class Connection:
     # --- time ---------------------------------------------------------------------------------------
 
     def on_timer(self, now: float) -> float:
-        with self.guarded():
+        with Boundary(self):
             return self.when_due(now)
         return inf
 
@@ -432,3 +443,27 @@ class Connection:
         if self.claimed:
             self.services.users.release(self.claimed)
         log.debug("connection_ended", code=int(self.close_code), **self.who())
+
+
+class Boundary:
+    """Where whatever goes wrong in a part of a connection ends; the other place is the tenant's.
+
+    No generator, which would be half a KiB more for each silent client.
+    """
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        if isinstance(error, LinkLost):
+            self.connection.link_lost()
+        elif isinstance(error, Exception):
+            self.connection.crashed(error)
+        return isinstance(error, Exception)

@@ -13,7 +13,7 @@ import trio
 from msgspec import UNSET
 
 from broker import subjects
-from broker.actors.outlet import CatchUp, Group
+from broker.actors.outlet import NO_LAGS, CatchUp, Group
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features.starts import Beginning, Scope
 from broker.ring import Tick, indices
@@ -294,11 +294,11 @@ class Joiner:
 
     def note_lag(self) -> None:
         lag = self.wish.lag
+        lags = {pattern: held for pattern, held in self.outlet.lags.items() if pattern not in self.topics}
         for pattern, topic in self.topics.items():
-            if lag in (None, "drop" if topic.live else "replay"):
-                self.outlet.lags.pop(pattern, None)
-            elif lag:
-                self.outlet.lags[pattern] = lag
+            if lag and lag != ("drop" if topic.live else "replay"):
+                lags[pattern] = lag
+        self.outlet.lags = lags or NO_LAGS
         self.outlet.watch()
 
     def gap(self, channels: list[str], lost: Lost, number: int | None) -> Gap:

@@ -12,6 +12,7 @@ the events up to that position.
 from __future__ import annotations
 
 from collections import deque
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from msgspec import UNSET
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from broker.ring import Ring, Tick
     from broker.routing import Topic
     from broker.wire.messages import Lag, ServerMessage
+
+
+NO_LAGS: Mapping[str, Lag] = MappingProxyType({})
 
 
 class Client(Protocol):
@@ -133,7 +137,7 @@ class Outlet:
         self.mask = 0
         self.backlog: Backlog | None = None
         self.catch_ups: list[CatchUp] = []
-        self.lags: dict[str, Lag] = {}  # of subscriptions that have another than the default
+        self.lags = NO_LAGS  # of subscriptions that have another than the default; replaced, never changed
         self.numbers = 0
         self.version = 0  # changes with the stored subscriptions of the main flow
 
@@ -396,7 +400,8 @@ class Outlet:
         for topics in (self.stored, self.live, *(catch_up.topics for catch_up in self.catch_ups)):
             topics.pop(topic, None)
         topic.members.pop(self, None)
-        self.lags.pop(pattern, None)
+        if pattern in self.lags:
+            self.lags = {each: lag for each, lag in self.lags.items() if each != pattern}
         self.version += 1
         for group in self.groups():
             group.patterns.pop(pattern, None)

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import trio
 
+    from broker.actors.connection import Connection
     from broker.actors.intake import Intake
     from broker.actors.live import LiveSubjects
     from broker.actors.tenants import Tenants
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class Services:
-    """Shared by all connections. `nursery` is where their sending tasks run."""
+    """Shared by all connections. `nursery` is where their sending tasks run; `ended` hears of each end."""
 
     config: Config
     bus: Bus
@@ -37,4 +40,5 @@ class Services:
     starts: Starts
     cursors: Cursors
     wheel: Wheel
+    ended: Callable[[Connection], None]
     nursery: trio.Nursery = attrs.field(init=False)

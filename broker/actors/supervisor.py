@@ -16,6 +16,7 @@ from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
+from broker.actors.transport import LinkLost
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
@@ -26,7 +27,7 @@ from broker.metrics import Statistics
 from broker.wire.messages import Gap, Source, named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Iterator
 
     from broker.actors.intake import Address
     from broker.actors.tenant import Tenant
@@ -86,6 +87,7 @@ class Supervisor:
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             wheel=Wheel(),
+            ended=self.ended,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -179,23 +181,28 @@ class Supervisor:
             return Unavailable("this broker has all the connections it may have", retry_after=5.0)
         return None
 
-    async def serve(self, transport: Transport, hello: Hello) -> None:
-        """One client, until it is gone."""
+    def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
+        """One client, until it is gone. Raises `LinkLost` when it came too late."""
         if self.draining:
-            return  # its handshake was under way: it is cut off, and finds a broker when it comes again
+            raise LinkLost  # its handshake was under way: cut off, it finds a broker when it comes again
         connection = Connection(
-            id=secrets.token_hex(8), transport=transport, hello=hello, services=self.services
+            id=secrets.token_hex(8),
+            transport=transport,
+            services=self.services,
+            peer=hello.peer,
+            token=hello.token,
+            asked=hello.tenant,
         )
         self.connections[connection] = None
-        try:
-            await connection.run()
-        finally:
-            del self.connections[connection]
-            # A client may say any code, so that each would be a label that it chose.
-            ours = connection.ended_by == "broker"
-            self.closes[str(connection.close_code) if ours else "client"] += 1
-            if not self.connections:
-                self.empty.unpark_all()
+        return connection.run()
+
+    def ended(self, connection: Connection) -> None:
+        del self.connections[connection]
+        # A client may say any code, so that each would be a label that it chose.
+        ours = connection.ended_by == "broker"
+        self.closes[str(connection.close_code) if ours else "client"] += 1
+        if not self.connections:
+            self.empty.unpark_all()
 
     async def emptied(self) -> None:
         """Waits until no connection is left."""

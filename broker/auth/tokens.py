@@ -241,7 +241,9 @@ def decode(part: str, where: str) -> bytes:
 
 def fill_all(patterns: Sequence[str], where: str, *, room: str, tenant: str) -> tuple[str, ...]:
     try:
-        return tuple(fill(pattern, room=room, tenant=tenant) for pattern in patterns)
+        filled = tuple(fill(pattern, room=room, tenant=tenant) for pattern in patterns)
+        # The defaults are shared by all clients, where nothing in them depends on who it is.
+        return patterns if isinstance(patterns, tuple) and patterns == filled else filled
     except InvalidChannel as error:
         raise TokenInvalid(f"{where}: {error.message}") from None
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-Handle: TypeAlias = "Callable[[Link], Awaitable[None]]"
+# Answers a request, or returns what the connection is from then on: nothing of the request stays meanwhile.
+Handle: TypeAlias = "Callable[[Link], Awaitable[Awaitable[None] | None]]"
 
 # How many connections one wake-up takes: a storm of reconnects is cheaper in batches, and others must
 # have their turn in between.
@@ -102,7 +103,9 @@ async def accept_on(
 async def connection(raw: socket.socket, peer: str, handle: Handle, context: ssl.SSLContext | None) -> None:
     link = Link(raw, peer) if context is None else TlsLink(raw, peer, context)
     try:
-        await handle(link)
+        serving = await handle(link)
+        if serving is not None:
+            await serving
     except LinkLost:
         log.debug("connection_lost", peer=peer)
     finally:

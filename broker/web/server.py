@@ -9,7 +9,6 @@ import attrs
 import trio
 
 from broker.web import heads, origins, upgrade
-from broker.web.gate import Gate
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
 from broker.web.problems import Refused
@@ -35,9 +34,9 @@ Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
 class PublicPort:
     """Takes connections from the sockets to the actors.
 
-    `serve` has a client for as long as it runs; the link is cut when it returns. `admit` says why no
-    further client is taken now (503, `retry_after` in seconds), beside so many that are on their way to
-    `serve`; `health` says why no event can travel now.
+    What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admit` says
+    why no further client is taken now (503, `retry_after` in seconds), beside so many that are on their
+    way to `serve`; `health` says why no event can travel now.
     """
 
     server: config.Server
@@ -60,19 +59,14 @@ class PublicPort:
             listeners, self.handle, nursery=nursery, context=self.ssl_context, task_status=task_status
         )
 
-    async def handle(self, link: Link) -> None:
+    async def handle(self, link: Link) -> Awaitable[None] | None:
         opened = await self.open(link)
         if opened is None:
-            return
+            return None
         hello, trailing = opened
-        transport = WebSocketTransport(link, Gate(self.limits.message_bytes))
+        transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
-        serving = self.serve(transport, hello)
-        del opened, hello, trailing  # a token and a head's worth of bytes, else kept while the client is idle
-        try:
-            await serving
-        finally:
-            transport.abort()
+        return self.serve(transport, hello)
 
     async def open(self, link: Link) -> tuple[Hello, bytes] | None:
         """Brings the link to WebSocket: what the client said, and what it sent after that. Or answers it."""

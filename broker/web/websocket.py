@@ -7,40 +7,102 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import CloseConnection, Event, Ping, Pong, TextMessage
-from wsproto.frame_protocol import CloseReason
+from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFailed
 
 from broker.actors.transport import Alive, Closed, Control, Inbound, Text
 from broker.errors import CloseCode
+from broker.web.gate import Gate
 from broker.wire import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from wsproto.frame_protocol import Frame
 
-    from broker.web.gate import Gate
     from broker.web.links import Link
 
 # A message, once begun, is complete within this, however it is cut up: 64 KiB take 18 s at 30 kbit/s.
 MESSAGE_SECONDS = 30.0
 EMPTY_CLOSE = b"\x88\x80\0\0\0\0"  # as a client sends it, masked with zeros
-NOTHING: Iterator[Event] = iter(())
+
+
+@attrs.define(eq=False)
+class Arrival:
+    """What a client has begun to send, up to the point where nothing is left half done."""
+
+    gate: Gate
+    protocol: FrameProtocol = attrs.field(factory=lambda: FrameProtocol(client=False, extensions=[]))
+    message: bytearray | None = None  # the beginning of one
+    deadline: float = math.inf  # of the message that has begun
+
+    def feed(self, data: bytes, deadline: float) -> None:
+        """Takes bytes; `deadline` is that of a message that begins with them."""
+        begun = self.gate.begun
+        self.protocol.receive_bytes(self.gate.admit(data))
+        if self.gate.at_rest:
+            self.deadline = math.inf
+        elif self.deadline == math.inf or self.gate.begun != begun:
+            self.deadline = deadline
+
+    def next(self) -> Inbound | None:
+        """What the connection hears next; nothing of an unfinished message."""
+        try:
+            for frame in self.protocol.received_frames():
+                inbound = self.inbound(frame)
+                if inbound is not None:
+                    return inbound
+        except ParseFailed as failed:
+            invalid = failed.code == CloseReason.INVALID_FRAME_PAYLOAD_DATA
+            return ending(failed.code, "invalid UTF-8" if invalid else str(failed))
+        if self.gate.fault is not None:
+            return ending(self.gate.fault.code, self.gate.fault.reason)
+        return None
+
+    def inbound(self, frame: Frame) -> Inbound | None:
+        match frame.opcode, frame.payload:
+            case Opcode.TEXT, str(piece):
+                return self.text(piece.encode(), finished=frame.message_finished)
+            case Opcode.PING, bytes() | bytearray() as payload:
+                return Control(data=frames.frame(frames.PONG, bytes(payload)))
+            case Opcode.PONG, _:
+                return Alive()
+            case Opcode.CLOSE, (CloseReason.NO_STATUS_RCVD as code, _):
+                return Closed(code=code, answer=frames.frame(frames.CLOSE, b""))
+            case Opcode.CLOSE, (int(code), str(reason)):
+                return Closed(code=code, reason=reason, answer=frames.close(code, ""))
+        return ending(CloseCode.UNSUPPORTED_DATA, "binary message")
+
+    def text(self, piece: bytes, *, finished: bool) -> Text | None:
+        """wsproto hands out each piece as it arrives, with its UTF-8 checked over their borders."""
+        if self.message is not None:
+            self.message += piece
+        elif finished:
+            return Text(data=piece)
+        else:
+            self.message = bytearray(piece)
+        if not finished:
+            return None
+        data, self.message = bytes(self.message), None
+        return Text(data=data)
+
+    def drop(self) -> None:
+        # wsproto's parser is a generator that holds the object that holds it, until it has seen a Close.
+        # A cycle for each client that just goes away is a full collection sooner or later.
+        self.protocol.receive_bytes(bytes(self.gate.remaining) + EMPTY_CLOSE)
+        for _ in self.protocol.received_frames():
+            pass
 
 
 @attrs.define(eq=False)
 class WebSocketTransport:
     """One client after its handshake. What it sent right behind the request is fed to it.
 
-    While the client is silent nothing is held but wsproto's state and the gate's few numbers.
+    `message_bytes` is the most that a message may have. While the client is silent there is no `arrival`:
+    wsproto's state would be 2 KiB for each of them.
     """
 
     link: Link
-    gate: Gate
+    message_bytes: int
     message_seconds: float = MESSAGE_SECONDS
-    connection: Connection = attrs.field(init=False, factory=lambda: Connection(ConnectionType.SERVER))
-    events: Iterator[Event] = attrs.field(init=False, default=NOTHING)
-    message: bytearray | None = attrs.field(init=False, default=None)  # the beginning of one
-    deadline: float = attrs.field(init=False, default=math.inf)  # of the message that has begun
+    arrival: Arrival | None = attrs.field(init=False, default=None)
 
     @property
     def partial_sends(self) -> bool:
@@ -48,67 +110,35 @@ class WebSocketTransport:
 
     async def receive(self) -> Inbound:
         while True:
-            for event in self.events:
-                inbound = self.inbound(event)
+            if self.arrival is not None:
+                inbound = self.arrival.next()
                 if inbound is not None:
                     return inbound
-            self.events = NOTHING
-            if self.gate.fault is not None:
-                return ending(self.gate.fault.code, self.gate.fault.reason)
-            data = await self.arrival()
+                if self.arrival.gate.at_rest:
+                    self.forget()
+            # A cancel scope for each idle client would be a KiB.
+            data = await (self.link.receive() if self.arrival is None else self.rest(self.arrival))
             if data is None:
                 return ending(CloseCode.HEARTBEAT, f"message not complete after {self.message_seconds:g} s")
             if not data:
                 return Closed(code=CloseReason.ABNORMAL_CLOSURE)
             self.feed(data)
 
-    async def arrival(self) -> bytes | None:
-        """Bytes of the client, none at the end of the link; `None` when the message is overdue."""
-        if self.deadline == math.inf:
-            return await self.link.receive()  # a cancel scope for each idle client would be a KiB
-        with trio.move_on_at(self.deadline):
+    async def rest(self, arrival: Arrival) -> bytes | None:
+        """More of what has begun; `None` when it is overdue."""
+        with trio.move_on_at(arrival.deadline):
             return await self.link.receive()
         return None
 
     def feed(self, data: bytes) -> None:
-        begun = self.gate.begun
-        self.connection.receive_data(self.gate.admit(data))
-        self.events = self.connection.events()
-        if self.gate.at_rest:
-            self.deadline = math.inf
-        elif self.deadline == math.inf or self.gate.begun != begun:
-            self.deadline = trio.current_time() + self.message_seconds
+        if self.arrival is None:
+            self.arrival = Arrival(Gate(self.message_bytes))
+        self.arrival.feed(data, trio.current_time() + self.message_seconds)
 
-    def inbound(self, event: Event) -> Inbound | None:
-        """What the connection hears of this; nothing of an unfinished message."""
-        if isinstance(event, TextMessage):
-            return self.text(event)
-        if isinstance(event, Ping):
-            return Control(data=frames.frame(frames.PONG, bytes(event.payload)))
-        if isinstance(event, Pong):
-            return Alive()
-        if not isinstance(event, CloseConnection):
-            return ending(CloseCode.UNSUPPORTED_DATA, "binary message")
-        if self.connection.state is not ConnectionState.REMOTE_CLOSING:
-            invalid = event.code == CloseCode.INVALID_PAYLOAD
-            return ending(event.code, "invalid UTF-8" if invalid else event.reason or "")
-        if event.code == CloseReason.NO_STATUS_RCVD:
-            return Closed(code=event.code, answer=frames.frame(frames.CLOSE, b""))
-        return Closed(code=event.code, reason=event.reason or "", answer=frames.close(event.code, ""))
-
-    def text(self, event: TextMessage) -> Text | None:
-        """wsproto hands out each piece as it arrives, with its UTF-8 checked over their borders."""
-        piece = event.data.encode()
-        if self.message is not None:
-            self.message += piece
-        elif event.message_finished:
-            return Text(data=piece)
-        else:
-            self.message = bytearray(piece)
-        if not event.message_finished:
-            return None
-        data, self.message = bytes(self.message), None
-        return Text(data=data)
+    def forget(self) -> None:
+        if self.arrival is not None:
+            self.arrival.drop()
+            self.arrival = None
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         return self.link.send_nowait(data)
@@ -130,12 +160,7 @@ class WebSocketTransport:
 
     def abort(self) -> None:
         self.link.abort()
-        # wsproto's parser is a generator that holds the object that holds it, until it has seen a Close.
-        # A cycle for each client that just goes away is a full collection sooner or later.
-        self.events = NOTHING
-        self.connection.receive_data(bytes(self.gate.remaining) + EMPTY_CLOSE)
-        for _ in self.connection.events():
-            pass
+        self.forget()
 
 
 def ending(code: int, reason: str) -> Closed:

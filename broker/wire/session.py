@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from math import ceil
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -22,6 +23,8 @@ from broker.wire import codec, events, positions
 from broker.wire import messages as m
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker.config import Limits
     from broker.permissions import Principal
 
@@ -169,7 +172,8 @@ class Session:
     expiring_seconds: float
     principal: Principal | None = None
     subscriptions: dict[str, tuple[str, ...]] = attrs.Factory(dict)
-    durables: dict[str, set[str]] = attrs.Factory(dict)  # the patterns under each durable name
+    # The patterns under each durable name. Replaced, never changed: most clients have none, and share it.
+    durables: Mapping[str, set[str]] = MappingProxyType({})
     user_bucket: TokenBucket | None = None
     draining: bool = False
     expires: float | None = None  # on the monotonic clock
@@ -350,13 +354,12 @@ class Session:
         self.subscriptions.update(wish.patterns)
         stored = {each for each in wish.patterns if not subjects.is_live(each)}
         if wish.durable is not None and stored:
-            self.durables[wish.durable] = stored
+            self.durables = {**self.durables, wish.durable: stored}
 
     def forget_durables(self) -> list[str]:
         """Lets go of the durable names that no subscription has any more, and says which."""
         gone = [name for name, held in self.durables.items() if not held & self.subscriptions.keys()]
-        for name in gone:
-            del self.durables[name]
+        self.durables = {name: held for name, held in self.durables.items() if name not in gone}
         return gone
 
     def publish(self, message: m.Publish, principal: Principal, message_id: str | None) -> Send:

@@ -578,7 +578,7 @@ def test_unsent_bytes() -> None:
     """What waits is counted from where the connection stands, its own share only, and from the limit on."""
     bench = Bench()
     link = bench.attach(room=0)
-    link.outlet.lags["a"] = "close"
+    link.outlet.lags = {"a": "close"}
     bench.join(link, "a")
     assert not link.outlet.unsent(1)
     bench.publish("a")
@@ -649,7 +649,7 @@ def test_a_crash_makes_nobody_slow() -> None:
     """A connection with lag "close" that had everything is not closed because its tenant was rebuilt."""
     bench = Bench()
     link = bench.attach()
-    link.outlet.lags["a"] = "close"
+    link.outlet.lags = {"a": "close"}
     bench.join(link, "a")
     bench.publish("a")
     old = bench.fanout

@@ -177,7 +177,8 @@ class Running:
 
     async def echo(self, transport: Transport, hello: Hello) -> None:
         self.hellos.append(hello)
-        with contextlib.suppress(LinkLost):
+        with contextlib.ExitStack() as end, contextlib.suppress(LinkLost):
+            end.callback(transport.abort)
             while True:
                 inbound = await transport.receive()
                 if isinstance(inbound, Text):

@@ -15,7 +15,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker.actors.transport import Alive, Closed, LinkLost, Text
 from broker.config import Limits
 from broker.errors import CloseCode
-from broker.web.gate import Gate
 from broker.web.links import UNSENT_BYTES, Link
 from broker.web.websocket import MESSAGE_SECONDS, WebSocketTransport
 from broker.wire import frames
@@ -42,7 +41,7 @@ async def pair() -> AsyncIterator[tuple[WebSocketTransport, socket.socket]]:
         client = socket.create_connection(listener.getsockname())
         raw, _ = listener.accept()
     client.setblocking(False)
-    transport = WebSocketTransport(Link(raw, "peer"), Gate(Limits().message_bytes))
+    transport = WebSocketTransport(Link(raw, "peer"), Limits().message_bytes)
     try:
         yield transport, client
     finally:
@@ -82,7 +81,7 @@ async def test_half_a_frame_and_silence(pair: Pair, mock_clock: MockClock, half:
 
 
 async def test_silence_at_rest(pair: Pair, mock_clock: MockClock) -> None:
-    """A client that has nothing to say may be silent for ever, as far as the transport goes."""
+    """A client that has nothing to say may be silent for ever, and nothing is held for it meanwhile."""
     transport, client = pair
     client.sendall(frame(TEXT, b"a", first=0) + frame(CONTINUATION, b"b") + frame(PONG))
     assert await transport.receive() == Text(data=b"ab")
@@ -94,6 +93,7 @@ async def test_silence_at_rest(pair: Pair, mock_clock: MockClock) -> None:
             assert await transport.receive() == Text(data=b"at last")
 
         await wait_all_tasks_blocked(0.01)
+        assert transport.arrival is None
         mock_clock.jump(100 * MESSAGE_SECONDS)
         await wait_all_tasks_blocked(0.01)
         client.sendall(frame(TEXT, b"at last"))
@@ -103,14 +103,16 @@ async def test_deadline_is_of_one_message(pair: Pair, mock_clock: MockClock) -> 
     """Fragments and pings within it do not prolong a message; the next message has a time of its own."""
     transport, _ = pair
     transport.feed(frame(TEXT, b"a", first=0))
-    assert transport.deadline == MESSAGE_SECONDS
+    arrival = transport.arrival
+    assert arrival
+    assert arrival.deadline == MESSAGE_SECONDS
     mock_clock.jump(20)
     transport.feed(frame(CONTINUATION, b"b", first=0) + frame(PING) + frame(CONTINUATION, b"cc")[:7])
-    assert transport.deadline == MESSAGE_SECONDS
+    assert arrival.deadline == MESSAGE_SECONDS
     transport.feed(frame(CONTINUATION, b"cc")[7:] + frame(TEXT, b"d")[:6])
-    assert transport.deadline == 20 + MESSAGE_SECONDS
+    assert arrival.deadline == 20 + MESSAGE_SECONDS
     transport.feed(frame(TEXT, b"d")[6:])
-    assert transport.deadline == math.inf
+    assert arrival.deadline == math.inf
 
 
 async def test_send(pair: Pair) -> None:
