@@ -50,11 +50,12 @@ UNFINISHED = {
     "a fragment each second": (PIECE, frame(CONTINUATION, b"b", first=0)),
     "a byte each second": (frame(TEXT, b"a" * 1000)[:8], b"b"),
 }
-# Whole messages without an end: text that is none of ours, and binary ones.
+# What goes on for 200 MB, after what beginning, and what ends it: which errors, and which close code.
 FLOODS = {
-    "text": (frame(TEXT, b"\0" * 60_000), ("bad_message",) * 10, 4510),
-    "binary": (frame(BINARY, b"\0" * 60_000), (), 1003),
-    "one message": (frame(TEXT, b"a" * 65_000, first=0), (), 1009),
+    "bad messages": (b"", frame(TEXT, b"\0" * 60_000), ("bad_message",) * 10, 4510),
+    "binary messages": (b"", frame(BINARY, b"\0" * 60_000), (), 1003),
+    "one message": (PIECE, frame(CONTINUATION, b"a" * 60_000, first=0), (), 1009),
+    "bytes that are no frames": (b"", b"\xff" * 60_000, (), 1002),
 }
 
 
@@ -104,11 +105,11 @@ async def unfinished(row: Row, name: str) -> None:
 
 
 async def flood(row: Row, name: str) -> None:
-    """200 MB of messages that nobody asked for: over when they break a limit, while others are served."""
-    message, errors, code = FLOODS[name]
+    """200 MB of what nobody asked for: over when it breaks a rule or a limit, while others are served."""
+    begin, piece, errors, code = FLOODS[name]
     with trio.fail_after(PATIENCE_SECONDS):
         async with row.member(f"flood {name}") as client, trio.open_nursery() as nursery:
-            nursery.start_soon(pour, client, *[message] * (JUNK // len(message)))
+            nursery.start_soon(pour, client, begin, *[piece] * (JUNK // len(piece)))
             told = await listen_on(client)
             assert (told.errors, told.close) == (errors, code), name
             await row.works(f"200 MB of {name}, while they come")
