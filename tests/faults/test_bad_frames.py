@@ -16,6 +16,7 @@ import trio
 from broker.web.websocket import MESSAGE_SECONDS
 from tests.faults.support.client import parse
 from tests.faults.support.rude import (
+    JUNK,
     PATIENCE_SECONDS,
     RUDE,
     Row,
@@ -39,7 +40,6 @@ PINGS, BATCH = 100_000, 1000
 STALL_SECONDS = 4
 NARROW = 2048  # bytes of a receive buffer
 EVENT, EVENTS = b"x" * 30_000, 150  # more than what the kernel takes for somebody who does not
-JUNK = 200 * 1000 * 1000
 
 # What begins a message that never ends, and what then comes each second.
 UNFINISHED = {
@@ -62,9 +62,9 @@ FLOODS = {
 @pytest.mark.fault("frames")
 async def test_bad_frames(open_world: OpenWorld, report: Report) -> None:
     """Each gets its close code and nothing is held of it; who does not read, or not end, is cut off."""
-    limits, log = {"stall_seconds": STALL_SECONDS, "messages_burst": 5000}, {"level": "debug"}
+    limits = {"stall_seconds": STALL_SECONDS}
     async with (
-        open_world(churning=0, limits=limits, log=log) as world,
+        open_world(churning=0, limits=limits, log={"level": "debug"}) as world,
         bad_input(world) as row,
         trio.open_nursery() as nursery,
     ):
@@ -77,9 +77,10 @@ async def test_bad_frames(open_world: OpenWorld, report: Report) -> None:
             assert told.close == code, name
             assert told.reason == "" or code in (1002, 1003, 1007, 1009), name
             await row.works(name)
-        for name in FLOODS:
-            await flood(row, name)
-        await ping_flood(row)
+        with row.bounded():
+            for name in FLOODS:
+                await flood(row, name)
+            await ping_flood(row)
         await no_answer_to_close(row)
     note(report, "frames", row)
 
@@ -159,7 +160,8 @@ async def no_answer_to_close(row: Row) -> None:
 async def no_reader(row: Row, each_second: int) -> None:
     """Who takes nothing, or a byte a second, while events wait for it is closed as stalled: 4009."""
     async with open_raw(row.url) as client:
-        client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)  # type: ignore[attr-defined]
+        assert isinstance(client.stream, trio.SocketStream)
+        client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
         await client.upgrade(head(authorization=row.bearer(f"reader{each_second}")))
         identity = (await hear(client))["payload"]["connection_id"]
         await until(client, "connection.authenticated")

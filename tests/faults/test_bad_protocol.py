@@ -2,8 +2,7 @@
 
 Nothing evil reaches NATS: a tap hears it, but for the subjects of the world, in whose books it would be.
 
-Left out: `/api/…` of the admin port, which does not exist yet; that from outside its own names nothing of
-that port is answered is tried.
+Left out: `/api/…` of the admin port with and without its token, which does not exist yet.
 """
 
 from __future__ import annotations
@@ -40,7 +39,6 @@ REQUESTS = 5000
 LISTS, LISTED, MOST = 100, 100, 128  # 10,000 subscriptions; `subscriptions_per_connection`
 TIMES = 1000
 MESSAGE_BYTES = 65536
-
 
 RIGHTS: dict[str, Any] = {
     "subscribe": [">", "live.>"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tests.support.raw import hear, open_raw, say
 from tests.web.harness import head, parsed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.faults.support.process import Held
     from tests.faults.support.report import Report
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RUDE, WITNESS = "rude", "witness"  # tenants: of the rude clients, and of the one that must not notice
 BASE_SECONDS = 10.0
 MEMORY = 32 * 1024 * 1024  # what the world itself may take meanwhile: rings and the intake's newest events
+JUNK = 200 * 1000 * 1000
+HELD_OF_IT = 64 * 1024 * 1024  # what of that may be in memory at a time, the world's own included
 PATIENCE_SECONDS = 90.0  # a bound for what must come; nothing is measured by it
 
 
@@ -89,7 +91,7 @@ class Row:
                 await until(witness, "subscribed")
                 await self.nats.store(f"events.{WITNESS}.{channel}", b'"now"')
                 event = await until(witness, "event")
-        except Exception as error:
+        except (AssertionError, trio.TooSlowError, trio.BrokenResourceError) as error:
             error.add_note(f"the witness after: {item}")
             raise
         assert (event["channel"], event["event"]) == (channel, "now"), item
@@ -110,6 +112,14 @@ class Row:
         """How many lines of the broker's log have all these words."""
         lines = self.world.broker.log.read_text().splitlines()
         return sum(all(word in line for word in words) for line in lines)
+
+    @contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Within it the broker never has much more in memory than it ever had before."""
+        before = self.peak()
+        yield
+        more = self.peak() - before
+        assert more < HELD_OF_IT, f"{more >> 20} MiB more were held at a time"
 
     def peak(self) -> int:
         """The most that the broker has ever had in memory, in bytes."""
