@@ -87,6 +87,7 @@ class Client:
 
     stream: trio.abc.Stream
     frames: Connection = attrs.field(factory=lambda: Connection(ConnectionType.CLIENT))
+    patience: float = SECONDS
 
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
@@ -94,7 +95,7 @@ class Client:
     async def rest(self) -> bytes:
         """Everything until the server closes."""
         received = b""
-        with trio.fail_after(SECONDS), contextlib.suppress(trio.BrokenResourceError):
+        with trio.fail_after(self.patience), contextlib.suppress(trio.BrokenResourceError):
             async for data in self.stream:
                 received += data
         return received
@@ -112,7 +113,7 @@ class Client:
         await self.send(head() if request is None else request)
         received = b""
         while b"\r\n\r\n" not in received:
-            with trio.fail_after(SECONDS):
+            with trio.fail_after(self.patience):
                 data = await self.stream.receive_some()
             assert data, received
             received += data
@@ -128,7 +129,7 @@ class Client:
             for event in self.frames.events():
                 return event
             data: bytes | bytearray = b""
-            with trio.fail_after(SECONDS), contextlib.suppress(trio.BrokenResourceError):
+            with trio.fail_after(self.patience), contextlib.suppress(trio.BrokenResourceError):
                 data = await self.stream.receive_some()
             if not data:
                 return None
@@ -140,7 +141,7 @@ class Client:
         while not isinstance(event, CloseConnection):
             assert event is not None, "the link ended without a Close"
             event = await self.event()
-        with trio.fail_after(SECONDS), contextlib.suppress(trio.BrokenResourceError):
+        with trio.fail_after(self.patience), contextlib.suppress(trio.BrokenResourceError):
             assert await self.stream.receive_some() == b""
         return int(event.code), event.reason or ""
 
