@@ -389,7 +389,8 @@ class Connection:
                 return inf
             return self.pinged + self.limits.heartbeat_timeout_seconds
         if now < self.heard + self.limits.heartbeat_seconds:
-            return self.heard + self.limits.heartbeat_seconds
+            # A stall that may be shorter than that is not to be found later for it.
+            return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
         self.pinged = now
         self.outlet.push(self.transport.ping())
         return now + self.limits.heartbeat_timeout_seconds

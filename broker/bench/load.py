@@ -265,8 +265,8 @@ class Generator:
             number = client.number
         self.numbers[DELIVERED] += number - client.number
         client.number = number
-        end = self.buffer[max(0, size - LENGTH + 1) : size]
-        client.rest = (client.rest + end)[1 - LENGTH :] if len(end) < LENGTH - 1 else bytes(end)
+        tail = bytes(self.buffer[max(0, size - LENGTH + 1) : size])
+        client.rest = tail if size >= LENGTH - 1 else (client.rest + tail)[1 - LENGTH :]
 
     def join(self, client: Client) -> None:
         words = client.dialect.join(position(client.last) if self.again else None)

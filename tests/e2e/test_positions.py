@@ -27,6 +27,14 @@ async def store(
     return sequence
 
 
+async def ingested(broker: Broker, sequence: int) -> None:
+    """Waits until the broker has what is stored: NATS acknowledges a publisher before it delivers."""
+    async with broker.client() as client:
+        await client.subscribe("nothing")
+        while int((await client.position()).rpartition("-")[2]) < sequence:
+            await trio.sleep(0.01)
+
+
 def numbers(events: list[dict[str, Any]]) -> list[int]:
     return [event["event"] for event in events]
 
@@ -70,7 +78,7 @@ async def test_resume_reaches_a_fresh_broker_through_the_stream(
 
 async def test_catch_up_beside_the_live_flow(broker: Broker, publisher: RawNats) -> None:
     """A start in the past beside a live subscription is marked, ends at P, and moves no position."""
-    await store(publisher, 1, 600)
+    await ingested(broker, await store(publisher, 1, 600))
     async with broker.client() as client:
         await client.subscribe("b")
         p = await client.position()
@@ -147,7 +155,7 @@ async def test_last_counts_over_the_whole_list(broker: Broker, publisher: RawNat
     await store(publisher, 1, 5, channel="a.x")
     await store(publisher, 6, 7, channel="b")
     await store(publisher, 8, 9, channel="a.secret")
-    await store(publisher, 10, 10, channel="a.x", tenant="_all")
+    await ingested(broker, await store(publisher, 10, 10, channel="a.x", tenant="_all"))
     async with broker.client(subscribe=[">"], deny=["a.secret"]) as client:
         answer = await client.subscribe(["a.>", "a.x", "b"], last=4)
         assert answer["recovered"]
