@@ -98,15 +98,18 @@ async def serve(
         engine.start_soon(keys.run)
         nats = config.nats
         if not nats.urls:
-            server = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
-            nats = attrs.evolve(nats, urls=(await engine.start(server.run),))
+            embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
+            nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
         bus = NatsBus(nats=nats, stream=config.stream, names=names)
         supervisor = Supervisor(config=config, bus=bus, names=names, verifier=verifier)
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
-            public = passed.get("public") or await open_listeners(config.server.listen, config.server.backlog)
+            server = config.server
+            public = passed.get("public") or await open_listeners(
+                server.listen, server.backlog, reuse_port=server.reuse_port
+            )
             admin = passed.get("admin") or await open_listeners(
-                config.server.admin_listen, config.server.backlog, key="server.admin_listen"
+                server.admin_listen, server.backlog, key="server.admin_listen"
             )
             registry = CollectorRegistry()
             registry.register(metrics.Collector(supervisor.statistics))

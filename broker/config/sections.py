@@ -42,6 +42,9 @@ class Server:
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     backlog: Count = 1024
+    reuse_port: bool = (
+        False  # several processes on one port; each has an admin port and a data_dir of its own
+    )
 
 
 @attrs.frozen(kw_only=True)

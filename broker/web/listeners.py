@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import structlog
 import trio
@@ -17,7 +18,7 @@ from broker.web.links import Link, TlsLink
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 log = structlog.get_logger()
 
@@ -29,6 +30,7 @@ Handle: TypeAlias = "Callable[[Link], Awaitable[Awaitable[None] | None]]"
 BATCH = 64
 BACK_OFF_SECONDS = 0.1
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+ABSENT = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 # accept(2): errors of the new connection that Linux passes on here, and of firewalls. Not ours.
 TRANSIENT = {
     *(errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
@@ -36,20 +38,44 @@ TRANSIENT = {
 }
 
 
-async def open_listeners(listen: str, backlog: int, *, key: str = "server.listen") -> list[socket.socket]:
+async def open_listeners(
+    listen: str, backlog: int, *, key: str = "server.listen", reuse_port: bool = False
+) -> list[socket.socket]:
     """Listens on "HOST:PORT", on every address that HOST has. Port 0 is any free one.
 
-    Raises `ConfigError` naming `key`, where `listen` comes from.
+    With `reuse_port` other processes of the same user may listen there too (SO_REUSEPORT of socket(7)): the
+    kernel spreads the connections over them. Raises `ConfigError` naming `key`, where `listen` comes from.
     """
     try:
         host, port = host_port(listen)
-        listeners = await trio.open_tcp_listeners(port, host=host, backlog=backlog)
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return bind([(family, address) for family, _, _, _, address in found], backlog, reuse_port)
     except ValueError as error:
         raise ConfigError([f"{key}: {error}"]) from error
     except OSError as error:
         raise ConfigError([f"{key}: cannot listen on {listen}: {error.strerror or error}"]) from error
-    # We accept ourselves: the non-blocking write needs the socket under Trio's.
-    return [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
+
+
+def bind(
+    addresses: Iterable[tuple[socket.AddressFamily, Any]], backlog: int, reuse_port: bool
+) -> list[socket.socket]:
+    """Listens on all of the addresses that this machine has. Raises `OSError`, also where it has none."""
+    absent: OSError | None = None
+    with ExitStack() as opened:
+        listeners = []
+        for family, address in addresses:
+            try:
+                made = socket.create_server(address, family=family, backlog=backlog, reuse_port=reuse_port)
+            except OSError as error:
+                if error.errno not in ABSENT:
+                    raise
+                absent = error  # `localhost` is ::1 as well where there is no IPv6
+            else:
+                listeners.append(opened.enter_context(made))
+        if absent and not listeners:
+            raise absent
+        opened.pop_all()
+    return listeners
 
 
 async def accept(

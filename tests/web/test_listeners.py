@@ -12,7 +12,7 @@ import trio
 from structlog.testing import capture_logs
 
 from broker.errors import ConfigError
-from broker.web.listeners import open_listeners
+from broker.web.listeners import bind, open_listeners
 from tests.web.harness import CLOSE, TEXT, eventually, frame, running
 
 if TYPE_CHECKING:
@@ -48,6 +48,27 @@ async def test_address_in_use(port: Running) -> None:
     await port.works()
     port.acceptor.cancel()
     await eventually(lambda: free(taken))
+
+
+async def test_a_port_for_several() -> None:
+    """With `reuse_port` two listen on one port, where without it the second one is told that it is taken."""
+    (first,) = await open_listeners("127.0.0.1:0", 1, reuse_port=True)
+    with first:
+        address = f"127.0.0.1:{first.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="cannot listen on"):
+            await open_listeners(address, 1)
+        (second,) = await open_listeners(address, 1, reuse_port=True)
+        with second:
+            assert second.getsockname() == first.getsockname()
+
+
+async def test_addresses_that_a_machine_does_not_have() -> None:
+    """They are passed over where there are others, and told where there are none."""
+    here, nowhere = (socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET, ("192.0.2.1", 0))
+    (listener,) = bind([nowhere, here], 1, False)
+    listener.close()
+    with pytest.raises(ConfigError, match="cannot listen on 192"):
+        await open_listeners("192.0.2.1:0", 1)
 
 
 def free(address: str) -> bool:
