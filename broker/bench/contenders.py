@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -60,10 +61,10 @@ class Client:
 
 @attrs.frozen(kw_only=True)
 class Contender(ABC):
-    """Somebody under test. `pid` is the process whose CPU and memory count; 0: they are not ours to see."""
+    """Somebody under test. `pids` are the processes whose CPU and memory count, as far as we can see them."""
 
     name: str
-    pid: int
+    pids: tuple[int, ...]
     host: str = HOST
     port: int
 
@@ -193,14 +194,15 @@ class BrokerProcess(Contender):
 
 
 @contextmanager
-def run_broker(directory: Path, nats: Nats, **sections: Mapping[str, Any]) -> Iterator[BrokerProcess]:
-    """`broker serve` in a process of its own, without the limits that a load would hit."""
+def run_brokers(
+    directory: Path, nats: Nats, count: int = 1, **sections: Mapping[str, Any]
+) -> Iterator[BrokerProcess]:
+    """`broker serve` without the limits that a load would hit: `count` processes on one port."""
     directory.mkdir()
     secret = directory / "secret"
     secret.touch(mode=0o600)
     secret.write_text(secrets.token_hex(32))
     basis: dict[str, Mapping[str, Any]] = {
-        "server": {"listen": f"{HOST}:0", "admin_listen": f"{HOST}:0", "data_dir": "state", "backlog": 4096},
         "nats": {"urls": [nats.url]},
         "stream": {"max_bytes": "4GiB"},
         "auth": {"keys": [{"name": "bench", "secret_file": "secret", "tenants": ["*"]}]},
@@ -213,21 +215,35 @@ def run_broker(directory: Path, nats: Nats, **sections: Mapping[str, Any]) -> It
         },
         "log": {"level": "warning", "format": "json"},
     }
-    file, log = directory / "broker.toml", directory / "broker.log"
     merged = basis | {name: {**basis.get(name, {}), **values} for name, values in sections.items()}
-    file.write_text(tomlkit.dumps(merged))
-    command = [sys.executable, "-m", "broker", "serve", "--config", str(file)]
-    with child(command, log) as started:
-        state = directory / "state" / "broker.json"
-        found = until(lambda: json.loads(state.read_text()), started, log)
-        address = urlsplit(found["ws"])
+    with ExitStack() as stack:
+        port, pids = 0, []
+        for number in range(count):
+            server = {
+                "listen": f"{HOST}:{port}",
+                "admin_listen": f"{HOST}:0",
+                "data_dir": f"state{number}",
+                "backlog": 4096,
+                "reuse_port": count > 1,
+            }
+            file, log = directory / f"broker{number}.toml", directory / f"broker{number}.log"
+            file.write_text(tomlkit.dumps({**merged, "server": server}))
+            command = [sys.executable, "-m", "broker", "serve", "--config", str(file)]
+            started = stack.enter_context(child(command, log))
+            state = directory / f"state{number}" / "broker.json"
+            found = until(partial(read_json, state), started, log)
+            port = urlsplit(found["ws"]).port or 0
+            pids.append(started.pid)
         yield BrokerProcess(
-            pid=started.pid,
-            host=address.hostname or HOST,
-            port=address.port or 0,
+            pids=tuple(pids),
+            port=port,
             admin=found["admin"],
             auth=config.load(file, {}, production=True).auth,
         )
+
+
+def read_json(file: Path) -> Any:
+    return json.loads(file.read_text())
 
 
 @attrs.frozen(kw_only=True)
@@ -264,24 +280,24 @@ def run_floor(nats: Nats, channel: str) -> Iterator[Bare]:
     """The bare loop; it serves one channel to everybody."""
     subject = f"floor.bench.{channel}"
     with process(floor.serve_bare, nats.url, subject, channel) as (pid, pipe):
-        yield Bare(name="floor", pid=pid, port=answer(pipe, START_SECONDS))
+        yield Bare(name="floor", pids=(pid,), port=answer(pipe, START_SECONDS))
 
 
 @contextmanager
 def run_trio_websocket() -> Iterator[Bare]:
     with process(floor.serve_trio_websocket) as (pid, pipe):
-        yield Bare(name="trio-websocket", pid=pid, port=answer(pipe, START_SECONDS))
+        yield Bare(name="trio-websocket", pids=(pid,), port=answer(pipe, START_SECONDS))
 
 
 def at_address(url: str) -> Bare:
     """Any WebSocket server somewhere else, for handshakes."""
     parts = urlsplit(url)
-    return Bare(name=url, pid=0, host=parts.hostname or HOST, port=parts.port or 80, path=parts.path or "/")
+    return Bare(name=url, pids=(), host=parts.hostname or HOST, port=parts.port or 80, path=parts.path or "/")
 
 
 def memory(contender: Contender) -> int:
-    """Bytes resident; 0 where it is not ours to see."""
-    return resident(contender.pid) if contender.pid else 0
+    """Bytes resident, of what we can see of it."""
+    return resident(*contender.pids)
 
 
 def longest_collection(contender: Contender) -> float:

@@ -146,10 +146,13 @@ def receive_by_callback(url: str, subject: str, meter: Meter, pipe: Connection) 
     asyncio.run(main())
 
 
-def read_in_order(url: str, stream: str, subject: str, consumers: int, count: int, pipe: Connection) -> None:
-    """nats-py alone: one ordered consumer for each client, from the beginning of the stream.
+def read_in_order(
+    url: str, stream: str, subject: str, consumers: int, events: int, newest: bytes, pipe: Connection
+) -> None:
+    """nats-py alone: one ordered consumer for each client, over about the last `events` of the stream.
 
-    Begins when it is told to, and says when each has got `count` messages.
+    Begins when it is told to, and says how many messages there were when each has got the one that holds
+    `newest`.
     """
     import nats
     from nats.js.api import DeliverPolicy
@@ -157,35 +160,33 @@ def read_in_order(url: str, stream: str, subject: str, consumers: int, count: in
     async def main() -> None:
         client = await nats.connect(url, max_reconnect_attempts=0)
         jetstream = client.jetstream(timeout=PATIENCE_SECONDS)  # it answers late while the first ones read
+        last = (await jetstream.stream_info(stream)).state.last_seq
         complete = asyncio.Event()
-        left = [consumers]
+        seen, left = 0, consumers
 
-        async def consume() -> None:
-            seen = [0]
+        async def take(message: Any) -> None:
+            nonlocal seen, left
+            seen += 1
+            if newest in message.data:
+                left -= 1
+                if not left:
+                    complete.set()
 
-            async def take(message: Any) -> None:  # noqa: ARG001  it only counts
-                seen[0] += 1
-                if seen[0] == count:
-                    left[0] -= 1
-                    if not left[0]:
-                        complete.set()
-
+        pipe.send(0)
+        await asyncio.to_thread(pipe.recv)
+        for _ in range(consumers):
             await jetstream.subscribe(
                 subject,
                 stream=stream,
                 cb=take,
                 ordered_consumer=True,
-                deliver_policy=DeliverPolicy.ALL,
+                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=max(1, last - events),
                 pending_msgs_limit=-1,
                 pending_bytes_limit=-1,
             )
-
-        pipe.send(0)
-        await asyncio.to_thread(pipe.recv)
-        for _ in range(consumers):
-            await consume()
         await complete.wait()
-        pipe.send("complete")
+        pipe.send(seen)
         await asyncio.to_thread(pipe.poll, None)
         await client.close()
 

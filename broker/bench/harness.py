@@ -45,6 +45,7 @@ class Plan:
     seed: int
     rounds: int
     tenants: int
+    brokers: int
     events: int
     against: Sequence[str]
 
@@ -175,10 +176,10 @@ class Bench:
         self, phase: str, crowd: Crowd, work: Callable[[], Sequence[Callable[[], bool]]], seconds: float
     ) -> Used:
         """Does some work of a phase, until all the conditions that `work` returns have come true once."""
-        meter, pid = crowd.meter, crowd.contender.pid
+        meter, pids = crowd.meter, crowd.contender.pids
         meter.clear()
-        base, memory = meter["delivered"], resident(pid) if pid else 0
-        cpu, generator = cpu_seconds(pid) if pid else 0.0, cpu_seconds(crowd.pid)
+        base, memory = meter["delivered"], resident(*pids)
+        cpu, generator = cpu_seconds(*pids), cpu_seconds(crowd.pid)
         self.live.phase(phase, subject=crowd.contender.name, seconds=seconds)
         samples: list[Sample] = []
         began = time.monotonic()
@@ -194,7 +195,7 @@ class Bench:
                     answer(crowd.pipe, 0)  # nobody asked it anything: it has ended
                 due += SAMPLE_SECONDS
                 delivered = meter["delivered"] - base
-                sample = Sample(now - began, delivered, resident(pid) if pid else 0)
+                sample = Sample(now - began, delivered, resident(*pids))
                 rate = (delivered - samples[-1].delivered) / (sample.at - samples[-1].at) if samples else 0.0
                 samples.append(sample)
                 self.live.update(
@@ -211,10 +212,10 @@ class Bench:
             time.sleep(0.0005)
         used = Used(
             seconds=now - began,
-            cpu=cpu_seconds(pid) - cpu if pid else 0.0,
+            cpu=cpu_seconds(*pids) - cpu,
             generator=cpu_seconds(crowd.pid) - generator,
             delivered=meter["delivered"] - base,
-            memory=resident(pid) - memory if pid else 0,
+            memory=resident(*pids) - memory,
             samples=samples,
             latency=meter.latencies.histogram(),
             openings=meter.openings.histogram(),
@@ -225,7 +226,7 @@ class Bench:
     def check(self, phase: str, crowd: Crowd, used: Used) -> None:
         """Notes what makes the figures doubtful."""
         said = [f"{crowd.meter[field]} {what}" for field, what in TROUBLE.items() if crowd.meter[field]]
-        if crowd.pid != crowd.contender.pid and used.generator > GENERATOR_SHARE * used.seconds:
+        if crowd.pid not in crowd.contender.pids and used.generator > GENERATOR_SHARE * used.seconds:
             share = used.generator / used.seconds
             said.append(f"the generator used {share:.0%} of a core, and may be what was measured")
         if 0 < used.cpu < FEW_TICKS * TICK_SECONDS:

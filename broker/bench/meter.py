@@ -59,15 +59,18 @@ class Meter:
         self.openings.clear()
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process, in steps of 10 ms (proc(5), `utime`, `stime`)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+def cpu_seconds(*pids: int) -> float:
+    """User and system time of all threads of the processes, in steps of 10 ms (proc(5), `utime`, `stime`)."""
+    total = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / TICKS
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process that are in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+def resident(*pids: int) -> int:
+    """Bytes of the processes that are in memory."""
+    return PAGE * sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
 
 
 def now() -> int:

@@ -15,3 +15,8 @@ SMALLEST = len(b'{"type":"bench","payload":"#~~#%019d %010d "}' % (0, 0))
 def event(sent: int, number: int, size: int) -> bytes:
     """An event of `size` bytes (at least `SMALLEST`), sent at `sent` ns, the channel's `number`-th."""
     return b'{"type":"bench","payload":"#~~#%019d %010d %b"}' % (sent, number, b"x" * (size - SMALLEST))
+
+
+def numbered(number: int) -> bytes:
+    """What only the event of this number holds."""
+    return b" %010d " % number

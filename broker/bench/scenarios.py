@@ -20,6 +20,7 @@ from broker.bench.contenders import Bare, Client, NatsWebSocket, answer, process
 from broker.bench.harness import Crowd
 from broker.bench.load import Cut, Goal, Mute, Where
 from broker.bench.meter import Meter, cpu_seconds
+from broker.bench.payload import numbered
 from broker.bench.publisher import Order
 from broker.bench.results import Result, Target
 
@@ -61,7 +62,7 @@ def broker(bench: Bench, **sections: Mapping[str, Any]) -> BrokerProcess:
     """The broker under test: that of an address, or one of ours with these sections of a configuration."""
     if bench.given:
         return bench.given
-    made = contenders.run_broker(bench.directory / "broker", bench.nats, **sections)
+    made = contenders.run_brokers(bench.directory / "broker", bench.nats, bench.plan.brokers, **sections)
     return bench.stack.enter_context(made)
 
 
@@ -75,7 +76,7 @@ def beside(bench: Bench) -> list[Contender]:
     found: list[Contender] = []
     for name in bench.plan.against:
         if name == "nats-ws":
-            found.append(NatsWebSocket(pid=bench.nats.pid, port=bench.nats.websocket_port))
+            found.append(NatsWebSocket(pids=(bench.nats.pid,), port=bench.nats.websocket_port))
         elif name == "floor":
             found.append(bench.stack.enter_context(contenders.run_floor(bench.nats, CHANNEL)))
         elif name == "trio-websocket":
@@ -251,7 +252,7 @@ def callback(bench: Bench) -> Crowd:
     pid, pipe = bench.stack.enter_context(work)
     answer(pipe, contenders.START_SECONDS)
     bench.publish_for("nats-py", meter, bench.nats.url)
-    return Crowd(Bare(name="nats-py", pid=pid, port=0), 1, pid, pipe, meter)
+    return Crowd(Bare(name="nats-py", pids=(pid,), port=0), 1, pid, pipe, meter)
 
 
 def mixed(bench: Bench) -> None:
@@ -481,18 +482,17 @@ def history(bench: Bench) -> None:
     caught_up("from the stream", min(READ_CLIENTS, plan.clients), beginning, total)
     if "nats-py" in plan.against:
         consumers, each = min(READ_CLIENTS, plan.clients), min(CONSUMER_EVENTS, total)
-        work = process(floor.read_in_order, bench.nats.url, "EVENTS", subject, consumers, each)
+        work = process(
+            floor.read_in_order, bench.nats.url, "EVENTS", subject, consumers, each, numbered(total)
+        )
         pid, pipe = bench.stack.enter_context(work)
         answer(pipe, contenders.START_SECONDS)
         bench.live.phase("ordered consumers", subject="nats-py", seconds=consumers * each / 20_000)
         began, cpu = time.monotonic(), cpu_seconds(pid)
         pipe.send("go")
-        answer(pipe, 600.0)
+        seen = answer(pipe, 600.0)
         cpu, seconds = cpu_seconds(pid) - cpu, time.monotonic() - began
-        figures = {
-            "deliveries_per_second": consumers * each / seconds,
-            "cpu_per_delivery": cpu / (consumers * each) * 1e6,
-        }
+        figures = {"deliveries_per_second": seen / seconds, "cpu_per_delivery": cpu / seen * 1e6}
         for phase in ("from the ring", "from the stream"):
             bench.results.append(Result(subject="nats-py", phase=phase, figures=figures))
 
@@ -518,7 +518,15 @@ def slow(bench: Bench) -> None:
     keep(bench, phase, "all read", calm, of_deliveries)
 
 
-LOAD = {"rate": 100.0, "size": 128, "seconds": 15.0, "rounds": 3, "tenants": 1, "events": HISTORY_EVENTS}
+LOAD = {
+    "brokers": 1,
+    "events": HISTORY_EVENTS,
+    "rate": 100.0,
+    "size": 128,
+    "seconds": 15.0,
+    "rounds": 3,
+    "tenants": 1,
+}
 SCENARIOS: dict[str, Scenario] = {
     "fanout": Scenario(
         run=fanout,

@@ -51,6 +51,7 @@ class BenchCommand(click.Command):
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), metavar="S", help="Length of each phase.")
 @click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="Each phase in so many turns.")
 @click.option("--tenants", type=click.IntRange(1, 10_000), metavar="N", help="Of `mixed`.")
+@click.option("--brokers", type=click.IntRange(1, 64), metavar="N", help="Broker processes on one port.")
 @click.option("--events", type=click.IntRange(1000, 10**8), metavar="N", help="Of `history`.")
 @click.option(
     "--seed", type=int, default=1, show_default=True, metavar="N", help="What is random follows from it."
@@ -122,7 +123,7 @@ def at_address(url: str, data_dir: Path | None) -> Address:
     where = local.find_data_dir(data_dir, os.environ)
     here = url.rstrip("/") in (local.running(where, "ws"), local.running(where, "ws").removesuffix("/ws"))
     broker = BrokerProcess(
-        pid=int(local.running(where, "pid")) if here else 0,
+        pids=(int(local.running(where, "pid")),) if here else (),
         host=parts.hostname,
         port=parts.port or 80,
         admin=local.running(where, "admin") if here else "",

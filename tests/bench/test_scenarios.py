@@ -43,6 +43,14 @@ async def test_scenario(scenario: str, tmp_path: Path) -> None:
     assert f"broker bench {scenario}" in page
 
 
+async def test_two_brokers_on_one_port(tmp_path: Path) -> None:
+    """Clients of both get everything; their CPU and memory are one figure."""
+    few = ["--clients", "20", "--rate", "50", "--seconds", "1", "--rounds", "1", "--against", "none"]
+    report = await run(tmp_path, "fanout", "--brokers", "2", *few)
+    assert not [each for each in report["warnings"] if any(word in each for word in TROUBLE)]
+    assert {result["subject"] for result in report["results"]} == {"broker"}
+
+
 async def run(directory: Path, *arguments: str) -> Any:
     files = ["--json", str(directory / "report.json"), "--html", str(directory / "report.html")]
     done = await command.broker("bench", *arguments, *files)
