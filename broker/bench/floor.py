@@ -155,7 +155,7 @@ def read_in_order(
     `newest`.
     """
     import nats
-    from nats.js.api import DeliverPolicy
+    from nats.js.api import ConsumerConfig, DeliverPolicy
 
     async def main() -> None:
         client = await nats.connect(url, max_reconnect_attempts=0)
@@ -180,8 +180,9 @@ def read_in_order(
                 stream=stream,
                 cb=take,
                 ordered_consumer=True,
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=max(1, last - events),
+                config=ConsumerConfig(
+                    deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=max(1, last - events)
+                ),
                 pending_msgs_limit=-1,
                 pending_bytes_limit=-1,
             )
