@@ -8,7 +8,7 @@ so that one reader serves both.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from broker.config import Ring as Bounds
 
 BITS = bytes.maketrans(b"01", b"\0\1")
+SMALL = 16  # events in a tick that is merged with others, at most
+LOOSE = 32  # so many of them at a time
 OVERHEAD = 100  # bytes that an event costs beside its frame: list slots, small ints, its share of the tick
 
 
@@ -163,6 +165,30 @@ class Tick:
         return b"".join(compress(self.frames, bits(mask)))
 
 
+def merged(ticks: Sequence[Tick]) -> Tick:
+    """Ticks that follow each other, as one. What it knows of topics is what the oldest one knew."""
+    serial = min(tick.serial for tick in ticks)
+    masks: dict[Any, int] = {}
+    shift = 0
+    for tick in ticks:
+        for topic, mask in tick.masks.items():
+            if topic.serial <= serial:
+                masks[topic] = masks.get(topic, 0) | mask << shift
+        shift += len(tick.frames)
+    return Tick(
+        first=ticks[0].first,
+        sequences=list(chain.from_iterable(tick.sequences for tick in ticks)),
+        channels=list(chain.from_iterable(tick.channels for tick in ticks)),
+        frames=list(chain.from_iterable(tick.frames for tick in ticks)),
+        masks=masks,
+        base=ticks[0].base,
+        head=ticks[-1].head,
+        serial=serial,
+        topics=ticks[0].topics,
+        time=ticks[-1].time,
+    )
+
+
 @attrs.frozen(kw_only=True)
 class RingStatistics:
     ticks: int
@@ -173,7 +199,8 @@ class RingStatistics:
 class Ring:
     """Ticks in order, bounded by count, bytes and age; the newest may be read while it is being sent.
 
-    Everything after the counter `floor` and the position `floor_head` is here.
+    Everything after the counter `floor` and the position `floor_head` is here. Small ticks, which a quiet
+    tenant's are, are merged: a reader pays by the tick, and a tick of one event takes twice the memory.
     """
 
     def __init__(self, bounds: Bounds, *, floor: int, floor_head: int) -> None:
@@ -186,8 +213,13 @@ class Ring:
         self.start = 0  # ticks before this index are gone; removed from the lists now and then
         self.events = 0
         self.size = 0
+        self.loose = 0  # so many of the newest ticks are small, and not merged yet
+        self.merges = bounds.events >= LOOSE * SMALL * 8  # a ring is trimmed by the tick: not by much of it
 
     def add(self, tick: Tick) -> None:
+        if self.loose == LOOSE and self.merges:
+            self.merge()
+        self.loose = self.loose + 1 if len(tick.frames) <= SMALL else 0
         self.ticks.append(tick)
         self.lasts.append(tick.last)
         self.heads.append(tick.head)
@@ -198,6 +230,14 @@ class Ring:
                 break  # the tick that is being sent stays, however large
             self.drop()
         self.expire(tick.time)
+
+    def merge(self) -> None:
+        """Makes one tick of the loose ones, none of which is being sent any more."""
+        start = max(self.start, len(self.ticks) - self.loose)
+        self.loose = 0
+        if start < len(self.ticks):
+            tick = merged(self.ticks[start:])
+            self.ticks[start:], self.lasts[start:], self.heads[start:] = [tick], [tick.last], [tick.head]
 
     def expire(self, now: float) -> None:
         """Drops what is older than the bound; `now` is on the clock of the ticks."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
 
-TICK_EVENTS = 128
+TICK_EVENTS = 512
 TICK_BYTES = 128 * 1024
 PUBLISHER = "Broker-User"  # the header that says which client published
 

@@ -220,6 +220,50 @@ def check_cursor(held: Ring, twin: list[Tick], position: int, floor: int, count:
                 assert (tick.first + index <= cursor) == (sequence <= position)
 
 
+@settings(deadline=None, max_examples=200)
+@given(runs=st.lists(st.tuples(EVENTS, TOPICS), min_size=1, max_size=5), data=st.data())
+def test_merged_ticks_are_what_they_were(
+    runs: list[tuple[list[tuple[str, int]], list[tuple[str, tuple[str, ...]]]]], data: st.DataObject
+) -> None:
+    """The same events for every reader, also where topics were born between the ticks."""
+    topics: list[Topic] = []
+    ticks: list[Tick] = []
+    known = Known()
+    count, head = 7, 50
+    for channels, wanted in runs:
+        topics += [Topic(pattern, deny, len(topics) + at + 1) for at, (pattern, deny) in enumerate(wanted)]
+        events = make_events(channels, counter=count + 1, base=head)
+        ticks.append(make_tick(events, topics, base=head, known=known))
+        count, head = ticks[-1].last, ticks[-1].head
+    known.topics, known.serial = topics, len(topics)
+    floors = {topic: data.draw(st.integers(0, head + 1)) for topic in topics}
+    apart = b"".join(tick.join(mask) for tick in ticks if (mask := tick.share(floors)))
+    tick = ring.merged(ticks)
+    assert (tick.first, tick.last, tick.base, tick.head) == (8, count, 50, head)
+    assert tick.size == sum(each.size for each in ticks)
+    mask = tick.share(floors)
+    assert (tick.join(mask) if mask else b"") == apart
+
+
+def test_a_quiet_tenants_ticks_are_merged() -> None:
+    """Thousands of ticks of one event become few, and the ring finds its way in them; large ones stay."""
+    held = Ring(config.Ring(events=8192), floor=0, floor_head=0)
+    for number in range(1, 5001):
+        held.add(make_tick([Event(number, number, "a", b"%d," % number)], [], base=number - 1))
+        for cursor in (0, number - 1, number - 40):
+            if cursor >= 0:
+                ticks = held.after(cursor)
+                assert ticks[0].first <= cursor + 1 <= ticks[0].last
+                assert ticks[-1].last == number
+    assert held.statistics().events == 5000
+    assert held.statistics().ticks <= 5000 / ring.LOOSE + ring.LOOSE
+    assert b"".join(frame for tick in held.after(0) for frame in tick.frames).startswith(b"1,2,3,")
+    assert [held.cursor(position) for position in (1, 31, 32, 33, 4999, 5000)] == [1, 31, 32, 33, 4999, 5000]
+    large = make_tick(make_events([("a", 0)] * 20, counter=5001, base=5000), [], base=5000)
+    held.add(large)
+    assert held.after(5000) == [large]
+
+
 def test_what_is_gone_is_let_go() -> None:
     """Over any time the ring holds little more than its bound, and still finds its way."""
     held = Ring(config.Ring(events=10), floor=0, floor_head=0)
