@@ -72,10 +72,13 @@ class Chunk:
         return self.size >= CHUNK_BYTES
 
     def merge(self) -> None:
-        """Brings stored events of pages into stream order, each once; a page has no counters."""
+        """Brings stored events of several pages into stream order, each once."""
         merged = dict(sorted(zip(self.positions, self.frames, strict=True)))
         self.positions, self.frames = list(merged), list(merged.values())
-        self.counters = [-1] * len(merged)
+
+    def below_ring(self) -> None:
+        """A page of the stream has no counters."""
+        self.counters = [-1] * len(self.frames)
         self.passed = [(-1, position) for _, position in self.passed]
 
     def trim(self) -> None:
@@ -130,7 +133,9 @@ def from_pages(pages: Sequence[Tick], reading: Reading, *, after: int, upto: int
     for page, (kept, passed) in zip(pages, choose(pages, windows, reading), strict=True):
         chunk.add(page, kept)
         chunk.pass_over(page, passed)
-    chunk.merge()
+    if len(pages) > 1:
+        chunk.merge()
+    chunk.below_ring()
     chunk.trim()
     return chunk
 

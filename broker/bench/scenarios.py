@@ -40,7 +40,7 @@ MISSED_PER_SECOND = 50.0
 HISTORY_EVENTS = 1_000_000
 RING_EVENTS = 8000  # a little less than the broker's ring holds
 CONSUMER_EVENTS = 50_000  # of each nats-py consumer: the cost of an event is the same for more
-READ_CLIENTS = 10  # that read all of the history
+READ_CLIENTS = 25  # that read all of the history
 SLOW_SHARE = 0.1
 
 
