@@ -15,6 +15,8 @@ from broker.web.gate import Gate
 from broker.wire import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from wsproto.frame_protocol import Frame
 
     from broker.web.links import Link
@@ -103,6 +105,10 @@ class WebSocketTransport:
     message_bytes: int
     message_seconds: float = MESSAGE_SECONDS
     arrival: Arrival | None = attrs.field(init=False, default=None)
+    send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.send_nowait = self.link.send_nowait  # the link's own: this is called for each delivery
 
     @property
     def partial_sends(self) -> bool:
@@ -139,9 +145,6 @@ class WebSocketTransport:
         if self.arrival is not None:
             self.arrival.drop()
             self.arrival = None
-
-    def send_nowait(self, data: bytes | memoryview) -> int:
-        return self.link.send_nowait(data)
 
     async def send_some(self, data: bytes | memoryview) -> int:
         return await self.link.send_some(data)
