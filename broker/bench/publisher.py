@@ -18,7 +18,7 @@ from broker.bench.meter import now
 from broker.bench.payload import event
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from multiprocessing.connection import Connection
 
     from broker.bench.meter import Meter
@@ -33,12 +33,11 @@ WAIT_SECONDS = 10.0
 class Order:
     """What to publish: events of `size` bytes, to the subjects in turn, or by `weights` at random.
 
-    It ends after `count` events or `seconds`. `rate` is in events/s; without one no more than `window` events
-    are ahead of what the generator of `meter` has counted, with `copies` deliveries of each on average (0:
-    nobody counts, and there is no window).
+    It ends after `count` events or `seconds`. `copies` is how many deliveries an event of each subject makes.
+    `rate` is in events/s; without one no more than about `window` events are ahead of the deliveries.
     """
 
-    subjects: Sequence[str]
+    copies: Mapping[str, int]
     size: int
     count: int = 1 << 60
     seconds: float = math.inf
@@ -46,7 +45,10 @@ class Order:
     weights: Sequence[float] = ()
     seed: int = 1
     window: int = 2000
-    copies: float = 0.0
+
+    @property
+    def subjects(self) -> list[str]:
+        return list(self.copies)
 
 
 @attrs.define(eq=False)
@@ -60,24 +62,26 @@ class Publisher:
     def carry_out(self, order: Order) -> Counter[str]:
         """Publishes it; how many events of each subject."""
         rng = random.Random(order.seed)  # noqa: S311  a load that can be repeated
-        turns = itertools.cycle(order.subjects)
+        subjects = order.subjects
+        turns = itertools.cycle(subjects)
         published: Counter[str] = Counter()
         began = time.monotonic()
         base = self.meter["delivered"]
-        done = 0
+        done = expected = 0
         while done < order.count and (elapsed := time.monotonic() - began) < order.seconds:
             due = min(order.count, int(elapsed * order.rate) + 1 if order.rate else done + BATCH)
             if due <= done:
                 time.sleep(max(0.0, began + done / order.rate - time.monotonic()))
                 continue
-            if not order.rate:
-                self.wait(base, order, done)
+            if not order.rate and done:
+                self.wait(base + expected - order.window * expected // done)
             if order.weights:
-                chosen = rng.choices(order.subjects, order.weights, k=due - done)
+                chosen = rng.choices(subjects, order.weights, k=due - done)
             else:
                 chosen = list(itertools.islice(turns, due - done))
             self.socket.sendall(b"".join(self.line(subject, order.size) for subject in chosen))
             published.update(chosen)
+            expected += sum(order.copies[subject] for subject in chosen)
             done = due
         self.flush()
         return published
@@ -87,16 +91,14 @@ class Publisher:
         body = event(now(), number, size)
         return b"PUB %b %d\r\n%b\r\n" % (subject.encode(), len(body), body)
 
-    def wait(self, base: int, order: Order, done: int) -> None:
-        """Until what is published is no more than a window ahead. Raises `TimeoutError`."""
-        if not order.copies:
-            return
-        seen, until = -1.0, time.monotonic()
-        while (arrived := (self.meter["delivered"] - base) / order.copies) < done - order.window:
-            if arrived > seen:
-                seen, until = arrived, time.monotonic() + PATIENCE_SECONDS
+    def wait(self, wanted: int) -> None:
+        """Until so much has been delivered. Raises `TimeoutError`."""
+        seen, until = -1, 0.0
+        while (delivered := self.meter["delivered"]) < wanted:
+            if delivered > seen:
+                seen, until = delivered, time.monotonic() + PATIENCE_SECONDS
             elif time.monotonic() > until:
-                raise TimeoutError(f"{done} events published, {seen:.0f} arrived, and then no more")
+                raise TimeoutError(f"{wanted - seen} deliveries are missing")
             time.sleep(PAUSE_SECONDS)
 
     def flush(self) -> None:

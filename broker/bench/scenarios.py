@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from broker.bench.contenders import BrokerProcess, Contender
-    from broker.bench.harness import Bench, Publishing, Used
+    from broker.bench.harness import Bench, Plan, Publishing, Used
 
 CHANNEL = "orders.7"
 WARM = 200  # connections that are not counted: the first ones fill caches
@@ -99,8 +99,8 @@ def after(seconds: float) -> list[Callable[[], bool]]:
     return [lambda: time.monotonic() > until]
 
 
-def drive(bench: Bench, phase: str, crowd: Crowd, order: Order, copies: Callable[[str], float]) -> Used:
-    """Publishes, and waits until every copy has arrived; `copies` is how many there are by subject."""
+def drive(bench: Bench, phase: str, crowd: Crowd, order: Order) -> Used:
+    """Publishes, and waits until every copy has arrived."""
     meter = crowd.meter
     base = meter["delivered"]
     published: Publishing
@@ -113,11 +113,18 @@ def drive(bench: Bench, phase: str, crowd: Crowd, order: Order, copies: Callable
     def arrived() -> bool:
         if not published.done() or published.counts is None:
             return False
-        wanted = sum(count * copies(each) for each, count in published.counts.items())
+        wanted = sum(count * order.copies[each] for each, count in published.counts.items())
         return meter["delivered"] - base >= wanted
 
     expected = min(order.seconds, order.count / order.rate if order.rate else order.seconds)
     return bench.measure(phase, crowd, work, expected)
+
+
+def at_a_pace(plan: Plan, contender: Contender) -> Order:
+    """Events on the one channel, for one round."""
+    count = max(1, int(plan.rate * plan.seconds / plan.rounds))
+    copies = {contender.subject("bench", CHANNEL): plan.clients}
+    return Order(copies=copies, count=count, size=plan.size, rate=plan.rate)
 
 
 def keep(
@@ -198,13 +205,8 @@ def fanout(bench: Bench) -> None:
     clients = [Client(channels=["orders.>"])] * plan.clients
     who = everybody(bench)
 
-    def one(contender: Contender) -> str:
-        return contender.subject("bench", CHANNEL)
-
     def paced(crowd: Crowd) -> Used:
-        count = max(1, int(plan.rate * plan.seconds / plan.rounds))
-        order = Order(subjects=[one(crowd.contender)], count=count, size=plan.size, rate=plan.rate)
-        return drive(bench, "paced", crowd, order, lambda _: plan.clients)
+        return drive(bench, "paced", crowd, at_a_pace(plan, crowd.contender))
 
     crowds = [joined(bench.crowd(each, clients, ordered=True)) for each in who]
     in_turn(bench, "paced", crowds, paced, of_deliveries)
@@ -212,13 +214,9 @@ def fanout(bench: Bench) -> None:
         crowd.cut()
 
     def flat_out(crowd: Crowd) -> Used:
-        order = Order(
-            subjects=[one(crowd.contender)],
-            seconds=plan.seconds / plan.rounds,
-            size=plan.size,
-            copies=plan.clients,
-        )
-        return drive(bench, "as fast as it goes", crowd, order, lambda _: plan.clients)
+        copies = {crowd.contender.subject("bench", CHANNEL): plan.clients}
+        order = Order(copies=copies, seconds=plan.seconds / plan.rounds, size=plan.size)
+        return drive(bench, "as fast as it goes", crowd, order)
 
     # What the floor does is to send each event by itself: it says nothing of how fast one can be.
     fast = [each for each in who if each.name != "floor"]
@@ -232,9 +230,9 @@ def unicast(bench: Bench) -> None:
     users = [f"u{number}" for number in range(plan.clients)]
 
     def go(crowd: Crowd) -> Used:
-        named = [crowd.contender.subject("bench", f"users.{user}.bench") for user in users]
-        order = Order(subjects=named, seconds=plan.seconds / plan.rounds, size=plan.size, copies=1)
-        return drive(bench, "as fast as it goes", crowd, order, lambda _: 1)
+        named = {crowd.contender.subject("bench", f"users.{user}.bench"): 1 for user in users}
+        order = Order(copies=named, seconds=plan.seconds / plan.rounds, size=plan.size)
+        return drive(bench, "as fast as it goes", crowd, order)
 
     crowds = []
     for each in everybody(bench):
@@ -274,33 +272,26 @@ def mixed(bench: Bench) -> None:
         4.0 / popular if at < popular else 1.0 / (len(channels) - popular) for at in range(len(channels))
     ]
 
-    def order_of(contender: Contender) -> tuple[Order, dict[str, int]]:
-        copies = {
-            contender.subject(tenant, channel): sum(subjects.covers(each, channel) for each in patterns)
-            for tenant, patterns in wanted.items()
-            for channel in channels
-        }
-        order = Order(
-            subjects=list(copies),
+    def order_of(contender: Contender) -> Order:
+        return Order(
+            copies={
+                contender.subject(tenant, channel): sum(subjects.covers(each, channel) for each in patterns)
+                for tenant, patterns in wanted.items()
+                for channel in channels
+            },
             weights=weights * len(wanted),
             size=plan.size,
-            rate=plan.rate,
             seed=plan.seed,
         )
-        return order, copies
 
     def paced(crowd: Crowd) -> Used:
-        order, copies = order_of(crowd.contender)
-        order = attrs.evolve(order, count=max(1, int(plan.rate * plan.seconds / plan.rounds)))
-        return drive(bench, "paced", crowd, order, lambda subject: copies[subject])
+        count = max(1, int(plan.rate * plan.seconds / plan.rounds))
+        order = attrs.evolve(order_of(crowd.contender), rate=plan.rate, count=count)
+        return drive(bench, "paced", crowd, order)
 
     def flat_out(crowd: Crowd) -> Used:
-        order, copies = order_of(crowd.contender)
-        average = sum(
-            weight * copies[subject] for weight, subject in zip(order.weights, order.subjects, strict=True)
-        ) / sum(order.weights)
-        order = attrs.evolve(order, rate=0.0, seconds=plan.seconds / plan.rounds, copies=average, window=500)
-        return drive(bench, "as fast as it goes", crowd, order, lambda subject: copies[subject])
+        order = attrs.evolve(order_of(crowd.contender), seconds=plan.seconds / plan.rounds)
+        return drive(bench, "as fast as it goes", crowd, order)
 
     who = everybody(bench)
     crowds = [joined(bench.crowd(each, clients)) for each in who]
@@ -376,9 +367,9 @@ def resume(bench: Bench) -> None:
             return [lambda: crowd.meter["live"] >= everybody]
 
         alone.append(bench.measure("connecting alone", crowd, fresh, everybody / 1000))
-        subject = contender.subject("bench", CHANNEL)
-        order = Order(subjects=[subject], count=MISSED, size=plan.size, rate=MISSED_PER_SECOND)
-        drive(bench, "before the cut", crowd, order, lambda _: everybody)
+        copies = {contender.subject("bench", CHANNEL): plan.clients}
+        order = Order(copies=copies, count=MISSED, size=plan.size, rate=MISSED_PER_SECOND)
+        drive(bench, "before the cut", crowd, order)
         crowd.cut()
         published = bench.publish(contender.name, order)
         while not published.done():
@@ -412,7 +403,8 @@ def jitter(bench: Bench) -> None:
     contender = broker(bench)
     crowd = joined(bench.crowd(contender, [Client(channels=["orders.>"])] * plan.clients, ordered=True))
     count = max(1, int(plan.rate * plan.seconds))
-    order = Order(subjects=[contender.subject("bench", CHANNEL)], count=count, size=plan.size, rate=plan.rate)
+    copies = {contender.subject("bench", CHANNEL): plan.clients}
+    order = Order(copies=copies, count=count, size=plan.size, rate=plan.rate)
     bounds = [plan.clients * slot // SLOTS for slot in range(SLOTS + 1)]
     groups = [pair for pair in itertools.pairwise(bounds) if pair[0] < pair[1]]
     crowd.tell(Goal(count))
@@ -463,8 +455,8 @@ def history(bench: Bench) -> None:
     beginning = witness.tell(Where(0))
     for count in (total - recent, recent):
         middle = witness.tell(Where(0))
-        order = Order(subjects=[subject], count=count, size=plan.size, copies=1, window=20_000)
-        drive(bench, "storing", witness, order, lambda _: 1)
+        order = Order(copies={subject: 1}, count=count, size=plan.size, window=20_000)
+        drive(bench, "storing", witness, order)
 
     def caught_up(phase: str, clients: int, start: str, events: int) -> None:
         readers = [Client(channels=["orders.>"], start=start)] * clients
@@ -503,17 +495,17 @@ def slow(bench: Bench) -> None:
     contender = broker(bench)
     crowd = joined(bench.crowd(contender, [Client(channels=["orders.>"])] * plan.clients, ordered=True))
     deaf = max(1, int(plan.clients * SLOW_SHARE))
-    count = max(1, int(plan.rate * plan.seconds / plan.rounds))
-    order = Order(subjects=[contender.subject("bench", CHANNEL)], count=count, size=plan.size, rate=plan.rate)
+    order = at_a_pace(plan, contender)
+    heard = attrs.evolve(order, copies=dict.fromkeys(order.copies, plan.clients - deaf))
     calm, stalled = [], []
     phase = f"{SLOW_SHARE:.0%} do not read"
     for _ in range(plan.rounds):
-        calm.append(drive(bench, "all read", crowd, order, lambda _: plan.clients))
+        calm.append(drive(bench, "all read", crowd, order))
         crowd.tell(Mute(0, deaf, True))
         base = crowd.meter["delivered"]
-        stalled.append(drive(bench, phase, crowd, order, lambda _: plan.clients - deaf))
+        stalled.append(drive(bench, phase, crowd, heard))
         crowd.tell(Mute(0, deaf, False))
-        crowd.until_delivered(base + count * plan.clients)
+        crowd.until_delivered(base + order.count * plan.clients)
     keep(bench, phase, "broker", stalled, of_deliveries)
     keep(bench, phase, "all read", calm, of_deliveries)
 
