@@ -29,6 +29,7 @@ from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
+from broker.reloading import Reloader
 from broker.subjects import Names
 from broker.web.admin import AdminPort
 from broker.web.links import ssl_context
@@ -76,10 +77,12 @@ async def serve(
     data_dir: Path,
     on_ready: Callable[[Running], None],
     stop: Stop | None = None,
+    read: Callable[[], Config] | None = None,
 ) -> None:
     """Runs the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
 
-    `on_ready` is called once an event can travel through. Raises `ConfigError` for what cannot be used,
+    `on_ready` is called once an event can travel through. With `read`, which reads the configuration anew,
+    SIGHUP puts that into force. Raises `ConfigError` for what cannot be used,
     and other `BrokerError`s for what is in the way at the start.
     """
     keys = Keys.load(config.auth)
@@ -116,17 +119,29 @@ async def serve(
             pauses = metrics.Pauses()
             registry.register(pauses)
             ProcessCollector(registry=registry)
-            parts = [
-                PublicPort(
-                    config.server,
-                    config.limits,
-                    serve=supervisor.serve,
-                    admit=supervisor.refusal,
-                    health=supervisor.not_ready,
-                    ssl_context=context,
-                ).run,
-                AdminPort(config.server, config.limits, registry=registry, health=supervisor.not_ready).run,
-            ]
+            public_port = PublicPort(
+                config.server,
+                config.limits,
+                serve=supervisor.serve,
+                admit=supervisor.refusal,
+                health=supervisor.not_ready,
+                ssl_context=context,
+            )
+            admin_port = AdminPort(
+                config.server, config.limits, registry=registry, health=supervisor.not_ready
+            )
+            if read:
+                reloader = Reloader(
+                    config=config,
+                    read=read,
+                    keys=keys,
+                    supervisor=supervisor,
+                    public=public_port,
+                    admin=admin_port,
+                    notifier=notifier,
+                    nursery=engine,
+                )
+                await tenants.start(reloader.run)
             running = Running(
                 pid=os.getpid(),
                 http=url("https" if context else "http", public),
@@ -136,6 +151,7 @@ async def serve(
             )
             async with trio.open_nursery() as connections:
                 ports = Ports()
+                parts = [public_port.run, admin_port.run]
                 await connections.start(ports.run, parts, [public, admin], connections)
                 tune_collector()
                 if await settled(supervisor, stop):
@@ -147,7 +163,7 @@ async def serve(
                 notifier.notify("STOPPING=1")
                 supervisor.draining = True
                 ports.scope.cancel()
-                await drain(config, supervisor, stop.code)
+                await drain(supervisor, stop.code)
                 connections.cancel_scope.cancel()
             tenants.cancel_scope.cancel()
         engine.cancel_scope.cancel()
@@ -184,21 +200,22 @@ async def settled(supervisor: Supervisor, stop: Stop) -> bool:
     return False
 
 
-async def drain(config: Config, supervisor: Supervisor, code: CloseCode) -> None:
+async def drain(supervisor: Supervisor, code: CloseCode) -> None:
     """Asks all clients to reconnect, spread over time, and ends each connection at its time.
 
     Publishes and acknowledgements go on until then. Over after the grace at the latest.
     """
+    settings = supervisor.config.drain
     leaving = list(supervisor.connections)
     random.shuffle(leaving)
-    spread = len(leaving) / config.drain.reconnects_per_second
-    spread = min(spread, config.drain.grace_seconds * 0.8)
+    spread = len(leaving) / settings.reconnects_per_second
+    spread = min(spread, settings.grace_seconds * 0.8)
     delays = [spread * index / len(leaving) for index in range(len(leaving))]
     for connection, delay in zip(leaving, delays, strict=True):
         connection.drain(delay)
     log.info("draining", connections=len(leaving), seconds=round(spread, 1))
     began = trio.current_time()
-    with trio.move_on_after(config.drain.grace_seconds) as grace:
+    with trio.move_on_after(settings.grace_seconds) as grace:
         for connection, delay in zip(leaving, delays, strict=True):
             await trio.sleep_until(began + delay)
             connection.dismiss(code)

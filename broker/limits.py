@@ -20,6 +20,10 @@ class TokenBucket:
         self.level = burst
         self.time = now
 
+    def adopt(self, *, rate: float, burst: float) -> None:
+        """Goes on with other bounds."""
+        self.rate, self.burst = rate, burst
+
     def take(self, now: float) -> float:
         """Takes one and answers 0; or takes nothing and answers after how many seconds there is one."""
         self.level = min(self.burst, self.level + (now - self.time) * self.rate)

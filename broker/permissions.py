@@ -13,7 +13,8 @@ class Principal:
     """A verified token: one user of one tenant, until `expires_at` (Unix seconds).
 
     The patterns have no placeholders left. `room` is the encoded user, the token of its private
-    channels. A monitoring principal only subscribes.
+    channels. A monitoring principal only subscribes. `signer` is the key behind the token, as `auth` knows
+    it; `standard`: the token said nothing of permissions, so these are the configuration's.
     """
 
     tenant: str
@@ -25,6 +26,8 @@ class Principal:
     deny: tuple[str, ...] = ()
     monitoring: bool = False
     token_id: str | None = None
+    signer: object = attrs.field(default=None, repr=False)
+    standard: bool = False
 
     def check_subscribe(self, pattern: str) -> tuple[str, ...]:
         """The denied patterns that reach into `pattern`; what they match is left out of it.

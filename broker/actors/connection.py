@@ -24,7 +24,14 @@ from broker.actors.outlet import Outlet
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
-from broker.errors import BrokerError, CloseCode, InvalidPosition, Unauthenticated, Unavailable
+from broker.errors import (
+    BrokerError,
+    CloseCode,
+    InvalidPosition,
+    TokenInvalid,
+    Unauthenticated,
+    Unavailable,
+)
 from broker.wire import codec, messages
 from broker.wire.positions import Position
 from broker.wire.session import (
@@ -48,6 +55,7 @@ if TYPE_CHECKING:
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Inbound, Transport
+    from broker.auth.tokens import Verifier
     from broker.config import Limits
     from broker.features.cursors import Cursor
     from broker.permissions import Principal
@@ -246,6 +254,20 @@ class Connection:
         with suppress(Unavailable):  # before NATS was reached: then with the first subscription
             self.attach()
         log.debug("connection_authenticated", **self.who())
+
+    async def adopt(self, verifier: Verifier) -> None:
+        """Goes on under another configuration, or ends when that does not believe the token."""
+        with Boundary(self):
+            if self.closing:
+                return
+            session = self.session
+            try:
+                principal = verifier.again(session.principal) if session.principal else None
+            except TokenInvalid as error:
+                self.end(CloseCode.TOKEN_INVALID, error.message)
+                return
+            for effect in session.adopt(self.limits, principal):
+                await self.carry_out(effect)
 
     def attach(self) -> Principal:
         """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""

@@ -102,6 +102,20 @@ class Supervisor:
             await nursery.start(self.bus.run, self)
             task_status.started()
 
+    async def reload(self, config: Config, verifier: Verifier) -> None:
+        """Goes on with another configuration; of the connections those end that it does not allow."""
+        services, limits = self.services, config.limits
+        self.config = services.config = config
+        self.verifier = services.verifier = verifier
+        self.intake.event_bytes = limits.event_bytes
+        services.users.adopt(limits)
+        services.starts.limits = limits
+        services.cursors.per_user = limits.durables_per_user
+        self.tenants.adopt(config)
+        for connection in list(self.connections):
+            await connection.adopt(verifier)
+            await trio.lowlevel.checkpoint()  # there may be many, and others wait
+
     # --- what arrives: the bus's sink ---------------------------------------------------------------
 
     def restored(self, state: StreamState) -> None:

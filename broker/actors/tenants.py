@@ -82,6 +82,13 @@ class Tenants:
         tenant = self.running.get(name)
         return (tenant,) if tenant else ()
 
+    def adopt(self, config: Config) -> None:
+        """Goes on with other limits."""
+        self.gate.widen(config.limits.catch_ups - self.config.limits.catch_ups)
+        self.config = config
+        for tenant in self.running.values():
+            tenant.outbound_bytes = config.limits.outbound_bytes
+
     def history(self, name: str, fanout: Fanout) -> History:
         return History(
             tenant=name,

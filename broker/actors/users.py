@@ -41,6 +41,13 @@ class Users:
             )
         return bucket
 
+    def adopt(self, limits: Limits) -> None:
+        """Goes on with other limits; who has more connections than that keeps them."""
+        self.limits = limits
+        self.connections.limit = limits.connections_per_user
+        for bucket in self.buckets.values():
+            bucket.adopt(rate=limits.messages_per_minute / 60, burst=limits.messages_burst)
+
     def release(self, user: tuple[str, str]) -> None:
         self.connections.release(user)
 

@@ -28,7 +28,7 @@ from broker.auth.jwks import MAX_BYTES, Remote, Timing, address_fault
 from broker.errors import ConfigError, TokenInvalid, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 section 3.2: at least the hash's size
@@ -53,6 +53,11 @@ class VerifyingKey:
     algorithm: str
     material: Any = attrs.field(repr=False)
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What of it decides whether a token is believed, but for whom it may sign."""
+        return self.kid, self.algorithm, self.material, self.entry.issuer, self.entry.audience
+
     def signed(self, message: bytes, signature: bytes) -> bool:
         return ALGORITHMS[self.algorithm].verify(message, self.material, signature)
 
@@ -67,12 +72,14 @@ class Keys:
 
     fixed: tuple[VerifyingKey, ...]
     remotes: tuple[Remote, ...] = ()
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # of `run`
 
     @classmethod
-    def load(cls, auth: config.Auth, *, timing: Timing | None = None) -> Keys:
+    def load(cls, auth: config.Auth, *, timing: Timing | None = None, before: Iterable[Remote] = ()) -> Keys:
         """Reads secrets and files, parsed once. Addresses are fetched by `run`.
 
-        Raises `ConfigError` with one sentence for each fault.
+        What `before` holds of addresses that are configured as they were is kept: keys that are known go
+        on. Raises `ConfigError` with one sentence for each fault.
         """
         faults: list[str] = []
         fixed: list[VerifyingKey] = []
@@ -86,7 +93,10 @@ class Keys:
             try:
                 if entry.jwks_url is not None:
                     parse = partial(read_set, entry=entry)
-                    remotes.append(Remote(entry, entry.jwks_url, parse, timing or Timing()))
+                    known = (source for source in before if source.entry == entry)
+                    remotes.append(
+                        next(known, None) or Remote(entry, entry.jwks_url, parse, timing or Timing())
+                    )
                 elif not found:
                     fixed += read_keys(entry)
             except ConfigError as error:
@@ -97,11 +107,12 @@ class Keys:
         return cls(tuple(fixed), tuple(remotes))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps the keys from addresses fresh; returns when there are none. Reports started at once."""
-        async with trio.open_nursery() as nursery:
-            for source in self.remotes:
-                nursery.start_soon(source.run)
-            task_status.started()
+        """Keeps the keys from addresses fresh, until `scope` is cancelled. Reports started at once."""
+        with self.scope:
+            async with trio.open_nursery() as nursery:
+                for source in self.remotes:
+                    nursery.start_soon(source.run)
+                task_status.started()
 
     async def signer(self, algorithm: str, kid: str | None, message: bytes, signature: bytes) -> VerifyingKey:
         """The key that `message` was signed with. Waits only for addresses that may know an unknown key.
@@ -133,13 +144,19 @@ class Keys:
         return next((key for key in candidates if key.signed(message, signature)), None)
 
     def candidates(self, algorithm: str, kid: str | None) -> list[VerifyingKey]:
-        known = (self.fixed, *(source.keys for source in self.remotes))
-        return [
-            key
-            for keys in known
-            for key in keys
-            if key.algorithm == algorithm and (kid is None or key.kid == kid)
-        ]
+        return [key for key in self.known() if key.algorithm == algorithm and (kid is None or key.kid == kid)]
+
+    def known(self) -> Iterator[VerifyingKey]:
+        """All keys that there are now."""
+        yield from self.fixed
+        for source in self.remotes:
+            yield from source.keys
+
+    def successor(self, signer: object) -> VerifyingKey | None:
+        """The key here that believes just what a key of other `Keys` believed; None when there is none."""
+        if not isinstance(signer, VerifyingKey):
+            return None
+        return next((key for key in self.known() if key.identity == signer.identity), None)
 
 
 def lacks(source: Remote, algorithm: str, kid: str | None) -> bool:

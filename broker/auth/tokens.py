@@ -24,7 +24,7 @@ from broker.permissions import Principal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker.auth.keys import Keys
+    from broker.auth.keys import Keys, VerifyingKey
 
 MAX_PATTERNS = 256  # in one list: each subscribe is compared with all of them
 LISTS = ("subscribe", "publish", "deny")
@@ -68,7 +68,21 @@ class Verifier:
         algorithm, kid = self.read_head(read_object(parts[0], "head"))
         message, signature = token.rpartition(".")[0].encode(), decode(parts[2], "signature")
         key = await self.keys.signer(algorithm, kid, message, signature)
-        return self.principal(read_object(parts[1], "payload"), key.entry, now, tenant)
+        return self.principal(read_object(parts[1], "payload"), key, now, tenant)
+
+    def again(self, held: Principal) -> Principal:
+        """A principal under this configuration, which it was not verified with.
+
+        Raises `TokenInvalid` where its token would not be believed any more: another key, or one that may
+        not sign for the tenant. How long tokens may live is not asked again.
+        """
+        key = self.keys.successor(held.signer)
+        if key is None or not may_sign(key.entry, held.tenant) or held.monitoring > key.entry.monitoring:
+            raise TokenInvalid("the key of the token is not believed any more")
+        now: dict[str, Any] = {"signer": key}
+        if held.standard:
+            now |= self.patterns({}, held.room, held.tenant, held.monitoring)
+        return attrs.evolve(held, **now)
 
     def read_head(self, head: dict[str, Any]) -> tuple[str, str | None]:
         """`alg` and `kid`. Addresses and keys that a head may bring along are not looked at."""
@@ -82,20 +96,16 @@ class Verifier:
             raise TokenInvalid("alg, kid: must be text")
         return algorithm, kid
 
-    def principal(self, claims: dict[str, Any], key: config.Key, now: float, wanted: str | None) -> Principal:
+    def principal(
+        self, claims: dict[str, Any], key: VerifyingKey, now: float, wanted: str | None
+    ) -> Principal:
         expires_at = self.check_times(claims, now)
-        check_parties(claims, key)
+        check_parties(claims, key.entry)
         user, token_id = claims.get("sub"), claims.get("jti")
         if not isinstance(user, str) or not isinstance(token_id, str | None):
             raise TokenInvalid("sub, jti: must be text")
         room = encode_user(user)
-        tenant, monitoring = self.choose_tenant(claims, key, wanted)
-        patterns = {
-            name: fill_all(listed, f"permissions.{name}", room=room, tenant=tenant)
-            for name, listed in self.read_permissions(claims).items()
-        }
-        if monitoring:
-            patterns["publish"] = ()
+        tenant, monitoring = self.choose_tenant(claims, key.entry, wanted)
         return Principal(
             tenant=tenant,
             user=user,
@@ -103,8 +113,20 @@ class Verifier:
             expires_at=expires_at,
             monitoring=monitoring,
             token_id=token_id,
-            **patterns,
+            signer=key,
+            standard="permissions" not in claims,
+            **self.patterns(claims, room, tenant, monitoring),
         )
+
+    def patterns(
+        self, claims: dict[str, Any], room: str, tenant: str, monitoring: bool
+    ) -> dict[str, tuple[str, ...]]:
+        """What may be subscribed and published, and what is denied."""
+        found = {
+            name: fill_all(listed, f"permissions.{name}", room=room, tenant=tenant)
+            for name, listed in self.read_permissions(claims).items()
+        }
+        return found | {"publish": ()} if monitoring else found
 
     def check_times(self, claims: dict[str, Any], now: float) -> float:
         """`exp`. There is no leeway after it, since delivery stops at it."""

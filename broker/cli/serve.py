@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @options.admin_listen
 @options.data_dir
 def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
-    """Runs the broker in production until SIGTERM or SIGINT.
+    """Runs the broker in production until SIGTERM or SIGINT. SIGHUP reads the configuration anew.
 
     Options win over the environment, the environment over the file.
     """
@@ -30,16 +30,18 @@ def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Pa
 
     from broker import app, config, log
 
-    settings = config.load(file, os.environ, production=True)
-    server = settings.server
-    where = (data_dir or server.data_dir or config.default_data_dir()).absolute()
-    server = attrs.evolve(
-        server,
-        listen=listen or server.listen,
-        admin_listen=admin_listen or server.admin_listen,
-        data_dir=where,
-    )
-    settings = attrs.evolve(settings, server=server)
-    log.configure(settings.log)
+    def read() -> config.Config:
+        settings = config.load(file, os.environ, production=True)
+        server = settings.server
+        server = attrs.evolve(
+            server,
+            listen=listen or server.listen,
+            admin_listen=admin_listen or server.admin_listen,
+            data_dir=(data_dir or server.data_dir or config.default_data_dir()).absolute(),
+        )
+        return attrs.evolve(settings, server=server)
 
-    trio.run(partial(app.serve, settings, data_dir=where, on_ready=lambda _: None))
+    settings = read()
+    log.configure(settings.log)
+    where = settings.server.data_dir or config.default_data_dir()
+    trio.run(partial(app.serve, settings, data_dir=where, on_ready=lambda _: None, read=read))

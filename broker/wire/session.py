@@ -252,6 +252,16 @@ class Session:
         )
         return [Reply(reply, message_id), *self.recheck(principal)]
 
+    def adopt(self, limits: Limits, principal: Principal | None) -> list[Effect]:
+        """Goes on with other limits, and with what the token allows under another configuration."""
+        self.limits = limits
+        if self.requests is not None:
+            self.requests.adopt(rate=limits.requests_per_second, burst=limits.requests_burst)
+        if principal is None:
+            return []
+        self.principal = principal
+        return self.recheck(principal)
+
     def recheck(self, principal: Principal) -> list[Effect]:
         """What a renewed token changes in the subscriptions that stand."""
         effects: list[Effect] = []

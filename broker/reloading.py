@@ -1,0 +1,104 @@
+"""SIGHUP: another configuration for a broker that goes on running.
+
+Keys, permissions, limits, origins, certificates, the drain and the log take effect at once. The rest needs
+a restart, and is said to. A configuration that cannot be used changes nothing.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker import log as logging
+from broker.auth.keys import Keys
+from broker.auth.tokens import Verifier
+from broker.errors import ConfigError
+from broker.web.links import load_certificate, ssl_context
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Iterator
+
+    from broker.actors.supervisor import Supervisor
+    from broker.config import Config
+    from broker.systemd import Notifier
+    from broker.web.admin import AdminPort
+    from broker.web.server import PublicPort
+
+log = structlog.get_logger("broker.reload")
+
+SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
+SERVER = ("origins", "query_token", "tls_certificate", "tls_key")  # of the section `server`
+
+
+def merge(running: Config, wanted: Config) -> Config:
+    """What runs from now on: of `wanted` all that does not need a restart."""
+    server = attrs.evolve(running.server, **{name: getattr(wanted.server, name) for name in SERVER})
+    return attrs.evolve(running, server=server, **{name: getattr(wanted, name) for name in SECTIONS})
+
+
+def differences(one: Config, other: Config) -> Iterator[str]:
+    """The keys, as "section.key", that have other values."""
+    for section in attrs.fields(type(one)):
+        ours, theirs = getattr(one, section.name), getattr(other, section.name)
+        for key in attrs.fields(type(ours)):
+            if getattr(ours, key.name) != getattr(theirs, key.name):
+                yield f"{section.name}.{key.name}"
+
+
+@attrs.define(eq=False, kw_only=True)
+class Reloader:
+    """Reads the configuration anew, by `read`, whenever SIGHUP comes. `config` is the one in force."""
+
+    config: Config
+    read: Callable[[], Config]
+    keys: Keys
+    supervisor: Supervisor
+    public: PublicPort
+    admin: AdminPort
+    notifier: Notifier
+    nursery: trio.Nursery  # of the tasks that fetch keys
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Reports started when a signal would be heard."""
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            task_status.started()
+            async for _ in signals:
+                # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
+                self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                try:
+                    await self.reload(self.read())
+                except ConfigError as error:
+                    log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
+                self.notifier.notify("READY=1")
+
+    async def reload(self, wanted: Config) -> None:
+        """Puts a configuration into force. Raises `ConfigError` before it has changed anything."""
+        config = merge(self.config, wanted)
+        keys = Keys.load(config.auth, before=self.keys.remotes)
+        verifier = Verifier(config.auth, config.limits, config.permissions, keys)
+        self.renew_certificate(config)
+        self.keys.scope.cancel()
+        await self.nursery.start(keys.run)
+        before, self.config, self.keys = self.config, config, keys
+        for port in (self.public, self.admin):
+            port.server, port.limits = config.server, config.limits
+        await self.supervisor.reload(config, verifier)
+        changed, left = list(differences(before, config)), list(differences(config, wanted))
+        log.info("reloaded", changed=changed, needs_restart=left)
+        logging.configure(config.log)
+
+    def renew_certificate(self, config: Config) -> None:
+        """Later handshakes are made with what the files hold now. TLS itself is not switched on or off."""
+        context: ssl.SSLContext | None = self.public.ssl_context
+        certificate = config.server.tls_certificate
+        if (context is None) != (certificate is None):
+            raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])
+        if context and certificate:
+            ssl_context(certificate, config.server.tls_key)  # so that a bad pair is refused as a whole
+            load_certificate(context, certificate, config.server.tls_key)

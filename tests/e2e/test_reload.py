@@ -1,0 +1,211 @@
+"""SIGHUP on a real `broker serve`: what changes, what stays, and who is told."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import tomlkit
+import trio
+
+from broker import config
+from broker.auth import tokens
+from tests.support import command, websocket
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
+
+READY_SECONDS = 30
+
+
+@attrs.define(eq=False)
+class Served:
+    """A `broker serve` and its configuration file."""
+
+    directory: Path
+    tables: dict[str, dict[str, Any]]
+    running: command.Running | None = None
+    ws: str = ""
+
+    @property
+    def file(self) -> Path:
+        return self.directory / "broker.toml"
+
+    def write(self, **sections: dict[str, Any]) -> None:
+        """The configuration with other values in some sections; from then on that is the one."""
+        for name, values in sections.items():
+            self.tables[name] = self.tables.get(name, {}) | values
+        self.file.write_text(tomlkit.dumps(self.tables))
+
+    def secret(self, name: str, content: str | None = None) -> str:
+        file = self.directory / name
+        file.touch(mode=0o600)
+        file.write_text(content or secrets.token_hex(32))
+        return name
+
+    def token(self, key: str = "main", **claims: Any) -> str:
+        """A token signed with the key of that name, as the file has it now."""
+        auth = config.load(self.file, {}, production=True).auth
+        chosen = [each for each in auth.keys if each.name == key]
+        signing = attrs.evolve(auth, keys=tuple(chosen))
+        claims = {"tenant": "acme", "user": "alice"} | claims
+        return tokens.sign(signing, now=time.time(), ttl=3600, **claims)
+
+    def client(self, token: str) -> AbstractAsyncContextManager[websocket.Client]:
+        return websocket.connect(self.ws, token=token)
+
+    async def refused(self, token: str) -> int:
+        """The code with which a client with such a token is closed."""
+        async with websocket.connect(self.ws, token=None) as client:
+            await client.expect("connection.established")
+            await client.send("authenticate", {"token": token})
+            return await client.closed()
+
+    async def hup(self) -> dict[str, Any]:
+        """Reloads; what the broker logs of it."""
+        assert self.running
+        self.running.process.send_signal(signal.SIGHUP)
+        while True:
+            line: dict[str, Any] = json.loads(await self.running.line("stderr"))
+            if line["event"] in ("reloaded", "reload_refused"):
+                return line
+
+
+@asynccontextmanager
+async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+    served = Served(directory, {})
+    served.secret("main.key")
+    served.write(
+        server={"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "data_dir": "state"},
+        nats={"urls": [nats.url]},
+        stream={"max_bytes": "64MiB"},
+        auth={"keys": [{"name": "main", "secret_file": "main.key", "tenants": ["acme"]}]},
+        log={"format": "json"},
+    )
+    served.write(**sections)
+    async with command.start("serve", "--config", served.file) as running:
+        served.running = running
+        with trio.fail_after(READY_SECONDS):
+            ready = await running.until('"ready"', "stderr")
+        served.ws = json.loads(ready)["ws"]
+        yield served
+
+
+async def test_a_bad_file_changes_nothing(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """It is said what is wrong, the old configuration stays in force, and nobody loses a connection."""
+    async with serve(tmp_path, nats) as served, served.client(served.token()) as client:
+        await client.subscribe("a")
+        good = served.file.read_text()
+        for text in ("[limits]\nconections = 3\n" + good, good.replace("main.key", "none.key"), "]"):
+            served.file.write_text(text)
+            assert (await served.hup())["event"] == "reload_refused"
+        served.file.write_text(good)
+        told = await served.hup()
+        assert (told["event"], told["changed"], told["needs_restart"]) == ("reloaded", [], [])
+        await publisher.store("events.acme.a", b"1")
+        assert (await client.expect("event"))["event"] == 1
+
+
+async def test_keys_come_and_go(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """A new key is believed at once; clients of one that is gone or made anew are closed, others stay."""
+    async with serve(tmp_path, nats) as served:
+        other = {"name": "other", "secret_file": served.secret("other.key"), "tenants": ["acme"]}
+        keys = served.tables["auth"]["keys"]
+        served.write(auth={"keys": [*keys, other]})
+        assert await served.refused(served.token("other")) == 4500
+        assert (await served.hup())["changed"] == ["auth.keys"]
+        async with served.client(served.token()) as kept, served.client(served.token("other")) as dropped:
+            await kept.subscribe("a")
+            await dropped.subscribe("a")
+            other["tenants"] = ["acme", "globex"]
+            served.write(auth={"keys": [*keys, other]})
+            await served.hup()
+            await dropped.quiet()  # it may sign for more than before
+            served.secret("other.key")
+            await served.hup()
+            assert await dropped.closed() == 4500
+            await publisher.store("events.acme.a", b"1")
+            assert (await kept.expect("event"))["event"] == 1
+            keys[0]["tenants"] = ["globex"]
+            served.write(auth={"keys": keys})
+            await served.hup()
+            assert await kept.closed() == 4500
+
+
+async def test_default_permissions(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """Subscriptions that the new defaults do not allow end; a token with its own permissions is as it was."""
+    async with (
+        serve(tmp_path, nats, permissions={"subscribe": [">"]}) as served,
+        served.client(served.token()) as client,
+        served.client(served.token(user="bob", subscribe=["b"])) as own,
+    ):
+        await client.subscribe("a")
+        await client.subscribe("b")
+        await own.subscribe("b")
+        served.write(permissions={"subscribe": ["a"], "publish": ["a"]})
+        await served.hup()
+        ended = await client.expect("unsubscribed")
+        assert (ended["channel"], ended["code"]) == ("b", "forbidden")
+        await publisher.store("events.acme.b", b"1")
+        await publisher.store("events.acme.a", b"2")
+        assert (await client.expect("event"))["event"] == 2
+        assert (await own.expect("event"))["event"] == 1
+        await client.send("publish", {"channel": "a", "event": 3})
+        await client.until("published")
+
+
+async def test_limits_and_origins(tmp_path: Path, nats: NatsServer) -> None:
+    """They hold for new connections and for those that there are; what is too many already stays."""
+    async with (
+        serve(tmp_path, nats, limits={"connections_per_user": 5}) as served,
+        served.client(served.token()) as first,
+        served.client(served.token()) as second,
+    ):
+        await first.subscribe(["a", "b"])
+        served.write(
+            limits={"connections_per_user": 1, "subscriptions_per_connection": 2},
+            server={"origins": ["https://pages.example"]},
+        )
+        told = await served.hup()
+        assert set(told["changed"]) == {
+            "limits.connections_per_user",
+            "limits.subscriptions_per_connection",
+            "server.origins",
+        }
+        await first.send("subscribe", {"channel": "c"})
+        assert (await first.expect("error"))["code"] == "limit_subscriptions"
+        await second.subscribe("c")
+        assert await served.refused(served.token()) == 4010
+
+
+async def test_the_rest_needs_a_restart(tmp_path: Path, nats: NatsServer) -> None:
+    """What cannot change while it runs is named, and stays as it was; the log's level changes."""
+    async with serve(tmp_path, nats) as served:
+        served.write(server={"backlog": 7}, ring={"events": 9}, log={"level": "warning"})
+        told = await served.hup()
+        assert told["needs_restart"] == ["server.backlog", "ring.events"]
+        assert told["changed"] == ["log.level"]
+
+
+@pytest.mark.parametrize("times", [20])
+async def test_again_and_again(times: int, tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """Signals in quick succession, while events flow, lose nothing."""
+    async with serve(tmp_path, nats) as served, served.client(served.token()) as client:
+        await client.subscribe("a")
+        for number in range(times):
+            served.write(limits={"stall_seconds": 100 + number})
+            assert (await served.hup())["event"] == "reloaded"
+            await publisher.store("events.acme.a", b"%d" % number)
+        events = await client.events(times)
+        assert [event["event"] for event in events] == list(range(times))
