@@ -104,7 +104,9 @@ async def serve(
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
         bus = NatsBus(nats=nats, stream=config.stream, names=names)
-        supervisor = Supervisor(config=config, bus=bus, names=names, verifier=verifier)
+        supervisor = Supervisor(
+            config=config, bus=bus, names=names, verifier=verifier, alive=notifier.feed_watchdog
+        )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
             server = config.server

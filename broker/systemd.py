@@ -84,6 +84,11 @@ class Notifier:
             sender.setblocking(False)
             sender.sendto("\n".join(assignments).encode(), self.address)
 
+    def feed_watchdog(self) -> None:
+        """Says that all is well, where that is wanted."""
+        if self.watchdog_seconds is not None:
+            self.notify("WATCHDOG=1")
+
 
 def notifier(environment: MutableMapping[str, str]) -> Notifier:
     """Who is to be told, from `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.

@@ -21,8 +21,9 @@ from broker import subjects
 from broker.errors import Unavailable
 
 if TYPE_CHECKING:
-    from broker.bus.base import Bus
+    from collections.abc import Callable
 
+    from broker.bus.base import Bus
 
 EVERY_SECONDS = 2.0
 LATE_SECONDS = 10.0
@@ -35,12 +36,18 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Canary:
-    """`broker` names this process; `max_age` is the stream's, in seconds (0: kept for ever)."""
+    """`broker` names this process; `max_age` is the stream's, in seconds (0: kept for ever).
+
+    `alive` is called whenever a canary has come back, and whenever NATS has refused one or is away: then we
+    do what we can, and to be started anew would not help. It is not while canaries are stored and do not
+    come back.
+    """
 
     bus: Bus
     names: subjects.Names
     broker: str
     max_age: float
+    alive: Callable[[], None]
     seen: float | None = None
     anchored: int | None = None
     fault: str = "NATS has not been reached yet"
@@ -49,6 +56,7 @@ class Canary:
         """One of the broker's own messages came in through the feed."""
         if channel == f"canary.{self.broker}":
             self.seen = trio.current_time()
+            self.alive()
 
     def silence(self) -> str | None:
         """Why no event can arrive; None while one can."""
@@ -69,6 +77,7 @@ class Canary:
                 self.fault = "it was stored, but has not come back"
             except Unavailable as error:
                 self.fault = error.message
+                self.alive()
             await trio.sleep(EVERY_SECONDS if self.seen else EVERY_SECONDS / 20)
 
     async def anchor(self) -> None:

@@ -27,7 +27,7 @@ from broker.metrics import Statistics
 from broker.wire.messages import Gap, Source, named
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from broker.actors.intake import Address
     from broker.actors.tenant import Tenant
@@ -53,6 +53,7 @@ class Supervisor:
     bus: Bus
     names: Names
     verifier: Verifier
+    alive: Callable[[], None] = lambda: None  # called while we do what we can, see `Canary`
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
@@ -71,7 +72,7 @@ class Supervisor:
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
         self.letters = DeadLetters(bus, names)
-        self.canary = Canary(bus, names, self.broker, config.stream.max_age)
+        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
         self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
         thinned = config.stream.max_msgs_per_subject > 0

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -160,3 +160,30 @@ async def test_socket_activation_and_notify(file: Path, nats: NatsServer) -> Non
             assert await process.wait() == 0
         finally:
             process.kill()
+
+
+async def test_watchdog(file: Path, nats: NatsServer) -> None:
+    """It is fed while events can travel, and also while NATS is away."""
+    address = file.parent / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(address))
+        notified.settimeout(60)
+
+        async def fed() -> None:
+            while b"WATCHDOG=1" not in await trio.to_thread.run_sync(notified.recv, 4096):
+                pass
+
+        variables = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "60000000"}
+        async with command.start("serve", "--config", file, **variables) as running:
+            await running.until("ready", "stderr")
+            await fed()
+            await nats.kill9()
+            await running.until("source_interrupted", "stderr")
+            notified.setblocking(False)
+            with suppress(BlockingIOError):
+                while notified.recv(4096):
+                    pass
+            notified.settimeout(60)
+            await fed()
+            running.process.terminate()
+            await running.end()
