@@ -1,5 +1,8 @@
+"""The units for systemd, held against systemd's own tools."""
+
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,16 +10,42 @@ from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).parents[2] / "systemd" / "broker.service"
-PROGRAM = "/opt/broker/bin/broker"
+UNITS = Path(__file__).parents[2] / "systemd"
+PROGRAMS = re.compile(r"/opt/broker/bin/(broker|nats-server)\b")
+MOST_EXPOSED = 1.5  # of 10
+
+systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds nothing, once the program is one that exists on this machine."""
-    text = UNIT.read_text()
-    assert text.count(PROGRAM) == 1
-    unit = tmp_path / UNIT.name
-    unit.write_text(text.replace(PROGRAM, sys.executable))
-    result = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False)
+
+
+@systemd
+@pytest.mark.parametrize(
+    "unit", ["broker.service", "broker.socket", "broker@1.service", "nats-server.service"]
+)
+def test_systemd_accepts_the_unit(unit: str, tmp_path: Path) -> None:
+    """`systemd-analyze verify` finds nothing, once the programs are some that exist on this machine."""
+    for file in [*UNITS.glob("*.service"), *UNITS.glob("*.socket")]:
+        (tmp_path / file.name).write_text(PROGRAMS.sub(sys.executable, file.read_text()))
+    result = analyze("verify", tmp_path / unit)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@systemd
+@pytest.mark.parametrize("unit", ["broker.service", "broker@.service", "nats-server.service"])
+def test_the_unit_is_hardened(unit: str) -> None:
+    """`systemd-analyze security` sees little exposure."""
+    result = analyze("security", "--offline=true", UNITS / unit)
+    level = re.search(r"exposure level for \S+: ([0-9.]+)", result.stdout)
+    assert level, result.stderr
+    assert float(level[1]) <= MOST_EXPOSED
+
+
+def test_instances_differ_only_where_they_must() -> None:
+    """One service and that of several processes are the same but for port, directory and name."""
+    one, several = ((UNITS / name).read_text().splitlines() for name in ("broker.service", "broker@.service"))
+    only = [line for line in several if line not in one and not line.startswith("#")]
+    keys = {line.partition("=")[0] for line in only}
+    assert keys == {"Description", "After", "ExecStart", "Environment", "StateDirectory"}
