@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from broker.bench.results import Histogram
 
 SAMPLE_SECONDS = 0.1
-PATIENCE_SECONDS = 60.0  # without any progress
+PATIENCE_SECONDS = 30.0  # without any progress
 LOOKED_AT = 20  # clients of a fast load of which each event is
 SAMPLED = 200  # clients whose latencies are measured, spread over all
 GENERATOR_SHARE = 0.9  # of a core: from there on the generator is what is measured
@@ -100,7 +100,10 @@ class Crowd:
             if (now := progress()) != seen:
                 seen, deadline = now, time.monotonic() + PATIENCE_SECONDS
             elif time.monotonic() > deadline:
-                raise BenchError(f"{self.contender.name}: {seen} {what}, and then no more")
+                raise BenchError(
+                    f"{self.contender.name}: {seen} {what}, and then no more, with {self.meter['lost']}"
+                    " connections refused or lost; is there a limit, as limits.connections_per_user?"
+                )
             time.sleep(0.001)
 
 
