@@ -29,6 +29,7 @@ LEFT_OUT: dict[int | str, str] = {
     20: "links that are silent for half a minute",
     21: "measures more than it proves",
     22: "an address that fails is asked with growing pauses",
+    23: "the end-to-end tests cover it as well",
     25: "four servers, one of them late",
     26: "minutes of random rows",
     "http": "hundreds of requests, a storm of them, and a gigabyte of junk",

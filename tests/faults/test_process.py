@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,3 +100,29 @@ async def test_killed_between_two_acknowledgements(open_world: OpenWorld) -> Non
                 await world.broker.start()
         assert world.ledger.repeated >= before + len(publishers)
         await world.flows()
+
+
+@pytest.mark.fault(23)
+async def test_reloads_under_load(open_world: OpenWorld) -> None:
+    """Bad files leave the old configuration in force, good ones change it, and nobody loses a connection."""
+    async with open_world(churning=0) as world:
+        file = world.broker.directory / "broker.toml"
+        good = file.read_text()
+
+        def told() -> list[str]:
+            lines = world.broker.log.read_text().splitlines()
+            events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
+            return [event for event in events if event in ("reloaded", "reload_refused")]
+
+        for answers, bad in enumerate(
+            ("]", good + "\n[surprise]\n", good.replace("secret_file", "pem_file"), good), 1
+        ):
+            await world.flows(50)
+            file.write_text(bad)
+            world.broker.signal(signal.SIGHUP)
+            with trio.fail_after(PATIENCE_SECONDS):
+                while len(said := told()) < answers:
+                    await trio.sleep(0.05)
+        assert said == ["reload_refused"] * 3 + ["reloaded"]
+        await world.flows(50)
+        assert {follower.connection for follower in world.clients} == {1}
