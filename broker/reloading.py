@@ -18,7 +18,7 @@ from broker import log as logging
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
-from broker.web.links import load_certificate, ssl_context
+from broker.web.links import ssl_context
 
 if TYPE_CHECKING:
     import ssl
@@ -75,6 +75,8 @@ class Reloader:
                     await self.reload(self.read())
                 except ConfigError as error:
                     log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
+                except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
+                    log.error("reload_refused", faults=[str(error)], next="the old one stays in force")
                 self.notifier.notify("READY=1")
 
     async def reload(self, wanted: Config) -> None:
@@ -82,10 +84,11 @@ class Reloader:
         config = merge(self.config, wanted)
         keys = Keys.load(config.auth, before=self.keys.remotes)
         verifier = Verifier(config.auth, config.limits, config.permissions, keys)
-        self.renew_certificate(config)
+        context = self.certificate(config)
         self.keys.scope.cancel()
         await self.nursery.start(keys.run)
         before, self.config, self.keys = self.config, config, keys
+        self.public.ssl_context = context
         for port in (self.public, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)
@@ -93,12 +96,9 @@ class Reloader:
         log.info("reloaded", changed=changed, needs_restart=left)
         logging.configure(config.log)
 
-    def renew_certificate(self, config: Config) -> None:
-        """Later handshakes are made with what the files hold now. TLS itself is not switched on or off."""
-        context: ssl.SSLContext | None = self.public.ssl_context
-        certificate = config.server.tls_certificate
-        if (context is None) != (certificate is None):
+    def certificate(self, config: Config) -> ssl.SSLContext | None:
+        """What later handshakes are made with. TLS itself is not switched on or off."""
+        server = config.server
+        if (self.public.ssl_context is None) != (server.tls_certificate is None):
             raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])
-        if context and certificate:
-            ssl_context(certificate, config.server.tls_key)  # so that a bad pair is refused as a whole
-            load_certificate(context, certificate, config.server.tls_key)
+        return ssl_context(server.tls_certificate, server.tls_key) if server.tls_certificate else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.config import Ring as Bounds
 
 BITS = bytes.maketrans(b"01", b"\0\1")
-SMALL = 16  # events in a tick that is merged with others, at most
+SMALL, SMALL_BYTES = 16, 4096  # events and bytes of a tick that is merged with others, at most
 LOOSE = 32  # so many of them at a time
 OVERHEAD = 100  # bytes that an event costs beside its frame: list slots, small ints, its share of the tick
 
@@ -137,6 +137,11 @@ class Tick:
                     self.masks[topic] = self.masks.get(topic, 0) | events
         self.serial = self.topics.serial
 
+    def move(self, topics: Topics) -> None:
+        """From now on it is matched against other topics, none of which it knows yet."""
+        self.topics, self.serial = topics, 0
+        self.masks.clear()
+
     def share(self, topics: Mapping[T, int], *, after: int = 0) -> int:
         """The events for a reader of `topics` (each with its floor) from the index `after` on."""
         mask = 0
@@ -219,7 +224,8 @@ class Ring:
     def add(self, tick: Tick) -> None:
         if self.loose == LOOSE and self.merges:
             self.merge()
-        self.loose = self.loose + 1 if len(tick.frames) <= SMALL else 0
+        small = len(tick.frames) <= SMALL and tick.size <= SMALL_BYTES
+        self.loose = self.loose + 1 if small else 0
         self.ticks.append(tick)
         self.lasts.append(tick.last)
         self.heads.append(tick.head)

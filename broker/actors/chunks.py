@@ -79,7 +79,9 @@ class Chunk:
     def below_ring(self) -> None:
         """A page of the stream has no counters."""
         self.counters = [-1] * len(self.frames)
-        self.passed = [(-1, position) for _, position in self.passed]
+        sent = set(self.positions)  # by another page, where filters overlap
+        passed = dict.fromkeys(position for _, position in self.passed)
+        self.passed = [(-1, position) for position in passed if position not in sent]
 
     def trim(self) -> None:
         """Keeps what is a chunk's worth, when it is more."""

@@ -133,8 +133,10 @@ class Connection:
                 self.sender.cancel()
             del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
         finally:
-            self.transport.abort()
-            self.services.ended(self)
+            try:
+                self.transport.abort()
+            finally:
+                self.services.ended(self)
 
     async def say_goodbye(self) -> None:
         """Sends what is unsent, and lets the client be the one to close."""
@@ -238,7 +240,10 @@ class Connection:
     async def verify(self, wish: Verify) -> None:
         services, held = self.services, self.session.principal
         chosen = held.tenant if held and held.monitoring else self.asked
-        principal = await services.verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
+        verifier = None
+        while verifier is not services.verifier:  # another configuration while it waited: what that says
+            verifier = services.verifier
+            principal = await verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
         if self.claimed is None:
@@ -255,16 +260,23 @@ class Connection:
             self.attach()
         log.debug("connection_authenticated", **self.who())
 
-    async def adopt(self, verifier: Verifier) -> None:
-        """Goes on under another configuration, or ends when that does not believe the token."""
+    async def adopt(self, verifier: Verifier | None) -> None:
+        """Goes on under another configuration.
+
+        Or ends, when that may not believe the token (None: any token): the client comes back with it, and is
+        told then.
+        """
         with Boundary(self):
             if self.closing:
                 return
             session = self.session
             try:
-                principal = verifier.again(session.principal) if session.principal else None
+                held = session.principal
+                if held and verifier is None:
+                    raise TokenInvalid("tokens are read in another way now")
+                principal = verifier.again(held) if held and verifier else None
             except TokenInvalid as error:
-                self.end(CloseCode.TOKEN_INVALID, error.message)
+                self.end(CloseCode.SERVICE_RESTART, error.message)
                 return
             for effect in session.adopt(self.limits, principal):
                 await self.carry_out(effect)
@@ -281,7 +293,12 @@ class Connection:
 
     async def join(self, wish: Join) -> None:
         principal = self.attach()
-        joined = await joining.join(self.services, principal, self.outlet, wish)
+
+        def unchanged() -> bool:
+            now = self.session.principal
+            return now is not None and (now.subscribe, now.deny) == (principal.subscribe, principal.deny)
+
+        joined = await joining.join(self.services, principal, self.outlet, wish, unchanged)
         if wish.durable is not None and joined.cursor:
             self.cursors = {**self.cursors, wish.durable: joined.cursor}
         for message in joined.messages:

@@ -219,10 +219,12 @@ class Fanout:
                 topics[new] = self.count if new.live else floor if same_stream else 0
                 if outlet in old.members:
                     new.members[outlet] = None
-        if not same_stream:
-            for catch_up in outlet.catch_ups:
+        for catch_up in outlet.catch_ups:
+            if not same_stream:
                 catch_up.position = position
                 catch_up.snapshot = None
+            elif catch_up.snapshot:
+                catch_up.snapshot.move(self)
         outlet.version += 1
         backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
         backlog.cursor, backlog.position, backlog.live_cursor = -1, position, self.count

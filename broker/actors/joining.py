@@ -22,6 +22,8 @@ from broker.wire.positions import Position
 from broker.wire.session import After, Last, Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Outlet
     from broker.actors.services import Services
@@ -45,8 +47,10 @@ class Joined:
     cursor: Cursor | None
 
 
-async def join(services: Services, principal: Principal, outlet: Outlet, wish: Join) -> Joined:
-    """Makes the subscriptions.
+async def join(
+    services: Services, principal: Principal, outlet: Outlet, wish: Join, unchanged: Callable[[], bool]
+) -> Joined:
+    """Makes the subscriptions, if the permissions that they were checked with are `unchanged` by then.
 
     Raises `Unavailable`, `SnapshotTooLarge` and `TooManySubscriptions` (durable names); then nothing
     has changed.
@@ -61,6 +65,8 @@ async def join(services: Services, principal: Principal, outlet: Outlet, wish: J
         await joiner.prepare()
         if outlet.fanout is not fanout:
             raise Unavailable("the stream began anew meanwhile; subscribe again", retry_after=0.1)
+        if not unchanged():
+            raise Unavailable("the permissions changed meanwhile; subscribe again", retry_after=0.1)
         messages = joiner.act()
         joined = True
         return Joined(messages, joiner.cursor)

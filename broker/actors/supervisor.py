@@ -106,6 +106,8 @@ class Supervisor:
     async def reload(self, config: Config, verifier: Verifier) -> None:
         """Goes on with another configuration; of the connections those end that it does not allow."""
         services, limits = self.services, config.limits
+        ours, theirs = self.config.auth, config.auth
+        read_alike = (ours.type, ours.tenant_claim) == (theirs.type, theirs.tenant_claim)
         self.config = services.config = config
         self.verifier = services.verifier = verifier
         self.intake.event_bytes = limits.event_bytes
@@ -114,7 +116,7 @@ class Supervisor:
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
         for connection in list(self.connections):
-            await connection.adopt(verifier)
+            await connection.adopt(verifier if read_alike else None)
             await trio.lowlevel.checkpoint()  # there may be many, and others wait
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------

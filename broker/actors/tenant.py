@@ -73,13 +73,8 @@ class Inbox:
 
     def take(self) -> list[Checked]:
         """The next tick's worth."""
-        batch: list[Checked] = []
-        size = 0
-        while self.records and len(batch) < TICK_EVENTS and size < TICK_BYTES:
-            checked = self.records.popleft()
-            size += len(checked[1][2])
-            batch.append(checked)
-        self.size -= size
+        batch = take(self.records)
+        self.size -= sum(len(record[2]) for _, record in batch)
         return batch
 
     def empty(self) -> bool:
@@ -89,6 +84,17 @@ class Inbox:
         if self.empty():
             self.arrived = trio.Event()
             await self.arrived.wait()
+
+
+def take(records: deque[Checked]) -> list[Checked]:
+    """Takes off a tick's worth."""
+    batch: list[Checked] = []
+    size = 0
+    while records and len(batch) < TICK_EVENTS and size < TICK_BYTES:
+        checked = records.popleft()
+        size += len(checked[1][2])
+        batch.append(checked)
+    return batch
 
 
 @attrs.frozen(kw_only=True)
@@ -138,9 +144,9 @@ class Tenant:
             feed=self,
             count=count,
         )
-        remembered = list(recent)
-        for start in range(0, len(remembered), TICK_EVENTS):
-            fanout.add(remembered[start : start + TICK_EVENTS])
+        remembered = deque(recent)
+        while remembered:
+            fanout.add(take(remembered))
         fanout.finish()
         return fanout
 

@@ -171,12 +171,6 @@ def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    load_certificate(context, certificate, key)
-    return context
-
-
-def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
-    """Puts a chain and its key into a context, for later handshakes. Raises as `ssl_context` does."""
     try:
         # `load_cert_chain` does not say which of the two files is at fault. This reads the one alone.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cafile=certificate)
@@ -187,6 +181,7 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path | Non
         context.load_cert_chain(certificate, key, password="")
     except OSError as error:
         raise ConfigError([f"server.tls_key: {key or certificate}: {told(error)}"]) from error
+    return context
 
 
 def told(error: OSError) -> str:

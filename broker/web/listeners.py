@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 # Answers a request, or returns what the connection is from then on: nothing of the request stays meanwhile.
 Handle: TypeAlias = "Callable[[Link], Awaitable[Awaitable[None] | None]]"
+Context: TypeAlias = "Callable[[], ssl.SSLContext | None]"  # of the next handshake; None: no TLS
 
 # How many connections one wake-up takes: a storm of reconnects is cheaper in batches, and others must
 # have their turn in between.
@@ -78,12 +79,16 @@ def bind(
     return listeners
 
 
+def no_tls() -> None:
+    """Plain TCP."""
+
+
 async def accept(
     listeners: Sequence[socket.socket],
     handle: Handle,
     *,
     nursery: trio.Nursery,
-    context: ssl.SSLContext | None = None,
+    context: Context = no_tls,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accepts for ever and runs `handle` for each connection in `nursery`; then cuts the connection.
@@ -102,9 +107,7 @@ async def accept(
             listener.close()
 
 
-async def accept_on(
-    listener: socket.socket, handle: Handle, nursery: trio.Nursery, context: ssl.SSLContext | None
-) -> None:
+async def accept_on(listener: socket.socket, handle: Handle, nursery: trio.Nursery, context: Context) -> None:
     exhausted = False
     while True:
         await trio.lowlevel.wait_readable(listener)
@@ -126,8 +129,9 @@ async def accept_on(
                 raise
 
 
-async def connection(raw: socket.socket, peer: str, handle: Handle, context: ssl.SSLContext | None) -> None:
-    link = Link(raw, peer) if context is None else TlsLink(raw, peer, context)
+async def connection(raw: socket.socket, peer: str, handle: Handle, context: Context) -> None:
+    tls = context()
+    link = Link(raw, peer) if tls is None else TlsLink(raw, peer, tls)
     try:
         serving = await handle(link)
         if serving is not None:

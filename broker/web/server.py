@@ -56,7 +56,11 @@ class PublicPort:
     ) -> None:
         """Accepts until it is cancelled, then closes `listeners`. The connections live in `nursery`."""
         await accept(
-            listeners, self.handle, nursery=nursery, context=self.ssl_context, task_status=task_status
+            listeners,
+            self.handle,
+            nursery=nursery,
+            context=lambda: self.ssl_context,
+            task_status=task_status,
         )
 
     async def handle(self, link: Link) -> Awaitable[None] | None:

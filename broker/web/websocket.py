@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -87,10 +88,12 @@ class Arrival:
 
     def drop(self) -> None:
         # wsproto's parser is a generator that holds the object that holds it, until it has seen a Close.
-        # A cycle for each client that just goes away is a full collection sooner or later.
+        # A cycle for each client that just goes away is a full collection sooner or later. What stands in for
+        # the rest of a frame is no text, or no code of a Close: the parser has ended then as well.
         self.protocol.receive_bytes(bytes(self.gate.remaining) + EMPTY_CLOSE)
-        for _ in self.protocol.received_frames():
-            pass
+        with suppress(ParseFailed):
+            for _ in self.protocol.received_frames():
+                pass
 
 
 @attrs.define(eq=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
+import trio.lowlevel
 
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
@@ -24,6 +25,7 @@ class Client:
     """Reads as much at a time as a test wants, and keeps all messages."""
 
     link: ScriptedLink
+    supervisor: Supervisor
     messages: list[dict[str, Any]] = attrs.Factory(list)
     looked_at: int = 0
 
@@ -58,7 +60,7 @@ async def client(bus: ScriptedBus, *, room: int) -> AsyncIterator[Client]:
         await nursery.start(supervisor.run)
         link = ScriptedLink(room=room)
         nursery.start_soon(supervisor.serve, link, Hello(peer="test", token="acme:u"))
-        yield Client(link)
+        yield Client(link, supervisor)
         nursery.cancel_scope.cancel()
 
 
@@ -84,3 +86,39 @@ async def test_a_restart_beside_a_catch_up(autojump_clock: trio.abc.Clock) -> No
         events = [each["payload"] for each in reader.messages if each["type"] == "event"]
         assert [each["event"] for each in events if each["channel"] == "a"] == list(range(1, 301, 2))
         assert [each["event"] for each in events if each["channel"] == "b"] == list(range(102, 301, 2))
+
+
+async def test_a_rebuild_within_a_snapshot(autojump_clock: trio.abc.Clock) -> None:
+    """What of a snapshot has not been sent when the tenant begins anew is sent after that."""
+    bus = ScriptedBus(random=random.Random(1))
+    for number in range(40):
+        bus.put(f"events.acme.a.{number}", b'"%s"' % (b"x" * 4000))
+    bus.put("events.acme.b", b"1")
+    async with client(bus, room=500) as reader:
+        reader.link.say("subscribe", {"channel": "b"})
+        await reader.until("subscribed")
+        reader.link.say("subscribe", {"channel": "a.>", "snapshot": True})
+        await reader.until("subscribed")
+        while not any(each["type"] == "event" for each in reader.messages):
+            await reader.read(500)
+        reader.supervisor.tenants.running["acme"].inbox.lose()
+        await trio.sleep(5)
+        await reader.until("subscription.live")
+        got = [each["payload"]["channel"] for each in reader.messages if each["type"] == "event"]
+        assert got == [f"a.{number}" for number in range(40)]
+
+
+async def test_permissions_that_change_meanwhile(autojump_clock: trio.abc.Clock) -> None:
+    """A subscription that was allowed when it was asked for is refused when it is not any more."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.put("events.acme.a", b"1")
+    async with client(bus, room=5000) as reader:
+        reader.link.say("subscribe", {"channel": "a", "position": "inc0-0"})
+        (connection,) = reader.supervisor.connections
+        with trio.fail_after(10):
+            while connection.session.principal is None or not connection.busy:
+                await trio.lowlevel.checkpoint()
+        connection.session.principal = attrs.evolve(connection.session.principal, subscribe=("b",))
+        error = await reader.until("error")
+        assert (error["code"], error["retryable"]) == ("unavailable", True)
+        assert not connection.outlet.stored

@@ -262,6 +262,9 @@ def test_a_quiet_tenants_ticks_are_merged() -> None:
     large = make_tick(make_events([("a", 0)] * 20, counter=5001, base=5000), [], base=5000)
     held.add(large)
     assert held.after(5000) == [large]
+    for number in range(5021, 5121):  # few events, and many bytes
+        held.add(make_tick([Event(number, number, "a", b"x" * 5000)], [], base=number - 1))
+    assert all(tick.size < 6000 for tick in held.after(5020))
 
 
 def test_what_is_gone_is_let_go() -> None:

@@ -133,14 +133,21 @@ async def test_keys_come_and_go(tmp_path: Path, nats: NatsServer, publisher: Raw
             await served.hup()
             await dropped.quiet()  # it may sign for more than before
             served.secret("other.key")
+            old = served.token("other")
+            served.secret("other.key")
             await served.hup()
-            assert await dropped.closed() == 4500
+            assert await dropped.closed() == 1012  # come back ...
+            assert await served.refused(old) == 4500  # ... and hear it
             await publisher.store("events.acme.a", b"1")
             assert (await kept.expect("event"))["event"] == 1
             keys[0]["tenants"] = ["globex"]
+            old = served.token()
             served.write(auth={"keys": keys})
             await served.hup()
-            assert await kept.closed() == 4500
+            assert await kept.closed() == 1012
+            assert await served.refused(old) == 4500
+            served.write(auth={"keys": [other], "type": "at+jwt"})
+            await served.hup()
 
 
 async def test_default_permissions(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import random
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from broker.errors import CloseCode
 from broker.web.links import UNSENT_BYTES, Link
 from broker.web.websocket import MESSAGE_SECONDS, WebSocketTransport
 from broker.wire import frames
-from tests.web.harness import CONTINUATION, PING, PONG, TEXT, frame
+from tests.web.harness import CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -156,6 +157,22 @@ async def test_reset(pair: Pair) -> None:
         transport.send_nowait(b"a")
     with pytest.raises(LinkLost):
         await transport.send_some(b"a")
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_cut_in_the_middle(pair: Pair, seed: int) -> None:
+    """A client that leaves within a frame, under whatever mask, is one that has left, and nothing worse."""
+    transport, client = pair
+    rng = random.Random(seed)
+    opcode = rng.choice((TEXT, CONTINUATION, PING, PONG, CLOSE))
+    whole = frame(opcode, rng.randbytes(rng.randint(2, 120)), mask=rng.randbytes(4))
+    begun = frame(TEXT, b"\xc3", first=0) if opcode == CONTINUATION else b""
+    client.send(begun + whole[: rng.randint(1, len(whole) - 1)])
+    client.close()
+    with trio.fail_after(30):
+        while not isinstance(await transport.receive(), Closed):
+            pass
+    transport.abort()
 
 
 async def test_abort(pair: Pair) -> None:
