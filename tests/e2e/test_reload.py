@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import secrets
 import signal
+import socket
+import ssl
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import attrs
 import pytest
 import tomlkit
 import trio
+import trustme
 
 from broker import config
 from broker.auth import tokens
@@ -194,6 +198,36 @@ async def test_limits_and_origins(tmp_path: Path, nats: NatsServer) -> None:
         assert (await first.expect("error"))["code"] == "limit_subscriptions"
         await second.subscribe("c")
         assert await served.refused(served.token()) == 4010
+
+
+async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:
+    """Handshakes after the reload get the new one, of another kind of key too; a bad pair changes nothing."""
+    here = Served(tmp_path, {})
+
+    def issue(kind: trustme.KeyType) -> bytes:
+        issued = trustme.CA(key_type=kind).issue_cert("localhost", key_type=kind)
+        here.secret("chain.pem", issued.cert_chain_pems[0].bytes().decode())
+        here.secret("key.pem", issued.private_key_pem.bytes().decode())
+        return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+
+    def shown(port: int) -> bytes:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with socket.create_connection(("127.0.0.1", port)) as tcp, context.wrap_socket(tcp) as tls:
+            return tls.getpeercert(binary_form=True) or b""
+
+    first = issue(trustme.KeyType.ECDSA)
+    files = {"tls_certificate": "chain.pem", "tls_key": "key.pem"}
+    async with serve(tmp_path, nats, server=files) as served:
+        port = urlsplit(served.ws).port or 0
+        assert await trio.to_thread.run_sync(shown, port) == first
+        second = issue(trustme.KeyType.RSA)
+        assert (await served.hup())["event"] == "reloaded"
+        assert await trio.to_thread.run_sync(shown, port) == second
+        issue(trustme.KeyType.ECDSA)
+        served.secret("key.pem", "nothing")
+        assert (await served.hup())["event"] == "reload_refused"
+        assert await trio.to_thread.run_sync(shown, port) == second
 
 
 async def test_the_rest_needs_a_restart(tmp_path: Path, nats: NatsServer) -> None:
