@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -34,6 +33,7 @@ from broker.errors import BrokerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     from broker.bench.dialects import Dialect
 
@@ -139,7 +139,7 @@ def until(read: Callable[[], Any], started: subprocess.Popen[bytes], log: Path) 
         except (OSError, ValueError):  # not there yet, or half written
             pass
         time.sleep(POLL_SECONDS)
-    raise BenchError(f"{Path(started.args[0]).name} did not start: {log.read_text()[-500:]}")  # type: ignore[index, arg-type]
+    raise BenchError(f"{log.stem} did not start: {log.read_text()[-500:]}")
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def run_nats(directory: Path) -> Iterator[Nats]:
             return json.loads(found.read_text())
 
         found = until(ports, started, log)
-        version = subprocess.run([find_binary(), "--version"], capture_output=True, check=True, text=True)  # noqa: S603
+        version = subprocess.run([find_binary(), "--version"], capture_output=True, check=True, text=True)  # noqa: S603  our own
         yield Nats(
             pid=started.pid,
             url=found["nats"][0],

@@ -114,7 +114,7 @@ class Handshake:
     def join(self, position: str | None) -> bytes:  # noqa: ARG002  there is nothing to join
         return b""
 
-    def joined(self, payload: bytes) -> bool:  # noqa: ARG002
+    def joined(self, payload: bytes) -> bool:  # noqa: ARG002  whatever it says
         return True
 
 

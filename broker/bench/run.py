@@ -21,8 +21,8 @@ from broker.bench.results import Report
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from broker.bench.catalogue import Scenario
     from broker.bench.contenders import BrokerProcess
-    from broker.bench.scenarios import Scenario
 
 __all__ = ["HANDSHAKES", "Address", "Plan", "bench"]
 

@@ -7,30 +7,42 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
 from broker import config, subjects
 from broker.bench import contenders, floor
-from broker.bench.contenders import Bare, Client, NatsWebSocket, answer, process
+from broker.bench.contenders import Bare, Client, answer, process
 from broker.bench.harness import Crowd
 from broker.bench.load import Cut, Goal, Mute, Where
 from broker.bench.meter import Meter, cpu_seconds
 from broker.bench.payload import numbered
+from broker.bench.phases import (
+    CHANNEL,
+    after,
+    at_a_pace,
+    broker,
+    drive,
+    everybody,
+    in_turn,
+    joined,
+    keep,
+    of_deliveries,
+    of_events,
+    of_openings,
+)
 from broker.bench.publisher import Order
-from broker.bench.results import Result, Target
+from broker.bench.results import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
-    from broker.bench.contenders import BrokerProcess, Contender
-    from broker.bench.harness import Bench, Plan, Publishing, Used
+    from broker.bench.contenders import Contender
+    from broker.bench.harness import Bench, Used
 
-CHANNEL = "orders.7"
 WARM = 200  # connections that are not counted: the first ones fill caches
 AREAS, PLACES = 10, 10  # channels of a tenant in `mixed`
 CUT_EVERY_SECONDS, AWAY_SECONDS = 15.0, 2.0
@@ -42,161 +54,8 @@ RING_EVENTS = 8000  # a little less than the broker's ring holds
 CONSUMER_EVENTS = 50_000  # of each nats-py consumer: the cost of an event is the same for more
 READ_CLIENTS = 25  # that read all of the history
 SLOW_SHARE = 0.1
-
-
-@attrs.frozen(kw_only=True)
-class Scenario:
-    """`defaults` are those of the options; `beside` is whom the broker can be compared with."""
-
-    run: Callable[[Bench], None]
-    about: str
-    defaults: Mapping[str, Any]
-    beside: Sequence[str] = ()
-    targets: Sequence[Target] = ()
-
-
-# --- what all share ---------------------------------------------------------------------------------
-
-
-def broker(bench: Bench, **sections: Mapping[str, Any]) -> BrokerProcess:
-    """The broker under test: that of an address, or one of ours with these sections of a configuration."""
-    if bench.given:
-        return bench.given
-    made = contenders.run_brokers(bench.directory / "broker", bench.nats, bench.plan.brokers, **sections)
-    return bench.stack.enter_context(made)
-
-
-def everybody(bench: Bench, **sections: Mapping[str, Any]) -> list[Contender]:
-    """The broker, and whoever serves WebSockets beside it."""
-    return [broker(bench, **sections), *beside(bench)]
-
-
-def beside(bench: Bench) -> list[Contender]:
-    """Whoever serves WebSockets beside the broker."""
-    found: list[Contender] = []
-    for name in bench.plan.against:
-        if name == "nats-ws":
-            found.append(NatsWebSocket(pids=(bench.nats.pid,), port=bench.nats.websocket_port))
-        elif name == "floor":
-            found.append(bench.stack.enter_context(contenders.run_floor(bench.nats, CHANNEL)))
-        elif name == "trio-websocket":
-            found.append(bench.stack.enter_context(contenders.run_trio_websocket()))
-        elif name.startswith("ws://"):
-            found.append(contenders.at_address(name))
-    return found
-
-
-def joined(crowd: Crowd) -> Crowd:
-    """All of them connected and live."""
-    crowd.open()
-    crowd.until_live(crowd.count)
-    return crowd
-
-
-def after(seconds: float) -> list[Callable[[], bool]]:
-    """Nothing to do but to wait."""
-    until = time.monotonic() + seconds
-    return [lambda: time.monotonic() > until]
-
-
-def drive(bench: Bench, phase: str, crowd: Crowd, order: Order) -> Used:
-    """Publishes, and waits until every copy has arrived."""
-    meter = crowd.meter
-    base = meter["delivered"]
-    published: Publishing
-
-    def work() -> list[Callable[[], bool]]:
-        nonlocal published
-        published = bench.publish(crowd.contender.name, order)
-        return [arrived]
-
-    def arrived() -> bool:
-        if not published.done() or published.counts is None:
-            return False
-        wanted = sum(count * order.copies[each] for each, count in published.counts.items())
-        return meter["delivered"] - base >= wanted
-
-    expected = min(order.seconds, order.count / order.rate if order.rate else order.seconds)
-    return bench.measure(phase, crowd, work, expected)
-
-
-def at_a_pace(plan: Plan, contender: Contender) -> Order:
-    """Events on the one channel, for one round."""
-    count = max(1, int(plan.rate * plan.seconds / plan.rounds))
-    copies = {contender.subject("bench", CHANNEL): plan.clients}
-    return Order(copies=copies, count=count, size=plan.size, rate=plan.rate)
-
-
-def keep(
-    bench: Bench, phase: str, name: str, rounds: Sequence[Used], figures: Callable[[Used], dict[str, float]]
-) -> None:
-    """Puts the rounds of one contender together: the median of each figure, all latencies."""
-    each = [figures(used) for used in rounds]
-    together = {key: statistics.median(found[key] for found in each) for key in each[0]}
-    latency = rounds[0].latency
-    for used in rounds[1:]:
-        latency += used.latency
-    samples = max(rounds, key=lambda used: len(used.samples)).samples
-    if sum(latency.counts):
-        together |= {"p50": latency.quantile(0.5) * 1e3, "p99": latency.quantile(0.99) * 1e3}
-        together["longest"] = latency.longest / 1e6
-    bench.results.append(
-        Result(
-            subject=name,
-            phase=phase,
-            figures=together,
-            rounds=each,
-            latency=latency if sum(latency.counts) else None,
-            samples=samples,
-        )
-    )
-
-
-def of_deliveries(used: Used) -> dict[str, float]:
-    found = {"deliveries_per_second": used.delivered / used.seconds}
-    if used.cpu:
-        found["cpu_per_delivery"] = used.cpu / used.delivered * 1e6
-        found["cpu_share"] = used.cpu / used.seconds * 100
-    return found | {"generator_share": used.generator / used.seconds * 100}
-
-
-def of_events(used: Used) -> dict[str, float]:
-    found = {"events_per_second": used.delivered / used.seconds}
-    if used.cpu:
-        found["cpu_per_event"] = used.cpu / used.delivered * 1e6
-        found["cpu_share"] = used.cpu / used.seconds * 100
-    return found | {"generator_share": used.generator / used.seconds * 100}
-
-
-def of_openings(count: int, used: Used) -> dict[str, float]:
-    found = {
-        "connections_per_second": count / used.seconds,
-        "p50": used.openings.quantile(0.5) * 1e3,
-        "p99": used.openings.quantile(0.99) * 1e3,
-        "longest": used.openings.longest / 1e6,
-    }
-    if used.cpu:
-        found["cpu_per_connection"] = used.cpu / count * 1e6
-    return found | {"generator_share": used.generator / used.seconds * 100}
-
-
-def in_turn(
-    bench: Bench,
-    phase: str,
-    crowds: Sequence[Crowd],
-    go: Callable[[Crowd], Used],
-    figures: Callable[[Used], dict[str, float]],
-) -> None:
-    """Each crowd in each round."""
-    rounds: dict[str, list[Used]] = {crowd.contender.name: [] for crowd in crowds}
-    for _ in range(bench.plan.rounds):
-        for crowd in crowds:
-            rounds[crowd.contender.name].append(go(crowd))
-    for name, found in rounds.items():
-        keep(bench, phase, name, found, figures)
-
-
-# --- the scenarios ----------------------------------------------------------------------------------
+SLOW_PHASE = f"{SLOW_SHARE:.0%} do not read"
+MISSED_PHASE = f"{MISSED} events missed by each"
 
 
 def fanout(bench: Bench) -> None:
@@ -386,11 +245,10 @@ def resume(bench: Bench) -> None:
     def figures(used: Used) -> dict[str, float]:
         return {"complete": used.seconds} | of_openings(everybody, used)
 
-    phase = f"{MISSED} events missed by each"
-    keep(bench, phase, "broker", [attrs.evolve(used, latency=used.openings) for used in back], figures)
+    keep(bench, MISSED_PHASE, "broker", [attrs.evolve(used, latency=used.openings) for used in back], figures)
     keep(
         bench,
-        phase,
+        MISSED_PHASE,
         "connecting alone",
         [attrs.evolve(used, latency=used.openings) for used in alone],
         figures,
@@ -498,110 +356,12 @@ def slow(bench: Bench) -> None:
     order = at_a_pace(plan, contender)
     heard = attrs.evolve(order, copies=dict.fromkeys(order.copies, plan.clients - deaf))
     calm, stalled = [], []
-    phase = f"{SLOW_SHARE:.0%} do not read"
     for _ in range(plan.rounds):
         calm.append(drive(bench, "all read", crowd, order))
         crowd.tell(Mute(0, deaf, True))
         base = crowd.meter["delivered"]
-        stalled.append(drive(bench, phase, crowd, heard))
+        stalled.append(drive(bench, SLOW_PHASE, crowd, heard))
         crowd.tell(Mute(0, deaf, False))
         crowd.until_delivered(base + order.count * plan.clients)
-    keep(bench, phase, "broker", stalled, of_deliveries)
-    keep(bench, phase, "all read", calm, of_deliveries)
-
-
-LOAD = {
-    "brokers": 1,
-    "events": HISTORY_EVENTS,
-    "rate": 100.0,
-    "size": 128,
-    "seconds": 15.0,
-    "rounds": 3,
-    "tenants": 1,
-}
-SCENARIOS: dict[str, Scenario] = {
-    "fanout": Scenario(
-        run=fanout,
-        about="one channel to all clients, paced and as fast as it goes",
-        defaults=LOAD | {"clients": 1000},
-        beside=("floor", "nats-ws"),
-        targets=(
-            Target(phase="paced", figure="cpu_per_delivery", bound=1.25, beside="floor"),
-            Target(phase="paced", figure="cpu_per_delivery", bound=0.75, beside="nats-ws"),
-            Target(phase="paced", figure="p50", bound=1.0, beside="nats-ws"),
-            Target(phase="paced", figure="p99", bound=1.0, beside="nats-ws"),
-            Target(phase="paced", figure="p99", bound=1.5, beside="floor"),
-            Target(phase="as fast as it goes", figure="deliveries_per_second", bound=10.0, beside="nats-ws"),
-        ),
-    ),
-    "unicast": Scenario(
-        run=unicast,
-        about="a private channel for each client, as fast as it goes",
-        defaults=LOAD | {"clients": 1000},
-        beside=("nats-py", "nats-ws"),
-        targets=(
-            Target(phase="as fast as it goes", figure="events_per_second", bound=0.3, beside="nats-py"),
-        ),
-    ),
-    "mixed": Scenario(
-        run=mixed,
-        about="many tenants, patterns, 80 % of the events on 20 % of the channels",
-        defaults=LOAD | {"clients": 1000, "tenants": 20, "rate": 1000.0},
-        beside=("nats-ws",),
-    ),
-    "connect": Scenario(
-        run=connect,
-        about="connections, authenticated and subscribed, per second",
-        defaults=LOAD | {"clients": 2000},
-        beside=("trio-websocket", "nats-ws"),
-        targets=(
-            Target(phase="connecting", figure="connections_per_second", bound=1.1, beside="trio-websocket"),
-        ),
-    ),
-    "idle": Scenario(
-        run=idle,
-        about="memory and CPU of connections that wait",
-        defaults=LOAD | {"clients": 10_000, "seconds": 30.0},
-        beside=("nats-ws",),
-        targets=(
-            Target(phase="idle", figure="memory_per_connection", bound=8.0),
-            Target(phase="idle", figure="cpu_share", bound=4.0),
-            Target(phase="idle", figure="longest_collection", bound=50.0),
-        ),
-    ),
-    "resume": Scenario(
-        run=resume,
-        about=f"all cut at once, back with positions, {MISSED} events missed by each",
-        defaults=LOAD | {"clients": 5000},
-        targets=(
-            Target(
-                phase=f"{MISSED} events missed by each",
-                figure="complete",
-                bound=1.5,
-                beside="connecting alone",
-            ),
-        ),
-    ),
-    "jitter": Scenario(
-        run=jitter,
-        about="each client away for 2 s every 15 s while events flow",
-        defaults=LOAD | {"clients": 500, "rate": 20.0, "seconds": 45.0},
-        targets=(Target(phase="away for 2 s every 15 s", figure="delivered_share", bound=100.0),),
-    ),
-    "history": Scenario(
-        run=history,
-        about="catching up many stored events, from the broker's memory and from the stream",
-        defaults=LOAD | {"clients": 200},
-        beside=("nats-py",),
-        targets=(
-            Target(phase="from the stream", figure="cpu_per_delivery", bound=0.25, beside="nats-py"),
-            Target(phase="from the ring", figure="cpu_per_delivery", bound=0.05, beside="nats-py"),
-        ),
-    ),
-    "slow": Scenario(
-        run=slow,
-        about="a tenth of the clients does not read",
-        defaults=LOAD | {"clients": 1000, "rate": 20.0},
-        targets=(Target(phase=f"{SLOW_SHARE:.0%} do not read", figure="p99", bound=1.2, beside="all read"),),
-    ),
-}
+    keep(bench, SLOW_PHASE, "broker", stalled, of_deliveries)
+    keep(bench, SLOW_PHASE, "all read", calm, of_deliveries)

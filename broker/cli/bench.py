@@ -12,12 +12,12 @@ import click
 from broker.cli import options
 
 if TYPE_CHECKING:
+    from broker.bench.catalogue import Scenario
     from broker.bench.run import Address
-    from broker.bench.scenarios import Scenario
 
 
 def scenarios() -> dict[str, Scenario]:
-    from broker.bench.scenarios import SCENARIOS
+    from broker.bench.catalogue import SCENARIOS
 
     return SCENARIOS
 

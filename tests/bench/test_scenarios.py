@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.bench.scenarios import SCENARIOS
+from broker.bench.catalogue import SCENARIOS
 from tests.support import command
 
 if TYPE_CHECKING:
