@@ -130,6 +130,12 @@ class RateLimited(BrokerError):
     retryable = True
 
 
+class TooManyConnects(RateLimited):
+    """They come faster than a limit allows. There is no connection yet that could wait."""
+
+    close_code = CloseCode.RATE_LIMIT
+
+
 class TooLarge(BrokerError):
     code = "too_large"
 
@@ -142,6 +148,13 @@ class TokenInvalid(BrokerError):
 class TokenExpired(BrokerError):
     code = "token_expired"
     close_code = CloseCode.TOKEN_EXPIRED
+
+
+class TokenRevoked(BrokerError):
+    """What the token stands for is not let in any more: the token itself, its user, or its tenant."""
+
+    code = "token_revoked"
+    close_code = CloseCode.TOKEN_REVOKED
 
 
 class TenantForbidden(Forbidden):

@@ -17,7 +17,7 @@ from broker.features.deadletter import DeadLetters, Letter
 from broker.wire import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from broker.actors.canary import Canary
     from broker.bus.base import Record
@@ -46,6 +46,7 @@ class Intake:
     event_bytes: int
     letters: DeadLetters
     canary: Canary
+    heard: Callable[[str, bytes], None]  # of the brokers' own messages: channel and body
     incarnation: str = ""
     addresses: dict[str, Address] = attrs.Factory(dict)
     recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
@@ -73,6 +74,7 @@ class Intake:
     def admit(self, address: Address, record: Record) -> bool:
         if address.tenant == subjects.BROKER:
             self.canary.arrived(address.channel)
+            self.heard(address.channel, record[2])
             return False
         if address.fault:
             reason, detail = "invalid_channel", address.fault

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 
+from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
-from broker.actors.connection import Connection
+from broker.actors.connection import SUSPENDED, Connection
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
-from broker.actors.users import Users
+from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
+from broker.limits import CONNECTIONS, hold
 from broker.metrics import Statistics
 from broker.wire.messages import Gap, Source, named
 
@@ -68,12 +71,15 @@ class Supervisor:
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     services: Services = attrs.field(init=False)
+    sharing: Sharing = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
         self.letters = DeadLetters(bus, names)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
-        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
+        budgets = Budgets(config.limits)
+        self.sharing = Sharing(bus, names, self.broker, budgets)
+        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary, self.heard)
         self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
@@ -83,7 +89,7 @@ class Supervisor:
             verifier=self.verifier,
             intake=self.intake,
             tenants=self.tenants,
-            users=Users(config.limits),
+            budgets=budgets,
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
@@ -97,7 +103,7 @@ class Supervisor:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run),
-                *(self.canary.run, self.letters.run, self.tidy_up),
+                *(self.canary.run, self.letters.run, self.sharing.run, self.tidy_up),
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -111,13 +117,21 @@ class Supervisor:
         self.config = services.config = config
         self.verifier = services.verifier = verifier
         self.intake.event_bytes = limits.event_bytes
-        services.users.adopt(limits)
+        services.budgets.adopt(limits)
         services.starts.limits = limits
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
+        self.end_suspended()
         for connection in list(self.connections):
             await connection.adopt(verifier if read_alike else None)
             await trio.lowlevel.checkpoint()  # there may be many, and others wait
+
+    def end_suspended(self) -> None:
+        """Closes the clients of the tenants that are not let in any more."""
+        for connection in list(self.connections):
+            principal = connection.session.principal
+            if principal and self.services.budgets.suspended(principal.tenant):
+                connection.revoke(SUSPENDED)
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
 
@@ -170,6 +184,10 @@ class Supervisor:
         for tenant in woken:
             tenant.inbox.arrived.set()
 
+    def heard(self, channel: str, body: bytes) -> None:
+        """A message of the brokers' own came in."""
+        self.sharing.heard(channel, body, trio.current_time())
+
     def live_lost(self) -> None:
         self.live_losses += 1
         log.warning("live_events_lost")
@@ -190,13 +208,16 @@ class Supervisor:
 
     # --- connections ---------------------------------------------------------------------------------
 
-    def refusal(self, opening: int) -> Unavailable | None:
-        """Why no further connection is taken, beside `opening` ones on their way; None when one is."""
+    @contextmanager
+    def admission(self, peer: str) -> Iterator[None]:
+        """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
+
+        Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
+        """
         if self.draining:
-            return Unavailable("this broker is about to stop", retry_after=1.0)
-        if len(self.connections) + opening >= self.config.limits.connections:
-            return Unavailable("this broker has all the connections it may have", retry_after=5.0)
-        return None
+            raise Unavailable("this broker is about to stop", retry_after=1.0)
+        with self.services.budgets.admission(peer, trio.current_time()):
+            yield
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """One client, until it is gone. Raises `LinkLost` when it came too late."""
@@ -215,6 +236,7 @@ class Supervisor:
 
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
+        hold(connection.session.budgets, CONNECTIONS, -1)
         # A client may say any code, so that each would be a label that it chose.
         ours = connection.ended_by == "broker"
         self.closes[str(connection.close_code) if ours else "client"] += 1
@@ -234,7 +256,7 @@ class Supervisor:
             now = trio.current_time()
             self.intake.forget(now)
             self.tenants.tidy(now)
-            self.services.users.tidy(now)
+            self.services.budgets.tidy(now)
             try:
                 await self.services.live_subjects.drop_unless(self.tenants.wants_live)
             except Unavailable:

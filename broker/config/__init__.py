@@ -7,6 +7,7 @@ that they name. A component is given its own section, never the whole.
 
 from broker.config.load import build, default_data_dir, effective, examine, load
 from broker.config.sections import (
+    Allowance,
     Auth,
     Config,
     Drain,
@@ -20,10 +21,12 @@ from broker.config.sections import (
     Server,
     Stream,
     Subjects,
+    TenantAllowance,
 )
 from broker.config.values import host_port, seconds
 
 __all__ = [
+    "Allowance",
     "Auth",
     "Config",
     "Drain",
@@ -37,6 +40,7 @@ __all__ = [
     "Server",
     "Stream",
     "Subjects",
+    "TenantAllowance",
     "build",
     "default_data_dir",
     "effective",
