@@ -166,6 +166,7 @@ class Budget:
         """Goes on with other bounds; what is held above them stays."""
         self.bounds = bounds
         self.buckets = {key: each for key, each in self.buckets.items() if key in bounds.rates}
+        self.spent = {key: amount for key, amount in self.spent.items() if key in bounds.rates}
         for key, bucket in self.buckets.items():
             rate, burst = bounds.rates[key]
             bucket.adopt(rate=rate, burst=burst)

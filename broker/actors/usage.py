@@ -71,16 +71,24 @@ class Sharing:
     broker: str
     budgets: Budgets
     reports: dict[str, Report] = attrs.Factory(dict)
+    reached: trio.Event = attrs.Factory(trio.Event)  # NATS, for the first time
     listening: bool = False
+    failing: bool = False
     told: bool = False  # the last report said something, so that the others have to hear when it is over
 
     async def run(self) -> None:
+        await self.reached.wait()
         while True:
             try:
                 await self.listen()
                 await self.tell()
+                self.failing = False
             except Unavailable as error:
-                log.debug("usage_not_shared", why=error.message)
+                if not self.failing:
+                    log.warning(
+                        "usage_not_shared", why=error.message, next="limits hold for each broker alone"
+                    )
+                self.failing = True
             await trio.sleep(EVERY_SECONDS)
             self.forget(trio.current_time())
 
