@@ -151,7 +151,7 @@ class TokenExpired(BrokerError):
 
 
 class TokenRevoked(BrokerError):
-    """What the token stands for is not let in any more: the token itself, its user, or its tenant."""
+    """The token, its user or its tenant was revoked, or the tenant is suspended."""
 
     code = "token_revoked"
     close_code = CloseCode.TOKEN_REVOKED

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -256,6 +257,16 @@ def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -
                 worst = Excess(budget.bounds.scope, resource, debt)
             budget.note(resource, amount)
     return worst
+
+
+def level(budgets: Iterable[Budget], resource: str, now: float) -> float:
+    """How much of it there is in all of the budgets (`inf`: as much as you like)."""
+    found = inf
+    for budget in budgets:
+        if bucket := budget.bucket(resource, now):
+            bucket.wait(now)
+            found = min(found, bucket.level)
+    return found
 
 
 def network(peer: str) -> str:

@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = "broker.v1"
 STOPPING = "the broker is stopping; reconnect"
-SUSPENDED = "the tenant is suspended"
 FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
 REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
 
@@ -260,8 +259,7 @@ class Connection:
             principal = await verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
-        if services.budgets.suspended(principal.tenant):
-            raise TokenRevoked(SUSPENDED)
+        self.check(principal)
         now = trio.current_time()
         if self.session.principal is None:
             self.spend_from(services.budgets.claim(self.session.budgets, principal, now))
@@ -297,10 +295,23 @@ class Connection:
             for effect in session.adopt(self.limits, principal):
                 await self.carry_out(effect)
 
-    def revoke(self, why: str) -> None:
-        """Ends the connection of a client that is not let in any more."""
-        self.tell(to_message(TokenRevoked(why)))
-        self.end(CloseCode.TOKEN_REVOKED, why)
+    def check(self, principal: Principal) -> None:
+        """Raises `TokenRevoked` for a client that is kept out."""
+        self.services.control.check(principal)
+        if self.services.budgets.suspended(principal.tenant) and not principal.monitoring:
+            raise TokenRevoked("this tenant is suspended")
+
+    def keep_out(self) -> None:
+        """Ends when its token has been revoked, or its tenant suspended."""
+        with Boundary(self):
+            principal = self.session.principal
+            if principal is None or self.closing:
+                return
+            try:
+                self.check(principal)
+            except TokenRevoked as error:
+                self.tell(to_message(error))
+                self.end(CloseCode.TOKEN_REVOKED, error.message)
 
     def attach(self) -> Principal:
         """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""
@@ -308,6 +319,8 @@ class Connection:
         if principal is None:
             raise Unauthenticated("authenticate first")
         if self.tenant is None:
+            if reason := self.services.control.not_ready():
+                raise Unavailable(reason, retry_after=1.0)
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         return principal

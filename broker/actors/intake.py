@@ -19,7 +19,6 @@ from broker.wire import events
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from broker.actors.canary import Canary
     from broker.bus.base import Record
     from broker.features.replay import Checked
 
@@ -45,8 +44,7 @@ class Intake:
     names: subjects.Names
     event_bytes: int
     letters: DeadLetters
-    canary: Canary
-    heard: Callable[[str, bytes], None]  # of the brokers' own messages: channel and body
+    own: Callable[[str, bytes], None]  # takes the broker's own messages: channel and body
     incarnation: str = ""
     addresses: dict[str, Address] = attrs.Factory(dict)
     recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
@@ -73,8 +71,7 @@ class Intake:
 
     def admit(self, address: Address, record: Record) -> bool:
         if address.tenant == subjects.BROKER:
-            self.canary.arrived(address.channel)
-            self.heard(address.channel, record[2])
+            self.own(address.channel, record[2])
             return False
         if address.fault:
             reason, detail = "invalid_channel", address.fault

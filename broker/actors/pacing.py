@@ -12,7 +12,7 @@ import attrs
 import trio
 
 from broker import limits
-from broker.limits import DELIVERED, LONGEST_DEBT_SECONDS
+from broker.limits import DELIVERED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from broker.actors.transport import Transport
     from broker.limits import Budget, Excess
 
-PIECE_BYTES: Final = 4096  # so many wait for their turn at once: many may share one rate
+PIECE_BYTES: Final = 4096  # so much may be sent on credit: many may share a rate, and each waits its turn
 
 
 @attrs.define(eq=False)
 class Pace:
     """The sends of a transport, paced by all of `budgets`.
 
-    While no budget is in debt everything is sent whole. Else it is sent piece by piece: each takes its place
-    in the queue that a debt is, and waits until what was there before is paid; 20 s at most, so that the
-    client sees signs of life even where a rate is far too small for all that share it. `until` is when the
-    last wait ends: the time before is no stall of the client's.
+    Each takes as much as there is, and a piece at least, while no budget is in debt. What waits takes its
+    place in the queue that a debt is: a piece is charged at once, and sent when what was there before is
+    paid; after 20 s at most, so that the client sees signs of life even where a rate is far too small for all
+    that share it. `until` is when the last wait ends: the time before is no stall of the client's.
     """
 
     transport: Transport
@@ -39,26 +39,30 @@ class Pace:
     until: float = 0.0
     lifted: trio.Event = attrs.Factory(trio.Event)
 
+    def room(self, now: float) -> float:
+        """How many bytes may be sent at once."""
+        return max(PIECE_BYTES, limits.level(self.budgets, DELIVERED, now))
+
     def send_nowait(self, data: bytes | memoryview) -> int:
         """As the transport's; 0 also when there is a debt."""
         now = trio.current_time()
-        if not self.lifted.is_set() and (excess := limits.spend(self.budgets, DELIVERED, 0, now)):
+        if excess := limits.spend(self.budgets, DELIVERED, 0, now):
             self.count(excess)
             return 0
-        sent = self.transport.send_nowait(data)
+        sent = self.transport.send_nowait(memoryview(data)[: int(min(len(data), self.room(now)))])
         limits.spend(self.budgets, DELIVERED, sent, now)
         return sent
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """As the transport's, after a wait for what was spent before."""
         now = trio.current_time()
-        excess = limits.spend(self.budgets, DELIVERED, 0, now)
-        piece = memoryview(data)[: PIECE_BYTES if excess else len(data)]
-        limits.spend(self.budgets, DELIVERED, len(piece), now)
+        piece = memoryview(data)[: int(min(len(data), self.room(now)))]
+        excess = limits.spend(self.budgets, DELIVERED, len(piece), now)
         sent = 0
         try:
             if excess:
-                self.until = now + min(excess.seconds, LONGEST_DEBT_SECONDS)
+                self.count(excess)
+                self.until = now + excess.seconds
                 with trio.move_on_at(self.until):
                     await self.lifted.wait()
             sent = await self.transport.send_some(piece)
@@ -68,5 +72,6 @@ class Pace:
 
     def lift(self) -> None:
         """No waiting from now on: the connection ends, or is not limited any more."""
+        self.budgets = ()
         self.until = 0.0
         self.lifted.set()

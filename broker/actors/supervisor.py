@@ -11,9 +11,10 @@ import attrs
 import structlog
 import trio
 
+from broker.actors import usage
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
-from broker.actors.connection import SUSPENDED, Connection
+from broker.actors.connection import Connection
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
@@ -22,6 +23,8 @@ from broker.actors.transport import LinkLost
 from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
+from broker.features import control
+from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
@@ -61,6 +64,7 @@ class Supervisor:
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
+    banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
     stored_events: int = 0
@@ -68,6 +72,7 @@ class Supervisor:
     live_losses: int = 0
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
+    control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     services: Services = attrs.field(init=False)
@@ -77,9 +82,10 @@ class Supervisor:
         config, bus, names = self.config, self.bus, self.names
         self.letters = DeadLetters(bus, names)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
+        self.control = Control(bus, names, self.bans_changed)
         budgets = Budgets(config.limits)
         self.sharing = Sharing(bus, names, self.broker, budgets)
-        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary, self.heard)
+        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
         self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
@@ -93,6 +99,7 @@ class Supervisor:
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
+            control=self.control,
             wheel=Wheel(),
             ended=self.ended,
         )
@@ -103,7 +110,8 @@ class Supervisor:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run),
-                *(self.canary.run, self.letters.run, self.sharing.run, self.tidy_up),
+                *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
+                self.sharing.run,
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -121,17 +129,10 @@ class Supervisor:
         services.starts.limits = limits
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
-        self.end_suspended()
+        self.bans_changed()  # a tenant may be suspended now
         for connection in list(self.connections):
             await connection.adopt(verifier if read_alike else None)
             await trio.lowlevel.checkpoint()  # there may be many, and others wait
-
-    def end_suspended(self) -> None:
-        """Closes the clients of the tenants that are not let in any more."""
-        for connection in list(self.connections):
-            principal = connection.session.principal
-            if principal and self.services.budgets.suspended(principal.tenant):
-                connection.revoke(SUSPENDED)
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
 
@@ -148,6 +149,7 @@ class Supervisor:
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
+        self.control.restored()
         self.sharing.reached.set()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
@@ -185,9 +187,14 @@ class Supervisor:
         for tenant in woken:
             tenant.inbox.arrived.set()
 
-    def heard(self, channel: str, body: bytes) -> None:
-        """A message of the brokers' own came in."""
-        self.sharing.heard(channel, body, trio.current_time())
+    def own(self, channel: str, body: bytes) -> None:
+        """What brokers send to themselves and to each other."""
+        if channel == control.NEWS:
+            self.control.told(body)
+        elif channel.startswith(usage.CHANNEL):
+            self.sharing.heard(channel, body, trio.current_time())
+        else:
+            self.canary.arrived(channel)
 
     def live_lost(self) -> None:
         self.live_losses += 1
@@ -208,6 +215,18 @@ class Supervisor:
                 connection.tell(Gap(channel=channel, reason="source" if reason == "source" else "lag"))
 
     # --- connections ---------------------------------------------------------------------------------
+
+    def bans_changed(self) -> None:
+        self.banned.set()
+
+    async def keep_out(self) -> None:
+        """Ends the connections that a ban concerns, after each change of the bans."""
+        while True:
+            await self.banned.wait()
+            self.banned = trio.Event()
+            for connection in list(self.connections):
+                connection.keep_out()
+                await trio.lowlevel.checkpoint()  # there may be many, and others wait
 
     @contextmanager
     def admission(self, peer: str) -> Iterator[None]:
@@ -269,7 +288,7 @@ class Supervisor:
             return "the broker is about to stop"
         if not self.connected:
             return "NATS is out of reach"
-        return self.canary.silence()
+        return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
         tenants = [tenant.statistics() for tenant in self.tenants.running.values()]

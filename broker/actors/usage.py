@@ -95,7 +95,7 @@ class Sharing:
     async def listen(self) -> None:
         """Subscribes, once; the bus keeps that over reconnections."""
         if not self.listening:
-            await self.bus.subscribe_live(self.names.subject(subjects.BROKER, "live.>"))
+            await self.bus.subscribe_live(self.names.subject(subjects.BROKER, CHANNEL + "*"))
             self.listening = True
 
     async def tell(self) -> None:
@@ -125,9 +125,9 @@ class Sharing:
         return usages
 
     def heard(self, channel: str, body: bytes, now: float) -> None:
-        """A broker's own live message came in."""
+        """A report came in."""
         broker = channel.removeprefix(CHANNEL)
-        if not channel.startswith(CHANNEL) or broker == self.broker:
+        if broker == self.broker:
             return
         try:
             usages = DECODER.decode(body)
