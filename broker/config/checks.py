@@ -40,6 +40,8 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
 def server_faults(server: Server) -> Iterator[Fault]:
     if server.listen == server.admin_listen and not server.listen.endswith(":0"):
         yield "server.admin_listen", "is the public port; the admin interface needs its own"
+    if server.proxy_protocol and not server.trusted_proxies:
+        yield "server.trusted_proxies", "is required beside server.proxy_protocol: whose header is believed?"
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)

@@ -17,6 +17,7 @@ from broker.config.values import (
     Limit,
     Listen,
     NatsUrl,
+    Network,
     Number,
     Origin,
     Replicas,
@@ -39,6 +40,8 @@ class Server:
     data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
     origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
     query_token: bool = False  # accept ?access_token=
+    trusted_proxies: tuple[Network, ...] = ()  # whose word on the client's address counts
+    proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     backlog: Count = 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -134,6 +135,14 @@ def origin(value: object) -> str:
     return text(value)
 
 
+def network(value: object) -> str:
+    """An IP network, "10.0.0.0/8" or "fd00::/8", or one address."""
+    try:
+        return str(ip_network(text(value)))
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is no IP network such as 10.0.0.0/8: {error}") from None
+
+
 def nats_url(value: object) -> str:
     try:
         url = urlsplit(text(value))
@@ -180,6 +189,7 @@ Seconds = Annotated[float, seconds]
 Span = Annotated[float, span]
 Listen = Annotated[str, listen]
 Origin = Annotated[str, origin]
+Network = Annotated[str, network]
 NatsUrl = Annotated[str, nats_url]
 SubjectToken = Annotated[str, subject_token]
 StreamName = Annotated[str, stream_name]
