@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
     from broker.subjects import Names
+    from broker.tracing import Tracing
 
 TIDY_SECONDS = 5.0
 
@@ -54,6 +55,7 @@ class Supervisor:
     names: Names
     verifier: Verifier
     alive: Callable[[], None] = lambda: None  # called while we do what we can, see `Canary`
+    tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
@@ -74,7 +76,7 @@ class Supervisor:
         self.letters = DeadLetters(bus, names)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
-        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
+        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake, tracing=self.tracing)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
@@ -89,6 +91,7 @@ class Supervisor:
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             wheel=Wheel(),
             ended=self.ended,
+            tracing=self.tracing,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -160,6 +163,8 @@ class Supervisor:
     def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
+        if self.tracing is not None:
+            records = self.tracing.received(records, self.intake.incarnation)
         for record in records:
             address = self.intake.address(record[1])
             if self.intake.admit(address, record):

@@ -6,6 +6,7 @@ Keys, their files, and the patterns of `permissions` are checked in `broker.auth
 from __future__ import annotations
 
 import stat
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from broker.config.sections import Config, Limits, Nats, Server, Stream
+    from broker.config.sections import Config, Limits, Nats, Server, Stream, Tracing
 
 Fault: TypeAlias = tuple[str, str]  # the key, and the rest of a sentence that begins with it
 
@@ -29,6 +30,7 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
             yield f"subjects.{name}", f"{prefixes[name]!r} stands for more than one kind of subject"
     yield from stream_faults(config.stream, embedded=not config.nats.urls)
     yield from limit_faults(config.limits)
+    yield from tracing_faults(config.tracing)
     if config.ring.bytes > config.ring.total_bytes:
         yield "ring.bytes", "is more for one tenant than ring.total_bytes for all"
     if production and config.stream.max_bytes is None:
@@ -81,6 +83,17 @@ def limit_faults(limits: Limits) -> Iterator[Fault]:
     ):
         if getattr(limits, small) > getattr(limits, large):
             yield f"limits.{small}", f"is above limits.{large}, so it could never be reached"
+
+
+def tracing_faults(tracing: Tracing) -> Iterator[Fault]:
+    if not tracing.enabled:
+        return
+    try:
+        for name in ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"):
+            distribution(name)
+    except PackageNotFoundError:
+        extra = "pip install 'nats-websocket-broker[tracing]'"
+        yield "tracing.enabled", f"needs OpenTelemetry, which is not installed: `{extra}`"
 
 
 def pair(section: str, table: object, one: str, other: str) -> Iterator[Fault]:

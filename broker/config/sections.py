@@ -14,12 +14,14 @@ import attrs
 from broker.config.values import (
     Bytes,
     Count,
+    HttpUrl,
     Limit,
     Listen,
     NatsUrl,
     Network,
     Number,
     Origin,
+    Ratio,
     Replicas,
     Seconds,
     Span,
@@ -187,6 +189,16 @@ class Log:
 
 
 @attrs.frozen(kw_only=True)
+class Tracing:
+    """Spans by OpenTelemetry of events that carry a `traceparent`."""
+
+    enabled: bool = False
+    endpoint: HttpUrl = "http://127.0.0.1:4318/v1/traces"  # OTLP over HTTP
+    sample_ratio: Ratio = 1.0  # of the publishes of clients that begin a trace
+    clients: bool = False  # `event` carries the `traceparent`
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """All sections. Only `app` and `cli` see the whole."""
 
@@ -200,3 +212,4 @@ class Config:
     ring: Ring = Ring()
     drain: Drain = Drain()
     log: Log = Log()
+    tracing: Tracing = Tracing()

@@ -216,6 +216,18 @@ def test_networks() -> None:
     assert [fault.partition(":")[0] for fault in found] == [f"server.trusted_proxies.{n}" for n in range(4)]
 
 
+def test_tracing() -> None:
+    """An address without credentials and a share of one; anything else is named."""
+    good = {"endpoint": "https://otel.example/v1/traces", "sample_ratio": 0}
+    assert build({"tracing": good}, {}, production=False).tracing.sample_ratio == 0.0
+    for url in ("otel:4318", "ftp://a", "http://", "http://a:x", "http://a/#b", "http://u:secret@a"):
+        (fault,) = faults({"tracing": {"endpoint": url}})
+        assert fault.startswith("tracing.endpoint: ")
+        assert "secret" not in fault
+    for share in (-0.1, 1.1, True, "1"):
+        assert faults({"tracing": {"sample_ratio": share}})[0].startswith("tracing.sample_ratio: ")
+
+
 def test_proxy_protocol_without_proxies() -> None:
     """A header that nobody is trusted to send is a mistake."""
     assert faults({"server": {"proxy_protocol": True}})[0].startswith("server.trusted_proxies: is required")

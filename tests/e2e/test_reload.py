@@ -87,8 +87,8 @@ class Served:
                 return line
 
 
-@asynccontextmanager
-async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+def prepared(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> Served:
+    """A configuration that `broker serve` can run with."""
     served = Served(directory, {})
     served.secret("main.key")
     served.write(
@@ -99,6 +99,12 @@ async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -
         log={"format": "json"},
     )
     served.write(**sections)
+    return served
+
+
+@asynccontextmanager
+async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+    served = prepared(directory, nats, **sections)
     async with command.start("serve", "--config", served.file) as running:
         served.running = running
         with trio.fail_after(READY_SECONDS):
