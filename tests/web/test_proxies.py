@@ -113,6 +113,9 @@ async def test_the_address_from_the_header() -> None:
             async with port.client() as client:
                 await client.upgrade(head(x_forwarded_for=said))
         async with port.client() as client:
+            await client.upgrade(head(forwarded="for=198.51.100.1", x_real_ip="198.51.100.1"))
+        assert port.hellos.pop().peer.startswith("127.0.0.1:")  # of other headers nothing is read
+        async with port.client() as client:
             two = b"X-Forwarded-For: 203.0.113.9\r\nX-Forwarded-For: 127.0.0.5\r\n\r\n"
             await client.upgrade(head()[:-2] + two)
         assert {hello.peer for hello in port.hellos} == {"203.0.113.9:0"}
