@@ -22,6 +22,7 @@ from broker.config.sections import (
     Stream,
     Subjects,
     TenantAllowance,
+    Tracing,
 )
 from broker.config.values import host_port, seconds
 
@@ -41,6 +42,7 @@ __all__ = [
     "Stream",
     "Subjects",
     "TenantAllowance",
+    "Tracing",
     "build",
     "default_data_dir",
     "effective",

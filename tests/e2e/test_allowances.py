@@ -12,9 +12,11 @@ import trio
 from broker.config import Allowance, TenantAllowance
 from tests.e2e.test_limits import error, works
 from tests.e2e.test_reload import Served, serve
+from tests.faults.support.rude import listen
 from tests.support import websocket
 from tests.support.broker import configure, run_broker
-from tests.support.raw import ask
+from tests.support.raw import ask, open_raw
+from tests.web.harness import head
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +65,25 @@ async def test_connections(scope: str, tmp_path: Path, nats: NatsServer, publish
             while b"broker_connections 0.0" not in (await ask(broker.running.admin, "/metrics")).body:
                 pass
         await works(broker, publisher)
+
+
+async def test_the_address_is_the_clients(tmp_path: Path, nats: NatsServer) -> None:
+    """Behind a trusted proxy clients are told apart by what it says of them, and not taken for the proxy."""
+    settings = configure(
+        tmp_path / "b",
+        nats.url,
+        server={"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "trusted_proxies": ("127.0.0.1/32",)},
+        limits={"address": Allowance(connections=1)},
+    )
+    async with run_broker(tmp_path / "b", settings) as broker, AsyncExitStack() as stack:
+
+        async def come(address: str) -> int:
+            client = await stack.enter_async_context(open_raw(broker.running.ws))
+            await client.send(head(x_forwarded_for=address))
+            return (await listen(client, stay=False)).status
+
+        addresses = ("192.0.2.1", "192.0.2.2", "192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1")
+        assert [await come(each) for each in addresses] == [101, 101, 429, 101, 429, 101]
 
 
 async def test_connects_to_a_process_and_from_an_address(tmp_path: Path, nats: NatsServer) -> None:
