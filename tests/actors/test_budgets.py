@@ -398,8 +398,9 @@ async def test_delivered_bytes(scope: str, autojump_clock: trio.abc.Clock, *, pa
         count = 30
         for number in range(count):
             bus.put("events.acme.a", json.dumps([number, "x" * 1000]).encode())
-        while any(len(each.events) < count for each in readers):
-            await trio.sleep(0.1)
+        with trio.fail_after(1000):
+            while any(len(each.events) < count for each in readers):
+                await trio.sleep(0.1)
         taken = trio.current_time() - began
         size = sum(each.size for each in readers) - before
         rates = 2 if scope == "connection" else 1

@@ -120,9 +120,16 @@ async def test_connects_with_a_token(scope: str, tmp_path: Path, nats: NatsServe
 @pytest.mark.parametrize("scope", SCOPES[1:])
 async def test_subscriptions(scope: str, tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """Over all connections within a scope; what is over is refused by item, what is given back is free."""
-    settings = configure(tmp_path / "b", nats.url, limits={scope: Allowance(subscriptions=3)})
+    limits: dict[str, Any] = {scope: Allowance(subscriptions=3), "snapshot_channels": 1}
+    settings = configure(tmp_path / "b", nats.url, limits=limits)
     within = WITHIN.get(scope) or ("globex", "bob")
     async with run_broker(tmp_path / "b", settings) as broker, broker.client() as first:
+        for channel in ("s.1", "s.2"):
+            await publisher.store(f"events.acme.{channel}", b"1")
+        await first.subscribe("a")
+        for _ in range(3):  # they were to count, and come to nothing
+            await first.send("subscribe", {"channel": ["s.1", "s.2"], "snapshot": True})
+            assert (await error(first))["code"] == "limit_snapshot"
         await first.subscribe(["a", "b"])
         async with broker.client(*within) as second:
             answer = await second.subscribe(["a", "b", "live.c"])
