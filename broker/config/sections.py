@@ -181,6 +181,8 @@ class Log:
 
     level: Level = "info"
     format: Format = "auto"
+    burst: Count = 20  # lines of one event and tenant (or peer) ...
+    period: Seconds = 60.0  # ... within this
 
 
 @attrs.frozen(kw_only=True)
