@@ -103,7 +103,7 @@ async def serve(
         if not nats.urls:
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
-        bus = NatsBus(nats=nats, stream=config.stream, names=names)
+        bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
         supervisor = Supervisor(
             config=config, bus=bus, names=names, verifier=verifier, alive=notifier.feed_watchdog
         )
@@ -223,6 +223,7 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
+        await supervisor.services.audit.flush()
     if grace.cancelled_caught:
         log.warning("drain_cut_short", connections=len(supervisor.connections))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import structlog
 import trio
 
 from broker.actors.canary import Canary
-from broker.actors.connection import Connection
+from broker.actors.connection import TRANSPORT, Connection
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
@@ -20,6 +21,8 @@ from broker.actors.transport import LinkLost
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
+from broker.features.audit import Audit
+from broker.features.closes import Closes, Ended
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
@@ -57,6 +60,7 @@ class Supervisor:
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
+    ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     connected: bool = False
     draining: bool = False
@@ -71,6 +75,7 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
+        self.ends = Closes(config.audit.closes)
         self.letters = DeadLetters(bus, names)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
@@ -87,6 +92,7 @@ class Supervisor:
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
+            audit=Audit(bus, config.audit, self.broker),
             wheel=Wheel(),
             ended=self.ended,
         )
@@ -96,7 +102,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
-                *(self.services.wheel.run, self.services.cursors.run),
+                *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up),
             ):
                 nursery.start_soon(part)
@@ -218,6 +224,18 @@ class Supervisor:
         # A client may say any code, so that each would be a label that it chose.
         ours = connection.ended_by == "broker"
         self.closes[str(connection.close_code) if ours else "client"] += 1
+        self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
+        log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
+        if connection.session.principal:
+            self.services.audit.note(
+                "ended",
+                transport=ended.transport,
+                code=ended.code,
+                by=ended.by,
+                reason=ended.reason or None,
+                seconds=ended.seconds,
+                **connection.who(),
+            )
         if not self.connections:
             self.empty.unpark_all()
 
@@ -264,3 +282,23 @@ class Supervisor:
             closes=dict(self.closes),
             ready=self.not_ready() is None,
         )
+
+
+def end_of(connection: Connection, now: float, unix_now: float) -> Ended:
+    """What is remembered of a connection. Its code and reason may be the client's own words."""
+    seconds = now - connection.session.began
+    who = connection.who()
+    return Ended(
+        connection=connection.id,
+        tenant=who["tenant"],
+        user=who["user"],
+        peer=connection.peer,
+        transport=TRANSPORT,
+        opened=unix_now - seconds,
+        seconds=round(seconds, 3),
+        code=int(connection.close_code),
+        by=connection.ended_by,
+        reason=connection.close_reason,
+        messages=connection.received,
+        position=connection.last,
+    )

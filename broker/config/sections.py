@@ -176,6 +176,18 @@ class Drain:
 
 
 @attrs.frozen(kw_only=True)
+class Audit:
+    """The audit trail's stream, and the ends of connections that are remembered."""
+
+    enabled: bool = True
+    name: StreamName = "AUDIT"
+    prefix: SubjectToken = "audit"
+    max_age: Seconds = 30 * 86400.0
+    max_bytes: Bytes = 256 * 1024 * 1024
+    closes: Count = 1000  # kept in memory
+
+
+@attrs.frozen(kw_only=True)
 class Log:
     """What is written to standard error."""
 
@@ -198,4 +210,5 @@ class Config:
     limits: Limits = Limits()
     ring: Ring = Ring()
     drain: Drain = Drain()
+    audit: Audit = Audit()
     log: Log = Log()
