@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import structlog
@@ -485,6 +485,14 @@ class Connection:
         log.debug("connection_ended", code=int(self.close_code), **self.who())
 
 
+class Guarded(Protocol):
+    """What a boundary tells of what went wrong."""
+
+    def link_lost(self) -> None: ...
+
+    def crashed(self, error: Exception) -> None: ...
+
+
 class Boundary:
     """Where whatever goes wrong in a part of a connection ends; the other place is the tenant's.
 
@@ -493,7 +501,7 @@ class Boundary:
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Guarded) -> None:
         self.connection = connection
 
     def __enter__(self) -> None:
