@@ -112,9 +112,8 @@ class Router:
         if allowed:
             raise Refused(405, f"There is {', '.join(allowed)} here.", ("Allow", ", ".join(allowed)))
         known = dict.fromkeys(route.path for route in self.routes)
-        raise Refused(
-            404, f"{request.path[:80]}: no such path{nearest(request.path, known)}; see {DOCUMENT}."
-        )
+        shown = request.path[:80]
+        raise Refused(404, f"{shown}: no such path; {DOCUMENT} lists all{nearest(shown, known)}")
 
 
 def from_query(query: str, kind: type[attrs.AttrsInstance]) -> object:
