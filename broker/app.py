@@ -22,7 +22,9 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
+from broker.actors.operations import Operations
 from broker.actors.supervisor import Supervisor
+from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.bus import bridge
@@ -31,9 +33,11 @@ from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.reloading import Reloader
 from broker.subjects import Names
+from broker.web import api
 from broker.web.admin import AdminPort
 from broker.web.links import ssl_context
 from broker.web.listeners import open_listeners
+from broker.web.router import Router
 from broker.web.server import PublicPort
 
 if TYPE_CHECKING:
@@ -130,7 +134,12 @@ async def serve(
                 ssl_context=context,
             )
             admin_port = AdminPort(
-                config.server, config.limits, registry=registry, health=supervisor.not_ready
+                config.server,
+                config.limits,
+                registry=registry,
+                health=supervisor.not_ready,
+                router=Router(api.routes(Operations(supervisor))),
+                token=admin_token.load(config.server.admin_token_file, data_dir),
             )
             if read:
                 reloader = Reloader(
@@ -140,6 +149,7 @@ async def serve(
                     supervisor=supervisor,
                     public=public_port,
                     admin=admin_port,
+                    data_dir=data_dir,
                     notifier=notifier,
                     nursery=engine,
                 )

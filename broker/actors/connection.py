@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import structlog
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
     from types import TracebackType
 
+    from broker.actors.outlet import Who
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Inbound, Transport
@@ -513,13 +514,12 @@ class Connection:
             self.services.users.release(self.claimed)
 
 
-class Who(TypedDict):
-    """Whom a line of the log or a record is about."""
+class Guarded(Protocol):
+    """What a boundary tells of what went wrong."""
 
-    connection: str
-    peer: str
-    tenant: str | None
-    user: str | None
+    def link_lost(self) -> None: ...
+
+    def crashed(self, error: Exception) -> None: ...
 
 
 class Boundary:
@@ -530,7 +530,7 @@ class Boundary:
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Guarded) -> None:
         self.connection = connection
 
     def __enter__(self) -> None:

@@ -17,6 +17,7 @@ from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
+from broker.actors.tracing import Tracers
 from broker.actors.transport import LinkLost
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
@@ -76,10 +77,11 @@ class Supervisor:
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
         self.ends = Closes(config.audit.closes)
-        self.letters = DeadLetters(bus, names)
+        tracers = Tracers()
+        self.letters = DeadLetters(bus, names, noticed=tracers.refused)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
-        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
+        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake, tracers=tracers)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,

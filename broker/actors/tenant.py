@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from broker import config
     from broker.actors.intake import Intake
     from broker.actors.outlet import Outlet
+    from broker.actors.tracing import Tracers
     from broker.bus.base import Record
     from broker.features.replay import Checked, History
     from broker.ring import Tick
@@ -120,6 +121,7 @@ class Tenant:
     outbound_bytes: int
     intake: Intake
     make_history: Callable[[str, Fanout], History]
+    tracers: Tracers
     advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
     inbox: Inbox = attrs.Factory(Inbox)
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
@@ -186,12 +188,15 @@ class Tenant:
                 self.rebuild(same_stream=not inbox.renewed)
                 inbox.renewed = inbox.lost = False
             elif batch := inbox.take():
-                await self.send(self.fanout.add(batch))
+                tick = self.fanout.add(batch)
+                await self.send(tick)
                 self.fanout.finish()
                 self.advanced.unpark_all()
-                for outlet in tuple(self.fanout.strict):
-                    if outlet.unsent(self.outbound_bytes):
-                        outlet.overflow()
+                slow = [outlet for outlet in self.fanout.strict if outlet.unsent(self.outbound_bytes)]
+                if self.tracers:
+                    self.tracers.sent(self.name, self.fanout, batch, tick, slow)
+                for outlet in slow:
+                    outlet.overflow()
 
     async def send(self, tick: Tick) -> None:
         """One write for each connection that gets something of the tick."""

@@ -47,6 +47,7 @@ def server_faults(server: Server) -> Iterator[Fault]:
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
+    yield from private("server.admin_token_file", server.admin_token_file)
 
 
 def nats_faults(nats: Nats) -> Iterator[Fault]:

@@ -36,6 +36,7 @@ class Server:
 
     listen: Listen = "127.0.0.1:8080"
     admin_listen: Listen = "127.0.0.1:8081"
+    admin_token_file: Path | None = None  # None: one is made in the data directory
     data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
     origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
     query_token: bool = False  # accept ?access_token=
@@ -146,6 +147,7 @@ class Limits:
     authentication_seconds: Seconds = 10.0
     head_seconds: Seconds = 5.0
     head_bytes: Bytes = 16384
+    body_seconds: Seconds = 10.0
     heartbeat_seconds: Seconds = 25.0
     heartbeat_timeout_seconds: Seconds = 10.0
     stall_seconds: Seconds = 120.0
