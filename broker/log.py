@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-    from broker.config import Log
+    from broker.config import Level, Log
 
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
 
@@ -37,14 +37,24 @@ def configure(log: Log) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
-    level = getattr(logging, log.level.upper())
-    root.setLevel(level)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+    set_level(log.level)
+
+
+def set_level(level: Level) -> None:
+    """Logs from this level up, from now on."""
+    number = getattr(logging, level.upper())
+    logging.getLogger().setLevel(number)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+
+
+def level() -> Level:
+    """The level that is in force."""
+    return cast("Level", logging.getLevelName(logging.getLogger().level).lower())
 
 
 def renderers(console: bool) -> list[Processor]:
