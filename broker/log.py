@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 import structlog
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-    from broker.config import Log
+    from broker.config import Level, Log
 
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
 # A JWT or the beginning of one, wherever it stands, and the credentials in an address.
@@ -50,14 +50,24 @@ def configure(log: Log) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
-    level = getattr(logging, log.level.upper())
-    root.setLevel(level)
     structlog.configure(
         processors=[limit, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+    set_level(log.level)
+
+
+def set_level(level: Level) -> None:
+    """Logs from this level up, from now on."""
+    number = getattr(logging, level.upper())
+    logging.getLogger().setLevel(number)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+
+
+def level() -> Level:
+    """The level that is in force."""
+    return cast("Level", logging.getLevelName(logging.getLogger().level).lower())
 
 
 def renderers(console: bool) -> list[Processor]:

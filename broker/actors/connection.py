@@ -64,7 +64,6 @@ if TYPE_CHECKING:
     from broker.wire.session import Effect
 
 PROTOCOL = "broker.v1"
-TRANSPORT = "websocket"
 REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
 STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
@@ -162,7 +161,7 @@ class Connection:
         who = self.who()
         self.services.audit.note(
             "renewed" if renewed else "authenticated",
-            transport=TRANSPORT,
+            transport=self.transport.name,
             token_id=principal.token_id,
             expires=rfc3339(principal.expires_at),
             monitoring=principal.monitoring or None,

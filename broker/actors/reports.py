@@ -1,8 +1,28 @@
-"""What an operator is shown: the values of the admin API. Their fields are its schema."""
+"""What an operator asks with and is shown: the values of the admin API.
 
-from __future__ import annotations
+Their fields are its schema: msgspec holds requests to the annotations, and the OpenAPI document is made of
+them. Times are RFC 3339 in UTC, durations seconds, positions the clients' own.
+"""
+
+# Without `from __future__ import annotations`: msgspec reads these annotations at run time.
+
+from typing import Annotated, Any, Literal
 
 import attrs
+import msgspec
+
+from broker.config import Level
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=1000, description="How many at most.")]
+Reason = Annotated[str, msgspec.Meta(max_length=120, description="Told to the client in the Close frame.")]
+Code = Annotated[
+    Literal[1012, 4001, 4002, 4008, 4009, 4010, 4029, 4500, 4501, 4503, 4510],
+    msgspec.Meta(description="Close code: below 4500 the client comes back, from 4500 on it stays away."),
+]
+Cursor = Annotated[str, msgspec.Meta(description="`next` of the page before.")]
+
+
+# --- this process ----------------------------------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)
@@ -11,5 +31,203 @@ class Readiness:
 
     ready: bool
     reasons: list[str]
-    connected: bool  # NATS is reached
+    connected: bool
     draining: bool
+
+
+@attrs.frozen(kw_only=True)
+class LogLevel:
+    """From which level on events are logged, until the next reload or restart."""
+
+    level: Level
+
+
+Configuration = dict[str, dict[str, Any]]  # section → key → value; what is not set is left out
+
+
+# --- connections -----------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionFilter:
+    """Which connections: all that is given must hold. `address` is without the port."""
+
+    tenant: str | None = None
+    user: str | None = None
+    transport: str | None = None
+    address: str | None = None
+    behind: bool | None = None
+    limit: Size = 100
+    cursor: Cursor = ""
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionSummary:
+    """One connection. `lag` is how many positions of the stream it is behind; `unsent_bytes` is what it holds
+    for its client.
+    """
+
+    id: str
+    tenant: str | None
+    user: str | None
+    address: str
+    transport: str
+    since: str
+    subscriptions: int
+    behind: bool
+    lag: int
+    unsent_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionPage:
+    """Connections by id; `next` is the cursor of the next page, null on the last one."""
+
+    connections: list[ConnectionSummary]
+    next: str | None
+
+
+@attrs.frozen(kw_only=True)
+class SubscriptionReport:
+    """One subscription. `deny` is left out of it; `catch_up` is the number of the one that still feeds it."""
+
+    channel: str
+    deny: list[str]
+    lag: str
+    live: bool
+    catch_up: int | None
+    durable: str | None
+
+
+@attrs.frozen(kw_only=True)
+class CatchUpReport:
+    """A start in the past beside the live flow, and how far it has come."""
+
+    number: int
+    position: str
+    snapshot: bool
+    channels: list[str]
+
+
+@attrs.frozen(kw_only=True)
+class DurableReport:
+    """A durable name that it holds: up to where the client has `acknowledged`, and what NATS has `stored`."""
+
+    name: str
+    channels: list[str]
+    acknowledged: str
+    stored: str
+
+
+@attrs.frozen(kw_only=True)
+class PrincipalReport:
+    """What the token says. `private` is the prefix of the user's own channels."""
+
+    tenant: str
+    user: str
+    private: str
+    token_id: str | None
+    expires_at: str
+    monitoring: bool
+    subscribe: list[str]
+    publish: list[str]
+    deny: list[str]
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionReport(ConnectionSummary):
+    """One connection in full.
+
+    `position` is its live position P, `head` the tenant's; `heard` is when the client last answered a
+    heartbeat, `progress` when the link of a connection with unsent bytes last took some. `resuming`: it is
+    behind because it started in the past. `bad_messages` and `refusals` are those of the last minute.
+    """
+
+    principal: PrincipalReport | None
+    position: str | None
+    head: str | None
+    resuming: bool
+    unsent_replies: int
+    heard: str
+    progress: str | None
+    closing: bool
+    channels: list[SubscriptionReport]
+    catch_ups: list[CatchUpReport]
+    durables: list[DurableReport]
+    bad_messages: int
+    refusals: int
+
+
+@attrs.frozen(kw_only=True)
+class Farewell:
+    """How one connection is ended."""
+
+    code: Code = 1012
+    reason: Reason = "disconnected by an operator"
+
+
+@attrs.frozen(kw_only=True)
+class Disconnect(Farewell):
+    """Whose connections are ended, and how: all of a tenant, or of one user of it."""
+
+    tenant: str
+    user: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Disconnected:
+    """How many connections were ended."""
+
+    disconnected: int
+
+
+# --- tenants ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class TenantSummary:
+    """A tenant that has clients here, or had some a moment ago."""
+
+    tenant: str
+    connections: int
+    behind: int
+    position: str
+    restarts: int
+    resting: bool
+
+
+@attrs.frozen(kw_only=True)
+class TenantList:
+    """The tenants by name."""
+
+    tenants: list[TenantSummary]
+
+
+@attrs.frozen(kw_only=True)
+class RingReport:
+    """The recent events in memory: all stored ones after `since`."""
+
+    events: int
+    bytes: int
+    since: str
+
+
+@attrs.frozen(kw_only=True)
+class InboxReport:
+    """What has arrived and is not fanned out yet. `lost`: it was too much, and is read from the stream."""
+
+    events: int
+    bytes: int
+    lost: bool
+
+
+@attrs.frozen(kw_only=True)
+class TenantReport(TenantSummary):
+    """One tenant in full. `topics` are the different subscriptions; it rests after too many crashes."""
+
+    users: int
+    topics: int
+    catch_ups: int
+    rests_seconds: float
+    ring: RingReport
+    inbox: InboxReport

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from broker.actors.canary import Canary
-from broker.actors.connection import TRANSPORT, Connection
+from broker.actors.connection import Connection
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
@@ -295,7 +295,7 @@ def end_of(connection: Connection, now: float, unix_now: float) -> Ended:
         tenant=who["tenant"],
         user=who["user"],
         peer=connection.peer,
-        transport=TRANSPORT,
+        transport=connection.transport.name,
         opened=unix_now - seconds,
         seconds=round(seconds, 3),
         code=int(connection.close_code),

@@ -5,7 +5,7 @@ reads TOML and `BROKER_SECTION__KEY`, `checks` compares keys with each other and
 that they name. A component is given its own section, never the whole.
 """
 
-from broker.config.load import build, default_data_dir, effective, examine, load
+from broker.config.load import build, default_data_dir, effective, examine, load, shown
 from broker.config.sections import (
     Audit,
     Auth,
@@ -46,4 +46,5 @@ __all__ = [
     "host_port",
     "load",
     "seconds",
+    "shown",
 ]

@@ -10,15 +10,84 @@ from broker.web.router import Route
 if TYPE_CHECKING:
     from broker.actors.operations import Operations
 
+V1 = "/api/v1"
+
 
 def routes(do: Operations) -> list[Route]:
-    """Everything that can be asked of this broker."""
+    """What can be asked about this broker process."""
     return [
         Route(
             method="GET",
-            path="/api/v1/readiness",
-            summary="Whether an event can travel, and why not",
+            path=f"{V1}/connections",
+            summary="List connections, by id, filtered",
+            handle=do.connections,
+            query=reports.ConnectionFilter,
+            answer=reports.ConnectionPage,
+        ),
+        Route(
+            method="DELETE",
+            path=f"{V1}/connections",
+            summary="End the connections of a tenant, or of one of its users",
+            handle=do.disconnect_all,
+            query=reports.Disconnect,
+            answer=reports.Disconnected,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/connections/{{id}}",
+            summary="Show one connection in full",
+            handle=do.connection,
+            answer=reports.ConnectionReport,
+        ),
+        Route(
+            method="DELETE",
+            path=f"{V1}/connections/{{id}}",
+            summary="End one connection",
+            handle=do.disconnect,
+            query=reports.Farewell,
+            answer=reports.Disconnected,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/tenants",
+            summary="List the tenants that have clients here",
+            handle=do.tenants,
+            answer=reports.TenantList,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/tenants/{{tenant}}",
+            summary="Show one tenant in full",
+            handle=do.tenant,
+            answer=reports.TenantReport,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/readiness",
+            summary="Tell whether an event can travel, and why not",
             handle=do.readiness,
             answer=reports.Readiness,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/log-level",
+            summary="Show the log level",
+            handle=do.log_level,
+            answer=reports.LogLevel,
+        ),
+        Route(
+            method="PUT",
+            path=f"{V1}/log-level",
+            summary="Set the log level, until the next reload or restart",
+            handle=do.set_log_level,
+            body=reports.LogLevel,
+            answer=reports.LogLevel,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/configuration",
+            summary="Show the configuration in force, without secrets",
+            handle=do.configuration,
+            answer=reports.Configuration,
         ),
     ]

@@ -54,7 +54,7 @@ def test_written_and_behind() -> None:
 
 
 def test_denied_and_not_subscribed() -> None:
-    """Who has the channel taken out by its token is named as denied; who subscribed otherwise is not there."""
+    """Who has the channel taken out by its token is named as denied; who subscribed to others is not there."""
     bench = Bench()
     everything, denied, other = bench.attach(), bench.attach(), bench.attach()
     bench.join(everything, ">")
@@ -91,7 +91,7 @@ def test_lost_links_and_catch_ups() -> None:
 
 
 def test_live_events_and_patterns() -> None:
-    """Live events have no position; what lies outside the pattern, or is another tenant's, is not followed."""
+    """Live events have no position; another pattern or tenant is not followed."""
     bench = Bench()
     bench.join(bench.attach(), "live.x")
     entry = only(trace(bench, "live.x", "a", pattern="live.>"))
@@ -120,7 +120,7 @@ def letter(tenant: str) -> Letter:
 
 
 def test_a_storm_is_bounded() -> None:
-    """Of a large tick the first events are followed and the rest counted; of many connections some are named."""
+    """Of a large tick the first events are followed, the rest counted; of many connections some are named."""
     bench = Bench()
     for _ in range(SHOWN_CONNECTIONS + 5):
         bench.join(bench.attach(), "a")
@@ -140,7 +140,7 @@ def test_a_storm_is_bounded() -> None:
 
 
 async def test_what_nobody_takes_is_counted() -> None:
-    """A follower that does not come for its entries holds a bounded number; then it learns how many it missed."""
+    """A follower that does not come for its entries holds a bounded number, and learns what it missed."""
     tracers = Tracers()
     with tracers.follow("acme", ">") as tracer:
         for _ in range(HELD + 4):

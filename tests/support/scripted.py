@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import trio
@@ -183,6 +183,7 @@ def subjects_match(pattern: str, subject: str) -> bool:
 class ScriptedLink:
     """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
 
+    name: ClassVar[str] = "scripted"
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)
