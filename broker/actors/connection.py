@@ -480,10 +480,10 @@ class Connection:
         else:
             self.end(code, STOPPING)
 
-    def end(self, code: CloseCode, reason: str) -> None:
+    def end(self, code: CloseCode, reason: str, *, by: str = "broker") -> None:
         """Ends the connection from our side: what is unsent may still go out, then the Close frame."""
         if not self.closing:
-            self.close_code, self.close_reason, self.ended_by = code, reason, "broker"
+            self.close_code, self.close_reason, self.ended_by = code, reason, by
             self.retire()
             self.outlet.push(self.transport.close(code, reason))
             self.scope.cancel()

@@ -93,7 +93,7 @@ class Operations:
         ended = 0
         for each in connections:
             ended += not each.closing
-            each.end(CloseCode(wish.code), wish.reason)
+            each.end(CloseCode(wish.code), wish.reason, by="operator")
         log.info("disconnected_by_operator", connections=ended, code=wish.code)
         return reports.Disconnected(disconnected=ended)
 

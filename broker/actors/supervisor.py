@@ -29,6 +29,7 @@ from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
 from broker.metrics import Statistics
 from broker.wire.messages import Gap, Source, named
+from broker.wire.session import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -224,7 +225,7 @@ class Supervisor:
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
         # A client may say any code, so that each would be a label that it chose.
-        ours = connection.ended_by == "broker"
+        ours = connection.ended_by != "client"
         self.closes[str(connection.close_code) if ours else "client"] += 1
         self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
         log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
@@ -296,7 +297,8 @@ def end_of(connection: Connection, now: float, unix_now: float) -> Ended:
         user=who["user"],
         peer=connection.peer,
         transport=connection.transport.name,
-        opened=unix_now - seconds,
+        opened=rfc3339(unix_now - seconds),
+        ended=rfc3339(unix_now),
         seconds=round(seconds, 3),
         code=int(connection.close_code),
         by=connection.ended_by,

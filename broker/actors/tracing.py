@@ -19,7 +19,7 @@ from broker.errors import Conflict
 from broker.wire import events
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Outlet
@@ -77,7 +77,7 @@ class Traced:
     form: events.Form
     broadcast: bool
     audiences: list[Audience]
-    outcomes: Mapping[str, int]  # connections by what became of it there
+    outcomes: dict[str, int]  # connections by what became of it there
     connections: list[Delivery]  # at most `SHOWN_CONNECTIONS`
 
 

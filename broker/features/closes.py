@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Ended:
     """One connection that is gone.
 
-    `opened` is a Unix time, `seconds` how long it lasted. `by` is "broker" or "client"; a link that just
-    went away is the client's 1006. `messages` counts what the client sent. `position` is the newest that
+    `seconds` is how long it lasted. `by` is "broker", "operator" or "client"; a link that just went away is
+    the client's 1006. `messages` counts what the client sent. `position` is the newest that
     it was given: where it would resume. Without a token there is no tenant and no user.
     """
 
@@ -25,7 +25,8 @@ class Ended:
     user: str | None
     peer: str
     transport: str
-    opened: float
+    opened: str
+    ended: str
     seconds: float
     code: int
     by: str
