@@ -138,7 +138,7 @@ async def serve(
                 config.limits,
                 registry=registry,
                 health=supervisor.not_ready,
-                router=Router(api.routes(Operations(supervisor))),
+                router=Router(api.described(api.routes(Operations(supervisor)))),
                 token=admin_token.load(config.server.admin_token_file, data_dir),
             )
             if read:
