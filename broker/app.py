@@ -22,6 +22,7 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
+from broker.actors.diagnosis import Diagnosis
 from broker.actors.operations import Operations
 from broker.actors.supervisor import Supervisor
 from broker.auth import admin as admin_token
@@ -33,7 +34,7 @@ from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.reloading import Reloader
 from broker.subjects import Names
-from broker.web import api
+from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
 from broker.web.links import ssl_context
 from broker.web.listeners import open_listeners
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.config import Config, Nats
+    from broker.features.audit import Audit
+    from broker.web.router import Action
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
@@ -138,7 +141,12 @@ async def serve(
                 config.limits,
                 registry=registry,
                 health=supervisor.not_ready,
-                router=Router(api.routes(Operations(supervisor))),
+                router=Router(
+                    api.described(
+                        [*api.routes(Operations(supervisor)), *diagnosis.routes(Diagnosis(supervisor))]
+                    ),
+                    acted=partial(note_action, supervisor.services.audit),
+                ),
                 token=admin_token.load(config.server.admin_token_file, data_dir),
             )
             if read:
@@ -200,6 +208,19 @@ class Ports:
                 for part, listeners in zip(parts, sockets, strict=True):
                     await nursery.start(partial(part, listeners, nursery=connections))
                 task_status.started()
+
+
+def note_action(audit: Audit, action: Action) -> None:
+    """Whoever has the admin token is known by the address alone."""
+    tenant = action.on.get("tenant")
+    audit.note(
+        "admin",
+        tenant=tenant if isinstance(tenant, str) else None,
+        peer=action.peer,
+        action=action.what,
+        on=action.on,
+        status=action.status,
+    )
 
 
 async def settled(supervisor: Supervisor, stop: Stop) -> bool:

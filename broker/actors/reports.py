@@ -20,6 +20,8 @@ Code = Annotated[
     msgspec.Meta(description="Close code: below 4500 the client comes back, from 4500 on it stays away."),
 ]
 Cursor = Annotated[str, msgspec.Meta(description="`next` of the page before.")]
+LetterCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
+EventId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}$", description="Compared within the tenant.")]
 
 
 # --- this process ----------------------------------------------------------------------------------
@@ -231,3 +233,134 @@ class TenantReport(TenantSummary):
     rests_seconds: float
     ring: RingReport
     inbox: InboxReport
+
+
+# --- events ----------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Publish:
+    """An event as a service publishes it; the tenant `_all` is every tenant. The same `id` is stored once."""
+
+    tenant: str
+    channel: str
+    event: msgspec.Raw
+    id: EventId | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Published:
+    """Where it was stored; a live event has no position. A `duplicate` stands where it was stored first."""
+
+    position: str | None
+    duplicate: bool
+
+
+@attrs.frozen(kw_only=True)
+class HistoryFilter:
+    """What of a tenant's stored events: from a time or after a position on, or the newest.
+
+    `last` is how many of the newest; without any start as many as `limit`.
+    """
+
+    tenant: str
+    channel: str = ">"
+    since: str | None = None
+    after: str | None = None
+    last: Size | None = None
+    limit: Size = 100
+
+
+@attrs.frozen(kw_only=True)
+class StoredEvent:
+    """An event as clients get it. `tenant` is `_all` for a broadcast, `time` is when NATS stored it."""
+
+    tenant: str
+    channel: str
+    position: str
+    time: str
+    publisher: str | None
+    event: msgspec.Raw
+
+
+@attrs.frozen(kw_only=True)
+class HistoryPage:
+    """Events, oldest first. More come `after` the position `next`, null at the end; `oldest` is what is kept."""
+
+    events: list[StoredEvent]
+    next: str | None
+    oldest: str
+
+
+# --- dead letters ----------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class LetterSelection:
+    """Which dead letters: all that is given must hold."""
+
+    tenant: str | None = None
+    reason: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class LetterFilter(LetterSelection):
+    """Which dead letters, and where a page begins."""
+
+    limit: Size = 100
+    cursor: LetterCursor | None = None
+
+
+@attrs.frozen(kw_only=True)
+class LetterSummary:
+    """A dead letter. `stored_sequence` is where the message stood, or stands, in the stream of the events."""
+
+    sequence: int
+    time: str
+    subject: str
+    reason: str
+    detail: str
+    stored_sequence: int
+    size: int
+
+
+@attrs.frozen(kw_only=True)
+class LetterPage:
+    """Dead letters, newest first; `next` is the cursor of the next page, null on the last one."""
+
+    letters: list[LetterSummary]
+    next: int | None
+
+
+@attrs.frozen(kw_only=True)
+class LetterReport(LetterSummary):
+    """A dead letter in full. The body as text, or in base64 where it is none; `fault` is why it is no event."""
+
+    headers: dict[str, str]
+    body: str | None
+    body_base64: str | None
+    fault: str | None
+
+
+@attrs.frozen(kw_only=True)
+class Replay:
+    """A replay: as it is, or with another event."""
+
+    event: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+@attrs.frozen(kw_only=True)
+class Replayed:
+    """A dead letter that became an event, and is gone."""
+
+    tenant: str
+    channel: str
+    position: str
+    duplicate: bool
+
+
+@attrs.frozen(kw_only=True)
+class Deleted:
+    """How many dead letters were taken out."""
+
+    deleted: int

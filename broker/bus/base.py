@@ -59,6 +59,17 @@ class Value:
     revision: int
 
 
+@attrs.frozen(kw_only=True)
+class Entry:
+    """A stored message as `Archive` shows it; `time` is when NATS stored it."""
+
+    sequence: int
+    subject: str
+    time: datetime
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
 
@@ -84,6 +95,31 @@ class Sink(Protocol):
 
     def interrupted(self) -> None:
         """NATS is out of reach. `restored` follows."""
+
+
+class Archive(Protocol):
+    """One of the streams as people look at it. All methods raise `Unavailable`.
+
+    What is listed may lag behind by some seconds where the stream has replicas.
+    """
+
+    async def after(self, subject: str, sequence: int, *, limit: int) -> list[Entry]:
+        """The first `limit` that match a subject filter after a sequence, oldest first."""
+
+    async def before(self, subject: str, sequence: int | None, *, limit: int) -> list[Entry]:
+        """The last `limit` that match before a sequence (None: of all), newest first."""
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        """The first sequence stored at or after `time`; None when there is none yet."""
+
+    async def get(self, sequence: int) -> Entry | None:
+        """The message at a sequence, if it is still there."""
+
+    async def delete(self, sequence: int) -> bool:
+        """Takes one message out; False when it was not there."""
+
+    async def purge(self, subject: str) -> int:
+        """Takes out all that match a subject filter; how many."""
 
 
 class Bus(Protocol):
@@ -146,6 +182,9 @@ class Bus(Protocol):
 
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
+
+    def archive(self, stream: str) -> Archive:
+        """A stream by its name."""
 
     async def get_value(self, key: str) -> Value | None:
         """The newest value under a key of tokens joined by "."; None when there is none."""

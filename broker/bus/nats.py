@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from broker.bus import api, streams
+from broker.bus.archive import StreamArchive
 from broker.bus.base import Page, PublishAck, StreamState, Value
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.headers import check_lines
@@ -247,6 +248,10 @@ class NatsBus:
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
         return await self.history.sequence_at(time)
+
+    def archive(self, stream: str) -> StreamArchive:
+        """A stream by its name, for people who look at it."""
+        return StreamArchive(self.jetstream, History(self.jetstream, stream))
 
     async def get_value(self, key: str) -> Value | None:
         """The newest value under a key, from the bucket's leader."""

@@ -5,12 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.actors import reports
-from broker.web.router import Route
+from broker.web import openapi
+from broker.web.router import DOCUMENT, Route
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from broker.actors.operations import Operations
 
 V1 = "/api/v1"
+
+
+def described(routes: Sequence[Route]) -> list[Route]:
+    """The routes, and one more for the document that describes them."""
+
+    def document() -> openapi.Document:
+        return openapi.document(routes)
+
+    summary = "Describe all this as OpenAPI"
+    return [
+        *routes,
+        Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=openapi.Document),
+    ]
 
 
 def routes(do: Operations) -> list[Route]:

@@ -1,4 +1,7 @@
-"""The OpenAPI document (https://spec.openapis.org/oas/v3.1.0) of the routes, made of them and their classes."""
+"""The OpenAPI document of the routes, made of them and their classes.
+
+https://spec.openapis.org/oas/v3.1.0
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 DISTRIBUTION = "nats-websocket-broker"
 REFERENCE = "#/components/schemas/{name}"
 NAMES = re.compile(r"{(\w+)}")
+Document = dict[str, Any]
 JSON, PROBLEM = "application/json", "application/problem+json"
 
 
@@ -31,12 +35,14 @@ class Problem:
     detail: str
 
 
-def document(routes: Sequence[Route]) -> dict[str, Any]:
+def document(routes: Sequence[Route]) -> Document:
     """What there is to ask for, in the form that tools read."""
     kinds = [kind for route in routes for kind in (route.answer, route.query, route.body) if kind]
     shapes, components = msgspec.json.schema_components([Problem, *kinds], ref_template=REFERENCE)
-    schemas = dict(zip(map(id, [Problem, *kinds]), shapes, strict=True))
-    queries = {route.query.__name__: components.pop(route.query.__name__) for route in routes if route.query}
+    schemas = dict(zip([Problem, *kinds], shapes, strict=True))
+    queries = {
+        kind: components.pop(kind.__name__) for kind in {route.query for route in routes if route.query}
+    }
     for route in routes:
         if route.body:
             components[route.body.__name__]["additionalProperties"] = False
@@ -59,7 +65,7 @@ def document(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def operation(route: Route, schemas: dict[int, Any], queries: dict[str, Any]) -> dict[str, Any]:
+def operation(route: Route, schemas: dict[Any, Any], queries: dict[type, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": route.summary,
         "operationId": route.name,
@@ -67,28 +73,28 @@ def operation(route: Route, schemas: dict[int, Any], queries: dict[str, Any]) ->
         "responses": {
             str(route.status): {
                 "description": HTTPStatus(route.status).phrase,
-                "content": {JSON: {"schema": schemas[id(route.answer)]}},
+                "content": {JSON: {"schema": schemas[route.answer]}},
             },
             "default": {
                 "description": "It was not served.",
-                "content": {PROBLEM: {"schema": schemas[id(Problem)]}},
+                "content": {PROBLEM: {"schema": schemas[Problem]}},
             },
         },
     }
     if route.body:
         required = any(field.default is attrs.NOTHING for field in attrs.fields(route.body))
-        schema = schemas[id(route.body)]
+        schema = schemas[route.body]
         found["requestBody"] = {"required": required, "content": {JSON: {"schema": schema}}}
     return found
 
 
-def parameters(route: Route, queries: dict[str, Any]) -> list[dict[str, Any]]:
+def parameters(route: Route, queries: dict[type, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in NAMES.findall(route.path)
     ]
     if route.query:
-        shape = queries[route.query.__name__]
+        shape = queries[route.query]
         for name, schema in shape["properties"].items():
             required = name in shape["required"]
             found.append({"name": name, "in": "query", "required": required, "schema": schema})

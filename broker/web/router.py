@@ -59,6 +59,11 @@ class Route:
     body: type[attrs.AttrsInstance] | None = None
     status: int = 200
 
+    @property
+    def name(self) -> str:
+        """What a program may call it."""
+        return str(self.handle.__name__)
+
     def match(self, segments: Sequence[str]) -> list[str] | None:
         """The values of the path; None when it is another."""
         wanted = self.path.split("/")

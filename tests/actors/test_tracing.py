@@ -54,7 +54,7 @@ def test_written_and_behind() -> None:
 
 
 def test_denied_and_not_subscribed() -> None:
-    """Who has the channel taken out by its token is named as denied; who subscribed to others is not there."""
+    """Who has the channel taken out by its token is named as denied; who subscribed to others is not."""
     bench = Bench()
     everything, denied, other = bench.attach(), bench.attach(), bench.attach()
     bench.join(everything, ">")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from broker.bus.base import Archive
+
 
 @attrs.define(eq=False, kw_only=True)
 class ScriptedBus:
@@ -163,6 +165,9 @@ class ScriptedBus:
     async def count_values(self, prefix: str) -> int:
         await self.delay()
         return sum(key.startswith(prefix + ".") for key in self.values)
+
+    def archive(self, stream: str) -> Archive:
+        raise AssertionError("nobody looks into a scripted stream")
 
     async def sequence_at(self, time: datetime) -> int | None:
         return None
