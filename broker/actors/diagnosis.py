@@ -17,7 +17,7 @@ import trio
 from broker import subjects
 from broker.actors.reports import Cursor, Size
 from broker.actors.supervisor import Supervisor
-from broker.errors import BadMessage, InvalidChannel
+from broker.errors import BadMessage, InvalidChannel, NotFound
 from broker.features import explain as explaining
 from broker.features.audit import Kind
 from broker.features.closes import Ended
@@ -138,6 +138,8 @@ class Diagnosis:
             raise BadMessage("cursor: must be `next` of an earlier page")
         if wish.tenant is not None and not subjects.TENANT.match(wish.tenant):
             raise BadMessage("tenant: no tenant can have this name")
+        if not section.enabled:
+            raise NotFound("audit.enabled is false: this broker keeps no audit trail")
         archive = self.supervisor.bus.archive(section.name)
         subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
         cursor = int(wish.cursor) if wish.cursor else None
