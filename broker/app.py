@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
 from broker.actors.operations import Operations
+from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
 from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
@@ -138,7 +139,7 @@ async def serve(
                 config.limits,
                 registry=registry,
                 health=supervisor.not_ready,
-                router=Router(api.described(api.routes(Operations(supervisor)))),
+                router=Router(api.routes(Operations(supervisor), Storage(supervisor))),
                 token=admin_token.load(config.server.admin_token_file, data_dir),
             )
             if read:
