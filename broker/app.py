@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from broker import metrics, systemd
 from broker.actors.diagnosis import Diagnosis
 from broker.actors.operations import Operations
+from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
 from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
@@ -142,8 +143,8 @@ async def serve(
                 registry=registry,
                 health=supervisor.not_ready,
                 router=Router(
-                    api.described(
-                        [*api.routes(Operations(supervisor)), *diagnosis.routes(Diagnosis(supervisor))]
+                    api.routes(
+                        Operations(supervisor), Storage(supervisor), *diagnosis.routes(Diagnosis(supervisor))
                     ),
                     acted=partial(note_action, supervisor.services.audit),
                 ),

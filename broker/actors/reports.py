@@ -285,7 +285,9 @@ class StoredEvent:
 
 @attrs.frozen(kw_only=True)
 class HistoryPage:
-    """Events, oldest first. More come `after` the position `next`, null at the end; `oldest` is what is kept."""
+    """Events, oldest first. More come `after` the position `next`, null at the end. `oldest` is the
+    first that is kept.
+    """
 
     events: list[StoredEvent]
     next: str | None
@@ -334,7 +336,9 @@ class LetterPage:
 
 @attrs.frozen(kw_only=True)
 class LetterReport(LetterSummary):
-    """A dead letter in full. The body as text, or in base64 where it is none; `fault` is why it is no event."""
+    """A dead letter in full: its body as text, or in base64 where it is none; `fault` is why it cannot be
+    replayed as it is.
+    """
 
     headers: dict[str, str]
     body: str | None

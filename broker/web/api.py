@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from broker.actors.operations import Operations
+    from broker.actors.storage import Storage
 
 V1 = "/api/v1"
 
@@ -29,7 +30,11 @@ def described(routes: Sequence[Route]) -> list[Route]:
     ]
 
 
-def routes(do: Operations) -> list[Route]:
+def routes(operations: Operations, storage: Storage, *others: Route) -> list[Route]:
+    return described([*process_routes(operations), *stored_routes(storage), *others])
+
+
+def process_routes(do: Operations) -> list[Route]:
     """What can be asked about this broker process."""
     return [
         Route(
@@ -105,5 +110,66 @@ def routes(do: Operations) -> list[Route]:
             summary="Show the configuration in force, without secrets",
             handle=do.configuration,
             answer=reports.Configuration,
+        ),
+    ]
+
+
+def stored_routes(do: Storage) -> list[Route]:
+    """What can be asked about, and done with, what is stored."""
+    return [
+        Route(
+            method="POST",
+            path=f"{V1}/publish",
+            summary="Publish an event as a service does",
+            handle=do.publish,
+            body=reports.Publish,
+            answer=reports.Published,
+            status=202,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/history",
+            summary="Read stored events of a tenant",
+            handle=do.history,
+            query=reports.HistoryFilter,
+            answer=reports.HistoryPage,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/dead-letters",
+            summary="List dead letters, newest first, filtered",
+            handle=do.list_letters,
+            query=reports.LetterFilter,
+            answer=reports.LetterPage,
+        ),
+        Route(
+            method="DELETE",
+            path=f"{V1}/dead-letters",
+            summary="Purge dead letters: all, or those of a tenant or reason",
+            handle=do.purge_letters,
+            query=reports.LetterSelection,
+            answer=reports.Deleted,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/dead-letters/{{sequence}}",
+            summary="Show a dead letter with its headers and body",
+            handle=do.letter,
+            answer=reports.LetterReport,
+        ),
+        Route(
+            method="DELETE",
+            path=f"{V1}/dead-letters/{{sequence}}",
+            summary="Take out one dead letter",
+            handle=do.delete_letter,
+            answer=reports.Deleted,
+        ),
+        Route(
+            method="POST",
+            path=f"{V1}/dead-letters/{{sequence}}/replay",
+            summary="Publish a dead letter again, as it is or with another event, and take it out",
+            handle=do.replay,
+            body=reports.Replay,
+            answer=reports.Replayed,
         ),
     ]
