@@ -67,7 +67,11 @@ class Delivery:
 
 @attrs.frozen(kw_only=True)
 class Traced:
-    """An event, and what became of it. `position` is None for a live one; `broadcast`: for every tenant."""
+    """An event, and what became of it. `position` is None for a live one; `broadcast`: for every tenant.
+
+    Lines of another `kind`: `tracing` (the first), `dead_letter` (with `reason` and `detail`), `missed` (with
+    `count`: more than could be followed) and `end` (with `reason`).
+    """
 
     kind: Literal["event"] = "event"
     time: float

@@ -36,7 +36,7 @@ def routes(do: Diagnosis) -> list[Route]:
             summary="Follow the next events: a line of JSON for each, and for what became of it",
             handle=trace,
             query=diagnosis.TraceWish,
-            answer=diagnosis.Tracing | tracing.Traced | tracing.Refused | tracing.Missed | diagnosis.TraceEnd,
+            answer=tracing.Traced,
         ),
         Route(
             method="GET",
