@@ -99,7 +99,9 @@ class Router:
                 found = await found
         except BrokerError as error:
             return refusal(error)
-        return Response(status=route.status, body=msgspec.json.encode(found), media_type="application/json")
+        # msgspec would put the fields of a class with slots in the order of the alphabet.
+        plain = attrs.asdict(found) if attrs.has(type(found)) else found
+        return Response(status=route.status, body=msgspec.json.encode(plain), media_type="application/json")
 
     def find(self, request: Request) -> tuple[Route, list[str]]:
         """The route, and the values of its path. Raises `Refused` (404, 405)."""
@@ -128,7 +130,7 @@ def from_query(query: str, kind: type[attrs.AttrsInstance]) -> object:
     try:
         return msgspec.convert(found, type=kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Refused(400, f"The query: {told(error)}") from None
+        raise Refused(400, f"The query: {told(error)}; see {DOCUMENT}") from None
 
 
 def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
@@ -137,7 +139,7 @@ def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(400, f"The body: {told(error)}") from None
+        raise Refused(400, f"The body: {told(error)}; see {DOCUMENT}") from None
 
 
 def told(error: Exception) -> str:
