@@ -176,10 +176,10 @@ class Storage:
     async def letter(self, sequence: str) -> reports.LetterReport:
         entry = await self.get_letter(sequence)
         text, encoded = readable(entry.body)
+        fault = None
         try:
-            self.revive(entry, entry.body)
-            fault = None
-        except (BadMessage, Conflict, InvalidChannel, TooLarge) as error:
+            self.revive(entry)
+        except Conflict as error:
             fault = error.message
         return reports.LetterReport(
             **letter_summary(entry),
@@ -197,12 +197,24 @@ class Storage:
             raise NotFound(f"{sequence[:20]}: there is no such dead letter; it may be replayed or purged")
         return entry
 
-    def revive(self, entry: Entry, body: bytes, *, given: bool = False) -> Address:
-        """Where a letter goes with a body. Raises a `BrokerError` when it would be a dead letter again."""
-        if "Broker-Body" in entry.headers and not given:
-            raise Conflict("its body was too large to be kept; give an event")
-        address = self.parsed(entry.headers.get("Broker-Subject", ""))
-        self.check(address, body)
+    def revive(self, entry: Entry, event: bytes | None = None) -> Address:
+        """Where a letter goes, with another event or as it is.
+
+        Raises `Conflict` when it would be a dead letter again, and as `check` for the event that was given.
+        """
+        try:
+            address = self.parsed(entry.headers.get("Broker-Subject", ""))
+        except InvalidChannel as error:
+            raise Conflict(f"{error.message}; publish it elsewhere, and delete it here") from None
+        if event is not None:
+            self.check(address, event)
+            return address
+        if "Broker-Body" in entry.headers:
+            raise Conflict("its body was too large to be kept; give the event to publish instead")
+        try:
+            self.check(address, entry.body)
+        except (BadMessage, TooLarge) as error:
+            raise Conflict(f"{error.message}; give the event to publish instead") from None
         return address
 
     async def replay(self, sequence: str, wish: reports.Replay) -> reports.Replayed:
@@ -211,9 +223,9 @@ class Storage:
         A retry is harmless: the stream knows the same letter with the same body.
         """
         entry = await self.get_letter(sequence)
-        given = isinstance(wish.event, msgspec.Raw)
-        body = bytes(wish.event) if isinstance(wish.event, msgspec.Raw) else entry.body
-        address = self.revive(entry, body, given=given)
+        event = bytes(wish.event) if isinstance(wish.event, msgspec.Raw) else None
+        address = self.revive(entry, event)
+        body = entry.body if event is None else event
         digest = hashlib.sha256(body).hexdigest()[:16]
         ack = await self.supervisor.bus.publish(
             self.supervisor.names.subject(address.tenant, address.channel),
@@ -221,7 +233,9 @@ class Storage:
             message_id=f"{subjects.BROKER}:replay-{entry.sequence}-{digest}",
         )
         await self.letters.delete(entry.sequence)
-        log.info("dead_letter_replayed", sequence=entry.sequence, tenant=address.tenant, edited=given)
+        log.info(
+            "dead_letter_replayed", sequence=entry.sequence, tenant=address.tenant, edited=event is not None
+        )
         return reports.Replayed(
             tenant=address.tenant,
             channel=address.channel,

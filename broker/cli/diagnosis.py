@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from broker.cli import options
-from broker.cli.admin import COMMON, LIMIT, TENANT, admin, asking, pages
+from broker.cli.admin import LIMIT, TENANT, admin, asking, pages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
     from broker.cli.api import Api
     from broker.cli.tables import Output
@@ -25,18 +25,8 @@ HOUR = 3600.0
 MOST = 100_000  # lines of a trace
 
 
-def looking(command: Callable[..., None]) -> Callable[..., None]:
-    """As `asking`; the admin token has another option, since there is a client's token as well."""
-    token_file = click.option(
-        "--admin-token-file",
-        "token_file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        envvar="BROKER_ADMIN_TOKEN_FILE",
-        show_envvar=True,
-        help="The admin token; else the one of the data directory.",
-    )
-    common = [option for option in COMMON if option.name != "token_file"]
-    return asking(command, (*common, token_file))
+# There is a client's token as well here.
+looking = functools.partial(asking, token="--admin-token-file")
 
 
 @click.command()
@@ -46,9 +36,7 @@ def looking(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--publish", is_flag=True, help="Whether it may publish, and not subscribe.")
 @click.option("--tenant", metavar="T", help="The tenant that a monitoring token asks for.")
 @looking
-def explain(
-    api: Api, output: Output, given: str | None, file: Path | None, **question: Any
-) -> None:
+def explain(api: Api, output: Output, given: str | None, file: Path | None, **question: Any) -> None:
     """Says step by step what a token may do with a channel, and why, on the running broker.
 
     The exit code is 0 when it is allowed and 1 when it is not. A token on the command line can be seen by
@@ -78,16 +66,23 @@ def failed(steps: list[dict[str, Any]], verb: str) -> str:
 @click.command()
 @options.tenant
 @click.option(
-    "--channel", metavar="PATTERN", type=options.pattern, default=">", show_default=True, help="Which channels."
+    "--channel",
+    metavar="PATTERN",
+    type=options.pattern,
+    default=">",
+    show_default=True,
+    help="Which channels.",
 )
 @click.option("--count", type=click.IntRange(1, MOST), metavar="N", default=MOST, help="End after N lines.")
 @click.option(
-    "--seconds", type=click.FloatRange(0.1, HOUR), metavar="S", default=HOUR, help="End after so long; an hour."
+    "--seconds",
+    type=click.FloatRange(0.1, HOUR),
+    metavar="S",
+    default=HOUR,
+    help="End after so long; an hour.",
 )
 @looking
-def trace(
-    api: Api, output: Output, tenant: str, channel: str, count: int, seconds: float
-) -> None:
+def trace(api: Api, output: Output, tenant: str, channel: str, count: int, seconds: float) -> None:
     """Follows the next events of a tenant: accepted, for whom, and what became of them at each connection.
 
     `>` is every stored channel that is not private, `live.>` every live one. A line for each event, with

@@ -18,16 +18,17 @@ V1 = "/api/v1"
 
 
 def described(routes: Sequence[Route]) -> list[Route]:
-    """The routes, and one more for the document that describes them."""
+    """The routes, and one more for the document that describes them all."""
+    described = list(routes)
 
     def document() -> openapi.Document:
-        return openapi.document(routes)
+        return openapi.document(described)
 
     summary = "Describe all this as OpenAPI"
-    return [
-        *routes,
-        Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=openapi.Document),
-    ]
+    described.append(
+        Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=openapi.Document)
+    )
+    return described
 
 
 def routes(operations: Operations, storage: Storage, *others: Route) -> list[Route]:

@@ -16,7 +16,7 @@ import msgspec
 
 from broker.errors import BrokerError
 from broker.web.problems import Refused, Response, problem
-from broker.web.streaming import Lines
+from broker.web.streaming import Lines, to_json
 from broker.web.upgrade import parameters
 from broker.wire.codec import nearest
 
@@ -130,8 +130,7 @@ class Router:
         else:
             if isinstance(found, Lines):
                 return found
-            body = msgspec.json.encode(found)
-            response = Response(status=route.status, body=body, media_type="application/json")
+            response = Response(status=route.status, body=to_json(found), media_type="application/json")
         if route.method != "GET":
             self.acted(
                 Action(peer, f"{route.method} {route.path}", targets(route, arguments), response.status)
@@ -165,7 +164,7 @@ def from_query(query: str, kind: type[attrs.AttrsInstance]) -> object:
     try:
         return msgspec.convert(found, type=kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Refused(400, f"The query: {told(error)}") from None
+        raise Refused(400, f"The query: {told(error)}; see {DOCUMENT}") from None
 
 
 def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
@@ -174,7 +173,7 @@ def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(400, f"The body: {told(error)}") from None
+        raise Refused(400, f"The body: {told(error)}; see {DOCUMENT}") from None
 
 
 def told(error: Exception) -> str:

@@ -34,13 +34,18 @@ class Lines:
     run: Callable[[Write], Awaitable[None]]
 
 
+def to_json(value: object) -> bytes:
+    # msgspec would put the fields of a class with slots in the order of the alphabet.
+    return msgspec.json.encode(attrs.asdict(value) if attrs.has(type(value)) else value)
+
+
 async def pour(link: Link, lines: Lines) -> None:
     """Sends lines until they end or the client leaves. Raises `BrokerError`, then nothing was sent."""
     begun = False
 
     async def write(value: object) -> None:
         nonlocal begun
-        data = msgspec.json.encode(value) + b"\n"
+        data = to_json(value) + b"\n"
         chunk = b"%x\r\n%b\r\n" % (len(data), data)
         with trio.fail_after(WRITE_SECONDS):
             await link.send_all(chunk if begun else HEAD + chunk)

@@ -97,7 +97,10 @@ async def test_fields_by_name(ask: Ask) -> None:
     answer = await ask(request("/api/v1/paint/north?color=red"))
     assert answer.problem["detail"] == "color: unknown field; did you mean 'colour'?"
     answer = await ask(request("/api/v1/paint/north?colour=red&percent=x"))
-    assert answer.problem["detail"] == "The query: Expected `int`, got `str` - at `percent`"
+    assert (
+        answer.problem["detail"]
+        == "The query: Expected `int`, got `str` - at `percent`; see /api/openapi.json"
+    )
 
 
 async def test_paths(ask: Ask) -> None:
@@ -125,7 +128,7 @@ async def test_errors(ask: Ask) -> None:
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     with structlog.testing.capture_logs() as logs:
         assert (await ask(request("/api/v1/broken"))).problem["status"] == 500
-    assert [each["event"] for each in logs] == ["admin_request_crashed", "request_refused"]
+    assert logs[0]["event"] == "admin_request_crashed"
     assert (await ask(request())).status == 404
 
 
