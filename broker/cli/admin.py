@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -13,6 +12,7 @@ from broker.config import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from broker.cli.api import Api
     from broker.cli.tables import Output
@@ -72,10 +72,10 @@ LIMIT = click.option(
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
-def asking(command: Callable[..., None], *, token: str = "--token-file") -> Callable[..., None]:
+def asking(command: Callable[..., None], *, option: str = "--token-file") -> Callable[..., None]:
     """Gives a command the API and its output, from the options that all of them have.
 
-    `token` is the option for the admin token.
+    `option` is the one for the admin token.
     """
 
     @functools.wraps(command)
@@ -92,8 +92,8 @@ def asking(command: Callable[..., None], *, token: str = "--token-file") -> Call
 
         command(Api.find(url, token_file, data_dir), Output.choose(as_json), *arguments, **rest)
 
-    for option in (*COMMON, token_file(token)):
-        run = option(run)
+    for each in (*COMMON, token_file(option)):
+        run = each(run)
     return run
 
 

@@ -26,7 +26,7 @@ MOST = 100_000  # lines of a trace
 
 
 # There is a client's token as well here.
-looking = functools.partial(asking, token="--admin-token-file")
+looking = functools.partial(asking, option="--admin-token-file")
 
 
 @click.command()
@@ -109,10 +109,8 @@ def told(line: dict[str, Any]) -> Iterator[str]:
         case "tracing":
             yield f"following {line['channel']} of {line['tenant']} after {line['position']}; Ctrl-C ends"
         case "event":
-            yield shown(
-                f"{clock(line)} {line['channel']} {line['position'] or 'live'} {line['bytes']} bytes, {line['form']}"
-                f"{', to every tenant' if line['broadcast'] else ''} → {outcomes(line)}"
-            )
+            everybody = ", to every tenant" if line["broadcast"] else ""
+            yield shown(f"{head(line)}, {line['form']}{everybody} → {outcomes(line)}")
             for each in line["audiences"]:
                 if each["denied"]:
                     yield shown(f"    {each['pattern']}: denied to {each['connections']} connections")
@@ -120,20 +118,19 @@ def told(line: dict[str, Any]) -> Iterator[str]:
                 if each["outcome"] != "written":
                     yield shown(f"    {each['user']} {each['connection']} {each['pattern']}: {fate(each)}")
         case "dead_letter":
-            yield shown(
-                f"{clock(line)} {line['channel']} {line['position'] or 'live'} {line['bytes']} bytes "
-                f"→ dead letter: {line['reason']}, {line['detail']}"
-            )
+            yield shown(f"{head(line)} → dead letter: {line['reason']}, {line['detail']}")
         case "missed":
             yield f"{line['count']} more came faster than they could be followed"
         case "end":
             yield f"ended: --{'count' if line['reason'] == 'limit' else 'seconds'} is reached"
 
 
-def clock(line: dict[str, Any]) -> str:
+def head(line: dict[str, Any]) -> str:
+    """When, where and how large: a message of a trace."""
     from datetime import datetime
 
-    return datetime.fromtimestamp(line["time"]).astimezone().isoformat(timespec="milliseconds")[11:23]
+    time = datetime.fromtimestamp(line["time"]).astimezone().isoformat(timespec="milliseconds")[11:23]
+    return f"{time} {line['channel']} {line['position'] or 'live'} {line['bytes']} bytes"
 
 
 def outcomes(line: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ class Route:
     query: type[attrs.AttrsInstance] | None = None
     body: type[attrs.AttrsInstance] | None = None
     status: int = 200
+    media_type: str = "application/json"
 
     @property
     def name(self) -> str:
@@ -130,7 +131,7 @@ class Router:
         else:
             if isinstance(found, Lines):
                 return found
-            response = Response(status=route.status, body=to_json(found), media_type="application/json")
+            response = Response(status=route.status, body=to_json(found), media_type=route.media_type)
         if route.method != "GET":
             self.acted(
                 Action(peer, f"{route.method} {route.path}", targets(route, arguments), response.status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import msgspec
@@ -34,7 +34,7 @@ class Lines:
     run: Callable[[Write], Awaitable[None]]
 
 
-def to_json(value: object) -> bytes:
+def to_json(value: Any) -> bytes:
     # msgspec would put the fields of a class with slots in the order of the alphabet.
     return msgspec.json.encode(attrs.asdict(value) if attrs.has(type(value)) else value)
 
