@@ -111,7 +111,7 @@ class Api:
         if status in USED_WRONGLY:
             raise click.UsageError(detail)
         if status >= 400:
-            raise Refused(detail)
+            raise Refused(f"{detail} ({self.url})")
         return document
 
 

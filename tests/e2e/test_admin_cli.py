@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from tests.support.broker import Broker
     from tests.support.rawnats import RawNats
+
+
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ async def document(*arguments: str | Path) -> Any:
 async def on_terminal(*arguments: str | Path) -> str:
     """What a command says on a terminal, 200 columns wide."""
     ours, theirs = pty.openpty()
-    variables = environment(COLUMNS="200", TERM="dumb")
+    variables = environment(COLUMNS="200", TERM="xterm")
     process = await trio.lowlevel.open_process(
         [*COMMAND, "admin", *map(str, arguments)], stdout=theirs, stderr=subprocess.STDOUT, env=variables
     )
@@ -52,7 +56,7 @@ async def on_terminal(*arguments: str | Path) -> str:
             part = b""
         if not part:
             os.close(ours)
-            return said.decode()
+            return STYLE.sub("", said.decode())
 
 
 async def test_json_for_programs(broker: Broker, here: tuple[str, Path], publisher: RawNats) -> None:
@@ -112,8 +116,10 @@ async def test_by_address_and_token_file(broker: Broker, tmp_path: Path) -> None
     elsewhere = tmp_path / "nothing"
     given = ("--url", broker.running.admin, "--token-file", token, "--data-dir", elsewhere)
     assert (await document("readiness", *given))["ready"]
-    variables = {"BROKER_ADMIN_URL": broker.running.admin, "BROKER_ADMIN_TOKEN_FILE": str(token)}
-    assert (await run("admin", "readiness", **variables)).code == 0
+    found = await run(
+        "admin", "readiness", BROKER_ADMIN_URL=broker.running.admin, BROKER_ADMIN_TOKEN_FILE=str(token)
+    )
+    assert found.code == 0
 
 
 async def test_errors_say_what_to_do(broker: Broker, here: tuple[str, Path], tmp_path: Path) -> None:
@@ -134,7 +140,7 @@ async def test_errors_say_what_to_do(broker: Broker, here: tuple[str, Path], tmp
     assert "not-the-admin-token" not in refused.err
     await fails(1, "--token-file", "tenants", "--url", url, "--data-dir", tmp_path)
     await fails(1, "admin port", "tenants", "--url", "http://127.0.0.1:1", *here)
-    await fails(1, "as no admin API", "tenants", "--url", broker.running.http, *here)
+    await fails(1, broker.running.http, "tenants", "--url", broker.running.http, *here)
     await fails(1, "broker dev", "tenants", "--data-dir", tmp_path)
     await fails(2, "http://HOST", "tenants", "--url", "ws://127.0.0.1", *here)
     await fails(2, "--tenant", "disconnect", *here)
