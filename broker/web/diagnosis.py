@@ -9,7 +9,7 @@ from broker.actors import diagnosis, tracing
 from broker.features.explain import Explanation
 from broker.web.api import V1
 from broker.web.router import Route
-from broker.web.streaming import Lines
+from broker.web.streaming import MEDIA_TYPE, Lines
 
 if TYPE_CHECKING:
     from broker.actors.diagnosis import Diagnosis
@@ -37,6 +37,7 @@ def routes(do: Diagnosis) -> list[Route]:
             handle=trace,
             query=diagnosis.TraceWish,
             answer=tracing.Traced,
+            media_type=MEDIA_TYPE,
         ),
         Route(
             method="GET",

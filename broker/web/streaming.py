@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 
 Write: TypeAlias = "Callable[[object], Awaitable[None]]"
 
+MEDIA_TYPE = "application/x-ndjson"
 WRITE_SECONDS = 10.0  # a reader that takes nothing for so long has gone
-HEAD = (
-    Response(status=200, body=b"", media_type="application/x-ndjson")
-    .encode()
-    .replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
-)
 
 
 @attrs.frozen
@@ -32,6 +28,11 @@ class Lines:
     """What `run` writes, a value a line. A `BrokerError` before the first of them is an answer of its own."""
 
     run: Callable[[Write], Awaitable[None]]
+
+
+def head() -> bytes:
+    whole = Response(status=200, body=b"", media_type=MEDIA_TYPE)
+    return whole.encode().replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
 
 
 def to_json(value: Any) -> bytes:
@@ -48,7 +49,7 @@ async def pour(link: Link, lines: Lines) -> None:
         data = to_json(value) + b"\n"
         chunk = b"%x\r\n%b\r\n" % (len(data), data)
         with trio.fail_after(WRITE_SECONDS):
-            await link.send_all(chunk if begun else HEAD + chunk)
+            await link.send_all(chunk if begun else head() + chunk)
         begun = True
 
     refusal: BrokerError | None = None
