@@ -22,8 +22,10 @@ from broker.actors.transport import LinkLost
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
+from broker.features import control
 from broker.features.audit import Audit
 from broker.features.closes import Closes, Ended
+from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
@@ -64,6 +66,7 @@ class Supervisor:
     closes: Counter[str] = attrs.Factory(Counter)
     ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
+    banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
     stored_events: int = 0
@@ -71,6 +74,7 @@ class Supervisor:
     live_losses: int = 0
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
+    control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     services: Services = attrs.field(init=False)
@@ -81,7 +85,8 @@ class Supervisor:
         tracers = Tracers()
         self.letters = DeadLetters(bus, names, noticed=tracers.refused)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
-        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
+        self.control = Control(bus, names, self.bans_changed)
+        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
         self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake, tracers=tracers)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
@@ -96,6 +101,7 @@ class Supervisor:
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             audit=Audit(bus, config.audit, self.broker),
+            control=self.control,
             wheel=Wheel(),
             ended=self.ended,
         )
@@ -106,7 +112,7 @@ class Supervisor:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
-                *(self.canary.run, self.letters.run, self.tidy_up),
+                *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -143,6 +149,7 @@ class Supervisor:
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
+        self.control.restored()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             for connection in self.connections:
@@ -179,6 +186,13 @@ class Supervisor:
         for tenant in woken:
             tenant.inbox.arrived.set()
 
+    def own(self, channel: str, body: bytes) -> None:
+        """What brokers send to themselves and to each other."""
+        if channel == control.NEWS:
+            self.control.told(body)
+        else:
+            self.canary.arrived(channel)
+
     def live_lost(self) -> None:
         self.live_losses += 1
         log.warning("live_events_lost")
@@ -198,6 +212,18 @@ class Supervisor:
                 connection.tell(Gap(channel=channel, reason="source" if reason == "source" else "lag"))
 
     # --- connections ---------------------------------------------------------------------------------
+
+    def bans_changed(self) -> None:
+        self.banned.set()
+
+    async def keep_out(self) -> None:
+        """Ends the connections that a ban concerns, after each change of the bans."""
+        while True:
+            await self.banned.wait()
+            self.banned = trio.Event()
+            for connection in list(self.connections):
+                connection.keep_out()
+                await trio.lowlevel.checkpoint()  # there may be many, and others wait
 
     def refusal(self, opening: int) -> Unavailable | None:
         """Why no further connection is taken, beside `opening` ones on their way; None when one is."""
@@ -267,7 +293,7 @@ class Supervisor:
             return "the broker is about to stop"
         if not self.connected:
             return "NATS is out of reach"
-        return self.canary.silence()
+        return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
         tenants = [tenant.statistics() for tenant in self.tenants.running.values()]
