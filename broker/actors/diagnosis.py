@@ -112,6 +112,7 @@ class Diagnosis:
         return await explaining.explain(
             explaining.Question(**attrs.asdict(wish)),
             verifier=supervisor.verifier,
+            admit=supervisor.control.check,
             names=supervisor.names,
             limits=supervisor.config.limits,
             held=self.held,

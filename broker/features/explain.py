@@ -67,6 +67,7 @@ async def explain(
     question: Question,
     *,
     verifier: Verifier,
+    admit: Callable[[Principal], None],
     names: subjects.Names,
     limits: Limits,
     held: Callable[[str], Awaitable[Held]],
@@ -74,11 +75,20 @@ async def explain(
 ) -> Explanation:
     """Everything that would happen to a client with this token, at the Unix time `now`.
 
-    `held` looks under a subject filter of the stream, and may raise `Unavailable`.
+    `admit` raises `TokenRevoked` for who is kept out. `held` looks under a subject filter of the stream, and
+    may raise `Unavailable`.
     """
     steps, principal = await token_steps(question, verifier, now)
     if principal is None:
         return Explanation(allowed=False, steps=tuple(steps))
+    try:
+        admit(principal)
+    except BrokerError as error:
+        steps.append(Step(step="revocation", ok=False, detail=error.message))
+        return Explanation(allowed=False, steps=tuple(steps))
+    steps.append(
+        Step(step="revocation", ok=True, detail="neither the token nor its user or tenant is banned")
+    )
     try:
         channel = subjects.parse_pattern(subjects.expand_me(question.channel, principal.room))
     except InvalidChannel as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from broker import config, subjects
 from broker.auth.tokens import STEPS
 from broker.bus.base import StreamState
-from broker.errors import BrokerError, Unavailable
+from broker.errors import BrokerError, TokenRevoked, Unavailable
 from broker.features.explain import Explanation, Held, Question, Step, explain
 from broker.subjects import Names
 from tests.auth.forge import KEY, NOW, SECRET, claims, forge, verifier
+
+if TYPE_CHECKING:
+    from broker.permissions import Principal
 
 PERMISSIONS = {
     "subscribe": ["orders.>", "stock.*.level"],
@@ -33,11 +36,12 @@ async def away(_subject: str) -> Held:
 
 
 async def ask(channel: str, token: str | None = None, *, keys: Any = (), **how: Any) -> Explanation:
-    source = how.pop("held", held)
+    source, admit = how.pop("held", held), how.pop("admit", lambda _: None)
     token = token or forge(claims(permissions=PERMISSIONS))
     return await explain(
         Question(token=token, channel=channel, **how),
         verifier=verifier(*keys),
+        admit=admit,
         names=Names(),
         limits=config.Limits(),
         held=source,
@@ -55,7 +59,7 @@ async def test_every_step_of_a_good_token() -> None:
     found = await ask("orders.7")
     assert found.allowed
     assert [each.step for each in found.steps] == [
-        *STEPS, "channel", "subscribe", "publish", "subject", "starts", "limits",
+        *STEPS, "revocation", "channel", "subscribe", "publish", "subject", "starts", "limits",
     ]  # fmt: skip
     assert step(found, "key").detail == "k"
     assert step(found, "tenant").detail == "acme"
@@ -96,6 +100,18 @@ async def test_bad_signatures_and_unknown_keys_are_told_apart() -> None:
     assert [(each.step, each.ok) for each in unknown.steps] == [("token", True), ("key", False)]
     broken = await ask("orders.7", "abc")
     assert [(each.step, each.ok) for each in broken.steps] == [("token", False)]
+
+
+async def test_who_is_kept_out() -> None:
+    """A revoked token, or a suspended tenant: the ban's own words, and nothing after them."""
+
+    def keep_out(principal: Principal) -> None:
+        raise TokenRevoked(f"this tenant is suspended: {principal.tenant}")
+
+    found = await ask("orders.7", admit=keep_out)
+    assert not found.allowed
+    last = found.steps[-1]
+    assert (last.step, last.ok, last.detail) == ("revocation", False, "this tenant is suspended: acme")
 
 
 async def test_parties() -> None:
