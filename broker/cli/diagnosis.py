@@ -113,7 +113,7 @@ def told(line: dict[str, Any]) -> Iterator[str]:
             yield shown(f"{head(line)}, {line['form']}{everybody} → {outcomes(line)}")
             for each in line["audiences"]:
                 if each["denied"]:
-                    yield shown(f"    {each['pattern']}: denied to {each['connections']} connections")
+                    yield shown(f"    {each['pattern']}: denied (connections: {each['connections']})")
             for each in line["connections"]:
                 if each["outcome"] != "written":
                     yield shown(f"    {each['user']} {each['connection']} {each['pattern']}: {fate(each)}")

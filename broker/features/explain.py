@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from broker.config import Limits
     from broker.permissions import Principal, Verdict
 
+SHOWN_PATTERNS = 16
+
 
 @attrs.frozen(kw_only=True)
 class Step:
@@ -154,7 +156,9 @@ def reason(verdict: Verdict, pattern: str) -> str:
     if verdict.within is None:
         near = max(verdict.allowing, key=lambda allowed: common(allowed, pattern), default=None)
         hint = f"; the nearest is {near}" if near and common(near, pattern) else ""
-        return f"within none of the allowed patterns ({len(verdict.allowing)}){hint}"
+        more = ", …" if len(verdict.allowing) > SHOWN_PATTERNS else ""
+        allowed = ", ".join(verdict.allowing[:SHOWN_PATTERNS]) + more or "there is none"
+        return f"within no allowed pattern ({allowed}){hint}"
     if verdict.denied is not None:
         return f"within the allowed {verdict.within}, but denied as a whole by {verdict.denied}"
     return f"within the allowed {verdict.within}"
