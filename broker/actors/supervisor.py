@@ -307,6 +307,7 @@ class Supervisor:
             live_events=self.live_events,
             live_losses=self.live_losses,
             tenant_restarts=self.tenants.restarts + sum(each.restarts for each in tenants),
+            audit_dropped=self.services.audit.dropped,
             dead_letters=dict(self.letters.counts),
             closes=dict(self.closes),
             ready=self.not_ready() is None,

@@ -260,6 +260,17 @@ async def test_audit(broker: Broker, publisher: RawNats, admin: Admin) -> None:
     assert not any(part in text for part in token.split(".")[1:])
 
 
+async def test_the_ends_of_a_drain_are_kept(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """Connections that end because the broker does are in the trail when it is gone."""
+    settings = configure(tmp_path / "broker", nats.url)
+    async with run_broker(tmp_path / "broker", settings) as broker, broker.client() as client:
+        await client.subscribe(["a"])
+        broker.stop.wanted.set()
+        assert await client.closed() == 1012
+    info = await publisher.api("STREAM.INFO.AUDIT", subjects_filter="audit.acme.ended")
+    assert info["state"]["subjects"] == {"audit.acme.ended": 1}
+
+
 async def test_a_flood_of_records_is_bounded(
     tmp_path: Path, nats: NatsServer, monkeypatch: pytest.MonkeyPatch, supervisors: list[Any]
 ) -> None:
