@@ -149,6 +149,13 @@ class TokenExpired(BrokerError):
     close_code = CloseCode.TOKEN_EXPIRED
 
 
+class TokenRevoked(BrokerError):
+    """The token, its user or its tenant was revoked, or the tenant is suspended."""
+
+    code = "token_revoked"
+    close_code = CloseCode.TOKEN_REVOKED
+
+
 class TenantForbidden(Forbidden):
     """The token is good, but not for the tenant that was asked for."""
 

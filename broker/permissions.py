@@ -12,9 +12,10 @@ from broker.errors import Forbidden
 class Principal:
     """A verified token: one user of one tenant, until `expires_at` (Unix seconds).
 
-    The patterns have no placeholders left. `room` is the encoded user, the token of its private
-    channels. A monitoring principal only subscribes. `signer` is the key behind the token, as `auth` knows
-    it; `standard`: the token said nothing of permissions, so these are the configuration's.
+    `issued_at` too, where the token says. The patterns have no placeholders left. `room` is the encoded
+    user, the token of its private channels. A monitoring principal only subscribes. `signer` is the key
+    behind the token, as `auth` knows it; `standard`: the token said nothing of permissions, so these are the
+    configuration's.
     """
 
     tenant: str
@@ -26,6 +27,7 @@ class Principal:
     deny: tuple[str, ...] = ()
     monitoring: bool = False
     token_id: str | None = None
+    issued_at: float | None = None
     signer: object = attrs.field(default=None, repr=False)
     standard: bool = False
 

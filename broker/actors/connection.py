@@ -29,6 +29,7 @@ from broker.errors import (
     CloseCode,
     InvalidPosition,
     TokenInvalid,
+    TokenRevoked,
     Unauthenticated,
     Unavailable,
 )
@@ -246,6 +247,7 @@ class Connection:
             principal = await verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
+        services.control.check(principal)
         if self.claimed is None:
             user = (principal.tenant, principal.user)
             self.session.user_bucket = services.users.claim(user, trio.current_time())
@@ -281,12 +283,26 @@ class Connection:
             for effect in session.adopt(self.limits, principal):
                 await self.carry_out(effect)
 
+    def keep_out(self) -> None:
+        """Ends when its token has been revoked, or its tenant suspended."""
+        with Boundary(self):
+            principal = self.session.principal
+            if principal is None or self.closing:
+                return
+            try:
+                self.services.control.check(principal)
+            except TokenRevoked as error:
+                self.tell(to_message(error))
+                self.end(CloseCode.TOKEN_REVOKED, error.message)
+
     def attach(self) -> Principal:
         """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""
         principal = self.session.principal
         if principal is None:
             raise Unauthenticated("authenticate first")
         if self.tenant is None:
+            if reason := self.services.control.not_ready():
+                raise Unavailable(reason, retry_after=1.0)
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         return principal

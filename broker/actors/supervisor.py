@@ -20,6 +20,8 @@ from broker.actors.transport import LinkLost
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
+from broker.features import control
+from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
@@ -58,6 +60,7 @@ class Supervisor:
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
+    banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
     stored_events: int = 0
@@ -65,6 +68,7 @@ class Supervisor:
     live_losses: int = 0
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
+    control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     services: Services = attrs.field(init=False)
@@ -73,7 +77,8 @@ class Supervisor:
         config, bus, names = self.config, self.bus, self.names
         self.letters = DeadLetters(bus, names)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
-        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.canary)
+        self.control = Control(bus, names, self.bans_changed)
+        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
         self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
@@ -87,6 +92,7 @@ class Supervisor:
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
+            control=self.control,
             wheel=Wheel(),
             ended=self.ended,
         )
@@ -97,7 +103,7 @@ class Supervisor:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run),
-                *(self.canary.run, self.letters.run, self.tidy_up),
+                *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -134,6 +140,7 @@ class Supervisor:
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
+        self.control.restored()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             for connection in self.connections:
@@ -170,6 +177,13 @@ class Supervisor:
         for tenant in woken:
             tenant.inbox.arrived.set()
 
+    def own(self, channel: str, body: bytes) -> None:
+        """What brokers send to themselves and to each other."""
+        if channel == control.NEWS:
+            self.control.told(body)
+        else:
+            self.canary.arrived(channel)
+
     def live_lost(self) -> None:
         self.live_losses += 1
         log.warning("live_events_lost")
@@ -189,6 +203,18 @@ class Supervisor:
                 connection.tell(Gap(channel=channel, reason="source" if reason == "source" else "lag"))
 
     # --- connections ---------------------------------------------------------------------------------
+
+    def bans_changed(self) -> None:
+        self.banned.set()
+
+    async def keep_out(self) -> None:
+        """Ends the connections that a ban concerns, after each change of the bans."""
+        while True:
+            await self.banned.wait()
+            self.banned = trio.Event()
+            for connection in list(self.connections):
+                connection.keep_out()
+                await trio.lowlevel.checkpoint()  # there may be many, and others wait
 
     def refusal(self, opening: int) -> Unavailable | None:
         """Why no further connection is taken, beside `opening` ones on their way; None when one is."""
@@ -246,7 +272,7 @@ class Supervisor:
             return "the broker is about to stop"
         if not self.connected:
             return "NATS is out of reach"
-        return self.canary.silence()
+        return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
         tenants = [tenant.statistics() for tenant in self.tenants.running.values()]

@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import math
+import secrets
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
@@ -113,6 +114,7 @@ class Verifier:
             expires_at=expires_at,
             monitoring=monitoring,
             token_id=token_id,
+            issued_at=read_time(claims, "iat") if "iat" in claims else None,
             signer=key,
             standard="permissions" not in claims,
             **self.patterns(claims, room, tenant, monitoring),
@@ -309,7 +311,12 @@ def sign(
     room = encode_user(user)
     for name, listed in permissions.items():
         fill_all(listed, name, room=room, tenant=tenant)
-    claims: dict[str, Any] = {"sub": user, "iat": int(now), "exp": int(now + ttl)}
+    claims: dict[str, Any] = {
+        "jti": secrets.token_hex(8),
+        "sub": user,
+        "iat": int(now),
+        "exp": int(now + ttl),
+    }
     claims |= {"tenants": [tenant]} if tenant == EVERY_TENANT else nest(claim_path(auth.tenant_claim), tenant)
     claims |= {"iss": key.issuer} if key.issuer is not None else {}
     claims |= {"aud": key.audience} if key.audience is not None else {}

@@ -68,8 +68,42 @@ class Entry:
     body: bytes
 
 
+@attrs.frozen(kw_only=True)
+class Mark:
+    """How much of a bucket has been read: up to `sequence`, in the bucket of that `incarnation`."""
+
+    incarnation: str
+    sequence: int
+
+
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
+
+
+class Values(Protocol):
+    """Small values by key, the same for every broker. A key is tokens of [A-Za-z0-9_-] joined by ".".
+
+    Requests raise `errors.Unavailable` as those of `Bus` do.
+    """
+
+    async def get(self, key: str) -> Value | None:
+        """The newest value under a key; None when there is none."""
+
+    async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
+        """Replaces a revision (0: there is none yet) for `ttl` seconds (None: for good); the new one.
+
+        Raises `Stale` when it was another.
+        """
+
+    async def count(self, prefix: str) -> int:
+        """How many keys there are under `prefix`."""
+
+    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
+        """What has been put since `mark` (None: all there is), oldest first, and how far that goes.
+
+        Of a key that was put twice only the newest. May lag behind a put by some seconds where the bucket has
+        replicas; then the mark does too.
+        """
 
 
 class Sink(Protocol):
@@ -123,8 +157,15 @@ class Archive(Protocol):
 class Bus(Protocol):
     """One connection to NATS that is kept for ever.
 
-    Requests raise `errors.Unavailable` while NATS is away and when no answer comes in time.
+    `cursors` and `control` are buckets of values. Requests raise `errors.Unavailable` while NATS is away and
+    when no answer comes in time.
     """
+
+    @property
+    def cursors(self) -> Values: ...
+
+    @property
+    def control(self) -> Values: ...
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the client is gone.
@@ -176,12 +217,3 @@ class Bus(Protocol):
 
     def archive(self, stream: str) -> Archive:
         """A stream by its name."""
-
-    async def get_value(self, key: str) -> Value | None:
-        """The newest value under a key of tokens joined by "."; None when there is none."""
-
-    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
-        """Replaces a revision (0: there is none yet); the new one. Raises `Stale` when it was another."""
-
-    async def count_values(self, prefix: str) -> int:
-        """How many keys there are under `prefix`."""

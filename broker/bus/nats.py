@@ -14,13 +14,13 @@ import trio
 
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
-from broker.bus.base import Page, PublishAck, StreamState, Value
+from broker.bus.base import Page, PublishAck, StreamState
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.headers import check_lines
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.live import HELD_MESSAGES, Live
-from broker.bus.values import Values, bucket
+from broker.bus.values import Values, control_bucket, cursor_bucket
 from broker.errors import TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class NatsBus:
     history: History = attrs.field(init=False)
     ingest: Ingest = attrs.field(init=False)
     live: Live = attrs.field(init=False)
-    values: Values = attrs.field(init=False)
+    cursors: Values = attrs.field(init=False)
+    control: Values = attrs.field(init=False)
     looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     looks: int = attrs.field(default=0, init=False)  # requests of `state` begun
     seen: StreamState | Unavailable | None = attrs.field(default=None, init=False)  # outcome of the last
@@ -92,7 +93,8 @@ class NatsBus:
             held_bytes=self.held_bytes,
         )
         self.live = Live(self.signal.set, held_messages=self.held_live)
-        self.values = Values(self.jetstream, self.stream.cursor_bucket)
+        self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
+        self.control = Values(self.jetstream, self.stream.control_bucket)
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
@@ -132,7 +134,8 @@ class NatsBus:
     async def prepare(self, link: Link) -> None:
         await streams.ensure(self.jetstream, streams.events(self.stream, self.names))
         await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
-        await streams.ensure(self.jetstream, bucket(self.stream))
+        await streams.ensure(self.jetstream, cursor_bucket(self.stream))
+        await streams.ensure(self.jetstream, control_bucket(self.stream))
         await self.live.renew(link)
 
     async def feed(self, link: Link, sink: Sink) -> None:
@@ -242,15 +245,3 @@ class NatsBus:
     def archive(self, stream: str) -> StreamArchive:
         """A stream by its name, for people who look at it."""
         return StreamArchive(self.jetstream, History(self.jetstream, stream))
-
-    async def get_value(self, key: str) -> Value | None:
-        """The newest value under a key, from the bucket's leader."""
-        return await self.values.get(key)
-
-    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
-        """Replaces a revision of a value. Raises `Stale`."""
-        return await self.values.put(key, data, revision=revision)
-
-    async def count_values(self, prefix: str) -> int:
-        """How many keys there are under a prefix."""
-        return await self.values.count(prefix)

@@ -88,6 +88,7 @@ class Stream:
     deadletter_max_bytes: Bytes = 64 * 1024 * 1024
     cursor_bucket: StreamName = "broker_cursors"
     cursor_max_age: Seconds = 30 * 86400.0
+    control_bucket: StreamName = "broker_control"
 
 
 @attrs.frozen(kw_only=True)
