@@ -22,6 +22,7 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
+from broker.actors.bans import Bans
 from broker.actors.operations import Operations
 from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
@@ -139,7 +140,7 @@ async def serve(
                 config.limits,
                 registry=registry,
                 health=supervisor.not_ready,
-                router=Router(api.routes(Operations(supervisor), Storage(supervisor))),
+                router=Router(api.routes(Operations(supervisor), Storage(supervisor), Bans(supervisor))),
                 token=admin_token.load(config.server.admin_token_file, data_dir),
             )
             if read:
