@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.actors.intake import Intake
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.tracing import Tracing
 
 IDLE_SECONDS = 60.0  # a tenant without clients is kept so long: they may be reconnecting
 
@@ -36,6 +37,7 @@ class Tenants:
     bus: Bus
     names: subjects.Names
     intake: Intake
+    tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
@@ -70,6 +72,7 @@ class Tenants:
                 intake=self.intake,
                 make_history=self.history,
                 advanced=self.advanced,
+                tracing=self.tracing,
             )
             self.nursery.start_soon(found.run)
         found.used = now

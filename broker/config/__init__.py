@@ -20,6 +20,7 @@ from broker.config.sections import (
     Server,
     Stream,
     Subjects,
+    Tracing,
 )
 from broker.config.values import host_port, seconds
 
@@ -37,6 +38,7 @@ __all__ = [
     "Server",
     "Stream",
     "Subjects",
+    "Tracing",
     "build",
     "default_data_dir",
     "effective",
