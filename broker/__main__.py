@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from broker.cli import bans  # noqa: F401  it has commands of `admin`
 from broker.cli.admin import admin
 from broker.cli.bench import bench
 from broker.cli.check_config import check_config

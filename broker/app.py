@@ -22,6 +22,7 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
+from broker.actors.bans import Bans
 from broker.actors.diagnosis import Diagnosis
 from broker.actors.operations import Operations
 from broker.actors.storage import Storage
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.config import Config, Nats
+    from broker.config import Tracing as TracingSettings
     from broker.features.audit import Audit
+    from broker.tracing import Tracing
     from broker.web.router import Action
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
 READY_POLL_SECONDS = 0.02
+SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
 
 log = structlog.get_logger()
 
@@ -103,6 +107,7 @@ async def serve(
     names = Names(**attrs.asdict(config.subjects))
     await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
     stop = stop or Stop()
+    tracing = open_tracing(config.tracing)
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
@@ -113,7 +118,12 @@ async def serve(
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
         bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
         supervisor = Supervisor(
-            config=config, bus=bus, names=names, verifier=verifier, alive=notifier.feed_watchdog
+            config=config,
+            bus=bus,
+            names=names,
+            verifier=verifier,
+            alive=notifier.feed_watchdog,
+            tracing=tracing,
         )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
@@ -144,7 +154,10 @@ async def serve(
                 health=supervisor.not_ready,
                 router=Router(
                     api.routes(
-                        Operations(supervisor), Storage(supervisor), *diagnosis.routes(Diagnosis(supervisor))
+                        Operations(supervisor),
+                        Storage(supervisor),
+                        Bans(supervisor),
+                        *diagnosis.routes(Diagnosis(supervisor)),
                     ),
                     acted=partial(note_action, supervisor.services.audit),
                 ),
@@ -256,8 +269,27 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
         await supervisor.services.audit.flush()
+        if supervisor.tracing:
+            await send_spans(supervisor.tracing)
     if grace.cancelled_caught:
         log.warning("drain_cut_short", connections=len(supervisor.connections))
+
+
+def open_tracing(settings: TracingSettings) -> Tracing | None:
+    """What makes spans, when that is enabled: then alone OpenTelemetry is imported."""
+    if not settings.enabled:
+        return None
+    from broker.tracing import Tracing, make_exporter
+
+    return Tracing(settings, make_exporter(settings))
+
+
+async def send_spans(tracing: Tracing) -> None:
+    """Sends the last spans, unless their collector is out of reach."""
+    with trio.move_on_after(SPANS_SECONDS) as sending:
+        await trio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
+    if sending.cancelled_caught:
+        log.warning("spans_lost", endpoint=tracing.settings.endpoint)
 
 
 async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:

@@ -1,7 +1,7 @@
 """SIGHUP: another configuration for a broker that goes on running.
 
-Keys, permissions, limits, origins, certificates, the drain and the log take effect at once. The rest needs
-a restart, and is said to. A configuration that cannot be used changes nothing.
+Keys, permissions, limits, origins, trusted proxies, certificates, the drain and the log take effect at once.
+The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
 """
 
 from __future__ import annotations
@@ -35,13 +35,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("broker.reload")
 
 SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
-SERVER = (
-    "origins",
-    "query_token",
-    "tls_certificate",
-    "tls_key",
+SERVER = (  # of the section `server`
+    "origins", "query_token", "tls_certificate", "tls_key", "trusted_proxies", "proxy_protocol",
     "admin_token_file",
-)  # of the section `server`
+)  # fmt: skip
 
 
 def merge(running: Config, wanted: Config) -> Config:

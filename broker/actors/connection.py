@@ -6,7 +6,7 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
@@ -33,7 +33,7 @@ from broker.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.wire import codec, messages
+from broker.wire import codec, messages, traces
 from broker.wire.positions import Position
 from broker.wire.session import (
     Acknowledge,
@@ -224,7 +224,7 @@ class Connection:
         return messages.Established(
             connection_id=self.id,
             protocol=PROTOCOL,
-            features=[],
+            features=[traces.PARENT],
             heartbeat_seconds=self.limits.heartbeat_seconds,
             limits={name: getattr(self.limits, name) for name in SHOWN_LIMITS},
         )
@@ -370,11 +370,26 @@ class Connection:
         principal, services = self.attach(), self.services
         headers = {PUBLISHER: principal.room, "Broker-Connection": self.id}
         subject = services.names.subject(principal.tenant, wish.channel)
+        if wish.traceparent is not None:
+            headers[traces.PARENT] = wish.traceparent
+        tracing = services.tracing
+        with (
+            tracing.publishing(headers, tenant=principal.tenant, channel=wish.channel)
+            if tracing is not None
+            else nullcontext()
+        ):
+            reply = await self.hand_in(wish, principal, subject, headers)
+        self.tell(reply, wish.message_id)
+
+    async def hand_in(
+        self, wish: Send, principal: Principal, subject: str, headers: Mapping[str, str]
+    ) -> messages.Published:
+        """Gives NATS what the client publishes; what the client is told of it."""
+        services = self.services
         given = UNSET if wish.id is None else wish.id
         if subjects.is_live(wish.channel):
             await services.bus.publish_live(subject, wish.body, headers=headers)
-            self.tell(messages.Published(id=given), wish.message_id)
-            return
+            return messages.Published(id=given)
         message_id = None
         if wish.id is not None:
             # The stream compares ids over all tenants, users and channels. No part holds a blank, and
@@ -383,10 +398,7 @@ class Connection:
             message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
         ack = await services.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
         position = Position(services.intake.incarnation, ack.sequence)
-        self.tell(
-            messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET),
-            wish.message_id,
-        )
+        return messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET)
 
     def position(self) -> str | None:
         """The live position, once there is one."""

@@ -161,7 +161,7 @@ class Diagnosis:
         if subjects.expand_me(pattern, "user") != pattern:
             raise InvalidChannel(f"{pattern}: `me` is the user of a token; here write users.<user>.<name>")
         services = self.supervisor.services
-        with services.tenants.tracers.follow(wish.tenant, pattern) as tracer:
+        with services.tenants.followers.follow(wish.tenant, pattern) as follower:
             fanout = services.tenants.get(wish.tenant).fanout
             if subjects.is_live(pattern):
                 for subject in services.tenants.live_filters(wish.tenant):
@@ -172,7 +172,7 @@ class Diagnosis:
             while left > 0:
                 entries = []
                 with trio.move_on_at(deadline):
-                    entries = await tracer.take()
+                    entries = await follower.take()
                 if not entries:
                     break
                 for entry in entries[:left]:

@@ -6,6 +6,7 @@ Everything here is about this process alone: of several brokers over one NATS ea
 from __future__ import annotations
 
 import time
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -65,7 +66,7 @@ class Operations:
     def connections(self, wish: reports.ConnectionFilter) -> reports.ConnectionPage:
         """A page by id, so that it goes on where it stopped whoever has come or gone meanwhile."""
         found = (each for each in self.supervisor.connections if each.id > wish.cursor and fits(each, wish))
-        page = sorted(found, key=lambda each: each.id)[: wish.limit + 1]
+        page = nsmallest(wish.limit + 1, found, key=lambda each: each.id)
         more = len(page) > wish.limit
         page = page[: wish.limit]
         return reports.ConnectionPage(
@@ -170,6 +171,7 @@ def summary(connection: Connection) -> dict[str, Any]:
 def full(connection: Connection) -> reports.ConnectionReport:
     session, outlet = connection.session, connection.outlet
     backlog, fanout = outlet.backlog, outlet.fanout
+    now = trio.current_time()
     return reports.ConnectionReport(
         **summary(connection),
         principal=principal_report(session.principal) if session.principal else None,
@@ -200,8 +202,8 @@ def full(connection: Connection) -> reports.ConnectionReport:
             )
             for name, cursor in connection.cursors.items()
         ],
-        bad_messages=len(session.bad.times) if session.bad else 0,
-        refusals=len(session.refusals.times) if session.refusals else 0,
+        bad_messages=session.bad.count(now) if session.bad else 0,
+        refusals=session.refusals.count(now) if session.refusals else 0,
     )
 
 

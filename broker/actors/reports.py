@@ -22,6 +22,7 @@ Code = Annotated[
 Cursor = Annotated[str, msgspec.Meta(description="`next` of the page before.")]
 LetterCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
 EventId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}$", description="Compared within the tenant.")]
+BanName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 # --- this process ----------------------------------------------------------------------------------
@@ -368,3 +369,64 @@ class Deleted:
     """How many dead letters were taken out."""
 
     deleted: int
+
+
+# --- who is kept out -------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class BanSelection:
+    """The tokens that are meant: one by its id, those of a user, or all of a tenant.
+
+    The tenant `*` stands for monitoring tokens.
+    """
+
+    tenant: str
+    user: BanName | None = None
+    token_id: BanName | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Revoke(BanSelection):
+    """A revocation. Without `until` it holds as long as any token that is out there can.
+
+    A revoked user or tenant may come back with a token that was issued later, a revoked token id may not.
+    """
+
+    until: str | None = None
+    reason: Reason = ""
+
+
+@attrs.frozen(kw_only=True)
+class Suspend:
+    """A suspension: nobody of the tenant comes in, whatever the token; without `until` until it is lifted."""
+
+    until: str | None = None
+    reason: Reason = ""
+
+
+@attrs.frozen(kw_only=True)
+class BanReport:
+    """Who is kept out, since when, and until when: null for until it is lifted."""
+
+    kind: Literal["token", "user", "tenant", "suspension"]
+    tenant: str
+    user: str | None
+    token_id: str | None
+    since: str
+    until: str | None
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class BanFilter:
+    """Whose revocations and suspensions."""
+
+    tenant: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class BanList:
+    """The revocations and suspensions that hold, newest first."""
+
+    revocations: list[BanReport]

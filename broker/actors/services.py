@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
     from broker.subjects import Names
+    from broker.tracing import Tracing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -45,4 +46,5 @@ class Services:
     control: Control
     wheel: Wheel
     ended: Callable[[Connection], None]
+    tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)

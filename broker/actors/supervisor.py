@@ -13,11 +13,11 @@ import trio
 
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
+from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
-from broker.actors.tracing import Tracers
 from broker.actors.transport import LinkLost
 from broker.actors.users import Users
 from broker.actors.wheel import Wheel
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
     from broker.subjects import Names
+    from broker.tracing import Tracing
 
 TIDY_SECONDS = 5.0
 
@@ -61,6 +62,7 @@ class Supervisor:
     names: Names
     verifier: Verifier
     alive: Callable[[], None] = lambda: None  # called while we do what we can, see `Canary`
+    tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
@@ -82,12 +84,19 @@ class Supervisor:
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
         self.ends = Closes(config.audit.closes)
-        tracers = Tracers()
-        self.letters = DeadLetters(bus, names, noticed=tracers.refused)
+        followers = Followers()
+        self.letters = DeadLetters(bus, names, noticed=followers.refused)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.control = Control(bus, names, self.bans_changed)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
-        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake, tracers=tracers)
+        self.tenants = Tenants(
+            config=config,
+            bus=bus,
+            names=names,
+            intake=self.intake,
+            tracing=self.tracing,
+            followers=followers,
+        )
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
@@ -104,6 +113,7 @@ class Supervisor:
             control=self.control,
             wheel=Wheel(),
             ended=self.ended,
+            tracing=self.tracing,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -176,6 +186,8 @@ class Supervisor:
     def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
+        if self.tracing is not None:
+            records = self.tracing.received(records, self.intake.incarnation)
         for record in records:
             address = self.intake.address(record[1])
             if self.intake.admit(address, record):

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import attrs
 import click
 
+from broker import config
 from broker.auth import admin as admin_token
 from broker.cli import local
 from broker.errors import BrokerError, ConfigError, Unavailable
@@ -40,10 +41,11 @@ class Api:
 
     @classmethod
     def find(cls, url: str | None, token_file: Path | None, data_dir: Path | None) -> Api:
-        """By what was given, else by a data directory. Raises `Unavailable`."""
+        """By what was given, else by the environment and a data directory. Raises `Unavailable`."""
         where = local.find_data_dir(data_dir, os.environ)
         address = url or local.running(where, "admin")
-        path = token_file or where / admin_token.TOKEN_FILE
+        configured = config.load(None, os.environ, production=False).server.admin_token_file
+        path = token_file or configured or where / admin_token.TOKEN_FILE
         try:
             token = admin_token.read(path, "--token-file")
         except ConfigError as error:

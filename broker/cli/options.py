@@ -75,6 +75,16 @@ def time(value: str) -> str:
 
 
 @checked
+def from_now(value: str) -> str:
+    """How long, as the RFC 3339 time at which that is over."""
+    from datetime import UTC, datetime, timedelta
+
+    from broker.config import seconds
+
+    return (datetime.now(UTC) + timedelta(seconds=seconds(value))).isoformat()
+
+
+@checked
 def event(value: str) -> str:
     """JSON, the empty text for a tombstone, or "-" for standard input."""
     import msgspec

@@ -21,6 +21,7 @@ from broker.config.sections import (
     Server,
     Stream,
     Subjects,
+    Tracing,
 )
 from broker.config.values import host_port, seconds
 
@@ -39,6 +40,7 @@ __all__ = [
     "Server",
     "Stream",
     "Subjects",
+    "Tracing",
     "build",
     "default_data_dir",
     "effective",

@@ -14,11 +14,14 @@ import attrs
 from broker.config.values import (
     Bytes,
     Count,
+    HttpUrl,
     Limit,
     Listen,
     NatsUrl,
+    Network,
     Number,
     Origin,
+    Ratio,
     Replicas,
     Seconds,
     Span,
@@ -40,6 +43,8 @@ class Server:
     data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
     origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
     query_token: bool = False  # accept ?access_token=
+    trusted_proxies: tuple[Network, ...] = ()  # whose word on the client's address counts
+    proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     backlog: Count = 1024
@@ -201,6 +206,16 @@ class Log:
 
 
 @attrs.frozen(kw_only=True)
+class Tracing:
+    """Spans by OpenTelemetry of events that carry a `traceparent`."""
+
+    enabled: bool = False
+    endpoint: HttpUrl = "http://127.0.0.1:4318/v1/traces"  # OTLP over HTTP
+    sample_ratio: Ratio = 1.0  # of the publishes of clients that begin a trace
+    clients: bool = False  # `event` carries the `traceparent`
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """All sections. Only `app` and `cli` see the whole."""
 
@@ -215,3 +230,4 @@ class Config:
     drain: Drain = Drain()
     audit: Audit = Audit()
     log: Log = Log()
+    tracing: Tracing = Tracing()

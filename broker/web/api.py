@@ -11,6 +11,7 @@ from broker.web.router import DOCUMENT, Route
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from broker.actors.bans import Bans
     from broker.actors.operations import Operations
     from broker.actors.storage import Storage
 
@@ -31,8 +32,8 @@ def described(routes: Sequence[Route]) -> list[Route]:
     return described
 
 
-def routes(operations: Operations, storage: Storage, *others: Route) -> list[Route]:
-    return described([*process_routes(operations), *stored_routes(storage), *others])
+def routes(operations: Operations, storage: Storage, bans: Bans, *others: Route) -> list[Route]:
+    return described([*process_routes(operations), *stored_routes(storage), *ban_routes(bans), *others])
 
 
 def process_routes(do: Operations) -> list[Route]:
@@ -172,5 +173,51 @@ def stored_routes(do: Storage) -> list[Route]:
             handle=do.replay,
             body=reports.Replay,
             answer=reports.Replayed,
+        ),
+    ]
+
+
+def ban_routes(do: Bans) -> list[Route]:
+    """Who is kept out, on every broker."""
+    return [
+        Route(
+            method="GET",
+            path=f"{V1}/revocations",
+            summary="List the revocations and suspensions that hold",
+            handle=do.revocations,
+            query=reports.BanFilter,
+            answer=reports.BanList,
+        ),
+        Route(
+            method="POST",
+            path=f"{V1}/revocations",
+            summary="Revoke a token, or the tokens of a user or tenant",
+            handle=do.revoke,
+            body=reports.Revoke,
+            answer=reports.BanReport,
+            status=201,
+        ),
+        Route(
+            method="DELETE",
+            path=f"{V1}/revocations",
+            summary="Lift a revocation",
+            handle=do.restore,
+            query=reports.BanSelection,
+            answer=reports.BanReport,
+        ),
+        Route(
+            method="PUT",
+            path=f"{V1}/tenants/{{tenant}}/suspension",
+            summary="Suspend a tenant",
+            handle=do.suspend,
+            body=reports.Suspend,
+            answer=reports.BanReport,
+        ),
+        Route(
+            method="DELETE",
+            path=f"{V1}/tenants/{{tenant}}/suspension",
+            summary="Lift the suspension of a tenant",
+            handle=do.resume,
+            answer=reports.BanReport,
         ),
     ]

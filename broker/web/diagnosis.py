@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker.actors import diagnosis, tracing
+from broker.actors import diagnosis, following
 from broker.features.explain import Explanation
 from broker.web.api import V1
 from broker.web.router import Route
@@ -36,7 +36,7 @@ def routes(do: Diagnosis) -> list[Route]:
             summary="Follow the next events: a line of JSON for each, and for what became of it",
             handle=trace,
             query=diagnosis.TraceWish,
-            answer=tracing.Traced,
+            answer=following.Traced,
             media_type=MEDIA_TYPE,
         ),
         Route(

@@ -18,7 +18,7 @@ from broker.actors.transport import LinkLost
 from broker.web.problems import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from broker.config import Limits
     from broker.web.links import Link
@@ -52,8 +52,10 @@ class Request:
         return self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
 
 
-async def read(link: Link, limits: Limits) -> tuple[Request, bytes]:
-    """The next request, and what came after its head.
+async def read(
+    link: Link, limits: Limits, begin: Callable[[], Awaitable[None]] | None = None
+) -> tuple[Request, bytes]:
+    """The next request, and what came after its head. `begin` is what happens first: `link.open` as a rule.
 
     Bounds: `limits.head_seconds` with the TLS handshake, `limits.head_bytes`. Raises `Refused`, and
     `LinkLost` where there is nobody who would understand an answer.
@@ -61,7 +63,7 @@ async def read(link: Link, limits: Limits) -> tuple[Request, bytes]:
     buffer = bytearray()
     scanned = 0
     with trio.move_on_after(limits.head_seconds):
-        await link.open()
+        await (begin or link.open)()
         while True:
             data = await link.receive()
             if not data:

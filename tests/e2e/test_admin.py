@@ -89,6 +89,11 @@ async def test_every_route(broker: Broker, admin: Admin, publisher: RawNats) -> 
         followed = await admin.send("GET", "/api/v1/trace?tenant=acme&channel=%3E&seconds=0.01")
         assert followed.headers["content-type"] == "application/x-ndjson"
         admin.asked.add("trace")
+        await admin.ask("POST", "/revocations", '{"tenant":"acme","user":"bob"}', status=201)
+        await admin.ask("PUT", "/tenants/globex/suspension", '{"reason":"unpaid"}')
+        assert len((await admin.ask("GET", "/revocations"))["revocations"]) == 2
+        await admin.ask("DELETE", "/tenants/globex/suspension")
+        await admin.ask("DELETE", "/revocations?tenant=acme&user=bob")
         level = await admin.ask("GET", "/log-level")
         await admin.ask("PUT", "/log-level", json.dumps(level))
         await admin.ask("GET", "/configuration")
@@ -345,6 +350,57 @@ async def test_replay_as_it_is(tmp_path: Path, nats: NatsServer, publisher: RawN
         admin = await Admin.of(broker.running.admin, directory)
         await admin.ask("POST", "/dead-letters/1/replay")
         assert (await client.events(1))[0]["event"] == "x" * 4000
+
+
+async def test_revocations(broker: Broker, admin: Admin) -> None:
+    """Who is revoked or suspended is closed and kept out until that is lifted; nobody else is."""
+    async with (
+        broker.client("acme", "alice") as alice,
+        broker.client("acme", "bob") as bob,
+        broker.client("globex", "bob") as other,
+    ):
+        [listed] = (await admin.ask("GET", "/connections?tenant=acme&user=alice"))["connections"]
+        report = await admin.ask("GET", f"/connections/{listed['id']}")
+        token_id = report["principal"]["token_id"]
+        body = json.dumps({"tenant": "acme", "token_id": token_id, "reason": "stolen"})
+        ban = await admin.ask("POST", "/revocations", body, status=201)
+        assert (ban["kind"], ban["token_id"], ban["user"], ban["reason"]) == (
+            "token",
+            token_id,
+            None,
+            "stolen",
+        )
+        assert ban["until"] is not None
+        assert await alice.closed() == 4501
+        await bob.quiet()
+        suspended = await admin.ask("PUT", "/tenants/acme/suspension")
+        assert (suspended["kind"], suspended["until"]) == ("suspension", None)
+        assert await bob.closed() == 4501
+        await other.quiet()
+        kinds = [each["kind"] for each in (await admin.ask("GET", "/revocations?tenant=acme"))["revocations"]]
+        assert sorted(kinds) == ["suspension", "token"]
+        assert (await admin.ask("GET", "/revocations?tenant=globex"))["revocations"] == []
+        await admin.ask("DELETE", "/tenants/acme/suspension")
+        async with broker.client("acme", "carol") as carol:
+            await carol.quiet()
+        until = "2100-01-01T00:00:00Z"
+        body = json.dumps({"tenant": "globex", "until": until})
+        assert (await admin.ask("POST", "/revocations", body, status=201))["until"] == until
+        assert await other.closed() == 4501
+        await admin.ask("DELETE", "/revocations?tenant=globex")
+        async with broker.client("globex", "bob") as back:
+            await back.quiet()
+    await admin.ask("DELETE", "/revocations?tenant=globex", status=404)
+    await admin.ask("DELETE", "/tenants/acme/suspension", status=404)
+    for wrong in (
+        '{"tenant":"acme","user":"a","token_id":"b"}',
+        '{"tenant":"a.b"}',
+        '{"tenant":"acme","until":"2001-01-01T00:00:00Z"}',
+        '{"tenant":"acme","until":"soon"}',
+        '{"user":"a"}',
+        '{"tenant":"acme","user":""}',
+    ):
+        await admin.ask("POST", "/revocations", wrong, status=400)
 
 
 async def test_the_configuration_hides_secrets(tmp_path: Path, nats: NatsServer) -> None:

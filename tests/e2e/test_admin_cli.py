@@ -94,6 +94,25 @@ async def test_dead_letters(broker: Broker, here: tuple[str, Path], publisher: R
     assert await document("dead-letters", "purge", "--yes", *here) == {"deleted": 1}
 
 
+async def test_keeping_out(broker: Broker, here: tuple[str, Path]) -> None:
+    """Revoked and suspended, listed, and let in again; for all of a tenant only when that was said."""
+    async with broker.client("acme", "bob") as bob, broker.client("acme", "alice") as alice:
+        whose = ("--tenant", "acme", "--user", "bob")
+        assert (await document("revoke", *whose, "--for", "1h", *here))["kind"] == "user"
+        assert await bob.closed() == 4501
+        for command in (("revoke", "--tenant", "acme"), ("suspend", "acme")):
+            assert (await run("admin", *command, *here)).code == 2
+        await alice.quiet()
+        assert (await document("suspend", "acme", "--yes", "--reason", "unpaid", *here))["reason"] == "unpaid"
+        assert await alice.closed() == 4501
+    assert len((await document("revocations", *here))["revocations"]) == 2
+    await document("resume", "acme", *here)
+    await document("restore", *whose, *here)
+    assert (await document("revocations", *here))["revocations"] == []
+    async with broker.client("acme", "bob") as back:
+        await back.quiet()
+
+
 async def test_tables_for_people(broker: Broker, here: tuple[str, Path]) -> None:
     """On a terminal there are tables, in which no name steers the terminal; --json is JSON there too."""
     async with broker.client(user="eve\x1b[2J") as client:

@@ -182,11 +182,11 @@ async def test_trace_without_clients_and_its_ends(broker: Broker, publisher: Raw
 
 async def test_a_trace_ends_with_its_reader(broker: Broker, admin: Admin, supervisors: list[Any]) -> None:
     """When the reader has gone nothing is traced any more."""
-    tracers = supervisors[0].tenants.tracers
+    followers = supervisors[0].tenants.followers
     async with admin.trace(tenant="acme", channel=">"):
-        assert len(tracers) == 1
+        assert len(followers) == 1
     with trio.fail_after(PATIENCE_SECONDS):
-        while tracers:
+        while followers:
             await trio.sleep(0.01)
 
 

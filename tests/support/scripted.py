@@ -154,11 +154,11 @@ class ScriptedBus:
         found = {record[1] for record in self.records if subjects_match(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
 
-    def archive(self, stream: str) -> Archive:
-        raise AssertionError("nobody looks into a scripted stream")
-
     async def sequence_at(self, time: datetime) -> int | None:
         return None
+
+    def archive(self, stream: str) -> Archive:
+        raise AssertionError("nobody looks into a scripted stream")
 
 
 @attrs.define(eq=False)

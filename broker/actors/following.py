@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from broker.ring import Tick
     from broker.routing import Topic
 
-TRACERS = 8  # at a time: each looks at every event of its tenant
+FOLLOWERS = 8  # at a time: each looks at every event of its tenant
 HELD = 1000  # entries that wait for whoever follows; what comes beyond them is counted
-TRACED_PER_TICK = 16  # events; each may concern all connections
+FOLLOWED_PER_TICK = 16  # events; each may concern all connections
 SHOWN_CONNECTIONS = 50  # of one event, those that did not get it first
 
 Outcome: TypeAlias = Literal["written", "behind", "catching_up", "dropped", "closed", "gone"]
@@ -110,7 +110,7 @@ Entry: TypeAlias = Traced | Refused | Missed
 
 
 @attrs.define(eq=False)
-class Tracer:
+class Follower:
     """Somebody who follows the channels of a tenant that lie within a pattern."""
 
     tenant: str
@@ -141,26 +141,27 @@ class Tracer:
         return taken
 
 
-class Tracers(list[Tracer]):
+class Followers(list[Follower]):
     """All who follow something. Empty, nothing of this file runs."""
 
     @contextmanager
-    def follow(self, tenant: str, pattern: str) -> Iterator[Tracer]:
+    def follow(self, tenant: str, pattern: str) -> Iterator[Follower]:
         """Raises `Conflict` while there are too many."""
-        if len(self) >= TRACERS:
-            raise Conflict(f"{TRACERS} traces are running; end one before the next")
-        tracer = Tracer(tenant, pattern)
-        self.append(tracer)
+        if len(self) >= FOLLOWERS:
+            raise Conflict(f"{FOLLOWERS} traces are running; end one before the next")
+        follower = Follower(tenant, pattern)
+        self.append(follower)
         try:
-            yield tracer
+            yield follower
         finally:
-            self.remove(tracer)
+            self.remove(follower)
 
     def need(self, tenant: str, *, live: bool) -> bool:
         """Whether somebody follows the tenant (every tenant's: broadcasts), in its live room if so said."""
         return any(
-            tenant in (tracer.tenant, subjects.BROADCAST) and (not live or subjects.is_live(tracer.pattern))
-            for tracer in self
+            tenant in (follower.tenant, subjects.BROADCAST)
+            and (not live or subjects.is_live(follower.pattern))
+            for follower in self
         )
 
     def refused(self, letter: Letter) -> None:
@@ -174,9 +175,9 @@ class Tracers(list[Tracer]):
             reason=letter.reason,
             detail=letter.detail,
         )
-        for tracer in self:
-            if tracer.wants(letter.tenant, letter.channel):
-                tracer.put(entry)
+        for follower in self:
+            if follower.wants(letter.tenant, letter.channel):
+                follower.put(entry)
 
     def sent(
         self,
@@ -190,16 +191,16 @@ class Tracers(list[Tracer]):
         looked = 0
         catching = [outlet for outlet in fanout.outlets if outlet.catch_ups]
         for index, checked in enumerate(batch):
-            wanted = [tracer for tracer in self if tracer.wants(tenant, checked[0])]
-            if wanted and looked < TRACED_PER_TICK:
+            wanted = [follower for follower in self if follower.wants(tenant, checked[0])]
+            if wanted and looked < FOLLOWED_PER_TICK:
                 looked += 1
                 entry = look(fanout, tick, index, checked, slow, catching)
-                for tracer in wanted:
-                    tracer.put(entry)
+                for follower in wanted:
+                    follower.put(entry)
             else:
-                for tracer in wanted:
-                    tracer.missed += 1
-                    tracer.arrived.set()
+                for follower in wanted:
+                    follower.missed += 1
+                    follower.arrived.set()
 
 
 def look(

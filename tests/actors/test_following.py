@@ -7,28 +7,36 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from broker.actors.tracing import HELD, SHOWN_CONNECTIONS, TRACED_PER_TICK, TRACERS, Missed, Traced, Tracers
+from broker.actors.following import (
+    FOLLOWED_PER_TICK,
+    FOLLOWERS,
+    HELD,
+    SHOWN_CONNECTIONS,
+    Followers,
+    Missed,
+    Traced,
+)
 from broker.errors import Conflict
 from broker.features.deadletter import Letter
 from tests.actors.test_fanout import Bench
 
 if TYPE_CHECKING:
+    from broker.actors.following import Entry
     from broker.actors.outlet import Outlet
-    from broker.actors.tracing import Entry
 
 
 def trace(bench: Bench, *channels: str, pattern: str = ">", slow: tuple[Outlet, ...] = ()) -> list[Entry]:
     """What is told of one tick with these channels."""
-    tracers = Tracers()
-    with tracers.follow("acme", pattern) as tracer:
+    followers = Followers()
+    with followers.follow("acme", pattern) as follower:
         tick = bench.publish(*channels)
         # As the intake has it: the tick's records by their channels.
         batch: list[Any] = [
             (channel, (0 if channel.startswith("live.") else sequence, f"events.acme.{channel}", b"1", None))
             for channel, sequence in zip(tick.channels, tick.sequences, strict=True)
         ]
-        tracers.sent("acme", bench.fanout, batch, tick, slow)
-        return list(tracer.waiting)
+        followers.sent("acme", bench.fanout, batch, tick, slow)
+        return list(follower.waiting)
 
 
 def only(entries: list[Entry]) -> Traced:
@@ -97,15 +105,15 @@ def test_live_events_and_patterns() -> None:
     entry = only(trace(bench, "live.x", "a", pattern="live.>"))
     assert (entry.channel, entry.position, entry.outcomes) == ("live.x", None, {"written": 1})
     assert trace(bench, "b", pattern="a") == []
-    tracers = Tracers()
-    with tracers.follow("globex", ">") as tracer:
+    followers = Followers()
+    with followers.follow("globex", ">") as follower:
         tick = bench.publish("a")
-        tracers.sent("acme", bench.fanout, [("a", (9, "events.acme.a", b"1", None))], tick, ())
-        assert not tracer.waiting
-        tracers.refused(letter("acme"))
-        assert not tracer.waiting
-        tracers.refused(letter("_all"))
-        assert tracer.waiting
+        followers.sent("acme", bench.fanout, [("a", (9, "events.acme.a", b"1", None))], tick, ())
+        assert not follower.waiting
+        followers.refused(letter("acme"))
+        assert not follower.waiting
+        followers.refused(letter("_all"))
+        assert follower.waiting
 
 
 def letter(tenant: str) -> Letter:
@@ -126,14 +134,14 @@ def test_a_storm_is_bounded() -> None:
         bench.join(bench.attach(), "a")
     slow = bench.attach(room=0, user="slow")
     bench.join(slow, "a")
-    tracers = Tracers()
-    with tracers.follow("acme", "a") as tracer:
-        tick = bench.publish(*["a"] * (TRACED_PER_TICK + 3))
+    followers = Followers()
+    with followers.follow("acme", "a") as follower:
+        tick = bench.publish(*["a"] * (FOLLOWED_PER_TICK + 3))
         batch: list[Any] = [("a", (1, "events.acme.a", b"1", None))] * len(tick.channels)
-        tracers.sent("acme", bench.fanout, batch, tick, ())
-        assert len(tracer.waiting) == TRACED_PER_TICK
-        assert tracer.missed == 3
-        entry = tracer.waiting[0]
+        followers.sent("acme", bench.fanout, batch, tick, ())
+        assert len(follower.waiting) == FOLLOWED_PER_TICK
+        assert follower.missed == 3
+        entry = follower.waiting[0]
         assert isinstance(entry, Traced)
         assert entry.outcomes == {"written": SHOWN_CONNECTIONS + 6}
         assert len(entry.connections) == SHOWN_CONNECTIONS
@@ -141,28 +149,28 @@ def test_a_storm_is_bounded() -> None:
 
 async def test_what_nobody_takes_is_counted() -> None:
     """A follower that does not come for its entries holds a bounded number, and learns what it missed."""
-    tracers = Tracers()
-    with tracers.follow("acme", ">") as tracer:
+    followers = Followers()
+    with followers.follow("acme", ">") as follower:
         for _ in range(HELD + 4):
-            tracers.refused(letter("acme"))
-        taken = await tracer.take()
+            followers.refused(letter("acme"))
+        taken = await follower.take()
         assert len(taken) == HELD + 1
         assert taken[-1] == Missed(count=4)
-        tracers.refused(letter("acme"))
-        assert len(await tracer.take()) == 1
+        followers.refused(letter("acme"))
+        assert len(await follower.take()) == 1
         with trio.move_on_after(0) as scope:
-            await tracer.take()
+            await follower.take()
         assert scope.cancelled_caught
 
 
 def test_so_many_at_a_time() -> None:
     """One too many is refused; one that ended makes room, and with the last one everything is off."""
-    tracers = Tracers()
-    opened = [tracers.follow("acme", ">") for _ in range(TRACERS)]
+    followers = Followers()
+    opened = [followers.follow("acme", ">") for _ in range(FOLLOWERS)]
     for each in opened:
         each.__enter__()
-    with pytest.raises(Conflict), tracers.follow("acme", ">"):
+    with pytest.raises(Conflict), followers.follow("acme", ">"):
         pass
     for each in opened:
         each.__exit__(None, None, None)
-    assert not tracers
+    assert not followers
