@@ -27,7 +27,18 @@ if TYPE_CHECKING:
 
 DOCUMENT = "/api/openapi.json"
 # The fields of a request that are kept of what was done: never a token or the body of an event.
-TARGETS = ("tenant", "user", "connection", "channel", "token_id", "sequence", "code", "reason", "level")
+TARGETS = (
+    "tenant",
+    "user",
+    "connection",
+    "channel",
+    "token_id",
+    "sequence",
+    "code",
+    "reason",
+    "until",
+    "level",
+)
 # What an error is for HTTP; whatever is not here is ours.
 STATUS = {
     "bad_message": 400,
