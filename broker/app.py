@@ -106,6 +106,7 @@ async def serve(
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
     await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    token = admin_token.load(config.server.admin_token_file, data_dir)
     stop = stop or Stop()
     tracing = open_tracing(config.tracing)
 
@@ -161,7 +162,7 @@ async def serve(
                     ),
                     acted=partial(note_action, supervisor.services.audit),
                 ),
-                token=admin_token.load(config.server.admin_token_file, data_dir),
+                token=token,
             )
             if read:
                 reloader = Reloader(

@@ -83,18 +83,19 @@ class Operations:
                 return each
         raise NotFound(f"{connection_id[:40]}: no connection of this broker has this id; it may have ended")
 
-    def disconnect(self, connection_id: str, wish: reports.Farewell) -> reports.Disconnected:
-        return self.end([self.find(connection_id)], wish)
+    async def disconnect(self, connection_id: str, wish: reports.Farewell) -> reports.Disconnected:
+        return await self.end([self.find(connection_id)], wish)
 
-    def disconnect_all(self, wish: reports.Disconnect) -> reports.Disconnected:
+    async def disconnect_all(self, wish: reports.Disconnect) -> reports.Disconnected:
         which = reports.ConnectionFilter(tenant=wish.tenant, user=wish.user)
-        return self.end([each for each in self.supervisor.connections if fits(each, which)], wish)
+        return await self.end([each for each in self.supervisor.connections if fits(each, which)], wish)
 
-    def end(self, connections: Iterable[Connection], wish: reports.Farewell) -> reports.Disconnected:
+    async def end(self, connections: Iterable[Connection], wish: reports.Farewell) -> reports.Disconnected:
         ended = 0
         for each in connections:
             ended += not each.closing
             each.end(CloseCode(wish.code), wish.reason, by="operator")
+            await trio.lowlevel.checkpoint()  # there may be many, and others wait
         log.info("disconnected_by_operator", connections=ended, code=wish.code)
         return reports.Disconnected(disconnected=ended)
 

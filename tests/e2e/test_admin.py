@@ -205,8 +205,9 @@ async def test_disconnect(broker: Broker, admin: Admin) -> None:
     await admin.ask("DELETE", "/connections/none", status=404)
 
 
-async def test_publish_and_history(broker: Broker, admin: Admin) -> None:
+async def test_publish_and_history(broker: Broker, admin: Admin, publisher: RawNats) -> None:
     """What is published arrives as any event does, byte for byte; history has it and pages through it."""
+    await letters(admin, publisher, ("events.acme.a.0", b"{"))
     async with broker.client() as client:
         await client.subscribe(["a.>", "live.a"])
 
@@ -317,6 +318,23 @@ async def test_dead_letters(broker: Broker, admin: Admin, publisher: RawNats) ->
     await admin.ask("GET", "/dead-letters/1", status=404)
     await admin.ask("GET", "/dead-letters/x", status=404)
     await admin.ask("DELETE", "/dead-letters?tenant=", status=400)
+
+
+async def test_many_dead_letters(admin: Admin, publisher: RawNats) -> None:
+    """A reason that few of many have is found, and only those are purged."""
+    other = b'{"metadata":{"tenant_id":"x"}}'
+    for number in range(1, 251):
+        await publisher.store("events.acme.a", other if number in (4, 121, 131) else b"{")
+    target = "/dead-letters?reason=tenant_mismatch"
+    await eventually(admin, "/dead-letters?limit=1000", lambda page: len(page["letters"]) == 250)
+    found, cursor = [], 1000
+    while cursor is not None:
+        page = await admin.ask("GET", f"{target}&limit=1&cursor={cursor}")
+        found += [each["sequence"] for each in page["letters"]]
+        cursor = page["next"]
+    assert found == [131, 121, 4]
+    assert await admin.ask("DELETE", target) == {"deleted": 3}
+    assert len((await admin.ask("GET", "/dead-letters?limit=1000"))["letters"]) == 247
 
 
 async def test_replay(broker: Broker, admin: Admin, publisher: RawNats) -> None:
