@@ -13,6 +13,7 @@
      ├─ NotSubscribed
      ├─ Conflict
      ├─ LimitReached             code says which limit
+     ├─ NotFound                 the admin API was asked for what is not there
      ├─ TooLarge
      ├─ TokenError               code says: token_invalid, token_expired, token_revoked
      ├─ Unavailable              retry later
@@ -134,6 +135,10 @@ class TooManyConnects(RateLimited):
     """They come faster than a limit allows. There is no connection yet that could wait."""
 
     close_code = CloseCode.RATE_LIMIT
+
+
+class NotFound(BrokerError):
+    code = "not_found"
 
 
 class TooLarge(BrokerError):

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from broker import log as logging
+from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
@@ -23,6 +24,7 @@ from broker.web.links import ssl_context
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from broker.actors.supervisor import Supervisor
     from broker.config import Config
@@ -35,6 +37,7 @@ log = structlog.get_logger("broker.reload")
 SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
 SERVER = (  # of the section `server`
     "origins", "query_token", "tls_certificate", "tls_key", "trusted_proxies", "proxy_protocol",
+    "admin_token_file",
 )  # fmt: skip
 
 
@@ -63,6 +66,7 @@ class Reloader:
     supervisor: Supervisor
     public: PublicPort
     admin: AdminPort
+    data_dir: Path
     notifier: Notifier
     nursery: trio.Nursery  # of the tasks that fetch keys
 
@@ -87,10 +91,11 @@ class Reloader:
         keys = Keys.load(config.auth, before=self.keys.remotes)
         verifier = Verifier(config.auth, config.limits, config.permissions, keys)
         context = self.certificate(config)
+        token = admin_token.load(config.server.admin_token_file, self.data_dir)
         self.keys.scope.cancel()
         await self.nursery.start(keys.run)
         before, self.config, self.keys = self.config, config, keys
-        self.public.ssl_context = context
+        self.public.ssl_context, self.admin.token = context, token
         for port in (self.public, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)

@@ -65,6 +65,10 @@ class Transport(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """The kind of link, for people: "websocket"."""
+
+    @property
     def partial_sends(self) -> bool: ...
 
     async def receive(self) -> Inbound:

@@ -5,9 +5,10 @@ reads TOML and `BROKER_SECTION__KEY`, `checks` compares keys with each other and
 that they name. A component is given its own section, never the whole.
 """
 
-from broker.config.load import build, default_data_dir, effective, examine, load
+from broker.config.load import build, default_data_dir, effective, examine, load, shown
 from broker.config.sections import (
     Allowance,
+    Audit,
     Auth,
     Config,
     Drain,
@@ -28,6 +29,7 @@ from broker.config.values import host_port, seconds
 
 __all__ = [
     "Allowance",
+    "Audit",
     "Auth",
     "Config",
     "Drain",
@@ -50,4 +52,5 @@ __all__ = [
     "host_port",
     "load",
     "seconds",
+    "shown",
 ]

@@ -108,14 +108,19 @@ def near(key: str, blamed: list[str]) -> bool:
 
 
 def effective(config: Config) -> str:
-    """The configuration as TOML. Keys that are not set are left out, and so are secrets."""
+    """The configuration as TOML, as `shown`."""
+    return tomlkit.dumps(shown(config))
+
+
+def shown(config: Config) -> Tables:
+    """The configuration for people. Keys that are not set are left out, and so are secrets."""
     converter = cattrs.Converter()
     converter.register_unstructure_hook(Path, str)
-    tables = given(converter.unstructure(config))
+    tables: Tables = given(converter.unstructure(config))
     for key in tables["auth"]["keys"]:
         if "secret" in key:
             key["secret"] = "(hidden)"
-    return tomlkit.dumps(tables)
+    return tables
 
 
 def given(value: Any) -> Any:

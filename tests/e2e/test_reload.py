@@ -21,6 +21,7 @@ import trustme
 from broker import config
 from broker.auth import tokens
 from tests.support import command, websocket
+from tests.support.admin import Admin
 from tests.web import harness
 
 if TYPE_CHECKING:
@@ -257,6 +258,29 @@ async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:
         served.secret("key.pem", "nothing")
         assert (await served.hup())["event"] == "reload_refused"
         assert await trio.to_thread.run_sync(shown, port) == second
+
+
+async def test_a_new_admin_token(tmp_path: Path, nats: NatsServer) -> None:
+    """The admin token is read anew, from its file or another; without a usable one the old one stays."""
+    state = tmp_path / "state"
+    async with serve(tmp_path, nats) as served:
+        admin = await Admin.of(json.loads((state / "broker.json").read_text())["admin"], state)
+        own = admin.token
+
+        async def taken(token: str) -> bool:
+            admin.token = token
+            return (await admin.send("GET", "/api/v1/readiness")).status == 200
+
+        assert await taken(own)
+        served.write(server={"admin_token_file": served.secret("first", "first-admin-token")})
+        assert "server.admin_token_file" in (await served.hup())["changed"]
+        assert (await taken("first-admin-token"), await taken(own)) == (True, False)
+        served.secret("first", "second-admin-token")
+        await served.hup()
+        assert (await taken("second-admin-token"), await taken("first-admin-token")) == (True, False)
+        served.secret("first", "short")
+        assert (await served.hup())["event"] == "reload_refused"
+        assert await taken("second-admin-token")
 
 
 async def test_the_rest_needs_a_restart(tmp_path: Path, nats: NatsServer) -> None:

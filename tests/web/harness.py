@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import struct
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -179,7 +180,7 @@ class Running:
     @contextlib.contextmanager
     def admission(self, peer: str) -> Iterator[None]:
         if self.refusal:
-            raise self.refusal
+            raise copy(self.refusal)  # an exception that has been raised holds whoever it came through
         yield
 
     async def echo(self, transport: Transport, hello: Hello) -> None:
