@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
 from broker.actors.bans import Bans
+from broker.actors.diagnosis import Diagnosis
 from broker.actors.operations import Operations
 from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
@@ -35,7 +36,7 @@ from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.reloading import Reloader
 from broker.subjects import Names
-from broker.web import api
+from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
 from broker.web.links import ssl_context
 from broker.web.listeners import open_listeners
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
 
     from broker.config import Config, Nats
     from broker.config import Tracing as TracingSettings
+    from broker.features.audit import Audit
     from broker.tracing import Tracing
+    from broker.web.router import Action
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
@@ -114,7 +117,7 @@ async def serve(
         if not nats.urls:
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
-        bus = NatsBus(nats=nats, stream=config.stream, names=names)
+        bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
         supervisor = Supervisor(
             config=config,
             bus=bus,
@@ -150,7 +153,15 @@ async def serve(
                 config.limits,
                 registry=registry,
                 health=supervisor.not_ready,
-                router=Router(api.routes(Operations(supervisor), Storage(supervisor), Bans(supervisor))),
+                router=Router(
+                    api.routes(
+                        Operations(supervisor),
+                        Storage(supervisor),
+                        Bans(supervisor),
+                        *diagnosis.routes(Diagnosis(supervisor)),
+                    ),
+                    acted=partial(note_action, supervisor.services.audit),
+                ),
                 token=token,
             )
             if read:
@@ -214,6 +225,19 @@ class Ports:
                 task_status.started()
 
 
+def note_action(audit: Audit, action: Action) -> None:
+    """Whoever has the admin token is known by the address alone."""
+    tenant = action.on.get("tenant")
+    audit.note(
+        "admin",
+        tenant=tenant if isinstance(tenant, str) else None,
+        peer=action.peer,
+        action=action.what,
+        on=action.on,
+        status=action.status,
+    )
+
+
 async def settled(supervisor: Supervisor, stop: Stop) -> bool:
     """Waits until an event can travel through; False when the broker is to stop before that."""
     while not stop.wanted.is_set():
@@ -245,6 +269,7 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
+        await supervisor.services.audit.flush()
         if supervisor.tracing:
             await send_spans(supervisor.tracing)
     if grace.cancelled_caught:

@@ -94,7 +94,7 @@ class Operations:
         ended = 0
         for each in connections:
             ended += not each.closing
-            each.end(CloseCode(wish.code), wish.reason)
+            each.end(CloseCode(wish.code), wish.reason, by="operator")
             await trio.lowlevel.checkpoint()  # there may be many, and others wait
         log.info("disconnected_by_operator", connections=ended, code=wish.code)
         return reports.Disconnected(disconnected=ended)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # each message and a frozen attrs object costs eight times as much.
 Record: TypeAlias = "tuple[int, str, bytes, Mapping[str, str] | None]"
 
+Message: TypeAlias = "tuple[str, bytes, str]"  # subject, body, and the id under which it is stored once
+
 
 @attrs.frozen(kw_only=True)
 class StreamState:
@@ -182,6 +184,13 @@ class Bus(Protocol):
         message_id: str | None = None,
     ) -> PublishAck:
         """Stores one message and waits for the stream's acknowledgement."""
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        """Stores messages, all on their way at once; returns when the stream has acknowledged each.
+
+        Raises `Unavailable` when one is not. Some may have been stored all the same; under their ids they
+        may be sent again.
+        """
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -13,6 +12,7 @@ from broker.config import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from broker.cli.api import Api
     from broker.cli.tables import Output
@@ -37,13 +37,6 @@ PAGE = 1000  # what the API gives at once
 COMMON = (
     click.option("--json", "as_json", is_flag=True, help="JSON also on a terminal."),
     click.option(
-        "--token-file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        envvar="BROKER_ADMIN_TOKEN_FILE",
-        show_envvar=True,
-        help="The admin token; else the one of the data directory.",
-    ),
-    click.option(
         "--url",
         type=options.web_address,
         metavar="http://HOST:PORT",
@@ -53,6 +46,20 @@ COMMON = (
     ),
     options.data_dir,
 )
+
+
+def token_file(name: str) -> Callable[[Any], Any]:
+    """Where the admin token is, under a name of the option's own."""
+    return click.option(
+        name,
+        "token_file",
+        type=options.FILE,
+        envvar="BROKER_ADMIN_TOKEN_FILE",
+        show_envvar=True,
+        help="The admin token; else the one of the data directory.",
+    )
+
+
 TENANT = click.option("--tenant", metavar="T", help="Of this tenant.")
 LIMIT = click.option(
     "--limit",
@@ -65,8 +72,11 @@ LIMIT = click.option(
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
-def asking(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the API and its output, from the options that all of them have."""
+def asking(command: Callable[..., None], *, option: str = "--token-file") -> Callable[..., None]:
+    """Gives a command the API and its output, from the options that all of them have.
+
+    `option` is the one for the admin token.
+    """
 
     @functools.wraps(command)
     def run(
@@ -82,8 +92,8 @@ def asking(command: Callable[..., None]) -> Callable[..., None]:
 
         command(Api.find(url, token_file, data_dir), Output.choose(as_json), *arguments, **rest)
 
-    for option in COMMON:
-        run = option(run)
+    for each in (*COMMON, token_file(option)):
+        run = each(run)
     return run
 
 
@@ -98,7 +108,8 @@ def pages(api: Api, key: str, limit: int, *path: str, start: str, **query: Any) 
         following = page["next"]
         if following is None or len(found) >= limit:
             return {**page, key: found}
-        query.pop("since", None)  # the first page began there
+        if start == "after":
+            query.pop("since", None)  # the first page began there
 
 
 @click.group()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -17,7 +19,8 @@ from broker.cli import local
 from broker.errors import BrokerError, ConfigError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from http.client import HTTPResponse
     from pathlib import Path
 
 SECONDS = 60.0  # a purge by reason goes through a whole stream
@@ -56,11 +59,32 @@ class Api:
 
         Raises `Unavailable`, `Refused`, and `click.UsageError` for what the broker cannot make sense of.
         """
+        with self.request(method, path, query or {}, body) as response:
+            status, answer = response.status, response.read()
+        return self.understood(status, answer)
+
+    def lines(self, *path: str, query: Mapping[str, object], seconds: float) -> Iterator[Any]:
+        """The lines of an answer as they come, for so many seconds at most. Raises as `ask`."""
+        with self.request("GET", path, query, None, seconds + SECONDS) as response:
+            if response.status != HTTPStatus.OK:
+                self.understood(response.status, response.read())
+            for line in response:
+                yield json.loads(line)
+
+    @contextmanager
+    def request(
+        self,
+        method: str,
+        path: Sequence[str],
+        query: Mapping[str, object],
+        body: bytes | None,
+        seconds: float = SECONDS,
+    ) -> Iterator[HTTPResponse]:
         target = "/api/v1/" + "/".join(quote(each, safe="") for each in path)
-        given = {name: shown(value) for name, value in (query or {}).items() if value is not None}
+        given = {name: shown(value) for name, value in query.items() if value is not None}
         parts = urlsplit(self.url)
         connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        connection = connect(parts.hostname or "", parts.port, timeout=SECONDS)
+        connection = connect(parts.hostname or "", parts.port, timeout=seconds)
         try:
             connection.request(
                 method,
@@ -68,15 +92,13 @@ class Api:
                 body=body,
                 headers={"Authorization": f"Bearer {self.token}"},
             )
-            response = connection.getresponse()
-            status, answer = response.status, response.read()
+            yield connection.getresponse()
         except (OSError, HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             hint = "is it the address of the admin port of a running broker?"
             raise Unavailable(f"{self.url} cannot be reached: {reason}; {hint}") from None
         finally:
             connection.close()
-        return self.understood(status, answer)
 
     def understood(self, status: int, answer: bytes) -> Any:
         try:

@@ -7,6 +7,7 @@ that they name. A component is given its own section, never the whole.
 
 from broker.config.load import build, default_data_dir, effective, examine, load, shown
 from broker.config.sections import (
+    Audit,
     Auth,
     Config,
     Drain,
@@ -25,6 +26,7 @@ from broker.config.sections import (
 from broker.config.values import host_port, seconds
 
 __all__ = [
+    "Audit",
     "Auth",
     "Config",
     "Drain",

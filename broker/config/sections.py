@@ -184,11 +184,25 @@ class Drain:
 
 
 @attrs.frozen(kw_only=True)
+class Audit:
+    """The audit trail's stream, and the ends of connections that are remembered."""
+
+    enabled: bool = True
+    name: StreamName = "AUDIT"
+    prefix: SubjectToken = "audit"
+    max_age: Seconds = 30 * 86400.0
+    max_bytes: Bytes = 256 * 1024 * 1024
+    closes: Count = 1000  # kept in memory
+
+
+@attrs.frozen(kw_only=True)
 class Log:
     """What is written to standard error."""
 
     level: Level = "info"
     format: Format = "auto"
+    burst: Count = 20  # lines of one event and tenant (or peer) ...
+    period: Seconds = 60.0  # ... within this
 
 
 @attrs.frozen(kw_only=True)
@@ -214,5 +228,6 @@ class Config:
     limits: Limits = Limits()
     ring: Ring = Ring()
     drain: Drain = Drain()
+    audit: Audit = Audit()
     log: Log = Log()
     tracing: Tracing = Tracing()

@@ -13,11 +13,14 @@ from prometheus_client.exposition import choose_encoder
 
 from broker.actors.connection import Boundary
 from broker.config import host_port
+from broker.errors import BrokerError
 from broker.limits import TokenBucket
 from broker.web import heads, origins
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
 from broker.web.problems import Refused, Response, problem
+from broker.web.router import refusal
+from broker.web.streaming import Lines, pour
 from broker.web.upgrade import bearer
 
 if TYPE_CHECKING:
@@ -72,13 +75,20 @@ class AdminPort:
         exchange = Exchange(link.peer)
         with Boundary(exchange):
             try:
-                exchange.response = await self.answer(link)
+                answer = await self.answer(link)
+                if isinstance(answer, Lines):
+                    exchange.response = None
+                    await pour(link, answer)
+                else:
+                    exchange.response = answer
             except Refused as refused:
                 exchange.response = refused.response
-        if not exchange.lost:
+            except BrokerError as error:
+                exchange.response = refusal(error)
+        if exchange.response and not exchange.lost:
             await respond(link, exchange.response)
 
-    async def answer(self, link: Link) -> Response:
+    async def answer(self, link: Link) -> Response | Lines:
         request, trailing = await heads.read(link, self.limits)
         configured, _ = host_port(self.server.admin_listen)
         if request.host not in {*LOOPBACK, link.local_host, configured.lower()}:
@@ -89,7 +99,7 @@ class AdminPort:
             most = self.limits.event_bytes + ENVELOPE_BYTES
             seconds = self.limits.body_seconds
             body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds)
-            return await self.router.answer(request, body)
+            return await self.router.answer(request, body, link.peer)
         check(request, (*PAGES, API))
         return self.metrics(request) if request.path == "/metrics" else health(request, self.health)
 
@@ -122,10 +132,13 @@ class AdminPort:
 
 @attrs.define(eq=False)
 class Exchange:
-    """One request and its answer. What breaks in it is answered with 500, and breaks nothing else."""
+    """One request and its answer, None once lines have begun.
+
+    What breaks in it is answered with 500, and breaks nothing else.
+    """
 
     peer: str
-    response: Response = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
+    response: Response | None = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
     lost: bool = False
 
     def link_lost(self) -> None:

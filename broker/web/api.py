@@ -32,8 +32,8 @@ def described(routes: Sequence[Route]) -> list[Route]:
     return described
 
 
-def routes(operations: Operations, storage: Storage, bans: Bans) -> list[Route]:
-    return described([*process_routes(operations), *stored_routes(storage), *ban_routes(bans)])
+def routes(operations: Operations, storage: Storage, bans: Bans, *others: Route) -> list[Route]:
+    return described([*process_routes(operations), *stored_routes(storage), *ban_routes(bans), *others])
 
 
 def process_routes(do: Operations) -> list[Route]:

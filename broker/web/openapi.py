@@ -73,7 +73,7 @@ def operation(route: Route, schemas: dict[Any, Any], queries: dict[type, Any]) -
         "responses": {
             str(route.status): {
                 "description": HTTPStatus(route.status).phrase,
-                "content": {JSON: {"schema": schemas[route.answer]}},
+                "content": {route.media_type: {"schema": schemas[route.answer]}},
             },
             "default": {
                 "description": "It was not served.",

@@ -16,6 +16,7 @@ import msgspec
 
 from broker.errors import BrokerError
 from broker.web.problems import Refused, Response, problem
+from broker.web.streaming import Lines, to_json
 from broker.web.upgrade import parameters
 from broker.wire.codec import nearest
 
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
     from broker.web.heads import Request
 
 DOCUMENT = "/api/openapi.json"
+# The fields of a request that are kept of what was done: never a token or the body of an event.
+TARGETS = (
+    "tenant",
+    "user",
+    "connection",
+    "channel",
+    "token_id",
+    "sequence",
+    "code",
+    "reason",
+    "until",
+    "level",
+)
 # What an error is for HTTP; whatever is not here is ours.
 STATUS = {
     "bad_message": 400,
@@ -55,6 +69,7 @@ class Route:
     query: type[attrs.AttrsInstance] | None = None
     body: type[attrs.AttrsInstance] | None = None
     status: int = 200
+    media_type: str = "application/json"
 
     @property
     def name(self) -> str:
@@ -76,13 +91,38 @@ class Route:
 
 
 @attrs.frozen
+class Action:
+    """What somebody at `peer` has done: the route, on what, and the status that answered it."""
+
+    peer: str
+    what: str
+    on: dict[str, object]
+    status: int
+
+
+def targets(route: Route, arguments: Sequence[Any]) -> dict[str, object]:
+    """On what a request acts: the values of its path, and of its fields those that name something."""
+    names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
+    found: dict[str, object] = dict(zip(names, arguments, strict=False))
+    for wish in arguments[len(names) :]:
+        found |= {name: value for name in TARGETS if (value := getattr(wish, name, None)) is not None}
+    return found
+
+
+@attrs.frozen
 class Router:
     """Finds the route of a request and answers it."""
 
     routes: Sequence[Route]
+    acted: Callable[[Action], None] = attrs.field(kw_only=True, default=lambda _: None)
 
-    async def answer(self, request: Request, read_body: Callable[[], Awaitable[bytes]]) -> Response:
-        """The answer of a route. Raises `Refused`; `read_body` is called where a body is expected."""
+    async def answer(
+        self, request: Request, read_body: Callable[[], Awaitable[bytes]], peer: str
+    ) -> Response | Lines:
+        """The answer of a route. Raises `Refused`; `read_body` is called where a body is expected.
+
+        `acted` hears of each request of `peer` that was more than a look.
+        """
         route, values = self.find(request)
         arguments: list[Any] = list(values)
         if route.query:
@@ -98,10 +138,16 @@ class Router:
             if isawaitable(found):
                 found = await found
         except BrokerError as error:
-            return refusal(error)
-        # msgspec would put the fields of a class with slots in the order of the alphabet.
-        plain = attrs.asdict(found) if attrs.has(type(found)) else found
-        return Response(status=route.status, body=msgspec.json.encode(plain), media_type="application/json")
+            response = refusal(error)
+        else:
+            if isinstance(found, Lines):
+                return found
+            response = Response(status=route.status, body=to_json(found), media_type=route.media_type)
+        if route.method != "GET":
+            self.acted(
+                Action(peer, f"{route.method} {route.path}", targets(route, arguments), response.status)
+            )
+        return response
 
     def find(self, request: Request) -> tuple[Route, list[str]]:
         """The route, and the values of its path. Raises `Refused` (404, 405)."""

@@ -82,6 +82,13 @@ async def test_every_route(broker: Broker, admin: Admin, publisher: RawNats) -> 
         await admin.ask("DELETE", "/dead-letters")
         await admin.ask("DELETE", f"/connections/{listed['id']}")
         await admin.ask("DELETE", "/connections?tenant=acme")
+        question = {"token": broker.token(), "channel": "orders.7"}
+        assert (await admin.ask("POST", "/explain", json.dumps(question)))["allowed"]
+        await eventually(admin, "/closes", lambda answer: bool(answer["closes"]))
+        await eventually(admin, "/audit", lambda answer: bool(answer["records"]))
+        followed = await admin.send("GET", "/api/v1/trace?tenant=acme&channel=%3E&seconds=0.01")
+        assert followed.headers["content-type"] == "application/x-ndjson"
+        admin.asked.add("trace")
         await admin.ask("POST", "/revocations", '{"tenant":"acme","user":"bob"}', status=201)
         await admin.ask("PUT", "/tenants/globex/suspension", '{"reason":"unpaid"}')
         assert len((await admin.ask("GET", "/revocations"))["revocations"]) == 2

@@ -15,7 +15,7 @@ import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Mark, Page, PublishAck, Record, Sink, Stale, StreamState, Value
+from broker.bus.base import Mark, Message, Page, PublishAck, Record, Sink, Stale, StreamState, Value
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
@@ -48,6 +48,7 @@ class ScriptedBus:
     sink: Sink | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     reads: int = 0
+    noted: list[Message] = attrs.Factory(list)  # of the audit trail
     cursors: ScriptedValues = attrs.field(init=False)
     control: ScriptedValues = attrs.field(init=False)
 
@@ -116,6 +117,10 @@ class ScriptedBus:
     ) -> PublishAck:
         await self.delay()
         return PublishAck(sequence=self.put(subject, body, headers), duplicate=False)
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.noted += messages
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
