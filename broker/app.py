@@ -22,7 +22,12 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
+from broker.actors.bans import Bans
+from broker.actors.diagnosis import Diagnosis
+from broker.actors.operations import Operations
+from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
+from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.bus import bridge
@@ -31,9 +36,11 @@ from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.reloading import Reloader
 from broker.subjects import Names
+from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
 from broker.web.links import ssl_context
 from broker.web.listeners import open_listeners
+from broker.web.router import Router
 from broker.web.server import PublicPort
 
 if TYPE_CHECKING:
@@ -42,12 +49,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.config import Config, Nats
+    from broker.config import Tracing as TracingSettings
+    from broker.features.audit import Audit
+    from broker.tracing import Tracing
+    from broker.web.router import Action
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
 READY_POLL_SECONDS = 0.02
+SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
 
 log = structlog.get_logger()
 
@@ -94,7 +106,9 @@ async def serve(
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
     await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    token = admin_token.load(config.server.admin_token_file, data_dir)
     stop = stop or Stop()
+    tracing = open_tracing(config.tracing)
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
@@ -103,9 +117,14 @@ async def serve(
         if not nats.urls:
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
-        bus = NatsBus(nats=nats, stream=config.stream, names=names)
+        bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
         supervisor = Supervisor(
-            config=config, bus=bus, names=names, verifier=verifier, alive=notifier.feed_watchdog
+            config=config,
+            bus=bus,
+            names=names,
+            verifier=verifier,
+            alive=notifier.feed_watchdog,
+            tracing=tracing,
         )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
@@ -130,7 +149,20 @@ async def serve(
                 ssl_context=context,
             )
             admin_port = AdminPort(
-                config.server, config.limits, registry=registry, health=supervisor.not_ready
+                config.server,
+                config.limits,
+                registry=registry,
+                health=supervisor.not_ready,
+                router=Router(
+                    api.routes(
+                        Operations(supervisor),
+                        Storage(supervisor),
+                        Bans(supervisor),
+                        *diagnosis.routes(Diagnosis(supervisor)),
+                    ),
+                    acted=partial(note_action, supervisor.services.audit),
+                ),
+                token=token,
             )
             if read:
                 reloader = Reloader(
@@ -140,6 +172,7 @@ async def serve(
                     supervisor=supervisor,
                     public=public_port,
                     admin=admin_port,
+                    data_dir=data_dir,
                     notifier=notifier,
                     nursery=engine,
                 )
@@ -192,6 +225,19 @@ class Ports:
                 task_status.started()
 
 
+def note_action(audit: Audit, action: Action) -> None:
+    """Whoever has the admin token is known by the address alone."""
+    tenant = action.on.get("tenant")
+    audit.note(
+        "admin",
+        tenant=tenant if isinstance(tenant, str) else None,
+        peer=action.peer,
+        action=action.what,
+        on=action.on,
+        status=action.status,
+    )
+
+
 async def settled(supervisor: Supervisor, stop: Stop) -> bool:
     """Waits until an event can travel through; False when the broker is to stop before that."""
     while not stop.wanted.is_set():
@@ -223,8 +269,28 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
+        await supervisor.services.audit.flush()
+        if supervisor.tracing:
+            await send_spans(supervisor.tracing)
     if grace.cancelled_caught:
         log.warning("drain_cut_short", connections=len(supervisor.connections))
+
+
+def open_tracing(settings: TracingSettings) -> Tracing | None:
+    """What makes spans, when that is enabled: then alone OpenTelemetry is imported."""
+    if not settings.enabled:
+        return None
+    from broker.tracing import Tracing, make_exporter
+
+    return Tracing(settings, make_exporter(settings))
+
+
+async def send_spans(tracing: Tracing) -> None:
+    """Sends the last spans, unless their collector is out of reach."""
+    with trio.move_on_after(SPANS_SECONDS) as sending:
+        await trio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
+    if sending.cancelled_caught:
+        log.warning("spans_lost", endpoint=tracing.settings.endpoint)
 
 
 async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:

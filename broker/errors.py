@@ -13,6 +13,7 @@
      ├─ NotSubscribed
      ├─ Conflict
      ├─ LimitReached             code says which limit
+     ├─ NotFound                 the admin API was asked for what is not there
      ├─ TooLarge
      ├─ TokenError               code says: token_invalid, token_expired, token_revoked
      ├─ Unavailable              retry later
@@ -130,6 +131,10 @@ class RateLimited(BrokerError):
     retryable = True
 
 
+class NotFound(BrokerError):
+    code = "not_found"
+
+
 class TooLarge(BrokerError):
     code = "too_large"
 
@@ -142,6 +147,13 @@ class TokenInvalid(BrokerError):
 class TokenExpired(BrokerError):
     code = "token_expired"
     close_code = CloseCode.TOKEN_EXPIRED
+
+
+class TokenRevoked(BrokerError):
+    """The token, its user or its tenant was revoked, or the tenant is suspended."""
+
+    code = "token_revoked"
+    close_code = CloseCode.TOKEN_REVOKED
 
 
 class TenantForbidden(Forbidden):

@@ -1,7 +1,7 @@
 """SIGHUP: another configuration for a broker that goes on running.
 
-Keys, permissions, limits, origins, certificates, the drain and the log take effect at once. The rest needs
-a restart, and is said to. A configuration that cannot be used changes nothing.
+Keys, permissions, limits, origins, trusted proxies, certificates, the drain and the log take effect at once.
+The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from broker import log as logging
+from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
@@ -23,6 +24,7 @@ from broker.web.links import ssl_context
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from broker.actors.supervisor import Supervisor
     from broker.config import Config
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("broker.reload")
 
 SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
-SERVER = ("origins", "query_token", "tls_certificate", "tls_key")  # of the section `server`
+SERVER = (  # of the section `server`
+    "origins", "query_token", "tls_certificate", "tls_key", "trusted_proxies", "proxy_protocol",
+    "admin_token_file",
+)  # fmt: skip
 
 
 def merge(running: Config, wanted: Config) -> Config:
@@ -61,6 +66,7 @@ class Reloader:
     supervisor: Supervisor
     public: PublicPort
     admin: AdminPort
+    data_dir: Path
     notifier: Notifier
     nursery: trio.Nursery  # of the tasks that fetch keys
 
@@ -85,10 +91,11 @@ class Reloader:
         keys = Keys.load(config.auth, before=self.keys.remotes)
         verifier = Verifier(config.auth, config.limits, config.permissions, keys)
         context = self.certificate(config)
+        token = admin_token.load(config.server.admin_token_file, self.data_dir)
         self.keys.scope.cancel()
         await self.nursery.start(keys.run)
         before, self.config, self.keys = self.config, config, keys
-        self.public.ssl_context = context
+        self.public.ssl_context, self.admin.token = context, token
         for port in (self.public, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)

@@ -10,6 +10,8 @@ reaches into a private or live room from outside. `>` covers neither `users.…`
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import unicodedata
 
@@ -55,6 +57,12 @@ def encode_token(text: str) -> str:
     return "".join(
         "".join(f"%{byte:02X}" for byte in char.encode()) if needs_escape(char) else char for char in text
     )
+
+
+def digest(*parts: str) -> str:
+    """Any texts as one key of a bucket: keys refuse much of what users and names may hold."""
+    sha = hashlib.sha256("\0".join(parts).encode()).digest()
+    return base64.b32encode(sha).decode().rstrip("=").lower()
 
 
 def needs_escape(char: str) -> bool:

@@ -17,9 +17,8 @@ from broker.features.deadletter import DeadLetters, Letter
 from broker.wire import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from broker.actors.canary import Canary
     from broker.bus.base import Record
     from broker.features.replay import Checked
 
@@ -45,7 +44,7 @@ class Intake:
     names: subjects.Names
     event_bytes: int
     letters: DeadLetters
-    canary: Canary
+    own: Callable[[str, bytes], None]  # takes the broker's own messages: channel and body
     incarnation: str = ""
     addresses: dict[str, Address] = attrs.Factory(dict)
     recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
@@ -72,7 +71,7 @@ class Intake:
 
     def admit(self, address: Address, record: Record) -> bool:
         if address.tenant == subjects.BROKER:
-            self.canary.arrived(address.channel)
+            self.own(address.channel, record[2])
             return False
         if address.fault:
             reason, detail = "invalid_channel", address.fault
@@ -80,7 +79,16 @@ class Intake:
             reason, detail = fault.reason, fault.detail
         else:
             return True
-        self.letters.put(Letter(record=record, incarnation=self.incarnation, reason=reason, detail=detail))
+        self.letters.put(
+            Letter(
+                record=record,
+                tenant=address.tenant,
+                channel=address.channel,
+                incarnation=self.incarnation,
+                reason=reason,
+                detail=detail,
+            )
+        )
         return False
 
     def remember(self, now: float, tenant: str, checked: Checked) -> None:

@@ -43,7 +43,10 @@ Inbound: TypeAlias = Text | Control | Alive | Closed
 
 @attrs.frozen(kw_only=True)
 class Hello:
-    """What the request that opened the connection said."""
+    """What the request that opened the connection said.
+
+    `peer` is the client's "HOST:PORT", an IPv6 address in brackets; port 0 where a proxy did not say it.
+    """
 
     peer: str
     token: str | None = None
@@ -60,6 +63,10 @@ class Transport(Protocol):
     `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
     all or nothing.
     """
+
+    @property
+    def name(self) -> str:
+        """The kind of link, for people: "websocket"."""
 
     @property
     def partial_sends(self) -> bool: ...

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # each message and a frozen attrs object costs eight times as much.
 Record: TypeAlias = "tuple[int, str, bytes, Mapping[str, str] | None]"
 
+Message: TypeAlias = "tuple[str, bytes, str]"  # subject, body, and the id under which it is stored once
+
 
 @attrs.frozen(kw_only=True)
 class StreamState:
@@ -57,8 +59,53 @@ class Value:
     revision: int
 
 
+@attrs.frozen(kw_only=True)
+class Entry:
+    """A stored message as `Archive` shows it; `time` is when NATS stored it."""
+
+    sequence: int
+    subject: str
+    time: datetime
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@attrs.frozen(kw_only=True)
+class Mark:
+    """How much of a bucket has been read: up to `sequence`, in the bucket of that `incarnation`."""
+
+    incarnation: str
+    sequence: int
+
+
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
+
+
+class Values(Protocol):
+    """Small values by key, the same for every broker. A key is tokens of [A-Za-z0-9_-] joined by ".".
+
+    Requests raise `errors.Unavailable` as those of `Bus` do.
+    """
+
+    async def get(self, key: str) -> Value | None:
+        """The newest value under a key; None when there is none."""
+
+    async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
+        """Replaces a revision (0: there is none yet) for `ttl` seconds (None: for good); the new one.
+
+        Raises `Stale` when it was another.
+        """
+
+    async def count(self, prefix: str) -> int:
+        """How many keys there are under `prefix`."""
+
+    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
+        """What has been put since `mark` (None: all there is), oldest first, and how far that goes.
+
+        Of a key that was put twice only the newest. May lag behind a put by some seconds where the bucket has
+        replicas; then the mark does too.
+        """
 
 
 class Sink(Protocol):
@@ -84,11 +131,43 @@ class Sink(Protocol):
         """NATS is out of reach. `restored` follows."""
 
 
+class Archive(Protocol):
+    """One of the streams as people look at it. All methods raise `Unavailable`.
+
+    What is listed may lag behind by some seconds where the stream has replicas.
+    """
+
+    async def after(self, subject: str, sequence: int, *, limit: int) -> list[Entry]:
+        """The first `limit` that match a subject filter after a sequence, oldest first."""
+
+    async def before(self, subject: str, sequence: int | None, *, limit: int) -> list[Entry]:
+        """The last `limit` that match before a sequence (None: of all), newest first."""
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        """The first sequence stored at or after `time`; None when there is none yet."""
+
+    async def get(self, sequence: int) -> Entry | None:
+        """The message at a sequence, if it is still there."""
+
+    async def delete(self, sequence: int) -> bool:
+        """Takes one message out; False when it was not there."""
+
+    async def purge(self, subject: str) -> int:
+        """Takes out all that match a subject filter; how many."""
+
+
 class Bus(Protocol):
     """One connection to NATS that is kept for ever.
 
-    Requests raise `errors.Unavailable` while NATS is away and when no answer comes in time.
+    `cursors` and `control` are buckets of values. Requests raise `errors.Unavailable` while NATS is away and
+    when no answer comes in time.
     """
+
+    @property
+    def cursors(self) -> Values: ...
+
+    @property
+    def control(self) -> Values: ...
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the client is gone.
@@ -105,6 +184,13 @@ class Bus(Protocol):
         message_id: str | None = None,
     ) -> PublishAck:
         """Stores one message and waits for the stream's acknowledgement."""
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        """Stores messages, all on their way at once; returns when the stream has acknowledged each.
+
+        Raises `Unavailable` when one is not. Some may have been stored all the same; under their ids they
+        may be sent again.
+        """
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
@@ -138,11 +224,5 @@ class Bus(Protocol):
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
 
-    async def get_value(self, key: str) -> Value | None:
-        """The newest value under a key of tokens joined by "."; None when there is none."""
-
-    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
-        """Replaces a revision (0: there is none yet); the new one. Raises `Stale` when it was another."""
-
-    async def count_values(self, prefix: str) -> int:
-        """How many keys there are under `prefix`."""
+    def archive(self, stream: str) -> Archive:
+        """A stream by its name."""

@@ -13,13 +13,14 @@ import structlog
 import trio
 
 from broker.bus import api, streams
-from broker.bus.base import Page, PublishAck, StreamState, Value
+from broker.bus.archive import StreamArchive
+from broker.bus.base import Page, PublishAck, StreamState
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.headers import check_lines
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.live import HELD_MESSAGES, Live
-from broker.bus.values import Values, bucket
+from broker.bus.values import Values, control_bucket, cursor_bucket
 from broker.errors import TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from broker import config
-    from broker.bus.base import Record, Sink
+    from broker.bus.base import Message, Record, Sink
     from broker.subjects import Names
 
 log = structlog.get_logger("broker.bus")
@@ -63,6 +64,7 @@ class NatsBus:
     nats: config.Nats
     stream: config.Stream
     names: Names
+    audit: config.Audit
     held_records: int = HELD_RECORDS
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
@@ -72,7 +74,8 @@ class NatsBus:
     history: History = attrs.field(init=False)
     ingest: Ingest = attrs.field(init=False)
     live: Live = attrs.field(init=False)
-    values: Values = attrs.field(init=False)
+    cursors: Values = attrs.field(init=False)
+    control: Values = attrs.field(init=False)
     looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     looks: int = attrs.field(default=0, init=False)  # requests of `state` begun
     seen: StreamState | Unavailable | None = attrs.field(default=None, init=False)  # outcome of the last
@@ -91,7 +94,8 @@ class NatsBus:
             held_bytes=self.held_bytes,
         )
         self.live = Live(self.signal.set, held_messages=self.held_live)
-        self.values = Values(self.jetstream, self.stream.cursor_bucket)
+        self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
+        self.control = Values(self.jetstream, self.stream.control_bucket)
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
@@ -131,7 +135,10 @@ class NatsBus:
     async def prepare(self, link: Link) -> None:
         await streams.ensure(self.jetstream, streams.events(self.stream, self.names))
         await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
-        await streams.ensure(self.jetstream, bucket(self.stream))
+        await streams.ensure(self.jetstream, cursor_bucket(self.stream))
+        await streams.ensure(self.jetstream, control_bucket(self.stream))
+        if self.audit.enabled:
+            await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
         await self.live.renew(link)
 
     async def feed(self, link: Link, sink: Sink) -> None:
@@ -183,6 +190,13 @@ class NatsBus:
         parts = await link.request(subject, body, seconds=seconds, fields=fields)
         ack = api.decode(parts[0][1], subject)
         return PublishAck(sequence=ack["seq"], duplicate=ack.get("duplicate", False))
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        """Stores messages, all on their way at once; returns when the stream has acknowledged each."""
+        link = await self.jetstream.up()
+        answers = await link.request_all(messages, seconds=self.nats.request_seconds)
+        for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
+            api.decode(body, subject)
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
@@ -238,14 +252,6 @@ class NatsBus:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
         return await self.history.sequence_at(time)
 
-    async def get_value(self, key: str) -> Value | None:
-        """The newest value under a key, from the bucket's leader."""
-        return await self.values.get(key)
-
-    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
-        """Replaces a revision of a value. Raises `Stale`."""
-        return await self.values.put(key, data, revision=revision)
-
-    async def count_values(self, prefix: str) -> int:
-        """How many keys there are under a prefix."""
-        return await self.values.count(prefix)
+    def archive(self, stream: str) -> StreamArchive:
+        """A stream by its name, for people who look at it."""
+        return StreamArchive(self.jetstream, History(self.jetstream, stream))

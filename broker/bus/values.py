@@ -1,48 +1,64 @@
-"""Small values by key, the same for every broker: a JetStream key-value bucket (ADR-8).
+"""Small values by key, the same for every broker: JetStream key-value buckets (ADR-8).
 
 A put names the revision that it replaces, so that of two brokers that write at once one is told.
-Reads ask the stream's leader, since a replica may not have the newest revision yet.
+Reads of a key ask the stream's leader, since a replica may not have the newest revision yet.
 """
 
 from __future__ import annotations
 
 import base64
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from broker.bus import api
-from broker.bus.base import Stale, Value
+from broker.bus.base import Mark, Stale, Value
+from broker.bus.history import History
 
 if TYPE_CHECKING:
     from broker import config
 
 HISTORY_LOST = 10037  # the server's `err_code`s: no message found,
 WRONG_LAST_SEQUENCE = 10071  # and another revision than the one that was to be replaced
+PAGE = 1000
 
 
-def bucket(section: config.Stream) -> dict[str, Any]:
+def cursor_bucket(section: config.Stream) -> dict[str, Any]:
     """The configuration of the stream behind the bucket for cursors."""
+    return bucket(section.cursor_bucket, section) | {"max_age": round(section.cursor_max_age * 1e9)}
+
+
+def control_bucket(section: config.Stream) -> dict[str, Any]:
+    """The configuration of the stream behind the bucket for who may not come in; each value has its time."""
+    return bucket(section.control_bucket, section) | {"allow_msg_ttl": True}
+
+
+def bucket(name: str, section: config.Stream) -> dict[str, Any]:
     return {
-        "name": f"KV_{section.cursor_bucket}",
-        "subjects": [f"$KV.{section.cursor_bucket}.>"],
+        "name": f"KV_{name}",
+        "subjects": [f"$KV.{name}.>"],
         "max_msgs_per_subject": 1,
-        "max_age": round(section.cursor_max_age * 1e9),
         "num_replicas": section.replicas,
     }
 
 
 @attrs.define(eq=False)
 class Values:
-    """The values of one bucket. All methods raise `Unavailable`."""
+    """`bus.base.Values` over the bucket called `name`."""
 
     jetstream: api.JetStream
     name: str
 
+    @property
+    def stream(self) -> str:
+        return f"KV_{self.name}"
+
     async def get(self, key: str) -> Value | None:
+        """The newest value under a key, from the bucket's leader."""
         try:
             answer = await self.jetstream.call(
-                f"STREAM.MSG.GET.KV_{self.name}", {"last_by_subj": f"$KV.{self.name}.{key}"}
+                f"STREAM.MSG.GET.{self.stream}", {"last_by_subj": f"$KV.{self.name}.{key}"}
             )
         except api.ApiError as error:
             if error.number == HISTORY_LOST:
@@ -51,14 +67,14 @@ class Values:
         message = answer["message"]
         return Value(data=base64.b64decode(message.get("data", "")), revision=message["seq"])
 
-    async def put(self, key: str, data: bytes, *, revision: int) -> int:
-        """Replaces `revision` (0: there is none yet); the new one. Raises `Stale`."""
+    async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
+        """Replaces a revision of a value. Raises `Stale`. Times to live are whole seconds (ADR-43)."""
         link = await self.jetstream.up()
+        fields = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        if ttl is not None:
+            fields["Nats-TTL"] = f"{max(1, ceil(ttl))}s"
         parts = await link.request(
-            f"$KV.{self.name}.{key}",
-            data,
-            seconds=self.jetstream.seconds,
-            fields={"Nats-Expected-Last-Subject-Sequence": str(revision)},
+            f"$KV.{self.name}.{key}", data, seconds=self.jetstream.seconds, fields=fields
         )
         try:
             return int(api.decode(parts[0][1], key)["seq"])
@@ -70,5 +86,21 @@ class Values:
     async def count(self, prefix: str) -> int:
         """How many keys there are under a prefix."""
         query = {"subjects_filter": f"$KV.{self.name}.{prefix}.>"}
-        info = await self.jetstream.call(f"STREAM.INFO.KV_{self.name}", query)
+        info = await self.jetstream.call(f"STREAM.INFO.{self.stream}", query)
         return len(info["state"].get("subjects") or {})
+
+    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
+        """What has been put since `mark`: nothing is read while the leader knows of nothing newer."""
+        state = api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
+        if mark is None or mark.incarnation != state.incarnation or mark.sequence > state.last:
+            mark = Mark(incarnation=state.incarnation, sequence=0)
+        found: list[bytes] = []
+        reached = mark.sequence
+        history = History(self.jetstream, self.stream)
+        while reached < state.last:
+            page = await history.read(f"$KV.{self.name}.>", after=reached, limit=PAGE)
+            if not page.records:
+                break
+            found += [body for _, _, body, _ in page.records]
+            reached = page.records[-1][0]
+        return found, Mark(incarnation=state.incarnation, sequence=reached)

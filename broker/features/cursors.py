@@ -7,14 +7,13 @@ that they know; who is told that it was another reads it again and keeps the hig
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 
+from broker import subjects
 from broker.bus.base import Stale, Value
 from broker.errors import BrokerError, TooManySubscriptions, Unavailable
 from broker.wire import positions
@@ -81,17 +80,17 @@ class Cursors:
         `release` gives it back. Raises `Unavailable`, and `TooManySubscriptions` when the user has
         as many as it may.
         """
-        folder = digest(tenant, user)
-        key = f"{folder}.{digest(name)}"
-        value = await self.bus.get_value(key)
+        folder = subjects.digest(tenant, user)
+        key = f"{folder}.{subjects.digest(name)}"
+        value = await self.bus.cursors.get(key)
         while value is None:
-            if await self.bus.count_values(folder) >= self.per_user:
+            if await self.bus.cursors.count(folder) >= self.per_user:
                 raise TooManySubscriptions(f"durable: a user has at most {self.per_user} durable names")
             data = str(await begin()).encode()
             try:
-                value = Value(data=data, revision=await self.bus.put_value(key, data, revision=0))
+                value = Value(data=data, revision=await self.bus.cursors.put(key, data, revision=0))
             except Stale:  # made elsewhere at this very moment
-                value = await self.bus.get_value(key)
+                value = await self.bus.cursors.get(key)
         position = parse(value)
         cursor = self.used.get(key)
         if cursor is None:
@@ -123,7 +122,7 @@ class Cursors:
                     try:
                         await self.write(cursor)
                     except BrokerError as error:
-                        log.debug("cursor_not_written", why=error.message)
+                        log.debug("cursor_not_written", error=error.message)
                         continue
                 if not cursor.holders and cursor.position == cursor.stored:
                     del self.used[cursor.key]
@@ -132,11 +131,11 @@ class Cursors:
         for _ in range(TRIES):
             position = cursor.position
             try:
-                cursor.revision = await self.bus.put_value(
+                cursor.revision = await self.bus.cursors.put(
                     cursor.key, str(position).encode(), revision=cursor.revision
                 )
             except Stale:
-                value = await self.bus.get_value(cursor.key)
+                value = await self.bus.cursors.get(cursor.key)
                 cursor.revision = value.revision if value else 0
                 if value and (newer := parse(value)).incarnation == cursor.position.incarnation:
                     cursor.raise_to(newer)
@@ -145,12 +144,6 @@ class Cursors:
             cursor.settle()
             return
         raise Unavailable("other brokers keep writing the same cursor")
-
-
-def digest(*parts: str) -> str:
-    """A key that any bucket takes: keys refuse much of what users and names may hold."""
-    sha = hashlib.sha256("\0".join(parts).encode()).digest()
-    return base64.b32encode(sha).decode().rstrip("=").lower()
 
 
 def parse(value: Value) -> Position:

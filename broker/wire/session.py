@@ -19,7 +19,7 @@ import msgspec
 from broker import errors, subjects
 from broker.errors import BrokerError, CloseCode
 from broker.limits import TokenBucket, Window
-from broker.wire import codec, events, positions
+from broker.wire import codec, events, positions, traces
 from broker.wire import messages as m
 
 if TYPE_CHECKING:
@@ -132,12 +132,13 @@ class Retune:
 
 @attrs.frozen(kw_only=True)
 class Send:
-    """Publish `body` into `channel`."""
+    """Publish `body` into `channel`. `traceparent` is well-formed."""
 
     channel: str
     body: bytes
     id: str | None
     message_id: str | None
+    traceparent: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -387,7 +388,9 @@ class Session:
             if fault.reason == "tenant_mismatch":
                 raise errors.Forbidden(sentence)
             raise errors.BadMessage(sentence)
-        return Send(channel=channel, body=body, id=message.id, message_id=message_id)
+        # One that is malformed is as good as none (W3C Trace Context, section 3.2.2.3).
+        parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
+        return Send(channel=channel, body=body, id=message.id, message_id=message_id, traceparent=parent)
 
     # --- what goes wrong, and what time brings -----------------------------------------------------
 

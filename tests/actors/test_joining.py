@@ -14,7 +14,7 @@ import trio.lowlevel
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier
+from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,6 +58,7 @@ async def client(bus: ScriptedBus, *, room: int) -> AsyncIterator[Client]:
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
+        await until_let_in(supervisor)
         link = ScriptedLink(room=room)
         nursery.start_soon(supervisor.serve, link, Hello(peer="test", token="acme:u"))
         yield Client(link, supervisor)

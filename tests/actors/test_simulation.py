@@ -23,7 +23,7 @@ import trio
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier
+from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -301,6 +301,7 @@ async def test_everyone_sees_what_a_naive_reader_would(
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
+        await until_let_in(supervisor)
 
         async def client(number: int) -> None:
             client_rng = random.Random(f"{seed}-{number}")

@@ -10,6 +10,9 @@ import pytest
 import trio
 
 from broker import config
+from broker.bus import streams
+from broker.bus.base import Stale
+from broker.bus.values import control_bucket
 from broker.errors import TooLarge, Unavailable
 from tests.support.bus import Recorder, ready_bus, running_bus
 
@@ -123,6 +126,26 @@ async def test_a_message_above_the_servers_limit_is_too_large(nats: NatsServer) 
             await bus.publish("events.acme.a", bytes(1024 * 1024 + 1))
         assert (await bus.publish("events.acme.a", bytes(1024 * 1000))).sequence == 1
         assert sink.interruptions == 0
+
+
+async def test_many_are_stored_at_once(nats: NatsServer) -> None:
+    """A batch is stored whole and in order; sent again under the same ids it is there once."""
+    async with ready_bus(nats.url) as (bus, sink):
+        batch = [(f"events.acme.c{number}", b"%d" % number, f"acme:{number}") for number in range(300)]
+        await bus.publish_all(batch)
+        await bus.publish_all(batch[200:])
+        await bus.publish("events.acme.end", b"end")
+        await sink.until(lambda: sink.bodies[-1:] == [b"end"])
+        assert sink.bodies[:-1] == [body for _, body, _ in batch]
+
+
+async def test_of_many_none_may_fail(nats: NatsServer) -> None:
+    """One message that no stream takes makes the whole batch unavailable, and takes nobody else's answer."""
+    async with ready_bus(nats.url) as (bus, sink):
+        with pytest.raises(Unavailable):
+            await bus.publish_all([("events.acme.a", b"1", "1"), ("nowhere.acme.a", b"2", "2")])
+        await bus.publish_all([("events.acme.a", b"1", "1"), ("events.acme.a", b"3", "3")])
+        await sink.until(lambda: sink.bodies == [b"1", b"3"])
 
 
 async def test_a_publish_that_no_stream_takes_is_unavailable(nats: NatsServer) -> None:
@@ -357,3 +380,51 @@ def test_the_recorder_notices_what_it_is_for() -> None:
         sink.interrupted()
     with pytest.raises(AssertionError):
         sink.stored([], 1)
+
+
+async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:
+    """`news` brings what was put since the mark, once and in order; a put needs the revision it replaces."""
+    async with ready_bus(nats.url) as (bus, _):
+        values = bus.control
+        found, mark = await values.news(None)
+        assert found == []
+        first = await values.put("user.a", b"1", revision=0)
+        await values.put("user.b", b"2", revision=0, ttl=3600)
+        with pytest.raises(Stale):
+            await values.put("user.a", b"3", revision=0)
+        found, mark = await values.news(mark)
+        assert found == [b"1", b"2"]
+        assert (await values.news(mark)) == ([], mark)
+        await values.put("user.a", b"4", revision=first)
+        assert (await values.news(mark))[0] == [b"4"]
+        assert (await values.news(None))[0] == [b"2", b"4"]
+        value = await values.get("user.a")
+        assert value
+        assert value.data == b"4"
+        assert await values.get("user.c") is None
+        assert await values.count("user") == 2
+
+
+async def test_a_value_goes_at_its_time(nats: NatsServer) -> None:
+    """A value with a time to live is gone after it, and the next one begins anew."""
+    async with ready_bus(nats.url) as (bus, _):
+        await bus.control.put("user.a", b"1", revision=0, ttl=1)
+        with trio.fail_after(20):
+            while await bus.control.get("user.a"):
+                await trio.sleep(0.05)
+        await bus.control.put("user.a", b"2", revision=0)
+        assert (await bus.control.news(None))[0] == [b"2"]
+
+
+async def test_a_bucket_made_anew_is_read_anew(nats: NatsServer) -> None:
+    """A mark of a bucket that was deleted and made again does not hide what the new one has."""
+    async with ready_bus(nats.url) as (bus, _):
+        for number in range(3):
+            await bus.control.put(f"user.{number}", b"old", revision=0)
+        _, mark = await bus.control.news(None)
+        await bus.jetstream.call(f"STREAM.DELETE.{bus.control.stream}")
+        with pytest.raises(Unavailable):
+            await bus.control.news(mark)
+        await streams.ensure(bus.jetstream, control_bucket(bus.stream))
+        await bus.control.put("user.x", b"new", revision=0)
+        assert (await bus.control.news(mark))[0] == [b"new"]

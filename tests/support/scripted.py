@@ -8,22 +8,25 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Page, PublishAck, Record, Sink, Stale, StreamState, Value
+from broker.bus.base import Mark, Message, Page, PublishAck, Record, Sink, Stale, StreamState, Value
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from datetime import datetime
+
+    from broker.actors.supervisor import Supervisor
+    from broker.bus.base import Archive
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -45,6 +48,12 @@ class ScriptedBus:
     sink: Sink | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     reads: int = 0
+    noted: list[Message] = attrs.Factory(list)  # of the audit trail
+    cursors: ScriptedValues = attrs.field(init=False)
+    control: ScriptedValues = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.cursors, self.control = ScriptedValues(self.delay), ScriptedValues(self.delay)
 
     def put(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> int:
         self.last_sequence += 1
@@ -109,6 +118,10 @@ class ScriptedBus:
         await self.delay()
         return PublishAck(sequence=self.put(subject, body, headers), duplicate=False)
 
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.noted += messages
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -141,26 +154,51 @@ class ScriptedBus:
         found = {record[1] for record in self.records if subjects_match(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
 
-    values: dict[str, Value] = attrs.Factory(dict)
+    async def sequence_at(self, time: datetime) -> int | None:
+        return None
 
-    async def get_value(self, key: str) -> Value | None:
+    def archive(self, stream: str) -> Archive:
+        raise AssertionError("nobody looks into a scripted stream")
+
+
+@attrs.define(eq=False)
+class ScriptedValues:
+    """A bucket in memory, as late as its bus."""
+
+    delay: Callable[[], Awaitable[None]]
+    values: dict[str, Value] = attrs.Factory(dict)
+    last: int = 0
+
+    async def get(self, key: str) -> Value | None:
         await self.delay()
         return self.values.get(key)
 
-    async def put_value(self, key: str, data: bytes, *, revision: int) -> int:
+    async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
         await self.delay()
         held = self.values.get(key)
         if (held.revision if held else 0) != revision:
             raise Stale
-        self.values[key] = Value(data=data, revision=revision + 1)
-        return revision + 1
+        self.last += 1
+        self.values[key] = Value(data=data, revision=self.last)
+        return self.last
 
-    async def count_values(self, prefix: str) -> int:
+    async def count(self, prefix: str) -> int:
         await self.delay()
         return sum(key.startswith(prefix + ".") for key in self.values)
 
-    async def sequence_at(self, time: datetime) -> int | None:
-        return None
+    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
+        await self.delay()
+        after = mark.sequence if mark else 0
+        found = sorted(self.values.values(), key=lambda value: value.revision)
+        return [each.data for each in found if each.revision > after], Mark(
+            incarnation="inc", sequence=self.last
+        )
+
+
+async def until_let_in(supervisor: Supervisor) -> None:
+    """Until the broker knows whose tokens were revoked, before which nobody is served."""
+    while supervisor.control.not_ready():
+        await trio.sleep(0.01)
 
 
 def subjects_match(pattern: str, subject: str) -> bool:
@@ -178,6 +216,7 @@ def subjects_match(pattern: str, subject: str) -> bool:
 class ScriptedLink:
     """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
 
+    name: ClassVar[str] = "scripted"
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)

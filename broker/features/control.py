@@ -1,0 +1,234 @@
+"""Who may not come in, on whichever broker: revoked tokens, users and tenants, and suspended tenants.
+
+A ban is one value in NATS, which forgets it when the last token that it concerns has expired. Whoever makes
+one tells the other brokers at once by a message that is not stored; each broker also looks every second what
+is new in the bucket, and reads all of it before it lets anybody have events.
+
+Of two versions of a ban the higher number counts, however they come in. A ban that is lifted is another
+version, one that is over: it stays for a while, so that a late replica cannot bring the old one back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from broker import subjects
+from broker.bus.base import Mark, Stale
+from broker.errors import TokenRevoked, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from broker.bus.base import Bus
+    from broker.permissions import Principal
+    from broker.subjects import Names
+
+Kind: TypeAlias = Literal["token", "user", "tenant", "suspension"]
+
+EVERY_TENANT = "*"  # stands for the tenant of monitoring tokens
+NEWS = "live.control"  # the channel on which brokers tell each other
+LOOK_SECONDS = 1.0
+LIFTED_SECONDS = 3600.0  # how long it is remembered that a ban was lifted
+TRIES = 5  # at a write, against other brokers that write the same ban
+
+log = structlog.get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Ban:
+    """Who is kept out, since when, until when and why. Times are Unix seconds; no `until`: until lifted.
+
+    `kind` says what `name` is: a token's id (`jti`), a user (`sub`), or nothing where all of the tenant is
+    meant. A revoked user or tenant may come back with a token that was issued later; a revoked token id and a
+    suspended tenant may not.
+    """
+
+    kind: Kind
+    tenant: str
+    name: str = ""
+    at: float
+    until: float | None = None
+    reason: str = ""
+    by: str = ""
+    version: int = 0
+
+    @property
+    def key(self) -> str:
+        """Where it stands in the bucket."""
+        return f"{self.kind}.{subjects.digest(self.tenant, self.name)}"
+
+    @property
+    def who(self) -> Who:
+        return self.kind, self.tenant, self.name
+
+    def over(self, now: float) -> bool:
+        return self.until is not None and self.until <= now
+
+    def concerns(self, issued_at: float | None) -> bool:
+        """Whether a token that was issued then is meant. One that does not say when may be old."""
+        later = issued_at is not None and issued_at > self.at
+        return self.kind in ("token", "suspension") or not later
+
+    def __str__(self) -> str:
+        what = {
+            "token": "this token was revoked",
+            "user": "the tokens of this user were revoked; ask for a new one",
+            "tenant": "the tokens of this tenant were revoked; ask for a new one",
+            "suspension": "this tenant is suspended",
+        }[self.kind]
+        return f"{what}: {self.reason}" if self.reason else what
+
+
+Who: TypeAlias = tuple[Kind, str, str]
+
+
+@attrs.define(eq=False)
+class Control:
+    """The bans that hold, as far as this broker knows. `changed` is called after each change.
+
+    `clock` gives Unix seconds.
+    """
+
+    bus: Bus
+    names: Names
+    changed: Callable[[], None]
+    clock: Callable[[], float] = time.time
+    bans: dict[Who, Ban] = attrs.Factory(dict)
+    listening: bool = False
+    loaded: bool = False  # all that was there has been read
+    mark: Mark | None = None
+    wake: trio.Event = attrs.Factory(trio.Event)
+    trouble: str = "revocations have not been read yet"
+
+    # --- asking --------------------------------------------------------------------------------------
+
+    def ban_of(self, principal: Principal) -> Ban | None:
+        """The ban that keeps a client out, if there is one."""
+        tenant = EVERY_TENANT if principal.monitoring else principal.tenant
+        whos: list[Who] = [
+            ("suspension", tenant, ""),
+            ("tenant", tenant, ""),
+            ("user", tenant, principal.user),
+        ]
+        if principal.token_id is not None:
+            whos.append(("token", tenant, principal.token_id))
+        now = self.clock()
+        for who in whos:
+            ban = self.bans.get(who)
+            if ban and not ban.over(now) and ban.concerns(principal.issued_at):
+                return ban
+        return None
+
+    def check(self, principal: Principal) -> None:
+        """Raises `TokenRevoked` for a client that is kept out."""
+        if self.bans and (ban := self.ban_of(principal)):
+            raise TokenRevoked(str(ban))
+
+    def not_ready(self) -> str | None:
+        """Why nobody can be let in; None once it is known who may not."""
+        return None if self.loaded else self.trouble
+
+    def listed(self) -> Iterator[Ban]:
+        """The bans that hold, newest first."""
+        now = self.clock()
+        return iter(sorted((ban for ban in self.bans.values() if not ban.over(now)), key=lambda ban: -ban.at))
+
+    # --- changing ------------------------------------------------------------------------------------
+
+    async def put(self, ban: Ban) -> Ban:
+        """Puts a ban, or the lifting of one, into force on every broker; it as it was stored.
+
+        Raises `Unavailable`: then it may be in force all the same, and can be put again.
+        """
+        revision, version = 0, time.time_ns()
+        for _ in range(TRIES):
+            held = await self.bus.control.get(ban.key)
+            if held is not None:
+                revision = held.revision
+                version = max([version, *(known.version + 1 for known in understood([held.data]))])
+            ban = attrs.evolve(ban, version=version)
+            data = msgspec.json.encode(ban)
+            ttl = None if ban.until is None else max(ban.until - self.clock(), LIFTED_SECONDS)
+            try:
+                await self.bus.control.put(ban.key, data, revision=revision, ttl=ttl)
+            except Stale:
+                continue
+            self.learn([ban])
+            await self.bus.publish_live(self.names.subject(subjects.BROKER, NEWS), data)
+            return ban
+        raise Unavailable("other brokers keep changing the same ban", retry_after=1.0)
+
+    async def lift(self, ban: Ban) -> Ban:
+        """Ends a ban before its time."""
+        now = self.clock()
+        return await self.put(attrs.evolve(ban, at=now, until=now))
+
+    # --- learning ------------------------------------------------------------------------------------
+
+    def told(self, data: bytes) -> None:
+        """Another broker's word, or our own that comes back."""
+        self.learn(understood([data]))
+
+    def learn(self, bans: list[Ban]) -> None:
+        news = False
+        for ban in bans:
+            held = self.bans.get(ban.who)
+            if held is None or ban.version > held.version:
+                self.bans[ban.who] = ban
+                news = True
+        if news:
+            self.changed()
+
+    def restored(self) -> None:
+        """NATS is back: what was missed is read at once."""
+        self.wake.set()
+
+    async def run(self) -> None:
+        """Keeps up with the bucket, until cancelled; from the first `restored` on."""
+        pause = math.inf
+        while True:
+            with trio.move_on_after(pause):
+                await self.wake.wait()
+            self.wake, pause = trio.Event(), LOOK_SECONDS
+            try:
+                await self.look()
+            except Unavailable as error:
+                if self.trouble != error.message:
+                    self.trouble = error.message
+                    log.warning("revocations_not_read", error=error.message, loaded=self.loaded)
+            self.forget()
+
+    async def look(self) -> None:
+        if not self.listening:
+            await self.bus.subscribe_live(self.names.subject(subjects.BROKER, NEWS))
+            self.listening = True  # from now on, whatever becomes of the connection
+        values, mark = await self.bus.control.news(self.mark)
+        first, self.loaded, self.mark, self.trouble = not self.loaded, True, mark, ""
+        self.learn(understood(values))
+        if first:
+            log.info("revocations_read", bans=len(self.bans))
+
+    def forget(self) -> None:
+        """Drops what has been over for long."""
+        before = self.clock() - LIFTED_SECONDS
+        for who, ban in list(self.bans.items()):
+            if ban.over(before):
+                del self.bans[who]
+
+
+def understood(values: list[bytes]) -> list[Ban]:
+    """The bans among some values; what is none (a key that was deleted by hand) is left out."""
+    bans = []
+    for data in values:
+        try:
+            bans.append(msgspec.json.decode(data, type=Ban))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            log.warning("ban_not_understood", bytes=len(data))
+    return bans

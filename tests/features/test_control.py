@@ -1,0 +1,174 @@
+"""Bans as values: who is meant, which version counts, what is forgotten. The bus is scripted."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import trio
+
+from broker.errors import TokenRevoked
+from broker.features.control import LIFTED_SECONDS, Ban, Control
+from broker.permissions import Principal
+from broker.subjects import Names
+from tests.support.scripted import ScriptedBus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOW = 1_800_000_000.0
+BAD_TIME = b'{"kind":"tenant","tenant":"acme","at":"soon"}'
+ENDLESS = b'{"kind":"tenant","tenant":"acme","at":1e999}'
+
+
+def principal(**values: Any) -> Principal:
+    basis: dict[str, Any] = {
+        "tenant": "acme",
+        "user": "alice",
+        "room": "alice",
+        "expires_at": NOW + 3600,
+        "subscribe": (">",),
+        "publish": (),
+        "token_id": "t1",
+        "issued_at": NOW - 60,
+    }
+    return Principal(**basis | values)
+
+
+def ban(kind: Any, name: str = "", **values: Any) -> Ban:
+    return Ban(**{"kind": kind, "tenant": "acme", "name": name, "at": NOW, "until": NOW + 3600} | values)
+
+
+def control(*bans: Ban, now: Callable[[], float] = lambda: NOW) -> Control:
+    made = Control(ScriptedBus(random=random.Random(1)), Names(), lambda: None, now)
+    made.learn(list(bans))
+    return made
+
+
+def kept_out(of: Control, who: Principal) -> bool:
+    try:
+        of.check(who)
+    except TokenRevoked:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("held", "who", "expected"),
+    [
+        (ban("token", "t1"), {}, True),
+        (ban("token", "t2"), {}, False),
+        (ban("token", "t1"), {"token_id": None}, False),
+        (ban("token", "t1"), {"tenant": "globex"}, False),
+        (ban("token", "t1"), {"issued_at": NOW + 1}, True),
+        (ban("user", "alice"), {}, True),
+        (ban("user", "alice"), {"issued_at": NOW + 1}, False),
+        (ban("user", "alice"), {"issued_at": None}, True),
+        (ban("user", "alice"), {"user": "bob"}, False),
+        (ban("user", "alice"), {"tenant": "globex"}, False),
+        (ban("tenant"), {"user": "bob"}, True),
+        (ban("tenant"), {"issued_at": NOW + 1}, False),
+        (ban("tenant"), {"tenant": "globex"}, False),
+        (ban("suspension", until=None), {"issued_at": NOW + 1}, True),
+        (ban("suspension", until=None), {"tenant": "globex"}, False),
+        (ban("suspension", until=None), {"monitoring": True}, False),
+        (ban("user", "alice", until=NOW), {}, False),
+        (ban("user", "alice", tenant="*"), {"monitoring": True}, True),
+        (ban("user", "alice", tenant="*"), {}, False),
+    ],
+)
+def test_whom_a_ban_concerns(held: Ban, who: dict[str, Any], expected: bool) -> None:
+    """A ban keeps out exactly those it names, and lets those back in who have a newer token."""
+    assert kept_out(control(held), principal(**who)) is expected
+
+
+def test_a_refusal_says_why() -> None:
+    """The client is told what was revoked, and the reason that the operator gave."""
+    with pytest.raises(TokenRevoked, match="this tenant is suspended: unpaid"):
+        control(ban("suspension", reason="unpaid")).check(principal())
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_the_highest_version_counts(order: tuple[int, int]) -> None:
+    """However late and in whichever order two versions come in, the newer one is in force."""
+    versions = {1: ban("token", "t1", version=1), 2: ban("token", "t1", version=2, until=NOW)}
+    assert not kept_out(control(*[versions[each] for each in order]), principal())
+
+
+def test_what_is_over_is_forgotten_late() -> None:
+    """A ban that is over stays for a while, so that an old version cannot come back; then it is dropped."""
+    time = NOW
+    held = control(ban("token", "t1", until=NOW, version=2), now=lambda: time)
+    held.forget()
+    held.learn([ban("token", "t1", version=1)])
+    assert not kept_out(held, principal())
+    time += LIFTED_SECONDS + 1
+    held.forget()
+    assert not held.bans
+
+
+def test_words_that_are_no_bans() -> None:
+    """What somebody else writes into the bucket, or sends, changes nothing and breaks nothing."""
+    held = control()
+    for data in (
+        b"",
+        b"x",
+        b"{}",
+        b"[]",
+        b'{"kind":"all","tenant":"acme","at":0}',
+        b"\xff",
+        b"null",
+        BAD_TIME,
+        ENDLESS,
+    ):
+        held.told(data)
+    assert not held.bans
+
+
+async def test_two_brokers_over_one_bucket(autojump_clock: trio.abc.Clock) -> None:
+    """What one broker puts, another has read a second later without being told; and what it lifts."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    changes = []
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    theirs = Control(bus, Names(), lambda: changes.append(1), lambda: NOW)
+    async with trio.open_nursery() as nursery:
+        assert theirs.not_ready()
+        nursery.start_soon(theirs.run)
+        theirs.restored()
+        await trio.sleep(2)
+        assert theirs.not_ready() is None
+        stored = await ours.put(ban("user", "alice"))
+        await trio.sleep(2)
+        assert kept_out(theirs, principal())
+        assert list(theirs.listed()) == [stored]
+        await ours.lift(stored)
+        await trio.sleep(2)
+        assert not kept_out(theirs, principal())
+        assert not list(theirs.listed())
+        await ours.put(attrs.evolve(stored, reason="again"))
+        await trio.sleep(2)
+        assert kept_out(theirs, principal())
+        assert len(changes) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_that_put_the_same_at_once(autojump_clock: trio.abc.Clock) -> None:
+    """Writers that get in each other's way both come through, and all end with the same version."""
+    bus = ScriptedBus(random=random.Random(2))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    brokers = [Control(bus, Names(), lambda: None, lambda: NOW) for _ in range(3)]
+    async with trio.open_nursery() as nursery:
+        for each in brokers:
+            nursery.start_soon(each.put, ban("token", "t1"))
+    for each in brokers:
+        await each.look()
+    assert len({each.bans["token", "acme", "t1"].version for each in brokers}) == 1
+
+
+class Deaf:
+    """A sink that hears of nothing that is not stored."""
+
+    def live(self, records: object) -> None: ...
