@@ -318,8 +318,12 @@ class Connection:
                 return
             now, budgets = session.principal, self.services.budgets
             self.spend_from(budgets.again(session.budgets, self.peer, now, session.counted))
-            for effect in session.adopt(self.limits, principal):
+            self.transport.adopt(self.limits.message_bytes)
+            expiring = self.services.config.auth.expiring_seconds
+            for effect in session.adopt(self.limits, expiring, principal):
                 await self.carry_out(effect)
+            if not self.closing:
+                self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     def check(self, principal: Principal) -> None:
         """Raises `TokenRevoked` for a client that is kept out."""
