@@ -156,7 +156,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
         }
         if (!signal.aborted) return over({ code: 1006, reason: "the stream ended" });
       } catch (error) {
-        if (!signal.aborted) return over({ code: 1006, reason: error.message, ...error });
+        if (!signal.aborted) return over(error.status ? error : { code: 1006, reason: error.message });
       }
     }
   };
@@ -198,7 +198,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
       token = payload.token;
       main.abort();
     } else if (type === "publish") {
-      request("/publish", { method: "POST", body: JSON.stringify(payload) })
+      request(`/publish${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`, { method: "POST", body: JSON.stringify(payload) })
         .then((answer) => answer.json())
         .then(
           (answer) => heard({ type: "published", payload: { id: payload.id, ...answer } }),
