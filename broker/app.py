@@ -147,6 +147,7 @@ async def serve(
                 config.server,
                 config.limits,
                 serve=supervisor.serve,
+                publish=supervisor.publish,
                 admission=supervisor.admission,
                 health=supervisor.not_ready,
                 ssl_context=context,

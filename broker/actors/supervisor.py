@@ -19,6 +19,7 @@ from broker.actors.connection import Connection
 from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
+from broker.actors.posting import Posting
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from broker.config import Config
     from broker.subjects import Names
     from broker.tracing import Tracing
+    from broker.wire.messages import Error, Published
 
 TIDY_SECONDS = 5.0
 
@@ -75,6 +77,7 @@ class Supervisor:
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
+    admitting: int = 0  # clients and requests that a place is kept for
     stored_events: int = 0
     live_events: int = 0
     live_losses: int = 0
@@ -254,12 +257,18 @@ class Supervisor:
     def admission(self, peer: str) -> Iterator[None]:
         """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
 
+        Or for as long as a request of its own takes, which a drain waits for.
         Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
         """
         if self.draining:
             raise Unavailable("this broker is about to stop", retry_after=1.0)
-        with self.services.budgets.admission(peer, trio.current_time()):
-            yield
+        self.admitting += 1
+        try:
+            with self.services.budgets.admission(peer, trio.current_time()):
+                yield
+        finally:
+            self.admitting -= 1
+            self.look_empty()
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """One client, until it is gone. Raises `LinkLost` when it came too late."""
@@ -294,13 +303,22 @@ class Supervisor:
                 seconds=ended.seconds,
                 **connection.who(),
             )
-        if not self.connections:
+        self.look_empty()
+
+    def look_empty(self) -> None:
+        if not (self.connections or self.admitting):
             self.empty.unpark_all()
 
     async def emptied(self) -> None:
-        """Waits until no connection is left."""
-        while self.connections:
+        """Waits until no connection is left, and no request."""
+        while self.connections or self.admitting:
             await self.empty.park()
+
+    async def publish(
+        self, message: bytes, *, token: str, tenant: str | None, peer: str
+    ) -> Published | Error:
+        """A `publish` message that came without a connection, within an `admission`; its reply."""
+        return await Posting(self.services, peer).run(message, token=token, tenant=tenant)
 
     # --- housekeeping -------------------------------------------------------------------------------
 

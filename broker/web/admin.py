@@ -96,7 +96,7 @@ class AdminPort:
             seconds = self.limits.body_seconds
             body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds)
             return await self.router.answer(request, body, link.peer)
-        check(request, (*PAGES, API))
+        check(request, dict.fromkeys((*PAGES, API), ("GET",)))
         return self.metrics(request) if request.path == "/metrics" else health(request, self.health)
 
     def authorize(self, request: Request, peer: str) -> None:

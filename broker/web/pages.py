@@ -10,7 +10,7 @@ import trio
 from broker.web.problems import Refused, Response, problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from broker.web.heads import Request
     from broker.web.links import Link
@@ -20,14 +20,15 @@ log = structlog.get_logger()
 SEND_SECONDS = 10.0
 
 
-def check(request: Request, pages: Sequence[str]) -> None:
-    """Raises `Refused` (400, 404, 405) unless this is a GET of one of `pages`, without a body."""
-    if request.has_body:
+def check(request: Request, pages: Mapping[str, Sequence[str]]) -> None:
+    """Raises `Refused` (400, 404, 405) unless `pages` has path and method; only a POST has a body."""
+    methods = pages.get(request.path)
+    if request.has_body and not (request.method == "POST" and "POST" in (methods or ())):
         raise Refused(400, "No request with a body is served here.")
-    if request.path not in pages:
+    if methods is None:
         raise Refused(404, f"There is {', '.join(pages)}.")
-    if request.method != "GET":
-        raise Refused(405, "Only GET is served here.", ("Allow", "GET"))
+    if request.method not in methods:
+        raise Refused(405, f"Only {' and '.join(methods)} is served here.", ("Allow", ", ".join(methods)))
 
 
 def health(request: Request, reason: Callable[[], str | None]) -> Response:

@@ -39,6 +39,13 @@ class Refused(Exception):
         super().__init__(detail)
         self.response = problem(status, detail, *headers)
 
+    @classmethod
+    def by(cls, response: Response) -> Refused:
+        """With an answer that is there already."""
+        made = cls(response.status, "")
+        made.response = response
+        return made
+
 
 def problem(status: int, detail: str, *headers: tuple[str, str]) -> Response:
     """`detail` is a sentence for the client's developer: what and where, never a secret."""

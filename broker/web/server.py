@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,25 +11,28 @@ import structlog
 import trio
 
 from broker.actors.transport import LinkLost
-from broker.errors import BrokerError, Unavailable
-from broker.web import heads, origins, proxies, proxy_protocol, upgrade
+from broker.errors import BrokerError
+from broker.web import heads, origins, posts, proxies, proxy_protocol, queries, upgrade
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
-from broker.web.problems import Refused, problem
+from broker.web.problems import Refused
+from broker.web.refusals import credentials, refused
 from broker.web.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from broker import config
     from broker.actors.transport import Hello, Transport
     from broker.web.heads import Request
     from broker.web.links import Link
+    from broker.web.posts import Publish
 
-PAGES = ("/ws", "/healthz", "/readyz")
+GET, POST = ("GET",), ("POST",)
+PAGES = {"/ws": GET, "/publish": POST, "/healthz": GET, "/readyz": GET}
 
 log = structlog.get_logger()
 
@@ -41,13 +44,14 @@ class PublicPort:
     """Takes connections from the sockets to the actors.
 
     What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admission` keeps
-    a place for a peer on its way to `serve`, or raises why there is none now: `Unavailable` is 503, other
-    errors, which are about this client, 429. `health` says why no event can travel now.
+    a place for a peer on its way to `serve` or for its `publish`, or raises why there is none now. `health`
+    says why no event can travel now.
     """
 
     server: config.Server
     limits: config.Limits
     serve: Serve = attrs.field(kw_only=True)
+    publish: Publish = attrs.field(kw_only=True)
     admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
@@ -69,34 +73,61 @@ class PublicPort:
         )
 
     async def handle(self, link: Link) -> Awaitable[None] | None:
-        opened = await self.open(link)
-        if opened is None:
-            return None
-        hello, trailing = opened
+        try:
+            return await self.open(link)
+        except Refused as refused:
+            await respond(link, refused.response)
+        return None
+
+    async def open(self, link: Link) -> Awaitable[None] | None:
+        """Answers a request, or returns what its link is from then on. Raises `Refused`."""
+        request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
+        request = self.believe(link, request)
+        check(request, PAGES)
+        match request.path:
+            case "/ws":
+                return await self.websocket(link, request, trailing)
+            case "/publish":
+                await self.posted(link, request, trailing)
+            case _:
+                await respond(link, health(request, self.health))
+        return None
+
+    async def websocket(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None]:
+        """Brings the link to WebSocket, with what the client sent after its request."""
+        opening = self.welcome(request, link.peer)
+        with self.place(link):
+            await link.send_all(opening.response)
         transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
-        return self.serve(transport, hello)
+        return self.serve(transport, opening.hello)
 
-    async def open(self, link: Link) -> tuple[Hello, bytes] | None:
-        """Brings the link to WebSocket: what the client said, and what it sent after that. Or answers it."""
-        try:
-            request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
-            request = self.believe(link, request)
-            check(request, PAGES)
-            if request.path == "/ws":
-                opening = self.welcome(request, link.peer)
-                with self.admission(link.peer):
-                    await link.send_all(opening.response)
-                return opening.hello, trailing
-            response = health(request, self.health)
-        except Refused as refused:
-            response = refused.response
-        except BrokerError as error:
-            status = 503 if isinstance(error, Unavailable) else 429
-            retry = "Retry-After", f"{math.ceil(error.retry_after or 1)}"
-            response = problem(status, error.message, retry)
-        await respond(link, response)
-        return None
+    async def posted(self, link: Link, request: Request, trailing: bytes) -> None:
+        """`POST /publish`."""
+        origins.check(request, frozenset(self.server.origins))
+        query = queries.fields(request.query, ())
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        with self.place(link):
+            body = await self.body(link, request, trailing)
+            message = posts.message_of(body)
+            reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
+            await respond(link, posts.answer(reply))
+
+    async def body(self, link: Link, request: Request, trailing: bytes) -> bytes:
+        limits = self.limits
+        return await heads.read_body(
+            link, request, trailing, most=limits.message_bytes, seconds=limits.body_seconds
+        )
+
+    @contextmanager
+    def place(self, link: Link) -> Iterator[None]:
+        """Keeps a place for the client of a link. Raises `Refused` when there is none."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.admission(link.peer))
+            except BrokerError as error:
+                raise Refused.by(refused(error)) from None
+            yield
 
     async def begin(self, link: Link) -> None:
         """What comes before HTTP: the word of a trusted proxy on the client, where it is to say so; TLS."""
