@@ -17,6 +17,7 @@ from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
 from broker.web.problems import Refused
 from broker.web.refusals import credentials, refused
+from broker.web.site import TOKEN_BYTES, Site
 from broker.web.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class PublicPort:
     admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+    site: Site = attrs.field(kw_only=True, factory=Site)
 
     async def run(
         self,
@@ -83,12 +85,16 @@ class PublicPort:
         """Answers a request, or returns what its link is from then on. Raises `Refused`."""
         request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
         request = self.believe(link, request)
-        check(request, PAGES)
+        check(request, {**PAGES, **self.site.pages})
         match request.path:
             case "/ws":
                 return await self.websocket(link, request, trailing)
             case "/publish":
                 await self.posted(link, request, trailing)
+            case "/dev/token":
+                await self.sign(link, request, trailing)
+            case path if path in self.site.pages:
+                await respond(link, self.site.file(request, link.peer))
             case _:
                 await respond(link, health(request, self.health))
         return None
@@ -112,6 +118,14 @@ class PublicPort:
             message = posts.message_of(body)
             reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
             await respond(link, posts.answer(reply))
+
+    async def sign(self, link: Link, request: Request, trailing: bytes) -> None:
+        """A token for the demo page, in development mode."""
+        self.site.check_token(request, link.peer)
+        body = await heads.read_body(
+            link, request, trailing, most=TOKEN_BYTES, seconds=self.limits.body_seconds
+        )
+        await respond(link, self.site.token(body))
 
     async def body(self, link: Link, request: Request, trailing: bytes) -> bytes:
         limits = self.limits

@@ -40,6 +40,7 @@ const STATES = ["pending", "pending", "pending", "catching-up", "live", "paused"
 
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
 export class BrokerError extends Error {
+  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number}} payload */
   constructor({ code, message, retryable, retry_after_ms }) {
     super(message || code);
     this.name = "BrokerError";
@@ -127,7 +128,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
     const answer = await fetch(url + path, { cache: "no-store", signal: closing.signal, ...init, headers });
     if (answer.ok) return answer;
     const { detail, code } = await answer.json().catch(() => ({}));
-    const after = 1000 * answer.headers.get("Retry-After") || undefined;
+    const after = 1000 * Number(answer.headers.get("Retry-After")) || undefined;
     // Only the broker itself answers like this: there is no use in another transport.
     throw { status: answer.status, reason: detail ?? `HTTP ${answer.status}`, problem: code, after, answered: !!detail };
   };
@@ -302,11 +303,11 @@ const TRANSPORTS = { websocket, sse: http(eventStream), poll: http(longPoll), ta
 
 // --- the client --------------------------------------------------------------------------------------
 
-/** @implements {import("./client.js").Client} */
+/** One connection to the broker, made anew whenever it is lost; client.d.ts says what everything means. */
 export class Client extends EventTarget {
-  #options;
+  /** @type {any} */ #options;
   #url;
-  #status = {};
+  /** @type {any} */ #status = {};
   #running; // the loop that may connect; another object for each connect()
   #link; // once it is authenticated
   #over; // ends the present attempt
@@ -379,6 +380,12 @@ export class Client extends EventTarget {
     for (const id of [...this.#outbox.keys()]) this.#settle(id, failure("closed", "the client was closed"));
   }
 
+  /**
+   * Asks for the events of channels and patterns, now and after each cut.
+   * @param {string | string[]} channels
+   * @param {any} options where to start, what may be left out; or `onEvent` at once
+   * @param {(item: any) => void} [onEvent]
+   */
   subscribe(channels, options = {}, onEvent) {
     if (typeof options === "function") [options, onEvent] = [{}, options];
     const { position, since, last, snapshot, durable, lag, buffer = 1000 } = options;
@@ -398,6 +405,12 @@ export class Client extends EventTarget {
     return record.sub;
   }
 
+  /**
+   * Publishes as soon as there is a connection; resolves with `{id, position, duplicate}`.
+   * @param {string} channel
+   * @param {any} event any JSON
+   * @param {{id?: string, timeout?: number}} options `id` makes a retry harmless, `timeout` is in ms
+   */
   publish(channel, event, { id = random(), timeout } = {}) {
     if (this.#outbox.size >= this.#options.queue)
       return Promise.reject(failure("queue_full", `${this.#outbox.size} publishes are waiting`));
@@ -461,7 +474,7 @@ export class Client extends EventTarget {
       end = await this.#attempt(name, await this.#fresh());
       if (run !== this.#running) return end;
       // Cut again and again without a word: something between us and the broker does not like it.
-      this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + !!end.opened;
+      this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
       const works = end.opened && this.#shorts < SHORTS;
       if (works || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
       this.#shorts = 0;
@@ -493,6 +506,7 @@ export class Client extends EventTarget {
       let link, timer, opened, heartbeat, problem;
       let heardAt = Date.now();
       let pingedAt = 0;
+      /** @param {{code?: number, reason?: string, status?: number, after?: number, answered?: boolean, at_once?: boolean}} end */
       const over = ({ code, reason, status, after, answered, at_once }) => {
         if (this.#over !== over) return;
         this.#over = this.#probe = undefined;
@@ -724,7 +738,7 @@ export class Client extends EventTarget {
 
   #askAll() {
     if (!this.#link) return;
-    for (const record of [...this.#records].sort((a, b) => !!b.was - !!a.was))
+    for (const record of [...this.#records].sort((a, b) => Number(!!b.was) - Number(!!a.was)))
       if (record.state === NEW && this.#records.has(record)) this.#ask(record);
   }
 
@@ -996,7 +1010,7 @@ export class Client extends EventTarget {
   #flush() {
     if (!this.#link || this.#paceTimer) return;
     let flying = 0;
-    for (const entry of this.#outbox.values()) flying += !!entry.sent;
+    for (const entry of this.#outbox.values()) if (entry.sent) flying++;
     for (const [id, entry] of this.#outbox) {
       if (entry.sent) continue;
       if (flying >= (this.#pace ? 1 : IN_FLIGHT)) return;
@@ -1018,6 +1032,7 @@ export class Client extends EventTarget {
     this.#send("publish", entry.payload, id);
   }
 
+  /** @param {{position?: string, duplicate?: boolean}} answer */
   #settle(id, error, { position, duplicate = false } = {}) {
     const entry = this.#outbox.get(id);
     if (!entry) return;
@@ -1030,7 +1045,11 @@ export class Client extends EventTarget {
   }
 }
 
-/** A gap as the application gets it. `action`: "reload" what was built from events, or "continue". */
+/**
+ * A gap as the application gets it. `action`: "reload" what was built from events, or "continue".
+ * @param {{channel: string | string[], from?: string, to?: string, count?: number, reason: string}} payload
+ * @param {string} [lag]
+ */
 const gapItem = ({ channel, from, to, count, reason }, lag) => ({
   type: "gap",
   channel: many(channel),
@@ -1134,6 +1153,8 @@ class Subscription extends EventTarget {
 /** The tabs of one user, of which one, which holds the lock, has the connection. */
 class Hub {
   leads = false;
+  heard; // set by the transport `tabs`
+  over;
   last = new Map(); // what each of the others was sent last
   #id = random();
   #name;
@@ -1157,7 +1178,8 @@ class Hub {
       else if (to === "all") this.over?.({ at_once: true });
       else if (this.leads) {
         // Its own lock comes to us when the tab is gone, however it went.
-        if (!known.has(from)) hold(from, () => this.#heed(from, { type: "tab.bye" }), known.add(from));
+        if (!known.has(from)) hold(from, () => this.#heed(from, { type: "tab.bye" }));
+        known.add(from);
         this.#heed(from, message);
       }
     };

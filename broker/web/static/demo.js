@@ -134,10 +134,9 @@ class Tenant {
   // --- buttons ---
 
   cut(button) {
-    const pressed = this.press(button);
-    button.textContent = pressed ? "Reconnect" : "Cut connection";
-    if (pressed) this.reader.disconnect();
-    else this.reader.connect();
+    if (this.reader.status.state === "closed") this.reader.connect();
+    else this.reader.disconnect();
+    button.textContent = this.reader.status.state === "closed" ? "Reconnect" : "Cut connection";
   }
 
   slow(button) {
