@@ -1033,7 +1033,8 @@ export class Client extends EventTarget {
   }
 
   /** @param {{position?: string, duplicate?: boolean}} answer */
-  #settle(id, error, { position, duplicate = false } = {}) {
+  #settle(id, error, answer = {}) {
+    const { position, duplicate = false } = answer;
     const entry = this.#outbox.get(id);
     if (!entry) return;
     this.#outbox.delete(id);
