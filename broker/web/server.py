@@ -1,4 +1,4 @@
-"""The public port: WebSocket clients, and whether we live and are ready."""
+"""The public port: what a request is for, and what its link becomes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import attrs
 import structlog
 import trio
 
-from broker.actors.transport import LinkLost
+from broker.actors.transport import Hello, LinkLost
 from broker.errors import BrokerError
-from broker.web import heads, origins, posts, proxies, proxy_protocol, queries, upgrade
+from broker.web import heads, origins, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
 from broker.web.problems import Refused
 from broker.web.refusals import credentials, refused
+from broker.web.sse import SseTransport
 from broker.web.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from broker import config
-    from broker.actors.transport import Hello, Transport
+    from broker.actors.transport import Transport
     from broker.web.heads import Request
     from broker.web.links import Link
     from broker.web.posts import Publish
 
 GET, POST = ("GET",), ("POST",)
-PAGES = {"/ws": GET, "/publish": POST, "/healthz": GET, "/readyz": GET}
+PAGES = {"/ws": GET, "/sse": GET, "/publish": POST, "/healthz": GET, "/readyz": GET}
 
 log = structlog.get_logger()
 
@@ -87,6 +88,8 @@ class PublicPort:
         match request.path:
             case "/ws":
                 return await self.websocket(link, request, trailing)
+            case "/sse":
+                return await self.events(link, request)
             case "/publish":
                 await self.posted(link, request, trailing)
             case _:
@@ -101,6 +104,16 @@ class PublicPort:
         transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
         return self.serve(transport, opening.hello)
+
+    async def events(self, link: Link, request: Request) -> Awaitable[None]:
+        """`GET /sse`: the link carries events from now on."""
+        origins.check(request, frozenset(self.server.origins))
+        query = queries.fields(request.query, sse.PARAMETERS, repeated=("channel",))
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        wish = sse.subscribe(query, request.headers.get("last-event-id"))
+        link.give_up_after(self.limits.stall_seconds)
+        with self.place(link):
+            return self.serve(SseTransport(link, wish), Hello(peer=link.peer, token=token, tenant=tenant))
 
     async def posted(self, link: Link, request: Request, trailing: bytes) -> None:
         """`POST /publish`."""

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from broker.subjects import is_live
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# An event's text frame as the bytes of another kind of link; also whether it carries the mark of a catch-up.
+Framing: TypeAlias = "Callable[[bytes, bool], bytes]"
 
 TEXT = 0x81
 CLOSE = 0x88
@@ -35,6 +42,11 @@ def close(code: int, reason: str) -> bytes:
 def text(payload: bytes) -> bytes:
     """One text frame."""
     return head(TEXT, len(payload)) + payload
+
+
+def payload(framed: bytes) -> bytes:
+    """What a text frame holds."""
+    return framed[{126: 4, 127: 10}.get(framed[1], 2) :]
 
 
 def event_head(channel: str, incarnation: str) -> bytes:
@@ -76,5 +88,4 @@ def trace(framed: bytes, parent: str) -> bytes:
 
 def extended(framed: bytes, field: bytes) -> bytes:
     """The text frame of an `event` with one more field in its payload."""
-    start = {126: 4, 127: 10}.get(framed[1], 2)
-    return text(b"%b,%b}}" % (framed[start:-2], field))
+    return text(b"%b,%b}}" % (payload(framed)[:-2], field))
