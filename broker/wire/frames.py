@@ -10,7 +10,7 @@ import msgspec
 from broker.subjects import is_live
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # An event's text frame as the bytes of another kind of link; also whether it carries the mark of a catch-up.
 Framing: TypeAlias = "Callable[[bytes, bool], bytes]"
@@ -47,6 +47,20 @@ def text(payload: bytes) -> bytes:
 def payload(framed: bytes) -> bytes:
     """What a text frame holds."""
     return framed[{126: 4, 127: 10}.get(framed[1], 2) :]
+
+
+def take(buffer: bytearray) -> Iterator[bytes]:
+    """The payloads of the frames of ours that are complete; takes them off the buffer."""
+    while len(buffer) >= 2:
+        start = {126: 4, 127: 10}.get(buffer[1], 2)
+        if len(buffer) < start:
+            return
+        end = start + (buffer[1] if start == 2 else int.from_bytes(buffer[2:start]))
+        if len(buffer) < end:
+            return
+        found = bytes(buffer[start:end])
+        del buffer[:end]
+        yield found
 
 
 def event_head(channel: str, incarnation: str) -> bytes:
