@@ -115,8 +115,12 @@ class Connection:
         config = self.services.config
         budgets = self.services.budgets
         self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
+        transport = self.transport
         self.outlet = Outlet(
-            send=self.transport.send_nowait, client=self, whole=not self.transport.partial_sends
+            send=transport.send_nowait,
+            client=self,
+            whole=not transport.partial_sends,
+            framing=transport.framing,
         )
         self.spend_from(budgets.arrive(self.peer))
 
@@ -478,8 +482,11 @@ class Connection:
         if now < self.heard + self.limits.heartbeat_seconds:
             # A stall that may be shorter than that is not to be found later for it.
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
+        self.outlet.push(self.transport.ping(self.position()))
+        if not self.transport.answers:
+            self.heard = now
+            return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
         self.pinged = now
-        self.outlet.push(self.transport.ping())
         return now + self.limits.heartbeat_timeout_seconds
 
     # --- the end ------------------------------------------------------------------------------------

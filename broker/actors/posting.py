@@ -6,14 +6,13 @@ import secrets
 from typing import TYPE_CHECKING
 
 import attrs
-import structlog
 import trio
 
-from broker.actors.connection import REFUSALS, Boundary
+from broker.actors.connection import REFUSALS
 from broker.actors.publishing import hand_in
-from broker.errors import BrokerError, Internal, Unavailable
+from broker.errors import BrokerError, Unavailable
 from broker.wire.messages import Error
-from broker.wire.session import Reply, Send, Session, to_message
+from broker.wire.session import Reply, Send, Session
 
 if TYPE_CHECKING:
     from broker.actors.outlet import Who
@@ -21,12 +20,10 @@ if TYPE_CHECKING:
     from broker.permissions import Principal
     from broker.wire.messages import Published
 
-log = structlog.get_logger()
-
 
 @attrs.define(eq=False)
 class Posting:
-    """One `publish` of a client at `peer` that has no connection. A crash in here is an error for it alone.
+    """One `publish` of a client at `peer` that has no connection.
 
     Permissions, rates and refusals are those of a connection. It does not count as one of its user's
     connections, which may be as many as are allowed.
@@ -36,15 +33,9 @@ class Posting:
     peer: str
     id: str = attrs.Factory(lambda: secrets.token_hex(8))
     principal: Principal | None = None
-    reply: Published | Error = attrs.Factory(lambda: to_message(Internal("internal error")))
 
-    async def run(self, message: bytes, *, token: str, tenant: str | None) -> Published | Error:
+    async def publish(self, message: bytes, *, token: str, tenant: str | None) -> Published | Error:
         """What the client is told of its message."""
-        with Boundary(self):
-            self.reply = await self.publish(message, token, tenant)
-        return self.reply
-
-    async def publish(self, message: bytes, token: str, tenant: str | None) -> Published | Error:
         services, budgets = self.services, self.services.budgets
         session = Session(
             services.config.limits,
@@ -82,9 +73,3 @@ class Posting:
             "tenant": principal.tenant if principal else None,
             "user": principal.user if principal else None,
         }
-
-    def link_lost(self) -> None:
-        """There is no link in here."""
-
-    def crashed(self, error: Exception) -> None:
-        log.error("publish_crashed", exc_info=error, **self.who())

@@ -318,7 +318,7 @@ class Supervisor:
         self, message: bytes, *, token: str, tenant: str | None, peer: str
     ) -> Published | Error:
         """A `publish` message that came without a connection, within an `admission`; its reply."""
-        return await Posting(self.services, peer).run(message, token=token, tenant=tenant)
+        return await Posting(self.services, peer).publish(message, token=token, tenant=tenant)
 
     # --- housekeeping -------------------------------------------------------------------------------
 

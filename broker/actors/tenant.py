@@ -220,8 +220,7 @@ class Tenant:
         clock = trio.current_time
         until = clock() + TURN_SECONDS
         sends = 0
-        for mask, outlets in self.fanout.groups(tick).items():
-            data = tick.join(mask)
+        for data, mask, outlets in self.fanout.shares(tick):
             size = len(data)
             for outlet in outlets:
                 if outlet.mask and outlet.backlog is None:

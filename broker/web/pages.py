@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
@@ -46,3 +47,22 @@ async def respond(link: Link, response: Response) -> None:
     with trio.move_on_after(SEND_SECONDS):
         await link.send_all(response.encode())
         await link.linger()
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """One request and its answer, None once something else has begun.
+
+    What breaks in it is answered with 500, and breaks nothing else; `event` is what the log calls it.
+    """
+
+    peer: str
+    event: str
+    response: Response | None = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
+    lost: bool = False
+
+    def link_lost(self) -> None:
+        self.lost = True
+
+    def crashed(self, error: Exception) -> None:
+        log.error(self.event, exc_info=error, peer=self.peer)

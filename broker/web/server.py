@@ -1,4 +1,4 @@
-"""The public port: WebSocket clients, and whether we live and are ready."""
+"""The public port: what a request is for, and what its link becomes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import attrs
 import structlog
 import trio
 
-from broker.actors.transport import LinkLost
+from broker.actors.connection import Boundary
+from broker.actors.transport import Hello, LinkLost
 from broker.errors import BrokerError
-from broker.web import heads, origins, posts, proxies, proxy_protocol, queries, upgrade
+from broker.web import heads, longpoll, origins, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
-from broker.web.pages import check, health, respond
-from broker.web.problems import Refused
+from broker.web.longpoll import PollTransport
+from broker.web.pages import Exchange, check, health, respond
+from broker.web.problems import Refused, Response
 from broker.web.refusals import credentials, refused
-from broker.web.site import TOKEN_BYTES, Site
+from broker.web.site import TOKEN, TOKEN_BYTES, Site
+from broker.web.sse import SseTransport
+from broker.web.streaming import until_left
 from broker.web.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
@@ -27,16 +31,24 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from broker import config
-    from broker.actors.transport import Hello, Transport
+    from broker.actors.transport import Transport
     from broker.web.heads import Request
     from broker.web.links import Link
     from broker.web.posts import Publish
 
-GET, POST = ("GET",), ("POST",)
-PAGES = {"/ws": GET, "/publish": POST, "/healthz": GET, "/readyz": GET}
+HEALTH = {"/healthz": ("GET",), "/readyz": ("GET",)}
+# What a page of another origin asks for beforehand takes OPTIONS, too.
+PAGES = {
+    "/ws": ("GET",),
+    "/sse": ("GET", "OPTIONS"),
+    "/poll": ("GET", "POST", "OPTIONS"),
+    "/publish": ("POST", "OPTIONS"),
+    **HEALTH,
+}
 
 log = structlog.get_logger()
 
+Headers: TypeAlias = tuple[tuple[str, str], ...]
 Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
 
 
@@ -57,6 +69,8 @@ class PublicPort:
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
     site: Site = attrs.field(kw_only=True, factory=Site)
+    polls: dict[str, PollTransport] = attrs.field(init=False, factory=dict)
+    nursery: trio.Nursery = attrs.field(init=False)
 
     async def run(
         self,
@@ -66,6 +80,7 @@ class PublicPort:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accepts until it is cancelled, then closes `listeners`. The connections live in `nursery`."""
+        self.nursery = nursery
         await accept(
             listeners,
             self.handle,
@@ -75,57 +90,120 @@ class PublicPort:
         )
 
     async def handle(self, link: Link) -> Awaitable[None] | None:
-        try:
-            return await self.open(link)
-        except Refused as refused:
-            await respond(link, refused.response)
-        return None
+        exchange = Exchange(link.peer, "request_crashed")
+        serving = None
+        with Boundary(exchange):
+            try:
+                serving = await self.open(link)
+                exchange.response = None
+            except Refused as refused:
+                exchange.response = refused.response
+        if exchange.lost:
+            raise LinkLost
+        if exchange.response:
+            await respond(link, exchange.response)
+        return serving
 
     async def open(self, link: Link) -> Awaitable[None] | None:
         """Answers a request, or returns what its link is from then on. Raises `Refused`."""
         request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
         request = self.believe(link, request)
         check(request, {**PAGES, **self.site.pages})
-        match request.path:
-            case "/ws":
-                return await self.websocket(link, request, trailing)
-            case "/publish":
-                await self.posted(link, request, trailing)
-            case "/dev/token":
-                await self.sign(link, request, trailing)
-            case path if path in self.site.pages:
-                await respond(link, self.site.file(request, link.peer))
-            case _:
-                await respond(link, health(request, self.health))
+        if request.path in HEALTH:
+            await respond(link, health(request, self.health))
+            return None
+        if request.path in self.site.pages:
+            signed = request.path == TOKEN
+            response = (
+                await self.sign(link, request, trailing) if signed else self.site.file(request, link.peer)
+            )
+            await respond(link, response)
+            return None
+        shared = origins.shared(origins.check(request, frozenset(self.server.origins)))
+        try:
+            match request.method, request.path:
+                case "OPTIONS", path:
+                    await respond(link, origins.preflight(PAGES[path][:-1]).beside(shared))
+                case _, "/ws":
+                    return await self.websocket(link, request, trailing)
+                case _, "/sse":
+                    return self.events(link, request, shared)
+                case _, "/poll":
+                    response = await self.polled(link, request, trailing)
+                    await respond(link, response.beside(shared))
+                case _, "/publish":
+                    await self.posted(link, request, trailing, shared)
+        except Refused as refused:
+            raise Refused.by(refused.response.beside(shared)) from None
         return None
 
     async def websocket(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None]:
         """Brings the link to WebSocket, with what the client sent after its request."""
-        opening = self.welcome(request, link.peer)
+        opening = upgrade.decide(request, peer=link.peer, query_token=self.server.query_token)
         with self.place(link):
             await link.send_all(opening.response)
         transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
         return self.serve(transport, opening.hello)
 
-    async def posted(self, link: Link, request: Request, trailing: bytes) -> None:
+    def events(self, link: Link, request: Request, shared: Headers) -> Awaitable[None]:
+        """`GET /sse`: the link carries events from now on."""
+        query = queries.fields(request.query, sse.PARAMETERS, repeated=("channel",))
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        wish = sse.subscribe(query, request.headers.get("last-event-id"))
+        link.give_up_after(self.limits.stall_seconds)
+        with self.place(link):
+            return self.serve(
+                SseTransport(link, wish, shared), Hello(peer=link.peer, token=token, tenant=tenant)
+            )
+
+    async def polled(self, link: Link, request: Request, trailing: bytes) -> Response:
+        """`GET` and `POST /poll`."""
+        in_query = request.method == "GET"
+        names, repeated = (longpoll.PARAMETERS, ("channel",)) if in_query else ((), ())
+        query = queries.fields(request.query, names, repeated=repeated)
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        if in_query:
+            ask = longpoll.from_query(query)
+        else:
+            ask = longpoll.from_body(await self.body(link, request, trailing))
+        session = self.polls.get(ask.session or "")
+        if session is None or session.ended:
+            session = self.begin_session(link, tenant)
+        response = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_left, link, nursery.cancel_scope)
+            response = await session.answer(ask, token, tenant)
+            nursery.cancel_scope.cancel()
+        if response is None:
+            raise LinkLost
+        return response
+
+    def begin_session(self, link: Link, tenant: str | None) -> PollTransport:
+        session = PollTransport(lambda ended: self.polls.pop(ended.id, None))
+        with self.place(link):
+            serving = self.serve(session, Hello(peer=link.peer, tenant=tenant))
+        self.polls[session.id] = session
+        self.nursery.start_soon(outlive, serving)
+        return session
+
+    async def posted(self, link: Link, request: Request, trailing: bytes, shared: Headers) -> None:
         """`POST /publish`."""
-        origins.check(request, frozenset(self.server.origins))
         query = queries.fields(request.query, ())
         token, tenant = credentials(request, query, query_token=self.server.query_token)
         with self.place(link):
             body = await self.body(link, request, trailing)
             message = posts.message_of(body)
             reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
-            await respond(link, posts.answer(reply))
+            await respond(link, posts.answer(reply).beside(shared))
 
-    async def sign(self, link: Link, request: Request, trailing: bytes) -> None:
+    async def sign(self, link: Link, request: Request, trailing: bytes) -> Response:
         """A token for the demo page, in development mode."""
         self.site.check_token(request, link.peer)
         body = await heads.read_body(
             link, request, trailing, most=TOKEN_BYTES, seconds=self.limits.body_seconds
         )
-        await respond(link, self.site.token(body))
+        return self.site.token(body)
 
     async def body(self, link: Link, request: Request, trailing: bytes) -> bytes:
         limits = self.limits
@@ -164,7 +242,7 @@ class PublicPort:
             link.peer = proxies.client(link.peer, forwarded_for, trusted)
         return proxies.outer(request)
 
-    def welcome(self, request: Request, peer: str) -> upgrade.Upgrade:
-        """The handshake, when it holds."""
-        origins.check(request, frozenset(self.server.origins))
-        return upgrade.decide(request, peer=peer, query_token=self.server.query_token)
+
+async def outlive(serving: Awaitable[None]) -> None:
+    """A connection that is no link's own."""
+    await serving

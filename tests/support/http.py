@@ -35,23 +35,36 @@ class Answer:
 
 
 def request(
-    url: str, method: str, target: str, *, token: str | None = None, body: bytes | None = None, **headers: str
+    url: str,
+    method: str,
+    target: str,
+    *,
+    token: str | None = None,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
 ) -> bytes:
-    """A request as bytes; `_` in the name of a header is `-`."""
+    """A request as bytes."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {urlsplit(url).netloc}"]
     lines += [f"Authorization: Bearer {token}"] if token else []
     lines += [f"Content-Length: {len(body)}"] if body is not None else []
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "\r\n"]).encode() + (body or b"")
 
 
 @asynccontextmanager
-async def opened(url: str, request: bytes) -> AsyncIterator[trio.SocketStream]:
-    """A link on which a request has been sent."""
+async def opened(
+    url: str, request: bytes, *, receive_buffer: int | None = None
+) -> AsyncIterator[trio.SocketStream]:
+    """A link on which a request has been sent.
+
+    With a small `receive_buffer` (bytes) what the client does not read waits at the broker.
+    """
     parts = urlsplit(url)
-    assert parts.hostname
-    assert parts.port
-    stream = await trio.open_tcp_stream(parts.hostname, parts.port)
+    socket = trio.socket.socket()
+    if receive_buffer is not None:
+        socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, receive_buffer)
+    await socket.connect((parts.hostname, parts.port))
+    stream = trio.SocketStream(socket)
     try:
         await stream.send_all(request)
         yield stream

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from broker.actors.supervisor import Supervisor
     from broker.bus.base import Archive
+    from broker.wire.frames import Framing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -217,6 +218,8 @@ class ScriptedLink:
     """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
 
     name: ClassVar[str] = "scripted"
+    answers: ClassVar[bool] = True
+    framing: Framing | None = None
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)
@@ -268,7 +271,7 @@ class ScriptedLink:
     def frame(self, message: bytes) -> bytes:
         return frames.text(message)
 
-    def ping(self) -> bytes:
+    def ping(self, position: str | None) -> bytes:
         return frames.frame(frames.PING, b"")
 
     def close(self, code: int, reason: str) -> bytes:

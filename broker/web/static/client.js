@@ -132,7 +132,9 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
     // Only the broker itself answers like this: there is no use in another transport.
     throw { status: answer.status, reason: detail ?? `HTTP ${answer.status}`, problem: code, after, answered: !!detail };
   };
-  const source = (start, signal) => read(request, { ...start, tenant }, signal, token);
+  const own = {}; // what `read` remembers from one request to the next
+  const spare = []; // the same for what is read beside, for whoever is next
+  const source = (start, signal, notes) => read(request, { ...start, tenant }, signal, token, notes);
   const fault = ({ status = 503, reason, problem, after }) => ({
     code: problem ?? (status === 403 ? "forbidden" : status === 429 ? "rate_limited" : status < 500 ? "bad_message" : "unavailable"),
     message: reason ?? "the request failed",
@@ -145,9 +147,10 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
       const { signal } = (main = new AbortController());
       const said = [...joining];
       try {
-        for await (const message of source({ channel: [...channels], position }, signal)) {
+        for await (const message of source({ channel: [...channels], position }, signal, own)) {
           if (signal.aborted) break;
           const { type, payload } = message;
+          delete payload.catch_up; // a list that changed is caught up with as a whole
           position = payload.position ?? (type === "gap" ? payload.to : undefined) ?? position;
           if (type === "subscribed") {
             for (const { channel } of payload.refused) channels.delete(channel);
@@ -169,15 +172,17 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
   };
   const begin = async (names, start, messageId) => {
     const mark = ++marks;
+    const notes = spare.pop() ?? {};
     let reached;
     try {
-      for await (const { type, payload } of source({ channel: names, ...start }, closing.signal)) {
+      for await (const { type, payload } of source({ channel: names, ...start }, closing.signal, notes)) {
         reached = payload.position ?? reached;
         if (type === "subscribed")
           heard({ type, messageId, payload: { ...payload, channel: [], live: false, catch_up: mark, position } });
         else if (type === "event" || type === "gap") heard({ type, payload: { ...payload, catch_up: mark } });
         if (type === "subscription.live" || payload.live) break;
       }
+      spare.push(notes);
       join(names, reached, () => heard({ type: "subscription.live", payload: { catch_up: mark, position } }));
     } catch (error) {
       heard({ type: "error", messageId, payload: fault(error) });
@@ -246,24 +251,25 @@ async function* eventStream(request, { channel, ...start }, signal) {
 }
 
 /** Messages of `POST /poll`, as the other transports have them. */
-async function* longPoll(request, { channel, position, tenant, ...start }, signal, token) {
-  let session;
+async function* longPoll(request, { channel, position, tenant, lag, ...start }, signal, token, notes) {
+  const path = `/poll${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`;
+  let begun = false;
   let live = false;
   for (;;) {
-    const ask = session ? { session, channels: channel, position } : { channels: channel, position, tenant, ...start };
-    const init = { method: "POST", signal, body: JSON.stringify({ ...ask, wait: live ? POLL_S : 0 }) };
-    const answer = await (await request("/poll", init)).json();
-    if (!session) {
-      const { recovered, refused = [] } = answer;
+    const ask = { session: notes.session, channels: channel, position, lag, wait: live ? POLL_S : 0, ...(!begun && start) };
+    const answer = await (await request(path, { method: "POST", signal, body: JSON.stringify(ask) })).json();
+    const { refused = [], recovered } = answer;
+    notes.session = answer.session;
+    if (!begun) {
       yield { type: "connection.authenticated", payload: claims(token) };
       yield { type: "subscribed", payload: { channel: [], refused, position, recovered, live: false } };
-    }
-    session = answer.session;
+    } else for (const payload of refused) yield { type: "unsubscribed", payload };
+    begun = true;
     for (const payload of answer.gaps) yield { type: "gap", payload };
     for (const payload of answer.events) yield { type: "event", payload };
     position = answer.position;
     yield { type: "pong", payload: { position } };
-    if (!live && !answer.events.length) {
+    if (!live && position && !answer.events.length) {
       live = true;
       yield { type: "subscription.live", payload: { channel, position } };
     }
