@@ -100,7 +100,8 @@ async def serve(
 
     `on_ready` is called once an event can travel through. With `read`, which reads the configuration anew,
     SIGHUP puts that into force. With `demo` there is a demo page, which has tokens signed for it.
-    Raises `ConfigError` for what cannot be used, and other `BrokerError`s for what is in the way at the start.
+    Raises `ConfigError` for what cannot be used,
+    and other `BrokerError`s for what is in the way at the start.
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)

@@ -112,12 +112,11 @@ class PublicPort:
         if request.path in HEALTH:
             await respond(link, health(request, self.health))
             return None
+        if request.path == TOKEN:
+            await respond(link, await self.sign(link, request, trailing))
+            return None
         if request.path in self.site.pages:
-            signed = request.path == TOKEN
-            response = (
-                await self.sign(link, request, trailing) if signed else self.site.file(request, link.peer)
-            )
-            await respond(link, response)
+            await respond(link, self.site.file(request, link.peer))
             return None
         shared = origins.shared(origins.check(request, frozenset(self.server.origins)))
         try:

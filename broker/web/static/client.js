@@ -482,7 +482,7 @@ export class Client extends EventTarget {
       // Cut again and again without a word: something between us and the broker does not like it.
       this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
       const works = end.opened && this.#shorts < SHORTS;
-      if (works || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
+      if (works || end.at_once || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
       this.#shorts = 0;
       const next = names[names.indexOf(name) + 1];
       if (end.opened && next) this.#remember(next);
@@ -1012,12 +1012,19 @@ export class Client extends EventTarget {
 
   // --- publishing ------------------------------------------------------------------------------------
 
-  /** Sends what waits, in order: a few at a time, or one by one at the pace that the broker asked for. */
+  /**
+   * Sends what waits, one for each channel at a time, which keeps their order, and a few in all; or one by one
+   * at the pace that the broker asked for.
+   */
   #flush() {
     if (!this.#link || this.#paceTimer) return;
     let flying = 0;
     for (const entry of this.#outbox.values()) if (entry.sent) flying++;
+    const busy = new Set();
     for (const [id, entry] of this.#outbox) {
+      const { channel } = entry.payload;
+      if (busy.has(channel)) continue;
+      busy.add(channel);
       if (entry.sent) continue;
       if (flying >= (this.#pace ? 1 : IN_FLIGHT)) return;
       if (this.#pace) {

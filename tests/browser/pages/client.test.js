@@ -36,7 +36,7 @@ test("a slow reader keeps few events, pauses, and misses none", async () => {
   const page = await open();
   const { positions, paused } = await page.evaluate(async () => {
     const client = await open();
-    const sub = client.subscribe("slow.>", { buffer: 10 });
+    const sub = client.subscribe("slow.>", { buffer: 5 });
     let paused = 0;
     sub.addEventListener("state", ({ detail }) => (paused += detail === "paused"));
     while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
@@ -45,7 +45,7 @@ test("a slow reader keeps few events, pauses, and misses none", async () => {
       for await (const { position, event } of sub) {
         positions.push(event);
         if (positions.length === 200) return positions;
-        if (positions.length < 60) await new Promise((resolve) => setTimeout(resolve, 5));
+        if (positions.length < 20) await new Promise((resolve) => setTimeout(resolve, 50));
       }
     })();
     const writer = await open({ token: () => token("acme", "writer"), queue: 1000 });

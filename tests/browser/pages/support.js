@@ -126,8 +126,7 @@ export async function openPage(context, url) {
   const page = await context.newPage();
   page.faults = [];
   page.on("pageerror", (error) => page.faults.push(error.message));
-  await page.route("**/blank", (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html><title>test</title>" }));
-  await page.goto(`${url}/blank`);
+  await page.goto(`${url}/healthz`);
   await page.evaluate(async () => {
     window.token = async (tenant, user) => {
       const body = JSON.stringify({ tenant, user });

@@ -607,6 +607,20 @@ describe("publishing", () => {
     assert.equal(world.socket.count("publish"), 1);
   });
 
+  test("those of one channel go one after the other, in order, whatever else goes meanwhile", async () => {
+    const client = await world.connected();
+    const sent = () => world.socket.sent.filter(({ type }) => type === "publish").map(({ payload }) => payload.event);
+    for (const [channel, event] of [["a", 1], ["a", 2], ["b", 3], ["a", 4]]) client.publish(channel, event).catch(() => {});
+    assert.deepEqual(sent(), [1, 3]);
+    const { messageId } = world.socket.sent.find(({ payload }) => payload.event === 1);
+    world.socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 100 }, messageId);
+    await world.clock.go(100);
+    assert.deepEqual(sent(), [1, 3]);
+    world.socket.say("published", { id: world.socket.last("publish").payload.id, position: "x-1" });
+    await world.clock.go(100);
+    assert.deepEqual(sent(), [1, 3, 1]);
+  });
+
   test("the queue is bounded", async () => {
     const client = await world.client({ queue: 2 });
     for (const channel of ["a", "b"]) client.publish(channel, 1).catch(() => {});
@@ -616,7 +630,7 @@ describe("publishing", () => {
   test("at a limit goes on one by one at the broker's pace, in order", async () => {
     const client = await world.connected();
     const { socket } = world;
-    for (let i = 0; i < 40; i++) client.publish("a", i).catch(() => {});
+    for (let i = 0; i < 40; i++) client.publish(`a.${i}`, i).catch(() => {});
     assert.equal(socket.count("publish"), 16);
     const taken = [];
     const refuse = (message) =>
