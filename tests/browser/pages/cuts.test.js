@@ -41,6 +41,12 @@ const outcome = async (page, count) => {
   });
 };
 
+/** Waits for so many events more. */
+const further = async (page, count) => {
+  const had = await page.evaluate(() => taken.length);
+  await until(() => page.evaluate((least) => taken.length >= least, had + count), `${count} events more`);
+};
+
 const sequences = (positions) => positions.map((position) => Number(position.split("-").at(-1)));
 
 const assertWhole = ({ taken, acked, gaps }, count) => {
@@ -59,7 +65,7 @@ describe("WebSocket", () => {
       window.steady = setInterval(() => n < 400 && publish(n++), 10);
     });
     for (const signal of ["SIGKILL", "SIGTERM"]) {
-      await until(() => page.evaluate((had) => taken.length > had, await page.evaluate(() => taken.length + 20)));
+      await further(page, 20);
       await broker.end(signal);
       await broker.start();
     }
@@ -77,7 +83,7 @@ describe("WebSocket", () => {
       window.steady = setInterval(() => n < 300 && publish(n++), 10);
     });
     for (let i = 0; i < 4; i++) {
-      await until(() => page.evaluate((had) => taken.length > had, await page.evaluate(() => taken.length + 10)));
+      await further(page, 10);
       proxy.cut();
     }
     assertWhole(await outcome(page, 300), 300);
