@@ -68,7 +68,7 @@ test("many tabs have one connection, and when its tab goes another one takes ove
       while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
     });
   const transports = () => Promise.all(pages.map((page) => page.evaluate(() => client.status.transport)));
-  assert.deepEqual((await transports()).toSorted(), ["tabs", "tabs", "tabs", "websocket"]);
+  assert.deepEqual((await transports()).sort(), ["tabs", "tabs", "tabs", "websocket"]);
   const publish = (page, from, to) =>
     page.evaluate(async ([from, to]) => {
       for (let n = from; n < to; n++) await client.publish("tabs.a", n);
@@ -87,7 +87,7 @@ test("many tabs have one connection, and when its tab goes another one takes ove
   await publishing;
   await arrived(60);
   for (const page of pages) assert.deepEqual(await page.evaluate(() => taken), [...Array(60).keys()]);
-  assert.deepEqual((await transports()).toSorted(), ["tabs", "tabs", "websocket"]);
+  assert.deepEqual((await transports()).sort(), ["tabs", "tabs", "websocket"]);
   assert.deepEqual(pages.flatMap((page) => page.faults), []);
   await context.close();
 });

@@ -1,6 +1,17 @@
 /** A clock that goes when it is told, a WebSocket that is a script, and what a page has else. */
 
+import { webcrypto } from "node:crypto";
+
 import { Client } from "../../../broker/web/static/client.js";
+
+// Node 18 has these, but not as browsers do.
+globalThis.crypto ??= webcrypto;
+globalThis.CustomEvent ??= class extends Event {
+  constructor(type, { detail = null } = {}) {
+    super(type);
+    this.detail = detail;
+  }
+};
 
 /** Lets everything run that waits for a promise. */
 export const settle = async () => {
