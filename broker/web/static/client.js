@@ -422,7 +422,12 @@ export class Client extends EventTarget {
       return Promise.reject(failure("queue_full", `${this.#outbox.size} publishes are waiting`));
     if (this.#outbox.has(id)) return this.#outbox.get(id).promise;
     if (!this.#running) return Promise.reject(failure("closed", "the client is not connected: connect()"));
-    const entry = { payload: { channel, event: event ?? null, id } };
+    const entry = { payload: { channel, event: null, id } };
+    try {
+      entry.payload.event = JSON.parse(JSON.stringify(event ?? null)); // as it is now, whatever becomes of it
+    } catch (error) {
+      return Promise.reject(error);
+    }
     entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
     if (timeout)
       entry.timer = setTimeout(() => this.#settle(id, failure("timeout", `no answer after ${timeout} ms`)), timeout);
@@ -442,6 +447,7 @@ export class Client extends EventTarget {
         end = { reason: `the token callback failed: ${error?.message ?? error}` };
       }
       if (run !== this.#running) return;
+      if (end.code === 1009) this.#dropLargest();
       this.#lost();
       const code = end.code ?? end.status;
       const unsure = code === 4002 || code === 4500 || code === 401;
@@ -723,7 +729,7 @@ export class Client extends EventTarget {
     } else if (this.#calls.has(messageId)) {
       this.#calls.get(messageId).reject(error);
       this.#calls.delete(messageId);
-    } else emit(this, "error", error);
+    } else if (!messageId?.startsWith("u")) emit(this, "error", error); // what was given up may be gone already
   }
 
   // --- subscriptions ---------------------------------------------------------------------------------
@@ -800,6 +806,7 @@ export class Client extends EventTarget {
   #subscribed(asked, { channel, refused, live }, mark) {
     for (const record of asked) {
       if (!this.#records.has(record) || record.state === PAUSED) continue;
+      record.on = this.#link; // what is not stored comes from now on, wherever the rest stands
       if (mark === undefined) this.#live(record, live);
       else {
         this.#turn(record, CATCHING);
@@ -827,6 +834,7 @@ export class Client extends EventTarget {
   /** From now on the record takes what is unmarked; `caught`: it has caught up with the present. */
   #live(record, caught) {
     record.was = true;
+    record.on = this.#link;
     record.caught = caught;
     this.#release(record);
     this.#turn(record, LIVE);
@@ -891,7 +899,7 @@ export class Client extends EventTarget {
     const tokens = channel.split(".");
     const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
     for (const record of this.#records) {
-      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.state >= CATCHING);
+      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.on === this.#link);
       if (!due || record.state === PAUSED || !record.patterns.some((pattern) => covers(pattern, tokens))) continue;
       if (position) {
         if (passed(position, record.seen)) continue;
@@ -1008,6 +1016,13 @@ export class Client extends EventTarget {
       ack.reject(error);
       if (record.ack === ack) record.ack = undefined;
     }
+  }
+
+  /** A message was too large for the broker: the one that it must have been would end every connection. */
+  #dropLargest() {
+    const size = ([, { payload }]) => JSON.stringify(payload).length;
+    const [largest] = [...this.#outbox].filter(([, { sent }]) => sent).sort((a, b) => size(b) - size(a));
+    if (largest) this.#settle(largest[0], failure("too_large", "the broker takes no message of this size"));
   }
 
   // --- publishing ------------------------------------------------------------------------------------

@@ -133,6 +133,9 @@ export class World {
     FakeWebSocket.onmade = undefined;
     this.before = { WebSocket: globalThis.WebSocket, fetch: globalThis.fetch, random: Math.random };
     globalThis.WebSocket = FakeWebSocket;
+    const page = (this.page = new EventTarget());
+    for (const name of ["addEventListener", "removeEventListener"]) globalThis[name] = page[name].bind(page);
+    globalThis.document = { visibilityState: "visible" };
     globalThis.fetch = async (url) => {
       this.fetched.push(String(url));
       throw new TypeError("the network is down");
@@ -175,6 +178,7 @@ export class World {
     const { random, ...rest } = this.before;
     Math.random = random;
     Object.assign(globalThis, rest);
+    for (const name of ["addEventListener", "removeEventListener", "document"]) delete globalThis[name];
   }
 }
 
