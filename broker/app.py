@@ -21,7 +21,7 @@ import structlog
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from broker import metrics, systemd
+from broker import systemd
 from broker.actors.supervisor import Supervisor
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
@@ -29,10 +29,12 @@ from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
+from broker.metrics.collector import Collector
+from broker.metrics.process import Pauses, Process
 from broker.reloading import Reloader
 from broker.subjects import Names
 from broker.web.admin import AdminPort
-from broker.web.links import ssl_context
+from broker.web.links import expiry, ssl_context
 from broker.web.listeners import open_listeners
 from broker.web.server import PublicPort
 
@@ -126,8 +128,10 @@ async def serve(
                 server.admin_listen, server.backlog, key="server.admin_listen"
             )
             registry = CollectorRegistry()
-            registry.register(metrics.Collector(supervisor.statistics))
-            pauses = metrics.Pauses()
+            registry.register(Collector(supervisor.statistics))
+            process = Process(certificate_expires=expiry(config.server))
+            registry.register(process)
+            pauses = Pauses()
             registry.register(pauses)
             ProcessCollector(registry=registry)
             public_port = PublicPort(
@@ -137,6 +141,7 @@ async def serve(
                 admit=supervisor.refusal,
                 health=supervisor.not_ready,
                 ssl_context=context,
+                responses=process.responses,
             )
             admin_port = AdminPort(
                 config.server, config.limits, registry=registry, health=supervisor.not_ready
@@ -151,6 +156,7 @@ async def serve(
                     admin=admin_port,
                     notifier=notifier,
                     nursery=engine,
+                    process=process,
                 )
                 await tenants.start(reloader.run)
             running = Running(
@@ -283,7 +289,7 @@ def state_file(path: Path, running: Running) -> Iterator[None]:
 
 
 @contextmanager
-def watched_collector(pauses: metrics.Pauses) -> Iterator[None]:
+def watched_collector(pauses: Pauses) -> Iterator[None]:
     """Has the garbage collector's pauses counted."""
     gc.callbacks.append(pauses)
     try:

@@ -1,7 +1,7 @@
 """SIGHUP: another configuration for a broker that goes on running.
 
-Keys, permissions, limits, origins, trusted proxies, certificates, the drain and the log take effect at once.
-The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
+Keys, permissions, limits, origins, trusted proxies, certificates, the drain, metrics and the log take effect
+at once. The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from broker import log as logging
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
-from broker.web.links import ssl_context
+from broker.web.links import expiry, ssl_context
 
 if TYPE_CHECKING:
     import ssl
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
     from broker.actors.supervisor import Supervisor
     from broker.config import Config
+    from broker.metrics.process import Process
     from broker.systemd import Notifier
     from broker.web.admin import AdminPort
     from broker.web.server import PublicPort
 
 log = structlog.get_logger("broker.reload")
 
-SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
+SECTIONS = ("auth", "permissions", "limits", "drain", "metrics", "log")  # that take effect as a whole
 SERVER = (  # of the section `server`
     "origins", "query_token", "tls_certificate", "tls_key", "trusted_proxies", "proxy_protocol",
 )  # fmt: skip
@@ -65,6 +66,7 @@ class Reloader:
     admin: AdminPort
     notifier: Notifier
     nursery: trio.Nursery  # of the tasks that fetch keys
+    process: Process
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Reports started when a signal would be heard."""
@@ -73,12 +75,15 @@ class Reloader:
             async for _ in signals:
                 # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
                 self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                succeeded = False
                 try:
                     await self.reload(self.read())
+                    succeeded = True
                 except ConfigError as error:
                     log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
                 except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
                     log.error("reload_refused", faults=[str(error)], next="the old one stays in force")
+                self.process.reload(succeeded=succeeded)
                 self.notifier.notify("READY=1")
 
     async def reload(self, wanted: Config) -> None:
@@ -91,6 +96,7 @@ class Reloader:
         await self.nursery.start(keys.run)
         before, self.config, self.keys = self.config, config, keys
         self.public.ssl_context = context
+        self.process.certificate_expires = expiry(config.server)
         for port in (self.public, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)

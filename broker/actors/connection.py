@@ -382,6 +382,10 @@ class Connection:
     def tell(self, message: messages.ServerMessage, message_id: str | None = None) -> None:
         if not self.closing:
             self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
+            if isinstance(message, messages.Gap):
+                self.services.meters.gaps[message.reason] += 1
+            elif isinstance(message, messages.Error):
+                self.services.meters.errors[message.code] += 1
 
     def fell_behind(self) -> None:
         """Starts the sending task, unless it runs or there is nothing to send."""
@@ -398,6 +402,7 @@ class Connection:
             tenant=lambda: self.tenant,
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
+            meters=self.services.meters,
         )
         with scope, Boundary(self):
             await sending.run()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from broker.features.control import Control
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
+    from broker.metrics.meters import Meters
     from broker.subjects import Names
     from broker.tracing import Tracing
 
@@ -43,6 +44,7 @@ class Services:
     cursors: Cursors
     control: Control
     wheel: Wheel
+    meters: Meters
     ended: Callable[[Connection], None]
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 
+from broker.actors import snapshot
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
+from broker.actors.observer import Observer
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
@@ -25,7 +26,7 @@ from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
-from broker.metrics import Statistics
+from broker.metrics.meters import Meters
 from broker.wire.messages import Gap, Source, named
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
+    from broker.metrics.statistics import Statistics
     from broker.subjects import Names
     from broker.tracing import Tracing
 
 TIDY_SECONDS = 5.0
+OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
 
 log = structlog.get_logger()
 
@@ -60,16 +63,14 @@ class Supervisor:
     tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
-    closes: Counter[str] = attrs.Factory(Counter)
+    meters: Meters = attrs.Factory(Meters)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
-    stored_events: int = 0
-    live_events: int = 0
-    live_losses: int = 0
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
+    observer: Observer = attrs.field(init=False)
     control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
@@ -78,10 +79,13 @@ class Supervisor:
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
         self.letters = DeadLetters(bus, names)
-        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
+        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive, self.meters)
         self.control = Control(bus, names, self.bans_changed)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
-        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake, tracing=self.tracing)
+        self.tenants = Tenants(
+            config=config, bus=bus, names=names, intake=self.intake, meters=self.meters, tracing=self.tracing
+        )
+        self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
@@ -96,6 +100,7 @@ class Supervisor:
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             control=self.control,
             wheel=Wheel(),
+            meters=self.meters,
             ended=self.ended,
             tracing=self.tracing,
         )
@@ -107,6 +112,7 @@ class Supervisor:
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
+                *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -150,24 +156,24 @@ class Supervisor:
                 connection.tell(Source(state="restored"))
             self.tell_live("source")
 
-    def stored(self, records: list[Record], head: int) -> None:
+    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
         intake = self.intake
         now = trio.current_time()
         if not records and not intake.recent:
             intake.floor = max(intake.floor, head)  # the feed begins here
-        for address, record in self.hand_on(records):
+        for address, record in self.hand_on(records, stored_at):
             intake.remember(now, address.tenant, (address.channel, record))
         intake.forget(now)
         intake.head = head
-        self.stored_events += len(records)
+        self.meters.received["stored"] += len(records)
         self.tenants.advanced.unpark_all()
 
     def live(self, records: list[Record]) -> None:
-        for _ in self.hand_on(records):
+        for _ in self.hand_on(records, None):
             pass
-        self.live_events += len(records)
+        self.meters.received["live"] += len(records)
 
-    def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
+    def hand_on(self, records: list[Record], stored_at: float | None) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
         if self.tracing is not None:
@@ -180,22 +186,23 @@ class Supervisor:
                     woken.add(tenant)
                 yield address, record
         for tenant in woken:
-            tenant.inbox.arrived.set()
+            tenant.inbox.wake(stored_at)
 
     def own(self, channel: str, body: bytes) -> None:
         """What brokers send to themselves and to each other."""
         if channel == control.NEWS:
             self.control.told(body)
         else:
-            self.canary.arrived(channel)
+            self.canary.arrived(channel, body)
 
     def live_lost(self) -> None:
-        self.live_losses += 1
+        self.meters.live_losses += 1
         log.warning("live_events_lost")
         self.tell_live("lag")
 
     def interrupted(self) -> None:
         self.connected = self.services.live_subjects.connected = False
+        self.meters.interruptions += 1
         log.warning("source_interrupted")
         for connection in self.connections:
             connection.tell(Source(state="interrupted"))
@@ -242,13 +249,15 @@ class Supervisor:
             asked=hello.tenant,
         )
         self.connections[connection] = None
+        self.meters.opened[transport.name] += 1
         return connection.run()
 
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
         # A client may say any code, so that each would be a label that it chose.
-        ours = connection.ended_by == "broker"
-        self.closes[str(connection.close_code) if ours else "client"] += 1
+        code = connection.close_code
+        known = connection.ended_by == "broker" or code in OF_RFC_6455
+        self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
         if not self.connections:
             self.empty.unpark_all()
 
@@ -280,18 +289,4 @@ class Supervisor:
         return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
-        tenants = [tenant.statistics() for tenant in self.tenants.running.values()]
-        return Statistics(
-            connections=len(self.connections),
-            tenants=len(tenants),
-            behind=sum(each.behind for each in tenants),
-            ring_events=sum(each.ring_events for each in tenants),
-            ring_bytes=sum(each.ring_bytes for each in tenants),
-            stored_events=self.stored_events,
-            live_events=self.live_events,
-            live_losses=self.live_losses,
-            tenant_restarts=self.tenants.restarts + sum(each.restarts for each in tenants),
-            dead_letters=dict(self.letters.counts),
-            closes=dict(self.closes),
-            ready=self.not_ready() is None,
-        )
+        return snapshot.take(self)

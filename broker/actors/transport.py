@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import attrs
 
@@ -58,11 +58,13 @@ class LinkLost(Exception):
 
 
 class Transport(Protocol):
-    """A link to one client. One task receives; sends never overlap.
+    """A link to one client. One task receives; sends never overlap. `name` is its kind's, for operators.
 
     `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
     all or nothing.
     """
+
+    name: ClassVar[str]
 
     @property
     def partial_sends(self) -> bool: ...

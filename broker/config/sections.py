@@ -182,6 +182,14 @@ class Drain:
 
 
 @attrs.frozen(kw_only=True)
+class Metrics:
+    """What `/metrics` of the admin port shows."""
+
+    tenants: Count = 50  # that have series of their own
+    share_seconds: Seconds = 60.0  # how often the messages of each tenant in the stream are counted
+
+
+@attrs.frozen(kw_only=True)
 class Log:
     """What is written to standard error."""
 
@@ -212,5 +220,6 @@ class Config:
     limits: Limits = Limits()
     ring: Ring = Ring()
     drain: Drain = Drain()
+    metrics: Metrics = Metrics()
     log: Log = Log()
     tracing: Tracing = Tracing()

@@ -5,7 +5,7 @@ Each broker sees each of them; the message id, made of where it stood, lets the 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,9 +13,12 @@ import structlog
 import trio
 
 from broker.errors import TooLarge, Unavailable
+from broker.metrics.meters import LETTER_REASONS, zeros
 from broker.subjects import BROKER
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from broker.bus.base import Bus, Record
     from broker.subjects import Names
 
@@ -43,7 +46,7 @@ class DeadLetters:
 
     bus: Bus
     names: Names
-    counts: Counter[str] = attrs.Factory(Counter)
+    counts: Counter[str] = attrs.Factory(lambda: zeros(LETTER_REASONS))
     waiting: deque[Letter] = attrs.Factory(deque)
     arrived: trio.Event = attrs.Factory(trio.Event)
     known: dict[tuple[str, int], None] = attrs.Factory(dict)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
+from cryptography import x509
 
 from broker.actors.transport import LinkLost
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from broker import config
 
 RECEIVE_BYTES = 16 * 1024
 LINGER_SECONDS = 2.0
@@ -185,6 +188,14 @@ def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     except OSError as error:
         raise ConfigError([f"server.tls_key: {key or certificate}: {told(error)}"]) from error
     return context
+
+
+def expiry(server: config.Server) -> float | None:
+    """When the certificate that clients are shown expires, in Unix seconds; None without TLS."""
+    if server.tls_certificate is None:
+        return None
+    leaf, *_ = x509.load_pem_x509_certificates(server.tls_certificate.read_bytes())
+    return leaf.not_valid_after_utc.timestamp()
 
 
 def told(error: OSError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -50,6 +51,7 @@ class PublicPort:
     admit: Callable[[int], BrokerError | None] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+    responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
     opening: int = attrs.field(init=False, default=0)  # let in, and not with `serve` yet
 
     async def run(
@@ -88,12 +90,14 @@ class PublicPort:
                 self.opening += 1
                 try:
                     await link.send_all(opening.response)
+                    self.responses[101] += 1
                 finally:
                     self.opening -= 1
                 return opening.hello, trailing
             response = health(request, self.health)
         except Refused as refused:
             response = refused.response
+        self.responses[response.status] += 1
         await respond(link, response)
         return None
 

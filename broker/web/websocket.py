@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
@@ -104,6 +104,7 @@ class WebSocketTransport:
     wsproto's state would be 2 KiB for each of them.
     """
 
+    name: ClassVar[str] = "websocket"
     link: Link
     message_bytes: int
     message_seconds: float = MESSAGE_SECONDS

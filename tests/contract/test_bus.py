@@ -359,7 +359,7 @@ def test_the_recorder_notices_what_it_is_for() -> None:
     with pytest.raises(AssertionError):
         sink.interrupted()
     with pytest.raises(AssertionError):
-        sink.stored([], 1)
+        sink.stored([], 1, None)
 
 
 async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:

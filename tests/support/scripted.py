@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Mark, Page, PublishAck, Record, Sink, Stale, StreamState, Value
+from broker.bus.base import Mark, Page, PublishAck, Record, Sink, Stale, StreamState, Usage, Value
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
@@ -68,7 +69,7 @@ class ScriptedBus:
         sink.restored(StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence))
         sent = self.last_sequence
         self.delivered.append((-math.inf, sent))
-        sink.stored([], sent)
+        sink.stored([], sent, None)
         task_status.started()
         while True:
             await self.arrived.wait()
@@ -78,7 +79,7 @@ class ScriptedBus:
                 batch = [record for record in self.records if record[0] > sent][: self.random.randint(1, 40)]
                 sent = batch[-1][0]
                 self.delivered.append((trio.current_time(), sent))
-                sink.stored(batch, sent)
+                sink.stored(batch, sent, None)
                 await trio.lowlevel.checkpoint()
 
     async def delay(self) -> None:
@@ -148,6 +149,17 @@ class ScriptedBus:
         found = {record[1] for record in self.records if subjects_match(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
 
+    async def usage(self) -> Usage:
+        size = sum(len(record[2]) for record in self.records)
+        return Usage(
+            messages=len(self.records), bytes=size, first=self.first, last=self.last_sequence, max_bytes=None
+        )
+
+    async def tally(self, subject: str, *, token: int) -> Counter[str]:
+        return Counter(
+            record[1].split(".")[token] for record in self.records if subjects_match(subject, record[1])
+        )
+
     async def sequence_at(self, time: datetime) -> int | None:
         return None
 
@@ -207,6 +219,7 @@ def subjects_match(pattern: str, subject: str) -> bool:
 class ScriptedLink:
     """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
 
+    name: ClassVar[str] = "scripted"
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)
