@@ -34,7 +34,7 @@ from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
-from broker.reloading import Reloader
+from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
@@ -112,6 +112,9 @@ async def serve(
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
+        hangups = Hangups()
+        if read:
+            await engine.start(hangups.run)
         engine.start_soon(keys.run)
         nats = config.nats
         if not nats.urls:
@@ -164,19 +167,6 @@ async def serve(
                 ),
                 token=token,
             )
-            if read:
-                reloader = Reloader(
-                    config=config,
-                    read=read,
-                    keys=keys,
-                    supervisor=supervisor,
-                    public=public_port,
-                    admin=admin_port,
-                    data_dir=data_dir,
-                    notifier=notifier,
-                    nursery=engine,
-                )
-                await tenants.start(reloader.run)
             running = Running(
                 pid=os.getpid(),
                 http=url("https" if context else "http", public),
@@ -194,9 +184,23 @@ async def serve(
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
+                        if read:
+                            reloader = Reloader(
+                                config=config,
+                                read=read,
+                                keys=keys,
+                                supervisor=supervisor,
+                                public=public_port,
+                                admin=admin_port,
+                                data_dir=data_dir,
+                                notifier=notifier,
+                                hangups=hangups,
+                                nursery=engine,
+                            )
+                            tenants.start_soon(reloader.run)
                         await stop.wanted.wait()
-                notifier.notify("STOPPING=1")
                 supervisor.draining = True
+                notifier.notify("STOPPING=1")
                 ports.scope.cancel()
                 await drain(supervisor, stop.code)
                 connections.cancel_scope.cancel()

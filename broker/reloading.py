@@ -44,7 +44,12 @@ SERVER = (  # of the section `server`
 def merge(running: Config, wanted: Config) -> Config:
     """What runs from now on: of `wanted` all that does not need a restart."""
     server = attrs.evolve(running.server, **{name: getattr(wanted.server, name) for name in SERVER})
-    return attrs.evolve(running, server=server, **{name: getattr(wanted, name) for name in SECTIONS})
+    config = attrs.evolve(running, server=server, **{name: getattr(wanted, name) for name in SECTIONS})
+    if running.nats.urls:
+        return config
+    # Our own nats-server was started for events of that size.
+    limits = attrs.evolve(config.limits, event_bytes=running.limits.event_bytes)
+    return attrs.evolve(config, limits=limits)
 
 
 def differences(one: Config, other: Config) -> Iterator[str]:
@@ -56,9 +61,28 @@ def differences(one: Config, other: Config) -> Iterator[str]:
                 yield f"{section.name}.{key.name}"
 
 
+@attrs.define(eq=False)
+class Hangups:
+    """Hears SIGHUP, also one that was held back before. Several until somebody asks are one."""
+
+    heard: trio.Event = attrs.Factory(trio.Event)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled."""
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            task_status.started()
+            async for _ in signals:
+                self.heard.set()
+
+    async def next(self) -> None:
+        await self.heard.wait()
+        self.heard = trio.Event()
+
+
 @attrs.define(eq=False, kw_only=True)
 class Reloader:
-    """Reads the configuration anew, by `read`, whenever SIGHUP comes. `config` is the one in force."""
+    """Reads the configuration anew, by `read`, after each hang-up. `config` is the one in force."""
 
     config: Config
     read: Callable[[], Config]
@@ -68,21 +92,24 @@ class Reloader:
     admin: AdminPort
     data_dir: Path
     notifier: Notifier
+    hangups: Hangups
     nursery: trio.Nursery  # of the tasks that fetch keys
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Reports started when a signal would be heard."""
-        with trio.open_signal_receiver(signal.SIGHUP) as signals:
-            task_status.started()
-            async for _ in signals:
-                # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
-                self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-                try:
-                    await self.reload(self.read())
-                except ConfigError as error:
-                    log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
-                except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
-                    log.error("reload_refused", faults=[str(error)], next="the old one stays in force")
+    async def run(self) -> None:
+        """Until cancelled. To be run once the broker is ready; while it is about to stop, nothing is read."""
+        while True:
+            await self.hangups.next()
+            if self.supervisor.draining:
+                continue
+            # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
+            self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                await self.reload(self.read())
+            except ConfigError as error:
+                log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
+            except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
+                log.error("reload_refused", faults=[str(error)], next="the old one stays in force")
+            if not self.supervisor.draining:  # STOPPING=1 was the last word
                 self.notifier.notify("READY=1")
 
     async def reload(self, wanted: Config) -> None:

@@ -306,8 +306,12 @@ class Connection:
             except TokenInvalid as error:
                 self.end(CloseCode.SERVICE_RESTART, error.message)
                 return
-            for effect in session.adopt(self.limits, principal):
+            self.transport.adopt(self.limits.message_bytes)
+            expiring = self.services.config.auth.expiring_seconds
+            for effect in session.adopt(self.limits, expiring, principal):
                 await self.carry_out(effect)
+            if not self.closing:
+                self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     def keep_out(self) -> None:
         """Ends when its token has been revoked, or its tenant suspended."""

@@ -88,7 +88,7 @@ class Served:
                 return line
 
 
-def prepared(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> Served:
+def prepared(directory: Path, nats: NatsServer, /, **sections: dict[str, Any]) -> Served:
     """A configuration that `broker serve` can run with."""
     served = Served(directory, {})
     served.secret("main.key")
@@ -104,7 +104,7 @@ def prepared(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> S
 
 
 @asynccontextmanager
-async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+async def serve(directory: Path, nats: NatsServer, /, **sections: dict[str, Any]) -> AsyncIterator[Served]:
     served = prepared(directory, nats, **sections)
     async with command.start("serve", "--config", served.file) as running:
         served.running = running
@@ -228,6 +228,28 @@ async def test_trusted_proxies(tmp_path: Path, nats: NatsServer) -> None:
         served.write(server={"proxy_protocol": True})
         assert (await served.hup())["changed"] == ["server.proxy_protocol"]
         assert await peer(b"PROXY TCP6 2001:db8::1 ::1 7 8\r\n") == "[2001:db8::1]:7"
+
+
+async def test_connections_that_are_there(tmp_path: Path, nats: NatsServer) -> None:
+    """They too may send larger messages from then on, or no longer, and are told of the expiry sooner."""
+    async with serve(tmp_path, nats) as served, served.client(served.token()) as client:
+        served.write(limits={"message_bytes": "1MiB"}, auth={"expiring_seconds": "1d"})
+        await served.hup()
+        assert (await client.until("connection.expiring"))["expires_at"]
+        await client.send("subscribe", {"channel": "x" * 100_000})
+        assert (await client.until("error"))["code"] == "invalid_channel"  # it was read
+        served.write(limits={"message_bytes": "20KiB"})
+        await served.hup()
+        await client.send("subscribe", {"channel": "x" * 30_000})
+        assert await client.closed() == 1009
+
+
+async def test_a_server_of_its_own(tmp_path: Path, nats: NatsServer) -> None:
+    """It was started for the largest event, so that size changes with the next start."""
+    async with serve(tmp_path, nats, nats={"urls": []}) as served:
+        served.write(limits={"event_bytes": "8MiB", "stall_seconds": 100})
+        told = await served.hup()
+        assert (told["changed"], told["needs_restart"]) == (["limits.stall_seconds"], ["limits.event_bytes"])
 
 
 async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:

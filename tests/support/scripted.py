@@ -233,6 +233,8 @@ class ScriptedLink:
 
     # --- the broker's side
 
+    def adopt(self, message_bytes: int) -> None: ...
+
     async def receive(self) -> Inbound:
         return await self.from_client.receive()
 
