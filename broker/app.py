@@ -22,7 +22,12 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import systemd
+from broker.actors.bans import Bans
+from broker.actors.diagnosis import Diagnosis
+from broker.actors.operations import Operations
+from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
+from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.bus import bridge
@@ -31,11 +36,13 @@ from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.metrics.collector import Collector
 from broker.metrics.process import Pauses, Process
-from broker.reloading import Reloader
+from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
+from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
 from broker.web.links import expiry, ssl_context
 from broker.web.listeners import open_listeners
+from broker.web.router import Router
 from broker.web.server import PublicPort
 
 if TYPE_CHECKING:
@@ -45,7 +52,9 @@ if TYPE_CHECKING:
 
     from broker.config import Config, Nats
     from broker.config import Tracing as TracingSettings
+    from broker.features.audit import Audit
     from broker.tracing import Tracing
+    from broker.web.router import Action
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
@@ -99,17 +108,21 @@ async def serve(
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
     await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    token = admin_token.load(config.server.admin_token_file, data_dir)
     stop = stop or Stop()
     tracing = open_tracing(config.tracing)
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
+        hangups = Hangups()
+        if read:
+            await engine.start(hangups.run)
         engine.start_soon(keys.run)
         nats = config.nats
         if not nats.urls:
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
-        bus = NatsBus(nats=nats, stream=config.stream, names=names)
+        bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
         supervisor = Supervisor(
             config=config,
             bus=bus,
@@ -144,21 +157,21 @@ async def serve(
                 responses=process.responses,
             )
             admin_port = AdminPort(
-                config.server, config.limits, registry=registry, health=supervisor.not_ready
+                config.server,
+                config.limits,
+                registry=registry,
+                health=supervisor.not_ready,
+                router=Router(
+                    api.routes(
+                        Operations(supervisor),
+                        Storage(supervisor),
+                        Bans(supervisor),
+                        *diagnosis.routes(Diagnosis(supervisor)),
+                    ),
+                    acted=partial(note_action, supervisor.services.audit),
+                ),
+                token=token,
             )
-            if read:
-                reloader = Reloader(
-                    config=config,
-                    read=read,
-                    keys=keys,
-                    supervisor=supervisor,
-                    public=public_port,
-                    admin=admin_port,
-                    notifier=notifier,
-                    nursery=engine,
-                    process=process,
-                )
-                await tenants.start(reloader.run)
             running = Running(
                 pid=os.getpid(),
                 http=url("https" if context else "http", public),
@@ -176,9 +189,24 @@ async def serve(
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
+                        if read:
+                            reloader = Reloader(
+                                config=config,
+                                read=read,
+                                keys=keys,
+                                supervisor=supervisor,
+                                public=public_port,
+                                admin=admin_port,
+                                data_dir=data_dir,
+                                notifier=notifier,
+                                hangups=hangups,
+                                nursery=engine,
+                                process=process,
+                            )
+                            tenants.start_soon(reloader.run)
                         await stop.wanted.wait()
-                notifier.notify("STOPPING=1")
                 supervisor.draining = True
+                notifier.notify("STOPPING=1")
                 ports.scope.cancel()
                 await drain(supervisor, stop.code)
                 connections.cancel_scope.cancel()
@@ -205,6 +233,19 @@ class Ports:
                 for part, listeners in zip(parts, sockets, strict=True):
                     await nursery.start(partial(part, listeners, nursery=connections))
                 task_status.started()
+
+
+def note_action(audit: Audit, action: Action) -> None:
+    """Whoever has the admin token is known by the address alone."""
+    tenant = action.on.get("tenant")
+    audit.note(
+        "admin",
+        tenant=tenant if isinstance(tenant, str) else None,
+        peer=action.peer,
+        action=action.what,
+        on=action.on,
+        status=action.status,
+    )
 
 
 async def settled(supervisor: Supervisor, stop: Stop) -> bool:
@@ -238,6 +279,7 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
+        await supervisor.services.audit.flush()
         if supervisor.tracing:
             await send_spans(supervisor.tracing)
     if grace.cancelled_caught:

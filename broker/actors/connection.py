@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import structlog
@@ -46,6 +46,7 @@ from broker.wire.session import (
     Send,
     Session,
     Verify,
+    rfc3339,
     to_message,
 )
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
     from types import TracebackType
 
+    from broker.actors.outlet import Who
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Inbound, Transport
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from broker.wire.session import Effect
 
 PROTOCOL = "broker.v1"
+REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
 STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
 REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
@@ -98,9 +101,12 @@ class Connection:
     sender: trio.CancelScope | None = None  # of the sending task, while there is one
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
+    close_reason: str = ""
     ended_by: str = "client"
     cursors: Mapping[str, Cursor] = MappingProxyType({})  # by durable name; replaced, never changed
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
+    received: int = 0  # messages of the client
+    last: str | None = None  # the live position at its end
     busy: bool = False  # a message of the client is being dealt with
     dismissed: CloseCode | None = None  # to be ended with this code after that
     lost: bool = False  # nothing can be sent any more
@@ -152,7 +158,24 @@ class Connection:
         log.error("connection_crashed", exc_info=error, **self.who())
         self.end(CloseCode.INTERNAL_ERROR, "internal error")
 
-    def who(self) -> dict[str, str | None]:
+    def note_token(self, principal: Principal, *, renewed: bool) -> None:
+        who = self.who()
+        self.services.audit.note(
+            "renewed" if renewed else "authenticated",
+            transport=self.transport.name,
+            token_id=principal.token_id,
+            expires=rfc3339(principal.expires_at),
+            monitoring=principal.monitoring or None,
+            **who,
+        )
+        log.debug("connection_authenticated", renewed=renewed, **who)
+
+    def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
+        """Notes what the client may not do, and a token that is not believed; no other error."""
+        if code in REFUSALS:
+            self.services.audit.note_refusal(code=code, message=message, channel=channel, **self.who())
+
+    def who(self) -> Who:
         principal = self.session.principal
         return {
             "connection": self.id,
@@ -176,6 +199,7 @@ class Connection:
         match inbound:
             case Text(data=data):
                 self.busy = True
+                self.received += 1
                 for effect in self.session.receive(data, trio.current_time()):
                     await self.carry_out(effect)
                 self.busy = False
@@ -209,6 +233,8 @@ class Connection:
         match effect:
             case Reply(message, message_id):
                 self.tell(message, message_id)
+                if isinstance(message, messages.Error):
+                    self.note_refusal(code=message.code, message=message.message)
             case Close(code, reason):
                 self.end(code, reason)
             case Answer(message_id):
@@ -260,7 +286,7 @@ class Connection:
         services.wheel.schedule(self, self.on_timer(now))
         with suppress(Unavailable):  # before NATS was reached: then with the first subscription
             self.attach()
-        log.debug("connection_authenticated", **self.who())
+        self.note_token(principal, renewed=held is not None)
 
     async def adopt(self, verifier: Verifier | None) -> None:
         """Goes on under another configuration.
@@ -280,8 +306,12 @@ class Connection:
             except TokenInvalid as error:
                 self.end(CloseCode.SERVICE_RESTART, error.message)
                 return
-            for effect in session.adopt(self.limits, principal):
+            self.transport.adopt(self.limits.message_bytes)
+            expiring = self.services.config.auth.expiring_seconds
+            for effect in session.adopt(self.limits, expiring, principal):
                 await self.carry_out(effect)
+            if not self.closing:
+                self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     def keep_out(self) -> None:
         """Ends when its token has been revoked, or its tenant suspended."""
@@ -319,6 +349,8 @@ class Connection:
             self.cursors = {**self.cursors, wish.durable: joined.cursor}
         for message in joined.messages:
             self.tell(message, wish.message_id)
+        for refused in wish.refused:
+            self.note_refusal(code=refused.code, message=refused.message, channel=refused.channel)
         self.session.subscribed(wish)
         self.fell_behind()
 
@@ -485,10 +517,10 @@ class Connection:
         else:
             self.end(code, STOPPING)
 
-    def end(self, code: CloseCode, reason: str) -> None:
+    def end(self, code: CloseCode, reason: str, *, by: str = "broker") -> None:
         """Ends the connection from our side: what is unsent may still go out, then the Close frame."""
         if not self.closing:
-            self.close_code, self.ended_by = code, "broker"
+            self.close_code, self.close_reason, self.ended_by = code, reason, by
             self.retire()
             self.outlet.push(self.transport.close(code, reason))
             self.scope.cancel()
@@ -496,7 +528,7 @@ class Connection:
     def leave(self, closed: Closed) -> None:
         """The client has ended it, or the link has."""
         if not self.closing:
-            self.close_code = closed.code
+            self.close_code, self.close_reason = closed.code, closed.reason
             self.retire()
             if closed.answer:
                 self.outlet.push(closed.answer)
@@ -508,6 +540,7 @@ class Connection:
         if self.closing:
             return
         self.closing = True
+        self.last = self.position()
         self.services.wheel.cancel(self)
         if self.outlet.fanout:
             self.outlet.fanout.detach(self.outlet)
@@ -515,7 +548,14 @@ class Connection:
         self.drop_cursors(list(self.cursors))
         if self.claimed:
             self.services.users.release(self.claimed)
-        log.debug("connection_ended", code=int(self.close_code), **self.who())
+
+
+class Guarded(Protocol):
+    """What a boundary tells of what went wrong."""
+
+    def link_lost(self) -> None: ...
+
+    def crashed(self, error: Exception) -> None: ...
 
 
 class Boundary:
@@ -526,7 +566,7 @@ class Boundary:
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Guarded) -> None:
         self.connection = connection
 
     def __enter__(self) -> None:

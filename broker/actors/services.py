@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.features.audit import Audit
     from broker.features.control import Control
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
@@ -42,6 +43,7 @@ class Services:
     live_subjects: LiveSubjects
     starts: Starts
     cursors: Cursors
+    audit: Audit
     control: Control
     wheel: Wheel
     meters: Meters

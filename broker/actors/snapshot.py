@@ -48,6 +48,7 @@ def take(supervisor: Supervisor) -> Statistics:
         ring_bytes=sum(each.ring_bytes for each in taken.values()),
         reads_waiting=tenants.gate.waits(),
         dead_letters=dict(supervisor.letters.counts),
+        audit_dropped=services.audit.dropped,
         bans=len(services.control.bans),
         canary_age=supervisor.canary.age(),
         stream=observer.stream,

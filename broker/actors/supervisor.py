@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 import attrs
@@ -12,6 +13,7 @@ import trio
 from broker.actors import snapshot
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
+from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
@@ -22,12 +24,15 @@ from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
 from broker.features import control
+from broker.features.audit import Audit
+from broker.features.closes import Closes, Ended
 from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
 from broker.metrics.meters import Meters
 from broker.wire.messages import Gap, Source, named
+from broker.wire.session import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -64,6 +69,7 @@ class Supervisor:
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     meters: Meters = attrs.Factory(Meters)
+    ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
@@ -78,12 +84,20 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
-        self.letters = DeadLetters(bus, names)
+        self.ends = Closes(config.audit.closes)
+        followers = Followers()
+        self.letters = DeadLetters(bus, names, noticed=followers.refused)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive, self.meters)
         self.control = Control(bus, names, self.bans_changed)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
         self.tenants = Tenants(
-            config=config, bus=bus, names=names, intake=self.intake, meters=self.meters, tracing=self.tracing
+            config=config,
+            bus=bus,
+            names=names,
+            intake=self.intake,
+            meters=self.meters,
+            tracing=self.tracing,
+            followers=followers,
         )
         self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
         thinned = config.stream.max_msgs_per_subject > 0
@@ -98,6 +112,7 @@ class Supervisor:
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
+            audit=Audit(bus, config.audit, self.broker),
             control=self.control,
             wheel=Wheel(),
             meters=self.meters,
@@ -110,7 +125,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
-                *(self.services.wheel.run, self.services.cursors.run),
+                *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
                 *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
             ):
@@ -203,6 +218,7 @@ class Supervisor:
     def interrupted(self) -> None:
         self.connected = self.services.live_subjects.connected = False
         self.meters.interruptions += 1
+        self.canary.fault = "the connection was lost"
         log.warning("source_interrupted")
         for connection in self.connections:
             connection.tell(Source(state="interrupted"))
@@ -256,8 +272,20 @@ class Supervisor:
         del self.connections[connection]
         # A client may say any code, so that each would be a label that it chose.
         code = connection.close_code
-        known = connection.ended_by == "broker" or code in OF_RFC_6455
+        known = connection.ended_by != "client" or code in OF_RFC_6455
         self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
+        self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
+        log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
+        if connection.session.principal:
+            self.services.audit.note(
+                "ended",
+                transport=ended.transport,
+                code=ended.code,
+                by=ended.by,
+                reason=ended.reason or None,
+                seconds=ended.seconds,
+                **connection.who(),
+            )
         if not self.connections:
             self.empty.unpark_all()
 
@@ -285,8 +313,29 @@ class Supervisor:
         if self.draining:
             return "the broker is about to stop"
         if not self.connected:
-            return "NATS is out of reach"
+            return f"NATS is out of reach: {self.canary.fault}"
         return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
         return snapshot.take(self)
+
+
+def end_of(connection: Connection, now: float, unix_now: float) -> Ended:
+    """What is remembered of a connection. Its code and reason may be the client's own words."""
+    seconds = now - connection.session.began
+    who = connection.who()
+    return Ended(
+        connection=connection.id,
+        tenant=who["tenant"],
+        user=who["user"],
+        peer=connection.peer,
+        transport=connection.transport.name,
+        opened=rfc3339(unix_now - seconds),
+        ended=rfc3339(unix_now),
+        seconds=round(seconds, 3),
+        code=int(connection.close_code),
+        by=connection.ended_by,
+        reason=connection.close_reason,
+        messages=connection.received,
+        position=connection.last,
+    )

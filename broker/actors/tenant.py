@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker import config
+    from broker.actors.following import Followers
     from broker.actors.intake import Intake
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
@@ -141,6 +142,7 @@ class Tenant:
     outbound_bytes: int
     intake: Intake
     make_history: Callable[[str, Fanout], History]
+    followers: Followers
     advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
     meters: Meters
     tracing: Tracing | None = None
@@ -213,16 +215,19 @@ class Tenant:
                 inbox.renewed = inbox.lost = False
             elif batch := inbox.take():
                 if self.tracing is None:
-                    await self.send(self.fanout.add(batch))
+                    tick = self.fanout.add(batch)
+                    await self.send(tick)
                 else:
-                    await self.send_traced(batch, self.tracing)
+                    tick = await self.send_traced(batch, self.tracing)
                 self.fanout.finish()
                 self.advanced.unpark_all()
-                for outlet in tuple(self.fanout.strict):
-                    if outlet.unsent(self.outbound_bytes):
-                        outlet.overflow()
+                slow = [outlet for outlet in self.fanout.strict if outlet.unsent(self.outbound_bytes)]
+                if self.followers:
+                    self.followers.sent(self.name, self.fanout, batch, tick, slow)
+                for outlet in slow:
+                    outlet.overflow()
 
-    async def send_traced(self, batch: list[Checked], tracing: Tracing) -> None:
+    async def send_traced(self, batch: list[Checked], tracing: Tracing) -> Tick:
         """Fans out a batch with a span for each event that is traced."""
         with tracing.fanning_out(self.name, batch) as spans:
             tick = self.fanout.add(batch)
@@ -231,6 +236,7 @@ class Tenant:
                 if sequence := batch[index][1][0]:
                     span.set_attribute("broker.position", self.fanout.text(sequence))
             await self.send(tick)
+        return tick
 
     async def send(self, tick: Tick) -> None:
         """One write for each connection that gets something of the tick."""

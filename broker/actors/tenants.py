@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from broker import subjects
+from broker.actors.following import Followers
 from broker.actors.tenant import Tenant
 from broker.errors import Unavailable
 from broker.features.gate import FairGate
@@ -44,6 +45,7 @@ class Tenants:
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+    followers: Followers = attrs.Factory(Followers)
     gate: FairGate = attrs.field(init=False)
     restarts: int = 0  # of those that are gone
     ledger: Ledger = attrs.Factory(Ledger)
@@ -76,6 +78,7 @@ class Tenants:
                 outbound_bytes=self.config.limits.outbound_bytes,
                 intake=self.intake,
                 make_history=self.history,
+                followers=self.followers,
                 advanced=self.advanced,
                 meters=self.meters,
                 tracing=self.tracing,
@@ -118,14 +121,16 @@ class Tenants:
     def wants_live(self, subject: str) -> bool:
         """Whether a connection has a subscription that needs this subject, or is about to have one."""
         name, _ = self.names.split(subject)
-        return any(topic.live for tenant in self.audience(name) for topic in tenant.fanout.topics.values())
+        return self.followers.need(name, live=True) or any(
+            topic.live for tenant in self.audience(name) for topic in tenant.fanout.topics.values()
+        )
 
     def tidy(self, now: float) -> None:
         """Drops what is old, and who has been idle."""
         for name, tenant in list(self.running.items()):
             tenant.fanout.ring.expire(now)
             tenant.history.expire(now)
-            if tenant.fanout.outlets:
+            if tenant.fanout.outlets or self.followers.need(name, live=False):
                 tenant.used = now
             elif now - tenant.used > IDLE_SECONDS:
                 del self.running[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -58,16 +58,21 @@ class LinkLost(Exception):
 
 
 class Transport(Protocol):
-    """A link to one client. One task receives; sends never overlap. `name` is its kind's, for operators.
+    """A link to one client. One task receives; sends never overlap.
 
     `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
     all or nothing.
     """
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """The kind of link, for people: "websocket"."""
 
     @property
     def partial_sends(self) -> bool: ...
+
+    def adopt(self, message_bytes: int) -> None:
+        """From now on a message of the client may have so many bytes."""
 
     async def receive(self) -> Inbound:
         """The next thing from the client; `Closed` is the last, also when TCP just ends."""

@@ -25,6 +25,10 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
     yield from server_faults(config.server)
     yield from nats_faults(config.nats)
     prefixes = attrs.asdict(config.subjects)
+    if config.audit.prefix in prefixes.values():
+        yield "audit.prefix", f"{config.audit.prefix!r} stands in section subjects; records need their own"
+    if config.audit.name in (config.stream.name, config.stream.deadletter_name):
+        yield "audit.name", "is the stream of the events or of dead letters; records need their own"
     for name in prefixes:
         if list(prefixes.values()).count(prefixes[name]) > 1:
             yield f"subjects.{name}", f"{prefixes[name]!r} stands for more than one kind of subject"
@@ -47,6 +51,7 @@ def server_faults(server: Server) -> Iterator[Fault]:
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
+    yield from private("server.admin_token_file", server.admin_token_file)
 
 
 def nats_faults(nats: Nats) -> Iterator[Fault]:

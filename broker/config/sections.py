@@ -39,6 +39,7 @@ class Server:
 
     listen: Listen = "127.0.0.1:8080"
     admin_listen: Listen = "127.0.0.1:8081"
+    admin_token_file: Path | None = None  # None: one is made in the data directory
     data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
     origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
     query_token: bool = False  # accept ?access_token=
@@ -152,6 +153,7 @@ class Limits:
     authentication_seconds: Seconds = 10.0
     head_seconds: Seconds = 5.0
     head_bytes: Bytes = 16384
+    body_seconds: Seconds = 10.0
     heartbeat_seconds: Seconds = 25.0
     heartbeat_timeout_seconds: Seconds = 10.0
     stall_seconds: Seconds = 120.0
@@ -182,6 +184,18 @@ class Drain:
 
 
 @attrs.frozen(kw_only=True)
+class Audit:
+    """The audit trail's stream, and the ends of connections that are remembered."""
+
+    enabled: bool = True
+    name: StreamName = "AUDIT"
+    prefix: SubjectToken = "audit"
+    max_age: Seconds = 30 * 86400.0
+    max_bytes: Bytes = 256 * 1024 * 1024
+    closes: Count = 1000  # kept in memory
+
+
+@attrs.frozen(kw_only=True)
 class Metrics:
     """What `/metrics` of the admin port shows."""
 
@@ -195,6 +209,8 @@ class Log:
 
     level: Level = "info"
     format: Format = "auto"
+    burst: Count = 20  # lines of one event and tenant (or peer) ...
+    period: Seconds = 60.0  # ... within this
 
 
 @attrs.frozen(kw_only=True)
@@ -220,6 +236,7 @@ class Config:
     limits: Limits = Limits()
     ring: Ring = Ring()
     drain: Drain = Drain()
+    audit: Audit = Audit()
     metrics: Metrics = Metrics()
     log: Log = Log()
     tracing: Tracing = Tracing()

@@ -18,6 +18,7 @@ from broker.subjects import BROKER
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Callable
 
     from broker.bus.base import Bus, Record
     from broker.subjects import Names
@@ -32,9 +33,14 @@ log = structlog.get_logger()
 
 @attrs.frozen(kw_only=True)
 class Letter:
-    """A record and why it is no event: `reason` is a word, `detail` a sentence."""
+    """A record and why it is no event: `reason` is a word, `detail` a sentence.
+
+    `tenant` and `channel` are what its subject says, which may be neither.
+    """
 
     record: Record
+    tenant: str
+    channel: str
     incarnation: str
     reason: str
     detail: str
@@ -46,6 +52,7 @@ class DeadLetters:
 
     bus: Bus
     names: Names
+    noticed: Callable[[Letter], None]  # hears of each, once
     counts: Counter[str] = attrs.Factory(lambda: zeros(LETTER_REASONS))
     waiting: deque[Letter] = attrs.Factory(deque)
     arrived: trio.Event = attrs.Factory(trio.Event)
@@ -63,9 +70,10 @@ class DeadLetters:
                 del self.known[next(iter(self.known))]
         self.counts[letter.reason] += 1
         log.warning(
-            "dead_letter", subject=subject, sequence=sequence, reason=letter.reason, detail=letter.detail,
-            bytes=len(body),
+            "dead_letter", tenant=letter.tenant, subject=subject, sequence=sequence, reason=letter.reason,
+            detail=letter.detail, bytes=len(body),
         )  # fmt: skip
+        self.noticed(letter)
         if not sequence:
             return
         if len(self.waiting) >= WAITING:

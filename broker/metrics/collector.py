@@ -91,8 +91,8 @@ def connections(taken: Statistics) -> Iterator[Metric]:
     )
     yield counters(
         "broker_connections_closed",
-        "Connections that ended, by who ended them (broker or client) and the close code; 1006 where there "
-        "was none, other for codes that a client made up.",
+        "Connections that ended, by who ended them (broker, operator or client) and the close code; 1006 "
+        "where there was none, other for codes that a client made up.",
         ("by", "code"),
         meters.closed,
     )
@@ -163,6 +163,9 @@ def losses(taken: Statistics) -> Iterator[Metric]:
     yield counters("broker_gaps", "Gaps that clients were told, by reason.", ("reason",), taken.meters.gaps)
     yield counters(
         "broker_dead_letters", "Messages that were no events, by reason.", ("reason",), taken.dead_letters
+    )
+    yield counter(
+        "broker_audit_dropped", "Records of the audit trail that could not be kept.", taken.audit_dropped
     )
     yield counter(
         "broker_live_losses",

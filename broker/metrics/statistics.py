@@ -55,6 +55,7 @@ class Statistics:
     ring_bytes: int
     reads_waiting: int
     dead_letters: Mapping[str, int]
+    audit_dropped: int
     bans: int
     canary_age: float | None  # seconds
     stream: StreamUsage | None  # None: not known just now

@@ -253,9 +253,12 @@ class Session:
         )
         return [Reply(reply, message_id), *self.recheck(principal)]
 
-    def adopt(self, limits: Limits, principal: Principal | None) -> list[Effect]:
-        """Goes on with other limits, and with what the token allows under another configuration."""
-        self.limits = limits
+    def adopt(self, limits: Limits, expiring_seconds: float, principal: Principal | None) -> list[Effect]:
+        """Goes on with other limits, and with what the token allows under another configuration.
+
+        What is due when may have changed, too.
+        """
+        self.limits, self.expiring_seconds = limits, expiring_seconds
         if self.requests is not None:
             self.requests.adopt(rate=limits.requests_per_second, burst=limits.requests_burst)
         if principal is None:

@@ -254,6 +254,12 @@ def test_prefixes_are_one_ordinary_token(prefix: str) -> None:
     assert faults({"subjects": {"events": prefix}})[0].startswith("subjects.events: ")
 
 
+def test_the_audit_trail_has_names_of_its_own() -> None:
+    """Under another kind's prefix, or in another stream, records would mix with events."""
+    assert faults({"audit": {"prefix": "live"}})[0].startswith("audit.prefix: ")
+    assert faults({"audit": {"name": "DEADLETTER"}})[0].startswith("audit.name: ")
+
+
 def test_prefixes_are_distinct() -> None:
     """Two kinds of subject under one prefix could not be told apart; both keys are named."""
     found = faults({"subjects": {"events": "e", "live": "e"}})

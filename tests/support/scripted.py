@@ -16,7 +16,18 @@ import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Mark, Page, PublishAck, Record, Sink, Stale, StreamState, Usage, Value
+from broker.bus.base import (
+    Mark,
+    Message,
+    Page,
+    PublishAck,
+    Record,
+    Sink,
+    Stale,
+    StreamState,
+    Usage,
+    Value,
+)
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from broker.actors.supervisor import Supervisor
+    from broker.bus.base import Archive
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -48,6 +60,7 @@ class ScriptedBus:
     sink: Sink | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     reads: int = 0
+    noted: list[Message] = attrs.Factory(list)  # of the audit trail
     cursors: ScriptedValues = attrs.field(init=False)
     control: ScriptedValues = attrs.field(init=False)
 
@@ -117,6 +130,10 @@ class ScriptedBus:
         await self.delay()
         return PublishAck(sequence=self.put(subject, body, headers), duplicate=False)
 
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.noted += messages
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -162,6 +179,9 @@ class ScriptedBus:
 
     async def sequence_at(self, time: datetime) -> int | None:
         return None
+
+    def archive(self, stream: str) -> Archive:
+        raise AssertionError("nobody looks into a scripted stream")
 
 
 @attrs.define(eq=False)
@@ -235,6 +255,8 @@ class ScriptedLink:
     from_client: trio.MemoryReceiveChannel[Inbound] = attrs.field(init=False)
 
     # --- the broker's side
+
+    def adopt(self, message_bytes: int) -> None: ...
 
     async def receive(self) -> Inbound:
         return await self.from_client.receive()
