@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import Counter
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import attrs
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
+from broker.metrics.meters import zeros
+
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterator
 
     from prometheus_client.core import Metric
 
+STATUSES = (101, 200, 400, 403, 404, 503)
 DISTRIBUTION = "nats-websocket-broker"
 
 
@@ -27,7 +30,7 @@ class Process:
     without TLS. `reloaded` says whether the last configuration that was read could be used.
     """
 
-    responses: Counter[int] = attrs.Factory(Counter)
+    responses: Counter[int] = attrs.Factory(lambda: zeros(STATUSES))
     certificate_expires: float | None = None
     reloaded: bool = True
     reloaded_at: float = attrs.Factory(time.time)
