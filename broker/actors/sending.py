@@ -19,12 +19,11 @@ from broker.metrics.meters import STREAM
 from broker.wire.messages import Gap, Pong, SubscriptionLive, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Backlog, CatchUp, Group, Outlet
     from broker.actors.tenant import Tenant
-    from broker.actors.transport import Transport
     from broker.metrics.meters import Meters
     from broker.routing import Topic
 
@@ -35,9 +34,9 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Sending:
-    """Sends what waits in an outlet. `progressed` is called whenever the link has taken something."""
+    """Sends what waits in an outlet; `progressed` is called whenever the link has taken something."""
 
-    transport: Transport
+    send_some: Callable[[memoryview], Awaitable[int]]
     outlet: Outlet
     tenant: Callable[[], Tenant | None]
     catch_ups_at_once: int
@@ -50,7 +49,7 @@ class Sending:
         while True:
             backlog = outlet.backlog
             if backlog and backlog.left:
-                sent = await self.transport.send_some(backlog.left)
+                sent = await self.send_some(backlog.left)
                 backlog.left = backlog.left[sent:]
                 self.progressed()
             elif backlog and backlog.replies:

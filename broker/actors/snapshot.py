@@ -15,6 +15,7 @@ from broker.metrics.tenants import NONE, OTHER, fold, largest
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from broker.actors.budgets import Budgets
     from broker.actors.connection import Connection
     from broker.actors.supervisor import Supervisor
 
@@ -47,6 +48,7 @@ def take(supervisor: Supervisor) -> Statistics:
         ring_events=sum(each.ring_events for each in taken.values()),
         ring_bytes=sum(each.ring_bytes for each in taken.values()),
         reads_waiting=tenants.gate.waits(),
+        limits=limits_hit(services.budgets),
         dead_letters=dict(supervisor.letters.counts),
         audit_dropped=services.audit.dropped,
         bans=len(services.control.bans),
@@ -55,6 +57,16 @@ def take(supervisor: Supervisor) -> Statistics:
         shares=shares(observer.shares, most),
         tasks=Tasks(living=loop.tasks_living, runnable=loop.tasks_runnable),
     )
+
+
+def limits_hit(budgets: Budgets) -> Mapping[tuple[str, str], int]:
+    """By scope and resource; those that are configured and have not been in the way yet are there with 0."""
+    configured = {
+        (scope, resource): 0
+        for scope, bounds in budgets.bounds.items()
+        for resource in (*bounds.held, *bounds.rates)
+    }
+    return configured | budgets.hits
 
 
 def by_tenant(connections: Collection[Connection], named: Collection[str]) -> Mapping[tuple[str, str], int]:

@@ -96,6 +96,12 @@ def connections(taken: Statistics) -> Iterator[Metric]:
         ("by", "code"),
         meters.closed,
     )
+    yield counters(
+        "broker_limits_hit",
+        "Times that a limit refused or held up something, by whose it was and of what.",
+        ("scope", "resource"),
+        taken.limits,
+    )
     yield counters("broker_errors", "Errors that clients were told, by code.", ("code",), meters.errors)
 
 

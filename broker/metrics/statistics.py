@@ -54,6 +54,7 @@ class Statistics:
     ring_events: int
     ring_bytes: int
     reads_waiting: int
+    limits: Mapping[tuple[str, str], int]  # by scope and resource
     dead_letters: Mapping[str, int]
     audit_dropped: int
     bans: int

@@ -80,7 +80,7 @@ async def test_deliveries(broker: Broker, publisher: RawNats) -> None:
     assert found.total("broker_tick_events_sum") == 9  # 8 of acme, 1 of globex
     assert 0 < found.total("broker_fan_out_duration_seconds_count") <= ticks
     samples = found.total("broker_publish_to_write_seconds_count")
-    assert 0 < samples <= 7  # none of the live one, none of what nobody heard
+    assert 0 < samples <= 8  # at most one for each that was stored
     assert found.total("broker_publish_to_write_seconds_sum") < 60 * samples
 
 
@@ -153,6 +153,24 @@ async def test_gaps_and_errors(broker: Broker) -> None:
     assert found.total("broker_errors_total", code="forbidden") == 1
     assert found.total("broker_errors_total", code="too_large") == 1
     assert found.total("broker_errors_total") == 2
+
+
+async def test_limits_hit(tmp_path: Path, nats: NatsServer) -> None:
+    """By whose limit it was and of what; those that can be in the way are there before they are."""
+    limits = {"connections": 2, "connections_per_user": 1}
+    settings = configure(tmp_path / "b", nats.url, limits=limits)
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client():
+        found = await scrape(broker.running.admin)
+        assert found.total("broker_limits_hit_total", scope="process", resource="connections") == 0
+        async with broker.stranger() as second:
+            await second.send("authenticate", {"token": broker.token()})
+            assert (await ask(broker.running.ws, "/ws")).status == 503
+            assert await second.closed() == 4010
+        found = await scrape(broker.running.admin)
+        assert found.total("broker_limits_hit_total", scope="user", resource="connections") == 1
+        assert found.total("broker_limits_hit_total", scope="process", resource="connections") == 1
+        assert found.total("broker_limits_hit_total") == 2
+        assert found.total("broker_http_responses_total", code="503") == 1
 
 
 async def test_nats_goes_and_comes(broker: Broker, nats: NatsServer) -> None:

@@ -369,3 +369,6 @@ class ScriptedVerifier:
             publish=(">", "live.>"),
             deny=self.deny,
         )
+
+    def again(self, principal: Principal) -> Principal:
+        return principal
