@@ -242,7 +242,7 @@ class Tenant:
         """One write for each connection that gets something of the tick."""
         clock = trio.current_time
         until = clock() + TURN_SECONDS
-        sends = 0
+        sends = deliveries = total = 0
         groups = self.fanout.groups(tick)
         for mask, outlets in groups.items():
             data = tick.join(mask)
@@ -267,7 +267,9 @@ class Tenant:
                     await trio.lowlevel.checkpoint()
                     until = clock() + TURN_SECONDS
             reached = len(outlets) - passed
-            self.traffic.add(mask.bit_count() * reached, size * reached)
+            deliveries += mask.bit_count() * reached
+            total += size * reached
+        self.traffic.add(deliveries, total)
         self.measure(tick, written=bool(groups))
 
     def measure(self, tick: Tick, *, written: bool) -> None:
