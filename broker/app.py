@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
+CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
 
 log = structlog.get_logger()
@@ -156,13 +157,14 @@ async def serve(
                 parts = [public_port.run, admin_port.run]
                 await connections.start(ports.run, parts, [public, admin], connections)
                 tune_collector()
-                if await settled(supervisor, stop):
+                if await settled(supervisor, stop, notifier):
                     with state_file(data_dir / STATE_FILE, running), watched_collector(pauses):
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
                         await stop.wanted.wait()
-                notifier.notify("STOPPING=1")
+                grace = supervisor.config.drain.grace_seconds
+                notifier.stopping(grace + CLOSING_SECONDS, len(supervisor.connections))
                 supervisor.draining = True
                 ports.scope.cancel()
                 await drain(supervisor, stop.code)
@@ -192,11 +194,16 @@ class Ports:
                 task_status.started()
 
 
-async def settled(supervisor: Supervisor, stop: Stop) -> bool:
+async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier) -> bool:
     """Waits until an event can travel through; False when the broker is to stop before that."""
+    told = None
     while not stop.wanted.is_set():
-        if supervisor.not_ready() is None:
+        reason = supervisor.not_ready()
+        if reason is None:
             return True
+        if reason != told:
+            notifier.notify(f"STATUS=waiting: {reason}")
+            told = reason
         with trio.move_on_after(READY_POLL_SECONDS):
             await stop.wanted.wait()
     return False
