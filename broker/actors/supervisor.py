@@ -191,6 +191,7 @@ class Supervisor:
 
     def interrupted(self) -> None:
         self.connected = self.services.live_subjects.connected = False
+        self.canary.fault = "the connection was lost"
         log.warning("source_interrupted")
         for connection in self.connections:
             connection.tell(Source(state="interrupted"))
@@ -271,7 +272,7 @@ class Supervisor:
         if self.draining:
             return "the broker is about to stop"
         if not self.connected:
-            return "NATS is out of reach"
+            return f"NATS is out of reach: {self.canary.fault}"
         return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from broker.bus import api, headers, streams
-from broker.bus.bridge import away
+from broker.bus.bridge import INBOX, away
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,7 +237,7 @@ class Ingest:
 
     async def create(self, link: Link, start: int) -> None:
         self.consumer = f"broker_{secrets.token_hex(8)}"
-        self.inbox = f"_INBOX.{secrets.token_hex(8)}".encode()
+        self.inbox = f"{INBOX}.{secrets.token_hex(8)}".encode()
         self.delivered, self.overflowed, self.stale = 0, False, False
         self.subscription = await link.subscribe(self.inbox.decode(), self.arrived)
         await self.jetstream.call(
