@@ -32,8 +32,8 @@ from broker.errors import CloseCode
 from broker.reloading import Reloader
 from broker.subjects import Names
 from broker.web.admin import AdminPort
-from broker.web.links import ssl_context
-from broker.web.listeners import open_listeners
+from broker.web.links import server_context
+from broker.web.listeners import open_ports
 from broker.web.server import PublicPort
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ async def serve(
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
-    context = None
-    if config.server.tls_certificate:
-        context = ssl_context(config.server.tls_certificate, config.server.tls_key)
+    context = server_context(config.server)
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
@@ -110,13 +108,7 @@ async def serve(
         )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
-            server = config.server
-            public = passed.get("public") or await open_listeners(
-                server.listen, server.backlog, reuse_port=server.reuse_port
-            )
-            admin = passed.get("admin") or await open_listeners(
-                server.admin_listen, server.backlog, key="server.admin_listen"
-            )
+            public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
             registry.register(metrics.Collector(supervisor.statistics))
             pauses = metrics.Pauses()

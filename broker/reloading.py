@@ -18,7 +18,7 @@ from broker import log as logging
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
-from broker.web.links import ssl_context
+from broker.web.links import server_context
 
 if TYPE_CHECKING:
     import ssl
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("broker.reload")
 
 SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
-SERVER = ("origins", "query_token", "tls_certificate", "tls_key")  # of the section `server`
+SERVER = (  # of the section `server`
+    "origins", "query_token", "tls_certificate", "tls_key", "tls_client_ca", "tls_client_required",
+)  # fmt: skip
 
 
 def merge(running: Config, wanted: Config) -> Config:
@@ -101,4 +103,4 @@ class Reloader:
         server = config.server
         if (self.public.ssl_context is None) != (server.tls_certificate is None):
             raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])
-        return ssl_context(server.tls_certificate, server.tls_key) if server.tls_certificate else None
+        return server_context(server)

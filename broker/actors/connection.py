@@ -79,9 +79,9 @@ log = structlog.get_logger()
 class Connection:
     """One client. A crash in here ends this connection alone.
 
-    `peer`, `token` and `asked`, the tenant that it asked for, are from the request that opened it. What a
-    silent client costs is decided here and along the way to its socket: no more frames and no more values
-    than it takes stay while its task waits.
+    `peer`, `token`, `asked` (the tenant that it asked for) and `certificate` (the verified name in one that
+    it has shown) are from the request that opened it. What a silent client costs is decided here and along
+    the way to its socket: no more frames and no more values than it takes stay while its task waits.
     """
 
     id: str
@@ -90,6 +90,7 @@ class Connection:
     peer: str
     token: str | None  # until it has been looked at
     asked: str | None
+    certificate: str | None = None
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -157,6 +158,7 @@ class Connection:
         return {
             "connection": self.id,
             "peer": self.peer,
+            **({"certificate": self.certificate} if self.certificate else {}),
             "tenant": principal.tenant if principal else None,
             "user": principal.user if principal else None,
         }

@@ -84,7 +84,7 @@ class PublicPort:
                     await link.send_all(opening.response)
                 finally:
                     self.opening -= 1
-                return opening.hello, trailing
+                return attrs.evolve(opening.hello, certificate=link.certificate), trailing
             response = health(request, self.health)
         except Refused as refused:
             response = refused.response
