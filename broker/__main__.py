@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from broker.cli import bans  # noqa: F401  it has commands of `admin`
+from broker.cli.admin import admin
 from broker.cli.bench import bench
 from broker.cli.check_config import check_config
 from broker.cli.dev import dev
+from broker.cli.diagnosis import explain, trace
 from broker.cli.publish import publish
 from broker.cli.serve import serve
 from broker.cli.tail import tail
@@ -43,7 +46,7 @@ def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 
 @click.group(
     cls=Commands,
-    commands=[dev, serve, check_config, token, publish, tail, bench],
+    commands=[dev, serve, check_config, token, publish, tail, bench, admin, explain, trace],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="nats-websocket-broker")

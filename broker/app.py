@@ -22,18 +22,25 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import metrics, systemd
+from broker.actors.bans import Bans
+from broker.actors.diagnosis import Diagnosis
+from broker.actors.operations import Operations
+from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
+from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
-from broker.reloading import Reloader
+from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
+from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
 from broker.web.links import server_context
 from broker.web.listeners import open_ports
+from broker.web.router import Router
 from broker.web.server import PublicPort
 
 if TYPE_CHECKING:
@@ -42,6 +49,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.config import Config, Nats
+    from broker.config import Tracing as TracingSettings
+    from broker.features.audit import Audit
+    from broker.tracing import Tracing
+    from broker.web.router import Action
 
 # The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
@@ -49,6 +60,7 @@ GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
 CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
+SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
 
 log = structlog.get_logger()
 
@@ -93,18 +105,28 @@ async def serve(
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
     await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    token = admin_token.load(config.server.admin_token_file, data_dir)
     stop = stop or Stop()
+    tracing = open_tracing(config.tracing)
 
     async with bridge.open_loop(), trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
+        hangups = Hangups()
+        if read:
+            await engine.start(hangups.run)
         engine.start_soon(keys.run)
         nats = config.nats
         if not nats.urls:
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
-        bus = NatsBus(nats=nats, stream=config.stream, names=names)
+        bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
         supervisor = Supervisor(
-            config=config, bus=bus, names=names, verifier=verifier, alive=notifier.feed_watchdog
+            config=config,
+            bus=bus,
+            names=names,
+            verifier=verifier,
+            alive=notifier.feed_watchdog,
+            tracing=tracing,
         )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
@@ -123,20 +145,21 @@ async def serve(
                 ssl_context=context,
             )
             admin_port = AdminPort(
-                config.server, config.limits, registry=registry, health=supervisor.not_ready
+                config.server,
+                config.limits,
+                registry=registry,
+                health=supervisor.not_ready,
+                router=Router(
+                    api.routes(
+                        Operations(supervisor),
+                        Storage(supervisor),
+                        Bans(supervisor),
+                        *diagnosis.routes(Diagnosis(supervisor)),
+                    ),
+                    acted=partial(note_action, supervisor.services.audit),
+                ),
+                token=token,
             )
-            if read:
-                reloader = Reloader(
-                    config=config,
-                    read=read,
-                    keys=keys,
-                    supervisor=supervisor,
-                    public=public_port,
-                    admin=admin_port,
-                    notifier=notifier,
-                    nursery=engine,
-                )
-                await tenants.start(reloader.run)
             running = Running(
                 pid=os.getpid(),
                 http=url("https" if context else "http", public),
@@ -154,10 +177,24 @@ async def serve(
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
                         on_ready(running)
+                        if read:
+                            reloader = Reloader(
+                                config=config,
+                                read=read,
+                                keys=keys,
+                                supervisor=supervisor,
+                                public=public_port,
+                                admin=admin_port,
+                                data_dir=data_dir,
+                                notifier=notifier,
+                                hangups=hangups,
+                                nursery=engine,
+                            )
+                            tenants.start_soon(reloader.run)
                         await stop.wanted.wait()
+                supervisor.draining = True
                 grace = supervisor.config.drain.grace_seconds
                 notifier.stopping(grace + CLOSING_SECONDS, len(supervisor.connections))
-                supervisor.draining = True
                 ports.scope.cancel()
                 await drain(supervisor, stop.code)
                 connections.cancel_scope.cancel()
@@ -184,6 +221,19 @@ class Ports:
                 for part, listeners in zip(parts, sockets, strict=True):
                     await nursery.start(partial(part, listeners, nursery=connections))
                 task_status.started()
+
+
+def note_action(audit: Audit, action: Action) -> None:
+    """Whoever has the admin token is known by the address alone."""
+    tenant = action.on.get("tenant")
+    audit.note(
+        "admin",
+        tenant=tenant if isinstance(tenant, str) else None,
+        peer=action.peer,
+        action=action.what,
+        on=action.on,
+        status=action.status,
+    )
 
 
 async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier) -> bool:
@@ -222,8 +272,28 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
+        await supervisor.services.audit.flush()
+        if supervisor.tracing:
+            await send_spans(supervisor.tracing)
     if grace.cancelled_caught:
         log.warning("drain_cut_short", connections=len(supervisor.connections))
+
+
+def open_tracing(settings: TracingSettings) -> Tracing | None:
+    """What makes spans, when that is enabled: then alone OpenTelemetry is imported."""
+    if not settings.enabled:
+        return None
+    from broker.tracing import Tracing, make_exporter
+
+    return Tracing(settings, make_exporter(settings))
+
+
+async def send_spans(tracing: Tracing) -> None:
+    """Sends the last spans, unless their collector is out of reach."""
+    with trio.move_on_after(SPANS_SECONDS) as sending:
+        await trio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
+    if sending.cancelled_caught:
+        log.warning("spans_lost", endpoint=tracing.settings.endpoint)
 
 
 async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:

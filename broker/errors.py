@@ -13,6 +13,7 @@
      ├─ NotSubscribed
      ├─ Conflict
      ├─ LimitReached             code says which limit
+     ├─ NotFound                 the admin API was asked for what is not there
      ├─ TooLarge
      ├─ TokenError               code says: token_invalid, token_expired, token_revoked
      ├─ Unavailable              retry later
@@ -128,6 +129,10 @@ class TooManyConnections(BrokerError):
 class RateLimited(BrokerError):
     code = "rate_limited"
     retryable = True
+
+
+class NotFound(BrokerError):
+    code = "not_found"
 
 
 class TooLarge(BrokerError):

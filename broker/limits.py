@@ -55,6 +55,10 @@ class Window:
             self.times.popleft()
         return len(self.times) >= self.limit
 
+    def count(self, now: float) -> int:
+        """How many there have been."""
+        return sum(time > now - self.seconds for time in self.times)
+
 
 class Quota:
     """At most `limit` at a time of each key."""

@@ -1,19 +1,31 @@
-"""Logging: one line an event on standard error, for people or for machines, without secrets."""
+"""Logging: one line an event on standard error, for people or for machines, without secrets.
+
+Names of events are in snake_case, one for each thing that can happen. What concerns a connection has the
+keys `connection`, `tenant`, `user` and `peer`; `error` is a sentence about what went wrong.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, cast
 
+import attrs
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-    from broker.config import Log
+    from broker.config import Level, Log
 
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
+# A JWT or the beginning of one, wherever it stands, and the credentials in an address.
+HIDDEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|(?<=://)[^/\s@]+(?=@)")
+KEPT_SOURCES = 1024  # of lines, whose rate is known
 
 
 def configure(log: Log) -> None:
@@ -29,6 +41,7 @@ def configure(log: Log) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         withhold_secrets,
     ]
+    limit = RateLimit(log.burst, log.period, time.monotonic)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers(console)],
@@ -37,24 +50,98 @@ def configure(log: Log) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers = [handler]
-    level = getattr(logging, log.level.upper())
-    root.setLevel(level)
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[limit, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+    set_level(log.level)
+
+
+def set_level(level: Level) -> None:
+    """Logs from this level up, from now on."""
+    number = getattr(logging, level.upper())
+    logging.getLogger().setLevel(number)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
+
+
+def level() -> Level:
+    """The level that is in force."""
+    return cast("Level", logging.getLevelName(logging.getLogger().level).lower())
 
 
 def renderers(console: bool) -> list[Processor]:
+    told: list[Processor] = [structlog.processors.format_exc_info, hide]
     if console:
         # Rich's tracebacks would show the local variables of each frame, and with them tokens.
         plain = structlog.dev.plain_traceback
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return [
+            *told,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain),
+        ]
+    return [*told, structlog.processors.JSONRenderer()]
 
 
 def withhold_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Leaves out every key that could hold a token or a body, whatever it holds."""
     return {key: value for key, value in event.items() if key.lower() not in SECRETS}
+
+
+def hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Blots out tokens and credentials within texts: an exception's words are not ours."""
+    return {
+        key: HIDDEN.sub("[withheld]", value) if isinstance(value, str) else value
+        for key, value in event.items()
+    }
+
+
+@attrs.define(eq=False)
+class RateLimit:
+    """Lets at most `burst` lines of an event and a source through within `period` seconds.
+
+    A source is a tenant, else a peer's address: one that misbehaves does not hide what others do. The
+    first line that is let through again says in `suppressed` how many were not. Lines of the level debug are
+    not counted: who asks for them wants all.
+    """
+
+    burst: int
+    period: float
+    clock: Callable[[], float]
+    windows: dict[Hashable, Window] = attrs.Factory(dict)  # in order of their beginning
+
+    def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        """Raises `structlog.DropEvent` for what is too much."""
+        if method == "debug":
+            return event
+        now = self.clock()
+        key = event.get("event"), source(event)
+        window = self.windows.get(key)
+        if window is None or now >= window.began + self.period:
+            self.windows.pop(key, None)
+            if len(self.windows) >= KEPT_SOURCES:
+                del self.windows[next(iter(self.windows))]
+            suppressed = window.suppressed if window else 0
+            self.windows[key] = Window(began=now)
+            return {**event, "suppressed": suppressed} if suppressed else event
+        window.lines += 1
+        if window.lines <= self.burst:
+            return event
+        window.suppressed += 1
+        raise structlog.DropEvent
+
+
+@attrs.define(eq=False, kw_only=True)
+class Window:
+    """What has been said of one event and source since `began`."""
+
+    began: float
+    lines: int = 1
+    suppressed: int = 0
+
+
+def source(event: EventDict) -> str | None:
+    """Whom a line is about, as far as the limit goes; a peer's port changes with each connection."""
+    if tenant := event.get("tenant"):
+        return str(tenant)
+    peer = event.get("peer")
+    return f"peer {str(peer).rpartition(':')[0]}" if peer else None

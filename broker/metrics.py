@@ -31,6 +31,7 @@ class Statistics:
     live_events: int
     live_losses: int
     tenant_restarts: int
+    audit_dropped: int
     dead_letters: Mapping[str, int]
     closes: Mapping[str, int]
     ready: bool
@@ -49,6 +50,7 @@ COUNTERS = {
     "live_events": "Messages received on live subjects.",
     "live_losses": "Times that live messages were dropped before they reached the broker.",
     "tenant_restarts": "Crashes of a tenant's actor.",
+    "audit_dropped": "Records of the audit trail that could not be kept.",
 }
 
 

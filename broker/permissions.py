@@ -9,6 +9,33 @@ from broker.errors import Forbidden
 
 
 @attrs.frozen(kw_only=True)
+class Verdict:
+    """What decides about a channel or pattern, and so why.
+
+    `within` is the first of the `allowing` patterns that holds all of it, `denied` the first denied pattern
+    that does; `left_out` are the denied ones that reach into it.
+    """
+
+    allowing: tuple[str, ...]
+    within: str | None
+    denied: str | None
+    left_out: tuple[str, ...]
+
+    @property
+    def allowed(self) -> bool:
+        return self.within is not None and self.denied is None
+
+
+def weigh(pattern: str, allowing: tuple[str, ...], denying: tuple[str, ...]) -> Verdict:
+    return Verdict(
+        allowing=allowing,
+        within=next((outer for outer in allowing if subjects.covers(outer, pattern)), None),
+        denied=next((outer for outer in denying if subjects.covers(outer, pattern)), None),
+        left_out=tuple(outer for outer in denying if subjects.overlaps(outer, pattern)),
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Principal:
     """A verified token: one user of one tenant, until `expires_at` (Unix seconds).
 
@@ -37,22 +64,30 @@ class Principal:
         Raises `Forbidden` when `pattern` does not lie within one allowed pattern, or wholly within
         a denied one.
         """
-        allowed = (*self.subscribe, *self.own)
-        if not any(subjects.covers(outer, pattern) for outer in allowed):
+        verdict = self.subscribing(pattern)
+        if verdict.within is None:
             raise Forbidden(f"{pattern}: not within a pattern that the token allows to subscribe")
-        if any(subjects.covers(outer, pattern) for outer in self.deny):
+        if verdict.denied is not None:
             raise Forbidden(f"{pattern}: denied by the token")
-        return tuple(outer for outer in self.deny if subjects.overlaps(outer, pattern))
+        return verdict.left_out
 
     def check_publish(self, channel: str) -> None:
         """Raises `Forbidden` unless `channel` may be published into."""
         if self.monitoring:
             raise Forbidden("a monitoring token may only subscribe")
-        allowed = (*self.publish, *self.own)
-        if not any(subjects.covers(outer, channel) for outer in allowed):
+        verdict = self.publishing(channel)
+        if verdict.within is None:
             raise Forbidden(f"{channel}: not within a pattern that the token allows to publish")
-        if any(subjects.covers(outer, channel) for outer in self.deny):
+        if verdict.denied is not None:
             raise Forbidden(f"{channel}: denied by the token")
+
+    def subscribing(self, pattern: str) -> Verdict:
+        """What decides about a subscription to `pattern`."""
+        return weigh(pattern, (*self.subscribe, *self.own), self.deny)
+
+    def publishing(self, channel: str) -> Verdict:
+        """What decides about publishing into `channel`."""
+        return weigh(channel, () if self.monitoring else (*self.publish, *self.own), self.deny)
 
     @property
     def private(self) -> str:

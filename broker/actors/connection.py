@@ -6,11 +6,11 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import structlog
@@ -33,7 +33,7 @@ from broker.errors import (
     Unauthenticated,
     Unavailable,
 )
-from broker.wire import codec, messages
+from broker.wire import codec, messages, traces
 from broker.wire.positions import Position
 from broker.wire.session import (
     Acknowledge,
@@ -46,6 +46,7 @@ from broker.wire.session import (
     Send,
     Session,
     Verify,
+    rfc3339,
     to_message,
 )
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
     from types import TracebackType
 
+    from broker.actors.outlet import Who
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Inbound, Transport
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from broker.wire.session import Effect
 
 PROTOCOL = "broker.v1"
+REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
 STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
 REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
@@ -99,9 +102,12 @@ class Connection:
     sender: trio.CancelScope | None = None  # of the sending task, while there is one
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
+    close_reason: str = ""
     ended_by: str = "client"
     cursors: Mapping[str, Cursor] = MappingProxyType({})  # by durable name; replaced, never changed
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
+    received: int = 0  # messages of the client
+    last: str | None = None  # the live position at its end
     busy: bool = False  # a message of the client is being dealt with
     dismissed: CloseCode | None = None  # to be ended with this code after that
     lost: bool = False  # nothing can be sent any more
@@ -153,12 +159,29 @@ class Connection:
         log.error("connection_crashed", exc_info=error, **self.who())
         self.end(CloseCode.INTERNAL_ERROR, "internal error")
 
-    def who(self) -> dict[str, str | None]:
+    def note_token(self, principal: Principal, *, renewed: bool) -> None:
+        who = self.who()
+        self.services.audit.note(
+            "renewed" if renewed else "authenticated",
+            transport=self.transport.name,
+            token_id=principal.token_id,
+            expires=rfc3339(principal.expires_at),
+            monitoring=principal.monitoring or None,
+            certificate=self.certificate,
+            **who,
+        )
+        log.debug("connection_authenticated", renewed=renewed, certificate=self.certificate, **who)
+
+    def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
+        """Notes what the client may not do, and a token that is not believed; no other error."""
+        if code in REFUSALS:
+            self.services.audit.note_refusal(code=code, message=message, channel=channel, **self.who())
+
+    def who(self) -> Who:
         principal = self.session.principal
         return {
             "connection": self.id,
             "peer": self.peer,
-            **({"certificate": self.certificate} if self.certificate else {}),
             "tenant": principal.tenant if principal else None,
             "user": principal.user if principal else None,
         }
@@ -178,6 +201,7 @@ class Connection:
         match inbound:
             case Text(data=data):
                 self.busy = True
+                self.received += 1
                 for effect in self.session.receive(data, trio.current_time()):
                     await self.carry_out(effect)
                 self.busy = False
@@ -202,7 +226,7 @@ class Connection:
         return messages.Established(
             connection_id=self.id,
             protocol=PROTOCOL,
-            features=[],
+            features=[traces.PARENT],
             heartbeat_seconds=self.limits.heartbeat_seconds,
             limits={name: getattr(self.limits, name) for name in SHOWN_LIMITS},
         )
@@ -211,6 +235,8 @@ class Connection:
         match effect:
             case Reply(message, message_id):
                 self.tell(message, message_id)
+                if isinstance(message, messages.Error):
+                    self.note_refusal(code=message.code, message=message.message)
             case Close(code, reason):
                 self.end(code, reason)
             case Answer(message_id):
@@ -262,7 +288,7 @@ class Connection:
         services.wheel.schedule(self, self.on_timer(now))
         with suppress(Unavailable):  # before NATS was reached: then with the first subscription
             self.attach()
-        log.debug("connection_authenticated", **self.who())
+        self.note_token(principal, renewed=held is not None)
 
     async def adopt(self, verifier: Verifier | None) -> None:
         """Goes on under another configuration.
@@ -282,8 +308,12 @@ class Connection:
             except TokenInvalid as error:
                 self.end(CloseCode.SERVICE_RESTART, error.message)
                 return
-            for effect in session.adopt(self.limits, principal):
+            self.transport.adopt(self.limits.message_bytes)
+            expiring = self.services.config.auth.expiring_seconds
+            for effect in session.adopt(self.limits, expiring, principal):
                 await self.carry_out(effect)
+            if not self.closing:
+                self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     def keep_out(self) -> None:
         """Ends when its token has been revoked, or its tenant suspended."""
@@ -321,6 +351,8 @@ class Connection:
             self.cursors = {**self.cursors, wish.durable: joined.cursor}
         for message in joined.messages:
             self.tell(message, wish.message_id)
+        for refused in wish.refused:
+            self.note_refusal(code=refused.code, message=refused.message, channel=refused.channel)
         self.session.subscribed(wish)
         self.fell_behind()
 
@@ -344,11 +376,26 @@ class Connection:
         principal, services = self.attach(), self.services
         headers = {PUBLISHER: principal.room, "Broker-Connection": self.id}
         subject = services.names.subject(principal.tenant, wish.channel)
+        if wish.traceparent is not None:
+            headers[traces.PARENT] = wish.traceparent
+        tracing = services.tracing
+        with (
+            tracing.publishing(headers, tenant=principal.tenant, channel=wish.channel)
+            if tracing is not None
+            else nullcontext()
+        ):
+            reply = await self.hand_in(wish, principal, subject, headers)
+        self.tell(reply, wish.message_id)
+
+    async def hand_in(
+        self, wish: Send, principal: Principal, subject: str, headers: Mapping[str, str]
+    ) -> messages.Published:
+        """Gives NATS what the client publishes; what the client is told of it."""
+        services = self.services
         given = UNSET if wish.id is None else wish.id
         if subjects.is_live(wish.channel):
             await services.bus.publish_live(subject, wish.body, headers=headers)
-            self.tell(messages.Published(id=given), wish.message_id)
-            return
+            return messages.Published(id=given)
         message_id = None
         if wish.id is not None:
             # The stream compares ids over all tenants, users and channels. No part holds a blank, and
@@ -357,10 +404,7 @@ class Connection:
             message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
         ack = await services.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
         position = Position(services.intake.incarnation, ack.sequence)
-        self.tell(
-            messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET),
-            wish.message_id,
-        )
+        return messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET)
 
     def position(self) -> str | None:
         """The live position, once there is one."""
@@ -470,10 +514,10 @@ class Connection:
         else:
             self.end(code, STOPPING)
 
-    def end(self, code: CloseCode, reason: str) -> None:
+    def end(self, code: CloseCode, reason: str, *, by: str = "broker") -> None:
         """Ends the connection from our side: what is unsent may still go out, then the Close frame."""
         if not self.closing:
-            self.close_code, self.ended_by = code, "broker"
+            self.close_code, self.close_reason, self.ended_by = code, reason, by
             self.retire()
             self.outlet.push(self.transport.close(code, reason))
             self.scope.cancel()
@@ -481,7 +525,7 @@ class Connection:
     def leave(self, closed: Closed) -> None:
         """The client has ended it, or the link has."""
         if not self.closing:
-            self.close_code = closed.code
+            self.close_code, self.close_reason = closed.code, closed.reason
             self.retire()
             if closed.answer:
                 self.outlet.push(closed.answer)
@@ -493,6 +537,7 @@ class Connection:
         if self.closing:
             return
         self.closing = True
+        self.last = self.position()
         self.services.wheel.cancel(self)
         if self.outlet.fanout:
             self.outlet.fanout.detach(self.outlet)
@@ -500,7 +545,14 @@ class Connection:
         self.drop_cursors(list(self.cursors))
         if self.claimed:
             self.services.users.release(self.claimed)
-        log.debug("connection_ended", code=int(self.close_code), **self.who())
+
+
+class Guarded(Protocol):
+    """What a boundary tells of what went wrong."""
+
+    def link_lost(self) -> None: ...
+
+    def crashed(self, error: Exception) -> None: ...
 
 
 class Boundary:
@@ -511,7 +563,7 @@ class Boundary:
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Guarded) -> None:
         self.connection = connection
 
     def __enter__(self) -> None:

@@ -13,10 +13,10 @@ import attrs
 
 from broker.ring import Ring, Tick
 from broker.routing import Router, Topic
-from broker.wire import events, frames, positions
+from broker.wire import events, frames, positions, traces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from broker import config
     from broker.actors.outlet import Outlet
@@ -45,7 +45,8 @@ class Route:
 class Fanout:
     """The topics, the ring and the outlets of a tenant, in one incarnation of the stream.
 
-    `count` numbers events, live ones included, and `head` is the position after the newest tick.
+    `count` numbers events, live ones included, and `head` is the position after the newest tick. `traced`:
+    clients get the trace of an event with it.
     """
 
     def __init__(
@@ -57,10 +58,12 @@ class Fanout:
         clock: Callable[[], float],
         feed: Feed,
         count: int = 0,
+        traced: bool = False,
     ) -> None:
         self.incarnation = incarnation
         self.head = head
         self.count = count
+        self.traced = traced
         self.clock = clock
         self.feed = feed
         self.ring = Ring(bounds, floor=count, floor_head=head)
@@ -110,7 +113,7 @@ class Fanout:
 
     # --- ticks -------------------------------------------------------------------------------------
 
-    def encode(self, records: Iterable[tuple[str, Record]], *, first: int, base: int) -> Tick:
+    def encode(self, records: Sequence[tuple[str, Record]], *, first: int, base: int) -> Tick:
         """Records, each with its channel, as a tick that begins at the counter `first`, after `base`."""
         masks: dict[Topic, int] = {}
         encoded: list[bytes] = []
@@ -132,6 +135,10 @@ class Fanout:
             head = sequence or head
             sequences.append(head)
             channels.append(channel)
+        if self.traced:
+            for index, (_, record) in enumerate(records):
+                if parent := traces.parent_of(record[3]):
+                    encoded[index] = frames.trace(encoded[index], parent)
         return Tick(
             first=first,
             sequences=sequences,
@@ -145,7 +152,7 @@ class Fanout:
             time=self.clock(),
         )
 
-    def add(self, records: Iterable[tuple[str, Record]]) -> Tick:
+    def add(self, records: Sequence[tuple[str, Record]]) -> Tick:
         """The next tick, in the ring before it is sent, so that who falls behind finds it there."""
         tick = self.encode(records, first=self.count + 1, base=self.head)
         self.unfinished = tick
@@ -168,6 +175,11 @@ class Fanout:
         for outlet in touched:
             grouped.setdefault(outlet.mask, []).append(outlet)
         return grouped
+
+    def audience(self, tick: Tick, index: int) -> int:
+        """How many connections an event of a tick is for."""
+        topics = [topic for topic, mask in tick.masks.items() if mask >> index & 1]
+        return len({outlet for topic in topics for outlet in topic.members})
 
     def finish(self) -> None:
         self.unfinished = self.running = None

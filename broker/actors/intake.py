@@ -79,7 +79,16 @@ class Intake:
             reason, detail = fault.reason, fault.detail
         else:
             return True
-        self.letters.put(Letter(record=record, incarnation=self.incarnation, reason=reason, detail=detail))
+        self.letters.put(
+            Letter(
+                record=record,
+                tenant=address.tenant,
+                channel=address.channel,
+                incarnation=self.incarnation,
+                reason=reason,
+                detail=detail,
+            )
+        )
         return False
 
     def remember(self, now: float, tenant: str, checked: Checked) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from msgspec import UNSET
 
@@ -34,8 +34,25 @@ if TYPE_CHECKING:
 NO_LAGS: Mapping[str, Lag] = MappingProxyType({})
 
 
+class Who(TypedDict):
+    """Whom a line of the log or a record is about."""
+
+    connection: str
+    peer: str
+    tenant: str | None
+    user: str | None
+
+
 class Client(Protocol):
-    """What an outlet tells its connection. Called in the middle of things: nothing may block or raise."""
+    """What an outlet tells its connection. Called in the middle of things: nothing may block or raise.
+
+    `lost`: nothing can be sent any more.
+    """
+
+    lost: bool
+
+    def who(self) -> Who:
+        """Who it is, for operators."""
 
     def fell_behind(self) -> None:
         """There is something to be sent when the link takes it again."""

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.features.audit import Audit
     from broker.features.control import Control
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
     from broker.subjects import Names
+    from broker.tracing import Tracing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -40,7 +42,9 @@ class Services:
     live_subjects: LiveSubjects
     starts: Starts
     cursors: Cursors
+    audit: Audit
     control: Control
     wheel: Wheel
     ended: Callable[[Connection], None]
+    tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import trio
 
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
+from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
@@ -21,12 +23,15 @@ from broker.actors.users import Users
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
 from broker.features import control
+from broker.features.audit import Audit
+from broker.features.closes import Closes, Ended
 from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
 from broker.metrics import Statistics
 from broker.wire.messages import Gap, Source, named
+from broker.wire.session import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
     from broker.subjects import Names
+    from broker.tracing import Tracing
 
 TIDY_SECONDS = 5.0
 
@@ -56,9 +62,11 @@ class Supervisor:
     names: Names
     verifier: Verifier
     alive: Callable[[], None] = lambda: None  # called while we do what we can, see `Canary`
+    tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     closes: Counter[str] = attrs.Factory(Counter)
+    ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
@@ -75,11 +83,20 @@ class Supervisor:
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
-        self.letters = DeadLetters(bus, names)
+        self.ends = Closes(config.audit.closes)
+        followers = Followers()
+        self.letters = DeadLetters(bus, names, noticed=followers.refused)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.control = Control(bus, names, self.bans_changed)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
-        self.tenants = Tenants(config=config, bus=bus, names=names, intake=self.intake)
+        self.tenants = Tenants(
+            config=config,
+            bus=bus,
+            names=names,
+            intake=self.intake,
+            tracing=self.tracing,
+            followers=followers,
+        )
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
@@ -92,9 +109,11 @@ class Supervisor:
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
+            audit=Audit(bus, config.audit, self.broker),
             control=self.control,
             wheel=Wheel(),
             ended=self.ended,
+            tracing=self.tracing,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -102,7 +121,7 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             self.tenants.nursery = self.services.nursery = nursery
             for part in (
-                *(self.services.wheel.run, self.services.cursors.run),
+                *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
             ):
                 nursery.start_soon(part)
@@ -167,6 +186,8 @@ class Supervisor:
     def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
+        if self.tracing is not None:
+            records = self.tracing.received(records, self.intake.incarnation)
         for record in records:
             address = self.intake.address(record[1])
             if self.intake.admit(address, record):
@@ -244,8 +265,20 @@ class Supervisor:
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
         # A client may say any code, so that each would be a label that it chose.
-        ours = connection.ended_by == "broker"
+        ours = connection.ended_by != "client"
         self.closes[str(connection.close_code) if ours else "client"] += 1
+        self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
+        log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
+        if connection.session.principal:
+            self.services.audit.note(
+                "ended",
+                transport=ended.transport,
+                code=ended.code,
+                by=ended.by,
+                reason=ended.reason or None,
+                seconds=ended.seconds,
+                **connection.who(),
+            )
         if not self.connections:
             self.empty.unpark_all()
 
@@ -288,7 +321,29 @@ class Supervisor:
             live_events=self.live_events,
             live_losses=self.live_losses,
             tenant_restarts=self.tenants.restarts + sum(each.restarts for each in tenants),
+            audit_dropped=self.services.audit.dropped,
             dead_letters=dict(self.letters.counts),
             closes=dict(self.closes),
             ready=self.not_ready() is None,
         )
+
+
+def end_of(connection: Connection, now: float, unix_now: float) -> Ended:
+    """What is remembered of a connection. Its code and reason may be the client's own words."""
+    seconds = now - connection.session.began
+    who = connection.who()
+    return Ended(
+        connection=connection.id,
+        tenant=who["tenant"],
+        user=who["user"],
+        peer=connection.peer,
+        transport=connection.transport.name,
+        opened=rfc3339(unix_now - seconds),
+        ended=rfc3339(unix_now),
+        seconds=round(seconds, 3),
+        code=int(connection.close_code),
+        by=connection.ended_by,
+        reason=connection.close_reason,
+        messages=connection.received,
+        position=connection.last,
+    )

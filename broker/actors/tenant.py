@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker import config
+    from broker.actors.following import Followers
     from broker.actors.intake import Intake
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
     from broker.features.replay import Checked, History
     from broker.ring import Tick
+    from broker.tracing import Tracing
 
 INBOX_EVENTS = 16384  # beyond either bound the tenant is behind, and reads from the stream instead
 INBOX_BYTES = 16 * 1024 * 1024
@@ -120,7 +122,9 @@ class Tenant:
     outbound_bytes: int
     intake: Intake
     make_history: Callable[[str, Fanout], History]
+    followers: Followers
     advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
+    tracing: Tracing | None = None
     inbox: Inbox = attrs.Factory(Inbox)
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     fanout: Fanout = attrs.field(init=False)
@@ -143,6 +147,7 @@ class Tenant:
             clock=trio.current_time,
             feed=self,
             count=count,
+            traced=self.tracing is not None and self.tracing.settings.clients,
         )
         remembered = deque(recent)
         while remembered:
@@ -186,12 +191,29 @@ class Tenant:
                 self.rebuild(same_stream=not inbox.renewed)
                 inbox.renewed = inbox.lost = False
             elif batch := inbox.take():
-                await self.send(self.fanout.add(batch))
+                if self.tracing is None:
+                    tick = self.fanout.add(batch)
+                    await self.send(tick)
+                else:
+                    tick = await self.send_traced(batch, self.tracing)
                 self.fanout.finish()
                 self.advanced.unpark_all()
-                for outlet in tuple(self.fanout.strict):
-                    if outlet.unsent(self.outbound_bytes):
-                        outlet.overflow()
+                slow = [outlet for outlet in self.fanout.strict if outlet.unsent(self.outbound_bytes)]
+                if self.followers:
+                    self.followers.sent(self.name, self.fanout, batch, tick, slow)
+                for outlet in slow:
+                    outlet.overflow()
+
+    async def send_traced(self, batch: list[Checked], tracing: Tracing) -> Tick:
+        """Fans out a batch with a span for each event that is traced."""
+        with tracing.fanning_out(self.name, batch) as spans:
+            tick = self.fanout.add(batch)
+            for index, span in spans.items():
+                span.set_attribute("broker.audience", self.fanout.audience(tick, index))
+                if sequence := batch[index][1][0]:
+                    span.set_attribute("broker.position", self.fanout.text(sequence))
+            await self.send(tick)
+        return tick
 
     async def send(self, tick: Tick) -> None:
         """One write for each connection that gets something of the tick."""

@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from broker import subjects
+from broker.actors.following import Followers
 from broker.actors.tenant import Tenant
 from broker.errors import Unavailable
 from broker.features.gate import FairGate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from broker.actors.intake import Intake
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.tracing import Tracing
 
 IDLE_SECONDS = 60.0  # a tenant without clients is kept so long: they may be reconnecting
 
@@ -36,9 +38,11 @@ class Tenants:
     bus: Bus
     names: subjects.Names
     intake: Intake
+    tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
+    followers: Followers = attrs.Factory(Followers)
     gate: FairGate = attrs.field(init=False)
     restarts: int = 0  # of those that are gone
 
@@ -69,7 +73,9 @@ class Tenants:
                 outbound_bytes=self.config.limits.outbound_bytes,
                 intake=self.intake,
                 make_history=self.history,
+                followers=self.followers,
                 advanced=self.advanced,
+                tracing=self.tracing,
             )
             self.nursery.start_soon(found.run)
         found.used = now
@@ -109,14 +115,16 @@ class Tenants:
     def wants_live(self, subject: str) -> bool:
         """Whether a connection has a subscription that needs this subject, or is about to have one."""
         name, _ = self.names.split(subject)
-        return any(topic.live for tenant in self.audience(name) for topic in tenant.fanout.topics.values())
+        return self.followers.need(name, live=True) or any(
+            topic.live for tenant in self.audience(name) for topic in tenant.fanout.topics.values()
+        )
 
     def tidy(self, now: float) -> None:
         """Drops what is old, and who has been idle."""
         for name, tenant in list(self.running.items()):
             tenant.fanout.ring.expire(now)
             tenant.history.expire(now)
-            if tenant.fanout.outlets:
+            if tenant.fanout.outlets or self.followers.need(name, live=False):
                 tenant.used = now
             elif now - tenant.used > IDLE_SECONDS:
                 del self.running[name]

@@ -43,7 +43,10 @@ Inbound: TypeAlias = Text | Control | Alive | Closed
 
 @attrs.frozen(kw_only=True)
 class Hello:
-    """What the request that opened the connection said."""
+    """What the request that opened the connection said.
+
+    `peer` is the client's "HOST:PORT", an IPv6 address in brackets; port 0 where a proxy did not say it.
+    """
 
     peer: str
     token: str | None = None
@@ -63,7 +66,14 @@ class Transport(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """The kind of link, for people: "websocket"."""
+
+    @property
     def partial_sends(self) -> bool: ...
+
+    def adopt(self, message_bytes: int) -> None:
+        """From now on a message of the client may have so many bytes."""
 
     async def receive(self) -> Inbound:
         """The next thing from the client; `Closed` is the last, also when TCP just ends."""

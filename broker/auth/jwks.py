@@ -83,7 +83,7 @@ class Remote:
             self.keys = self.parse(await get(self.url, seconds=self.timing.fetch_seconds))
         except (Unavailable, ValueError) as error:
             self.fault = str(error)
-            log.warning("jwks_failed", key=self.entry.name, fault=self.fault, keys_kept=len(self.keys))
+            log.warning("jwks_failed", key=self.entry.name, error=self.fault, keys_kept=len(self.keys))
         else:
             if self.fault:
                 log.info("jwks_fetched", key=self.entry.name, keys=len(self.keys))

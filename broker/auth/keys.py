@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import trio
@@ -28,7 +28,7 @@ from broker.auth.jwks import MAX_BYTES, Remote, Timing, address_fault
 from broker.errors import ConfigError, TokenInvalid, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 section 3.2: at least the hash's size
@@ -41,6 +41,8 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 RSA_BITS = (2048, 8192)  # RFC 7518 section 3.3; above, one signature costs a millisecond
 SOURCES = ("secret_file", "secret", "pem_file", "jwks_file", "jwks_url")
+# Hears of each step of a verification that held, by its name, and what it found.
+Passed: TypeAlias = "Callable[[str, str], None]"
 MAX_TRIES = 16  # keys that are tried for a token that does not say which one it was signed with
 
 
@@ -114,10 +116,13 @@ class Keys:
                     nursery.start_soon(source.run)
                 task_status.started()
 
-    async def signer(self, algorithm: str, kid: str | None, message: bytes, signature: bytes) -> VerifyingKey:
+    async def signer(
+        self, algorithm: str, kid: str | None, message: bytes, signature: bytes, passed: Passed
+    ) -> VerifyingKey:
         """The key that `message` was signed with. Waits only for addresses that may know an unknown key.
 
-        Raises `TokenInvalid`, or `Unavailable` when such an address does not answer.
+        `passed` hears of "key" once a key is chosen, even where the signature does not match. Raises
+        `TokenInvalid`, or `Unavailable` when such an address does not answer.
         """
         if key := self.match(algorithm, kid, message, signature):
             return key
@@ -133,7 +138,8 @@ class Keys:
             if source.fault or source.fetching:
                 wait = max(1.0, source.due_at - trio.current_time())
                 raise Unavailable("the token's key cannot be fetched at the moment", retry_after=wait)
-        if self.candidates(algorithm, kid):
+        if candidates := self.candidates(algorithm, kid):
+            passed("key", " or ".join(dict.fromkeys(key.entry.name for key in candidates)))
             raise TokenInvalid("signature: it does not match")
         raise TokenInvalid("alg, kid: no configured key has them")
 

@@ -25,12 +25,18 @@ from broker.permissions import Principal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker.auth.keys import Keys, VerifyingKey
+    from broker.auth.keys import Keys, Passed, VerifyingKey
 
 MAX_PATTERNS = 256  # in one list: each subscribe is compared with all of them
 LISTS = ("subscribe", "publish", "deny")
 EVERY_TENANT = "*"
+# What a verification looks at, in this order. The one at which it fails is the first that has not passed.
+STEPS = ("token", "key", "signature", "times", "parties", "user", "tenant", "permissions")
 USER, TENANT = "{user}", "{tenant}"
+
+
+def unheard(_step: str, _found: str) -> None:
+    """Nobody asks why."""
 
 
 @attrs.frozen
@@ -55,8 +61,12 @@ class Verifier:
         if faults:
             raise ConfigError(faults)
 
-    async def verify(self, token: str, *, now: float, tenant: str | None = None) -> Principal:
+    async def verify(
+        self, token: str, *, now: float, tenant: str | None = None, passed: Passed = unheard
+    ) -> Principal:
         """The principal of `token` at the Unix time `now`; `tenant` is the one that the client asks for.
+
+        `passed` hears of each of the `STEPS` that holds, with what was found; never of a secret.
 
         Does not wait unless the token names an unknown key that an address may have by now. Raises
         `TokenInvalid`, `TokenExpired`, `TenantForbidden`, or `Unavailable` when that address is down.
@@ -68,8 +78,11 @@ class Verifier:
             raise TokenInvalid(f"a token has three parts (RFC 7515 section 3.1), not {len(parts)}")
         algorithm, kid = self.read_head(read_object(parts[0], "head"))
         message, signature = token.rpartition(".")[0].encode(), decode(parts[2], "signature")
-        key = await self.keys.signer(algorithm, kid, message, signature)
-        return self.principal(read_object(parts[1], "payload"), key, now, tenant)
+        passed("token", f"alg {algorithm}, kid {'missing' if kid is None else subjects.shown(kid)}")
+        key = await self.keys.signer(algorithm, kid, message, signature, passed)
+        passed("key", key.entry.name)
+        passed("signature", "matches")
+        return self.principal(read_object(parts[1], "payload"), key, now, tenant, passed)
 
     def again(self, held: Principal) -> Principal:
         """A principal under this configuration, which it was not verified with.
@@ -98,15 +111,21 @@ class Verifier:
         return algorithm, kid
 
     def principal(
-        self, claims: dict[str, Any], key: VerifyingKey, now: float, wanted: str | None
+        self, claims: dict[str, Any], key: VerifyingKey, now: float, wanted: str | None, passed: Passed
     ) -> Principal:
         expires_at = self.check_times(claims, now)
+        passed("times", f"expires in {expires_at - now:.0f} s")
         check_parties(claims, key.entry)
+        passed("parties", f"issuer {key.entry.issuer or 'any'}, audience {key.entry.audience or 'any'}")
         user, token_id = claims.get("sub"), claims.get("jti")
         if not isinstance(user, str) or not isinstance(token_id, str | None):
             raise TokenInvalid("sub, jti: must be text")
         room = encode_user(user)
+        passed("user", room)
         tenant, monitoring = self.choose_tenant(claims, key.entry, wanted)
+        passed("tenant", f"{tenant}, chosen by a monitoring token" if monitoring else tenant)
+        patterns = self.patterns(claims, room, tenant, monitoring)
+        passed("permissions", "the token's own" if "permissions" in claims else "the defaults")
         return Principal(
             tenant=tenant,
             user=user,
@@ -117,7 +136,7 @@ class Verifier:
             issued_at=read_time(claims, "iat") if "iat" in claims else None,
             signer=key,
             standard="permissions" not in claims,
-            **self.patterns(claims, room, tenant, monitoring),
+            **patterns,
         )
 
     def patterns(

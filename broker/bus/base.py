@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # each message and a frozen attrs object costs eight times as much.
 Record: TypeAlias = "tuple[int, str, bytes, Mapping[str, str] | None]"
 
+Message: TypeAlias = "tuple[str, bytes, str]"  # subject, body, and the id under which it is stored once
+
 
 @attrs.frozen(kw_only=True)
 class StreamState:
@@ -55,6 +57,17 @@ class Value:
 
     data: bytes
     revision: int
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """A stored message as `Archive` shows it; `time` is when NATS stored it."""
+
+    sequence: int
+    subject: str
+    time: datetime
+    headers: Mapping[str, str]
+    body: bytes
 
 
 @attrs.frozen(kw_only=True)
@@ -118,6 +131,31 @@ class Sink(Protocol):
         """NATS is out of reach. `restored` follows."""
 
 
+class Archive(Protocol):
+    """One of the streams as people look at it. All methods raise `Unavailable`.
+
+    What is listed may lag behind by some seconds where the stream has replicas.
+    """
+
+    async def after(self, subject: str, sequence: int, *, limit: int) -> list[Entry]:
+        """The first `limit` that match a subject filter after a sequence, oldest first."""
+
+    async def before(self, subject: str, sequence: int | None, *, limit: int) -> list[Entry]:
+        """The last `limit` that match before a sequence (None: of all), newest first."""
+
+    async def sequence_at(self, time: datetime) -> int | None:
+        """The first sequence stored at or after `time`; None when there is none yet."""
+
+    async def get(self, sequence: int) -> Entry | None:
+        """The message at a sequence, if it is still there."""
+
+    async def delete(self, sequence: int) -> bool:
+        """Takes one message out; False when it was not there."""
+
+    async def purge(self, subject: str) -> int:
+        """Takes out all that match a subject filter; how many."""
+
+
 class Bus(Protocol):
     """One connection to NATS that is kept for ever.
 
@@ -146,6 +184,13 @@ class Bus(Protocol):
         message_id: str | None = None,
     ) -> PublishAck:
         """Stores one message and waits for the stream's acknowledgement."""
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        """Stores messages, all on their way at once; returns when the stream has acknowledged each.
+
+        Raises `Unavailable` when one is not. Some may have been stored all the same; under their ids they
+        may be sent again.
+        """
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
@@ -178,3 +223,6 @@ class Bus(Protocol):
 
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
+
+    def archive(self, stream: str) -> Archive:
+        """A stream by its name."""

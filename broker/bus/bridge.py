@@ -14,7 +14,7 @@ import asyncio
 import secrets
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,6 +35,7 @@ from broker.errors import TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from broker import config
+    from broker.bus.base import Message
 
 log = structlog.get_logger("broker.bus")
 
@@ -162,6 +163,31 @@ class Link:
         if headers.status(answer.parts[-1][0]) == 503:
             raise away(f"nobody answers on {subject}: is JetStream enabled?")
         return answer.parts
+
+    async def request_all(self, messages: Sequence[Message], *, seconds: float) -> list[Part]:
+        """The answers to messages of which none is waited for before all are sent."""
+        tokens = [str(next(self.tokens)) for _ in messages]
+        answers = [Answer(many=False) for _ in messages]
+        self.answers.update(zip((token.encode() for token in tokens), answers, strict=True))
+        try:
+            await self.cross(self.send_all, messages, [f"{self.inbox}.{token}" for token in tokens])
+            with trio.move_on_after(seconds) as patience:
+                for answer in answers:
+                    await answer.done.wait()
+        finally:
+            for token in tokens:
+                del self.answers[token.encode()]
+        self.check()
+        if patience.cancelled_caught:
+            raise away(f"NATS did not answer within {seconds:g} s")
+        if any(headers.status(answer.parts[0][0]) == 503 for answer in answers):
+            raise away(f"nobody answers on {messages[0][0]}: is JetStream enabled?")
+        return [answer.parts[0] for answer in answers]
+
+    async def send_all(self, messages: Sequence[Message], replies: Sequence[str]) -> None:
+        """On the asyncio side: all of them for one crossing."""
+        for (subject, body, message_id), reply in zip(messages, replies, strict=True):
+            await self.client.publish(subject, body, reply, {"Nats-Msg-Id": message_id})
 
     def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002
         answer = self.answers.get(subject[len(self.inbox) + 1 :])

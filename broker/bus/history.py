@@ -18,7 +18,7 @@ from broker.bus.base import Page
 from broker.bus.bridge import away
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from broker.bus.api import JetStream
     from broker.bus.base import Record
@@ -103,23 +103,30 @@ class History:
         raise away(f"a replica of the stream {self.stream} is late")
 
     async def get(self, query: dict[str, object]) -> Page:
-        """One batch, checked for holes."""
+        """One batch as a page."""
+        parts, pending = await self.batch(query)
+        return Page(records=[record(fields, body) for fields, body in parts], pending=pending)
+
+    async def batch(self, query: Mapping[str, object]) -> tuple[list[tuple[dict[str, str], bytes]], int]:
+        """One batch, checked for holes: the fields and body of each message, and how many more match."""
         *parts, (end, _) = await self.jetstream.ask(f"DIRECT.GET.{self.stream}", query)
         status = headers.status(end)
         if status == NOTHING and not parts:
-            return Page(records=[], pending=0)
+            return [], 0
         if status != END_OF_BATCH:
             raise away(f"reading the stream {self.stream}: {headers.text(end).split(chr(13))[0]}")
-        records: list[Record] = []
+        found: list[tuple[dict[str, str], bytes]] = []
+        last = 0
         for block, body in parts:
             fields = headers.parse(block)
-            if int(fields["Nats-Last-Sequence"]) != (records[-1][0] if records else 0):
+            if int(fields["Nats-Last-Sequence"]) != last:
                 self.hole()
-            records.append(record(fields, body))
+            last = int(fields["Nats-Sequence"])
+            found.append((fields, body))
         fields = headers.parse(end)
-        if not records or int(fields["Nats-Last-Sequence"]) != records[-1][0]:
+        if not found or int(fields["Nats-Last-Sequence"]) != last:
             self.hole()
-        return Page(records=records, pending=int(fields["Nats-Num-Pending"]))
+        return found, int(fields["Nats-Num-Pending"])
 
     def hole(self) -> NoReturn:
         raise away(f"a part of what was read from the stream {self.stream} is missing")

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from broker.bus import api, streams
+from broker.bus.archive import StreamArchive
 from broker.bus.base import Page, PublishAck, StreamState
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.headers import check_lines
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from broker import config
-    from broker.bus.base import Record, Sink
+    from broker.bus.base import Message, Record, Sink
     from broker.subjects import Names
 
 log = structlog.get_logger("broker.bus")
@@ -63,6 +64,7 @@ class NatsBus:
     nats: config.Nats
     stream: config.Stream
     names: Names
+    audit: config.Audit
     held_records: int = HELD_RECORDS
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
@@ -135,6 +137,8 @@ class NatsBus:
         await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
         await streams.ensure(self.jetstream, cursor_bucket(self.stream))
         await streams.ensure(self.jetstream, control_bucket(self.stream))
+        if self.audit.enabled:
+            await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
         await self.live.renew(link)
 
     async def feed(self, link: Link, sink: Sink) -> None:
@@ -186,6 +190,13 @@ class NatsBus:
         parts = await link.request(subject, body, seconds=seconds, fields=fields)
         ack = api.decode(parts[0][1], subject)
         return PublishAck(sequence=ack["seq"], duplicate=ack.get("duplicate", False))
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        """Stores messages, all on their way at once; returns when the stream has acknowledged each."""
+        link = await self.jetstream.up()
+        answers = await link.request_all(messages, seconds=self.nats.request_seconds)
+        for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
+            api.decode(body, subject)
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
@@ -240,3 +251,7 @@ class NatsBus:
     async def sequence_at(self, time: datetime) -> int | None:
         """The sequence of the first record stored at or after `time`; None when there is none yet."""
         return await self.history.sequence_at(time)
+
+    def archive(self, stream: str) -> StreamArchive:
+        """A stream by its name, for people who look at it."""
+        return StreamArchive(self.jetstream, History(self.jetstream, stream))

@@ -66,6 +66,17 @@ def dead_letters(section: config.Stream, names: Names) -> dict[str, Any]:
     }
 
 
+def audit(section: config.Audit, replicas: int) -> dict[str, Any]:
+    """The configuration of the stream that keeps the audit trail."""
+    return {
+        "name": section.name,
+        "subjects": [f"{section.prefix}.>"],
+        "max_age": nanoseconds(section.max_age),
+        "max_bytes": section.max_bytes,
+        "num_replicas": replicas,
+    }
+
+
 def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 

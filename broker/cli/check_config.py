@@ -36,13 +36,17 @@ def check_config(file: Path) -> None:
 
 def access_faults(settings: Config) -> list[str]:
     """What the readers of keys and patterns find, each of them though the other has failed."""
+    from broker.auth import admin as admin_token
     from broker.auth.keys import Keys
     from broker.auth.tokens import Verifier
     from broker.errors import ConfigError
 
     faults = []
+    file = settings.server.admin_token_file
+    readable = file if file and os.access(file, os.R_OK) else None  # what is not is told already
     for check in (
         lambda: settings.auth.keys and Keys.load(settings.auth),  # that there are none is told already
+        lambda: readable and admin_token.read(readable, "server.admin_token_file"),
         lambda: Verifier(settings.auth, settings.limits, settings.permissions, Keys(())),
     ):
         try:

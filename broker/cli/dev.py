@@ -93,4 +93,5 @@ def show(settings: Config, beside: str, running: Running) -> None:
     console.print("Try next, in another terminal:", style="bold")
     console.print(f"  broker tail 'orders.>'{beside}")
     console.print(f'  broker publish orders.7 \'{{"state":"new"}}\'{beside}')
+    console.print(f"  broker admin connections{beside}")
     console.file.flush()

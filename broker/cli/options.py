@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -74,6 +75,16 @@ def time(value: str) -> str:
 
 
 @checked
+def from_now(value: str) -> str:
+    """How long, as the RFC 3339 time at which that is over."""
+    from datetime import UTC, datetime, timedelta
+
+    from broker.config import seconds
+
+    return (datetime.now(UTC) + timedelta(seconds=seconds(value))).isoformat()
+
+
+@checked
 def event(value: str) -> str:
     """JSON, the empty text for a tombstone, or "-" for standard input."""
     import msgspec
@@ -81,6 +92,14 @@ def event(value: str) -> str:
     if value not in ("", "-"):
         msgspec.json.decode(value.encode(errors="surrogateescape"))
     return value
+
+
+@checked
+def web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError(f"{value!r} is not http://HOST[:PORT] or https://HOST[:PORT]")
+    return value.rstrip("/")
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)

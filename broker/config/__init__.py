@@ -5,8 +5,9 @@ reads TOML and `BROKER_SECTION__KEY`, `checks` compares keys with each other and
 that they name. A component is given its own section, never the whole.
 """
 
-from broker.config.load import build, default_data_dir, effective, examine, load
+from broker.config.load import build, default_data_dir, effective, examine, load, shown
 from broker.config.sections import (
+    Audit,
     Auth,
     Config,
     Drain,
@@ -20,10 +21,12 @@ from broker.config.sections import (
     Server,
     Stream,
     Subjects,
+    Tracing,
 )
 from broker.config.values import host_port, seconds
 
 __all__ = [
+    "Audit",
     "Auth",
     "Config",
     "Drain",
@@ -37,6 +40,7 @@ __all__ = [
     "Server",
     "Stream",
     "Subjects",
+    "Tracing",
     "build",
     "default_data_dir",
     "effective",
@@ -44,4 +48,5 @@ __all__ = [
     "host_port",
     "load",
     "seconds",
+    "shown",
 ]

@@ -6,6 +6,7 @@ Keys, their files, and the patterns of `permissions` are checked in `broker.auth
 from __future__ import annotations
 
 import stat
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from broker.config.sections import Config, Limits, Nats, Server, Stream
+    from broker.config.sections import Config, Limits, Nats, Server, Stream, Tracing
 
 Fault: TypeAlias = tuple[str, str]  # the key, and the rest of a sentence that begins with it
 
@@ -24,11 +25,16 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
     yield from server_faults(config.server)
     yield from nats_faults(config.nats)
     prefixes = attrs.asdict(config.subjects)
+    if config.audit.prefix in prefixes.values():
+        yield "audit.prefix", f"{config.audit.prefix!r} stands in section subjects; records need their own"
+    if config.audit.name in (config.stream.name, config.stream.deadletter_name):
+        yield "audit.name", "is the stream of the events or of dead letters; records need their own"
     for name in prefixes:
         if list(prefixes.values()).count(prefixes[name]) > 1:
             yield f"subjects.{name}", f"{prefixes[name]!r} stands for more than one kind of subject"
     yield from stream_faults(config.stream, embedded=not config.nats.urls)
     yield from limit_faults(config.limits)
+    yield from tracing_faults(config.tracing)
     if config.ring.bytes > config.ring.total_bytes:
         yield "ring.bytes", "is more for one tenant than ring.total_bytes for all"
     if production and config.stream.max_bytes is None:
@@ -40,6 +46,8 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
 def server_faults(server: Server) -> Iterator[Fault]:
     if server.listen == server.admin_listen and not server.listen.endswith(":0"):
         yield "server.admin_listen", "is the public port; the admin interface needs its own"
+    if server.proxy_protocol and not server.trusted_proxies:
+        yield "server.trusted_proxies", "is required beside server.proxy_protocol: whose header is believed?"
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
@@ -51,6 +59,7 @@ def server_faults(server: Server) -> Iterator[Fault]:
         )
     if server.tls_client_required and server.tls_client_ca is None:
         yield "server.tls_client_ca", "is required beside server.tls_client_required: who signs them?"
+    yield from private("server.admin_token_file", server.admin_token_file)
 
 
 def nats_faults(nats: Nats) -> Iterator[Fault]:
@@ -87,6 +96,17 @@ def limit_faults(limits: Limits) -> Iterator[Fault]:
     ):
         if getattr(limits, small) > getattr(limits, large):
             yield f"limits.{small}", f"is above limits.{large}, so it could never be reached"
+
+
+def tracing_faults(tracing: Tracing) -> Iterator[Fault]:
+    if not tracing.enabled:
+        return
+    try:
+        for name in ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"):
+            distribution(name)
+    except PackageNotFoundError:
+        extra = "pip install 'nats-websocket-broker[tracing]'"
+        yield "tracing.enabled", f"needs OpenTelemetry, which is not installed: `{extra}`"
 
 
 def pair(section: str, table: object, one: str, other: str) -> Iterator[Fault]:

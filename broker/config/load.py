@@ -107,7 +107,12 @@ def near(key: str, blamed: list[str]) -> bool:
 
 
 def effective(config: Config) -> str:
-    """The configuration as TOML. Keys that are not set are left out, and so are secrets."""
+    """The configuration as TOML, as `shown`."""
+    return tomlkit.dumps(shown(config))
+
+
+def shown(config: Config) -> Tables:
+    """The configuration for people. Keys that are not set are left out, and so are secrets."""
     converter = cattrs.Converter()
     converter.register_unstructure_hook(Path, str)
     tables = {
@@ -118,7 +123,7 @@ def effective(config: Config) -> str:
         {key: "(hidden)" if key == "secret" else value for key, value in entry.items() if value is not None}
         for entry in tables["auth"]["keys"]
     ]
-    return tomlkit.dumps(tables)
+    return tables
 
 
 # --- the environment -------------------------------------------------------------------------------

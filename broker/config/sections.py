@@ -14,11 +14,14 @@ import attrs
 from broker.config.values import (
     Bytes,
     Count,
+    HttpUrl,
     Limit,
     Listen,
     NatsUrl,
+    Network,
     Number,
     Origin,
+    Ratio,
     Replicas,
     Seconds,
     Span,
@@ -36,9 +39,12 @@ class Server:
 
     listen: Listen = "127.0.0.1:8080"
     admin_listen: Listen = "127.0.0.1:8081"
+    admin_token_file: Path | None = None  # None: one is made in the data directory
     data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
     origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
     query_token: bool = False  # accept ?access_token=
+    trusted_proxies: tuple[Network, ...] = ()  # whose word on the client's address counts
+    proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None  # clients may show a certificate that it signed
@@ -151,6 +157,7 @@ class Limits:
     authentication_seconds: Seconds = 10.0
     head_seconds: Seconds = 5.0
     head_bytes: Bytes = 16384
+    body_seconds: Seconds = 10.0
     heartbeat_seconds: Seconds = 25.0
     heartbeat_timeout_seconds: Seconds = 10.0
     stall_seconds: Seconds = 120.0
@@ -181,11 +188,35 @@ class Drain:
 
 
 @attrs.frozen(kw_only=True)
+class Audit:
+    """The audit trail's stream, and the ends of connections that are remembered."""
+
+    enabled: bool = True
+    name: StreamName = "AUDIT"
+    prefix: SubjectToken = "audit"
+    max_age: Seconds = 30 * 86400.0
+    max_bytes: Bytes = 256 * 1024 * 1024
+    closes: Count = 1000  # kept in memory
+
+
+@attrs.frozen(kw_only=True)
 class Log:
     """What is written to standard error."""
 
     level: Level = "info"
     format: Format = "auto"
+    burst: Count = 20  # lines of one event and tenant (or peer) ...
+    period: Seconds = 60.0  # ... within this
+
+
+@attrs.frozen(kw_only=True)
+class Tracing:
+    """Spans by OpenTelemetry of events that carry a `traceparent`."""
+
+    enabled: bool = False
+    endpoint: HttpUrl = "http://127.0.0.1:4318/v1/traces"  # OTLP over HTTP
+    sample_ratio: Ratio = 1.0  # of the publishes of clients that begin a trace
+    clients: bool = False  # `event` carries the `traceparent`
 
 
 @attrs.frozen(kw_only=True)
@@ -201,4 +232,6 @@ class Config:
     limits: Limits = Limits()
     ring: Ring = Ring()
     drain: Drain = Drain()
+    audit: Audit = Audit()
     log: Log = Log()
+    tracing: Tracing = Tracing()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -134,6 +135,14 @@ def origin(value: object) -> str:
     return text(value)
 
 
+def network(value: object) -> str:
+    """An IP network, "10.0.0.0/8" or "fd00::/8", or one address."""
+    try:
+        return str(ip_network(text(value)))
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is no IP network such as 10.0.0.0/8: {error}") from None
+
+
 def nats_url(value: object) -> str:
     try:
         url = urlsplit(text(value))
@@ -146,6 +155,25 @@ def nats_url(value: object) -> str:
     if not known or url.path or url.query or url.fragment:
         raise ValueError(f"{shown(value)} is not nats://HOST[:PORT] or tls://HOST[:PORT]")
     return text(value)
+
+
+def http_url(value: object) -> str:
+    try:
+        url = urlsplit(text(value))
+        known = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError as error:
+        raise ValueError(f"{shown(value)} is no address: {error}") from None
+    if url.username is not None:
+        raise ValueError("holds credentials, which would be shown with it")
+    if not known or url.fragment:
+        raise ValueError(f"{shown(value)} is not http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH")
+    return text(value)
+
+
+def ratio(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{shown(value)} is not within 0 and 1")
+    return float(value)
 
 
 def subject_token(value: object) -> str:
@@ -176,10 +204,13 @@ Limit = Annotated[int, limit]
 Replicas = Annotated[int, whole(1, 5)]
 Bytes = Annotated[int, size]
 Number = Annotated[float, number]
+Ratio = Annotated[float, ratio]
 Seconds = Annotated[float, seconds]
 Span = Annotated[float, span]
 Listen = Annotated[str, listen]
 Origin = Annotated[str, origin]
+Network = Annotated[str, network]
+HttpUrl = Annotated[str, http_url]
 NatsUrl = Annotated[str, nats_url]
 SubjectToken = Annotated[str, subject_token]
 StreamName = Annotated[str, stream_name]

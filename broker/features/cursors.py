@@ -122,7 +122,7 @@ class Cursors:
                     try:
                         await self.write(cursor)
                     except BrokerError as error:
-                        log.debug("cursor_not_written", why=error.message)
+                        log.debug("cursor_not_written", error=error.message)
                         continue
                 if not cursor.holders and cursor.position == cursor.stored:
                     del self.used[cursor.key]

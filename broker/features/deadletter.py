@@ -16,6 +16,8 @@ from broker.errors import TooLarge, Unavailable
 from broker.subjects import BROKER
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.bus.base import Bus, Record
     from broker.subjects import Names
 
@@ -29,9 +31,14 @@ log = structlog.get_logger()
 
 @attrs.frozen(kw_only=True)
 class Letter:
-    """A record and why it is no event: `reason` is a word, `detail` a sentence."""
+    """A record and why it is no event: `reason` is a word, `detail` a sentence.
+
+    `tenant` and `channel` are what its subject says, which may be neither.
+    """
 
     record: Record
+    tenant: str
+    channel: str
     incarnation: str
     reason: str
     detail: str
@@ -43,6 +50,7 @@ class DeadLetters:
 
     bus: Bus
     names: Names
+    noticed: Callable[[Letter], None]  # hears of each, once
     counts: Counter[str] = attrs.Factory(Counter)
     waiting: deque[Letter] = attrs.Factory(deque)
     arrived: trio.Event = attrs.Factory(trio.Event)
@@ -60,9 +68,10 @@ class DeadLetters:
                 del self.known[next(iter(self.known))]
         self.counts[letter.reason] += 1
         log.warning(
-            "dead_letter", subject=subject, sequence=sequence, reason=letter.reason, detail=letter.detail,
-            bytes=len(body),
+            "dead_letter", tenant=letter.tenant, subject=subject, sequence=sequence, reason=letter.reason,
+            detail=letter.detail, bytes=len(body),
         )  # fmt: skip
+        self.noticed(letter)
         if not sequence:
             return
         if len(self.waiting) >= WAITING:

@@ -3,5 +3,6 @@
 `listeners` accept, `links` are one TCP or TLS connection each, `heads` reads and checks a request head,
 `upgrade` decides about a WebSocket handshake, `origins` about the page it comes from, `pages` and
 `problems` are what is answered otherwise. `gate` and `websocket` speak frames. `server` and `admin`
-are the two ports.
+are the two ports. Of the admin API `api` is the table of routes, `router` finds and answers them,
+`openapi` describes them.
 """

@@ -1,18 +1,27 @@
-"""The admin port: metrics for operators, on an address of its own."""
+"""The admin port: metrics and the admin API for operators, on an address of its own."""
 
 from __future__ import annotations
 
+import hmac
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
+import structlog
 import trio
 from prometheus_client.exposition import choose_encoder
 
+from broker.actors.connection import Boundary
 from broker.config import host_port
-from broker.web import heads
+from broker.errors import BrokerError
+from broker.limits import TokenBucket
+from broker.web import heads, origins
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
-from broker.web.problems import Refused, Response
+from broker.web.problems import Refused, Response, problem
+from broker.web.router import refusal
+from broker.web.streaming import Lines, pour
+from broker.web.upgrade import bearer
 
 if TYPE_CHECKING:
     import socket
@@ -23,23 +32,34 @@ if TYPE_CHECKING:
     from broker import config
     from broker.web.heads import Request
     from broker.web.links import Link
+    from broker.web.router import Router
 
 PAGES = ("/metrics", "/healthz", "/readyz")
+API = "/api/"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+ENVELOPE_BYTES = 16 * 1024  # of a body, beside the event in it
+CHALLENGE = 'Bearer realm="broker admin"'
+REFUSALS_LOGGED = 10  # a minute, of wrong tokens
+
+log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class AdminPort:
-    """Answers only where it is called by a name of its own.
+    """Answers only where it is called by a name of its own, and to no page of another origin.
 
     Otherwise any page in an operator's browser could read it through a name that it lets point to
-    127.0.0.1 (DNS rebinding).
+    127.0.0.1 (DNS rebinding). The API asks for `token` as well.
     """
 
     server: config.Server
     limits: config.Limits
     registry: Collector = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
+    router: Router = attrs.field(kw_only=True)
+    token: str = attrs.field(kw_only=True, repr=False)
+    said: TokenBucket | None = None
+    unsaid: int = 0  # wrong tokens that were not logged
 
     async def run(
         self,
@@ -52,19 +72,77 @@ class AdminPort:
         await accept(listeners, self.handle, nursery=nursery, task_status=task_status)
 
     async def handle(self, link: Link) -> None:
-        try:
-            request, _ = await heads.read(link, self.limits)
-            configured, _ = host_port(self.server.admin_listen)
-            if request.host not in {*LOOPBACK, link.local_host, configured.lower()}:
-                raise Refused(421, "The admin port answers to localhost and to its own address only.")
-            check(request, PAGES)
-            metrics = request.path == "/metrics"
-            response = self.metrics(request) if metrics else health(request, self.health)
-        except Refused as refused:
-            response = refused.response
-        await respond(link, response)
+        exchange = Exchange(link.peer)
+        with Boundary(exchange):
+            try:
+                answer = await self.answer(link)
+                if isinstance(answer, Lines):
+                    exchange.response = None
+                    await pour(link, answer)
+                else:
+                    exchange.response = answer
+            except Refused as refused:
+                exchange.response = refused.response
+            except BrokerError as error:
+                exchange.response = refusal(error)
+        if exchange.response and not exchange.lost:
+            await respond(link, exchange.response)
+
+    async def answer(self, link: Link) -> Response | Lines:
+        request, trailing = await heads.read(link, self.limits)
+        configured, _ = host_port(self.server.admin_listen)
+        if request.host not in {*LOOPBACK, link.local_host, configured.lower()}:
+            raise Refused(421, "The admin port answers to localhost and to its own address only.")
+        origins.check(request, frozenset())
+        if request.path.startswith(API):
+            self.authorize(request, link.peer)
+            most = self.limits.event_bytes + ENVELOPE_BYTES
+            seconds = self.limits.body_seconds
+            body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds)
+            return await self.router.answer(request, body, link.peer)
+        check(request, (*PAGES, API))
+        return self.metrics(request) if request.path == "/metrics" else health(request, self.health)
+
+    def authorize(self, request: Request, peer: str) -> None:
+        """Raises `Refused` (401) unless the request has the admin token."""
+        given = bearer(request)
+        if given is None:
+            raise Refused(401, f"{API} asks for the admin token.", ("WWW-Authenticate", CHALLENGE))
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            self.note_refusal(peer)
+            challenge = f'{CHALLENGE}, error="invalid_token"'
+            raise Refused(401, "This is not the admin token.", ("WWW-Authenticate", challenge))
+
+    def note_refusal(self, peer: str) -> None:
+        """Somebody may be guessing, which must not fill the log."""
+        now = trio.current_time()
+        if self.said is None:
+            self.said = TokenBucket(rate=REFUSALS_LOGGED / 60, burst=REFUSALS_LOGGED, now=now)
+        if self.said.take(now):
+            self.unsaid += 1
+        else:
+            log.warning("admin_token_refused", peer=peer, unsaid=self.unsaid)
+            self.unsaid = 0
 
     def metrics(self, request: Request) -> Response:
         """The exposition format that the client asks for (Prometheus text or OpenMetrics)."""
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(status=200, body=encode(self.registry), media_type=media_type)
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """One request and its answer, None once lines have begun.
+
+    What breaks in it is answered with 500, and breaks nothing else.
+    """
+
+    peer: str
+    response: Response | None = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
+    lost: bool = False
+
+    def link_lost(self) -> None:
+        self.lost = True
+
+    def crashed(self, error: Exception) -> None:
+        log.error("admin_request_crashed", exc_info=error, peer=self.peer)

@@ -1,4 +1,4 @@
-"""The head of a request: read within bounds, checked, and parsed by h11.
+"""A request: its head read within bounds, checked, and parsed by h11; its body where somebody wants one.
 
 h11 is generous where an origin server need not be: line ends without CR, control characters, folded
 lines, anything twice. What it lets through is what proxies in front of us may understand otherwise,
@@ -18,7 +18,7 @@ from broker.actors.transport import LinkLost
 from broker.web.problems import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from broker.config import Limits
     from broker.web.links import Link
@@ -45,10 +45,17 @@ class Request:
     host: str
     port: int | None
     headers: Mapping[str, str]
+    framing: h11.Connection = attrs.field(eq=False, repr=False)  # knows where the body ends
+
+    @property
+    def has_body(self) -> bool:
+        return self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
 
 
-async def read(link: Link, limits: Limits) -> tuple[Request, bytes]:
-    """The next request, and what came after its head.
+async def read(
+    link: Link, limits: Limits, begin: Callable[[], Awaitable[None]] | None = None
+) -> tuple[Request, bytes]:
+    """The next request, and what came after its head. `begin` is what happens first: `link.open` as a rule.
 
     Bounds: `limits.head_seconds` with the TLS handshake, `limits.head_bytes`. Raises `Refused`, and
     `LinkLost` where there is nobody who would understand an answer.
@@ -56,7 +63,7 @@ async def read(link: Link, limits: Limits) -> tuple[Request, bytes]:
     buffer = bytearray()
     scanned = 0
     with trio.move_on_after(limits.head_seconds):
-        await link.open()
+        await (begin or link.open)()
         while True:
             data = await link.receive()
             if not data:
@@ -79,11 +86,46 @@ async def read(link: Link, limits: Limits) -> tuple[Request, bytes]:
     raise Refused(408, f"The head was not complete after {limits.head_seconds:g} s.")
 
 
+async def read_body(link: Link, request: Request, trailing: bytes, *, most: int, seconds: float) -> bytes:
+    """The body of a request, by Content-Length or in chunks; `trailing` came with its head.
+
+    Bounds: `most` bytes, `seconds` for all of it. Raises `Refused` (400, 408, 413).
+    """
+    too_long = Refused(413, f"The body is longer than {most} bytes.")
+    if int(request.headers.get("content-length", "0")) > most:
+        raise too_long
+    framing = request.framing
+    body = bytearray()
+    with trio.move_on_after(seconds):
+        if trailing:
+            framing.receive_data(trailing)
+        elif framing.they_are_waiting_for_100_continue:
+            await link.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not isinstance(event := next_event(framing), h11.EndOfMessage):
+            if isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > most:
+                    raise too_long
+            else:
+                framing.receive_data(await link.receive())
+        return bytes(body)
+    raise Refused(408, f"The body was not complete after {seconds:g} s.")
+
+
+def next_event(framing: h11.Connection) -> object:
+    """What h11 makes of what it was given. Raises `Refused`."""
+    try:
+        return framing.next_event()
+    except h11.RemoteProtocolError as error:
+        error.__traceback__ = None  # a frame of h11's in it holds the error itself: a cycle
+        raise Refused(400, "The body ends early, or its chunks are malformed.") from None
+
+
 def parse(head: bytes, limits: Limits) -> Request:
     """A head of which every byte is known to be allowed. Raises `Refused`."""
     if head.count(b"\r\n") - 2 > HEADERS:
         raise Refused(431, f"More than {HEADERS} headers.")
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(head))
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
     connection.receive_data(head)
     try:
         event = connection.next_event()
@@ -103,7 +145,13 @@ def parse(head: bytes, limits: Limits) -> Request:
     host, port = authority(headers["host"])
     path, _, query = event.target.decode("ascii").partition("?")
     return Request(
-        method=event.method.decode("ascii"), path=path, query=query, host=host, port=port, headers=headers
+        method=event.method.decode("ascii"),
+        path=path,
+        query=query,
+        host=host,
+        port=port,
+        headers=headers,
+        framing=connection,
     )
 
 
@@ -117,8 +165,8 @@ def checked(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
             raise Refused(400, f"The header {name} stands there twice.")
         else:
             headers[name] += f", {value}"
-    if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        raise Refused(400, "No request with a body is served here.")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Refused(400, "Content-Length and Transfer-Encoding exclude each other.")
     return headers
 
 

@@ -30,7 +30,10 @@ LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 @attrs.define(eq=False)
 class Link:
-    """A TCP connection: `raw` is non-blocking. `peer` is the client's "HOST:PORT"."""
+    """A TCP connection: `raw` is non-blocking. `peer` is the client's "HOST:PORT".
+
+    Once a request has been read it is what trusted proxies say; port 0 is one that they do not say.
+    """
 
     partial_sends: ClassVar[bool] = True
     raw: socket.socket

@@ -168,7 +168,7 @@ async def connection(raw: socket.socket, peer: str, handle: Handle, context: Con
         if serving is not None:
             await serving
     except LinkLost:
-        log.debug("connection_lost", peer=peer)
+        log.debug("connection_lost", peer=link.peer)
     finally:
         link.abort()
 

@@ -40,7 +40,7 @@ def check(request: Request, allowed: AbstractSet[str]) -> None:
         host_in_brackets = f"[{request.host}]" if ":" in request.host else request.host
         allowed = {written(each, host_in_brackets, request.port) for each in OWN_PORT}
     if written(scheme, host, port) not in allowed:
-        raise Refused(403, "This origin is not allowed; see server.origins in the broker's configuration.")
+        raise Refused(403, "This origin is not allowed; server.origins lists those of the public port.")
 
 
 def written(scheme: str, host: str, port: int | None) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
+import structlog
 import trio
 
-from broker.web import heads, origins, upgrade
+from broker.actors.transport import LinkLost
+from broker.web import heads, origins, proxies, proxy_protocol, upgrade
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
 from broker.web.problems import Refused
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from broker.web.links import Link
 
 PAGES = ("/ws", "/healthz", "/readyz")
+
+log = structlog.get_logger()
 
 Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
 
@@ -75,7 +80,8 @@ class PublicPort:
     async def open(self, link: Link) -> tuple[Hello, bytes] | None:
         """Brings the link to WebSocket: what the client said, and what it sent after that. Or answers it."""
         try:
-            request, trailing = await heads.read(link, self.limits)
+            request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
+            request = self.believe(link, request)
             check(request, PAGES)
             if request.path == "/ws":
                 opening = self.welcome(request, link.peer)
@@ -90,6 +96,27 @@ class PublicPort:
             response = refused.response
         await respond(link, response)
         return None
+
+    async def begin(self, link: Link) -> None:
+        """What comes before HTTP: the word of a trusted proxy on the client, where it is to say so; TLS."""
+        trusted = proxies.networks(self.server.trusted_proxies)
+        if self.server.proxy_protocol and proxies.trusted(link.peer, trusted):
+            try:
+                link.peer = await proxy_protocol.read(link) or link.peer
+            except proxy_protocol.Malformed as error:
+                log.warning("proxy_header_refused", peer=link.peer, reason=str(error))
+                raise LinkLost from None
+        await link.open()
+
+    def believe(self, link: Link, request: Request) -> Request:
+        """The request as the client made it, and the client's address, by the headers of trusted proxies."""
+        trusted = proxies.networks(self.server.trusted_proxies)
+        if not proxies.trusted(link.peer, trusted):
+            return request
+        forwarded_for = request.headers.get("x-forwarded-for")
+        if forwarded_for is not None:
+            link.peer = proxies.client(link.peer, forwarded_for, trusted)
+        return proxies.outer(request)
 
     def welcome(self, request: Request, peer: str) -> upgrade.Upgrade:
         """The handshake, when it holds and there is room."""

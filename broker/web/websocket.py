@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
@@ -104,6 +104,7 @@ class WebSocketTransport:
     wsproto's state would be 2 KiB for each of them.
     """
 
+    name: ClassVar[str] = "websocket"
     link: Link
     message_bytes: int
     message_seconds: float = MESSAGE_SECONDS
@@ -116,6 +117,11 @@ class WebSocketTransport:
     @property
     def partial_sends(self) -> bool:
         return self.link.partial_sends
+
+    def adopt(self, message_bytes: int) -> None:
+        self.message_bytes = message_bytes
+        if self.arrival is not None:
+            self.arrival.gate.limit = message_bytes
 
     async def receive(self) -> Inbound:
         while True:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 import attrs
@@ -36,6 +36,9 @@ STEPS = bytes.maketrans(b"{}", b"[]")
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 2 * MAX_DEPTH))
 
 
+Form: TypeAlias = Literal["envelope", "cloudevent", "json", "tombstone"]
+
+
 class Metadata(msgspec.Struct):
     tenant_id: Any = None
 
@@ -44,9 +47,18 @@ class Envelope(msgspec.Struct):
     metadata: Metadata | None = None
 
 
+class Shape(msgspec.Struct):
+    """What tells an envelope and a CloudEvent from other objects."""
+
+    specversion: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    type: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 envelope = msgspec.json.Decoder(Envelope)
 anything = msgspec.json.Decoder(msgspec.Raw)  # looks at the grammar alone
 everything = msgspec.json.Decoder()
+shape = msgspec.json.Decoder(Shape)
 
 
 @attrs.frozen
@@ -112,6 +124,23 @@ def cloud_attributes(headers: Mapping[str, str]) -> dict[str, str]:
         elif key == "content-type":
             found["datacontenttype"] = header_text(value)
     return found
+
+
+def form(body: bytes, headers: Mapping[str, str] | None) -> Form:
+    """What a body that has no `fault` is, by the members that its kind must have."""
+    if to_event(body, headers) == TOMBSTONE:
+        return "tombstone"
+    if headers and "specversion" in cloud_attributes(headers):
+        return "cloudevent"
+    try:
+        found = shape.decode(body)
+    except msgspec.ValidationError:
+        return "json"
+    if found.type is msgspec.UNSET:
+        return "json"
+    if found.specversion is not msgspec.UNSET:
+        return "cloudevent"
+    return "json" if found.payload is msgspec.UNSET else "envelope"
 
 
 def header_text(value: str) -> str:

@@ -66,5 +66,15 @@ def event(prefix: bytes, sequence: int, body: bytes, publisher: str | None) -> b
 
 def mark(framed: bytes, catch_up: int) -> bytes:
     """The text frame of an `event` with the number of the catch-up that it belongs to."""
+    return extended(framed, b'"catch_up":%d' % catch_up)
+
+
+def trace(framed: bytes, parent: str) -> bytes:
+    """The text frame of an `event` with the `traceparent` of the step that a client continues."""
+    return extended(framed, b'"traceparent":"%b"' % parent.encode("ascii"))
+
+
+def extended(framed: bytes, field: bytes) -> bytes:
+    """The text frame of an `event` with one more field in its payload."""
     start = {126: 4, 127: 10}.get(framed[1], 2)
-    return text(b'%b,"catch_up":%d}}' % (framed[start:-2], catch_up))
+    return text(b"%b,%b}}" % (framed[start:-2], field))

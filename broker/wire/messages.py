@@ -67,12 +67,13 @@ class Acknowledge:
 
 @attrs.frozen(kw_only=True)
 class Publish:
-    """Publishes any JSON value; `id` makes a retry harmless."""
+    """Publishes any JSON value; `id` makes a retry harmless, `traceparent` continues a trace."""
 
     type: ClassVar[str] = "publish"
     channel: str
     event: Any
     id: str | None = None
+    traceparent: str | None = None
 
 
 @attrs.frozen(kw_only=True)

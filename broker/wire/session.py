@@ -19,7 +19,7 @@ import msgspec
 from broker import errors, subjects
 from broker.errors import BrokerError, CloseCode
 from broker.limits import TokenBucket, Window
-from broker.wire import codec, events, positions
+from broker.wire import codec, events, positions, traces
 from broker.wire import messages as m
 
 if TYPE_CHECKING:
@@ -132,12 +132,13 @@ class Retune:
 
 @attrs.frozen(kw_only=True)
 class Send:
-    """Publish `body` into `channel`."""
+    """Publish `body` into `channel`. `traceparent` is well-formed."""
 
     channel: str
     body: bytes
     id: str | None
     message_id: str | None
+    traceparent: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -252,9 +253,12 @@ class Session:
         )
         return [Reply(reply, message_id), *self.recheck(principal)]
 
-    def adopt(self, limits: Limits, principal: Principal | None) -> list[Effect]:
-        """Goes on with other limits, and with what the token allows under another configuration."""
-        self.limits = limits
+    def adopt(self, limits: Limits, expiring_seconds: float, principal: Principal | None) -> list[Effect]:
+        """Goes on with other limits, and with what the token allows under another configuration.
+
+        What is due when may have changed, too.
+        """
+        self.limits, self.expiring_seconds = limits, expiring_seconds
         if self.requests is not None:
             self.requests.adopt(rate=limits.requests_per_second, burst=limits.requests_burst)
         if principal is None:
@@ -387,7 +391,9 @@ class Session:
             if fault.reason == "tenant_mismatch":
                 raise errors.Forbidden(sentence)
             raise errors.BadMessage(sentence)
-        return Send(channel=channel, body=body, id=message.id, message_id=message_id)
+        # One that is malformed is as good as none (W3C Trace Context, section 3.2.2.3).
+        parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
+        return Send(channel=channel, body=body, id=message.id, message_id=message_id, traceparent=parent)
 
     # --- what goes wrong, and what time brings -----------------------------------------------------
 

@@ -24,7 +24,7 @@ from tests.support.scripted import parse_frame
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker.actors.outlet import Backlog
+    from broker.actors.outlet import Backlog, Who
     from broker.features.replay import Checked
     from broker.ring import Tick
     from broker.routing import Topic
@@ -49,6 +49,7 @@ class Link:
     room: int = ENDLESS
     whole: bool = False
     lost: bool = False
+    user: str = "u"
     taken: bytearray = attrs.Factory(bytearray)
     calls: Counter[str] = attrs.Factory(Counter)
     outlet: Outlet = attrs.field(init=False)
@@ -66,6 +67,9 @@ class Link:
         self.room -= taken
         self.taken += data[:taken]
         return taken
+
+    def who(self) -> Who:
+        return {"connection": "c", "peer": "", "tenant": "t", "user": self.user}
 
     def fell_behind(self) -> None:
         self.calls["fell_behind"] += 1

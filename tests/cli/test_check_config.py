@@ -77,6 +77,18 @@ def test_every_fault_a_line(tmp_path: Path) -> None:
     ]
 
 
+def test_the_admin_token(tmp_path: Path) -> None:
+    """A file that holds no token, or is not there, is one fault by its key; what it holds is not shown."""
+    for name, fault in (("short", "holds no token"), ("absent", "cannot be read")):
+        (tmp_path / "short").touch(mode=0o600)
+        (tmp_path / "short").write_text("a pass-phrase")
+        result = check(tmp_path, GOOD, BROKER_SERVER__ADMIN_TOKEN_FILE=str(tmp_path / name))
+        assert result.exit_code == 1
+        assert fault in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert "pass-phrase" not in result.stderr
+
+
 def test_no_file(tmp_path: Path) -> None:
     """A file that is not there is a fault, not a traceback."""
     result = CliRunner().invoke(main, ["check-config", str(tmp_path / "absent.toml")])

@@ -128,6 +128,26 @@ async def test_a_message_above_the_servers_limit_is_too_large(nats: NatsServer) 
         assert sink.interruptions == 0
 
 
+async def test_many_are_stored_at_once(nats: NatsServer) -> None:
+    """A batch is stored whole and in order; sent again under the same ids it is there once."""
+    async with ready_bus(nats.url) as (bus, sink):
+        batch = [(f"events.acme.c{number}", b"%d" % number, f"acme:{number}") for number in range(300)]
+        await bus.publish_all(batch)
+        await bus.publish_all(batch[200:])
+        await bus.publish("events.acme.end", b"end")
+        await sink.until(lambda: sink.bodies[-1:] == [b"end"])
+        assert sink.bodies[:-1] == [body for _, body, _ in batch]
+
+
+async def test_of_many_none_may_fail(nats: NatsServer) -> None:
+    """One message that no stream takes makes the whole batch unavailable, and takes nobody else's answer."""
+    async with ready_bus(nats.url) as (bus, sink):
+        with pytest.raises(Unavailable):
+            await bus.publish_all([("events.acme.a", b"1", "1"), ("nowhere.acme.a", b"2", "2")])
+        await bus.publish_all([("events.acme.a", b"1", "1"), ("events.acme.a", b"3", "3")])
+        await sink.until(lambda: sink.bodies == [b"1", b"3"])
+
+
 async def test_a_publish_that_no_stream_takes_is_unavailable(nats: NatsServer) -> None:
     """Nobody acknowledges: that is no success."""
     async with ready_bus(nats.url) as (bus, _):

@@ -205,6 +205,34 @@ def test_origins_that_could_never_match(origin: str) -> None:
     assert faults({"server": {"origins": [origin]}})[0].startswith("server.origins.0: ")
 
 
+def test_networks() -> None:
+    """Networks of both families and single addresses, from the environment too; each wrong one is named."""
+    given = {"trusted_proxies": ["10.0.0.0/8", "fd00::/8", "192.0.2.7"]}
+    trusted = build({"server": given}, {}, production=False).server.trusted_proxies
+    assert trusted == ("10.0.0.0/8", "fd00::/8", "192.0.2.7/32")
+    environ = {"BROKER_SERVER__TRUSTED_PROXIES": "10.0.0.0/8,::1"}
+    assert build({}, environ, production=False).server.trusted_proxies == ("10.0.0.0/8", "::1/128")
+    found = faults({"server": {"trusted_proxies": ["10.0.0.1/8", "all", "10.0.0.0/33", 10]}})
+    assert [fault.partition(":")[0] for fault in found] == [f"server.trusted_proxies.{n}" for n in range(4)]
+
+
+def test_tracing() -> None:
+    """An address without credentials and a share of one; anything else is named."""
+    good = {"endpoint": "https://otel.example/v1/traces", "sample_ratio": 0}
+    assert build({"tracing": good}, {}, production=False).tracing.sample_ratio == 0.0
+    for url in ("otel:4318", "ftp://a", "http://", "http://a:x", "http://a/#b", "http://u:secret@a"):
+        (fault,) = faults({"tracing": {"endpoint": url}})
+        assert fault.startswith("tracing.endpoint: ")
+        assert "secret" not in fault
+    for share in (-0.1, 1.1, True, "1"):
+        assert faults({"tracing": {"sample_ratio": share}})[0].startswith("tracing.sample_ratio: ")
+
+
+def test_proxy_protocol_without_proxies() -> None:
+    """A header that nobody is trusted to send is a mistake."""
+    assert faults({"server": {"proxy_protocol": True}})[0].startswith("server.trusted_proxies: is required")
+
+
 @pytest.mark.parametrize(
     "url", ["http://a", "nats://", "a:4222", "nats://a/b", "nats://a:0", "nats://a:x", "ws://a"]
 )
@@ -224,6 +252,12 @@ def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
 def test_prefixes_are_one_ordinary_token(prefix: str) -> None:
     """A prefix with a dot, a wildcard, white space, or one of NATS's own is refused."""
     assert faults({"subjects": {"events": prefix}})[0].startswith("subjects.events: ")
+
+
+def test_the_audit_trail_has_names_of_its_own() -> None:
+    """Under another kind's prefix, or in another stream, records would mix with events."""
+    assert faults({"audit": {"prefix": "live"}})[0].startswith("audit.prefix: ")
+    assert faults({"audit": {"name": "DEADLETTER"}})[0].startswith("audit.name: ")
 
 
 def test_prefixes_are_distinct() -> None:

@@ -49,6 +49,8 @@ def test_window_counts_the_last_seconds(steps: list[float], seconds: int, limit:
         recent = [each for each in hits if each > now - seconds]
         assert window.hit(now) == (len(recent) >= limit)
         assert list(window.times) == recent
+        later = now + seconds / 2
+        assert window.count(later) == sum(each > later - seconds for each in hits)
 
 
 @settings(deadline=None)

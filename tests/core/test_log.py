@@ -4,6 +4,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
+import jwt
 import pytest
 import structlog
 
@@ -83,3 +84,89 @@ def test_configuring_again_replaces_what_was(stderr: Callable[[], str]) -> None:
     log.configure(Log())
     structlog.get_logger().info("once")
     assert len(lines(stderr())) == 1
+
+
+# --- the rate limit --------------------------------------------------------------------------------
+
+
+def limited(burst: int = 2, period: float = 10.0) -> tuple[Callable[..., dict[str, Any] | None], list[float]]:
+    """A rate limit, as a function that answers with what is written of a line; and its clock."""
+    clock = [0.0]
+    limit = log.RateLimit(burst, period, lambda: clock[0])
+
+    def say(event: str, *, method: str = "warning", **keys: Any) -> dict[str, Any] | None:
+        try:
+            return dict(limit(None, method, {"event": event, **keys}))
+        except structlog.DropEvent:
+            return None
+
+    return say, clock
+
+
+def test_a_flood_is_cut_and_counted() -> None:
+    """Two of a hundred lines are written; the first one of the next period says how many were not."""
+    say, clock = limited()
+    written = [line for _ in range(100) if (line := say("dead_letter", tenant="acme"))]
+    assert written == [{"event": "dead_letter", "tenant": "acme"}] * 2
+    clock[0] = 9.9
+    assert say("dead_letter", tenant="acme") is None
+    clock[0] = 10.0
+    assert say("dead_letter", tenant="acme") == {"event": "dead_letter", "tenant": "acme", "suppressed": 99}
+    assert say("dead_letter", tenant="acme") == {"event": "dead_letter", "tenant": "acme"}
+    assert say("dead_letter", tenant="acme") is None
+
+
+def test_one_source_does_not_hide_another() -> None:
+    """Events, tenants and addresses are counted apart; the port of an address is not looked at."""
+    say, _ = limited(burst=1)
+    for keys in ({}, {"tenant": "acme"}, {"tenant": "globex"}, {"peer": "[::1]:5"}, {"peer": "10.0.0.1:5"}):
+        assert say("crashed", **keys)
+        assert say("crashed", **keys) is None
+    assert say("ended", tenant="acme")
+    assert say("crashed", peer="10.0.0.1:6") is None
+    assert say("crashed", peer="10.0.0.1:7", tenant=None) is None
+
+
+def test_debugging_is_not_limited() -> None:
+    """Whoever sets the level debug gets everything, and it uses up nothing of what others may say."""
+    say, _ = limited(burst=1)
+    assert all(say("looked", method="debug") for _ in range(10))
+    assert say("looked")
+
+
+def test_the_memory_of_the_rate_limit_is_bounded() -> None:
+    """With more sources than are remembered the oldest begin anew."""
+    say, _ = limited(burst=1)
+    for number in range(log.KEPT_SOURCES + 1):
+        assert say("refused", tenant=str(number))
+    assert say("refused", tenant="0")
+    assert say("refused", tenant=str(log.KEPT_SOURCES)) is None
+
+
+def test_the_limit_is_in_force(stderr: Callable[[], str]) -> None:
+    """As configured, for the loggers that modules hold."""
+    log.configure(Log(burst=3))
+    for _ in range(10):
+        structlog.get_logger().warning("refused", tenant="acme")
+    assert len(lines(stderr())) == 3
+
+
+# --- what others write -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_exceptions_carry_no_token_and_no_password(stderr: Callable[[], str], form: Any) -> None:
+    """The words of an exception, ours or a library's, may hold what a client sent; a token is blotted out."""
+    log.configure(Log(format=form))
+    token = jwt.encode({"sub": "alice"}, "s" * 32, algorithm="HS256")
+    for text in (f"no such header: bearer.{token}", f"nats://broker:hunter2@10.0.0.1:4222 said {token[:40]}"):
+        try:
+            raise ValueError(text)
+        except ValueError as error:
+            structlog.get_logger().exception("connection_crashed")
+            logging.getLogger("nats").exception("failed with %s", text)
+            structlog.get_logger().warning("refused", error=str(error))
+    written = stderr()
+    assert "hunter2" not in written
+    assert "10.0.0.1:4222" in written
+    assert not any(part in written for part in (*token.split("."), token[:30]))

@@ -21,6 +21,8 @@ import trustme
 from broker import config
 from broker.auth import tokens
 from tests.support import command, websocket
+from tests.support.admin import Admin
+from tests.web import harness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,8 +88,8 @@ class Served:
                 return line
 
 
-@asynccontextmanager
-async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+def prepared(directory: Path, nats: NatsServer, /, **sections: dict[str, Any]) -> Served:
+    """A configuration that `broker serve` can run with."""
     served = Served(directory, {})
     served.secret("main.key")
     served.write(
@@ -98,6 +100,12 @@ async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -
         log={"format": "json"},
     )
     served.write(**sections)
+    return served
+
+
+@asynccontextmanager
+async def serve(directory: Path, nats: NatsServer, /, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+    served = prepared(directory, nats, **sections)
     async with command.start("serve", "--config", served.file) as running:
         served.running = running
         with trio.fail_after(READY_SECONDS):
@@ -200,6 +208,50 @@ async def test_limits_and_origins(tmp_path: Path, nats: NatsServer) -> None:
         assert await served.refused(served.token()) == 4010
 
 
+async def test_trusted_proxies(tmp_path: Path, nats: NatsServer) -> None:
+    """From the reload on their word on the client's address counts, by whichever way they give it."""
+    async with serve(tmp_path, nats, log={"level": "debug", "format": "json"}) as served:
+        address = urlsplit(served.ws)
+
+        async def peer(before: bytes = b"") -> str:
+            tcp = await trio.open_tcp_stream(address.hostname or "", address.port or 0)
+            await harness.Client(tcp).upgrade(before + harness.head(x_forwarded_for="203.0.113.9"))
+            await tcp.aclose()
+            assert served.running
+            ended: str = json.loads(await served.running.until("connection_ended", "stderr"))["peer"]
+            return ended
+
+        assert (await peer()).startswith("127.0.0.1:")
+        served.write(server={"trusted_proxies": ["127.0.0.0/8"]})
+        assert (await served.hup())["changed"] == ["server.trusted_proxies"]
+        assert await peer() == "203.0.113.9:0"
+        served.write(server={"proxy_protocol": True})
+        assert (await served.hup())["changed"] == ["server.proxy_protocol"]
+        assert await peer(b"PROXY TCP6 2001:db8::1 ::1 7 8\r\n") == "[2001:db8::1]:7"
+
+
+async def test_connections_that_are_there(tmp_path: Path, nats: NatsServer) -> None:
+    """They too may send larger messages from then on, or no longer, and are told of the expiry sooner."""
+    async with serve(tmp_path, nats) as served, served.client(served.token()) as client:
+        served.write(limits={"message_bytes": "1MiB"}, auth={"expiring_seconds": "1d"})
+        await served.hup()
+        assert (await client.until("connection.expiring"))["expires_at"]
+        await client.send("subscribe", {"channel": "x" * 100_000})
+        assert (await client.until("error"))["code"] == "invalid_channel"  # it was read
+        served.write(limits={"message_bytes": "20KiB"})
+        await served.hup()
+        await client.send("subscribe", {"channel": "x" * 30_000})
+        assert await client.closed() == 1009
+
+
+async def test_a_server_of_its_own(tmp_path: Path, nats: NatsServer) -> None:
+    """It was started for the largest event, so that size changes with the next start."""
+    async with serve(tmp_path, nats, nats={"urls": []}) as served:
+        served.write(limits={"event_bytes": "8MiB", "stall_seconds": 100})
+        told = await served.hup()
+        assert (told["changed"], told["needs_restart"]) == (["limits.stall_seconds"], ["limits.event_bytes"])
+
+
 async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:
     """Handshakes after the reload get the new one, of another kind of key too; a bad pair changes nothing."""
     here = Served(tmp_path, {})
@@ -264,6 +316,29 @@ async def test_client_certificates(tmp_path: Path, nats: NatsServer) -> None:
         served.write(server={"tls_client_required": False})
         await served.hup()
         assert await trio.to_thread.run_sync(served_as, port, None)
+
+
+async def test_a_new_admin_token(tmp_path: Path, nats: NatsServer) -> None:
+    """The admin token is read anew, from its file or another; without a usable one the old one stays."""
+    state = tmp_path / "state"
+    async with serve(tmp_path, nats) as served:
+        admin = await Admin.of(json.loads((state / "broker.json").read_text())["admin"], state)
+        own = admin.token
+
+        async def taken(token: str) -> bool:
+            admin.token = token
+            return (await admin.send("GET", "/api/v1/readiness")).status == 200
+
+        assert await taken(own)
+        served.write(server={"admin_token_file": served.secret("first", "first-admin-token")})
+        assert "server.admin_token_file" in (await served.hup())["changed"]
+        assert (await taken("first-admin-token"), await taken(own)) == (True, False)
+        served.secret("first", "second-admin-token")
+        await served.hup()
+        assert (await taken("second-admin-token"), await taken("first-admin-token")) == (True, False)
+        served.secret("first", "short")
+        assert (await served.hup())["event"] == "reload_refused"
+        assert await taken("second-admin-token")
 
 
 async def test_the_rest_needs_a_restart(tmp_path: Path, nats: NatsServer) -> None:

@@ -91,7 +91,9 @@ async def running_bus(
 ) -> AsyncIterator[tuple[NatsBus, Recorder]]:
     """A bus at `url` and its sink, on a loop of their own. It may not have reached NATS yet."""
     section = attrs.evolve(nats or config.Nats(request_seconds=3.0), urls=(url,))
-    bus = NatsBus(nats=section, stream=stream or config.Stream(), names=Names(), **bounds)
+    bus = NatsBus(
+        nats=section, stream=stream or config.Stream(), names=Names(), audit=config.Audit(), **bounds
+    )
     sink = Recorder()
     async with open_loop(), trio.open_nursery() as nursery:
         await nursery.start(bus.run, sink)

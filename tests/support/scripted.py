@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Mark, Page, PublishAck, Record, Sink, Stale, StreamState, Value
+from broker.bus.base import Mark, Message, Page, PublishAck, Record, Sink, Stale, StreamState, Value
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from broker.actors.supervisor import Supervisor
+    from broker.bus.base import Archive
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -47,6 +48,7 @@ class ScriptedBus:
     sink: Sink | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     reads: int = 0
+    noted: list[Message] = attrs.Factory(list)  # of the audit trail
     cursors: ScriptedValues = attrs.field(init=False)
     control: ScriptedValues = attrs.field(init=False)
 
@@ -116,6 +118,10 @@ class ScriptedBus:
         await self.delay()
         return PublishAck(sequence=self.put(subject, body, headers), duplicate=False)
 
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        await trio.lowlevel.checkpoint()
+        self.noted += messages
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -150,6 +156,9 @@ class ScriptedBus:
 
     async def sequence_at(self, time: datetime) -> int | None:
         return None
+
+    def archive(self, stream: str) -> Archive:
+        raise AssertionError("nobody looks into a scripted stream")
 
 
 @attrs.define(eq=False)
@@ -207,6 +216,7 @@ def subjects_match(pattern: str, subject: str) -> bool:
 class ScriptedLink:
     """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
 
+    name: ClassVar[str] = "scripted"
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)
@@ -222,6 +232,8 @@ class ScriptedLink:
     from_client: trio.MemoryReceiveChannel[Inbound] = attrs.field(init=False)
 
     # --- the broker's side
+
+    def adopt(self, message_bytes: int) -> None: ...
 
     async def receive(self) -> Inbound:
         return await self.from_client.receive()

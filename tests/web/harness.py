@@ -203,6 +203,11 @@ class Running:
             await client.send(frame(CLOSE, b"\x03\xe8"))
             assert await client.closed() == (1000, "")
 
+    async def peers(self) -> list[str]:
+        """Who the clients were, once all of them are gone."""
+        await self.settled()
+        return [hello.peer for hello in self.hellos]
+
     async def settled(self) -> None:
         """No connection is left of those that were."""
         await eventually(lambda: not self.connections.child_tasks)

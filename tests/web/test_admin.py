@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-import trio
-from prometheus_client import CollectorRegistry, Gauge
 
-from broker.config import Limits, Server
-from broker.web.admin import AdminPort
-from broker.web.listeners import open_listeners
-from tests.web.harness import Client, head
+from tests.web.harness import head
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.web.harness import Answer
-
-
-@pytest.fixture
-def reasons() -> list[str]:
-    return []
-
-
-@pytest.fixture
-async def ask(reasons: list[str], nursery: trio.Nursery) -> Callable[[bytes], Awaitable[Answer]]:
-    """Asks a running admin port that was configured under the name metrics.example."""
-    registry = CollectorRegistry()
-    Gauge("broker_connections", "Clients.", registry=registry).set(7)
-    listeners = await open_listeners("127.0.0.1:0", 16)
-    address = listeners[0].getsockname()
-    port = AdminPort(
-        Server(admin_listen="Metrics.example:8081"),
-        Limits(),
-        registry=registry,
-        health=lambda: reasons[0] if reasons else None,
-    )
-    await nursery.start(partial(port.run, listeners, nursery=nursery))
-
-    async def asked(request: bytes) -> Answer:
-        async with await trio.open_tcp_stream(*address) as stream:
-            await stream.send_all(request)
-            return await Client(stream).answer()
-
-    return asked
 
 
 async def test_metrics(ask: Callable[[bytes], Awaitable[Answer]]) -> None:

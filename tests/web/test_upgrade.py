@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -189,7 +190,15 @@ def test_any_values(query: str, header: str) -> None:
         "sec-websocket-protocol": f"broker.v1,{header}",
         "authorization": f"Bearer {header}",
     }
-    request = Request(method="GET", path="/ws", query=query, host="a", port=None, headers=headers)
+    request = Request(
+        method="GET",
+        path="/ws",
+        query=query,
+        host="a",
+        port=None,
+        headers=headers,
+        framing=h11.Connection(h11.SERVER),
+    )
     try:
         opening = upgrade.decide(request, peer="peer", query_token=True)
     except Refused:

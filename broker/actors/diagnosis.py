@@ -1,0 +1,181 @@
+"""What an operator asks when a client did not get something: explain, trace, how connections ended, audit.
+
+The façade that their part of the admin API stands on, with its values, as `reports` and `operations`.
+"""
+
+# Without `from __future__ import annotations`: msgspec reads the annotations of the values at run time.
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import attrs
+import msgspec
+import trio
+
+from broker import subjects
+from broker.actors.reports import Cursor, Size
+from broker.actors.supervisor import Supervisor
+from broker.errors import BadMessage, InvalidChannel, NotFound
+from broker.features import explain as explaining
+from broker.features.audit import Kind
+from broker.features.closes import Ended
+
+
+@attrs.frozen(kw_only=True)
+class Question:
+    """May this token subscribe to the channel (with `publish`: publish into it)?
+
+    `channel` is a channel or pattern as a client writes it. `tenant` is the one that a client with a
+    monitoring token asks for.
+    """
+
+    token: str = attrs.field(repr=False)
+    channel: str
+    tenant: str | None = None
+    publish: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class TraceWish:
+    """Which events to follow: those of a tenant on the channels of a pattern, and how many for how long."""
+
+    tenant: str
+    channel: str
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+
+
+@attrs.frozen(kw_only=True)
+class Tracing:
+    """The first line of a trace: from here on events are followed."""
+
+    kind: Literal["tracing"] = "tracing"
+    tenant: str
+    channel: str
+    position: str
+
+
+@attrs.frozen(kw_only=True)
+class TraceEnd:
+    """The last line of a trace, and which bound it came to."""
+
+    kind: Literal["end"] = "end"
+    reason: Literal["limit", "seconds"]
+
+
+@attrs.frozen(kw_only=True)
+class CloseFilter:
+    """Which ends of connections: all that is given must hold."""
+
+    tenant: str | None = None
+    user: str | None = None
+    code: int | None = None
+    limit: Size = 100
+
+
+@attrs.frozen(kw_only=True)
+class CloseList:
+    """The ends of connections, the newest first; the oldest are forgotten (`audit.closes`)."""
+
+    closes: list[Ended]
+
+
+@attrs.frozen(kw_only=True)
+class AuditFilter:
+    """Which records of the audit trail: all that is given must hold. `since` is RFC 3339."""
+
+    tenant: str | None = None
+    kind: Kind | None = None
+    since: datetime | None = None
+    limit: Size = 100
+    cursor: Cursor = ""
+
+
+@attrs.frozen(kw_only=True)
+class AuditPage:
+    """Records of all brokers, the newest first; `next` is the cursor of older ones, null on the last page."""
+
+    records: list[dict[str, Any]]
+    next: str | None
+
+
+@attrs.define(eq=False)
+class Diagnosis:
+    """Looks at the actors, and has them followed. The audit trail is that of all brokers."""
+
+    supervisor: Supervisor
+
+    async def explain(self, wish: Question) -> explaining.Explanation:
+        supervisor = self.supervisor
+        return await explaining.explain(
+            explaining.Question(**attrs.asdict(wish)),
+            verifier=supervisor.verifier,
+            admit=supervisor.control.check,
+            names=supervisor.names,
+            limits=supervisor.config.limits,
+            held=self.held,
+            now=time.time(),
+        )
+
+    async def held(self, subject: str) -> explaining.Held:
+        bus = self.supervisor.bus
+        state = await bus.state()
+        page = await bus.read(subject, after=0, limit=1)
+        return explaining.Held(
+            state=state,
+            count=len(page.records) + page.pending,
+            oldest=page.records[0][0] if page.records else None,
+        )
+
+    def closes(self, wish: CloseFilter) -> CloseList:
+        found = self.supervisor.ends.find(tenant=wish.tenant, user=wish.user, code=wish.code)
+        return CloseList(closes=[ended for ended, _ in zip(found, range(wish.limit), strict=False)])
+
+    async def audit(self, wish: AuditFilter) -> AuditPage:
+        section = self.supervisor.config.audit
+        if wish.cursor and not wish.cursor.isdecimal():
+            raise BadMessage("cursor: must be `next` of an earlier page")
+        if wish.tenant is not None and not subjects.TENANT.match(wish.tenant):
+            raise BadMessage("tenant: no tenant can have this name")
+        if not section.enabled:
+            raise NotFound("audit.enabled is false: this broker keeps no audit trail")
+        archive = self.supervisor.bus.archive(section.name)
+        subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
+        cursor = int(wish.cursor) if wish.cursor else None
+        entries = await archive.before(subject, cursor, limit=wish.limit + 1)
+        if wish.since is not None:
+            entries = [entry for entry in entries if entry.time >= wish.since]
+        page = entries[: wish.limit]
+        return AuditPage(
+            records=[msgspec.json.decode(entry.body) for entry in page],
+            next=str(page[-1].sequence) if len(entries) > wish.limit else None,
+        )
+
+    async def trace(self, wish: TraceWish, write: Callable[[object], Awaitable[None]]) -> None:
+        """Writes a line for each event until one of the bounds is reached."""
+        if not subjects.is_tenant(wish.tenant):
+            raise BadMessage(f"tenant: {subjects.shown(wish.tenant)} is no name of a tenant")
+        pattern = subjects.parse_pattern(wish.channel)
+        if subjects.expand_me(pattern, "user") != pattern:
+            raise InvalidChannel(f"{pattern}: `me` is the user of a token; here write users.<user>.<name>")
+        services = self.supervisor.services
+        with services.tenants.followers.follow(wish.tenant, pattern) as follower:
+            fanout = services.tenants.get(wish.tenant).fanout
+            if subjects.is_live(pattern):
+                for subject in services.tenants.live_filters(wish.tenant):
+                    await services.live_subjects.hold(subject)
+            start = fanout.text(fanout.position())
+            await write(Tracing(tenant=wish.tenant, channel=pattern, position=start))
+            left, deadline = wish.limit, trio.current_time() + wish.seconds
+            while left > 0:
+                entries = []
+                with trio.move_on_at(deadline):
+                    entries = await follower.take()
+                if not entries:
+                    break
+                for entry in entries[:left]:
+                    await write(entry)
+                left -= len(entries)
+            await write(TraceEnd(reason="seconds" if left > 0 else "limit"))

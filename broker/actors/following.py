@@ -1,0 +1,281 @@
+"""Following events through the broker while somebody looks: who they were meant for, and who got them.
+
+It looks at what the fan-out of a tick has left behind, once, after the tick; so there is nothing to pay
+while nobody traces, and nothing that a delivery does for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import attrs
+import trio
+
+from broker import subjects
+from broker.errors import Conflict
+from broker.wire import events
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from broker.actors.fanout import Fanout
+    from broker.actors.outlet import Outlet
+    from broker.features.deadletter import Letter
+    from broker.features.replay import Checked
+    from broker.ring import Tick
+    from broker.routing import Topic
+
+FOLLOWERS = 8  # at a time: each looks at every event of its tenant
+HELD = 1000  # entries that wait for whoever follows; what comes beyond them is counted
+FOLLOWED_PER_TICK = 16  # events; each may concern all connections
+SHOWN_CONNECTIONS = 50  # of one event, those that did not get it first
+
+Outcome: TypeAlias = Literal["written", "behind", "catching_up", "dropped", "closed", "gone"]
+
+
+@attrs.frozen(kw_only=True)
+class Audience:
+    """A pattern that matched, and how many connections of the live flow have it.
+
+    `denied`: the channel is left out of it by the token of those who have it.
+    """
+
+    pattern: str
+    connections: int
+    denied: bool
+
+
+@attrs.frozen(kw_only=True)
+class Delivery:
+    """What became of an event at one connection.
+
+    written: given to its link. behind: it reads on by itself, `events_behind` events back where that is
+    known, and will get this one if its policy `lag` lets it. catching_up: it is still in the past.
+    dropped: left out by its policy. closed: too slow, by its policy. gone: the link was lost.
+    """
+
+    connection: str
+    user: str | None
+    outcome: Outcome
+    pattern: str
+    lag: str
+    events_behind: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Traced:
+    """An event, and what became of it. `position` is None for a live one; `broadcast`: for every tenant.
+
+    Lines of another `kind`: `tracing` (the first), `dead_letter` (with `reason` and `detail`), `missed` (with
+    `count`: more than could be followed) and `end` (with `reason`).
+    """
+
+    kind: Literal["event"] = "event"
+    time: float
+    channel: str
+    position: str | None
+    bytes: int
+    form: events.Form
+    broadcast: bool
+    audiences: list[Audience]
+    outcomes: dict[str, int]  # connections by what became of it there
+    connections: list[Delivery]  # at most `SHOWN_CONNECTIONS`
+
+
+@attrs.frozen(kw_only=True)
+class Refused:
+    """A message that is no event, and why. `position` is None for a live one."""
+
+    kind: Literal["dead_letter"] = "dead_letter"
+    time: float
+    channel: str
+    position: str | None
+    bytes: int
+    reason: str
+    detail: str
+
+
+@attrs.frozen(kw_only=True)
+class Missed:
+    """So many entries came faster than they could be followed."""
+
+    kind: Literal["missed"] = "missed"
+    count: int
+
+
+Entry: TypeAlias = Traced | Refused | Missed
+
+
+@attrs.define(eq=False)
+class Follower:
+    """Somebody who follows the channels of a tenant that lie within a pattern."""
+
+    tenant: str
+    pattern: str
+    waiting: deque[Entry] = attrs.Factory(deque)
+    missed: int = 0
+    arrived: trio.Event = attrs.Factory(trio.Event)
+
+    def wants(self, tenant: str, channel: str) -> bool:
+        return tenant in (self.tenant, subjects.BROADCAST) and subjects.covers(self.pattern, channel)
+
+    def put(self, entry: Entry) -> None:
+        if len(self.waiting) >= HELD:
+            self.missed += 1
+        else:
+            self.waiting.append(entry)
+        self.arrived.set()
+
+    async def take(self) -> list[Entry]:
+        """What there is, at least one entry."""
+        await self.arrived.wait()
+        self.arrived = trio.Event()
+        taken = list(self.waiting)
+        self.waiting.clear()
+        if self.missed:
+            taken.append(Missed(count=self.missed))
+            self.missed = 0
+        return taken
+
+
+class Followers(list[Follower]):
+    """All who follow something. Empty, nothing of this file runs."""
+
+    @contextmanager
+    def follow(self, tenant: str, pattern: str) -> Iterator[Follower]:
+        """Raises `Conflict` while there are too many."""
+        if len(self) >= FOLLOWERS:
+            raise Conflict(f"{FOLLOWERS} traces are running; end one before the next")
+        follower = Follower(tenant, pattern)
+        self.append(follower)
+        try:
+            yield follower
+        finally:
+            self.remove(follower)
+
+    def need(self, tenant: str, *, live: bool) -> bool:
+        """Whether somebody follows the tenant (every tenant's: broadcasts), in its live room if so said."""
+        return any(
+            tenant in (follower.tenant, subjects.BROADCAST)
+            and (not live or subjects.is_live(follower.pattern))
+            for follower in self
+        )
+
+    def refused(self, letter: Letter) -> None:
+        """A message has turned out to be no event."""
+        sequence, _, body, _ = letter.record
+        entry = Refused(
+            time=time.time(),
+            channel=letter.channel,
+            position=f"{letter.incarnation}-{sequence}" if sequence else None,
+            bytes=len(body),
+            reason=letter.reason,
+            detail=letter.detail,
+        )
+        for follower in self:
+            if follower.wants(letter.tenant, letter.channel):
+                follower.put(entry)
+
+    def sent(
+        self,
+        tenant: str,
+        fanout: Fanout,
+        batch: Sequence[Checked],
+        tick: Tick,
+        slow: Collection[Outlet],
+    ) -> None:
+        """A tick of the tenant is out. For `slow` more waits than a policy allows: they are told next."""
+        looked = 0
+        catching = [outlet for outlet in fanout.outlets if outlet.catch_ups]
+        for index, checked in enumerate(batch):
+            wanted = [follower for follower in self if follower.wants(tenant, checked[0])]
+            if wanted and looked < FOLLOWED_PER_TICK:
+                looked += 1
+                entry = look(fanout, tick, index, checked, slow, catching)
+                for follower in wanted:
+                    follower.put(entry)
+            else:
+                for follower in wanted:
+                    follower.missed += 1
+                    follower.arrived.set()
+
+
+def look(
+    fanout: Fanout,
+    tick: Tick,
+    index: int,
+    checked: Checked,
+    slow: Collection[Outlet],
+    catching: Sequence[Outlet],
+) -> Traced:
+    """What became of one event of a tick."""
+    channel, (sequence, subject, body, headers) = checked
+    topics: list[Topic] = [topic for topic, mask in tick.masks.items() if mask >> index & 1]
+    audiences = [
+        Audience(pattern=each.pattern, connections=len(each.members), denied=False) for each in topics
+    ]
+    audiences += [
+        Audience(pattern=each.pattern, connections=len(each.members), denied=True)
+        for each in fanout.topics.values()
+        if each.deny and not each.allows(channel) and subjects.covers(each.pattern, channel)
+    ]
+    deliveries: dict[Outlet, Delivery] = {}
+    for topic in topics:
+        for outlet in topic.members:
+            if outlet not in deliveries:
+                deliveries[outlet] = deliver(fanout, outlet, topic, sequence, tick.first + index, slow)
+    for outlet in catching:
+        for catch_up in outlet.catch_ups:
+            for topic in topics:
+                if topic in catch_up.topics and outlet not in deliveries:
+                    deliveries[outlet] = delivery(outlet, topic, "catching_up")
+    told = sorted(deliveries.values(), key=lambda each: each.outcome == "written")
+    return Traced(
+        time=time.time(),
+        channel=channel,
+        position=fanout.text(sequence) if sequence else None,
+        bytes=len(body),
+        form=events.form(body, headers),
+        broadcast=subject.split(".", 2)[1] == subjects.BROADCAST,
+        audiences=audiences,
+        outcomes=Counter(each.outcome for each in told),
+        connections=told[:SHOWN_CONNECTIONS],
+    )
+
+
+def deliver(
+    fanout: Fanout, outlet: Outlet, topic: Topic, sequence: int, counter: int, slow: Collection[Outlet]
+) -> Delivery:
+    """What became of an event at a connection in whose live flow it is."""
+    backlog = outlet.backlog
+    if outlet.client.lost:
+        return delivery(outlet, topic, "gone")
+    if backlog is None:
+        return delivery(outlet, topic, "written")
+    if outlet in slow and "close" in outlet.lags.values():
+        return delivery(outlet, topic, "closed")
+    if counter <= backlog.live_cursor if topic.live else sequence <= backlog.position:
+        return delivery(outlet, topic, "written")
+    if outlet in slow and not topic.live and policy(outlet, topic) == "drop":
+        return delivery(outlet, topic, "dropped")
+    cursor = backlog.live_cursor if topic.live else backlog.cursor
+    return delivery(outlet, topic, "behind", fanout.count - cursor if cursor >= 0 else None)
+
+
+def delivery(outlet: Outlet, topic: Topic, outcome: Outcome, behind: int | None = None) -> Delivery:
+    who = outlet.client.who()
+    return Delivery(
+        connection=who["connection"],
+        user=who["user"],
+        outcome=outcome,
+        pattern=topic.pattern,
+        lag=policy(outlet, topic),
+        events_behind=behind,
+    )
+
+
+def policy(outlet: Outlet, topic: Topic) -> str:
+    return outlet.lags.get(topic.pattern, "drop" if topic.live else "replay")

@@ -1,0 +1,251 @@
+"""What an operator asks the running broker, and has it do: the façade that the admin API stands on.
+
+Everything here is about this process alone: of several brokers over one NATS each knows its own clients.
+"""
+
+from __future__ import annotations
+
+import time
+from heapq import nsmallest
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import structlog
+import trio
+
+from broker import config
+from broker import log as logging
+from broker.actors import reports
+from broker.errors import CloseCode, NotFound
+from broker.subjects import is_live
+from broker.wire.session import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from broker.actors.connection import Connection
+    from broker.actors.supervisor import Supervisor
+    from broker.actors.tenant import Tenant
+    from broker.permissions import Principal
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Operations:
+    """Looks at the actors and acts on them."""
+
+    supervisor: Supervisor
+
+    # --- this process -------------------------------------------------------------------------------
+
+    def readiness(self) -> reports.Readiness:
+        reason = self.supervisor.not_ready()
+        return reports.Readiness(
+            ready=reason is None,
+            reasons=[] if reason is None else [reason],
+            connected=self.supervisor.connected,
+            draining=self.supervisor.draining,
+        )
+
+    def log_level(self) -> reports.LogLevel:
+        return reports.LogLevel(level=logging.level())
+
+    def set_log_level(self, wish: reports.LogLevel) -> reports.LogLevel:
+        log.warning("log_level_set", level=wish.level)
+        logging.set_level(wish.level)
+        return wish
+
+    def configuration(self) -> reports.Configuration:
+        """What is in force, with the log level of now; secrets are hidden."""
+        running = self.supervisor.config
+        return config.shown(attrs.evolve(running, log=attrs.evolve(running.log, level=logging.level())))
+
+    # --- connections --------------------------------------------------------------------------------
+
+    def connections(self, wish: reports.ConnectionFilter) -> reports.ConnectionPage:
+        """A page by id, so that it goes on where it stopped whoever has come or gone meanwhile."""
+        found = (each for each in self.supervisor.connections if each.id > wish.cursor and fits(each, wish))
+        page = nsmallest(wish.limit + 1, found, key=lambda each: each.id)
+        more = len(page) > wish.limit
+        page = page[: wish.limit]
+        return reports.ConnectionPage(
+            connections=[reports.ConnectionSummary(**summary(each)) for each in page],
+            next=page[-1].id if more else None,
+        )
+
+    def connection(self, connection_id: str) -> reports.ConnectionReport:
+        return full(self.find(connection_id))
+
+    def find(self, connection_id: str) -> Connection:
+        for each in self.supervisor.connections:
+            if each.id == connection_id:
+                return each
+        raise NotFound(f"{connection_id[:40]}: no connection of this broker has this id; it may have ended")
+
+    async def disconnect(self, connection_id: str, wish: reports.Farewell) -> reports.Disconnected:
+        return await self.end([self.find(connection_id)], wish)
+
+    async def disconnect_all(self, wish: reports.Disconnect) -> reports.Disconnected:
+        which = reports.ConnectionFilter(tenant=wish.tenant, user=wish.user)
+        return await self.end([each for each in self.supervisor.connections if fits(each, which)], wish)
+
+    async def end(self, connections: Iterable[Connection], wish: reports.Farewell) -> reports.Disconnected:
+        ended = 0
+        for each in connections:
+            ended += not each.closing
+            each.end(CloseCode(wish.code), wish.reason, by="operator")
+            await trio.lowlevel.checkpoint()  # there may be many, and others wait
+        log.info("disconnected_by_operator", connections=ended, code=wish.code)
+        return reports.Disconnected(disconnected=ended)
+
+    # --- tenants ------------------------------------------------------------------------------------
+
+    def tenants(self) -> reports.TenantList:
+        running = self.supervisor.tenants.running
+        return reports.TenantList(
+            tenants=[reports.TenantSummary(**tenant_summary(running[name])) for name in sorted(running)]
+        )
+
+    def tenant(self, name: str) -> reports.TenantReport:
+        tenant = self.supervisor.tenants.running.get(name)
+        if tenant is None:
+            raise NotFound(f"{name[:64]}: this tenant has no clients on this broker, nor had a minute ago")
+        fanout, inbox, until = tenant.fanout, tenant.inbox, tenant.failed_until
+        statistics = tenant.statistics()
+        users = {each.claimed for each in self.supervisor.connections if each.tenant is tenant}
+        return reports.TenantReport(
+            **tenant_summary(tenant),
+            users=len(users),
+            topics=statistics.topics,
+            catch_ups=sum(len(outlet.catch_ups) for outlet in fanout.outlets),
+            rests_seconds=max(0.0, until - trio.current_time()) if until is not None else 0.0,
+            ring=reports.RingReport(
+                events=statistics.ring_events,
+                bytes=statistics.ring_bytes,
+                since=fanout.text(fanout.ring.floor_head),
+            ),
+            inbox=reports.InboxReport(events=len(inbox.records), bytes=inbox.size, lost=inbox.lost),
+        )
+
+
+def fits(connection: Connection, wish: reports.ConnectionFilter) -> bool:
+    """Whether all that is asked for holds of a connection."""
+    principal = connection.session.principal
+    return (
+        wish.tenant in (None, principal and principal.tenant)
+        and wish.user in (None, principal and principal.user)
+        and wish.transport in (None, connection.transport.name)
+        and wish.address in (None, host(connection.peer))
+        and wish.behind in (None, connection.outlet.backlog is not None)
+    )
+
+
+def host(peer: str) -> str:
+    """The address of "HOST:PORT"."""
+    return peer.rpartition(":")[0].strip("[]")
+
+
+def wall_clock(then: float) -> str:
+    """A time of the monotonic clock as people read it."""
+    return rfc3339(time.time() - trio.current_time() + then)
+
+
+def summary(connection: Connection) -> dict[str, Any]:
+    """The fields of a `ConnectionSummary`."""
+    principal, outlet = connection.session.principal, connection.outlet
+    backlog, fanout = outlet.backlog, outlet.fanout
+    return {
+        "id": connection.id,
+        "tenant": principal.tenant if principal else None,
+        "user": principal.user if principal else None,
+        "address": connection.peer,
+        "transport": connection.transport.name,
+        "since": wall_clock(connection.session.began),
+        "subscriptions": len(connection.session.subscriptions),
+        "behind": backlog is not None,
+        "lag": max(0, fanout.position() - outlet.position()) if fanout else 0,
+        "unsent_bytes": len(backlog.left) + sum(map(len, backlog.replies)) if backlog else 0,
+    }
+
+
+def full(connection: Connection) -> reports.ConnectionReport:
+    session, outlet = connection.session, connection.outlet
+    backlog, fanout = outlet.backlog, outlet.fanout
+    now = trio.current_time()
+    return reports.ConnectionReport(
+        **summary(connection),
+        principal=principal_report(session.principal) if session.principal else None,
+        certificate=connection.certificate,
+        position=connection.position(),
+        head=fanout.text(fanout.position()) if fanout else None,
+        resuming=backlog.resuming if backlog else False,
+        unsent_replies=len(backlog.replies) if backlog else 0,
+        heard=wall_clock(connection.heard),
+        progress=wall_clock(connection.progress) if backlog else None,
+        closing=connection.closing,
+        channels=[subscription_report(connection, pattern) for pattern in sorted(session.subscriptions)],
+        catch_ups=[
+            reports.CatchUpReport(
+                number=each.number,
+                position=fanout.text(each.position),
+                snapshot=each.snapshot is not None,
+                channels=sorted(topic.pattern for topic in each.topics),
+            )
+            for each in outlet.catch_ups
+            if fanout
+        ],
+        durables=[
+            reports.DurableReport(
+                name=name,
+                channels=sorted(session.durables.get(name, ())),
+                acknowledged=str(cursor.position),
+                stored=str(cursor.stored),
+            )
+            for name, cursor in connection.cursors.items()
+        ],
+        bad_messages=session.bad.count(now) if session.bad else 0,
+        refusals=session.refusals.count(now) if session.refusals else 0,
+    )
+
+
+def subscription_report(connection: Connection, pattern: str) -> reports.SubscriptionReport:
+    session, outlet = connection.session, connection.outlet
+    numbers = [each.number for each in outlet.catch_ups if any(t.pattern == pattern for t in each.topics)]
+    waiting = any(pattern in group.patterns for group in outlet.groups())
+    names = [name for name, held in session.durables.items() if pattern in held]
+    return reports.SubscriptionReport(
+        channel=pattern,
+        deny=list(session.subscriptions[pattern]),
+        lag=outlet.lags.get(pattern, "drop" if is_live(pattern) else "replay"),
+        live=not (numbers or waiting),
+        catch_up=numbers[0] if numbers else None,
+        durable=names[0] if names else None,
+    )
+
+
+def principal_report(principal: Principal) -> reports.PrincipalReport:
+    return reports.PrincipalReport(
+        tenant=principal.tenant,
+        user=principal.user,
+        private=principal.private,
+        token_id=principal.token_id,
+        expires_at=rfc3339(principal.expires_at),
+        monitoring=principal.monitoring,
+        subscribe=list(principal.subscribe),
+        publish=list(principal.publish),
+        deny=list(principal.deny),
+    )
+
+
+def tenant_summary(tenant: Tenant) -> dict[str, Any]:
+    """The fields of a `TenantSummary`."""
+    statistics = tenant.statistics()
+    return {
+        "tenant": tenant.name,
+        "connections": statistics.connections,
+        "behind": statistics.behind,
+        "position": tenant.fanout.text(tenant.fanout.position()),
+        "restarts": statistics.restarts,
+        "resting": tenant.failed_until is not None and trio.current_time() < tenant.failed_until,
+    }

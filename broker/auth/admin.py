@@ -1,0 +1,50 @@
+"""The token of the admin API: configured, or made once and kept in the data directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from broker.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKEN_FILE = "admin.token"
+TOKEN_BYTES = 32
+TOKEN = re.compile(r"[!-~]{16,256}\Z")
+
+
+def load(configured: Path | None, data_dir: Path) -> str:
+    """The token in the configured file, else that of the data directory, made when there is none.
+
+    Raises `ConfigError`.
+    """
+    if configured is not None:
+        return read(configured, "server.admin_token_file")
+    path = data_dir / TOKEN_FILE
+    if not path.exists():
+        make(path)
+    return read(path, "server.data_dir")
+
+
+def make(path: Path) -> None:
+    """Leaves a new token there, readable by its owner alone: all of it or nothing."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
+    partial.replace(path)
+
+
+def read(path: Path, key: str) -> str:
+    """The token in a file that `key` led to. Raises `ConfigError`."""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no ASCII"
+        raise ConfigError([f"{key}: {path} cannot be read: {reason}"]) from None
+    if not TOKEN.match(token):
+        raise ConfigError([f"{key}: {path} holds no token: 16 to 256 printable characters without blanks"])
+    return token

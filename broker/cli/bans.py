@@ -1,0 +1,90 @@
+"""`broker admin revoke` and its kin: who is kept out, on every broker."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from broker.cli import options
+from broker.cli.admin import TENANT, YES, admin, asking, confirm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker.cli.api import Api
+    from broker.cli.tables import Output
+
+BANS = ("kind", "tenant", "user", "token_id", "since", "until", "reason")
+UNTIL = click.option(
+    "--for",
+    "until",
+    type=options.from_now,
+    metavar="1h|7d|…",
+    help="So long; else a revocation until all present tokens have expired, a suspension until it is lifted.",
+)
+REASON = click.option("--reason", metavar="TEXT", default="", help="What the clients are told.")
+
+
+def meant(command: Callable[..., None]) -> Callable[..., None]:
+    """Whose tokens are meant."""
+    for option in (
+        click.option("--token-id", metavar="JTI", help="The token with this id alone."),
+        click.option("--user", metavar="U", help="The tokens of this user."),
+        click.option("--tenant", metavar="T", required=True, help="The tenant; '*' for monitoring tokens."),
+    ):
+        command = option(command)
+    return command
+
+
+@admin.command()
+@TENANT
+@asking
+def revocations(api: Api, output: Output, tenant: str | None) -> None:
+    """Lists the revocations and suspensions that hold."""
+    output.many(api.ask("GET", "revocations", query={"tenant": tenant}), "revocations", BANS)
+
+
+@admin.command()
+@meant
+@UNTIL
+@REASON
+@YES
+@asking
+def revoke(api: Api, output: Output, yes: bool, **wish: Any) -> None:
+    """Revokes one token, or all of a user or tenant: their connections end on every broker.
+
+    A user or tenant may come back with a token that was issued later; a token may not.
+    """
+    if wish["user"] is None and wish["token_id"] is None:
+        confirm(yes, f"Revoke all tokens of tenant {wish['tenant']}?")
+    output.one(api.ask("POST", "revocations", body=json.dumps(wish).encode()))
+
+
+@admin.command()
+@meant
+@asking
+def restore(api: Api, output: Output, **wish: Any) -> None:
+    """Lifts a revocation: what is still valid is believed again."""
+    output.one(api.ask("DELETE", "revocations", query=wish))
+
+
+@admin.command()
+@click.argument("tenant")
+@UNTIL
+@REASON
+@YES
+@asking
+def suspend(api: Api, output: Output, tenant: str, yes: bool, **wish: Any) -> None:
+    """Suspends a tenant: nobody of it comes in, whatever the token."""
+    confirm(yes, f"Suspend tenant {tenant} and end all of its connections?")
+    output.one(api.ask("PUT", "tenants", tenant, "suspension", body=json.dumps(wish).encode()))
+
+
+@admin.command()
+@click.argument("tenant")
+@asking
+def resume(api: Api, output: Output, tenant: str) -> None:
+    """Lifts the suspension of a tenant."""
+    output.one(api.ask("DELETE", "tenants", tenant, "suspension"))

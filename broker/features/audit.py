@@ -1,0 +1,120 @@
+"""The audit trail: who connected, how that ended, what was refused, and what operators did.
+
+A record is JSON under `<prefix>.<tenant>.<kind>` in a stream of its own, which bounds its age and size.
+Connections only put records into a queue; one task stores them, many at a time. Neither a token nor a body
+is ever in one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from broker.errors import Unavailable
+from broker.subjects import BROKER, is_tenant
+
+if TYPE_CHECKING:
+    from broker import config
+    from broker.bus.base import Bus, Message
+
+Kind: TypeAlias = Literal["authenticated", "renewed", "ended", "refused", "admin"]
+
+QUEUE = 32768  # records that wait for NATS, about 400 bytes each; what comes beyond them is counted
+BATCH = 128  # stored at a time: a millisecond of this loop
+GATHER_SECONDS = 0.2  # so that one wake-up serves many
+RETRY_SECONDS = 1.0
+REFUSALS = 3  # of one connection within a second
+RECORD_BYTES = 8192
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Audit:
+    """Takes records at any time, without waiting. `broker` names this process.
+
+    `dropped` counts those that could not be kept.
+    """
+
+    bus: Bus
+    section: config.Audit
+    broker: str
+    dropped: int = 0
+    told: int = 0  # of the dropped ones
+    number: int = 0
+    waiting: deque[Message] = attrs.Factory(deque)
+    arrived: trio.Event = attrs.Factory(trio.Event)
+    writing: trio.Lock = attrs.Factory(trio.Lock)
+    second: int = 0  # in which ...
+    refusals: Counter[str] = attrs.Factory(Counter)  # ... each connection was refused so often
+
+    def note(
+        self, kind: Kind, *, tenant: str | None, connection: str | None = None, **fields: object
+    ) -> None:
+        """Notes what has just happened. Without a tenant it is the broker's own.
+
+        `fields` are JSON values, None is left out; never a token or a body.
+        """
+        if not self.section.enabled:
+            return
+        known = {name: value for name, value in fields.items() if value is not None}
+        body = msgspec.json.encode(
+            {
+                "time": datetime.now(UTC),
+                "kind": kind,
+                "broker": self.broker,
+                **({"connection": connection} if connection else {}),
+                **({"tenant": tenant} if tenant else {}),
+                **known,
+            }
+        )
+        if len(self.waiting) >= QUEUE or len(body) > RECORD_BYTES:
+            self.dropped += 1
+            return
+        self.number += 1
+        subject = f"{self.section.prefix}.{tenant if tenant and is_tenant(tenant) else BROKER}.{kind}"
+        self.waiting.append((subject, body, f"_broker:audit-{self.broker}-{self.number}"))
+        self.arrived.set()
+
+    def note_refusal(self, *, connection: str, tenant: str | None, **fields: object) -> None:
+        """Notes a refusal, unless there were a few of this connection within the second."""
+        second = int(time.monotonic())
+        if second != self.second:
+            self.second = second
+            self.refusals.clear()
+        self.refusals[connection] += 1
+        if self.refusals[connection] <= REFUSALS:
+            self.note("refused", tenant=tenant, connection=connection, **fields)
+
+    async def run(self) -> None:
+        while True:
+            await self.arrived.wait()
+            await trio.sleep(GATHER_SECONDS)
+            self.arrived = trio.Event()
+            await self.flush()
+            if self.waiting:
+                self.arrived.set()
+                await trio.sleep(RETRY_SECONDS)
+            if self.dropped != self.told:
+                log.warning("audit_dropped", records=self.dropped - self.told)
+                self.told = self.dropped
+
+    async def flush(self) -> None:
+        """Stores what waits, as far as NATS takes it."""
+        async with self.writing:
+            while self.waiting:
+                batch = [self.waiting[index] for index in range(min(BATCH, len(self.waiting)))]
+                try:
+                    await self.bus.publish_all(batch)
+                except Unavailable as error:
+                    log.warning("audit_postponed", error=error.message, records=len(self.waiting))
+                    return
+                for _ in batch:
+                    self.waiting.popleft()

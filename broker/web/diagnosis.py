@@ -1,0 +1,58 @@
+"""The routes of the admin API that answer why: explain, trace, closes, audit."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from broker.actors import diagnosis, following
+from broker.features.explain import Explanation
+from broker.web.api import V1
+from broker.web.router import Route
+from broker.web.streaming import MEDIA_TYPE, Lines
+
+if TYPE_CHECKING:
+    from broker.actors.diagnosis import Diagnosis
+
+
+def routes(do: Diagnosis) -> list[Route]:
+    """What can be asked of this broker process about tokens, events and connections."""
+
+    def trace(wish: diagnosis.TraceWish) -> Lines:
+        return Lines(partial(do.trace, wish))
+
+    return [
+        Route(
+            method="POST",
+            path=f"{V1}/explain",
+            summary="Say step by step what a token may do with a channel, and why",
+            handle=do.explain,
+            body=diagnosis.Question,
+            answer=Explanation,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/trace",
+            summary="Follow the next events: a line of JSON for each, and for what became of it",
+            handle=trace,
+            query=diagnosis.TraceWish,
+            answer=following.Traced,
+            media_type=MEDIA_TYPE,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/closes",
+            summary="List how the last connections ended",
+            handle=do.closes,
+            query=diagnosis.CloseFilter,
+            answer=diagnosis.CloseList,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/audit",
+            summary="List the audit trail of all brokers",
+            handle=do.audit,
+            query=diagnosis.AuditFilter,
+            answer=diagnosis.AuditPage,
+        ),
+    ]

@@ -1,0 +1,101 @@
+"""The OpenAPI document of the routes, made of them and their classes.
+
+https://spec.openapis.org/oas/v3.1.0
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from broker.web.router import Route
+
+DISTRIBUTION = "nats-websocket-broker"
+REFERENCE = "#/components/schemas/{name}"
+NAMES = re.compile(r"{(\w+)}")
+Document = dict[str, Any]
+JSON, PROBLEM = "application/json", "application/problem+json"
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """Why a request was not served (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def document(routes: Sequence[Route]) -> Document:
+    """What there is to ask for, in the form that tools read."""
+    kinds = [kind for route in routes for kind in (route.answer, route.query, route.body) if kind]
+    shapes, components = msgspec.json.schema_components([Problem, *kinds], ref_template=REFERENCE)
+    schemas = dict(zip([Problem, *kinds], shapes, strict=True))
+    queries = {
+        kind: components.pop(kind.__name__) for kind in {route.query for route in routes if route.query}
+    }
+    for route in routes:
+        if route.body:
+            components[route.body.__name__]["additionalProperties"] = False
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = operation(route, schemas, queries)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Admin API of the broker",
+            "version": version(DISTRIBUTION),
+            "description": "About one broker process; several over one NATS are asked one by one.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"admin": []}],
+    }
+
+
+def operation(route: Route, schemas: dict[Any, Any], queries: dict[type, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": route.name,
+        "parameters": parameters(route, queries),
+        "responses": {
+            str(route.status): {
+                "description": HTTPStatus(route.status).phrase,
+                "content": {route.media_type: {"schema": schemas[route.answer]}},
+            },
+            "default": {
+                "description": "It was not served.",
+                "content": {PROBLEM: {"schema": schemas[Problem]}},
+            },
+        },
+    }
+    if route.body:
+        required = any(field.default is attrs.NOTHING for field in attrs.fields(route.body))
+        schema = schemas[route.body]
+        found["requestBody"] = {"required": required, "content": {JSON: {"schema": schema}}}
+    return found
+
+
+def parameters(route: Route, queries: dict[type, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in NAMES.findall(route.path)
+    ]
+    if route.query:
+        shape = queries[route.query]
+        for name, schema in shape["properties"].items():
+            required = name in shape["required"]
+            found.append({"name": name, "in": "query", "required": required, "schema": schema})
+    return found
