@@ -14,7 +14,7 @@ import structlog
 
 from broker import subjects
 from broker.actors import reports
-from broker.actors.fanout import PUBLISHER
+from broker.actors.fanout import published_by
 from broker.actors.intake import parse
 from broker.errors import BadMessage, Conflict, InvalidChannel, InvalidPosition, NotFound, TooLarge
 from broker.features.replay import filters
@@ -146,7 +146,7 @@ class Storage:
             channel=channel,
             position=self.text(entry.sequence),
             time=rfc3339(entry.time),
-            publisher=entry.headers.get(PUBLISHER),
+            publisher=published_by(entry.headers),
             event=msgspec.Raw(events.to_event(entry.body, entry.headers)),
         )
 

@@ -14,7 +14,6 @@ from prometheus_client.exposition import choose_encoder
 from broker.actors.connection import Boundary
 from broker.config import host_port
 from broker.errors import BrokerError
-from broker.limits import TokenBucket
 from broker.web import heads, origins
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
@@ -39,7 +38,6 @@ API = "/api/"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ENVELOPE_BYTES = 16 * 1024  # of a body, beside the event in it
 CHALLENGE = 'Bearer realm="broker admin"'
-REFUSALS_LOGGED = 10  # a minute, of wrong tokens
 
 log = structlog.get_logger()
 
@@ -58,8 +56,6 @@ class AdminPort:
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     router: Router = attrs.field(kw_only=True)
     token: str = attrs.field(kw_only=True, repr=False)
-    said: TokenBucket | None = None
-    unsaid: int = 0  # wrong tokens that were not logged
 
     async def run(
         self,
@@ -109,20 +105,9 @@ class AdminPort:
         if given is None:
             raise Refused(401, f"{API} asks for the admin token.", ("WWW-Authenticate", CHALLENGE))
         if not hmac.compare_digest(given.encode(), self.token.encode()):
-            self.note_refusal(peer)
+            log.warning("admin_token_refused", peer=peer)  # somebody may be guessing; the log limits its rate
             challenge = f'{CHALLENGE}, error="invalid_token"'
             raise Refused(401, "This is not the admin token.", ("WWW-Authenticate", challenge))
-
-    def note_refusal(self, peer: str) -> None:
-        """Somebody may be guessing, which must not fill the log."""
-        now = trio.current_time()
-        if self.said is None:
-            self.said = TokenBucket(rate=REFUSALS_LOGGED / 60, burst=REFUSALS_LOGGED, now=now)
-        if self.said.take(now):
-            self.unsaid += 1
-        else:
-            log.warning("admin_token_refused", peer=peer, unsaid=self.unsaid)
-            self.unsaid = 0
 
     def metrics(self, request: Request) -> Response:
         """The exposition format that the client asks for (Prometheus text or OpenMetrics)."""

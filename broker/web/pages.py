@@ -21,13 +21,13 @@ SEND_SECONDS = 10.0
 
 
 def check(request: Request, pages: Sequence[str]) -> None:
-    """Raises `Refused` (404, 405, 400) unless this is a GET of one of `pages`, without a body."""
+    """Raises `Refused` (400, 404, 405) unless this is a GET of one of `pages`, without a body."""
+    if request.has_body:
+        raise Refused(400, "No request with a body is served here.")
     if request.path not in pages:
         raise Refused(404, f"There is {', '.join(pages)}.")
     if request.method != "GET":
         raise Refused(405, "Only GET is served here.", ("Allow", "GET"))
-    if request.has_body:
-        raise Refused(400, "No request with a body is served here.")
 
 
 def health(request: Request, reason: Callable[[], str | None]) -> Response:

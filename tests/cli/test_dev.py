@@ -74,4 +74,5 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert tried == [
         "tail 'orders.>' --data-dir x",
         'publish orders.7 \'{"state":"new"}\' --data-dir x',
+        "admin connections --data-dir x",
     ]

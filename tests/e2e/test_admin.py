@@ -262,6 +262,16 @@ async def test_publish_and_history(broker: Broker, admin: Admin, publisher: RawN
         await admin.ask("GET", f"/history?tenant=acme&{query}", status=400)
 
 
+async def test_who_published(broker: Broker, admin: Admin, publisher: RawNats) -> None:
+    """History names the client that published, also where a service wrote nonsense into that header."""
+    async with broker.client(user="jürgen @ example.org") as client:
+        await client.send("publish", {"channel": "a", "event": 1})
+        await client.until("published")
+    await publisher.store("events.acme.a", b"2", header=b"NATS/1.0\r\nBroker-User: \xff\r\n\r\n")
+    page = await admin.ask("GET", "/history?tenant=acme")
+    assert [each["publisher"] for each in page["events"]] == ["jürgen @ example.org", "\ufffd"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

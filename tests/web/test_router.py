@@ -141,12 +141,11 @@ async def test_the_token(ask: Ask) -> None:
     assert (await ask(request(authorization=f"Basic {TOKEN}"))).status == 401
     assert (await ask(request(authorization="Bearer"))).status == 400
     with structlog.testing.capture_logs() as logs:
-        for _ in range(15):
-            answer = await ask(request(authorization="Bearer guess-of-somebody"))
-            assert answer.status == 401
-            assert "invalid_token" in answer.headers["www-authenticate"]
-    refused = [each for each in logs if each["event"] == "admin_token_refused"]
-    assert len(refused) == 10
+        answer = await ask(request(authorization="Bearer guess-of-somebody"))
+        assert answer.status == 401
+        assert "invalid_token" in answer.headers["www-authenticate"]
+    [refused] = [each for each in logs if each["event"] == "admin_token_refused"]
+    assert refused["peer"].startswith("127.0.0.1:")
     assert "guess" not in str(logs)
     assert (await ask(request("/metrics", authorization=None))).status == 200
 
