@@ -38,8 +38,8 @@ from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
-from broker.web.links import ssl_context
-from broker.web.listeners import open_listeners
+from broker.web.links import server_context
+from broker.web.listeners import check_exposure, open_listeners
 from broker.web.router import Router
 from broker.web.server import PublicPort
 
@@ -99,9 +99,7 @@ async def serve(
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
-    context = None
-    if config.server.tls_certificate:
-        context = ssl_context(config.server.tls_certificate, config.server.tls_key)
+    context = server_context(config.server)
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
@@ -138,6 +136,7 @@ async def serve(
             admin = passed.get("admin") or await open_listeners(
                 server.admin_listen, server.backlog, key="server.admin_listen"
             )
+            check_exposure(server, listen=public, admin_listen=admin)
             registry = CollectorRegistry()
             registry.register(metrics.Collector(supervisor.statistics))
             pauses = metrics.Pauses()

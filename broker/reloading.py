@@ -19,7 +19,7 @@ from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
-from broker.web.links import ssl_context
+from broker.web.links import server_context
 
 if TYPE_CHECKING:
     import ssl
@@ -36,7 +36,8 @@ log = structlog.get_logger("broker.reload")
 
 SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
 SERVER = (  # of the section `server`
-    "origins", "query_token", "tls_certificate", "tls_key", "trusted_proxies", "proxy_protocol",
+    "origins", "query_token", "tls_certificate", "tls_key", "tls_client_ca", "tls_client_required",
+    "trusted_proxies", "proxy_protocol",
     "admin_token_file",
 )  # fmt: skip
 
@@ -132,7 +133,6 @@ class Reloader:
 
     def certificate(self, config: Config) -> ssl.SSLContext | None:
         """What later handshakes are made with. TLS itself is not switched on or off."""
-        server = config.server
-        if (self.public.ssl_context is None) != (server.tls_certificate is None):
+        if (self.public.ssl_context is None) != (config.server.tls_certificate is None):
             raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])
-        return ssl_context(server.tls_certificate, server.tls_key) if server.tls_certificate else None
+        return server_context(config.server)

@@ -82,7 +82,8 @@ log = structlog.get_logger()
 class Connection:
     """One client. A crash in here ends this connection alone.
 
-    `peer`, `token` and `asked`, the tenant that it asked for, are from the request that opened it. What a
+    `peer`, `token`, `certificate` (its subject) and `asked`, the tenant that it asked for, are from the
+    request that opened it. What a
     silent client costs is decided here and along the way to its socket: no more frames and no more values
     than it takes stay while its task waits.
     """
@@ -93,6 +94,7 @@ class Connection:
     peer: str
     token: str | None  # until it has been looked at
     asked: str | None
+    certificate: str | None
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -180,6 +182,7 @@ class Connection:
         return {
             "connection": self.id,
             "peer": self.peer,
+            "certificate": self.certificate,
             "tenant": principal.tenant if principal else None,
             "user": principal.user if principal else None,
         }

@@ -39,6 +39,7 @@ class Who(TypedDict):
 
     connection: str
     peer: str
+    certificate: str | None
     tenant: str | None
     user: str | None
 

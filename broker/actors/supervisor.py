@@ -257,6 +257,7 @@ class Supervisor:
             peer=hello.peer,
             token=hello.token,
             asked=hello.tenant,
+            certificate=hello.certificate,
         )
         self.connections[connection] = None
         return connection.run()

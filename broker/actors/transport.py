@@ -51,6 +51,7 @@ class Hello:
     peer: str
     token: str | None = None
     tenant: str | None = None
+    certificate: str | None = None  # the subject of the client's certificate, which has been verified
 
 
 class LinkLost(Exception):

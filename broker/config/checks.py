@@ -6,10 +6,14 @@ Keys, their files, and the patterns of `permissions` are checked in `broker.auth
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
+
+from broker.config.values import host_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +55,35 @@ def server_faults(server: Server) -> Iterator[Fault]:
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
+    yield from readable("server.tls_client_ca", server.tls_client_ca)
+    if server.tls_client_ca and not server.tls_certificate:
+        yield "server.tls_certificate", "is required beside server.tls_client_ca: that is asked for over TLS"
+    if server.tls_client_required and not server.tls_client_ca:
+        yield "server.tls_client_ca", "is required beside server.tls_client_required: who has signed them?"
     yield from private("server.admin_token_file", server.admin_token_file)
+    for key, listen in (("listen", server.listen), ("admin_listen", server.admin_listen)):
+        with suppress(ValueError):  # a name is looked up when it is listened on
+            yield from exposed(server, key, str(ip_address(host_port(listen)[0])))
+
+
+def exposed(server: Server, key: str, host: str) -> Iterator[Fault]:
+    """A port on the address `host` (of `server.listen` or `server.admin_listen`) that others could read."""
+    address = ip_address(host)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return
+    if key == "listen" and not (server.tls_certificate or server.plain):
+        ways = (
+            "server.tls_certificate and server.tls_key, or server.plain = true behind a proxy that ends TLS"
+        )
+        yield (
+            "server.listen",
+            f"{host} is more than this machine, and tokens would cross the network: set {ways}",
+        )
+    if key == "admin_listen" and not server.admin_plain:
+        ways = "listen on 127.0.0.1, or set server.admin_plain = true where the network is your own"
+        yield "server.admin_listen", f"{host} is more than this machine, and this port has no TLS: {ways}"
 
 
 def nats_faults(nats: Nats) -> Iterator[Fault]:

@@ -47,6 +47,10 @@ class Server:
     proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients are asked for a certificate that one of these has signed
+    tls_client_required: bool = False  # none is served without
+    plain: bool = False  # the public port may be reached from elsewhere without TLS
+    admin_plain: bool = False  # the admin port, which has none, from elsewhere
     backlog: Count = 1024
     reuse_port: bool = (
         False  # several processes on one port; each has an admin port and a data_dir of its own

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
+from cryptography import x509
 
 from broker.actors.transport import LinkLost
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from broker import config
 
 RECEIVE_BYTES = 16 * 1024
 LINGER_SECONDS = 2.0
@@ -50,6 +53,10 @@ class Link:
     def local_host(self) -> str:
         """The address of ours that the client reached."""
         return str(self.raw.getsockname()[0])
+
+    def certificate(self) -> str | None:
+        """The subject of the certificate that the client has shown, when it is good (RFC 4514)."""
+        return None
 
     async def open(self) -> None:
         """What has to happen before the first byte of HTTP. Raises `LinkLost`."""
@@ -148,6 +155,10 @@ class TlsLink(Link):
             with contextlib.suppress(AttributeError):  # a Trio that has it no more needs no help
                 self.stream._handshook._afn = None  # type: ignore[assignment]
 
+    def certificate(self) -> str | None:
+        shown: bytes | None = self.stream.getpeercert(binary_form=True)
+        return x509.load_der_x509_certificate(shown).subject.rfc4514_string() if shown else None
+
     async def receive(self) -> bytes:
         try:
             return bytes(await self.stream.receive_some(RECEIVE_BYTES))
@@ -165,11 +176,15 @@ class TlsLink(Link):
         return len(data)
 
 
-def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+def ssl_context(
+    certificate: Path, key: Path | None, client_ca: Path | None = None, *, required: bool = False
+) -> ssl.SSLContext:
     """TLS 1.2 and later, HTTP/1.1 only.
 
-    `certificate` is a PEM chain, leaf first; without `key` the key stands in the same file. Raises
-    `ConfigError` naming `server.tls_certificate` or `server.tls_key`.
+    `certificate` is a PEM chain, leaf first; without `key` the key stands in the same file. With
+    `client_ca` (PEM) clients may show a certificate, and have to when it is `required`; one that no
+    authority in there has signed ends the handshake. Raises `ConfigError` naming the key of the
+    section `server`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -184,7 +199,22 @@ def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password="")
     except OSError as error:
         raise ConfigError([f"server.tls_key: {key or certificate}: {told(error)}"]) from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(cafile=client_ca)
+        except OSError as error:
+            raise ConfigError([f"server.tls_client_ca: {client_ca}: {told(error)}"]) from error
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+def server_context(server: config.Server) -> ssl.SSLContext | None:
+    """What the public port's handshakes are made with; None without TLS."""
+    if server.tls_certificate is None:
+        return None
+    return ssl_context(
+        server.tls_certificate, server.tls_key, server.tls_client_ca, required=server.tls_client_required
+    )
 
 
 def told(error: OSError) -> str:

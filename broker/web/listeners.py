@@ -13,12 +13,15 @@ import trio
 
 from broker.actors.transport import LinkLost
 from broker.config import host_port
+from broker.config.checks import exposed
 from broker.errors import ConfigError
 from broker.web.links import Link, TlsLink
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    from broker import config
 
 log = structlog.get_logger()
 
@@ -77,6 +80,23 @@ def bind(
             raise absent
         opened.pop_all()
     return listeners
+
+
+def check_exposure(server: config.Server, **listeners: Sequence[socket.socket]) -> None:
+    """Raises `ConfigError` for a socket that is reached from elsewhere and should not be.
+
+    By the keys `listen` and `admin_listen`; whether systemd or an option has said where counts for nothing.
+    """
+    faults = [
+        fault
+        for key, opened in listeners.items()
+        for each in opened
+        for fault in exposed(server, key, each.getsockname()[0])
+    ]
+    if faults:
+        for each in (each for opened in listeners.values() for each in opened):
+            each.close()
+        raise ConfigError([f"{key}: {sentence}" for key, sentence in faults])
 
 
 def no_tls() -> None:

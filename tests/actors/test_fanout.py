@@ -69,7 +69,7 @@ class Link:
         return taken
 
     def who(self) -> Who:
-        return {"connection": "c", "peer": "", "tenant": "t", "user": self.user}
+        return {"connection": "c", "peer": "", "certificate": None, "tenant": "t", "user": self.user}
 
     def fell_behind(self) -> None:
         self.calls["fell_behind"] += 1

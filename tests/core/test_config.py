@@ -420,3 +420,22 @@ def test_the_effective_configuration_can_be_loaded_again_and_tells_no_secret(tmp
     (tmp_path / "again.toml").write_text(printed.replace("(hidden)", "s3cret"))
     assert load(tmp_path / "again.toml", {}, production=True) == config
     assert tomllib.loads(printed)["limits"]["connections"] == 10000
+
+
+def test_ports_that_others_reach() -> None:
+    """Without TLS the public port is on loopback, unless forced; the admin port always, unless forced."""
+    found = faults({"server": {"listen": "0.0.0.0:80", "admin_listen": "[2001:db8::1]:81"}})
+    assert [each.partition(":")[0] for each in found] == ["server.listen", "server.admin_listen"]
+    assert all("plain = true" in each for each in found)
+    forced = {"listen": "10.0.0.1:80", "admin_listen": "10.0.0.1:81", "plain": True, "admin_plain": True}
+    build({"server": forced}, {}, production=False)
+    build({"server": {"listen": "localhost:80", "admin_listen": "[::1]:81"}}, {}, production=False)
+
+
+def test_client_certificates_belong_to_tls(tmp_path: Path) -> None:
+    """They are asked for over TLS, and verified against somebody."""
+    (tmp_path / "ca.pem").touch()
+    (fault,) = faults({"server": {"tls_client_ca": str(tmp_path / "ca.pem")}})
+    assert fault.startswith("server.tls_certificate: is required")
+    (fault,) = faults({"server": {"tls_client_required": True}})
+    assert fault.startswith("server.tls_client_ca: is required")

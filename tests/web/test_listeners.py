@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import resource
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 
+from broker.config import Server
 from broker.errors import ConfigError
-from broker.web.listeners import bind, open_listeners
+from broker.web.listeners import bind, check_exposure, open_listeners
 from tests.web.harness import CLOSE, TEXT, eventually, frame, running
 
 if TYPE_CHECKING:
@@ -69,6 +71,55 @@ async def test_addresses_that_a_machine_does_not_have() -> None:
     listener.close()
     with pytest.raises(ConfigError, match="cannot listen on 192"):
         await open_listeners("192.0.2.1:0", 1)
+
+
+def listening(host: str) -> socket.socket:
+    """A socket as systemd may pass one, IPv4 within IPv6 included."""
+    opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if ":" in host:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    opened.bind((host, 0))
+    opened.listen()
+    return opened
+
+
+EVERYWHERE = ("0.0.0.0", "::", "::ffff:0.0.0.0")
+
+
+@pytest.mark.parametrize("host", EVERYWHERE)
+def test_more_than_loopback(host: str) -> None:
+    """Wherever a socket comes from: without TLS it is not reached from elsewhere, unless somebody says so."""
+    certificate = Path("chain.pem")
+    for key, refused, allowed in (
+        (
+            "listen",
+            [Server(), Server(admin_plain=True)],
+            [Server(plain=True), Server(tls_certificate=certificate)],
+        ),
+        (
+            "admin_listen",
+            [Server(plain=True), Server(tls_certificate=certificate)],
+            [Server(admin_plain=True)],
+        ),
+    ):
+        for server in allowed:
+            with listening(host) as everywhere:
+                check_exposure(server, **{key: [everywhere]})
+        for server in refused:
+            with listening(host) as everywhere:
+                with pytest.raises(ConfigError) as caught:
+                    check_exposure(server, **{key: [everywhere]})
+                assert everywhere.fileno() == -1
+            assert caught.value.faults[0].startswith(f"server.{key}: ")
+            assert "plain = true" in caught.value.faults[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"])
+def test_loopback_is_plain(host: str) -> None:
+    """On loopback neither port needs anything."""
+    with listening(host) as here:
+        check_exposure(Server(), listen=[here], admin_listen=[here])
+        assert here.fileno() >= 0
 
 
 def free(address: str) -> bool:

@@ -17,6 +17,8 @@ from tests.web.harness import PING, TEXT, Client, frame, head, running
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.web.harness import Running
+
 OTHER = trustme.CA()
 
 
@@ -106,3 +108,38 @@ def encrypted_pem(pem: bytes) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(b"secret"),
     )
+
+
+async def test_client_certificates(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """Asked for, they are verified and their subject is told; others are refused."""
+    authority, other = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "clients.pem")
+
+    def client(issuer: trustme.CA | None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=files[0])
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        if issuer:
+            issuer.issue_cert("billing", common_name="billing").configure_cert(context)
+        return context
+
+    async def works(port: Running, context: ssl.SSLContext) -> bool:
+        async with await trio.open_tcp_stream(*port.address) as tcp:
+            stream = trio.SSLStream(tcp, context, server_hostname="localhost", https_compatible=True)
+            try:
+                # With TLS 1.3 a client hears of a refusal when it reads.
+                await stream.send_all(head())
+                return (await stream.receive_some()).startswith(b"HTTP/1.1 101")
+            except trio.BrokenResourceError:
+                return False
+
+    for required in (False, True):
+        server = ssl_context(*files, tmp_path / "clients.pem", required=required)
+        async with running(tls=(server, client(authority))) as port:
+            assert await works(port, client(authority))
+            assert "CN=billing" in (port.hellos[-1].certificate or "")
+            assert not await works(port, client(other))
+            assert await works(port, client(None)) is not required
+            assert len(port.hellos) == 2 - required
+            assert required or port.hellos[-1].certificate is None
+    with pytest.raises(ConfigError, match=r"server\.tls_client_ca: .*nowhere"):
+        ssl_context(*files, tmp_path / "nowhere")
