@@ -446,3 +446,12 @@ def test_no_credentials(path: str, sentence: str) -> None:
     [found] = faults({"server": {"data_dir": path}})
     assert found.startswith("server.data_dir: ")
     assert sentence in found
+
+
+def test_client_certificates_belong_to_tls(tmp_path: Path) -> None:
+    """They are asked for over TLS, and verified against somebody."""
+    (tmp_path / "ca.pem").touch()
+    (fault,) = faults({"server": {"tls_client_ca": str(tmp_path / "ca.pem")}})
+    assert fault.startswith("server.tls_certificate: is required")
+    (fault,) = faults({"server": {"tls_client_required": True}})
+    assert fault.startswith("server.tls_client_ca: is required")
