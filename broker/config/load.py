@@ -29,6 +29,7 @@ Tables = dict[str, Any]  # section → key → value, as TOML gives it
 
 PREFIX = "BROKER_"
 SEPARATOR = "__"
+CREDENTIALS = "${CREDENTIALS_DIRECTORY}/"
 
 
 def default_data_dir() -> Path:
@@ -75,7 +76,7 @@ def compose(
     tables: Tables, environ: Mapping[str, str], *, base: Path, production: bool
 ) -> tuple[Config, list[str]]:
     tables, names, faults = override(tables, environ)
-    converter = make_converter(base)
+    converter = make_converter(base, environ)
     try:
         config = converter.structure(tables, Config)
     except ClassValidationError as error:
@@ -162,7 +163,7 @@ def from_text(raw: str, kind: Any) -> object:
         value = {"value": raw}
     parsed = value["value"] if len(value) == 1 else raw  # a line break could have begun another key
     if kind is Path and isinstance(parsed, str):
-        return str(Path.cwd() / parsed)
+        return parsed if parsed.startswith(CREDENTIALS) else str(Path.cwd() / parsed)
     if kind in (str, Path) and not isinstance(parsed, str):
         return raw
     if is_a(tuple, kind) and plain(get_args(kind)[0]) is str and not isinstance(parsed, list):
@@ -180,19 +181,29 @@ def plain(kind: Any) -> Any:
 # --- the structure ---------------------------------------------------------------------------------
 
 
-def make_converter(base: Path) -> cattrs.Converter:
+def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
     """A converter that refuses what it does not know and turns nothing into something else."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     hook = converter.register_structure_hook
     hook(str, lambda value, _: values.text(value))
     hook(bool, lambda value, _: values.boolean(value))
-    hook(Path, lambda value, _: base / values.text(value))
+    hook(Path, lambda value, _: located(values.text(value), base, environ))
     factory = converter.register_structure_hook_factory
     factory(attrs.has, partial(table_hook, converter))
     factory(partial(is_a, Annotated), lambda kind: partial(annotated, kind.__metadata__[0]))
     factory(partial(is_a, Literal), lambda kind: partial(one_of, get_args(kind)))
     factory(partial(is_a, tuple), partial(list_hook, converter))
     return converter
+
+
+def located(text: str, base: Path, environ: Mapping[str, str]) -> Path:
+    """The file that a key names: below `base`, or where systemd has put a credential (systemd.exec(5))."""
+    if not text.startswith(CREDENTIALS):
+        return base / text
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise ValueError(f"{text}: there are no credentials; systemd passes those of LoadCredential=")
+    return Path(directory) / text.removeprefix(CREDENTIALS)
 
 
 def is_a(origin: object, kind: Any) -> bool:

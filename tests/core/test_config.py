@@ -439,3 +439,30 @@ def test_client_certificates_belong_to_tls(tmp_path: Path) -> None:
     assert fault.startswith("server.tls_certificate: is required")
     (fault,) = faults({"server": {"tls_client_required": True}})
     assert fault.startswith("server.tls_client_ca: is required")
+
+
+def test_credentials_of_systemd(tmp_path: Path) -> None:
+    """A key names a file that systemd has put aside for us alone; without systemd it is said."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    (directory / "signing").write_text("0123456789abcdef" * 4)
+    (directory / "nats").write_text("secret")
+    for file in directory.iterdir():
+        file.chmod(0o400)
+    directory.chmod(0o500)
+    (tmp_path / "broker.toml").write_text(
+        '[[auth.keys]]\nname = "main"\nsecret_file = "${CREDENTIALS_DIRECTORY}/signing"\ntenants = ["*"]\n'
+        '[stream]\nmax_bytes = "1GiB"\n[nats]\nurls = ["nats://nats"]\nuser = "broker"\n'
+    )
+    environ = {
+        "CREDENTIALS_DIRECTORY": str(directory),
+        "BROKER_NATS__PASSWORD_FILE": "${CREDENTIALS_DIRECTORY}/nats",
+    }
+    loaded = load(tmp_path / "broker.toml", environ, production=True)
+    assert loaded.auth.keys[0].secret_file == directory / "signing"
+    assert loaded.nats.password_file == directory / "nats"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "broker.toml", {}, production=True)
+    assert "auth.keys.0.secret_file: ${CREDENTIALS_DIRECTORY}/signing: there are no credentials" in str(
+        caught.value
+    )

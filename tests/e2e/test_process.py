@@ -157,9 +157,7 @@ async def test_the_certificate_of_a_client(file: Path, nats: NatsServer) -> None
             async with await trio.open_tcp_stream("127.0.0.1", port) as tcp:
                 client = trio.SSLStream(tcp, shown, server_hostname="localhost", https_compatible=True)
                 if shown is stranger:
-                    with pytest.raises(trio.BrokenResourceError):
-                        await client.send_all(request.encode())
-                        await client.receive_some()
+                    assert await refused(client, request.encode())
                     continue
                 await client.send_all(request.encode())
                 line = json.loads(await running.until("connection_authenticated", "stderr"))
@@ -167,14 +165,24 @@ async def test_the_certificate_of_a_client(file: Path, nats: NatsServer) -> None
                 assert (line["tenant"], line["user"]) == ("acme", "alice")
 
 
+async def refused(client: trio.SSLStream[trio.SocketStream], request: bytes) -> bool:
+    """Whether the server does not go on. With TLS 1.3 a client hears of that only when it reads."""
+    try:
+        await client.send_all(request)
+        await client.receive_some()
+    except trio.BrokenResourceError:
+        return True
+    return False
+
+
 async def test_everybody_could_read_along(file: Path) -> None:
     """A port for everybody is refused without TLS, also by the option; with the word for it, it opens."""
-    refused = await command.broker("serve", "--config", file, "--listen", "0.0.0.0:0")
-    assert refused.code == 1
-    assert "server.tls_certificate" in refused.err
-    assert "server.plain = true" in refused.err
-    refused = await command.broker("serve", "--config", file, "--admin-listen", "0.0.0.0:0")
-    assert "server.admin_plain = true" in refused.err
+    told = await command.broker("serve", "--config", file, "--listen", "0.0.0.0:0")
+    assert told.code == 1
+    assert "server.tls_certificate" in told.err
+    assert "server.plain = true" in told.err
+    told = await command.broker("serve", "--config", file, "--admin-listen", "0.0.0.0:0")
+    assert "server.admin_plain = true" in told.err
     async with command.start(
         *("serve", "--config", file, "--listen", "0.0.0.0:0"), BROKER_SERVER__PLAIN="true"
     ) as running:
