@@ -76,12 +76,22 @@ def token(file: Path) -> str:
 async def process(arguments: list[str], **options: object) -> AsyncIterator[trio.Process]:
     async with trio.open_nursery() as nursery:
         opened: trio.Process = await nursery.start(
-            partial(trio.run_process, arguments, check=False, **options)  # type: ignore[arg-type]
+            partial(trio.run_process, arguments, check=False, **options)
         )
         try:
             yield opened
         finally:
             opened.kill()
+
+
+async def ready(file: Path) -> str:
+    """Where the broker is, once it is."""
+    state = file.parent / "state" / "broker.json"
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not (state.exists() and state.read_text().endswith("}")):
+            await trio.sleep(0.02)
+    address: str = json.loads(state.read_text())["ws"]
+    return address
 
 
 async def ended(running: trio.Process) -> int:
@@ -104,10 +114,7 @@ async def test_started_by_a_connection(file: Path, publisher: RawNats) -> None:
                     break
                 except OSError:
                     await trio.sleep(0.02)
-            state = file.parent / "state" / "broker.json"
-            while not (state.exists() and state.read_text().endswith("}")):
-                await trio.sleep(0.02)
-        assert json.loads(state.read_text())["ws"] == f"ws://127.0.0.1:{port}/ws"
+        assert await ready(file) == f"ws://127.0.0.1:{port}/ws"
         async with websocket.connect(f"ws://127.0.0.1:{port}/ws", token=token(file)) as client:
             await client.subscribe("a")
             await publisher.store("events.acme.a", b"1")
@@ -129,6 +136,7 @@ async def test_a_restart_refuses_nobody(file: Path, publisher: RawNats) -> None:
             stderr=subprocess.DEVNULL,
         )
         async with started() as running:
+            assert await ready(file) == url
             async with websocket.connect(url, token=token(file)) as client:
                 await client.subscribe("a")
                 await publisher.store("events.acme.a", b"1")
@@ -141,7 +149,12 @@ async def test_a_restart_refuses_nobody(file: Path, publisher: RawNats) -> None:
 
             async def come_back() -> None:
                 async with websocket.connect(url, token=token(file)) as client:
-                    assert (await client.subscribe("a", position=position))["recovered"]
+                    while True:  # the first answers may be that NATS has not been reached yet
+                        await client.send("subscribe", {"channel": "a", "position": position})
+                        if (answer := await client.receive())["type"] == "subscribed":
+                            break
+                        assert answer["payload"]["retryable"]
+                    assert answer["payload"]["recovered"]
                     assert [event["event"] for event in await client.events(1)] == [2]
 
             waiting = await trio.open_tcp_stream("127.0.0.1", held.getsockname()[1])
