@@ -54,6 +54,16 @@ def test_time_to_stop(unit: str) -> None:
     assert int(match[1]) == Drain().grace_seconds + CLOSING_SECONDS
 
 
+def test_time_of_a_lame_duck() -> None:
+    """nats-server has the time that its configuration gives to clients."""
+    text = (UNITS.parent / "config" / "nats" / "nats.conf").read_text()
+    spans = [int(span) for span in re.findall(r"^lame_duck_\w+: (\d+)s$", text, re.MULTILINE)]
+    match = re.search(r"^TimeoutStopSec=(\d+)$", (UNITS / "nats-server.service").read_text(), re.MULTILINE)
+    assert match
+    assert len(spans) == 2
+    assert sum(spans) < int(match[1])
+
+
 def test_instances_differ_only_where_they_must() -> None:
     """One service and that of several processes are the same but for port, directory and name."""
     one, several = ((UNITS / name).read_text().splitlines() for name in ("broker.service", "broker@.service"))
