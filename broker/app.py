@@ -146,7 +146,7 @@ async def serve(
                 config.server,
                 config.limits,
                 serve=supervisor.serve,
-                admit=supervisor.refusal,
+                admission=supervisor.admission,
                 health=supervisor.not_ready,
                 ssl_context=context,
             )

@@ -18,12 +18,11 @@ from broker.errors import Unavailable
 from broker.wire.messages import Gap, Pong, SubscriptionLive, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Backlog, CatchUp, Group, Outlet
     from broker.actors.tenant import Tenant
-    from broker.actors.transport import Transport
     from broker.routing import Topic
 
 RETRY_SECONDS = 0.1, 2.0  # between attempts to read the stream: at first, at most
@@ -33,9 +32,9 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Sending:
-    """Sends what waits in an outlet. `progressed` is called whenever the link has taken something."""
+    """Sends what waits in an outlet; `progressed` is called whenever the link has taken something."""
 
-    transport: Transport
+    send_some: Callable[[memoryview], Awaitable[int]]
     outlet: Outlet
     tenant: Callable[[], Tenant | None]
     catch_ups_at_once: int
@@ -47,7 +46,7 @@ class Sending:
         while True:
             backlog = outlet.backlog
             if backlog and backlog.left:
-                sent = await self.transport.send_some(backlog.left)
+                sent = await self.send_some(backlog.left)
                 backlog.left = backlog.left[sent:]
                 self.progressed()
             elif backlog and backlog.replies:

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
     import trio
 
+    from broker.actors.budgets import Budgets
     from broker.actors.connection import Connection
     from broker.actors.intake import Intake
     from broker.actors.live import LiveSubjects
     from broker.actors.tenants import Tenants
-    from broker.actors.users import Users
     from broker.actors.wheel import Wheel
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus
@@ -38,7 +38,7 @@ class Services:
     verifier: Verifier
     intake: Intake
     tenants: Tenants
-    users: Users
+    budgets: Budgets
     live_subjects: LiveSubjects
     starts: Starts
     cursors: Cursors

@@ -5,12 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 
+from broker.actors import usage
+from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
 from broker.actors.following import Followers
@@ -19,7 +22,7 @@ from broker.actors.live import LiveSubjects
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
-from broker.actors.users import Users
+from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
 from broker.features import control
@@ -29,6 +32,7 @@ from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
+from broker.limits import CONNECTIONS, hold
 from broker.metrics import Statistics
 from broker.wire.messages import Gap, Source, named
 from broker.wire.session import rfc3339
@@ -80,6 +84,7 @@ class Supervisor:
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     services: Services = attrs.field(init=False)
+    sharing: Sharing = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
@@ -88,6 +93,8 @@ class Supervisor:
         self.letters = DeadLetters(bus, names, noticed=followers.refused)
         self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
         self.control = Control(bus, names, self.bans_changed)
+        budgets = Budgets(config.limits)
+        self.sharing = Sharing(bus, names, self.broker, budgets)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
         self.tenants = Tenants(
             config=config,
@@ -105,7 +112,7 @@ class Supervisor:
             verifier=self.verifier,
             intake=self.intake,
             tenants=self.tenants,
-            users=Users(config.limits),
+            budgets=budgets,
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
@@ -123,6 +130,7 @@ class Supervisor:
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
+                self.sharing.run,
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -136,10 +144,11 @@ class Supervisor:
         self.config = services.config = config
         self.verifier = services.verifier = verifier
         self.intake.event_bytes = limits.event_bytes
-        services.users.adopt(limits)
+        services.budgets.adopt(limits)
         services.starts.limits = limits
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
+        self.bans_changed()  # a tenant may be suspended now
         for connection in list(self.connections):
             await connection.adopt(verifier if read_alike else None)
             await trio.lowlevel.checkpoint()  # there may be many, and others wait
@@ -160,6 +169,7 @@ class Supervisor:
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
         self.control.restored()
+        self.sharing.reached.set()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             for connection in self.connections:
@@ -202,6 +212,8 @@ class Supervisor:
         """What brokers send to themselves and to each other."""
         if channel == control.NEWS:
             self.control.told(body)
+        elif channel.startswith(usage.CHANNEL):
+            self.sharing.heard(channel, body, trio.current_time())
         else:
             self.canary.arrived(channel)
 
@@ -238,13 +250,16 @@ class Supervisor:
                 connection.keep_out()
                 await trio.lowlevel.checkpoint()  # there may be many, and others wait
 
-    def refusal(self, opening: int) -> Unavailable | None:
-        """Why no further connection is taken, beside `opening` ones on their way; None when one is."""
+    @contextmanager
+    def admission(self, peer: str) -> Iterator[None]:
+        """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
+
+        Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
+        """
         if self.draining:
-            return Unavailable("this broker is about to stop", retry_after=1.0)
-        if len(self.connections) + opening >= self.config.limits.connections:
-            return Unavailable("this broker has all the connections it may have", retry_after=5.0)
-        return None
+            raise Unavailable("this broker is about to stop", retry_after=1.0)
+        with self.services.budgets.admission(peer, trio.current_time()):
+            yield
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """One client, until it is gone. Raises `LinkLost` when it came too late."""
@@ -264,6 +279,7 @@ class Supervisor:
 
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
+        hold(connection.session.budgets, CONNECTIONS, -1)
         # A client may say any code, so that each would be a label that it chose.
         ours = connection.ended_by != "client"
         self.closes[str(connection.close_code) if ours else "client"] += 1
@@ -295,7 +311,7 @@ class Supervisor:
             now = trio.current_time()
             self.intake.forget(now)
             self.tenants.tidy(now)
-            self.services.users.tidy(now)
+            self.services.budgets.tidy(now)
             try:
                 await self.services.live_subjects.drop_unless(self.tenants.wants_live)
             except Unavailable:

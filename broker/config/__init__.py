@@ -7,6 +7,7 @@ that they name. A component is given its own section, never the whole.
 
 from broker.config.load import build, default_data_dir, effective, examine, load, shown
 from broker.config.sections import (
+    Allowance,
     Audit,
     Auth,
     Config,
@@ -21,11 +22,13 @@ from broker.config.sections import (
     Server,
     Stream,
     Subjects,
+    TenantAllowance,
     Tracing,
 )
 from broker.config.values import host_port, seconds
 
 __all__ = [
+    "Allowance",
     "Audit",
     "Auth",
     "Config",
@@ -40,6 +43,7 @@ __all__ = [
     "Server",
     "Stream",
     "Subjects",
+    "TenantAllowance",
     "Tracing",
     "build",
     "default_data_dir",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from functools import partial
@@ -91,7 +92,10 @@ def compose(
 
 def spelled(key: str, names: Mapping[str, str]) -> str:
     """`key` as the operator wrote it: by its variable when it came from the environment."""
-    return names.get(top(key), top(key)) + key.removeprefix(top(key))
+    whole = key
+    while key and key not in names:
+        key = key.rpartition(".")[0]
+    return names[key] + whole.removeprefix(key) if key else whole
 
 
 def top(key: str) -> str:
@@ -113,15 +117,18 @@ def shown(config: Config) -> Tables:
     """The configuration for people. Keys that are not set are left out, and so are secrets."""
     converter = cattrs.Converter()
     converter.register_unstructure_hook(Path, str)
-    tables = {
-        section: {key: value for key, value in keys.items() if value is not None}
-        for section, keys in converter.unstructure(config).items()
-    }
-    tables["auth"]["keys"] = [
-        {key: "(hidden)" if key == "secret" else value for key, value in entry.items() if value is not None}
-        for entry in tables["auth"]["keys"]
-    ]
+    tables: Tables = given(converter.unstructure(config))
+    for key in tables["auth"]["keys"]:
+        if "secret" in key:
+            key["secret"] = "(hidden)"
     return tables
+
+
+def given(value: Any) -> Any:
+    """Tables and lists without the keys that are not set."""
+    if isinstance(value, dict):
+        return {key: given(each) for key, each in value.items() if each is not None}
+    return [given(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 # --- the environment -------------------------------------------------------------------------------
@@ -129,12 +136,8 @@ def shown(config: Config) -> Tables:
 
 def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[str, str], list[Fault]]:
     """`tables` with the environment laid over them, the variable behind each key, and the faults."""
-    known = {
-        f"{PREFIX}{section.name}{SEPARATOR}{field.name}".upper(): (section.name, field)
-        for section in attrs.fields(Config)
-        for field in attrs.fields(cast("type[attrs.AttrsInstance]", section.type))
-    }
-    result = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    known = variables(Config)
+    result: Tables = copy.deepcopy(tables)
     names: dict[str, str] = {}
     faults: list[Fault] = []
     for variable in sorted(environ):
@@ -143,12 +146,26 @@ def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[s
         if variable not in known:
             faults.append((variable, f"unknown key; did you mean {nearest(variable, known)}?"))
             continue
-        section, field = known[variable]
-        names[f"{section}.{field.name}"] = variable
-        table = result.setdefault(section, {})
+        path, kind = known[variable]
+        names[".".join(path)] = variable
+        table: Any = result
+        for name in path[:-1]:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
         if isinstance(table, dict):
-            table[field.name] = from_text(environ[variable], field.type)
+            table[path[-1]] = from_text(environ[variable], kind)
     return result, names, faults
+
+
+def variables(table: type[attrs.AttrsInstance], *above: str) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Each key, in whichever table, by the variable that can say it: its path and its type."""
+    found: dict[str, tuple[tuple[str, ...], Any]] = {}
+    for field in attrs.fields(table):
+        path, kind = (*above, field.name), cast("type[attrs.AttrsInstance]", field.type)
+        if attrs.has(kind):
+            found |= variables(kind, *path)
+        else:
+            found[(PREFIX + SEPARATOR.join(path)).upper()] = path, kind
+    return found
 
 
 def from_text(raw: str, kind: Any) -> object:

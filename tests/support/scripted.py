@@ -346,3 +346,6 @@ class ScriptedVerifier:
             publish=(">", "live.>"),
             deny=self.deny,
         )
+
+    def again(self, principal: Principal) -> Principal:
+        return principal
