@@ -87,7 +87,9 @@ class PublicPort:
                 opening = self.welcome(request, link.peer)
                 with self.admission(link.peer):
                     await link.send_all(opening.response)
-                return attrs.evolve(opening.hello, certificate=link.certificate), trailing
+                certificate = link.certificate
+                hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
+                return hello, trailing
             response = health(request, self.health)
         except Refused as refused:
             response = refused.response
