@@ -40,8 +40,8 @@ from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
-from broker.web.links import expiry, ssl_context
-from broker.web.listeners import open_listeners
+from broker.web.links import expiry, server_context
+from broker.web.listeners import open_ports
 from broker.web.router import Router
 from broker.web.server import PublicPort
 
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
+CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
 SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
 
@@ -101,9 +102,7 @@ async def serve(
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
-    context = None
-    if config.server.tls_certificate:
-        context = ssl_context(config.server.tls_certificate, config.server.tls_key)
+    context = server_context(config.server)
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
@@ -133,13 +132,7 @@ async def serve(
         )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
-            server = config.server
-            public = passed.get("public") or await open_listeners(
-                server.listen, server.backlog, reuse_port=server.reuse_port
-            )
-            admin = passed.get("admin") or await open_listeners(
-                server.admin_listen, server.backlog, key="server.admin_listen"
-            )
+            public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
             registry.register(Collector(supervisor.statistics))
             process = Process(certificate_expires=expiry(config.server))
@@ -184,7 +177,7 @@ async def serve(
                 parts = [public_port.run, admin_port.run]
                 await connections.start(ports.run, parts, [public, admin], connections)
                 tune_collector()
-                if await settled(supervisor, stop):
+                if await settled(supervisor, stop, notifier):
                     with state_file(data_dir / STATE_FILE, running), watched_collector(pauses):
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
@@ -206,7 +199,8 @@ async def serve(
                             tenants.start_soon(reloader.run)
                         await stop.wanted.wait()
                 supervisor.draining = True
-                notifier.notify("STOPPING=1")
+                grace = supervisor.config.drain.grace_seconds
+                notifier.stopping(grace + CLOSING_SECONDS, len(supervisor.connections))
                 ports.scope.cancel()
                 await drain(supervisor, stop.code)
                 connections.cancel_scope.cancel()
@@ -248,11 +242,16 @@ def note_action(audit: Audit, action: Action) -> None:
     )
 
 
-async def settled(supervisor: Supervisor, stop: Stop) -> bool:
+async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier) -> bool:
     """Waits until an event can travel through; False when the broker is to stop before that."""
+    told = None
     while not stop.wanted.is_set():
-        if supervisor.not_ready() is None:
+        reason = supervisor.not_ready()
+        if reason is None:
             return True
+        if reason != told:
+            notifier.notify(f"STATUS=waiting: {reason}")
+            told = reason
         with trio.move_on_after(READY_POLL_SECONDS):
             await stop.wanted.wait()
     return False

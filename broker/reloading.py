@@ -19,7 +19,7 @@ from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
-from broker.web.links import expiry, ssl_context
+from broker.web.links import expiry, server_context
 
 if TYPE_CHECKING:
     import ssl
@@ -37,7 +37,8 @@ log = structlog.get_logger("broker.reload")
 
 SECTIONS = ("auth", "permissions", "limits", "drain", "metrics", "log")  # that take effect as a whole
 SERVER = (  # of the section `server`
-    "origins", "query_token", "tls_certificate", "tls_key", "trusted_proxies", "proxy_protocol",
+    "origins", "query_token", "tls_certificate", "tls_key", "tls_client_ca", "tls_client_required",
+    "trusted_proxies", "proxy_protocol",
     "admin_token_file",
 )  # fmt: skip
 
@@ -141,4 +142,4 @@ class Reloader:
         server = config.server
         if (self.public.ssl_context is None) != (server.tls_certificate is None):
             raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])
-        return ssl_context(server.tls_certificate, server.tls_key) if server.tls_certificate else None
+        return server_context(server)

@@ -80,9 +80,9 @@ log = structlog.get_logger()
 class Connection:
     """One client. A crash in here ends this connection alone.
 
-    `peer`, `token` and `asked`, the tenant that it asked for, are from the request that opened it. What a
-    silent client costs is decided here and along the way to its socket: no more frames and no more values
-    than it takes stay while its task waits.
+    `peer`, `token`, `asked` (the tenant that it asked for) and `certificate` (the verified name in one that
+    it has shown) are from the request that opened it. What a silent client costs is decided here and along
+    the way to its socket: no more frames and no more values than it takes stay while its task waits.
     """
 
     id: str
@@ -91,6 +91,7 @@ class Connection:
     peer: str
     token: str | None  # until it has been looked at
     asked: str | None
+    certificate: str | None = None
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -178,9 +179,10 @@ class Connection:
             token_id=principal.token_id,
             expires=rfc3339(principal.expires_at),
             monitoring=principal.monitoring or None,
+            certificate=self.certificate,
             **who,
         )
-        log.debug("connection_authenticated", renewed=renewed, **who)
+        log.debug("connection_authenticated", renewed=renewed, certificate=self.certificate, **who)
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
         """Notes what the client may not do, and a token that is not believed; no other error."""

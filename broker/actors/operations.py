@@ -176,6 +176,7 @@ def full(connection: Connection) -> reports.ConnectionReport:
     return reports.ConnectionReport(
         **summary(connection),
         principal=principal_report(session.principal) if session.principal else None,
+        certificate=connection.certificate,
         position=connection.position(),
         head=fanout.text(fanout.position()) if fanout else None,
         resuming=backlog.resuming if backlog else False,

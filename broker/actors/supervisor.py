@@ -277,6 +277,7 @@ class Supervisor:
             peer=hello.peer,
             token=hello.token,
             asked=hello.tenant,
+            certificate=hello.certificate,
         )
         self.connections[connection] = None
         self.meters.opened[transport.name] += 1

@@ -51,6 +51,10 @@ class Server:
     proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients may show a certificate that it signed
+    tls_client_required: bool = False  # and must
+    plain: bool = False  # without TLS on other addresses than loopback
+    admin_plain: bool = False  # the same for the admin port, which has no TLS
     backlog: Count = 1024
     reuse_port: bool = (
         False  # several processes on one port; each has an admin port and a data_dir of its own

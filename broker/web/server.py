@@ -90,7 +90,9 @@ class PublicPort:
                 with self.admission(link.peer):
                     await link.send_all(opening.response)
                     self.responses[101] += 1
-                return opening.hello, trailing
+                certificate = link.certificate
+                hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
+                return hello, trailing
             response = health(request, self.health)
         except Refused as refused:
             response = refused.response

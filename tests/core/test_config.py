@@ -468,3 +468,38 @@ def test_the_effective_configuration_can_be_loaded_again_and_tells_no_secret(tmp
     (tmp_path / "again.toml").write_text(printed.replace("(hidden)", "s3cret"))
     assert load(tmp_path / "again.toml", {}, production=True) == config
     assert tomllib.loads(printed)["limits"]["connections"] == 10000
+
+
+def test_credentials_of_systemd(tmp_path: Path) -> None:
+    """A path below ${CREDENTIALS_DIRECTORY} is one there, from a file and from the environment."""
+    (tmp_path / "signing").touch(mode=0o400)
+    name = "${CREDENTIALS_DIRECTORY}/signing"
+    nats = {"user": "broker", "urls": ["nats://h"]}
+    tables: Tables = {"auth": {"keys": [{"name": "main", "secret_file": name}]}, "nats": nats}
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "BROKER_NATS__PASSWORD_FILE": name}
+    found = build(tables, environ, production=False)
+    assert (found.auth.keys[0].secret_file, found.nats.password_file) == (tmp_path / "signing",) * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("${CREDENTIALS_DIRECTORY}/a", "CREDENTIALS_DIRECTORY is not set"),
+        ("${HOME}/a", "only ${CREDENTIALS_DIRECTORY}/ may stand for a directory"),
+        ("${CREDENTIALS_DIRECTORY}a", "only ${CREDENTIALS_DIRECTORY}/ may stand for a directory"),
+    ],
+)
+def test_no_credentials(path: str, sentence: str) -> None:
+    """Without them, and for other variables, it is said what is missing."""
+    [found] = faults({"server": {"data_dir": path}})
+    assert found.startswith("server.data_dir: ")
+    assert sentence in found
+
+
+def test_client_certificates_belong_to_tls(tmp_path: Path) -> None:
+    """They are asked for over TLS, and verified against somebody."""
+    (tmp_path / "ca.pem").touch()
+    (fault,) = faults({"server": {"tls_client_ca": str(tmp_path / "ca.pem")}})
+    assert fault.startswith("server.tls_certificate: is required")
+    (fault,) = faults({"server": {"tls_client_required": True}})
+    assert fault.startswith("server.tls_client_ca: is required")
