@@ -141,6 +141,7 @@ class Diagnosis:
             raise BadMessage("tenant: no tenant can have this name")
         if not section.enabled:
             raise NotFound("audit.enabled is false: this broker keeps no audit trail")
+        await self.supervisor.services.audit.flush()  # what has just happened here is asked about as well
         archive = self.supervisor.bus.archive(section.name)
         subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
         cursor = int(wish.cursor) if wish.cursor else None

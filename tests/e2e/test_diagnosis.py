@@ -281,6 +281,9 @@ async def test_a_flood_of_records_is_bounded(
         trail = supervisors[0].services.audit
         async with broker.client() as client:
             await client.subscribe(["a"])
+            with trio.fail_after(PATIENCE_SECONDS):
+                while trail.waiting:
+                    await trio.sleep(0.05)
             await nats.kill9()
             await client.until("source")
             for number in range(5):
