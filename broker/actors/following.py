@@ -13,6 +13,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
+import structlog
 import trio
 
 from broker import subjects
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from broker.features.replay import Checked
     from broker.ring import Tick
     from broker.routing import Topic
+
+log = structlog.get_logger()
 
 FOLLOWERS = 8  # at a time: each looks at every event of its tenant
 HELD = 1000  # entries that wait for whoever follows; what comes beyond them is counted
@@ -166,6 +169,16 @@ class Followers(list[Follower]):
             and (not live or subjects.is_live(follower.pattern))
             for follower in self
         )
+
+    def link_lost(self) -> None:
+        """Nothing here has a link."""
+
+    def crashed(self, error: Exception) -> None:
+        """To look at a tick has failed; nobody but those who follow is concerned."""
+        log.error("trace_crashed", exc_info=error)
+        for follower in self:
+            follower.missed += 1
+            follower.arrived.set()
 
     def refused(self, letter: Letter) -> None:
         """A message has turned out to be no event."""
