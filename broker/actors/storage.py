@@ -126,7 +126,7 @@ class Storage:
                 raise InvalidPosition("after: of another stream; this one was made anew since")
             return position.sequence
         if wish.since is not None:
-            sequence = await archive.sequence_at(parse_time(wish.since))
+            sequence = await archive.sequence_at(parse_time(wish.since, "since"))
             return self.supervisor.intake.head if sequence is None else sequence - 1
         return None
 
@@ -190,9 +190,8 @@ class Storage:
         )
 
     async def get_letter(self, sequence: str) -> Entry:
-        entry = None
-        if sequence.isascii() and sequence.isdigit() and len(sequence) < 19:
-            entry = await self.letters.get(int(sequence))
+        wanted = number(sequence)
+        entry = await self.letters.get(wanted) if wanted else None
         if entry is None:
             raise NotFound(f"{sequence[:20]}: there is no such dead letter; it may be replayed or purged")
         return entry
@@ -303,16 +302,20 @@ def has_reason(reason: str | None, entry: Entry) -> bool:
 
 def letter_summary(entry: Entry) -> dict[str, Any]:
     """The fields of a `LetterSummary`."""
-    sequence = entry.headers.get("Broker-Sequence", "0")
     return {
         "sequence": entry.sequence,
         "time": rfc3339(entry.time),
         "subject": printable(entry.headers.get("Broker-Subject", entry.subject)),
         "reason": printable(entry.headers.get("Broker-Reason", "")),
         "detail": printable(entry.headers.get("Broker-Detail", "")),
-        "stored_sequence": int(sequence) if sequence.isdigit() else 0,
+        "stored_sequence": number(entry.headers.get("Broker-Sequence", "")),
         "size": len(entry.body),
     }
+
+
+def number(text: str) -> int:
+    """A sequence that somebody else wrote; 0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def rfc3339(time: datetime) -> str:
