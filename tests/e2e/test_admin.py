@@ -12,6 +12,7 @@ import structlog
 import trio
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
+from broker.actors import storage
 from tests.support import command
 from tests.support.admin import Admin
 from tests.support.broker import configure, run_broker
@@ -522,3 +523,24 @@ async def test_odd_values_have_a_clear_answer(admin: Admin, broker: Broker, publ
     records = (await admin.ask("GET", "/audit?tenant=acme&kind=admin"))["records"]
     assert {"unreadable_bytes": len(deep)} in records
     assert len(records) == 4
+
+
+async def test_large_events_make_small_pages(
+    admin: Admin, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer is bounded by bytes: what comes of the newest has no hole, and pages have everything."""
+    monkeypatch.setattr(storage, "ANSWER_BYTES", 2 * 65536)
+    await publisher.store("events._all.a", b"1")
+    for _ in range(10):
+        await publisher.store("events.acme.a", b'"%b"' % (b"x" * 60_000))
+    newest = (await admin.ask("GET", "/history?tenant=acme&last=100"))["events"]
+    assert 1 < len(newest) < 5
+    assert {each["tenant"] for each in newest} == {"acme"}
+    position = newest[0]["position"].partition("-")[0] + "-0"
+    sizes: list[int] = []
+    while position:
+        page = await admin.ask("GET", f"/history?tenant=acme&after={position}")
+        sizes.append(len(page["events"]))
+        position = page["next"]
+    assert sum(sizes) == 11
+    assert max(sizes) < 6
