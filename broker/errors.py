@@ -131,6 +131,12 @@ class RateLimited(BrokerError):
     retryable = True
 
 
+class TooManyConnects(RateLimited):
+    """They come faster than a limit allows. There is no connection yet that could wait."""
+
+    close_code = CloseCode.RATE_LIMIT
+
+
 class NotFound(BrokerError):
     code = "not_found"
 

@@ -1,12 +1,40 @@
-"""Rates and quotas. The clock is an argument: seconds on any monotonic clock."""
+"""Rates and quotas. The clock is an argument: seconds on any monotonic clock.
+
+A connection has *budgets*: its own, its user's, its tenant's, its address's, the process's, as far as there
+is something that limits them. What it does must be within all of them, and is taken from all or from none.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import ipaddress
+from collections import deque
+from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import attrs
+
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from broker.config import Allowance
+
+# Resources, by their keys in the configuration: those that are held, and those that flow.
+CONNECTIONS, SUBSCRIPTIONS = "connections", "subscriptions"
+CONNECTS, MESSAGES, BYTES = "connects_per_second", "messages_per_second", "bytes_per_second"
+PUBLISHES, DELIVERED = "publishes_per_second", "delivered_bytes_per_second"
+POSTS = "messages_per_minute"  # of a user: publications, and messages that fail
+HELD = (CONNECTIONS, SUBSCRIPTIONS)
+FLOWING = (CONNECTS, MESSAGES, BYTES, PUBLISHES, DELIVERED)
+
+CONNECTION, USER, TENANT, ADDRESS, PROCESS = "connection", "user", "tenant", "address", "process"  # scopes
+OF_THE_LINK = (ADDRESS, PROCESS)  # from the first byte to the last; the others follow from the token
+
+LONGEST_DEBT_SECONDS = 20.0  # of what is spent without asking: below that of any heartbeat
+WORTH_TELLING = 0.25  # of a limit: whoever has less is not reported to other brokers
+NETWORK_BITS = 64  # what one subscriber has of IPv6 (RFC 6177)
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 class TokenBucket:
@@ -24,14 +52,24 @@ class TokenBucket:
         """Goes on with other bounds."""
         self.rate, self.burst = rate, burst
 
-    def take(self, now: float) -> float:
-        """Takes one and answers 0; or takes nothing and answers after how many seconds there is one."""
+    def take(self, now: float, amount: float = 1) -> float:
+        """Takes `amount` and answers 0; or takes nothing and answers after how many seconds it is there."""
+        if wait := self.wait(now, amount):
+            return wait
+        self.level -= amount
+        return 0.0
+
+    def wait(self, now: float, amount: float = 1) -> float:
+        """How many seconds until `amount` may be taken: of more than the burst, until the bucket is full."""
         self.level = min(self.burst, self.level + (now - self.time) * self.rate)
         self.time = now
-        if self.level >= 1:
-            self.level -= 1
-            return 0.0
-        return (1 - self.level) / self.rate
+        return max(0.0, (min(amount, self.burst) - self.level) / self.rate)
+
+    def spend(self, now: float, amount: float) -> float:
+        """Takes `amount` at once, on credit if need be; how many seconds of debt there were before."""
+        debt = self.wait(now, 0)
+        self.level = max(min(self.level - amount, self.burst), -LONGEST_DEBT_SECONDS * self.rate)
+        return debt
 
     def full(self, now: float) -> bool:
         """Whether nothing of the burst is in use: the bucket may be forgotten and made anew."""
@@ -60,20 +98,190 @@ class Window:
         return sum(time > now - self.seconds for time in self.times)
 
 
-class Quota:
-    """At most `limit` at a time of each key."""
+@attrs.frozen(kw_only=True)
+class Bounds:
+    """What each holder within a scope may have at a time, and as (a second, at once) do."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held: Counter[Hashable] = Counter()
+    scope: str
+    held: Mapping[str, int] = NOTHING
+    rates: Mapping[str, tuple[float, float]] = MappingProxyType({})
 
-    def acquire(self, key: Hashable) -> bool:
-        if self.held[key] >= self.limit:
-            return False
-        self.held[key] += 1
-        return True
+    def __bool__(self) -> bool:
+        return bool(self.held or self.rates)
 
-    def release(self, key: Hashable) -> None:
-        self.held[key] -= 1
-        if self.held[key] <= 0:
-            del self.held[key]
+
+def bounds(
+    scope: str,
+    allowance: Allowance,
+    *,
+    over: Allowance | None = None,
+    connections: int = 0,
+    posts: tuple[float, float] | None = None,
+) -> Bounds:
+    """What an allowance means, with what `over` says instead, and what other keys say beside."""
+
+    def said(key: str) -> float:
+        own = getattr(over, key) if over else None
+        return (getattr(allowance, key) if own is None else own) or 0
+
+    held = {key: int(said(key)) for key in HELD} | ({CONNECTIONS: connections} if connections else {})
+    rates = {key: (said(key), max(1.0, said(key))) for key in FLOWING if said(key)}
+    return Bounds(
+        scope=scope,
+        held={key: most for key, most in held.items() if most},
+        rates=rates | ({POSTS: posts} if posts else {}),
+    )
+
+
+@attrs.frozen
+class Excess:
+    """A limit that is in the way: the scope, the key, and for how many seconds."""
+
+    scope: str
+    resource: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"limit of the {self.scope} reached: {self.resource}"
+
+
+class Budget:
+    """What one holder has and has spent, over all its connections to this broker.
+
+    `key` names a holder that other brokers may know too: (tenant,) or (tenant, user). Of such a one
+    `elsewhere` is what it holds there, `spent` what they have not been told of yet, and it puts itself into
+    `touched` whenever it has taken something.
+    """
+
+    __slots__ = ("bounds", "buckets", "connections", "elsewhere", "key", "spent", "subscriptions", "touched")
+
+    def __init__(
+        self, bounds: Bounds, *, key: tuple[str, ...] = (), touched: set[Budget] | None = None
+    ) -> None:
+        self.bounds = bounds
+        self.key = key
+        self.touched = touched
+        self.connections = 0
+        self.subscriptions = 0
+        self.elsewhere = NOTHING
+        self.buckets: Mapping[str, TokenBucket] = MappingProxyType({})  # made when first needed
+        self.spent: Mapping[str, float] = MappingProxyType({})
+
+    def adopt(self, bounds: Bounds) -> None:
+        """Goes on with other bounds; what is held above them stays."""
+        self.bounds = bounds
+        self.buckets = {key: each for key, each in self.buckets.items() if key in bounds.rates}
+        self.spent = {key: amount for key, amount in self.spent.items() if key in bounds.rates}
+        for key, bucket in self.buckets.items():
+            rate, burst = bounds.rates[key]
+            bucket.adopt(rate=rate, burst=burst)
+
+    def bucket(self, resource: str, now: float) -> TokenBucket | None:
+        found = self.buckets.get(resource)
+        if found is None and resource in self.bounds.rates:
+            rate, burst = self.bounds.rates[resource]
+            found = TokenBucket(rate=rate, burst=burst, now=now)
+            self.buckets = {**self.buckets, resource: found}
+        return found
+
+    def room(self, resource: str) -> bool:
+        """Whether one more may be held."""
+        most = self.bounds.held.get(resource)
+        held: int = getattr(self, resource)
+        return most is None or held + self.elsewhere.get(resource, 0) < most
+
+    def hold(self, resource: str, count: int) -> None:
+        """Notes that `count` more are held, or fewer."""
+        setattr(self, resource, getattr(self, resource) + count)
+        if self.touched is not None:
+            self.touched.add(self)
+
+    def note(self, resource: str, amount: float) -> None:
+        """Notes what has been spent, for other brokers."""
+        if amount and self.touched is not None:
+            self.spent = {**self.spent, resource: self.spent.get(resource, 0.0) + amount}
+            self.touched.add(self)
+
+    def share(self) -> float:
+        """The largest part of a limit that is held, or spent and not told yet."""
+        held = [getattr(self, key) / most for key, most in self.bounds.held.items()]
+        spent = [amount / self.bounds.rates[key][1] for key, amount in self.spent.items()]
+        return max(held + spent, default=0.0)
+
+    def idle(self, now: float) -> bool:
+        """Whether it says nothing any more: it may be forgotten and made anew."""
+        return not (self.connections or self.subscriptions) and all(
+            bucket.full(now) for bucket in self.buckets.values()
+        )
+
+
+def acquire(budgets: Sequence[Budget], resource: str) -> Excess | None:
+    """Holds one more in all of the budgets, or in none: then which of them has no room."""
+    for budget in budgets:
+        if not budget.room(resource):
+            return Excess(budget.bounds.scope, resource, 0.0)
+    hold(budgets, resource, 1)
+    return None
+
+
+def hold(budgets: Iterable[Budget], resource: str, count: int) -> None:
+    """Holds `count` more whether there is room or not; a negative count gives back."""
+    for budget in budgets:
+        budget.hold(resource, count)
+
+
+def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) -> Excess | None:
+    """Takes the amounts from all budgets, or nothing: then it says what would take longest to be there."""
+    worst: Excess | None = None
+    buckets: list[tuple[Budget, TokenBucket, str, float]] = []
+    for budget in budgets:
+        if not budget.bounds.rates:
+            continue
+        for resource, amount in amounts.items():
+            if bucket := budget.bucket(resource, now):
+                wait = bucket.wait(now, amount)
+                if wait > (worst.seconds if worst else 0.0):
+                    worst = Excess(budget.bounds.scope, resource, wait)
+                buckets.append((budget, bucket, resource, amount))
+    if worst:
+        return worst
+    for budget, bucket, resource, amount in buckets:
+        bucket.level -= amount
+        budget.note(resource, amount)
+    return None
+
+
+def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -> Excess | None:
+    """Takes `amount` at once, on credit if need be; which budget was in debt for longest before."""
+    worst: Excess | None = None
+    for budget in budgets:
+        if bucket := budget.bucket(resource, now):
+            debt = bucket.spend(now, amount)
+            if debt > (worst.seconds if worst else 0.0):
+                worst = Excess(budget.bounds.scope, resource, debt)
+            budget.note(resource, amount)
+    return worst
+
+
+def level(budgets: Iterable[Budget], resource: str, now: float) -> float:
+    """How much of it there is in all of the budgets (`inf`: as much as you like)."""
+    found = inf
+    for budget in budgets:
+        if bucket := budget.bucket(resource, now):
+            bucket.wait(now)
+            found = min(found, bucket.level)
+    return found
+
+
+def network(peer: str) -> str:
+    """What counts as one address of a client "HOST:PORT": IPv4 as it is, of IPv6 the /64."""
+    host = peer.rpartition(":")[0].strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), NETWORK_BITS), strict=False))

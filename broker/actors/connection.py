@@ -22,6 +22,7 @@ from broker.actors import joining
 from broker.actors.boundary import Boundary
 from broker.actors.fanout import PUBLISHER
 from broker.actors.outlet import Outlet
+from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, Text
@@ -34,6 +35,7 @@ from broker.errors import (
     Unauthenticated,
     Unavailable,
 )
+from broker.limits import DELIVERED
 from broker.wire import codec, messages, traces
 from broker.wire.positions import Position
 from broker.wire.session import (
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.config import Limits
     from broker.features.cursors import Cursor
+    from broker.limits import Budget
     from broker.permissions import Principal
     from broker.wire.session import Effect
 
@@ -69,11 +72,6 @@ REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # e
 STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
 REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
-SHOWN_LIMITS = (
-    "message_bytes", "publish_bytes", "event_bytes", "subscriptions_per_connection", "messages_per_minute",
-    "requests_per_second", "authentication_seconds", "last_events", "snapshot_channels", "replay_events",
-    "catch_ups_per_connection",
-)  # fmt: skip
 
 log = structlog.get_logger()
 
@@ -82,9 +80,9 @@ log = structlog.get_logger()
 class Connection:
     """One client. A crash in here ends this connection alone.
 
-    `peer`, `token` and `asked`, the tenant that it asked for, are from the request that opened it. What a
-    silent client costs is decided here and along the way to its socket: no more frames and no more values
-    than it takes stay while its task waits.
+    `peer`, `token`, `asked` (the tenant that it asked for) and `certificate` (the verified name in one that
+    it has shown) are from the request that opened it. What a silent client costs is decided here and along
+    the way to its socket: no more frames and no more values than it takes stay while its task waits.
     """
 
     id: str
@@ -93,10 +91,11 @@ class Connection:
     peer: str
     token: str | None  # until it has been looked at
     asked: str | None
+    certificate: str | None = None
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
-    claimed: tuple[str, str] | None = None
+    pace: Pace | None = None  # of what is sent, where that is limited
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # of the reading task
     sender: trio.CancelScope | None = None  # of the sending task, while there is one
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
@@ -118,10 +117,12 @@ class Connection:
     def __attrs_post_init__(self) -> None:
         now = self.heard = trio.current_time()
         config = self.services.config
-        self.session = Session(config.limits, now, config.auth.expiring_seconds)
+        budgets = self.services.budgets
+        self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
         self.outlet = Outlet(
             send=self.transport.send_nowait, client=self, whole=not self.transport.partial_sends
         )
+        self.spend_from(budgets.arrive(self.peer))
 
     @property
     def limits(self) -> Limits:
@@ -145,6 +146,18 @@ class Connection:
             finally:
                 self.services.ended(self)
 
+    def spend_from(self, budgets: tuple[Budget, ...]) -> None:
+        """What it is limited by from now on."""
+        self.session.budgets = budgets
+        paced = tuple(each for each in budgets if DELIVERED in each.bounds.rates)
+        if paced:
+            self.pace = self.pace or Pace(self.transport, paced, self.services.budgets.count)
+            self.pace.budgets = paced
+            self.outlet.send = self.pace.send_nowait
+        elif self.pace:
+            self.pace.lift()
+            self.pace, self.outlet.send = None, self.transport.send_nowait
+
     async def say_goodbye(self) -> None:
         """Sends what is unsent, and lets the client be the one to close."""
         with trio.move_on_after(FLUSH_SECONDS) as flushing:
@@ -166,9 +179,10 @@ class Connection:
             token_id=principal.token_id,
             expires=rfc3339(principal.expires_at),
             monitoring=principal.monitoring or None,
+            certificate=self.certificate,
             **who,
         )
-        log.debug("connection_authenticated", renewed=renewed, **who)
+        log.debug("connection_authenticated", renewed=renewed, certificate=self.certificate, **who)
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
         """Notes what the client may not do, and a token that is not believed; no other error."""
@@ -226,7 +240,7 @@ class Connection:
             protocol=PROTOCOL,
             features=[traces.PARENT],
             heartbeat_seconds=self.limits.heartbeat_seconds,
-            limits={name: getattr(self.limits, name) for name in SHOWN_LIMITS},
+            limits=dict(self.services.budgets.shown),
         )
 
     async def carry_out(self, effect: Effect) -> None:
@@ -273,12 +287,10 @@ class Connection:
             principal = await verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
-        services.control.check(principal)
-        if self.claimed is None:
-            user = (principal.tenant, principal.user)
-            self.session.user_bucket = services.users.claim(user, trio.current_time())
-            self.claimed = user
+        self.check(principal)
         now = trio.current_time()
+        if self.session.principal is None:
+            self.spend_from(services.budgets.claim(self.session.budgets, principal, now))
         for effect in self.session.authenticated(
             principal, now=now, unix_now=time.time(), message_id=wish.message_id
         ):
@@ -306,8 +318,20 @@ class Connection:
             except TokenInvalid as error:
                 self.end(CloseCode.SERVICE_RESTART, error.message)
                 return
-            for effect in session.adopt(self.limits, principal):
+            now, budgets = session.principal, self.services.budgets
+            self.spend_from(budgets.again(session.budgets, self.peer, now, session.counted))
+            self.transport.adopt(self.limits.message_bytes)
+            expiring = self.services.config.auth.expiring_seconds
+            for effect in session.adopt(self.limits, expiring, principal):
                 await self.carry_out(effect)
+            if not self.closing:
+                self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
+
+    def check(self, principal: Principal) -> None:
+        """Raises `TokenRevoked` for a client that is kept out."""
+        self.services.control.check(principal)
+        if self.services.budgets.suspended(principal.tenant) and not principal.monitoring:
+            raise TokenRevoked("this tenant is suspended")
 
     def keep_out(self) -> None:
         """Ends when its token has been revoked, or its tenant suspended."""
@@ -316,7 +340,7 @@ class Connection:
             if principal is None or self.closing:
                 return
             try:
-                self.services.control.check(principal)
+                self.check(principal)
             except TokenRevoked as error:
                 self.tell(to_message(error))
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
@@ -334,6 +358,13 @@ class Connection:
         return principal
 
     async def join(self, wish: Join) -> None:
+        try:
+            await self.subscribe(wish)
+        finally:
+            if not self.closing:  # then it holds nothing any more
+                self.session.recount()
+
+    async def subscribe(self, wish: Join) -> None:
         principal = self.attach()
 
         def unchanged() -> bool:
@@ -410,6 +441,10 @@ class Connection:
     def tell(self, message: messages.ServerMessage, message_id: str | None = None) -> None:
         if not self.closing:
             self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
+            if isinstance(message, messages.Gap):
+                self.services.meters.gaps[message.reason] += 1
+            elif isinstance(message, messages.Error):
+                self.services.meters.errors[message.code] += 1
 
     def fell_behind(self) -> None:
         """Starts the sending task, unless it runs or there is nothing to send."""
@@ -421,16 +456,20 @@ class Connection:
 
     async def send(self, scope: trio.CancelScope) -> None:
         sending = Sending(
-            transport=self.transport,
+            send_some=self.send_some,
             outlet=self.outlet,
             tenant=lambda: self.tenant,
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
+            meters=self.services.meters,
         )
         with scope, Boundary(self):
             await sending.run()
         self.sender = None
         self.progressed()
+
+    async def send_some(self, data: memoryview) -> int:
+        return await (self.pace or self.transport).send_some(data)
 
     def progressed(self) -> None:
         self.progress = trio.current_time()
@@ -473,6 +512,8 @@ class Connection:
         backlog = self.outlet.backlog
         if backlog and backlog.left:
             self.pinged, self.heard = None, now
+            if self.pace:  # what we hold back is not what the client does not take
+                self.progress = max(self.progress, min(now, self.pace.until))
             if now >= self.progress + self.limits.stall_seconds:
                 self.end(CloseCode.HEARTBEAT, "the client has taken nothing for too long")
                 return inf
@@ -537,5 +578,6 @@ class Connection:
             self.outlet.fanout.detach(self.outlet)
         self.outlet.catch_ups = []
         self.drop_cursors(list(self.cursors))
-        if self.claimed:
-            self.services.users.release(self.claimed)
+        if self.pace:
+            self.pace.lift()
+        self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)

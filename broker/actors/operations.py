@@ -113,7 +113,7 @@ class Operations:
             raise NotFound(f"{name[:64]}: this tenant has no clients on this broker, nor had a minute ago")
         fanout, inbox, until = tenant.fanout, tenant.inbox, tenant.failed_until
         statistics = tenant.statistics()
-        users = {each.claimed for each in self.supervisor.connections if each.tenant is tenant}
+        users = {each.who()["user"] for each in self.supervisor.connections if each.tenant is tenant}
         return reports.TenantReport(
             **tenant_summary(tenant),
             users=len(users),
@@ -176,6 +176,7 @@ def full(connection: Connection) -> reports.ConnectionReport:
     return reports.ConnectionReport(
         **summary(connection),
         principal=principal_report(session.principal) if session.principal else None,
+        certificate=connection.certificate,
         position=connection.position(),
         head=fanout.text(fanout.position()) if fanout else None,
         resuming=backlog.resuming if backlog else False,

@@ -143,12 +143,14 @@ class PrincipalReport:
 class ConnectionReport(ConnectionSummary):
     """One connection in full.
 
-    `position` is its live position P, `head` the tenant's; `heard` is when the client last answered a
-    heartbeat, `progress` when the link of a connection with unsent bytes last took some. `resuming`: it is
-    behind because it started in the past. `bad_messages` and `refusals` are those of the last minute.
+    `certificate` is the name in a verified one that the client has shown by TLS. `position` is its live
+    position P, `head` the tenant's; `heard` is when the client last answered a heartbeat, `progress` when the
+    link of a connection with unsent bytes last took some. `resuming`: it is behind because it started in the
+    past. `bad_messages` and `refusals` are those of the last minute.
     """
 
     principal: PrincipalReport | None
+    certificate: str | None
     position: str | None
     head: str | None
     resuming: bool

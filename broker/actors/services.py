@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
     import trio
 
+    from broker.actors.budgets import Budgets
     from broker.actors.connection import Connection
     from broker.actors.intake import Intake
     from broker.actors.live import LiveSubjects
     from broker.actors.tenants import Tenants
-    from broker.actors.users import Users
     from broker.actors.wheel import Wheel
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from broker.features.control import Control
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
+    from broker.metrics.meters import Meters
     from broker.subjects import Names
     from broker.tracing import Tracing
 
@@ -38,13 +39,14 @@ class Services:
     verifier: Verifier
     intake: Intake
     tenants: Tenants
-    users: Users
+    budgets: Budgets
     live_subjects: LiveSubjects
     starts: Starts
     cursors: Cursors
     audit: Audit
     control: Control
     wheel: Wheel
+    meters: Meters
     ended: Callable[[Connection], None]
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 
+from broker.actors import snapshot, usage
+from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
 from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
+from broker.actors.observer import Observer
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
-from broker.actors.users import Users
+from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
 from broker.features import control
@@ -29,7 +32,8 @@ from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
-from broker.metrics import Statistics
+from broker.limits import CONNECTIONS, hold
+from broker.metrics.meters import Meters
 from broker.wire.messages import Gap, Source, named
 from broker.wire.session import rfc3339
 
@@ -42,10 +46,12 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
+    from broker.metrics.statistics import Statistics
     from broker.subjects import Names
     from broker.tracing import Tracing
 
 TIDY_SECONDS = 5.0
+OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
 
 log = structlog.get_logger()
 
@@ -65,38 +71,41 @@ class Supervisor:
     tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
-    closes: Counter[str] = attrs.Factory(Counter)
+    meters: Meters = attrs.Factory(Meters)
     ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
-    stored_events: int = 0
-    live_events: int = 0
-    live_losses: int = 0
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
+    observer: Observer = attrs.field(init=False)
     control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     services: Services = attrs.field(init=False)
+    sharing: Sharing = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
         self.ends = Closes(config.audit.closes)
         followers = Followers()
         self.letters = DeadLetters(bus, names, noticed=followers.refused)
-        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
+        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive, self.meters)
         self.control = Control(bus, names, self.bans_changed)
+        budgets = Budgets(config.limits)
+        self.sharing = Sharing(bus, names, self.broker, budgets)
         self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
         self.tenants = Tenants(
             config=config,
             bus=bus,
             names=names,
             intake=self.intake,
+            meters=self.meters,
             tracing=self.tracing,
             followers=followers,
         )
+        self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
@@ -105,13 +114,14 @@ class Supervisor:
             verifier=self.verifier,
             intake=self.intake,
             tenants=self.tenants,
-            users=Users(config.limits),
+            budgets=budgets,
             live_subjects=LiveSubjects(bus),
             starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             audit=Audit(bus, config.audit, self.broker),
             control=self.control,
             wheel=Wheel(),
+            meters=self.meters,
             ended=self.ended,
             tracing=self.tracing,
         )
@@ -123,6 +133,8 @@ class Supervisor:
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
+                *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
+                self.sharing.run,
             ):
                 nursery.start_soon(part)
             await nursery.start(self.bus.run, self)
@@ -136,10 +148,11 @@ class Supervisor:
         self.config = services.config = config
         self.verifier = services.verifier = verifier
         self.intake.event_bytes = limits.event_bytes
-        services.users.adopt(limits)
+        services.budgets.adopt(limits)
         services.starts.limits = limits
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
+        self.bans_changed()  # a tenant may be suspended now
         for connection in list(self.connections):
             await connection.adopt(verifier if read_alike else None)
             await trio.lowlevel.checkpoint()  # there may be many, and others wait
@@ -161,30 +174,31 @@ class Supervisor:
         self.connected = self.services.live_subjects.connected = True
         self.control.restored()
         self.services.audit.restored()
+        self.sharing.reached.set()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             for connection in self.connections:
                 connection.tell(Source(state="restored"))
             self.tell_live("source")
 
-    def stored(self, records: list[Record], head: int) -> None:
+    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
         intake = self.intake
         now = trio.current_time()
         if not records and not intake.recent:
             intake.floor = max(intake.floor, head)  # the feed begins here
-        for address, record in self.hand_on(records):
+        for address, record in self.hand_on(records, stored_at):
             intake.remember(now, address.tenant, (address.channel, record))
         intake.forget(now)
         intake.head = head
-        self.stored_events += len(records)
+        self.meters.received["stored"] += len(records)
         self.tenants.advanced.unpark_all()
 
     def live(self, records: list[Record]) -> None:
-        for _ in self.hand_on(records):
+        for _ in self.hand_on(records, None):
             pass
-        self.live_events += len(records)
+        self.meters.received["live"] += len(records)
 
-    def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
+    def hand_on(self, records: list[Record], stored_at: float | None) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
         if self.tracing is not None:
@@ -197,22 +211,26 @@ class Supervisor:
                     woken.add(tenant)
                 yield address, record
         for tenant in woken:
-            tenant.inbox.arrived.set()
+            tenant.inbox.wake(stored_at)
 
     def own(self, channel: str, body: bytes) -> None:
         """What brokers send to themselves and to each other."""
         if channel == control.NEWS:
             self.control.told(body)
+        elif channel.startswith(usage.CHANNEL):
+            self.sharing.heard(channel, body, trio.current_time())
         else:
-            self.canary.arrived(channel)
+            self.canary.arrived(channel, body)
 
     def live_lost(self) -> None:
-        self.live_losses += 1
+        self.meters.live_losses += 1
         log.warning("live_events_lost")
         self.tell_live("lag")
 
     def interrupted(self) -> None:
         self.connected = self.services.live_subjects.connected = False
+        self.meters.interruptions += 1
+        self.canary.fault = "the connection was lost"
         log.warning("source_interrupted")
         for connection in self.connections:
             connection.tell(Source(state="interrupted"))
@@ -238,13 +256,16 @@ class Supervisor:
                 connection.keep_out()
                 await trio.lowlevel.checkpoint()  # there may be many, and others wait
 
-    def refusal(self, opening: int) -> Unavailable | None:
-        """Why no further connection is taken, beside `opening` ones on their way; None when one is."""
+    @contextmanager
+    def admission(self, peer: str) -> Iterator[None]:
+        """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
+
+        Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
+        """
         if self.draining:
-            return Unavailable("this broker is about to stop", retry_after=1.0)
-        if len(self.connections) + opening >= self.config.limits.connections:
-            return Unavailable("this broker has all the connections it may have", retry_after=5.0)
-        return None
+            raise Unavailable("this broker is about to stop", retry_after=1.0)
+        with self.services.budgets.admission(peer, trio.current_time()):
+            yield
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """One client, until it is gone. Raises `LinkLost` when it came too late."""
@@ -257,15 +278,19 @@ class Supervisor:
             peer=hello.peer,
             token=hello.token,
             asked=hello.tenant,
+            certificate=hello.certificate,
         )
         self.connections[connection] = None
+        self.meters.opened[transport.name] += 1
         return connection.run()
 
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
+        hold(connection.session.budgets, CONNECTIONS, -1)
         # A client may say any code, so that each would be a label that it chose.
-        ours = connection.ended_by != "client"
-        self.closes[str(connection.close_code) if ours else "client"] += 1
+        code = connection.close_code
+        known = connection.ended_by != "client" or code in OF_RFC_6455
+        self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
         self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
         log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
         if connection.session.principal:
@@ -294,7 +319,7 @@ class Supervisor:
             now = trio.current_time()
             self.intake.forget(now)
             self.tenants.tidy(now)
-            self.services.users.tidy(now)
+            self.services.budgets.tidy(now)
             try:
                 await self.services.live_subjects.drop_unless(self.tenants.wants_live)
             except Unavailable:
@@ -305,26 +330,11 @@ class Supervisor:
         if self.draining:
             return "the broker is about to stop"
         if not self.connected:
-            return "NATS is out of reach"
+            return f"NATS is out of reach: {self.canary.fault}"
         return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
-        tenants = [tenant.statistics() for tenant in self.tenants.running.values()]
-        return Statistics(
-            connections=len(self.connections),
-            tenants=len(tenants),
-            behind=sum(each.behind for each in tenants),
-            ring_events=sum(each.ring_events for each in tenants),
-            ring_bytes=sum(each.ring_bytes for each in tenants),
-            stored_events=self.stored_events,
-            live_events=self.live_events,
-            live_losses=self.live_losses,
-            tenant_restarts=self.tenants.restarts + sum(each.restarts for each in tenants),
-            audit_dropped=self.services.audit.dropped,
-            dead_letters=dict(self.letters.counts),
-            closes=dict(self.closes),
-            ready=self.not_ready() is None,
-        )
+        return snapshot.take(self)
 
 
 def end_of(connection: Connection, now: float, unix_now: float) -> Ended:

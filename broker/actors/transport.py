@@ -51,6 +51,7 @@ class Hello:
     peer: str
     token: str | None = None
     tenant: str | None = None
+    certificate: str | None = None  # the name in the one that the client has shown, verified
 
 
 class LinkLost(Exception):
@@ -70,6 +71,9 @@ class Transport(Protocol):
 
     @property
     def partial_sends(self) -> bool: ...
+
+    def adopt(self, message_bytes: int) -> None:
+        """From now on a message of the client may have so many bytes."""
 
     async def receive(self) -> Inbound:
         """The next thing from the client; `Closed` is the last, also when TCP just ends."""

@@ -36,6 +36,17 @@ class StreamState:
 
 
 @attrs.frozen(kw_only=True)
+class Usage:
+    """How much the stream holds; `max_bytes` is None where it has no such bound."""
+
+    messages: int
+    bytes: int
+    first: int
+    last: int
+    max_bytes: int | None
+
+
+@attrs.frozen(kw_only=True)
 class Page:
     """A run of stored records in sequence order; `pending` more that match follow in the stream."""
 
@@ -118,8 +129,11 @@ class Sink(Protocol):
         its end; else it starts over at `state.first`, and `state.incarnation` differs from the last.
         """
 
-    def stored(self, records: list[Record], head: int) -> None:
-        """The next stored records in sequence order: all there are after the last call up to `head`."""
+    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
+        """The next stored records in sequence order: all there are after the last call up to `head`.
+
+        `stored_at` is when NATS stored the first of them, in Unix seconds by its clock; None without any.
+        """
 
     def live(self, records: list[Record]) -> None:
         """Live messages in order of arrival."""
@@ -210,6 +224,15 @@ class Bus(Protocol):
 
     async def state(self) -> StreamState:
         """The stream as it is now. Requests at the same time share one answer."""
+
+    async def usage(self) -> Usage:
+        """How much the stream holds."""
+
+    async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
+        """How many messages the stream holds under a filter, by one token (from 0) of their subjects.
+
+        It takes time and memory with the number of subjects: for now and then.
+        """
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         """At most `limit` stored records that match the subject filter, after the sequence `after`.

@@ -51,6 +51,8 @@ FLUSH_SECONDS = 5
 CLOSE_SECONDS = 2
 RETRY_AFTER_SECONDS = 1.0  # what a client is told that asks while NATS is away
 CRLF = b"\r\n"
+# What the inboxes of brokers begin with: nobody who may read those of services, `_INBOX.>`, reads ours.
+INBOX = "_INBOX_broker"
 
 links: WeakKeyDictionary[asyncio.AbstractEventLoop, set[Link]] = WeakKeyDictionary()
 
@@ -98,7 +100,7 @@ class Link:
     on_lost: Callable[[], None]
     lost: trio.Event = attrs.field(factory=trio.Event)
     reason: str = ""
-    inbox: str = attrs.field(factory=lambda: f"_INBOX.{secrets.token_hex(8)}")
+    inbox: str = attrs.field(factory=lambda: f"{INBOX}.{secrets.token_hex(8)}")
     handlers: dict[int, Handler] = attrs.field(factory=dict)
     answers: dict[bytes, Answer] = attrs.field(factory=dict)
     tokens: count[int] = attrs.field(factory=count)

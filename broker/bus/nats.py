@@ -14,7 +14,7 @@ import trio
 
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
-from broker.bus.base import Page, PublishAck, StreamState
+from broker.bus.base import Page, PublishAck, StreamState, Usage
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.headers import check_lines
 from broker.bus.history import History
@@ -237,6 +237,14 @@ class NatsBus:
         if isinstance(self.seen, Unavailable):
             raise away(self.seen.message)
         return self.seen
+
+    async def usage(self) -> Usage:
+        """How much the stream holds."""
+        return await self.history.usage()
+
+    async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
+        """How many messages the stream holds under a filter, by one token of their subjects."""
+        return await self.history.tally(subject, token=token)
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         """At most `limit` stored records that match the subject filter, after the sequence `after`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,13 +18,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker.bus")
 
-# Settings that the broker cannot do without, and the option of `nats stream edit` that mends each.
-REQUIRED = {
-    "retention": ("limits", None),
-    "allow_direct": (True, "--allow-direct"),
-    "no_ack": (False, "--ack"),
-    "sealed": (False, None),
+# Settings that the broker cannot do without. NATS writes nothing for the defaults of some.
+REQUIRED: Mapping[str, object] = {
+    "retention": "limits",
+    "allow_direct": True,
+    "no_ack": False,
+    "sealed": False,
+    "storage": "file",
+    "persist_mode": "default",  # of nats-server 2.12 on; "async" acknowledges what it may still lose
 }
+LEFT_OUT: Mapping[str, object] = {"persist_mode": "default"}
+FIXED = {"workqueue"}  # values that a stream has for ever
+# The option of `nats stream edit` that mends each; the others cannot be changed.
+OPTIONS = {"retention": "--retention limits", "allow_direct": "--allow-direct", "no_ack": "--ack"}
 
 
 def events(section: config.Stream, names: Names) -> dict[str, Any]:
@@ -100,8 +107,9 @@ async def ensure(jetstream: JetStream, wanted: Mapping[str, Any]) -> None:
 
 
 async def create(jetstream: JetStream, wanted: Mapping[str, Any]) -> None:
-    required = {key: value for key, (value, _) in REQUIRED.items()}
-    await jetstream.call(f"STREAM.CREATE.{wanted['name']}", {**required, "storage": "file", **wanted})
+    # A server that does not know a setting refuses it, so what it takes for granted is not said.
+    said = {key: value for key, value in REQUIRED.items() if key not in LEFT_OUT}
+    await jetstream.call(f"STREAM.CREATE.{wanted['name']}", {**said, **wanted})
     log.info("stream_created", stream=wanted["name"])
 
 
@@ -114,11 +122,23 @@ def unusable(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
             f"the stream {name} keeps {found.get('subjects')} and not {subject} alone: "
             f"`nats stream edit {name} --subjects '{subject}'`"
         )
-    for key, (value, option) in REQUIRED.items():
-        if found.get(key, False) != value:
-            mend = f"`nats stream edit {name} {option}`" if option else "configure another name"
-            return f"the stream {name} has {key}={found.get(key, False)!r}, not {value!r}: {mend}"
+    for key, value in REQUIRED.items():
+        held = found.get(key, LEFT_OUT.get(key, False))
+        if held != value:
+            return f"the stream {name} has {key}={held!r}, not {value!r}: {way_out(name, key, held)}"
     return None
+
+
+def way_out(name: str, key: str, held: object) -> str:
+    """How an operator gets the setting changed (https://github.com/nats-io/natscli)."""
+    if key in OPTIONS and held not in FIXED:
+        return f"`nats stream edit {name} {OPTIONS[key]}`"
+    value = json.dumps(REQUIRED[key])
+    return (
+        "that cannot be edited. Stop the brokers, "
+        f"`nats stream backup {name} {name}.backup`, put {json.dumps(key)}: {value} into the config of "
+        f"{name}.backup/backup.json, `nats stream rm {name}`, `nats stream restore {name}.backup`"
+    )
 
 
 async def count_up(jetstream: JetStream, name: str, seen: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +24,7 @@ def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Pa
 
     Options win over the environment, the environment over the file.
     """
+    hold_hangups()
     from functools import partial
 
     import attrs
@@ -45,3 +47,10 @@ def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Pa
     log.configure(settings.log)
     where = settings.server.data_dir or config.default_data_dir()
     trio.run(partial(app.serve, settings, data_dir=where, on_ready=lambda _: None, read=read))
+
+
+def hold_hangups() -> None:
+    """Has SIGHUP wait until the broker listens to it. By default it would end the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    # In the end, when nobody listens any more, it means nothing. Not SIG_IGN, which children would inherit.
+    signal.signal(signal.SIGHUP, lambda *_: None)

@@ -7,6 +7,7 @@ that they name. A component is given its own section, never the whole.
 
 from broker.config.load import build, default_data_dir, effective, examine, load, shown
 from broker.config.sections import (
+    Allowance,
     Audit,
     Auth,
     Config,
@@ -15,17 +16,20 @@ from broker.config.sections import (
     Level,
     Limits,
     Log,
+    Metrics,
     Nats,
     Permissions,
     Ring,
     Server,
     Stream,
     Subjects,
+    TenantAllowance,
     Tracing,
 )
 from broker.config.values import host_port, seconds
 
 __all__ = [
+    "Allowance",
     "Audit",
     "Auth",
     "Config",
@@ -34,12 +38,14 @@ __all__ = [
     "Level",
     "Limits",
     "Log",
+    "Metrics",
     "Nats",
     "Permissions",
     "Ring",
     "Server",
     "Stream",
     "Subjects",
+    "TenantAllowance",
     "Tracing",
     "build",
     "default_data_dir",

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
     from broker.config.sections import Config, Limits, Nats, Server, Stream, Tracing
 
+# What a table of limits does not say, since it is said elsewhere or says nothing.
+ELSEWHERE = {
+    ("connection", "connections"): "says nothing: a connection is one",
+    ("connection", "connects_per_second"): "says nothing: a connection connects once",
+    ("connection", "subscriptions"): "is the key limits.subscriptions_per_connection",
+    ("user", "connections"): "is the key limits.connections_per_user",
+    ("process", "connections"): "is the key limits.connections",
+}
+
 Fault: TypeAlias = tuple[str, str]  # the key, and the rest of a sentence that begins with it
 
 
@@ -51,6 +60,14 @@ def server_faults(server: Server) -> Iterator[Fault]:
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
+    yield from readable("server.tls_client_ca", server.tls_client_ca)
+    if server.tls_client_ca is not None and server.tls_certificate is None:
+        yield (
+            "server.tls_certificate",
+            "is required beside server.tls_client_ca: without TLS there are none",
+        )
+    if server.tls_client_required and server.tls_client_ca is None:
+        yield "server.tls_client_ca", "is required beside server.tls_client_required: who signs them?"
     yield from private("server.admin_token_file", server.admin_token_file)
 
 
@@ -88,6 +105,13 @@ def limit_faults(limits: Limits) -> Iterator[Fault]:
     ):
         if getattr(limits, small) > getattr(limits, large):
             yield f"limits.{small}", f"is above limits.{large}, so it could never be reached"
+    for (scope, key), why in ELSEWHERE.items():
+        if getattr(getattr(limits, scope), key) is not None:
+            yield f"limits.{scope}.{key}", why
+    names = [each.name for each in limits.tenants]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield f"limits.tenants.{index}.name", f"{name} stands there already; one entry for each tenant"
 
 
 def tracing_faults(tracing: Tracing) -> Iterator[Fault]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ Tables = dict[str, Any]  # section → key → value, as TOML gives it
 
 PREFIX = "BROKER_"
 SEPARATOR = "__"
+CREDENTIALS = "CREDENTIALS_DIRECTORY"  # where systemd puts what LoadCredential= names, see systemd.exec(5)
 
 
 def default_data_dir() -> Path:
@@ -41,7 +44,8 @@ def load(path: Path | None, environ: Mapping[str, str], *, production: bool) -> 
 
     `BROKER_SECTION__KEY` overrides a key; other names that begin with `BROKER_` are not ours, since
     container platforms make up such names for a service called broker. Relative paths in the file are
-    relative to the file, those in the environment to the working directory. `production` requires
+    relative to the file, those in the environment to the working directory; one may begin with
+    `${CREDENTIALS_DIRECTORY}`, the directory of systemd's `LoadCredential=`. `production` requires
     what `broker serve` cannot do without. Raises `ConfigError` with every fault.
     """
     return faultless(*examine(path, environ, production=production))
@@ -75,7 +79,7 @@ def compose(
     tables: Tables, environ: Mapping[str, str], *, base: Path, production: bool
 ) -> tuple[Config, list[str]]:
     tables, names, faults = override(tables, environ)
-    converter = make_converter(base)
+    converter = make_converter(base, environ)
     try:
         config = converter.structure(tables, Config)
     except ClassValidationError as error:
@@ -90,7 +94,10 @@ def compose(
 
 def spelled(key: str, names: Mapping[str, str]) -> str:
     """`key` as the operator wrote it: by its variable when it came from the environment."""
-    return names.get(top(key), top(key)) + key.removeprefix(top(key))
+    whole = key
+    while key and key not in names:
+        key = key.rpartition(".")[0]
+    return names[key] + whole.removeprefix(key) if key else whole
 
 
 def top(key: str) -> str:
@@ -112,15 +119,18 @@ def shown(config: Config) -> Tables:
     """The configuration for people. Keys that are not set are left out, and so are secrets."""
     converter = cattrs.Converter()
     converter.register_unstructure_hook(Path, str)
-    tables = {
-        section: {key: value for key, value in keys.items() if value is not None}
-        for section, keys in converter.unstructure(config).items()
-    }
-    tables["auth"]["keys"] = [
-        {key: "(hidden)" if key == "secret" else value for key, value in entry.items() if value is not None}
-        for entry in tables["auth"]["keys"]
-    ]
+    tables: Tables = given(converter.unstructure(config))
+    for key in tables["auth"]["keys"]:
+        if "secret" in key:
+            key["secret"] = "(hidden)"
     return tables
+
+
+def given(value: Any) -> Any:
+    """Tables and lists without the keys that are not set."""
+    if isinstance(value, dict):
+        return {key: given(each) for key, each in value.items() if each is not None}
+    return [given(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 # --- the environment -------------------------------------------------------------------------------
@@ -128,12 +138,8 @@ def shown(config: Config) -> Tables:
 
 def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[str, str], list[Fault]]:
     """`tables` with the environment laid over them, the variable behind each key, and the faults."""
-    known = {
-        f"{PREFIX}{section.name}{SEPARATOR}{field.name}".upper(): (section.name, field)
-        for section in attrs.fields(Config)
-        for field in attrs.fields(cast("type[attrs.AttrsInstance]", section.type))
-    }
-    result = {name: dict(table) if isinstance(table, dict) else table for name, table in tables.items()}
+    known = variables(Config)
+    result: Tables = copy.deepcopy(tables)
     names: dict[str, str] = {}
     faults: list[Fault] = []
     for variable in sorted(environ):
@@ -142,12 +148,26 @@ def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[s
         if variable not in known:
             faults.append((variable, f"unknown key; did you mean {nearest(variable, known)}?"))
             continue
-        section, field = known[variable]
-        names[f"{section}.{field.name}"] = variable
-        table = result.setdefault(section, {})
+        path, kind = known[variable]
+        names[".".join(path)] = variable
+        table: Any = result
+        for name in path[:-1]:
+            table = table.setdefault(name, {}) if isinstance(table, dict) else None
         if isinstance(table, dict):
-            table[field.name] = from_text(environ[variable], field.type)
+            table[path[-1]] = from_text(environ[variable], kind)
     return result, names, faults
+
+
+def variables(table: type[attrs.AttrsInstance], *above: str) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Each key, in whichever table, by the variable that can say it: its path and its type."""
+    found: dict[str, tuple[tuple[str, ...], Any]] = {}
+    for field in attrs.fields(table):
+        path, kind = (*above, field.name), cast("type[attrs.AttrsInstance]", field.type)
+        if attrs.has(kind):
+            found |= variables(kind, *path)
+        else:
+            found[(PREFIX + SEPARATOR.join(path)).upper()] = path, kind
+    return found
 
 
 def from_text(raw: str, kind: Any) -> object:
@@ -161,7 +181,7 @@ def from_text(raw: str, kind: Any) -> object:
     except tomllib.TOMLDecodeError:
         value = {"value": raw}
     parsed = value["value"] if len(value) == 1 else raw  # a line break could have begun another key
-    if kind is Path and isinstance(parsed, str):
+    if kind is Path and isinstance(parsed, str) and not parsed.startswith("${"):
         return str(Path.cwd() / parsed)
     if kind in (str, Path) and not isinstance(parsed, str):
         return raw
@@ -180,19 +200,34 @@ def plain(kind: Any) -> Any:
 # --- the structure ---------------------------------------------------------------------------------
 
 
-def make_converter(base: Path) -> cattrs.Converter:
+def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
     """A converter that refuses what it does not know and turns nothing into something else."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     hook = converter.register_structure_hook
     hook(str, lambda value, _: values.text(value))
     hook(bool, lambda value, _: values.boolean(value))
-    hook(Path, lambda value, _: base / values.text(value))
+    hook(Path, lambda value, _: file_name(values.text(value), base, environ))
     factory = converter.register_structure_hook_factory
     factory(attrs.has, partial(table_hook, converter))
     factory(partial(is_a, Annotated), lambda kind: partial(annotated, kind.__metadata__[0]))
     factory(partial(is_a, Literal), lambda kind: partial(one_of, get_args(kind)))
     factory(partial(is_a, tuple), partial(list_hook, converter))
     return converter
+
+
+def file_name(text: str, base: Path, environ: Mapping[str, str]) -> Path:
+    """A path relative to `base`, or below the directory of the service's credentials."""
+    if not text.startswith("${"):
+        return base / text
+    match = re.match(r"\$\{(\w+)\}/", text)
+    if match is None or match[1] != CREDENTIALS:
+        raise ValueError(f"{values.shown(text)}: only ${{{CREDENTIALS}}}/ may stand for a directory")
+    if not environ.get(CREDENTIALS):
+        raise ValueError(
+            f"{CREDENTIALS} is not set, as systemd does for a service with LoadCredential=; "
+            "to check the file by hand, set it to where the credentials are"
+        )
+    return Path(environ[CREDENTIALS]) / text[match.end() :]
 
 
 def is_a(origin: object, kind: Any) -> bool:

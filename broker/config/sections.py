@@ -12,6 +12,8 @@ from typing import Literal
 import attrs
 
 from broker.config.values import (
+    AnyBytes,
+    AnyCount,
     Bytes,
     Count,
     HttpUrl,
@@ -21,12 +23,14 @@ from broker.config.values import (
     Network,
     Number,
     Origin,
+    Rate,
     Ratio,
     Replicas,
     Seconds,
     Span,
     StreamName,
     SubjectToken,
+    TenantName,
 )
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -47,6 +51,10 @@ class Server:
     proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients may show a certificate that it signed
+    tls_client_required: bool = False  # and must
+    plain: bool = False  # without TLS on other addresses than loopback
+    admin_plain: bool = False  # the same for the admin port, which has no TLS
     backlog: Count = 1024
     reuse_port: bool = (
         False  # several processes on one port; each has an admin port and a data_dir of its own
@@ -134,8 +142,37 @@ class Permissions:
 
 
 @attrs.frozen(kw_only=True)
+class Allowance:
+    """What one holder (a connection, a user, …) may have at a time, and do in a second.
+
+    0 is no limit. What is not set is no limit either, or in `limits.tenants` what `limits.tenant` says.
+    `config.checks` refuses what a scope has no use for.
+    """
+
+    connections: AnyCount | None = None
+    connects_per_second: Rate | None = None
+    subscriptions: AnyCount | None = None
+    messages_per_second: Rate | None = None  # of the client, whatever they are
+    bytes_per_second: AnyBytes | None = None  # in those messages
+    publishes_per_second: Rate | None = None
+    delivered_bytes_per_second: AnyBytes | None = None  # to the client; above it is slow, and loses nothing
+
+
+@attrs.frozen(kw_only=True)
+class TenantAllowance(Allowance):
+    """What one tenant has instead of `limits.tenant`. One that is `suspended` has no connections at all."""
+
+    name: TenantName
+    suspended: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class Limits:
-    """Section 3 of the protocol page, "Limits", has the meaning of each."""
+    """Section 3 of the protocol page, "Limits", has the meaning of each that is no table.
+
+    The tables are what is allowed to all that belongs together: to each connection, user, tenant and client
+    address, and to this process.
+    """
 
     connections_per_user: Count = 10
     connections: Count = 10000
@@ -163,6 +200,12 @@ class Limits:
     catch_ups_per_connection: Count = 2
     catch_ups: Count = 64
     durables_per_user: Count = 16
+    connection: Allowance = Allowance()
+    user: Allowance = Allowance()
+    tenant: Allowance = Allowance()
+    address: Allowance = Allowance()
+    process: Allowance = Allowance()
+    tenants: tuple[TenantAllowance, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -193,6 +236,14 @@ class Audit:
     max_age: Seconds = 30 * 86400.0
     max_bytes: Bytes = 256 * 1024 * 1024
     closes: Count = 1000  # kept in memory
+
+
+@attrs.frozen(kw_only=True)
+class Metrics:
+    """What `/metrics` of the admin port shows."""
+
+    tenants: Count = 50  # that have series of their own
+    share_seconds: Seconds = 60.0  # how often the messages of each tenant in the stream are counted
 
 
 @attrs.frozen(kw_only=True)
@@ -229,5 +280,6 @@ class Config:
     ring: Ring = Ring()
     drain: Drain = Drain()
     audit: Audit = Audit()
+    metrics: Metrics = Metrics()
     log: Log = Log()
     tracing: Tracing = Tracing()

@@ -30,6 +30,7 @@ ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\
 OWN_PORT = {"http": "80", "https": "443"}
 
 TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
+TENANT = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]{0,63}\Z")
 STREAM = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}\Z")
 
 
@@ -65,13 +66,21 @@ def limit(value: object) -> int:
     return -1 if value == -1 else whole(1, 2**62)(value)
 
 
-def number(value: object) -> float:
-    """Any number above 0."""
+def rate(value: object) -> float:
+    """Any number, 0 included."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{shown(value)} is no number")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{value} is not above 0")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{value} is not 0 or above")
     return float(value)
+
+
+def number(value: object) -> float:
+    """Any number above 0."""
+    found = rate(value)
+    if not found:
+        raise ValueError(f"{value} is not above 0")
+    return found
 
 
 def size(value: object) -> int:
@@ -82,6 +91,11 @@ def size(value: object) -> int:
             raise ValueError(f'{shown(value)} is no size; write bytes or text such as "64MiB"')
         value = int(match[1]) * BYTES[match[2]]
     return whole(1, 2**63 - 1)(value)
+
+
+def any_size(value: object) -> int:
+    """As `size`, or 0."""
+    return 0 if value == 0 and not isinstance(value, bool) else size(value)
 
 
 def span(value: object) -> float:
@@ -183,6 +197,13 @@ def subject_token(value: object) -> str:
     return text(value)
 
 
+def tenant(value: object) -> str:
+    """A tenant as a token may name it: section 1 of the protocol page."""
+    if not TENANT.match(text(value)):
+        raise ValueError(f"{shown(value)} is no tenant: 1 to 64 of A-Z a-z 0-9 _ -, and no _ first")
+    return text(value)
+
+
 def stream_name(value: object) -> str:
     """A JetStream name (ADR-6): no white space, no `.`, `*`, `>`, `/` or `\\`."""
     if not STREAM.match(text(value)):
@@ -201,9 +222,12 @@ def shown(value: object) -> str:
 
 Count = Annotated[int, whole(1, 2**31 - 1)]
 Limit = Annotated[int, limit]
+AnyCount = Annotated[int, whole(0, 2**31 - 1)]
 Replicas = Annotated[int, whole(1, 5)]
 Bytes = Annotated[int, size]
+AnyBytes = Annotated[int, any_size]
 Number = Annotated[float, number]
+Rate = Annotated[float, rate]
 Ratio = Annotated[float, ratio]
 Seconds = Annotated[float, seconds]
 Span = Annotated[float, span]
@@ -213,4 +237,5 @@ Network = Annotated[str, network]
 HttpUrl = Annotated[str, http_url]
 NatsUrl = Annotated[str, nats_url]
 SubjectToken = Annotated[str, subject_token]
+TenantName = Annotated[str, tenant]
 StreamName = Annotated[str, stream_name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,20 +12,21 @@ import structlog
 import trio
 
 from broker.actors.transport import LinkLost
+from broker.errors import BrokerError, Unavailable
 from broker.web import heads, origins, proxies, proxy_protocol, upgrade
 from broker.web.listeners import accept
 from broker.web.pages import check, health, respond
-from broker.web.problems import Refused
+from broker.web.problems import Refused, problem
 from broker.web.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
     import socket
     import ssl
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from broker import config
     from broker.actors.transport import Hello, Transport
-    from broker.errors import BrokerError
     from broker.web.heads import Request
     from broker.web.links import Link
 
@@ -39,18 +41,18 @@ Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
 class PublicPort:
     """Takes connections from the sockets to the actors.
 
-    What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admit` says
-    why no further client is taken now (503, `retry_after` in seconds), beside so many that are on their
-    way to `serve`; `health` says why no event can travel now.
+    What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admission` keeps
+    a place for a peer on its way to `serve`, or raises why there is none now: `Unavailable` is 503, other
+    errors, which are about this client, 429. `health` says why no event can travel now.
     """
 
     server: config.Server
     limits: config.Limits
     serve: Serve = attrs.field(kw_only=True)
-    admit: Callable[[int], BrokerError | None] = attrs.field(kw_only=True)
+    admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
-    opening: int = attrs.field(init=False, default=0)  # let in, and not with `serve` yet
+    responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
 
     async def run(
         self,
@@ -85,15 +87,20 @@ class PublicPort:
             check(request, PAGES)
             if request.path == "/ws":
                 opening = self.welcome(request, link.peer)
-                self.opening += 1
-                try:
+                with self.admission(link.peer):
                     await link.send_all(opening.response)
-                finally:
-                    self.opening -= 1
-                return opening.hello, trailing
+                    self.responses[101] += 1
+                certificate = link.certificate
+                hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
+                return hello, trailing
             response = health(request, self.health)
         except Refused as refused:
             response = refused.response
+        except BrokerError as error:
+            status = 503 if isinstance(error, Unavailable) else 429
+            retry = "Retry-After", f"{math.ceil(error.retry_after or 1)}"
+            response = problem(status, error.message, retry)
+        self.responses[response.status] += 1
         await respond(link, response)
         return None
 
@@ -119,10 +126,6 @@ class PublicPort:
         return proxies.outer(request)
 
     def welcome(self, request: Request, peer: str) -> upgrade.Upgrade:
-        """The handshake, when it holds and there is room."""
+        """The handshake, when it holds."""
         origins.check(request, frozenset(self.server.origins))
-        opening = upgrade.decide(request, peer=peer, query_token=self.server.query_token)
-        refusal = self.admit(self.opening)
-        if refusal is not None:
-            raise Refused(503, refusal.message, ("Retry-After", f"{math.ceil(refusal.retry_after or 1)}"))
-        return opening
+        return upgrade.decide(request, peer=peer, query_token=self.server.query_token)

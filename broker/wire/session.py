@@ -8,6 +8,7 @@ monotonic clock).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import UTC, datetime
 from math import ceil
 from types import MappingProxyType
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 import msgspec
 
-from broker import errors, subjects
+from broker import errors, limits, subjects
 from broker.errors import BrokerError, CloseCode
-from broker.limits import TokenBucket, Window
+from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, SUBSCRIPTIONS, TokenBucket, Window
 from broker.wire import codec, events, positions, traces
 from broker.wire import messages as m
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.config import Limits
+    from broker.limits import Budget, Excess
     from broker.permissions import Principal
 
 BAD_MESSAGES, BAD_SECONDS = 10, 60.0  # the protocol page's row 4510
@@ -165,7 +167,8 @@ class Session:
     """What a client may do, has done, and still has time for.
 
     `subscriptions` holds each pattern with what is left out of it; the actor adds to it once a
-    subscription stands. `user_bucket` is shared by all connections of a user, hence set by the actor.
+    subscription stands. `budgets` are what it is limited by beside its own `limits`, and are set by the
+    actor; `hits` counts what was in the way, by scope and resource.
     """
 
     limits: Limits
@@ -175,7 +178,9 @@ class Session:
     subscriptions: dict[str, tuple[str, ...]] = attrs.Factory(dict)
     # The patterns under each durable name. Replaced, never changed: most clients have none, and share it.
     durables: Mapping[str, set[str]] = MappingProxyType({})
-    user_bucket: TokenBucket | None = None
+    budgets: tuple[Budget, ...] = ()
+    hits: Counter[tuple[str, str]] = attrs.Factory(Counter)
+    counted: int = 0  # subscriptions that are held in the budgets
     draining: bool = False
     expires: float | None = None  # on the monotonic clock
     warned: bool = False
@@ -185,27 +190,34 @@ class Session:
 
     def receive(self, data: bytes, now: float) -> list[Effect]:
         """What follows from one text message."""
+        excess = limits.take(self.budgets, {MESSAGES: 1, BYTES: len(data)}, now)
         try:
             decoded = codec.decode(data)
         except codec.Undecodable as fault:
-            return self.failed(fault.error, fault.message_id, now)
+            return self.failed(self.limited(excess) if excess else fault.error, fault.message_id, now)
         try:
+            if excess:
+                raise self.limited(excess)
             self.admit(decoded.message, now)
             return self.handle(decoded.message, decoded.message_id)
         except BrokerError as error:
             return self.failed(error, decoded.message_id, now)
 
     def admit(self, message: m.ClientMessage, now: float) -> None:
-        if isinstance(message, m.Publish) and self.user_bucket:
-            bucket = self.user_bucket
-        else:
-            if self.requests is None:
-                self.requests = TokenBucket(
-                    rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
-                )
-            bucket = self.requests
-        if wait := bucket.take(now):
-            raise errors.RateLimited("too many messages; wait before the next", retry_after=wait)
+        if isinstance(message, m.Publish) and self.principal:
+            if excess := limits.take(self.budgets, {PUBLISHES: 1, POSTS: 1}, now):
+                raise self.limited(excess)
+            return
+        if self.requests is None:
+            self.requests = TokenBucket(
+                rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
+            )
+        if wait := self.requests.take(now):
+            raise self.limited(limits.Excess(limits.CONNECTION, "requests_per_second", wait))
+
+    def limited(self, excess: Excess) -> errors.RateLimited:
+        self.hits[excess.scope, excess.resource] += 1
+        return errors.RateLimited(f"{excess}; wait before the next", retry_after=excess.seconds)
 
     def handle(self, message: m.ClientMessage, message_id: str | None) -> list[Effect]:
         match message:
@@ -253,9 +265,12 @@ class Session:
         )
         return [Reply(reply, message_id), *self.recheck(principal)]
 
-    def adopt(self, limits: Limits, principal: Principal | None) -> list[Effect]:
-        """Goes on with other limits, and with what the token allows under another configuration."""
-        self.limits = limits
+    def adopt(self, limits: Limits, expiring_seconds: float, principal: Principal | None) -> list[Effect]:
+        """Goes on with other limits, and with what the token allows under another configuration.
+
+        What is due when may have changed, too.
+        """
+        self.limits, self.expiring_seconds = limits, expiring_seconds
         if self.requests is not None:
             self.requests.adopt(rate=limits.requests_per_second, burst=limits.requests_burst)
         if principal is None:
@@ -276,6 +291,7 @@ class Session:
             if now_denied != deny:
                 self.subscriptions[pattern] = now_denied
                 effects.append(Retune(pattern=pattern, deny=now_denied))
+        self.recount()
         return effects
 
     # --- requests ----------------------------------------------------------------------------------
@@ -296,11 +312,9 @@ class Session:
         for text in texts:
             try:
                 pattern, deny = check_pattern(text, principal, message.lag)
-                held = self.subscriptions.keys() | accepted.keys() | {pattern}
-                if len(held) > most:
-                    raise errors.TooManySubscriptions(
-                        f"{subjects.shown(text)}: a connection has at most {most} subscriptions"
-                    )
+                held = self.subscriptions.keys() | accepted.keys()
+                if pattern not in held:
+                    self.reserve(text, most - len(held))
                 accepted[pattern] = deny
             except BrokerError as error:
                 first = first or error
@@ -316,6 +330,25 @@ class Session:
             listed=isinstance(message.channel, list),
             message_id=message_id,
         )
+
+    def reserve(self, text: str, room: int) -> None:
+        """Counts a further subscription; `room`: so many the connection may have. See `recount`."""
+        if room < 1:
+            excess: Excess | None = limits.Excess(limits.CONNECTION, SUBSCRIPTIONS, 0.0)
+        else:
+            excess = limits.acquire(self.budgets, SUBSCRIPTIONS)
+        if excess:
+            self.hits[excess.scope, excess.resource] += 1
+            raise errors.TooManySubscriptions(f"{subjects.shown(text)}: {excess}; unsubscribe from another")
+        self.counted += 1
+
+    def recount(self) -> None:
+        """Has the budgets hold the subscriptions that stand, and no others: whenever those have changed.
+
+        Also when a subscribe is over, whatever came of it.
+        """
+        limits.hold(self.budgets, SUBSCRIPTIONS, len(self.subscriptions) - self.counted)
+        self.counted = len(self.subscriptions)
 
     def start(self, message: m.Subscribe) -> Start | None:
         given: dict[str, Any] = {
@@ -345,6 +378,7 @@ class Session:
                 raise errors.NotSubscribed(f"{subjects.shown(pattern)}: there is no such subscription")
         for pattern in dict.fromkeys(patterns):
             del self.subscriptions[pattern]
+        self.recount()
         channel = patterns if isinstance(message.channel, list) else patterns[0]
         return Leave(patterns=patterns, channel=channel, message_id=message_id)
 
@@ -401,9 +435,11 @@ class Session:
             self.refusals = self.refusals or Window(limit=REFUSALS, seconds=REFUSAL_SECONDS)
             if self.refusals.hit(now):
                 effects.append(Close(CloseCode.RATE_LIMIT, "rate limit exceeded persistently"))
+            elif error.close_code:
+                effects.append(Close(error.close_code, error.message))
             return effects
-        if self.user_bucket and not error.retryable:
-            self.user_bucket.take(now)
+        if not error.retryable:
+            limits.take(self.budgets, {POSTS: 1}, now)
         if isinstance(error, errors.BadMessage | errors.UnknownType):
             self.bad = self.bad or Window(limit=BAD_MESSAGES, seconds=BAD_SECONDS)
             if self.bad.hit(now):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,27 +16,92 @@ if TYPE_CHECKING:
     from tests.support.rawnats import RawNats
 
 
+EDITS: dict[str, dict[str, Any]] = {
+    "--allow-direct": {"allow_direct": True},
+    "--ack": {"no_ack": False},
+    "--retention limits": {"retention": "limits"},
+    "--subjects 'events.>'": {"subjects": ["events.>"]},
+}
+EVENTS = {"name": "EVENTS", "subjects": ["events.>"], "allow_direct": True}
+LETTERS = {"name": "DEADLETTER", "subjects": ["deadletter.>"], "allow_direct": True}
+BUCKET = {"name": "KV_broker_cursors", "subjects": ["$KV.broker_cursors.>"], "allow_direct": True}
+
+
+async def follow(nats: RawNats, advice: str) -> None:
+    """Does what the commands of `nats` in a message would do."""
+    if edit := re.search(r"`nats stream edit (\S+) ([^`]+)`", advice):
+        config = (await nats.api(f"STREAM.INFO.{edit[1]}"))["config"]
+        answer = await nats.api(f"STREAM.UPDATE.{edit[1]}", **config | EDITS[edit[2]])
+        assert "error" not in answer
+        return
+    steps = re.findall(r"`nats stream (\S+) ([^\s`]+)[^`]*`", advice)
+    change = re.search(r'put ("\w+": \S+) into', advice)
+    assert change
+    name = steps[0][1]
+    assert steps == [("backup", name), ("rm", name), ("restore", f"{name}.backup")]
+    await restore(nats, name, json.loads(f"{{{change[1]}}}"))
+
+
+async def restore(nats: RawNats, name: str, change: dict[str, Any]) -> None:
+    """Backs a stream up, removes it, and restores it with another configuration."""
+    chunks: list[bytes] = []
+    arriving = await nats.subscribe("backup")
+    backup = await nats.api(f"STREAM.SNAPSHOT.{name}", deliver_subject="backup")
+    async for message in arriving:
+        if not message.body:
+            break
+        chunks.append(message.body)
+        if message.reply:
+            await nats.publish(message.reply)
+    await nats.api(f"STREAM.DELETE.{name}")
+    begun = await nats.api(f"STREAM.RESTORE.{name}", config=backup["config"] | change, state=backup["state"])
+    for chunk in [*chunks, b""]:
+        answer = await nats.request(begun["deliver_subject"], chunk)
+    assert b"error" not in answer.body
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "`nats stream edit EVENTS --allow-direct`"),
-        ({"subjects": ["events.acme.>"]}, "`nats stream edit EVENTS --subjects 'events.>'`"),
-        ({"retention": "workqueue"}, "retention='workqueue'"),
-        ({"allow_direct": True, "no_ack": True}, "`nats stream edit EVENTS --ack`"),
+        (EVENTS | {"allow_direct": False}, "`nats stream edit EVENTS --allow-direct`"),
+        (EVENTS | {"subjects": ["events.acme.>"]}, "`nats stream edit EVENTS --subjects 'events.>'`"),
+        (EVENTS | {"no_ack": True}, "`nats stream edit EVENTS --ack`"),
+        (EVENTS | {"retention": "interest"}, "`nats stream edit EVENTS --retention limits`"),
+        (EVENTS | {"retention": "workqueue"}, 'put "retention": "limits" into'),
+        (EVENTS | {"persist_mode": "async"}, 'put "persist_mode": "default" into'),
+        (EVENTS | {"storage": "memory"}, 'put "storage": "file" into'),
+        (EVENTS | {"sealed": True}, 'put "sealed": false into'),
+        (LETTERS | {"allow_direct": False}, "`nats stream edit DEADLETTER --allow-direct`"),
+        (LETTERS | {"retention": "workqueue"}, "`nats stream backup DEADLETTER DEADLETTER.backup`"),
+        (BUCKET | {"allow_direct": False}, "`nats stream edit KV_broker_cursors --allow-direct`"),
+        (BUCKET | {"persist_mode": "async"}, "`nats stream restore KV_broker_cursors.backup`"),
     ],
 )
 async def test_a_stream_that_cannot_be_used(
     nats: NatsServer, publisher: RawNats, settings: dict[str, Any], sentence: str
 ) -> None:
-    """Whoever asks is told what is wrong and the command that mends it; mended, the broker goes on."""
-    await publisher.api("STREAM.CREATE.EVENTS", **{"name": "EVENTS", "subjects": ["events.>"], **settings})
+    """It is said what is wrong and what mends it; that done, the broker works, and nothing stored is lost."""
+    sealed = {"sealed": True} if settings.get("sealed") else {}
+    made = await publisher.api(f"STREAM.CREATE.{settings['name']}", **settings | {"sealed": False})
+    subject = settings["subjects"][0].replace(
+        ">", "kept" if "acme" in settings["subjects"][0] else "acme.kept"
+    )
+    await publisher.publish(subject, b"1")
+    await publisher.flush()
+    if sealed:
+        await publisher.api("STREAM.UPDATE.EVENTS", **made["config"] | sealed)
     async with running_bus(nats.url) as (bus, sink):
         await until_trouble(bus, sentence)
-        with pytest.raises(Unavailable, match="EVENTS"):
+        advice = bus.jetstream.trouble
+        with pytest.raises(Unavailable, match=settings["name"]):
             await bus.publish("events.acme.a", b"1")
         assert sink.states == []
-        await publisher.api("STREAM.DELETE.EVENTS")
-        await sink.until(lambda: sink.up)
+    await follow(publisher, advice)
+    info = await publisher.api(f"STREAM.INFO.{settings['name']}", subjects_filter=">")
+    async with ready_bus(nats.url) as (bus, _):
+        await bus.publish("events.acme.a", b"1")
+    if settings.get("retention") != "interest":  # that keeps nothing which nobody waits for
+        assert subject in info["state"]["subjects"]
 
 
 async def test_settings_that_are_none_of_ours_stay(nats: NatsServer, publisher: RawNats) -> None:

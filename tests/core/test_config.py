@@ -11,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config import (
+    Allowance,
     Config,
     Key,
     Nats,
     Stream,
+    TenantAllowance,
     build,
+    checks,
     effective,
     examine,
     host_port,
@@ -61,9 +64,17 @@ def test_the_example_has_every_key_with_its_default(section: str, field: attrs.A
     lines = dict(zip(table[1::2], table[2::2], strict=True))[section]
     config, _ = examine(EXAMPLE, {}, production=False)
     assert getattr(getattr(config, section), field.name) == field.default
-    if field.name == "keys":
-        for key in attrs.fields(Key):
+    entries = {("auth", "keys"): Key, ("limits", "tenants"): TenantAllowance}
+    if (section, field.name) in entries:
+        for key in attrs.fields(entries[section, field.name]):
+            # A tenant's keys are those of all tenants, which are shown above it.
             assert re.search(rf"^# {key.name} = ", lines, re.MULTILINE), key.name
+    elif isinstance(field.default, Allowance):
+        _, shown = re.split(rf"^\[{section}\.{field.name}\]$", lines, flags=re.MULTILINE)
+        shown = re.split(r"^(?:# )?\[", shown, flags=re.MULTILINE)[0]
+        for key in attrs.fields(Allowance):
+            said = (field.name, key.name) not in checks.ELSEWHERE
+            assert bool(re.search(rf"^# {key.name} = ", shown, re.MULTILINE)) == said, key.name
     else:
         comment = "# " if field.default is None else ""
         assert re.search(rf"^{comment}{field.name} = ", lines, re.MULTILINE)
@@ -279,6 +290,10 @@ def test_prefixes_are_distinct() -> None:
         ({"limits": {"event_bytes": 100}}, "limits.publish_bytes"),
         ({"limits": {"head_bytes": 4096}}, "limits.token_bytes"),
         ({"limits": {"connections": 5}}, "limits.connections_per_user"),
+        ({"limits": {"connection": {"connections": 1}}}, "limits.connection.connections"),
+        ({"limits": {"user": {"connections": 0}}}, "limits.user.connections"),
+        ({"limits": {"process": {"connections": 1}}}, "limits.process.connections"),
+        ({"limits": {"tenants": [{"name": "a"}, {"name": "a"}]}}, "limits.tenants.1.name"),
         ({"ring": {"total_bytes": 1024}}, "ring.bytes"),
     ],
 )
@@ -375,6 +390,35 @@ def test_the_environment_wins_and_is_read_as_toml_or_text() -> None:
     assert config.auth.keys == (Key(name="main", secret="s3cret", tenants=("*",)),)
 
 
+def test_the_environment_reaches_tables_within_sections() -> None:
+    """A key of a table within a section has a variable too, which wins; its faults name the variable."""
+    config = build(
+        {"limits": {"tenant": {"connections": 5, "subscriptions": 7}}},
+        {
+            "BROKER_LIMITS__TENANT__CONNECTIONS": "50",
+            "BROKER_LIMITS__USER__BYTES_PER_SECOND": "1KiB",
+            "BROKER_LIMITS__TENANTS": '[{name = "acme", connections = 0}]',
+        },
+        production=False,
+    )
+    assert config.limits.tenant == Allowance(connections=50, subscriptions=7)
+    assert config.limits.user == Allowance(bytes_per_second=1024)
+    assert config.limits.tenants == (TenantAllowance(name="acme", connections=0),)
+    tables: Tables = {"limits": {"address": 5}}
+    environ = {
+        "BROKER_LIMITS__ADDRESS__CONNECTIONS": "5",
+        "BROKER_LIMITS__USER__CONNECTIONS": "5",
+        "BROKER_LIMITS__TENANT__CONNECTIONS": "-1",
+        "BROKER_LIMITS__TENANT__CONECTIONS": "1",
+    }
+    assert [fault.partition(":")[0] for fault in faults(tables, environ)] == [
+        "BROKER_LIMITS__TENANT__CONECTIONS",
+        "BROKER_LIMITS__TENANT__CONNECTIONS",
+        "limits.address",
+        "BROKER_LIMITS__USER__CONNECTIONS",
+    ]
+
+
 def test_a_line_break_in_a_variable_begins_no_other_key() -> None:
     """A value that would be several lines of TOML is text, and refused where text is no value."""
     (fault,) = faults({}, {"BROKER_LIMITS__CONNECTIONS": "5\nother = 6"})
@@ -410,7 +454,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, senten
 def test_the_effective_configuration_can_be_loaded_again_and_tells_no_secret(tmp_path: Path) -> None:
     """What `effective` prints is the same configuration in TOML, but for secrets."""
     config = build(
-        {"stream": {"max_bytes": "1GiB"}, "server": {"data_dir": "/var/lib/broker"}},
+        {
+            "stream": {"max_bytes": "1GiB"},
+            "server": {"data_dir": "/var/lib/broker"},
+            "limits": {"user": {"subscriptions": 3}, "tenants": [{"name": "acme", "connections": 0}]},
+        },
         {"BROKER_AUTH__KEYS": '[{name = "main", secret = "s3cret"}, {name = "pem", pem_file = "/k.pem"}]'},
         production=True,
     )
@@ -420,3 +468,38 @@ def test_the_effective_configuration_can_be_loaded_again_and_tells_no_secret(tmp
     (tmp_path / "again.toml").write_text(printed.replace("(hidden)", "s3cret"))
     assert load(tmp_path / "again.toml", {}, production=True) == config
     assert tomllib.loads(printed)["limits"]["connections"] == 10000
+
+
+def test_credentials_of_systemd(tmp_path: Path) -> None:
+    """A path below ${CREDENTIALS_DIRECTORY} is one there, from a file and from the environment."""
+    (tmp_path / "signing").touch(mode=0o400)
+    name = "${CREDENTIALS_DIRECTORY}/signing"
+    nats = {"user": "broker", "urls": ["nats://h"]}
+    tables: Tables = {"auth": {"keys": [{"name": "main", "secret_file": name}]}, "nats": nats}
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path), "BROKER_NATS__PASSWORD_FILE": name}
+    found = build(tables, environ, production=False)
+    assert (found.auth.keys[0].secret_file, found.nats.password_file) == (tmp_path / "signing",) * 2
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("${CREDENTIALS_DIRECTORY}/a", "CREDENTIALS_DIRECTORY is not set"),
+        ("${HOME}/a", "only ${CREDENTIALS_DIRECTORY}/ may stand for a directory"),
+        ("${CREDENTIALS_DIRECTORY}a", "only ${CREDENTIALS_DIRECTORY}/ may stand for a directory"),
+    ],
+)
+def test_no_credentials(path: str, sentence: str) -> None:
+    """Without them, and for other variables, it is said what is missing."""
+    [found] = faults({"server": {"data_dir": path}})
+    assert found.startswith("server.data_dir: ")
+    assert sentence in found
+
+
+def test_client_certificates_belong_to_tls(tmp_path: Path) -> None:
+    """They are asked for over TLS, and verified against somebody."""
+    (tmp_path / "ca.pem").touch()
+    (fault,) = faults({"server": {"tls_client_ca": str(tmp_path / "ca.pem")}})
+    assert fault.startswith("server.tls_certificate: is required")
+    (fault,) = faults({"server": {"tls_client_required": True}})
+    assert fault.startswith("server.tls_client_ca: is required")

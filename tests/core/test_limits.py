@@ -1,14 +1,13 @@
-"""Buckets, windows and quotas against naive twins that remember everything."""
+"""Buckets, windows and budgets against naive twins that remember everything."""
 
 from __future__ import annotations
 
-from collections import Counter
 from fractions import Fraction
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.limits import Quota, TokenBucket, Window
+from broker.limits import TokenBucket, Window
 
 # Times and rates that a float holds exactly, so that the twin may compare with ==.
 STEPS = st.lists(st.integers(0, 40).map(lambda n: n / 8), max_size=60)
@@ -51,21 +50,3 @@ def test_window_counts_the_last_seconds(steps: list[float], seconds: int, limit:
         assert list(window.times) == recent
         later = now + seconds / 2
         assert window.count(later) == sum(each > later - seconds for each in hits)
-
-
-@settings(deadline=None)
-@given(
-    actions=st.lists(st.tuples(st.booleans(), st.sampled_from("abc")), max_size=60), limit=st.integers(0, 3)
-)
-def test_quota_counts_each_key(actions: list[tuple[bool, str]], limit: int) -> None:
-    """At most `limit` of each key; who holds nothing takes no memory."""
-    quota = Quota(limit)
-    held: Counter[str] = Counter()
-    for acquire, key in actions:
-        if acquire:
-            assert quota.acquire(key) == (held[key] < limit)
-            held[key] = min(limit, held[key] + 1)
-        elif held[key]:
-            quota.release(key)
-            held[key] -= 1
-        assert dict(quota.held) == dict(+held)

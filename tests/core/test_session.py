@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker import config, errors
+from broker import config, errors, limits
 from broker.errors import CloseCode
-from broker.limits import TokenBucket
+from broker.limits import Bounds, Budget
 from broker.permissions import Principal
 from broker.wire import messages as m
 from broker.wire import session
@@ -53,13 +53,22 @@ ALICE = Principal(
 UNIX_NOW = ALICE.expires_at - 1000  # a token with 1,000 s left
 
 
-def make_session(*, principal: Principal | None = ALICE, bucket: bool = True, **limits: Any) -> Session:
-    made = Session(config.Limits(**limits), 0.0, 60.0)
+def make_session(*, principal: Principal | None = ALICE, bucket: bool = True, **changes: Any) -> Session:
+    made = Session(config.Limits(**changes), 0.0, 60.0)
     if principal:
         made.authenticated(principal, now=0.0, unix_now=UNIX_NOW, message_id=None)
         if bucket:
-            made.user_bucket = TokenBucket(rate=100 / 60, burst=50, now=0.0)
+            made.budgets = (user_budget(rate=100 / 60, burst=50),)
     return made
+
+
+def user_budget(*, rate: float, burst: float) -> Budget:
+    """What a user may publish, and do wrong."""
+    return Budget(Bounds(scope=limits.USER, rates={limits.POSTS: (rate, burst)}))
+
+
+def level(it: Session) -> float:
+    return it.budgets[0].buckets[limits.POSTS].level
 
 
 def say(it: Session, kind: str, payload: Any = None, *, now: float = 0.0, **extra: Any) -> list[Effect]:
@@ -654,7 +663,7 @@ def test_requests_have_a_burst_and_a_rate() -> None:
 def test_publishes_have_a_rate_of_their_own_that_a_user_shares() -> None:
     """Two connections of a user share one bucket; their other requests do not count."""
     one_of, other = make_session(), make_session()
-    one_of.user_bucket = other.user_bucket = TokenBucket(rate=1.0, burst=4, now=0.0)
+    one_of.budgets = other.budgets = (user_budget(rate=1.0, burst=4),)
     for it in (one_of, other, one_of, other):
         say(it, "ping")
         assert one(say(it, "publish", {"channel": "orders.1", "event": 1}), Send)
@@ -667,13 +676,13 @@ def test_publishes_have_a_rate_of_their_own_that_a_user_shares() -> None:
 def test_failed_messages_use_up_what_a_user_may_publish() -> None:
     """A client that makes mistakes all the time has nothing left to publish with; a later try is free."""
     it = make_session()
-    it.user_bucket = TokenBucket(rate=1.0, burst=4, now=0.0)
+    it.budgets = (user_budget(rate=1.0, burst=4),)
     say(it, "subscribe", {"channel": "other"})
     say(it, "nonsense")
     it.failed(errors.Unavailable("not now"), None, 0.0)
-    assert it.user_bucket.level == 2
+    assert level(it) == 2
     say(it, "publish", {"channel": "other", "event": 1})
-    assert it.user_bucket.level == 0
+    assert level(it) == 0
     assert refusal(say(it, "publish", {"channel": "orders.1", "event": 1})).code == "rate_limited"
 
 

@@ -282,7 +282,7 @@ async def test_a_flood_of_records_is_bounded(
         async with broker.client() as client:
             await client.subscribe(["a"])
             with trio.fail_after(PATIENCE_SECONDS):
-                while trail.waiting:
+                while trail.waiting:  # that it has connected
                     await trio.sleep(0.05)
             await nats.kill9()
             await client.until("source")

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -88,7 +88,7 @@ class Served:
                 return line
 
 
-def prepared(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> Served:
+def prepared(directory: Path, nats: NatsServer, /, **sections: dict[str, Any]) -> Served:
     """A configuration that `broker serve` can run with."""
     served = Served(directory, {})
     served.secret("main.key")
@@ -104,7 +104,7 @@ def prepared(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> S
 
 
 @asynccontextmanager
-async def serve(directory: Path, nats: NatsServer, **sections: dict[str, Any]) -> AsyncIterator[Served]:
+async def serve(directory: Path, nats: NatsServer, /, **sections: dict[str, Any]) -> AsyncIterator[Served]:
     served = prepared(directory, nats, **sections)
     async with command.start("serve", "--config", served.file) as running:
         served.running = running
@@ -230,6 +230,28 @@ async def test_trusted_proxies(tmp_path: Path, nats: NatsServer) -> None:
         assert await peer(b"PROXY TCP6 2001:db8::1 ::1 7 8\r\n") == "[2001:db8::1]:7"
 
 
+async def test_connections_that_are_there(tmp_path: Path, nats: NatsServer) -> None:
+    """They too may send larger messages from then on, or no longer, and are told of the expiry sooner."""
+    async with serve(tmp_path, nats) as served, served.client(served.token()) as client:
+        served.write(limits={"message_bytes": "1MiB"}, auth={"expiring_seconds": "1d"})
+        await served.hup()
+        assert (await client.until("connection.expiring"))["expires_at"]
+        await client.send("subscribe", {"channel": "x" * 100_000})
+        assert (await client.until("error"))["code"] == "invalid_channel"  # it was read
+        served.write(limits={"message_bytes": "20KiB"})
+        await served.hup()
+        await client.send("subscribe", {"channel": "x" * 30_000})
+        assert await client.closed() == 1009
+
+
+async def test_a_server_of_its_own(tmp_path: Path, nats: NatsServer) -> None:
+    """It was started for the largest event, so that size changes with the next start."""
+    async with serve(tmp_path, nats, nats={"urls": []}) as served:
+        served.write(limits={"event_bytes": "8MiB", "stall_seconds": 100})
+        told = await served.hup()
+        assert (told["changed"], told["needs_restart"]) == (["limits.stall_seconds"], ["limits.event_bytes"])
+
+
 async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:
     """Handshakes after the reload get the new one, of another kind of key too; a bad pair changes nothing."""
     here = Served(tmp_path, {})
@@ -258,6 +280,42 @@ async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:
         served.secret("key.pem", "nothing")
         assert (await served.hup())["event"] == "reload_refused"
         assert await trio.to_thread.run_sync(shown, port) == second
+
+
+async def test_client_certificates(tmp_path: Path, nats: NatsServer) -> None:
+    """Whom clients' certificates must come from, and whether they must have one, changes while it runs."""
+    here = Served(tmp_path, {})
+    authority, devices = trustme.CA(), trustme.CA()
+    issued = authority.issue_cert("localhost")
+    here.secret("chain.pem", issued.cert_chain_pems[0].bytes().decode())
+    here.secret("key.pem", issued.private_key_pem.bytes().decode())
+    here.secret("devices.pem", devices.cert_pem.bytes().decode())
+
+    def served_as(port: int, device: trustme.LeafCert | None) -> bool:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        if device:
+            device.configure_cert(context)
+        with (
+            suppress(OSError),  # with TLS 1.3 a refusal comes with the first answer
+            socket.create_connection(("127.0.0.1", port)) as tcp,
+            context.wrap_socket(tcp, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return tls.recv(100).startswith(b"HTTP/1.1 200 ")
+        return False
+
+    async with serve(tmp_path, nats, server={"tls_certificate": "chain.pem", "tls_key": "key.pem"}) as served:
+        port = urlsplit(served.ws).port or 0
+        device, foreign = devices.issue_cert("one"), authority.issue_cert("two")
+        assert await trio.to_thread.run_sync(served_as, port, None)
+        served.write(server={"tls_client_ca": "devices.pem", "tls_client_required": True})
+        assert (await served.hup())["event"] == "reloaded"
+        shown = [await trio.to_thread.run_sync(served_as, port, each) for each in (None, foreign, device)]
+        assert shown == [False, False, True]
+        served.write(server={"tls_client_required": False})
+        await served.hup()
+        assert await trio.to_thread.run_sync(served_as, port, None)
 
 
 async def test_a_new_admin_token(tmp_path: Path, nats: NatsServer) -> None:

@@ -189,7 +189,8 @@ async def test_message_that_arrives_as_the_connection_ends(
         await client.send("authenticate", {"token": broker.token()})
         assert await client.closed() == 4001
     await eventually(lambda: not inside.connections)
-    assert not inside.services.users.connections.held
+    assert not inside.services.budgets.shared
+    assert not inside.services.budgets.process.connections
     assert not any(tenant.fanout.outlets for tenant in inside.tenants.running.values())
     assert not any(inside.services.wheel.buckets.values())
 
@@ -330,7 +331,8 @@ async def test_idle_tenants_are_reaped(
         assert inside.services.live_subjects.held == {"live.stays.>", "live._all.>"}
         assert len(inside.services.live_subjects.locks) == 2
         assert len(inside.connections) == 1
-        assert sum(inside.services.users.connections.held.values()) == 1
+        assert sum(each.connections for each in inside.services.budgets.shared.values()) == 1
+        assert inside.services.budgets.process.connections == 1
         assert sum(map(len, inside.services.wheel.buckets.values())) == wheel
         await publisher.publish("live.stays.a", b"1")
         await publisher.store("events.stays.a", b"2")
@@ -386,6 +388,7 @@ async def test_everything_is_back_at_base_after_a_crowd(
         assert len(fanout.outlets) == 1
         assert len(fanout.topics) == topics
         assert not fanout.strict
-        assert sum(inside.services.users.connections.held.values()) == 1
+        assert sum(each.connections for each in inside.services.budgets.shared.values()) == 1
+        assert inside.services.budgets.process.connections == 1
         await publisher.store("events.acme.a", b"1")
         assert (await stays.expect("event"))["event"] == 1

@@ -1,8 +1,8 @@
 """Bad input, HTTP: whatever comes instead of a handshake is answered by its status, or cut off.
 
 The tables are those of `tests/web`, where each stands alone; here they come to a broker at work.
-Left out: trusted proxies, which there are none of, so that X-Forwarded-For is never believed; 429, since
-what is too much is refused by 503 before and by close codes after the handshake.
+Left out: trusted proxies, which there are none of, so that X-Forwarded-For is never believed; 429, which is
+in `test_limits`.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ async def test_other_acknowledgement_subjects(
     """A server that writes the newer, longer subjects; a JetStream domain. Over a restart, too."""
 
     async def length(nats: RawNats) -> int:
-        async for message in await nats.subscribe("_INBOX.>"):
+        async for message in await nats.subscribe("_INBOX_broker.>"):
             if message.reply.startswith(b"$JS.ACK."):
                 return len(message.reply.split(b"."))
         raise AssertionError("the server is gone")

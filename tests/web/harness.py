@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import struct
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,7 +22,7 @@ from broker.web.server import PublicPort
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from broker.actors.transport import Transport
     from broker.errors import BrokerError
@@ -176,6 +177,12 @@ class Running:
             await client.send(request)
             return await client.answer()
 
+    @contextlib.contextmanager
+    def admission(self, peer: str) -> Iterator[None]:
+        if self.refusal:
+            raise copy(self.refusal)  # an exception that has been raised holds whoever it came through
+        yield
+
     async def echo(self, transport: Transport, hello: Hello) -> None:
         self.hellos.append(hello)
         with contextlib.ExitStack() as end, contextlib.suppress(LinkLost):
@@ -257,7 +264,7 @@ async def running(
             server or Server(),
             limits or Limits(),
             serve=run.echo,
-            admit=lambda _: run.refusal,
+            admission=run.admission,
             health=lambda: run.reason,
             ssl_context=tls[0] if tls else None,
         )

@@ -11,6 +11,7 @@ import pytest
 import trio
 from wsproto.frame_protocol import FrameProtocol
 
+from broker.errors import Unavailable
 from broker.web.links import Link, ssl_context
 from tests.web.harness import CLOSE, PING, TEXT, frame, head, running
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from tests.web.harness import Running
 
+NO_ROOM = Unavailable("There is no room.", retry_after=1.0)
+LATE = head(user_agent="one who finds no room")
 GONE = {
     "at rest": head(),
     "in a head": head() + b"\x81",
@@ -31,6 +34,7 @@ GONE = {
     "in a request": head()[:50],
     "after a bad request": b"GET /ws HTTP/1.1\r\nabc\r\n\r\n",
     "after a refusal": head(method="POST"),
+    "without room": LATE,
 }
 
 
@@ -39,6 +43,7 @@ GONE = {
 async def test_gone(sent: bytes, tls: bool, files: tuple[Path, Path], trusting: ssl.SSLContext) -> None:
     """A client that leaves, wherever, leaves no object in a cycle."""
     async with running(tls=(ssl_context(*files), trusting) if tls else None) as port:
+        port.refusal = NO_ROOM if sent is LATE else None
         gc.collect()
         gc.disable()
         try:

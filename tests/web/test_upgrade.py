@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wsproto.utilities import generate_accept_token
 
 from broker.config import Server
-from broker.errors import TooManyConnections, Unavailable
+from broker.errors import BrokerError, TooManyConnections, TooManyConnects, Unavailable
 from broker.web import upgrade
 from broker.web.heads import Request
 from broker.web.problems import Refused
@@ -161,17 +161,18 @@ async def test_hello(port: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("refusal", "after"),
+    ("refusal", "status", "after"),
     [
-        (Unavailable("The broker is draining.", retry_after=2.5), "3"),
-        (TooManyConnections("10000 are too many."), "1"),
+        (Unavailable("The broker is draining.", retry_after=2.5), 503, "3"),
+        (TooManyConnections("Your address has 10000."), 429, "1"),
+        (TooManyConnects("Your address is too fast.", retry_after=0.1), 429, "1"),
     ],
 )
-async def test_no_room(port: Running, refusal: Unavailable, after: str) -> None:
-    """Without room a good handshake gets 503 with Retry-After; health goes on, and so do clients later."""
+async def test_no_room(port: Running, refusal: BrokerError, status: int, after: str) -> None:
+    """Without room, here or for this client, a good handshake gets Retry-After; others go on, it later."""
     port.refusal = refusal
     answer = await port.ask(head())
-    assert answer.status == 503
+    assert answer.status == status
     assert answer.headers["retry-after"] == after
     assert answer.problem["detail"] == refusal.message
     assert (await port.ask(head("/healthz"))).status == 200

@@ -1,0 +1,204 @@
+"""Who has which budgets: users, tenants and addresses with clients, and the process.
+
+Of what is not limited there is no budget, but for users and the process, whose connections always are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import attrs
+
+from broker import limits
+from broker.errors import RateLimited, TooManyConnections, TooManyConnects, Unavailable
+from broker.limits import CONNECTIONS, CONNECTS, SUBSCRIPTIONS, Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from broker.config import Limits
+    from broker.limits import Bounds, Excess
+    from broker.permissions import Principal
+
+CONNECTIONS_RETRY_SECONDS = 5.0  # nobody knows when a place is free
+SHOWN = (
+    "message_bytes", "publish_bytes", "event_bytes", "connections_per_user", "subscriptions_per_connection",
+    "messages_per_minute", "requests_per_second", "authentication_seconds", "last_events",
+    "snapshot_channels", "replay_events", "catch_ups_per_connection",
+)  # fmt: skip
+
+
+@attrs.define(eq=False)
+class Budgets:
+    """Makes budgets when somebody needs them, and forgets those that say nothing any more.
+
+    `hits` counts what was refused or held up, by scope and resource. `elsewhere` is what users and tenants
+    hold at other brokers, and `touched` are those of ours that others may have to hear of: see `Usage`.
+    """
+
+    limits: Limits
+    hits: Counter[tuple[str, str]] = attrs.Factory(Counter)
+    process: Budget = attrs.field(init=False)
+    shared: dict[tuple[str, ...], Budget] = attrs.Factory(dict)  # of (tenant,) and (tenant, user)
+    addresses: dict[str, Budget] = attrs.Factory(dict)
+    elsewhere: Mapping[tuple[str, ...], Mapping[str, int]] = attrs.Factory(dict)
+    touched: set[Budget] = attrs.Factory(set)
+    bounds: Mapping[str, Bounds] = attrs.field(init=False)  # by scope
+    tenants: Mapping[str, Bounds] = attrs.field(init=False)  # by tenant, where it has its own
+    suspensions: frozenset[str] = attrs.field(init=False)
+    shown: Mapping[str, float] = attrs.field(init=False)  # what a client is told of all this
+
+    def __attrs_post_init__(self) -> None:
+        self.read(self.limits)
+        self.process = Budget(self.bounds[limits.PROCESS])
+
+    def read(self, wanted: Limits) -> None:
+        """Takes the configuration apart."""
+        self.limits = wanted
+        posts = wanted.messages_per_minute / 60, wanted.messages_burst
+        per_user, in_all = wanted.connections_per_user, wanted.connections
+        self.bounds = {
+            limits.CONNECTION: limits.bounds(limits.CONNECTION, wanted.connection),
+            limits.USER: limits.bounds(limits.USER, wanted.user, connections=per_user, posts=posts),
+            limits.TENANT: limits.bounds(limits.TENANT, wanted.tenant),
+            limits.ADDRESS: limits.bounds(limits.ADDRESS, wanted.address),
+            limits.PROCESS: limits.bounds(limits.PROCESS, wanted.process, connections=in_all),
+        }
+        self.tenants = {
+            each.name: limits.bounds(limits.TENANT, wanted.tenant, over=each) for each in wanted.tenants
+        }
+        self.suspensions = frozenset(each.name for each in wanted.tenants if each.suspended)
+        self.shown = {name: getattr(wanted, name) for name in SHOWN} | {
+            f"{scope}.{key}": value
+            for scope in (limits.CONNECTION, limits.USER)
+            for key, value in attrs.asdict(getattr(wanted, scope)).items()
+            if value
+        }
+
+    def adopt(self, wanted: Limits) -> None:
+        """Goes on with other limits. Who has more than that keeps it."""
+        self.read(wanted)
+        self.process.adopt(self.bounds[limits.PROCESS])
+        for budget in self.addresses.values():
+            budget.adopt(self.bounds[limits.ADDRESS])
+        for key, budget in self.shared.items():
+            budget.adopt(self.bounds_of(key))
+        self.touched.update(self.shared.values())
+
+    def bounds_of(self, key: tuple[str, ...]) -> Bounds:
+        if len(key) > 1:
+            return self.bounds[limits.USER]
+        return self.tenants.get(key[0], self.bounds[limits.TENANT])
+
+    def suspended(self, tenant: str) -> bool:
+        """Whether the configuration lets nobody of this tenant in."""
+        return tenant in self.suspensions
+
+    # --- a connection's way -------------------------------------------------------------------------
+
+    @contextmanager
+    def admission(self, peer: str, now: float) -> Iterator[None]:
+        """Keeps a place for a connection from "HOST:PORT" that is being opened; `arrive` takes it over.
+
+        Raises `Unavailable` when the process has no room, `TooManyConnections` and `RateLimited` when the
+        address has no more.
+        """
+        budgets = self.of_link(peer)
+        if excess := limits.acquire(budgets, CONNECTIONS):
+            raise self.refusal(excess)
+        try:
+            if excess := limits.take(budgets, {CONNECTS: 1}, now):
+                raise self.refusal(excess)
+            yield
+        finally:
+            limits.hold(budgets, CONNECTIONS, -1)
+
+    def refusal(self, excess: Excess) -> Unavailable | TooManyConnections | RateLimited:
+        """Why a connection is not taken in."""
+        wait = self.count(excess).seconds or CONNECTIONS_RETRY_SECONDS
+        if excess.scope == limits.PROCESS:
+            return Unavailable(f"{excess}; other brokers may have room", retry_after=wait)
+        if excess.resource == CONNECTIONS:
+            return TooManyConnections(f"{excess}; close one before the next", retry_after=wait)
+        return TooManyConnects(f"{excess}; wait before the next", retry_after=wait)
+
+    def count(self, excess: Excess) -> Excess:
+        self.hits[excess.scope, excess.resource] += 1
+        return excess
+
+    def of_link(self, peer: str) -> tuple[Budget, ...]:
+        """What limits whoever has no token yet, but for what is its own."""
+        bounds = self.bounds[limits.ADDRESS]
+        if not bounds:
+            return (self.process,)
+        name = limits.network(peer)
+        found = self.addresses.get(name)
+        if found is None:
+            found = self.addresses[name] = Budget(bounds)
+        return found, self.process
+
+    def of_connection(self) -> tuple[Budget, ...]:
+        bounds = self.bounds[limits.CONNECTION]
+        return (Budget(bounds),) if bounds else ()
+
+    def of_principal(self, principal: Principal) -> tuple[Budget, ...]:
+        keys: tuple[tuple[str, ...], ...] = ((principal.tenant, principal.user), (principal.tenant,))
+        return tuple(self.share(key) for key in keys if self.bounds_of(key))
+
+    def share(self, key: tuple[str, ...]) -> Budget:
+        found = self.shared.get(key)
+        if found is None:
+            found = self.shared[key] = Budget(self.bounds_of(key), key=key, touched=self.touched)
+            found.elsewhere = self.elsewhere.get(key, limits.NOTHING)
+        return found
+
+    def arrive(self, peer: str) -> tuple[Budget, ...]:
+        """The budgets of a connection that is there now, without a token."""
+        budgets = (*self.of_connection(), *self.of_link(peer))
+        limits.hold(budgets, CONNECTIONS, 1)
+        return budgets
+
+    def claim(self, held: tuple[Budget, ...], principal: Principal, now: float) -> tuple[Budget, ...]:
+        """With the token's user and tenant. Raises `TooManyConnections` and `TooManyConnects`."""
+        budgets = self.of_principal(principal)
+        if excess := limits.acquire(budgets, CONNECTIONS):
+            raise self.refusal(excess)
+        if excess := limits.take(budgets, {CONNECTS: 1}, now):
+            limits.hold(budgets, CONNECTIONS, -1)
+            raise self.refusal(excess)
+        return *budgets, *held
+
+    def again(
+        self, held: tuple[Budget, ...], peer: str, principal: Principal | None, subscriptions: int
+    ) -> tuple[Budget, ...]:
+        """The same connection's under another configuration: some have come, others are gone."""
+        own = tuple(each for each in held if each.bounds.scope == limits.CONNECTION)
+        for budget in own:
+            budget.adopt(self.bounds[limits.CONNECTION])
+        wanted = (
+            *(self.of_principal(principal) if principal else ()),
+            *(own or self.of_connection()),
+            *self.of_link(peer),
+        )
+        for changed, sign in ((set(wanted) - set(held), 1), (set(held) - set(wanted), -1)):
+            limits.hold(changed, CONNECTIONS, sign)
+            limits.hold(changed, SUBSCRIPTIONS, sign * subscriptions)
+        return wanted
+
+    def retire(self, held: tuple[Budget, ...], subscriptions: int) -> tuple[Budget, ...]:
+        """Gives back what a connection that ends has held; what its link still holds stays with it."""
+        limits.hold(held, SUBSCRIPTIONS, -subscriptions)
+        of_link = tuple(each for each in held if each.bounds.scope in limits.OF_THE_LINK)
+        limits.hold(set(held) - set(of_link), CONNECTIONS, -1)
+        return of_link
+
+    def tidy(self, now: float) -> None:
+        """Forgets the budgets that say nothing any more."""
+        for key, shared in list(self.shared.items()):
+            if shared.idle(now):
+                del self.shared[key]
+        for name, address in list(self.addresses.items()):
+            if address.idle(now):
+                del self.addresses[name]

@@ -1,0 +1,168 @@
+"""What users and tenants hold and spend at other brokers: limits that hold over all of them, approximately.
+
+Each second a broker tells the others (`live._broker.usage.<broker>`, plain NATS) of its users and tenants
+that hold a quarter of a limit or more, or have spent that much of a second's worth since they were last
+told of. Others add what is held to their own counts and take what was spent from their own buckets.
+
+So of `n` allowed at a time, over `b` brokers, at most ``n + (b - 1) * (ceil(n / 4) - 1)`` are held, and what
+came to other brokers within about a second; a rate is exceeded by what the brokers admit before they have
+heard of each other, ``(b - 1) * 2.25`` seconds' worth at a time, and holds on average. A broker that says
+nothing for 3 s is forgotten; until then what it had counts, and who comes from it to another one may be sent
+away for so long. Only `MOST_HOLDERS` are told of, those with the largest share of a limit. Without NATS each
+broker has its limits alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import nlargest
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from broker import limits, subjects
+from broker.errors import Unavailable
+from broker.limits import CONNECTIONS, SUBSCRIPTIONS, WORTH_TELLING, Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.actors.budgets import Budgets
+    from broker.bus.base import Bus
+
+EVERY_SECONDS = 1.0
+SILENT_SECONDS = 3.0
+MOST_HOLDERS = 256  # of at most some 400 bytes each
+CHANNEL = "live.usage."
+
+log = structlog.get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Usage:
+    """What one user or tenant (`key`) holds at a broker, and has spent since it last said so."""
+
+    key: tuple[str, ...]
+    connections: int
+    subscriptions: int
+    spent: dict[str, float]
+
+
+DECODER = msgspec.json.Decoder(list[Usage])
+
+
+@attrs.frozen
+class Report:
+    """What a broker said last, and when."""
+
+    at: float
+    usages: list[Usage]
+
+
+@attrs.define(eq=False)
+class Sharing:
+    """Tells other brokers what ours hold, and ours what others hold. `broker` names this one."""
+
+    bus: Bus
+    names: subjects.Names
+    broker: str
+    budgets: Budgets
+    reports: dict[str, Report] = attrs.Factory(dict)
+    reached: trio.Event = attrs.Factory(trio.Event)  # NATS, for the first time
+    listening: bool = False
+    failing: bool = False
+    told: bool = False  # the last report said something, so that the others have to hear when it is over
+
+    async def run(self) -> None:
+        await self.reached.wait()
+        while True:
+            try:
+                await self.listen()
+                await self.tell()
+                self.failing = False
+            except Unavailable as error:
+                if not self.failing:
+                    log.warning(
+                        "usage_not_shared", why=error.message, next="limits hold for each broker alone"
+                    )
+                self.failing = True
+            await trio.sleep(EVERY_SECONDS)
+            self.forget(trio.current_time())
+
+    async def listen(self) -> None:
+        """Subscribes, once; the bus keeps that over reconnections."""
+        if not self.listening:
+            await self.bus.subscribe_live(self.names.subject(subjects.BROKER, CHANNEL + "*"))
+            self.listening = True
+
+    async def tell(self) -> None:
+        usages = self.collect()
+        if usages or self.told:
+            subject = self.names.subject(subjects.BROKER, CHANNEL + self.broker)
+            await self.bus.publish_live(subject, msgspec.json.encode(usages))
+            self.told = bool(usages)
+
+    def collect(self) -> list[Usage]:
+        """What is worth telling; it counts as told."""
+        touched = self.budgets.touched
+        worth = {each: share for each in touched if (share := each.share()) >= WORTH_TELLING}
+        for budget in touched - worth.keys():
+            touched.discard(budget)
+        usages = []
+        for budget in nlargest(MOST_HOLDERS, worth, key=worth.__getitem__):
+            usages.append(
+                Usage(
+                    key=budget.key,
+                    connections=budget.connections,
+                    subscriptions=budget.subscriptions,
+                    spent={key: round(amount, 3) for key, amount in budget.spent.items()},
+                )
+            )
+            budget.spent = {}
+        return usages
+
+    def heard(self, channel: str, body: bytes, now: float) -> None:
+        """A report came in."""
+        broker = channel.removeprefix(CHANNEL)
+        if broker == self.broker:
+            return
+        try:
+            usages = DECODER.decode(body)
+        except msgspec.DecodeError:  # of a version that says it in another way
+            log.warning("usage_not_understood", broker=broker)
+            return
+        self.reports[broker] = Report(now, usages)
+        for usage in usages:
+            if budget := self.budgets.shared.get(usage.key):
+                charge(budget, usage.spent, now)
+        self.add_up()
+
+    def forget(self, now: float) -> None:
+        silent = [broker for broker, each in self.reports.items() if each.at < now - SILENT_SECONDS]
+        for broker in silent:
+            del self.reports[broker]
+        if silent:
+            self.add_up()
+
+    def add_up(self) -> None:
+        """Has what is held elsewhere count here."""
+        before, held = self.budgets.elsewhere, dict[tuple[str, ...], Counter[str]]()
+        for report in self.reports.values():
+            for usage in report.usages:
+                there = held.setdefault(usage.key, Counter())
+                there[CONNECTIONS] += usage.connections
+                there[SUBSCRIPTIONS] += usage.subscriptions
+        self.budgets.elsewhere = held
+        for key in before.keys() | held.keys():
+            if budget := self.budgets.shared.get(key):
+                budget.elsewhere = held.get(key, limits.NOTHING)
+
+
+def charge(budget: Budget, spent: Mapping[str, float], now: float) -> None:
+    """Takes what was spent elsewhere. It is not told on."""
+    for resource, amount in spent.items():
+        if bucket := budget.bucket(resource, now):
+            bucket.spend(now, amount)
