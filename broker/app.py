@@ -63,6 +63,7 @@ STATE_FILE = "broker.json"
 CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
 SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
+AUDIT_SECONDS = 2.0  # for the last records, when NATS does not answer
 
 log = structlog.get_logger()
 
@@ -278,7 +279,8 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
-        await supervisor.services.audit.flush()
+        with trio.move_on_after(AUDIT_SECONDS):
+            await supervisor.services.audit.flush()
         if supervisor.tracing:
             await send_spans(supervisor.tracing)
     if grace.cancelled_caught:

@@ -83,7 +83,7 @@ def checked(tenant: str) -> str:
 
 
 def ending(text: str, now: float) -> float:
-    until = parse_time(text).timestamp()
+    until = parse_time(text, "until").timestamp()
     if until <= now:
         raise BadMessage("until: is over already")
     return until

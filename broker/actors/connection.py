@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
@@ -19,12 +19,13 @@ from msgspec import UNSET
 
 from broker import subjects
 from broker.actors import joining
+from broker.actors.boundary import Boundary
 from broker.actors.fanout import PUBLISHER
 from broker.actors.outlet import Outlet
 from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
-from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
+from broker.actors.transport import Alive, Closed, Control, Text
 from broker.errors import (
     BrokerError,
     CloseCode,
@@ -54,7 +55,6 @@ from broker.wire.session import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
-    from types import TracebackType
 
     from broker.actors.outlet import Who
     from broker.actors.services import Services
@@ -581,35 +581,3 @@ class Connection:
         if self.pace:
             self.pace.lift()
         self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)
-
-
-class Guarded(Protocol):
-    """What a boundary tells of what went wrong."""
-
-    def link_lost(self) -> None: ...
-
-    def crashed(self, error: Exception) -> None: ...
-
-
-class Boundary:
-    """Where whatever goes wrong in a part of a connection ends; the other place is the tenant's.
-
-    No generator, which would be half a KiB more for each silent client.
-    """
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Guarded) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> bool:
-        if isinstance(error, LinkLost):
-            self.connection.link_lost()
-        elif isinstance(error, Exception):
-            self.connection.crashed(error)
-        return isinstance(error, Exception)

@@ -173,6 +173,7 @@ class Supervisor:
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
         self.control.restored()
+        self.services.audit.restored()
         self.sharing.reached.set()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:

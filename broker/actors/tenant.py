@@ -11,6 +11,7 @@ import attrs
 import structlog
 import trio
 
+from broker.actors.boundary import Boundary
 from broker.actors.fanout import TICK_BYTES, TICK_EVENTS, Fanout
 from broker.actors.transport import LinkLost
 from broker.limits import Window
@@ -223,7 +224,8 @@ class Tenant:
                 self.advanced.unpark_all()
                 slow = [outlet for outlet in self.fanout.strict if outlet.unsent(self.outbound_bytes)]
                 if self.followers:
-                    self.followers.sent(self.name, self.fanout, batch, tick, slow)
+                    with Boundary(self.followers):
+                        self.followers.sent(self.name, self.fanout, batch, tick, slow)
                 for outlet in slow:
                     outlet.overflow()
 

@@ -206,6 +206,9 @@ class Bus(Protocol):
         may be sent again.
         """
 
+    async def prepare_audit(self) -> None:
+        """Makes the stream of the audit trail when it is missing. Events do not wait for it."""
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:

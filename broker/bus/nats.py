@@ -137,8 +137,6 @@ class NatsBus:
         await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
         await streams.ensure(self.jetstream, cursor_bucket(self.stream))
         await streams.ensure(self.jetstream, control_bucket(self.stream))
-        if self.audit.enabled:
-            await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
         await self.live.renew(link)
 
     async def feed(self, link: Link, sink: Sink) -> None:
@@ -197,6 +195,10 @@ class NatsBus:
         answers = await link.request_all(messages, seconds=self.nats.request_seconds)
         for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
             api.decode(body, subject)
+
+    async def prepare_audit(self) -> None:
+        """Makes the stream of the audit trail when it is missing."""
+        await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 HISTORY_LOST = 10037  # the server's `err_code`s: no message found,
 WRONG_LAST_SEQUENCE = 10071  # and another revision than the one that was to be replaced
 PAGE = 1000
+LONGEST_SECONDS = 100 * 366 * 86400  # the server counts nanoseconds in 64 bits: 292 years
 
 
 def cursor_bucket(section: config.Stream) -> dict[str, Any]:
@@ -72,7 +73,7 @@ class Values:
         link = await self.jetstream.up()
         fields = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         if ttl is not None:
-            fields["Nats-TTL"] = f"{max(1, ceil(ttl))}s"
+            fields["Nats-TTL"] = f"{min(max(1, ceil(ttl)), LONGEST_SECONDS)}s"
         parts = await link.request(
             f"$KV.{self.name}.{key}", data, seconds=self.jetstream.seconds, fields=fields
         )

@@ -184,7 +184,7 @@ def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
     try:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, f"The body: {told(error)}; see {DOCUMENT}") from None
 
 

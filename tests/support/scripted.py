@@ -134,6 +134,8 @@ class ScriptedBus:
         await trio.lowlevel.checkpoint()
         self.noted += messages
 
+    async def prepare_audit(self) -> None: ...
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
