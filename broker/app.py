@@ -22,10 +22,6 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import systemd
-from broker.actors.bans import Bans
-from broker.actors.diagnosis import Diagnosis
-from broker.actors.operations import Operations
-from broker.actors.storage import Storage
 from broker.actors.supervisor import Supervisor
 from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
@@ -36,6 +32,10 @@ from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.metrics.collector import Collector
 from broker.metrics.process import Pauses, Process
+from broker.operations.bans import Bans
+from broker.operations.diagnosis import Diagnosis
+from broker.operations.process import Operations
+from broker.operations.storage import Storage
 from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, diagnosis

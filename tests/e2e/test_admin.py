@@ -12,7 +12,7 @@ import structlog
 import trio
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
-from broker.actors import storage
+from broker.operations import storage
 from tests.support import command
 from tests.support.admin import Admin
 from tests.support.broker import configure, run_broker

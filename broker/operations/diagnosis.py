@@ -15,12 +15,12 @@ import msgspec
 import trio
 
 from broker import subjects
-from broker.actors.reports import PageCursor, Size
 from broker.actors.supervisor import Supervisor
 from broker.errors import BadMessage, InvalidChannel, NotFound
 from broker.features import explain as explaining
 from broker.features.audit import Kind
 from broker.features.closes import Ended
+from broker.operations.reports import PageCursor, Size
 
 
 @attrs.frozen(kw_only=True)

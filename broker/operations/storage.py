@@ -13,11 +13,11 @@ import msgspec
 import structlog
 
 from broker import subjects
-from broker.actors import reports
 from broker.actors.fanout import published_by
 from broker.actors.intake import parse
 from broker.errors import BadMessage, Conflict, InvalidChannel, InvalidPosition, NotFound, TooLarge
 from broker.features.replay import filters
+from broker.operations import reports
 from broker.wire import events, positions
 from broker.wire.positions import Position
 from broker.wire.session import parse_time

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from broker import subjects
-from broker.actors import reports
 from broker.errors import BadMessage, NotFound, Unavailable
 from broker.features.control import EVERY_TENANT, Ban
+from broker.operations import reports
 from broker.wire.session import parse_time, rfc3339
 
 if TYPE_CHECKING:
