@@ -205,21 +205,20 @@ class Outlet:
             tick, mask = self.fanout.running, self.mask
             self.mask = 0
             data = tick.join(mask)
-            self.fanout.traffic.add(mask.bit_count(), len(data))
             self.took(tick, mask, data, self.try_send(data))
 
     def took(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
-        """Notes how much of a tick's share the link took."""
-        if sent == len(data):
-            return
-        if self.whole:
-            self.fall_behind(memoryview(data)[sent:])
+        """Notes how much of a tick's share the link took, and counts what need not be sent again."""
+        if self.whole or sent == len(data):
+            if self.fanout:
+                self.fanout.traffic.add(mask.bit_count(), len(data))
+            if sent < len(data):
+                self.fall_behind(memoryview(data)[sent:])
             return
         chunk = Chunk(cursor=tick.last, position=tick.head)
         chunk.add(tick, mask)
         left = chunk.cut(sent)
-        if self.fanout:  # all of it was counted
-            self.fanout.traffic.add(len(chunk.frames) - mask.bit_count(), sent + len(left) - len(data))
+        self.count(chunk, sent + len(left))
         self.fall_behind(left, cursor=chunk.cursor, position=chunk.position)
 
     def fall_behind(

@@ -261,6 +261,7 @@ class Tenant:
                     outlet.mask = 0
                     if sent != size:
                         outlet.took(tick, mask, data, sent)
+                        passed += 1  # counted there
                 else:
                     outlet.mask = 0  # its share went with a reply, or it reads the ring by itself
                     passed += 1
