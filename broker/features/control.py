@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import attrs
 import msgspec
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from broker.subjects import Names
 
 Kind: TypeAlias = Literal["token", "user", "tenant", "suspension"]
+Unix: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253402300800)]  # seconds, before the year 10000
 
 EVERY_TENANT = "*"  # stands for the tenant of monitoring tokens
 NEWS = "live.control"  # the channel on which brokers tell each other
@@ -53,11 +54,11 @@ class Ban:
     kind: Kind
     tenant: str
     name: str = ""
-    at: float
-    until: float | None = None
+    at: Unix
+    until: Unix | None = None
     reason: str = ""
     by: str = ""
-    version: int = 0
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
 
     @property
     def key(self) -> str:
@@ -229,6 +230,6 @@ def understood(values: list[bytes]) -> list[Ban]:
     for data in values:
         try:
             bans.append(msgspec.json.decode(data, type=Ban))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             log.warning("ban_not_understood", bytes=len(data))
     return bans

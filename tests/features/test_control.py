@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 NOW = 1_800_000_000.0
 BAD_TIME = b'{"kind":"tenant","tenant":"acme","at":"soon"}'
 ENDLESS = b'{"kind":"tenant","tenant":"acme","at":1e999}'
+BEYOND_THE_CALENDAR = b'{"kind":"tenant","tenant":"acme","at":1,"until":1e15}'
+BEYOND_64_BITS = b'{"kind":"tenant","tenant":"acme","at":1,"version":1' + b"0" * 99 + b"}"
+DEEP = b'{"kind":"tenant","tenant":"acme","at":1,"x":' + b"[" * 9999 + b"]" * 9999 + b"}"
 
 
 def principal(**values: Any) -> Principal:
@@ -122,6 +125,9 @@ def test_words_that_are_no_bans() -> None:
         b"null",
         BAD_TIME,
         ENDLESS,
+        BEYOND_THE_CALENDAR,
+        BEYOND_64_BITS,
+        DEEP,
     ):
         held.told(data)
     assert not held.bans
