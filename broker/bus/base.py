@@ -103,8 +103,7 @@ class Values(Protocol):
     async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
         """What has been put since `mark` (None: all there is), oldest first, and how far that goes.
 
-        Of a key that was put twice only the newest. May lag behind a put by some seconds where the bucket has
-        replicas; then the mark does too.
+        Of a key that was put twice only the newest, or others before it.
         """
 
 
