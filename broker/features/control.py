@@ -48,7 +48,7 @@ class Ban:
 
     `kind` says what `name` is: a token's id (`jti`), a user (`sub`), or nothing where all of the tenant is
     meant. A revoked user or tenant may come back with a token that was issued later; a revoked token id and a
-    suspended tenant may not.
+    suspended tenant may not. `version` counts nanoseconds, so far as brokers' clocks agree.
     """
 
     kind: Kind
@@ -70,7 +70,7 @@ class Ban:
         return self.kind, self.tenant, self.name
 
     def over(self, now: float) -> bool:
-        return self.until is not None and self.until <= now
+        return self.until is not None and self.until <= max(now, self.at)
 
     def concerns(self, issued_at: float | None) -> bool:
         """Whether a token that was issued then is meant. One that does not say when may be old."""
@@ -148,12 +148,13 @@ class Control:
 
         Raises `Unavailable`: then it may be in force all the same, and can be put again.
         """
-        revision, version = 0, time.time_ns()
         for _ in range(TRIES):
             held = await self.bus.control.get(ban.key)
-            if held is not None:
-                revision = held.revision
-                version = max([version, *(known.version + 1 for known in understood([held.data]))])
+            known = understood([held.data]) if held else []
+            if ban.who in self.bans:
+                known.append(self.bans[ban.who])
+            version = max([int(self.clock() * 1e9), *(each.version + 1 for each in known)])
+            revision = held.revision if held else 0
             ban = attrs.evolve(ban, version=version)
             data = msgspec.json.encode(ban)
             ttl = None if ban.until is None else max(ban.until - self.clock(), LIFTED_SECONDS)
@@ -167,9 +168,8 @@ class Control:
         raise Unavailable("other brokers keep changing the same ban", retry_after=1.0)
 
     async def lift(self, ban: Ban) -> Ban:
-        """Ends a ban before its time."""
-        now = self.clock()
-        return await self.put(attrs.evolve(ban, at=now, until=now))
+        """Ends a ban before its time: as one that never held, whatever another broker's clock says."""
+        return await self.put(attrs.evolve(ban, until=ban.at))
 
     # --- learning ------------------------------------------------------------------------------------
 
@@ -217,10 +217,10 @@ class Control:
             log.info("revocations_read", bans=len(self.bans))
 
     def forget(self) -> None:
-        """Drops what has been over for long."""
+        """Drops what has been over, and not been touched, for long."""
         before = self.clock() - LIFTED_SECONDS
         for who, ban in list(self.bans.items()):
-            if ban.over(before):
+            if ban.until is not None and max(ban.until, ban.version / 1e9) <= before:
                 del self.bans[who]
 
 

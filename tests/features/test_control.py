@@ -13,7 +13,7 @@ from broker.errors import TokenRevoked
 from broker.features.control import LIFTED_SECONDS, Ban, Control
 from broker.permissions import Principal
 from broker.subjects import Names
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted import ScriptedBus, ScriptedValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +98,56 @@ def test_the_highest_version_counts(order: tuple[int, int]) -> None:
     """However late and in whichever order two versions come in, the newer one is in force."""
     versions = {1: ban("token", "t1", version=1), 2: ban("token", "t1", version=2, until=NOW)}
     assert not kept_out(control(*[versions[each] for each in order]), principal())
+
+
+async def test_lifted_for_a_broker_whose_clock_is_late(autojump_clock: trio.abc.Clock) -> None:
+    """A lifted ban concerns nobody: neither who was meant nor who has come back with a token since."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    theirs = control(now=lambda: NOW - 10)
+    stored = await ours.put(ban("user", "alice", at=NOW - 3600))
+    theirs.learn([stored])
+    newer = principal(issued_at=NOW - 1800)
+    assert kept_out(theirs, principal(issued_at=NOW - 7200))
+    assert not kept_out(theirs, newer)
+    theirs.learn([await ours.lift(stored)])
+    assert not kept_out(theirs, principal(issued_at=NOW - 7200))
+    assert not kept_out(theirs, newer)
+    theirs.forget()
+    theirs.learn([stored])
+    assert not kept_out(theirs, newer), "it is remembered that it was lifted"
+
+
+async def test_what_is_known_is_beaten(autojump_clock: trio.abc.Clock) -> None:
+    """A ban comes into force over a newer version that the bucket has lost, or that a late clock made."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    ours.learn([ban("user", "alice", until=NOW, version=2**61)])
+    await ours.put(ban("user", "alice"))
+    assert kept_out(ours, principal())
+
+
+async def test_a_ban_that_goes_while_it_is_put(autojump_clock: trio.abc.Clock) -> None:
+    """One whose time in the bucket ends between the read and the write is put all the same."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    await ours.put(ban("user", "alice"))
+    values: ScriptedValues = bus.control
+    delay, calls = values.delay, 0
+
+    async def expiring() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # a read was the first
+            values.values.clear()
+        await delay()
+
+    values.delay = expiring
+    await ours.put(ban("user", "alice", reason="again"))
+    assert [each.reason for each in ours.listed()] == ["again"]
 
 
 def test_what_is_over_is_forgotten_late() -> None:
