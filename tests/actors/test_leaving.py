@@ -27,9 +27,10 @@ SECONDS = 20.0
 ALL = Allowance(connections=30, subscriptions=40, connects_per_second=20, messages_per_second=50)
 PACED = attrs.evolve(ALL, delivered_bytes_per_second=2000)
 PART = Allowance(connects_per_second=20, messages_per_second=50)
+OWN = Allowance(messages_per_second=9)
 LIMITS = (
     config.Limits(connections_per_user=5),
-    config.Limits(connections_per_user=8, tenant=ALL, address=ALL, connection=Allowance(messages_per_second=9)),
+    config.Limits(connections_per_user=8, tenant=ALL, address=ALL, connection=OWN),
     config.Limits(tenants=(TenantAllowance(name="t0", connections=9, delivered_bytes_per_second=500),)),
     config.Limits(tenant=PACED, user=attrs.evolve(PART, subscriptions=9), address=PACED, process=PART),
     config.Limits(tenants=(TenantAllowance(name="t1", suspended=True),), tenant=ALL),
@@ -62,7 +63,7 @@ class Crowd:
             return
         for _ in range(rng.randint(0, 6)):
             channel = rng.choice(["a", "b.*", "live.c", ["a", "b.x", "live.d"]])
-            start = rng.choice([{}, {"last": 3}, {"snapshot": True}, {"durable": "d"}])
+            start: dict[str, object] = rng.choice([{}, {"last": 3}, {"snapshot": True}, {"durable": "d"}])
             match rng.randint(0, 5):
                 case 0 | 1 | 2:
                     link.say("subscribe", {"channel": channel, **start})
