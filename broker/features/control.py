@@ -37,6 +37,7 @@ EVERY_TENANT = "*"  # stands for the tenant of monitoring tokens
 NEWS = "live.control"  # the channel on which brokers tell each other
 LOOK_SECONDS = 1.0
 LIFTED_SECONDS = 3600.0  # how long it is remembered that a ban was lifted
+AT_ONCE = 1000  # bans that are learned before others have a turn: 8 ms
 TRIES = 5  # at a write, against other brokers that write the same ban
 
 log = structlog.get_logger()
@@ -211,8 +212,10 @@ class Control:
             await self.bus.subscribe_live(self.names.subject(subjects.BROKER, NEWS))
             self.listening = True  # from now on, whatever becomes of the connection
         values, mark = await self.bus.control.news(self.mark)
+        for start in range(0, len(values), AT_ONCE):
+            self.learn(understood(values[start : start + AT_ONCE]))
+            await trio.lowlevel.checkpoint()
         first, self.loaded, self.mark, self.trouble = not self.loaded, True, mark, ""
-        self.learn(understood(values))
         if first:
             log.info("revocations_read", bans=len(self.bans))
 

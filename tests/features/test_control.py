@@ -6,9 +6,11 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 import pytest
 import trio
 
+from broker.bus.base import Value
 from broker.errors import TokenRevoked
 from broker.features.control import LIFTED_SECONDS, Ban, Control
 from broker.permissions import Principal
@@ -222,6 +224,26 @@ async def test_two_that_put_the_same_at_once(autojump_clock: trio.abc.Clock) -> 
     for each in brokers:
         await each.look()
     assert len({each.bans["token", "acme", "t1"].version for each in brokers}) == 1
+
+
+async def test_many_bans_hold_up_nobody() -> None:
+    """While thousands are learned at the start others have their turns; nobody is let in before the last."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    for number in range(10_000):
+        made = ban("token", f"t{number}", version=number)
+        bus.control.last += 1
+        bus.control.values[made.key] = Value(data=msgspec.json.encode(made), revision=bus.control.last)
+    bus.control.delay = trio.lowlevel.checkpoint
+    held = Control(bus, Names(), lambda: None, lambda: NOW)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(held.look)
+        seen = {0}
+        while held.not_ready():
+            seen.add(len(held.bans))
+            await trio.lowlevel.checkpoint()
+    assert len(seen) > 5
+    assert len(held.bans) == 10_000
 
 
 class Deaf:
