@@ -157,6 +157,9 @@ class Supervisor:
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
 
+    async def reached(self) -> None:
+        await self.control.look()  # bans that were made while we were cut off
+
     def restored(self, state: StreamState) -> None:
         known = self.intake.incarnation
         if known != state.incarnation:

@@ -110,6 +110,12 @@ class Values(Protocol):
 class Sink(Protocol):
     """Who gets what arrives: the supervisor."""
 
+    async def reached(self) -> None:
+        """NATS answers, before `restored`: for what has to be read before anything is delivered.
+
+        Raises `Unavailable` when it cannot be; then the bus connects once more.
+        """
+
     def restored(self, state: StreamState) -> None:
         """The stream can be reached: first, and after each interruption, before the next `stored`.
 

@@ -2,7 +2,7 @@
 
 A ban is one value in NATS, which forgets it when the last token that it concerns has expired. Whoever makes
 one tells the other brokers at once by a message that is not stored; each broker also looks every second what
-is new in the bucket, and reads all of it before it lets anybody have events.
+is new in the bucket, and reads it at the start and after each interruption before anybody has events.
 
 Of two versions of a ban the higher number counts, however they come in. A ban that is lifted is another
 version, one that is over: it stays for a while, so that a late replica cannot bring the old one back.
