@@ -111,6 +111,16 @@ def test_a_refused_claim_changes_nothing() -> None:
     assert counts == {("acme", "alice"): 1, ("acme",): 1, ("small", "bob"): 1, ("small",): 1}
 
 
+def test_nothing_is_kept_of_who_is_gone() -> None:
+    """Users that come and go while no other broker can be told of them leave nothing behind."""
+    budgets = Budgets(config.Limits())
+    for number in range(100):
+        budgets.retire(budgets.claim((), who("acme", f"user{number}"), 0.0), 0)
+    budgets.tidy(1000.0)
+    assert not budgets.shared
+    assert not budgets.touched
+
+
 ALL = Allowance(connections=1000, subscriptions=1000, messages_per_second=1)
 CONFIGURATIONS = (
     config.Limits(),
