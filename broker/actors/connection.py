@@ -346,13 +346,17 @@ class Connection:
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
 
     def attach(self) -> Principal:
-        """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""
+        """Takes its place in its tenant, once.
+
+        Raises `Unavailable` before NATS was reached, and `TokenRevoked`.
+        """
         principal = self.session.principal
         if principal is None:
             raise Unauthenticated("authenticate first")
         if self.tenant is None:
             if reason := self.services.control.not_ready():
                 raise Unavailable(reason, retry_after=1.0)
+            self.check(principal)  # bans may have been read since it came in
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         return principal

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 TIDY_SECONDS = 5.0
 OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
+AT_ONCE = 32  # connections, before others have a turn; those of a busy loop take milliseconds
 
 log = structlog.get_logger()
 
@@ -153,11 +154,15 @@ class Supervisor:
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
         self.bans_changed()  # a tenant may be suspended now
-        for connection in list(self.connections):
+        for number, connection in enumerate(list(self.connections)):
             await connection.adopt(verifier if read_alike else None)
-            await trio.lowlevel.checkpoint()  # there may be many, and others wait
+            if number % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
+
+    async def reached(self) -> None:
+        await self.control.look()  # bans that were made while we were cut off
 
     def restored(self, state: StreamState) -> None:
         known = self.intake.incarnation
@@ -252,9 +257,10 @@ class Supervisor:
         while True:
             await self.banned.wait()
             self.banned = trio.Event()
-            for connection in list(self.connections):
+            for number, connection in enumerate(list(self.connections)):
                 connection.keep_out()
-                await trio.lowlevel.checkpoint()  # there may be many, and others wait
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
 
     @contextmanager
     def admission(self, peer: str) -> Iterator[None]:

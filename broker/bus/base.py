@@ -114,13 +114,18 @@ class Values(Protocol):
     async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
         """What has been put since `mark` (None: all there is), oldest first, and how far that goes.
 
-        Of a key that was put twice only the newest. May lag behind a put by some seconds where the bucket has
-        replicas; then the mark does too.
+        Of a key that was put twice only the newest, or others before it.
         """
 
 
 class Sink(Protocol):
     """Who gets what arrives: the supervisor."""
+
+    async def reached(self) -> None:
+        """NATS answers, before `restored`: for what has to be read before anything is delivered.
+
+        Raises `Unavailable` when it cannot be; then the bus connects once more.
+        """
 
     def restored(self, state: StreamState) -> None:
         """The stream can be reached: first, and after each interruption, before the next `stored`.

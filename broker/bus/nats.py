@@ -106,6 +106,7 @@ class NatsBus:
             try:
                 async with self.connected(url) as link:
                     await self.prepare(link)
+                    await sink.reached()
                     await self.ingest.open(sink)
                     log.info("nats_reached", server=shown(url), head=self.ingest.head)
                     told, pause, said = True, FIRST_PAUSE_SECONDS, ""

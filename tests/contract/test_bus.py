@@ -11,7 +11,8 @@ import trio
 
 from broker import config
 from broker.bus import streams
-from broker.bus.base import Stale
+from broker.bus.base import Page, Stale
+from broker.bus.history import History
 from broker.bus.values import control_bucket
 from broker.errors import TooLarge, Unavailable
 from tests.support.bus import Recorder, ready_bus, running_bus
@@ -403,6 +404,23 @@ async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:
         assert value.data == b"4"
         assert await values.get("user.c") is None
         assert await values.count("user") == 2
+
+
+async def test_a_late_replica_hides_nothing_new(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been put is read at once, also where the replica that answers has one value alone."""
+    pages = History.read
+
+    async def late(self: History, subject: str, *, after: int, limit: int) -> Page:
+        page = await pages(self, subject, after=after, limit=limit)
+        return Page(records=[each for each in page.records if each[0] == 1], pending=0)
+
+    monkeypatch.setattr(History, "read", late)
+    async with ready_bus(nats.url) as (bus, _):
+        for number in range(4):
+            await bus.control.put(f"user.{number}", b"%d" % number, revision=0)
+        found, mark = await bus.control.news(None)
+        assert found == [b"0", b"1", b"2", b"3"]
+        assert await bus.control.news(mark) == ([], mark)
 
 
 async def test_a_value_goes_at_its_time(nats: NatsServer) -> None:

@@ -35,6 +35,9 @@ class Recorder:
     up: bool = False
     changed: trio.Event = attrs.field(factory=trio.Event)
 
+    async def reached(self) -> None:
+        assert not self.up, "reached twice without an interruption"
+
     def restored(self, state: StreamState) -> None:
         assert not self.up, "restored twice without an interruption"
         if self.states and state.incarnation != self.states[-1].incarnation:
