@@ -17,9 +17,10 @@ from broker.errors import BrokerError
 from broker.web import heads, longpoll, origins, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
 from broker.web.longpoll import PollTransport
-from broker.web.pages import Exchange, check, health, respond
+from broker.web.pages import Exchange, check, health, respond, revalidated
 from broker.web.problems import Refused, Response
 from broker.web.refusals import credentials, refused
+from broker.web.site import TOKEN, TOKEN_BYTES, Site
 from broker.web.sse import SseTransport
 from broker.web.streaming import until_left
 from broker.web.websocket import WebSocketTransport
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 HEALTH = {"/healthz": ("GET",), "/readyz": ("GET",)}
 # What a page of another origin asks for beforehand takes OPTIONS, too.
-PAGES = {
+PAGES: dict[str, Sequence[str]] = {
     "/ws": ("GET",),
     "/sse": ("GET", "OPTIONS"),
     "/poll": ("GET", "POST", "OPTIONS"),
@@ -69,6 +70,7 @@ class PublicPort:
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
     responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
+    site: Site = attrs.field(kw_only=True, factory=Site)
     polls: dict[str, PollTransport] = attrs.field(init=False, factory=dict)
     nursery: trio.Nursery = attrs.field(init=False)
 
@@ -108,10 +110,22 @@ class PublicPort:
         """Answers a request, or returns what its link is from then on. Raises `Refused`."""
         request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
         request = self.believe(link, request)
-        check(request, PAGES)
-        if request.path in HEALTH:
-            await self.answer(link, health(request, self.health))
-            return None
+        try:
+            check(request, PAGES | self.site.pages)
+            if request.path in HEALTH:
+                await self.answer(link, health(request, self.health))
+            elif request.path in self.site.pages:
+                await self.answer(link, await self.page(link, request, trailing))
+            else:
+                return await self.exchange(link, request, trailing)
+        except Refused as refused:
+            if request.method == "HEAD":
+                raise Refused.by(attrs.evolve(refused.response, silent=True)) from None
+            raise
+        return None
+
+    async def exchange(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None] | None:
+        """What the port is there for, for pages of the allowed origins and for whoever is none."""
         shared = origins.shared(origins.check(request, frozenset(self.server.origins)))
         try:
             match request.method, request.path:
@@ -199,6 +213,16 @@ class PublicPort:
             message = posts.message_of(body)
             reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
             await self.answer(link, posts.answer(reply).beside(shared))
+
+    async def page(self, link: Link, request: Request, trailing: bytes) -> Response:
+        """A file, or in development mode a token for the demo page."""
+        if request.path != TOKEN:
+            return revalidated(request, self.site.file(request, link.peer))
+        self.site.check_token(request, link.peer)
+        body = await heads.read_body(
+            link, request, trailing, most=TOKEN_BYTES, seconds=self.limits.body_seconds
+        )
+        return self.site.token(body)
 
     async def body(self, link: Link, request: Request, trailing: bytes) -> bytes:
         limits = self.limits
