@@ -22,11 +22,7 @@ import structlog
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from broker import metrics, systemd
-from broker.actors.bans import Bans
-from broker.actors.diagnosis import Diagnosis
-from broker.actors.operations import Operations
-from broker.actors.storage import Storage
+from broker import systemd
 from broker.actors.supervisor import Supervisor
 from broker.auth import admin as admin_token
 from broker.auth import tokens
@@ -36,12 +32,18 @@ from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
+from broker.metrics.collector import Collector
+from broker.metrics.process import Pauses, Process
+from broker.operations.bans import Bans
+from broker.operations.diagnosis import Diagnosis
+from broker.operations.process import Operations
+from broker.operations.storage import Storage
 from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
-from broker.web.links import ssl_context
-from broker.web.listeners import open_listeners
+from broker.web.links import expiry, server_context
+from broker.web.listeners import open_ports
 from broker.web.router import Router
 from broker.web.server import PublicPort
 from broker.web.site import Site
@@ -61,9 +63,11 @@ if TYPE_CHECKING:
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
+CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
 DEMO_TOKEN_SECONDS = 300.0  # short, so that whoever looks sees it renewed
 SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
+AUDIT_SECONDS = 2.0  # for the last records, when NATS does not answer
 
 log = structlog.get_logger()
 
@@ -99,15 +103,12 @@ async def serve(
     """Runs the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
 
     `on_ready` is called once an event can travel through. With `read`, which reads the configuration anew,
-    SIGHUP puts that into force. With `demo` there is a demo page, which has tokens signed for it.
-    Raises `ConfigError` for what cannot be used,
-    and other `BrokerError`s for what is in the way at the start.
+    SIGHUP puts that into force. With `demo` there is a demo page, which has tokens signed for it. Raises
+    `ConfigError` for what cannot be used, and other `BrokerError`s for what is in the way at the start.
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
-    context = None
-    if config.server.tls_certificate:
-        context = ssl_context(config.server.tls_certificate, config.server.tls_key)
+    context = server_context(config.server)
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
@@ -137,16 +138,12 @@ async def serve(
         )
         async with trio.open_nursery() as tenants:
             await tenants.start(supervisor.run)
-            server = config.server
-            public = passed.get("public") or await open_listeners(
-                server.listen, server.backlog, reuse_port=server.reuse_port
-            )
-            admin = passed.get("admin") or await open_listeners(
-                server.admin_listen, server.backlog, key="server.admin_listen"
-            )
+            public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
-            registry.register(metrics.Collector(supervisor.statistics))
-            pauses = metrics.Pauses()
+            registry.register(Collector(supervisor.statistics))
+            process = Process(certificate_expires=expiry(config.server))
+            registry.register(process)
+            pauses = Pauses()
             registry.register(pauses)
             ProcessCollector(registry=registry)
             public_port = PublicPort(
@@ -157,6 +154,7 @@ async def serve(
                 admission=supervisor.admission,
                 health=supervisor.not_ready,
                 ssl_context=context,
+                responses=process.responses,
                 site=Site(sign=partial(demo_token, config) if demo else None),
             )
             admin_port = AdminPort(
@@ -187,7 +185,7 @@ async def serve(
                 parts = [public_port.run, admin_port.run]
                 await connections.start(ports.run, parts, [public, admin], connections)
                 tune_collector()
-                if await settled(supervisor, stop):
+                if await settled(supervisor, stop, notifier):
                     with state_file(data_dir / STATE_FILE, running), watched_collector(pauses):
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
@@ -204,11 +202,13 @@ async def serve(
                                 notifier=notifier,
                                 hangups=hangups,
                                 nursery=engine,
+                                process=process,
                             )
                             tenants.start_soon(reloader.run)
                         await stop.wanted.wait()
                 supervisor.draining = True
-                notifier.notify("STOPPING=1")
+                grace = supervisor.config.drain.grace_seconds
+                notifier.stopping(grace + CLOSING_SECONDS, len(supervisor.connections))
                 ports.scope.cancel()
                 await drain(supervisor, stop.code)
                 connections.cancel_scope.cancel()
@@ -254,11 +254,16 @@ def note_action(audit: Audit, action: Action) -> None:
     )
 
 
-async def settled(supervisor: Supervisor, stop: Stop) -> bool:
+async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier) -> bool:
     """Waits until an event can travel through; False when the broker is to stop before that."""
+    told = None
     while not stop.wanted.is_set():
-        if supervisor.not_ready() is None:
+        reason = supervisor.not_ready()
+        if reason is None:
             return True
+        if reason != told:
+            notifier.notify(f"STATUS=waiting: {reason}")
+            told = reason
         with trio.move_on_after(READY_POLL_SECONDS):
             await stop.wanted.wait()
     return False
@@ -285,7 +290,8 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
-        await supervisor.services.audit.flush()
+        with trio.move_on_after(AUDIT_SECONDS):
+            await supervisor.services.audit.flush()
         if supervisor.tracing:
             await send_spans(supervisor.tracing)
     if grace.cancelled_caught:
@@ -337,7 +343,7 @@ def state_file(path: Path, running: Running) -> Iterator[None]:
 
 
 @contextmanager
-def watched_collector(pauses: metrics.Pauses) -> Iterator[None]:
+def watched_collector(pauses: Pauses) -> Iterator[None]:
     """Has the garbage collector's pauses counted."""
     gc.callbacks.append(pauses)
     try:

@@ -82,7 +82,16 @@ class Notifier:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
-            sender.sendto("\n".join(assignments).encode(), self.address)
+            lines = (each.replace("\n", " ") for each in assignments)  # a reason may have several
+            sender.sendto("\n".join(lines).encode(), self.address)
+
+    def stopping(self, seconds: float, connections: int) -> None:
+        """Says that the service leaves within `seconds`, whatever its unit allows, and what it is at."""
+        self.notify(
+            "STOPPING=1",
+            f"STATUS=draining {connections} connections",
+            f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}",
+        )
 
     def feed_watchdog(self) -> None:
         """Says that all is well, where that is wanted."""

@@ -111,12 +111,13 @@ class Chunk:
             self.frames = [framing(frame, self.marked) for frame in self.frames]
 
     def cut(self, sent: int) -> memoryview:
-        """What is left of the frame that was not sent wholly; ends the chunk after that frame."""
+        """What is left of the frame that was not sent wholly; the chunk ends with that frame."""
         ends = list(accumulate(map(len, self.frames)))
         index = bisect_right(ends, sent)
         if index == len(ends):
             return memoryview(b"")
         self.cursor, self.position = self.counters[index], self.positions[index]
+        del self.frames[index + 1 :], self.counters[index + 1 :], self.positions[index + 1 :]
         return memoryview(self.frames[index])[len(self.frames[index]) - (ends[index] - sent) :]
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
@@ -18,11 +18,12 @@ import trio
 from msgspec import UNSET
 
 from broker.actors import joining, publishing
+from broker.actors.boundary import Boundary
 from broker.actors.outlet import Outlet
 from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
-from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
+from broker.actors.transport import Alive, Closed, Control, Text
 from broker.errors import (
     BrokerError,
     CloseCode,
@@ -51,7 +52,6 @@ from broker.wire.session import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
-    from types import TracebackType
 
     from broker.actors.outlet import Who
     from broker.actors.services import Services
@@ -77,9 +77,9 @@ log = structlog.get_logger()
 class Connection:
     """One client. A crash in here ends this connection alone.
 
-    `peer`, `token` and `asked`, the tenant that it asked for, are from the request that opened it. What a
-    silent client costs is decided here and along the way to its socket: no more frames and no more values
-    than it takes stay while its task waits.
+    `peer`, `token`, `asked` (the tenant that it asked for) and `certificate` (the verified name in one that
+    it has shown) are from the request that opened it. What a silent client costs is decided here and along
+    the way to its socket: no more frames and no more values than it takes stay while its task waits.
     """
 
     id: str
@@ -88,6 +88,7 @@ class Connection:
     peer: str
     token: str | None  # until it has been looked at
     asked: str | None
+    certificate: str | None = None
     session: Session = attrs.field(init=False)
     outlet: Outlet = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -179,9 +180,10 @@ class Connection:
             token_id=principal.token_id,
             expires=rfc3339(principal.expires_at),
             monitoring=principal.monitoring or None,
+            certificate=self.certificate,
             **who,
         )
-        log.debug("connection_authenticated", renewed=renewed, **who)
+        log.debug("connection_authenticated", renewed=renewed, certificate=self.certificate, **who)
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
         """Notes what the client may not do, and a token that is not believed; no other error."""
@@ -336,13 +338,17 @@ class Connection:
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
 
     def attach(self) -> Principal:
-        """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""
+        """Takes its place in its tenant, once.
+
+        Raises `Unavailable` before NATS was reached, and `TokenRevoked`.
+        """
         principal = self.session.principal
         if principal is None:
             raise Unauthenticated("authenticate first")
         if self.tenant is None:
             if reason := self.services.control.not_ready():
                 raise Unavailable(reason, retry_after=1.0)
+            self.services.check(principal)  # bans may have been read since it came in
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         return principal
@@ -401,6 +407,10 @@ class Connection:
     def tell(self, message: messages.ServerMessage, message_id: str | None = None) -> None:
         if not self.closing:
             self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
+            if isinstance(message, messages.Gap):
+                self.services.meters.gaps[message.reason] += 1
+            elif isinstance(message, messages.Error):
+                self.services.meters.errors[message.code] += 1
 
     def fell_behind(self) -> None:
         """Starts the sending task, unless it runs or there is nothing to send."""
@@ -417,6 +427,7 @@ class Connection:
             tenant=lambda: self.tenant,
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
+            meters=self.services.meters,
         )
         with scope, Boundary(self):
             await sending.run()
@@ -539,35 +550,3 @@ class Connection:
         if self.pace:
             self.pace.lift()
         self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)
-
-
-class Guarded(Protocol):
-    """What a boundary tells of what went wrong."""
-
-    def link_lost(self) -> None: ...
-
-    def crashed(self, error: Exception) -> None: ...
-
-
-class Boundary:
-    """Where whatever goes wrong in a part of a connection ends; the other place is the tenant's.
-
-    No generator, which would be half a KiB more for each silent client.
-    """
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Guarded) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> bool:
-        if isinstance(error, LinkLost):
-            self.connection.link_lost()
-        elif isinstance(error, Exception):
-            self.connection.crashed(error)
-        return isinstance(error, Exception)

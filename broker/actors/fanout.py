@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from broker.metrics.meters import Traffic
 from broker.ring import Ring, Tick, indices
 from broker.routing import Router, Topic
 from broker.wire import events, frames, positions, traces
@@ -61,6 +62,7 @@ class Fanout:
         feed: Feed,
         count: int = 0,
         traced: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
         self.incarnation = incarnation
         self.head = head
@@ -68,6 +70,7 @@ class Fanout:
         self.traced = traced
         self.clock = clock
         self.feed = feed
+        self.traffic = traffic or Traffic()
         self.ring = Ring(bounds, floor=count, floor_head=head)
         self.router: Router[Route] = Router(self.route)
         self.topics: dict[tuple[str, tuple[str, ...]], Topic] = {}

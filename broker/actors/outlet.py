@@ -19,6 +19,7 @@ from msgspec import UNSET
 
 from broker.actors.chunks import CHUNK_BYTES, Chunk, Reading, from_ring
 from broker.actors.transport import LinkLost
+from broker.metrics.meters import RING, STREAM
 from broker.ring import indices
 from broker.wire.messages import Gap, named
 
@@ -92,14 +93,19 @@ class CatchUp:
     """A start in the past beside the live flow: its own position, which follows P and ends at it.
 
     A snapshot comes first, where there is one: the newest event of each channel, up to its `head`. `told`
-    is the newest P that the client is known to have been told.
+    is the newest P that the client is known to have been told. It `began` then, by the loop's clock,
+    and `source` is where it was read so far.
     """
 
-    __slots__ = ("groups", "number", "position", "snapshot", "told", "topics")
+    __slots__ = ("began", "groups", "number", "position", "snapshot", "source", "told", "topics")
 
-    def __init__(self, number: int, *, position: int, told: int, snapshot: Tick | None = None) -> None:
+    def __init__(
+        self, number: int, *, position: int, told: int, began: float, snapshot: Tick | None = None
+    ) -> None:
         self.number = number
         self.told = told
+        self.began = began
+        self.source = RING if snapshot is None else STREAM
         self.position = position
         self.snapshot = snapshot
         self.topics: dict[Topic, int] = {}
@@ -112,12 +118,13 @@ class Backlog:
     `left` is the unsent rest of a frame, `replies` are frames that follow it. `cursor` is the tenant's
     counter (-1: before the ring) and `position` the sequence up to which stored events have been sent,
     both counting `left`; `live_cursor` the same for live channels, which a long way back does not hold up.
-    `resuming` until a start has been caught up with for the first time.
+    `resuming` until a start has been caught up with for the first time; it `began` then, by the loop's clock,
+    and `source` is where it was read so far.
     """
 
     __slots__ = (
-        "counted", "counted_from", "cursor", "left", "live_cursor", "position", "replies", "resuming",
-        "waiting", "waits",
+        "began", "counted", "counted_from", "cursor", "left", "live_cursor", "position", "replies",
+        "resuming", "source", "waiting", "waits",
     )  # fmt: skip
 
     def __init__(self, *, cursor: int, live_cursor: int, position: int) -> None:
@@ -130,6 +137,8 @@ class Backlog:
         self.counted = 0  # ... up to this counter
         self.waits = 0  # so many bytes wait
         self.resuming = False
+        self.began = 0.0
+        self.source = RING
         self.waiting: list[Group] = []
 
 
@@ -204,16 +213,18 @@ class Outlet:
             self.took(tick, mask, data, self.try_send(data))
 
     def took(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
-        """Notes how much of a tick's share the link took."""
-        if sent == len(data):
-            return
-        if self.whole:
-            self.fall_behind(memoryview(data)[sent:])
+        """Notes how much of a tick's share the link took, and counts what need not be sent again."""
+        if self.whole or sent == len(data):
+            if self.fanout:
+                self.fanout.traffic.add(mask.bit_count(), len(data))
+            if sent < len(data):
+                self.fall_behind(memoryview(data)[sent:])
             return
         chunk = Chunk(cursor=tick.last, position=tick.head)
         chunk.add(tick, mask)
         chunk.become(self.framing)
         left = chunk.cut(sent)
+        self.count(chunk, sent + len(left))
         self.fall_behind(left, cursor=chunk.cursor, position=chunk.position)
 
     def fall_behind(
@@ -236,7 +247,9 @@ class Outlet:
         if chunk.passed:
             # To its end, once begun: else what its gap counts would be counted again.
             chunk.become(self.framing)
-            data = bytes(backlog.left) + b"".join(backlog.replies) + b"".join(chunk.frames)
+            events = b"".join(chunk.frames)
+            self.count(chunk, len(events))
+            data = bytes(backlog.left) + b"".join(backlog.replies) + events
             backlog.replies.clear()
             backlog.left = memoryview(data)[self.try_send(data) if not backlog.left else 0 :]
         else:
@@ -253,7 +266,14 @@ class Outlet:
         chunk.become(self.framing)
         data = b"".join(chunk.frames)
         sent = self.try_send(data)
-        return memoryview(data)[sent:] if self.whole else chunk.cut(sent)
+        left = memoryview(data)[sent:] if self.whole else chunk.cut(sent)
+        self.count(chunk, sent + len(left))
+        return left
+
+    def count(self, chunk: Chunk, size: int) -> None:
+        """Adds a chunk to the tenant's traffic."""
+        if self.fanout:
+            self.fanout.traffic.add(len(chunk.frames), size)
 
     def rejoin(self) -> list[Group]:
         """Up to date again, if it is: the groups that are live now. No await between test and flip."""

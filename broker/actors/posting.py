@@ -61,6 +61,7 @@ class Posting:
         return self.noted(next(each for each in replies if isinstance(each, Error)))
 
     def noted(self, error: Error) -> Error:
+        self.services.meters.errors[error.code] += 1
         if error.code in REFUSALS:
             self.services.audit.note_refusal(code=error.code, message=error.message, **self.who())
         return error

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from broker.features.control import Control
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
+    from broker.metrics.meters import Meters
     from broker.permissions import Principal
     from broker.subjects import Names
     from broker.tracing import Tracing
@@ -49,6 +50,7 @@ class Services:
     audit: Audit
     control: Control
     wheel: Wheel
+    meters: Meters
     ended: Callable[[Connection], None]
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)

@@ -54,6 +54,7 @@ class Hello:
     peer: str
     token: str | None = None
     tenant: str | None = None
+    certificate: str | None = None  # the name in the one that the client has shown, verified
 
 
 class LinkLost(Exception):

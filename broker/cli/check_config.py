@@ -23,10 +23,12 @@ def check_config(file: Path) -> None:
     The environment counts too. Secrets are never printed.
     """
     from broker import config
+    from broker.config import exposure
     from broker.errors import ConfigError
 
     settings, faults = config.examine(file, os.environ, production=True)
     faults += access_faults(settings)
+    faults += [f"{key}: {sentence}" for key, sentence in exposure.faults(settings.server)]
     if faults:
         raise ConfigError(faults)
     click.echo(config.effective(settings), nl=False)

@@ -60,6 +60,14 @@ def server_faults(server: Server) -> Iterator[Fault]:
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
+    yield from readable("server.tls_client_ca", server.tls_client_ca)
+    if server.tls_client_ca is not None and server.tls_certificate is None:
+        yield (
+            "server.tls_certificate",
+            "is required beside server.tls_client_ca: without TLS there are none",
+        )
+    if server.tls_client_required and server.tls_client_ca is None:
+        yield "server.tls_client_ca", "is required beside server.tls_client_required: who signs them?"
     yield from private("server.admin_token_file", server.admin_token_file)
 
 

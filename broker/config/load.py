@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ Tables = dict[str, Any]  # section → key → value, as TOML gives it
 
 PREFIX = "BROKER_"
 SEPARATOR = "__"
+CREDENTIALS = "CREDENTIALS_DIRECTORY"  # where systemd puts what LoadCredential= names, see systemd.exec(5)
 
 
 def default_data_dir() -> Path:
@@ -42,7 +44,8 @@ def load(path: Path | None, environ: Mapping[str, str], *, production: bool) -> 
 
     `BROKER_SECTION__KEY` overrides a key; other names that begin with `BROKER_` are not ours, since
     container platforms make up such names for a service called broker. Relative paths in the file are
-    relative to the file, those in the environment to the working directory. `production` requires
+    relative to the file, those in the environment to the working directory; one may begin with
+    `${CREDENTIALS_DIRECTORY}`, the directory of systemd's `LoadCredential=`. `production` requires
     what `broker serve` cannot do without. Raises `ConfigError` with every fault.
     """
     return faultless(*examine(path, environ, production=production))
@@ -76,7 +79,7 @@ def compose(
     tables: Tables, environ: Mapping[str, str], *, base: Path, production: bool
 ) -> tuple[Config, list[str]]:
     tables, names, faults = override(tables, environ)
-    converter = make_converter(base)
+    converter = make_converter(base, environ)
     try:
         config = converter.structure(tables, Config)
     except ClassValidationError as error:
@@ -178,7 +181,7 @@ def from_text(raw: str, kind: Any) -> object:
     except tomllib.TOMLDecodeError:
         value = {"value": raw}
     parsed = value["value"] if len(value) == 1 else raw  # a line break could have begun another key
-    if kind is Path and isinstance(parsed, str):
+    if kind is Path and isinstance(parsed, str) and not parsed.startswith("${"):
         return str(Path.cwd() / parsed)
     if kind in (str, Path) and not isinstance(parsed, str):
         return raw
@@ -197,19 +200,34 @@ def plain(kind: Any) -> Any:
 # --- the structure ---------------------------------------------------------------------------------
 
 
-def make_converter(base: Path) -> cattrs.Converter:
+def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
     """A converter that refuses what it does not know and turns nothing into something else."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     hook = converter.register_structure_hook
     hook(str, lambda value, _: values.text(value))
     hook(bool, lambda value, _: values.boolean(value))
-    hook(Path, lambda value, _: base / values.text(value))
+    hook(Path, lambda value, _: file_name(values.text(value), base, environ))
     factory = converter.register_structure_hook_factory
     factory(attrs.has, partial(table_hook, converter))
     factory(partial(is_a, Annotated), lambda kind: partial(annotated, kind.__metadata__[0]))
     factory(partial(is_a, Literal), lambda kind: partial(one_of, get_args(kind)))
     factory(partial(is_a, tuple), partial(list_hook, converter))
     return converter
+
+
+def file_name(text: str, base: Path, environ: Mapping[str, str]) -> Path:
+    """A path relative to `base`, or below the directory of the service's credentials."""
+    if not text.startswith("${"):
+        return base / text
+    match = re.match(r"\$\{(\w+)\}/", text)
+    if match is None or match[1] != CREDENTIALS:
+        raise ValueError(f"{values.shown(text)}: only ${{{CREDENTIALS}}}/ may stand for a directory")
+    if not environ.get(CREDENTIALS):
+        raise ValueError(
+            f"{CREDENTIALS} is not set, as systemd does for a service with LoadCredential=; "
+            "to check the file by hand, set it to where the credentials are"
+        )
+    return Path(environ[CREDENTIALS]) / text[match.end() :]
 
 
 def is_a(origin: object, kind: Any) -> bool:

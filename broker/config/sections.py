@@ -51,6 +51,10 @@ class Server:
     proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # clients may show a certificate that it signed
+    tls_client_required: bool = False  # and must
+    plain: bool = False  # without TLS on other addresses than loopback
+    admin_plain: bool = False  # the same for the admin port, which has no TLS
     backlog: Count = 1024
     reuse_port: bool = (
         False  # several processes on one port; each has an admin port and a data_dir of its own
@@ -235,6 +239,14 @@ class Audit:
 
 
 @attrs.frozen(kw_only=True)
+class Metrics:
+    """What `/metrics` of the admin port shows."""
+
+    tenants: Count = 50  # that have series of their own
+    share_seconds: Seconds = 60.0  # how often the messages of each tenant in the stream are counted
+
+
+@attrs.frozen(kw_only=True)
 class Log:
     """What is written to standard error."""
 
@@ -268,5 +280,6 @@ class Config:
     ring: Ring = Ring()
     drain: Drain = Drain()
     audit: Audit = Audit()
+    metrics: Metrics = Metrics()
     log: Log = Log()
     tracing: Tracing = Tracing()

@@ -11,7 +11,7 @@ import structlog
 import trio
 from prometheus_client.exposition import choose_encoder
 
-from broker.actors.connection import Boundary
+from broker.actors.boundary import Boundary
 from broker.config import host_port
 from broker.errors import BrokerError
 from broker.web import heads, origins

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
+from cryptography import x509
 
 from broker.actors.transport import LinkLost
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from broker import config
 
 RECEIVE_BYTES = 16 * 1024
 LINGER_SECONDS = 2.0
@@ -54,6 +57,11 @@ class Link:
         """
         with contextlib.suppress(OSError, AttributeError):  # the option is Linux's
             self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+    @property
+    def certificate(self) -> str | None:
+        """The name in the certificate that the client has shown, verified."""
+        return None
 
     @property
     def local_host(self) -> str:
@@ -157,6 +165,11 @@ class TlsLink(Link):
             with contextlib.suppress(AttributeError):  # a Trio that has it no more needs no help
                 self.stream._handshook._afn = None  # type: ignore[assignment]
 
+    @property
+    def certificate(self) -> str | None:
+        der = self.stream.getpeercert(binary_form=True)
+        return None if der is None else certified(der)
+
     async def receive(self) -> bytes:
         try:
             return bytes(await self.stream.receive_some(RECEIVE_BYTES))
@@ -174,11 +187,23 @@ class TlsLink(Link):
         return len(data)
 
 
-def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+def certified(der: bytes) -> str:
+    """Whose certificate it is: its subject (RFC 4514), or its alternative names where it has none."""
+    certificate = x509.load_der_x509_certificate(der)
+    if certificate.subject.rdns:
+        return certificate.subject.rfc4514_string()
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return ",".join(str(name.value) for name in names)
+
+
+def ssl_context(
+    certificate: Path, key: Path | None, *, client_ca: Path | None = None, client_required: bool = False
+) -> ssl.SSLContext:
     """TLS 1.2 and later, HTTP/1.1 only.
 
-    `certificate` is a PEM chain, leaf first; without `key` the key stands in the same file. Raises
-    `ConfigError` naming `server.tls_certificate` or `server.tls_key`.
+    `certificate` is a PEM chain, leaf first; without `key` the key stands in the same file. With `client_ca`
+    clients are asked for a certificate of those authorities: a wrong one ends the handshake, and none does
+    with `client_required`. Raises `ConfigError` naming the key of the section `server`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -193,7 +218,33 @@ def ssl_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key, password="")
     except OSError as error:
         raise ConfigError([f"server.tls_key: {key or certificate}: {told(error)}"]) from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(cafile=client_ca)
+        except OSError as error:
+            raise ConfigError([f"server.tls_client_ca: {client_ca}: {told(error)}"]) from error
+        context.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_OPTIONAL
     return context
+
+
+def server_context(server: config.Server) -> ssl.SSLContext | None:
+    """What the handshakes of the public port are made with; None without a certificate."""
+    if server.tls_certificate is None:
+        return None
+    return ssl_context(
+        server.tls_certificate,
+        server.tls_key,
+        client_ca=server.tls_client_ca,
+        client_required=server.tls_client_required,
+    )
+
+
+def expiry(server: config.Server) -> float | None:
+    """When the certificate that clients are shown expires, in Unix seconds; None without TLS."""
+    if server.tls_certificate is None:
+        return None
+    leaf, *_ = x509.load_pem_x509_certificates(server.tls_certificate.read_bytes())
+    return leaf.not_valid_after_utc.timestamp()
 
 
 def told(error: OSError) -> str:

@@ -12,13 +12,15 @@ import structlog
 import trio
 
 from broker.actors.transport import LinkLost
-from broker.config import host_port
+from broker.config import exposure, host_port
 from broker.errors import ConfigError
 from broker.web.links import Link, TlsLink
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from broker import config
 
 log = structlog.get_logger()
 
@@ -37,6 +39,35 @@ TRANSIENT = {
     *(errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT),
 }
+
+
+async def open_ports(
+    server: config.Server, passed: Mapping[str, list[socket.socket]]
+) -> tuple[list[socket.socket], list[socket.socket]]:
+    """The sockets of the public and of the admin port: those that systemd has passed, else as `server` says.
+
+    Raises `ConfigError` for what cannot be opened, and for a plain port that other machines would reach; then
+    all are closed.
+    """
+    with ExitStack() as opened:
+        public = passed.get("public") or await open_listeners(
+            server.listen, server.backlog, reuse_port=server.reuse_port
+        )
+        check_exposure(server, exposure.PUBLIC, public, opened)
+        admin = passed.get("admin") or await open_listeners(
+            server.admin_listen, server.backlog, key=exposure.ADMIN
+        )
+        check_exposure(server, exposure.ADMIN, admin, opened)
+        opened.pop_all()
+    return public, admin
+
+
+def check_exposure(server: config.Server, key: str, sockets: list[socket.socket], opened: ExitStack) -> None:
+    for each in sockets:
+        opened.enter_context(each)
+    for each in sockets:
+        if fault := exposure.fault(server, key, each.getsockname()[0]):
+            raise ConfigError([f"{key}: {fault}"])
 
 
 async def open_listeners(

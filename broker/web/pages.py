@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import attrs
@@ -38,6 +39,16 @@ def health(request: Request, reason: Callable[[], str | None]) -> Response:
     if fault is not None:
         return problem(503, fault, ("Retry-After", "1"))
     return Response(status=200, body=b"ok\n", media_type="text/plain; charset=utf-8")
+
+
+def revalidated(request: Request, response: Response) -> Response:
+    """A file as its reader needs it: not again when it has it (RFC 9110 section 13.1.2), or its head."""
+    tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+    known = request.headers.get("if-none-match", "").split(",")
+    tagged = attrs.evolve(response.beside((("ETag", tag),)), caching="no-cache")
+    if tag in [each.strip(" \t").removeprefix("W/") for each in known]:
+        return attrs.evolve(tagged, status=304, body=b"")
+    return attrs.evolve(tagged, silent=request.method == "HEAD")
 
 
 async def respond(link: Link, response: Response) -> None:

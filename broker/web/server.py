@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
@@ -10,13 +11,13 @@ import attrs
 import structlog
 import trio
 
-from broker.actors.connection import Boundary
+from broker.actors.boundary import Boundary
 from broker.actors.transport import Hello, LinkLost
 from broker.errors import BrokerError
 from broker.web import heads, longpoll, origins, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
 from broker.web.longpoll import PollTransport
-from broker.web.pages import Exchange, check, health, respond
+from broker.web.pages import Exchange, check, health, respond, revalidated
 from broker.web.problems import Refused, Response
 from broker.web.refusals import credentials, refused
 from broker.web.site import TOKEN, TOKEN_BYTES, Site
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 HEALTH = {"/healthz": ("GET",), "/readyz": ("GET",)}
 # What a page of another origin asks for beforehand takes OPTIONS, too.
-PAGES = {
+PAGES: dict[str, Sequence[str]] = {
     "/ws": ("GET",),
     "/sse": ("GET", "OPTIONS"),
     "/poll": ("GET", "POST", "OPTIONS"),
@@ -68,6 +69,7 @@ class PublicPort:
     admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+    responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
     site: Site = attrs.field(kw_only=True, factory=Site)
     polls: dict[str, PollTransport] = attrs.field(init=False, factory=dict)
     nursery: trio.Nursery = attrs.field(init=False)
@@ -101,49 +103,65 @@ class PublicPort:
         if exchange.lost:
             raise LinkLost
         if exchange.response:
-            await respond(link, exchange.response)
+            await self.answer(link, exchange.response)
         return serving
 
     async def open(self, link: Link) -> Awaitable[None] | None:
         """Answers a request, or returns what its link is from then on. Raises `Refused`."""
         request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
         request = self.believe(link, request)
-        check(request, {**PAGES, **self.site.pages})
-        if request.path in HEALTH:
-            await respond(link, health(request, self.health))
-            return None
-        if request.path == TOKEN:
-            await respond(link, await self.sign(link, request, trailing))
-            return None
-        if request.path in self.site.pages:
-            await respond(link, self.site.file(request, link.peer))
-            return None
+        try:
+            check(request, PAGES | self.site.pages)
+            if request.path in HEALTH:
+                await self.answer(link, health(request, self.health))
+            elif request.path in self.site.pages:
+                await self.answer(link, await self.page(link, request, trailing))
+            else:
+                return await self.exchange(link, request, trailing)
+        except Refused as refused:
+            if request.method == "HEAD":
+                raise Refused.by(attrs.evolve(refused.response, silent=True)) from None
+            raise
+        return None
+
+    async def exchange(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None] | None:
+        """What the port is there for, for pages of the allowed origins and for whoever is none."""
         shared = origins.shared(origins.check(request, frozenset(self.server.origins)))
         try:
             match request.method, request.path:
                 case "OPTIONS", path:
-                    await respond(link, origins.preflight(PAGES[path][:-1]).beside(shared))
+                    await self.answer(link, origins.preflight(PAGES[path][:-1]).beside(shared))
                 case _, "/ws":
                     return await self.websocket(link, request, trailing)
                 case _, "/sse":
                     return self.events(link, request, shared)
                 case _, "/poll":
                     response = await self.polled(link, request, trailing)
-                    await respond(link, response.beside(shared))
+                    await self.answer(link, response.beside(shared))
                 case _, "/publish":
                     await self.posted(link, request, trailing, shared)
         except Refused as refused:
             raise Refused.by(refused.response.beside(shared)) from None
         return None
 
+    async def answer(self, link: Link, response: Response) -> None:
+        self.responses[response.status] += 1
+        await respond(link, response)
+
+    def hello(self, link: Link, token: str | None, tenant: str | None) -> Hello:
+        return Hello(peer=link.peer, token=token, tenant=tenant, certificate=link.certificate)
+
     async def websocket(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None]:
         """Brings the link to WebSocket, with what the client sent after its request."""
         opening = upgrade.decide(request, peer=link.peer, query_token=self.server.query_token)
         with self.place(link):
             await link.send_all(opening.response)
+            self.responses[101] += 1
         transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
-        return self.serve(transport, opening.hello)
+        certificate = link.certificate
+        hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
+        return self.serve(transport, hello)
 
     def events(self, link: Link, request: Request, shared: Headers) -> Awaitable[None]:
         """`GET /sse`: the link carries events from now on."""
@@ -153,7 +171,7 @@ class PublicPort:
         link.give_up_after(self.limits.stall_seconds)
         with self.place(link):
             return self.serve(
-                SseTransport(link, wish, shared), Hello(peer=link.peer, token=token, tenant=tenant)
+                SseTransport(link, wish, self.responses, shared), self.hello(link, token, tenant)
             )
 
     async def polled(self, link: Link, request: Request, trailing: bytes) -> Response:
@@ -181,7 +199,7 @@ class PublicPort:
     def begin_session(self, link: Link, tenant: str | None) -> PollTransport:
         session = PollTransport(lambda ended: self.polls.pop(ended.id, None))
         with self.place(link):
-            serving = self.serve(session, Hello(peer=link.peer, tenant=tenant))
+            serving = self.serve(session, self.hello(link, None, tenant))
         self.polls[session.id] = session
         self.nursery.start_soon(outlive, serving)
         return session
@@ -194,10 +212,12 @@ class PublicPort:
             body = await self.body(link, request, trailing)
             message = posts.message_of(body)
             reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
-            await respond(link, posts.answer(reply).beside(shared))
+            await self.answer(link, posts.answer(reply).beside(shared))
 
-    async def sign(self, link: Link, request: Request, trailing: bytes) -> Response:
-        """A token for the demo page, in development mode."""
+    async def page(self, link: Link, request: Request, trailing: bytes) -> Response:
+        """A file, or in development mode a token for the demo page."""
+        if request.path != TOKEN:
+            return revalidated(request, self.site.file(request, link.peer))
         self.site.check_token(request, link.peer)
         body = await heads.read_body(
             link, request, trailing, most=TOKEN_BYTES, seconds=self.limits.body_seconds

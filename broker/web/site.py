@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Sign: TypeAlias = "Callable[[str, str], str]"
 
 STATIC = Path(__file__).parent / "static"
-GET, POST = ("GET",), ("POST",)
+GET, POST = ("GET", "HEAD"), ("POST",)
 SCRIPTS = {f"/{name}": name for name in ("client.js", "client.d.ts", "react.js", "react.d.ts")}
 DEMO = {"/": "index.html", "/demo.js": "demo.js", "/demo.css": "demo.css"}
 TOKEN = "/dev/token"
@@ -55,11 +55,13 @@ class Site:
 
     @pages.default
     def served(self) -> dict[str, Sequence[str]]:
-        pages: dict[str, Sequence[str]] = dict.fromkeys(SCRIPTS, GET)
+        pages: dict[str, Sequence[str]] = {
+            path: GET for path, name in SCRIPTS.items() if (STATIC / name).is_file()
+        }
         return pages if self.sign is None else pages | dict.fromkeys(DEMO, GET) | {TOKEN: POST}
 
     def file(self, request: Request, peer: str) -> Response:
-        """One of `pages`, by GET. Raises `Refused`."""
+        """One of `pages`. Raises `Refused`."""
         shared = request.path in SCRIPTS
         if not shared:
             check_near(request, peer)

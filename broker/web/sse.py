@@ -21,6 +21,7 @@ from broker.web.refusals import told as refusal_of
 from broker.wire import messages, sse
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Mapping, Sequence
 
     from broker.web.links import Link
@@ -67,13 +68,14 @@ def value_of(name: str, text: str) -> str | int | bool:
 class SseTransport:
     """One client after its request. `wish` is its `subscribe` message, `headers` what the answer has beside.
 
-    `held` is what the client is told before the answer has begun.
+    `responses` counts the answer by its status. `held` is what the client is told before that has begun.
     """
 
     name: ClassVar[str] = "sse"
     answers: ClassVar[bool] = False
     link: Link
     wish: bytes | None
+    responses: Counter[int]
     headers: tuple[tuple[str, str], ...] = ()
     held: list[bytes] | None = attrs.Factory(list)
     refusal: Response | None = None
@@ -120,6 +122,7 @@ class SseTransport:
     def begin(self) -> bytes:
         """The head of the answer, with what has been held back for it."""
         held, self.held = self.held or [], None
+        self.responses[200] += 1
         lines = ["HTTP/1.1 200 OK", f"Date: {formatdate(usegmt=True)}", *HEAD]
         lines += [f"{name}: {value}" for name, value in self.headers]
         self.headers = ()
@@ -141,6 +144,7 @@ class SseTransport:
         return self.encoded(self.refusal)
 
     def encoded(self, refusal: Response) -> bytes:
+        self.responses[refusal.status] += 1
         return attrs.evolve(refusal, headers=refusal.headers + self.headers).encode()
 
     async def linger(self) -> None:

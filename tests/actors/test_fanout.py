@@ -193,7 +193,7 @@ class Bench:
         return tick
 
     def catch_up(self, link: Link, pattern: str, *, after: int, snapshot: Tick | None = None) -> CatchUp:
-        catch_up = CatchUp(7, position=after, told=self.fanout.position(), snapshot=snapshot)
+        catch_up = CatchUp(7, position=after, told=self.fanout.position(), began=0.0, snapshot=snapshot)
         catch_up.topics[self.fanout.acquire(pattern, ())] = 0
         catch_up.groups.append(Group([pattern], listed=False, number=7))
         link.outlet.catch_ups.append(catch_up)

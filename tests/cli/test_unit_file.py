@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from broker.app import CLOSING_SECONDS
+from broker.config import Drain
+
 UNITS = Path(__file__).parents[2] / "systemd"
 PROGRAMS = re.compile(r"/opt/broker/bin/(broker|nats-server)\b")
 MOST_EXPOSED = 1.5  # of 10
@@ -41,6 +44,24 @@ def test_the_unit_is_hardened(unit: str) -> None:
     level = re.search(r"exposure level for \S+: ([0-9.]+)", result.stdout)
     assert level, result.stderr
     assert float(level[1]) <= MOST_EXPOSED
+
+
+@pytest.mark.parametrize("unit", ["broker.service", "broker@.service"])
+def test_time_to_stop(unit: str) -> None:
+    """systemd waits for as long as the drain and what follows it take with the default configuration."""
+    match = re.search(r"^TimeoutStopSec=(\d+)$", (UNITS / unit).read_text(), re.MULTILINE)
+    assert match
+    assert int(match[1]) == Drain().grace_seconds + CLOSING_SECONDS
+
+
+def test_time_of_a_lame_duck() -> None:
+    """nats-server has the time that its configuration gives to clients."""
+    text = (UNITS.parent / "config" / "nats" / "nats.conf").read_text()
+    spans = [int(span) for span in re.findall(r"^lame_duck_\w+: (\d+)s$", text, re.MULTILINE)]
+    match = re.search(r"^TimeoutStopSec=(\d+)$", (UNITS / "nats-server.service").read_text(), re.MULTILINE)
+    assert match
+    assert len(spans) == 2
+    assert sum(spans) < int(match[1])
 
 
 def test_instances_differ_only_where_they_must() -> None:

@@ -246,13 +246,13 @@ async def test_audit(broker: Broker, publisher: RawNats, admin: Admin) -> None:
     assert (action["action"], action["status"]) == ("DELETE /api/v1/connections", 200)
     assert action["on"] == {"tenant": "acme", "user": "nobody", "code": 1012, "reason": "tidy"}
     listed: list[Any] = []
-    cursor = ""
+    after: dict[str, int] = {}
     while True:
-        page = await admin.call("GET", "audit", limit=2, cursor=cursor)
+        page = await admin.call("GET", "audit", limit=2, **after)
         listed += page["records"]
-        cursor = page["next"]
-        if cursor is None:
+        if page["next"] is None:
             break
+        after = {"cursor": page["next"]}
     assert len(listed) >= 5
     assert [each["time"] for each in listed] == sorted((each["time"] for each in listed), reverse=True)
     assert (await admin.call("GET", "audit", since="2099-01-01T00:00:00Z"))["records"] == []
@@ -281,6 +281,9 @@ async def test_a_flood_of_records_is_bounded(
         trail = supervisors[0].services.audit
         async with broker.client() as client:
             await client.subscribe(["a"])
+            with trio.fail_after(PATIENCE_SECONDS):
+                while trail.waiting:  # that it has connected
+                    await trio.sleep(0.05)
             await nats.kill9()
             await client.until("source")
             for number in range(5):

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.faults.support.http import get
 from tests.support import command
+from tests.support.admin import Admin
 from tests.support.broker import configure, run_broker
 from tests.support.configured import (
     Credentials,
@@ -25,6 +26,8 @@ from tests.support.configured import (
     secret,
     single,
 )
+from tests.support.rawnats import connect
+from tests.support.scripted import subjects_match
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -122,6 +125,51 @@ async def test_a_broker_works_with_each_login(tmp_path: Path, kind: type[Passwor
         async with broker.client("acme") as client:
             await client.subscribe(">", snapshot=True)
             assert {event["channel"] for event in await client.events(2)} == {"a", "c"}
+
+
+async def test_the_broker_may_do_what_it_does(tmp_path: Path) -> None:
+    """Everything, the admin API included, works with its permissions, and none of them is to spare."""
+    logins = Passwords(directory=tmp_path)
+    # Only over a hole in the feed, under load, and when the number of replicas has changed.
+    seldom = {"$JS.API.CONSUMER.DELETE.EVENTS.*", "$JS.FC.>", "$JS.API.STREAM.UPDATE.KV_broker_control"}
+    async with single(logins) as node:
+        operator = logins.service("operator")
+        url = f"nats://{operator['user']}:{operator['password']}@{node.address}"
+        async with connect(url) as listening:
+            messages = await listening.subscribe(">")
+            shorter = {"max_age": 3600.0, "deadletter_max_age": 3600.0, "cursor_max_age": 3600.0}
+            async with gateway(tmp_path, node, logins) as broker:
+                await administer(broker, listening, tmp_path)
+            async with gateway(tmp_path, node, logins, stream=shorter, audit={"max_age": 3600.0}):
+                pass
+            seen = set()
+            while messages.statistics().current_buffer_used:
+                seen.add(messages.receive_nowait().subject.decode())
+    for pattern in set(granted()["broker"][0]) - seldom:
+        assert any(subjects_match(pattern, subject) for subject in seen), pattern
+
+
+async def administer(broker: Broker, publisher: RawNats, directory: Path) -> None:
+    """What clients and operators seldom do."""
+    async with broker.client("acme") as client:
+        await client.subscribe("b", durable="d")
+        await client.send("publish", {"channel": "live.b", "event": 1})
+        await client.until("published")
+    admin = await Admin.of(broker.running.admin, directory / "broker")
+    for _ in range(3):
+        await publisher.request("events.acme.a", b"no json")
+    with trio.fail_after(PATIENCE_SECONDS):
+        while len((await admin.ask("GET", "/dead-letters"))["letters"]) < 3:
+            await trio.sleep(0.05)
+    await admin.ask("POST", "/publish", '{"tenant":"acme","channel":"b","event":1}', status=202)
+    await admin.ask("GET", "/history?tenant=acme")
+    await admin.ask("GET", "/dead-letters/1")
+    await admin.ask("POST", "/dead-letters/1/replay", '{"event":{}}')
+    await admin.ask("DELETE", "/dead-letters/2")
+    await admin.ask("DELETE", "/dead-letters")
+    await admin.ask("POST", "/revocations", '{"tenant":"acme","user":"bob"}', status=201)
+    await admin.ask("DELETE", "/revocations?tenant=acme&user=bob")
+    await admin.ask("GET", "/audit")
 
 
 @pytest.mark.parametrize("kind", LOGINS)

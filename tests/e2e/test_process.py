@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 import trio
@@ -126,6 +128,45 @@ async def test_tls(file: Path, nats: NatsServer, publisher: RawNats) -> None:
         assert seen.out == (body.decode() + "\n") * 200
 
 
+async def test_the_certificate_of_a_client(file: Path, nats: NatsServer) -> None:
+    """Its subject stands in the log beside tenant and user; where it is required, nobody enters without."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(file.parent / "chain.pem")
+    (file.parent / "key.pem").touch(mode=0o600)
+    issued.private_key_pem.write_to_path(file.parent / "key.pem")
+    authority.cert_pem.write_to_path(file.parent / "ca.pem")
+    lines = 'tls_certificate = "chain.pem"\ntls_key = "key.pem"\ntls_client_ca = "ca.pem"\n'
+    lines += "tls_client_required = true"
+    file.write_text(
+        TEMPLATE.format(nats=nats.url, server=lines) + '[log]\nlevel = "debug"\nformat = "json"\n'
+    )
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    stranger = ssl.create_default_context()
+    authority.configure_trust(stranger)
+    authority.issue_cert("billing", common_name="billing").configure_cert(context)
+    request = (
+        "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+        f"Authorization: Bearer {token(file)}\r\n\r\n"
+    )
+    async with serve(file) as (running, state):
+        port = urlsplit(state["ws"]).port or 0
+        for shown in (stranger, context):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as tcp:
+                client = trio.SSLStream(tcp, shown, server_hostname="localhost", https_compatible=True)
+                if shown is stranger:
+                    with pytest.raises(trio.BrokenResourceError):  # noqa: PT012 - either may hear of it
+                        await client.send_all(request.encode())
+                        await client.receive_some()
+                    continue
+                await client.send_all(request.encode())
+                line = json.loads(await running.until("connection_authenticated", "stderr"))
+                assert "CN=billing" in line["certificate"]
+                assert (line["tenant"], line["user"]) == ("acme", "alice")
+
+
 async def test_socket_activation_and_notify(file: Path, nats: NatsServer) -> None:
     """Sockets that systemd passes are used instead of `listen`, and systemd hears READY and STOPPING."""
     address = file.parent / "notify"
@@ -149,8 +190,8 @@ async def test_socket_activation_and_notify(file: Path, nats: NatsServer) -> Non
             pass_fds=[public.fileno()],
         )
         try:
-            ready = await trio.to_thread.run_sync(notified.recv, 4096)
-            assert b"READY=1" in ready.splitlines()
+            while b"READY=1" not in (await trio.to_thread.run_sync(notified.recv, 4096)).splitlines():
+                pass  # what it waits for
             url = f"ws://127.0.0.1:{port}/ws"
             assert json.loads((file.parent / "state" / "broker.json").read_text())["ws"] == url
             async with websocket.connect(url, token=token(file)) as client:

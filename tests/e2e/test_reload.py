@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -280,6 +280,42 @@ async def test_a_new_certificate(tmp_path: Path, nats: NatsServer) -> None:
         served.secret("key.pem", "nothing")
         assert (await served.hup())["event"] == "reload_refused"
         assert await trio.to_thread.run_sync(shown, port) == second
+
+
+async def test_client_certificates(tmp_path: Path, nats: NatsServer) -> None:
+    """Whom clients' certificates must come from, and whether they must have one, changes while it runs."""
+    here = Served(tmp_path, {})
+    authority, devices = trustme.CA(), trustme.CA()
+    issued = authority.issue_cert("localhost")
+    here.secret("chain.pem", issued.cert_chain_pems[0].bytes().decode())
+    here.secret("key.pem", issued.private_key_pem.bytes().decode())
+    here.secret("devices.pem", devices.cert_pem.bytes().decode())
+
+    def served_as(port: int, device: trustme.LeafCert | None) -> bool:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        if device:
+            device.configure_cert(context)
+        with (
+            suppress(OSError),  # with TLS 1.3 a refusal comes with the first answer
+            socket.create_connection(("127.0.0.1", port)) as tcp,
+            context.wrap_socket(tcp, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            return tls.recv(100).startswith(b"HTTP/1.1 200 ")
+        return False
+
+    async with serve(tmp_path, nats, server={"tls_certificate": "chain.pem", "tls_key": "key.pem"}) as served:
+        port = urlsplit(served.ws).port or 0
+        device, foreign = devices.issue_cert("one"), authority.issue_cert("two")
+        assert await trio.to_thread.run_sync(served_as, port, None)
+        served.write(server={"tls_client_ca": "devices.pem", "tls_client_required": True})
+        assert (await served.hup())["event"] == "reloaded"
+        shown = [await trio.to_thread.run_sync(served_as, port, each) for each in (None, foreign, device)]
+        assert shown == [False, False, True]
+        served.write(server={"tls_client_required": False})
+        await served.hup()
+        assert await trio.to_thread.run_sync(served_as, port, None)
 
 
 async def test_a_new_admin_token(tmp_path: Path, nats: NatsServer) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -15,7 +16,18 @@ import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Mark, Message, Page, PublishAck, Record, Sink, Stale, StreamState, Value
+from broker.bus.base import (
+    Mark,
+    Message,
+    Page,
+    PublishAck,
+    Record,
+    Sink,
+    Stale,
+    StreamState,
+    Usage,
+    Value,
+)
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
 from broker.wire import frames
@@ -71,7 +83,7 @@ class ScriptedBus:
         sink.restored(StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence))
         sent = self.last_sequence
         self.delivered.append((-math.inf, sent))
-        sink.stored([], sent)
+        sink.stored([], sent, None)
         task_status.started()
         while True:
             await self.arrived.wait()
@@ -81,7 +93,7 @@ class ScriptedBus:
                 batch = [record for record in self.records if record[0] > sent][: self.random.randint(1, 40)]
                 sent = batch[-1][0]
                 self.delivered.append((trio.current_time(), sent))
-                sink.stored(batch, sent)
+                sink.stored(batch, sent, None)
                 await trio.lowlevel.checkpoint()
 
     async def delay(self) -> None:
@@ -123,6 +135,8 @@ class ScriptedBus:
         await trio.lowlevel.checkpoint()
         self.noted += messages
 
+    async def prepare_audit(self) -> None: ...
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -154,6 +168,17 @@ class ScriptedBus:
         await self.delay()
         found = {record[1] for record in self.records if subjects_match(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
+
+    async def usage(self) -> Usage:
+        size = sum(len(record[2]) for record in self.records)
+        return Usage(
+            messages=len(self.records), bytes=size, first=self.first, last=self.last_sequence, max_bytes=None
+        )
+
+    async def tally(self, subject: str, *, token: int) -> Counter[str]:
+        return Counter(
+            record[1].split(".")[token] for record in self.records if subjects_match(subject, record[1])
+        )
 
     async def sequence_at(self, time: datetime) -> int | None:
         return None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.config import Limits
 from broker.errors import ConfigError
-from broker.web.links import ssl_context
+from broker.web.links import certified, ssl_context
 from tests.web.harness import PING, TEXT, Client, frame, head, running
 
 if TYPE_CHECKING:
@@ -70,6 +74,72 @@ async def test_cut(files: tuple[Path, Path], trusting: ssl.SSLContext) -> None:
         await port.works()
 
 
+@pytest.fixture
+def devices() -> trustme.CA:
+    """An authority for clients."""
+    return trustme.CA()
+
+
+def showing(trusting: ssl.SSLContext, issued: trustme.LeafCert) -> ssl.SSLContext:
+    issued.configure_cert(trusting)
+    return trusting
+
+
+async def test_a_client_without_a_certificate(
+    files: tuple[Path, Path], trusting: ssl.SSLContext, tmp_path: Path, devices: trustme.CA
+) -> None:
+    """With an authority for clients it is served, nameless; where one is required it is not."""
+    devices.cert_pem.write_to_path(tmp_path / "devices.pem")
+    optional = ssl_context(*files, client_ca=tmp_path / "devices.pem")
+    async with running(tls=(optional, trusting)) as port:
+        await port.works()
+        assert [hello.certificate for hello in port.hellos] == [None]
+    required = ssl_context(*files, client_ca=tmp_path / "devices.pem", client_required=True)
+    async with running(tls=(required, trusting)) as port:
+        # TLS 1.3 lets a client go on before it hears that it was refused.
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            await port.works()
+        assert port.hellos == []
+
+
+@pytest.mark.parametrize("required", [False, True])
+async def test_a_client_with_a_certificate(
+    files: tuple[Path, Path], trusting: ssl.SSLContext, tmp_path: Path, devices: trustme.CA, required: bool
+) -> None:
+    """Its verified name comes with the connection; one of another authority ends the handshake."""
+    devices.cert_pem.write_to_path(tmp_path / "devices.pem")
+    context = ssl_context(*files, client_ca=tmp_path / "devices.pem", client_required=required)
+    issued = devices.issue_cert("sensor-7.example", common_name="sensor-7")
+    async with running(tls=(context, showing(trusting, issued))) as port:
+        await port.works()
+        assert [(hello.certificate or "").split(",")[0] for hello in port.hellos] == ["CN=sensor-7"]
+    foreign = OTHER.issue_cert("sensor-7.example", common_name="sensor-7")
+    async with running(tls=(context, showing(trusting, foreign))) as port:
+        with pytest.raises((trio.BrokenResourceError, AssertionError)):
+            await port.works()
+        assert port.hellos == []
+
+
+def test_a_certificate_without_a_subject() -> None:
+    """As workloads have them: its alternative names are its name (RFC 5280 section 4.2.1.6)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([]))
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://example/orders")]), True
+        )
+        .sign(key, hashes.SHA256())
+    )
+    assert certified(built.public_bytes(serialization.Encoding.DER)) == "spiffe://example/orders"
+
+
 def test_files(files: tuple[Path, Path], tmp_path: Path) -> None:
     """What cannot be loaded is named: the key of the configuration, and the file."""
     certificate, key = files
@@ -93,14 +163,14 @@ def test_files(files: tuple[Path, Path], tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             ssl_context(certificate_file, key_file)
         assert caught.value.faults[0].startswith(named)
+    with pytest.raises(ConfigError, match=f"server.tls_client_ca: {empty}"):
+        ssl_context(certificate, key, client_ca=empty)
     both = tmp_path / "both.pem"
     both.write_bytes(key.read_bytes() + certificate.read_bytes())
     assert ssl_context(both, None).minimum_version == ssl.TLSVersion.TLSv1_2
 
 
 def encrypted_pem(pem: bytes) -> bytes:
-    from cryptography.hazmat.primitives import serialization
-
     return serialization.load_pem_private_key(pem, None).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,

@@ -20,8 +20,10 @@ Code = Annotated[
     msgspec.Meta(description="Close code: below 4500 the client comes back, from 4500 on it stays away."),
 ]
 Cursor = Annotated[str, msgspec.Meta(description="`next` of the page before.")]
-LetterCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
-EventId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}$", description="Compared within the tenant.")]
+PageCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
+EventId = Annotated[
+    str, msgspec.Meta(pattern=r"^[!-~]{1,64}(?!\n)$", description="Compared within the tenant.")
+]
 BanName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
@@ -141,12 +143,14 @@ class PrincipalReport:
 class ConnectionReport(ConnectionSummary):
     """One connection in full.
 
-    `position` is its live position P, `head` the tenant's; `heard` is when the client last answered a
-    heartbeat, `progress` when the link of a connection with unsent bytes last took some. `resuming`: it is
-    behind because it started in the past. `bad_messages` and `refusals` are those of the last minute.
+    `certificate` is the name in a verified one that the client has shown by TLS. `position` is its live
+    position P, `head` the tenant's; `heard` is when the client last answered a heartbeat, `progress` when the
+    link of a connection with unsent bytes last took some. `resuming`: it is behind because it started in the
+    past. `bad_messages` and `refusals` are those of the last minute.
     """
 
     principal: PrincipalReport | None
+    certificate: str | None
     position: str | None
     head: str | None
     resuming: bool
@@ -311,7 +315,7 @@ class LetterFilter(LetterSelection):
     """Which dead letters, and where a page begins."""
 
     limit: Size = 100
-    cursor: LetterCursor | None = None
+    cursor: PageCursor | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -15,8 +15,8 @@ import trio
 
 from broker import config
 from broker import log as logging
-from broker.actors import reports
 from broker.errors import CloseCode, NotFound
+from broker.operations import reports
 from broker.subjects import is_live
 from broker.wire.session import rfc3339
 
@@ -176,6 +176,7 @@ def full(connection: Connection) -> reports.ConnectionReport:
     return reports.ConnectionReport(
         **summary(connection),
         principal=principal_report(session.principal) if session.principal else None,
+        certificate=connection.certificate,
         position=connection.position(),
         head=fanout.text(fanout.position()) if fanout else None,
         resuming=backlog.resuming if backlog else False,
