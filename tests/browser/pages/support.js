@@ -45,7 +45,7 @@ export class Broker {
     this.child = spawn(PYTHON, [...args, "--data-dir", this.directory], { env: this.env, stdio: ["ignore", "ignore", "pipe"] });
     this.said = "";
     this.child.stderr.on("data", (data) => (this.said += data));
-    await until(() => existsSync(state) || this.child.exitCode !== null, "the broker is ready");
+    await until(() => (existsSync(state) && readFileSync(state, "utf8").endsWith("}")) || this.child.exitCode !== null, "the broker is ready");
     if (this.child.exitCode !== null) throw new Error(this.said);
     this.port = Number(new URL(JSON.parse(readFileSync(state, "utf8")).http).port);
     return this;
