@@ -341,8 +341,9 @@ describe("resuming", () => {
     await settle();
     assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["audit.>"], last: 50 });
     world.socket.subscribed("x-100", { live: false, catch_up: 1 });
-    world.socket.event("audit.1", "x-40", {}, { catch_up: 1 });
     world.socket.event("orders.1", "x-101");
+    world.socket.event("audit.1", "x-40", {}, { catch_up: 1 });
+    assert.equal(client.position, "x-101");
     await cutAndBack();
     const asked = world.socket.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload);
     assert.deepEqual(asked, [
