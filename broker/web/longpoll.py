@@ -37,9 +37,13 @@ RESUME_SECONDS = 5.0  # which a poll waits for what is stored, whatever it asked
 
 @attrs.frozen(kw_only=True)
 class Ask:
-    """What a poll asks for. `position` is the newest that the client was given."""
+    """What a poll asks for. `position` is the newest that the client was given.
+
+    `tenant` is for monitoring tokens, and may stand in the address instead.
+    """
 
     channels: list[str]
+    tenant: str | None = None
     session: str | None = None
     position: str | None = None
     since: str | None = None
@@ -61,7 +65,9 @@ class Ask:
 
 
 NAMES = tuple(field.name for field in attrs.fields(Ask))
-PARAMETERS = tuple(name for name in NAMES if name != "channels")  # of a query, beside `channel`
+PARAMETERS = tuple(
+    name for name in NAMES if name not in ("channels", "tenant")
+)  # of a query, beside `channel`
 
 
 def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
@@ -145,6 +151,7 @@ class PollTransport:
     gone: Callable[[PollTransport], object]
     id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
     mark: bytes = b""  # of the token that its connection has
+    tenant: str | None = None  # that was asked for with it
     talking: trio.Lock = attrs.Factory(trio.Lock)
     changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # something did
     said: deque[bytes] = attrs.Factory(deque)  # to the connection
@@ -158,7 +165,7 @@ class PollTransport:
     held: set[str] = attrs.Factory(set)  # the subscriptions that came of it
     room: str = ""
     place: sse.Place = attrs.Factory(sse.Place)
-    answered: str | None = None  # the position that the client was given last
+    stands: str | None = None  # where the client is, as far as we know: all after it is still to come
     resuming: bool = False
     reconnect_after_ms: int | None = None
     error: messages.Error | None = None  # which ends the connection
@@ -232,9 +239,10 @@ class PollTransport:
                 await self.authenticate(token, tenant)
                 self.turn = turn
                 self.changed.unpark_all()
-                first = await self.tune(ask)
-            await self.gather(turn, 0 if first and not ask.starts else ask.wait)
-            return self.taken() if self.turn is turn else self.document(Gathered(), self.answered)
+                at_once = self.asked is None and not ask.starts
+                stands = await self.tune(ask)
+            await self.gather(turn, 0 if at_once else ask.wait)
+            return self.taken() if self.turn is turn else self.document(Gathered(), stands)
         except Failed as failed:
             return failed.response
         finally:
@@ -244,30 +252,29 @@ class PollTransport:
 
     async def authenticate(self, token: str, tenant: str | None) -> None:
         """Makes sure that the token is good, and that of the session's user."""
-        mark = hashlib.sha256(msgspec.json.encode([token, tenant])).digest()
-        if hmac.compare_digest(mark, self.mark):
+        mark = hashlib.sha256(token.encode()).digest()
+        if hmac.compare_digest(mark, self.mark) and tenant in (None, self.tenant):
             return
         reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
         self.room = reply.field("private").split(".")[1]
-        self.mark = mark
+        self.mark, self.tenant = mark, tenant
 
-    async def tune(self, ask: Ask) -> bool:
-        """Has the connection subscribe to what is asked for, from where the client stands.
-
-        Whether that is the first time.
-        """
+    async def tune(self, ask: Ask) -> str | None:
+        """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
-        if asked == self.asked and ask.position in (None, self.answered):
+        if asked == self.asked and ask.position in (None, self.stands):
             await self.request("ping", {})  # which costs what a request costs, and tells P
-            return False
+            return self.stands
         known, self.asked = self.asked is not None, None
         try:
             wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
             if gone := self.held - wanted:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
             wish = ask.wish()
-            if known and not ask.starts and self.answered is not None:
-                wish["position"] = self.answered
+            if known:
+                wish.pop("durable", None)  # the session holds it
+            if known and not ask.starts and self.stands is not None:
+                wish["position"] = self.stands
             reply = await self.request("subscribe", wish)
             self.held = set(reply.field("channel"))
             self.gathered.refused = reply.field("refused")
@@ -275,7 +282,8 @@ class PollTransport:
             if not known and ask.session is not None and not ask.starts:
                 self.gathered.recovered = False  # nobody knows what came since
             self.asked = asked
-            return not known
+            self.stands = None if self.place.unfinished else reply.field("position")
+            return self.stands
         finally:
             if self.asked is None:  # broken off in the middle: the next poll begins anew
                 self.end()
@@ -300,8 +308,8 @@ class PollTransport:
         if self.error is not None:
             return told(self.error)
         gathered, self.gathered = self.gathered, Gathered()
-        self.answered, self.size = self.place.position, len(self.buffer)
-        return self.document(gathered, self.answered)
+        self.stands, self.size = self.place.position, len(self.buffer)
+        return self.document(gathered, self.stands)
 
     def document(self, gathered: Gathered, position: str | None) -> Response:
         document = {
