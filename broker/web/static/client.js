@@ -478,20 +478,26 @@ export class Client extends EventTarget {
     this.#say({ state: "connecting", retryAt: undefined });
     let names = this.#options.transports;
     const [known, until] = (memory(`broker ${this.#url}`) || this.#first || "").split(" ");
-    if (names.includes(known) && until > Date.now()) names = names.slice(names.indexOf(known));
+    const first = names.indexOf(known);
+    if (first > 0 && until > Date.now()) names = [...names.slice(first), ...names.slice(0, first)];
     const run = this.#running;
     if (this.#hub && !this.#hub.leads) names = ["tabs", ...names];
     let end;
-    for (const name of names) {
+    const fails = async (name) => {
       end = await this.#attempt(name, await this.#fresh());
-      if (run !== this.#running) return end;
+      if (run !== this.#running) return false;
       // Cut again and again without a word: something between us and the broker does not like it.
       this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
       const works = end.opened && this.#shorts < SHORTS;
-      if (works || end.at_once || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
+      return !works && !end.at_once && !end.answered && !(end.code >= 4000) && this.#reachable();
+    };
+    for (const [at, name] of names.entries()) {
+      const began = Date.now();
+      if (!(await fails(name))) break;
+      // A broker that is just coming up refuses one moment and answers the next: no reason to leave WebSocket.
+      if (Date.now() - began < SHORT_MS && !(await fails(name))) break;
+      if (end.opened && names[at + 1]) this.#remember(names[at + 1]);
       this.#shorts = 0;
-      const next = names[names.indexOf(name) + 1];
-      if (end.opened && next) this.#remember(next);
     }
     return end;
   }

@@ -279,16 +279,30 @@ describe("choosing a transport", () => {
     await world.client();
     world.socket.cut();
     await settle();
-    assert.match(world.fetched[1], /\/sse\?channel=me\.-$/);
-    assert.match(world.fetched[3], /\/poll$/);
+    assert.equal(world.sockets.length, 2, "once more, since the broker may just have come up");
+    world.socket.cut();
+    await world.clock.go(0);
+    const tried = world.fetched.map((url) => new URL(url).pathname).filter((path) => path !== "/healthz");
+    assert.deepEqual(tried, ["/sse", "/sse", "/poll", "/poll"]);
     await world.clock.go(500);
-    assert.equal(world.sockets.length, 2, "and begins anew");
+    assert.equal(world.sockets.length, 3, "and begins anew");
+  });
+
+  test("stays with WebSocket when the broker was just coming up", async () => {
+    answering();
+    const client = await world.client();
+    world.socket.cut();
+    await settle();
+    world.socket.welcome();
+    await settle();
+    assert.equal(client.status.transport, "websocket");
+    assert.deepEqual(world.fetched, ["http://broker.test/healthz"]);
   });
 
   test("leaves WebSocket when it is cut three times shortly after it came about", async () => {
     answering();
     await world.client();
-    for (let i = 0; i < 3; i++) {
+    for (let i = 0; i < 4; i++) {
       world.socket.welcome();
       await settle();
       world.socket.cut();
