@@ -302,13 +302,29 @@ describe("choosing a transport", () => {
   test("leaves WebSocket when it is cut three times shortly after it came about", async () => {
     answering();
     await world.client();
-    for (let i = 0; i < 4; i++) {
+    for (let i = 0; i < 3; i++) {
       world.socket.welcome();
       await settle();
       world.socket.cut();
       await world.clock.go(4_000);
     }
     assert.ok(world.fetched.some((url) => url.includes("/sse")));
+  });
+
+  test("resumes and sends again what was not answered, also where there is no other transport", async () => {
+    answering();
+    const client = await world.client({ transports: ["websocket"] });
+    client.subscribe("orders.>");
+    client.publish("a", 1).catch(() => {});
+    for (let i = 0; i < 5; i++) {
+      world.socket.welcome();
+      await settle();
+      assert.equal(world.socket.count("publish"), 1);
+      assert.equal(world.socket.count("subscribe"), 1);
+      world.socket.subscribed("x-1");
+      world.socket.cut();
+      await world.again();
+    }
   });
 });
 
