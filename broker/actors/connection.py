@@ -6,7 +6,7 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
@@ -17,10 +17,8 @@ import structlog
 import trio
 from msgspec import UNSET
 
-from broker import subjects
-from broker.actors import joining
+from broker.actors import joining, publishing
 from broker.actors.boundary import Boundary
-from broker.actors.fanout import PUBLISHER
 from broker.actors.outlet import Outlet
 from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
@@ -37,7 +35,6 @@ from broker.errors import (
 )
 from broker.limits import DELIVERED
 from broker.wire import codec, messages, traces
-from broker.wire.positions import Position
 from broker.wire.session import (
     Acknowledge,
     Answer,
@@ -119,8 +116,12 @@ class Connection:
         config = self.services.config
         budgets = self.services.budgets
         self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
+        transport = self.transport
         self.outlet = Outlet(
-            send=self.transport.send_nowait, client=self, whole=not self.transport.partial_sends
+            send=transport.send_nowait,
+            client=self,
+            whole=not transport.partial_sends,
+            framing=transport.framing,
         )
         self.spend_from(budgets.arrive(self.peer))
 
@@ -281,13 +282,10 @@ class Connection:
     async def verify(self, wish: Verify) -> None:
         services, held = self.services, self.session.principal
         chosen = held.tenant if held and held.monitoring else self.asked
-        verifier = None
-        while verifier is not services.verifier:  # another configuration while it waited: what that says
-            verifier = services.verifier
-            principal = await verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
+        principal = await services.verify(wish.token, wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
-        self.check(principal)
+        services.check(principal)
         now = trio.current_time()
         if self.session.principal is None:
             self.spend_from(services.budgets.claim(self.session.budgets, principal, now))
@@ -327,12 +325,6 @@ class Connection:
             if not self.closing:
                 self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
-    def check(self, principal: Principal) -> None:
-        """Raises `TokenRevoked` for a client that is kept out."""
-        self.services.control.check(principal)
-        if self.services.budgets.suspended(principal.tenant) and not principal.monitoring:
-            raise TokenRevoked("this tenant is suspended")
-
     def keep_out(self) -> None:
         """Ends when its token has been revoked, or its tenant suspended."""
         with Boundary(self):
@@ -340,7 +332,7 @@ class Connection:
             if principal is None or self.closing:
                 return
             try:
-                self.check(principal)
+                self.services.check(principal)
             except TokenRevoked as error:
                 self.tell(to_message(error))
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
@@ -356,7 +348,7 @@ class Connection:
         if self.tenant is None:
             if reason := self.services.control.not_ready():
                 raise Unavailable(reason, retry_after=1.0)
-            self.check(principal)  # bans may have been read since it came in
+            self.services.check(principal)  # bans may have been read since it came in
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         return principal
@@ -402,38 +394,8 @@ class Connection:
         self.cursors = {name: cursor for name, cursor in self.cursors.items() if name not in names}
 
     async def publish(self, wish: Send) -> None:
-        principal, services = self.attach(), self.services
-        headers = {PUBLISHER: principal.room, "Broker-Connection": self.id}
-        subject = services.names.subject(principal.tenant, wish.channel)
-        if wish.traceparent is not None:
-            headers[traces.PARENT] = wish.traceparent
-        tracing = services.tracing
-        with (
-            tracing.publishing(headers, tenant=principal.tenant, channel=wish.channel)
-            if tracing is not None
-            else nullcontext()
-        ):
-            reply = await self.hand_in(wish, principal, subject, headers)
+        reply = await publishing.hand_in(self.services, self.attach(), wish, connection=self.id)
         self.tell(reply, wish.message_id)
-
-    async def hand_in(
-        self, wish: Send, principal: Principal, subject: str, headers: Mapping[str, str]
-    ) -> messages.Published:
-        """Gives NATS what the client publishes; what the client is told of it."""
-        services = self.services
-        given = UNSET if wish.id is None else wish.id
-        if subjects.is_live(wish.channel):
-            await services.bus.publish_live(subject, wish.body, headers=headers)
-            return messages.Published(id=given)
-        message_id = None
-        if wish.id is not None:
-            # The stream compares ids over all tenants, users and channels. No part holds a blank, and
-            # services begin theirs with a tenant, so that no client can take another's.
-            token = subjects.encode_token(wish.id)
-            message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
-        ack = await services.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
-        position = Position(services.intake.incarnation, ack.sequence)
-        return messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET)
 
     def position(self) -> str | None:
         """The live position, once there is one."""
@@ -531,8 +493,11 @@ class Connection:
         if now < self.heard + self.limits.heartbeat_seconds:
             # A stall that may be shorter than that is not to be found later for it.
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
+        self.outlet.push(self.transport.ping(self.position()))
+        if not self.transport.answers:
+            self.heard = now
+            return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
         self.pinged = now
-        self.outlet.push(self.transport.ping())
         return now + self.limits.heartbeat_timeout_seconds
 
     # --- the end ------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from broker.actors.fanout import Fanout
     from broker.ring import Ring, Tick
     from broker.routing import Topic
+    from broker.wire.frames import Framing
     from broker.wire.messages import Lag, ServerMessage
 
 
@@ -145,18 +146,22 @@ class Outlet:
     """One connection's place in the fan-out.
 
     `whole`: the link cannot say how much it took (TLS), so that what is handed to it waits as one piece.
-    `mask` is its share of the tick that is being sent, until it has been.
+    `framing`: what its link makes of the frames of events, if anything. `mask` is its share of the tick that
+    is being sent, until it has been.
     """
 
     __slots__ = (
-        "backlog", "catch_ups", "client", "fanout", "lags", "live", "mask", "numbers", "send", "stored",
-        "version", "whole",
+        "backlog", "catch_ups", "client", "fanout", "framing", "lags", "live", "mask", "numbers", "send",
+        "stored", "version", "whole",
     )  # fmt: skip
 
-    def __init__(self, *, send: Callable[[bytes], int], client: Client, whole: bool) -> None:
+    def __init__(
+        self, *, send: Callable[[bytes], int], client: Client, whole: bool, framing: Framing | None = None
+    ) -> None:
         self.send = send
         self.client = client
         self.whole = whole
+        self.framing = framing
         self.fanout: Fanout | None = None
         self.stored: dict[Topic, int] = {}
         self.live: dict[Topic, int] = {}
@@ -204,7 +209,7 @@ class Outlet:
         if self.mask and self.backlog is None and self.fanout and self.fanout.running:
             tick, mask = self.fanout.running, self.mask
             self.mask = 0
-            data = tick.join(mask)
+            data = self.fanout.join(tick, mask, self.framing)
             self.took(tick, mask, data, self.try_send(data))
 
     def took(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
@@ -217,6 +222,7 @@ class Outlet:
             return
         chunk = Chunk(cursor=tick.last, position=tick.head)
         chunk.add(tick, mask)
+        chunk.become(self.framing)
         left = chunk.cut(sent)
         self.count(chunk, sent + len(left))
         self.fall_behind(left, cursor=chunk.cursor, position=chunk.position)
@@ -240,6 +246,7 @@ class Outlet:
         """Sends a chunk of the main flow (or of its live channels) to a connection that is behind."""
         if chunk.passed:
             # To its end, once begun: else what its gap counts would be counted again.
+            chunk.become(self.framing)
             events = b"".join(chunk.frames)
             self.count(chunk, len(events))
             data = bytes(backlog.left) + b"".join(backlog.replies) + events
@@ -256,6 +263,7 @@ class Outlet:
         """Sends a chunk; what is left of the frame that the link did not take wholly."""
         if not chunk.frames:
             return memoryview(b"")
+        chunk.become(self.framing)
         data = b"".join(chunk.frames)
         sent = self.try_send(data)
         left = memoryview(data)[sent:] if self.whole else chunk.cut(sent)

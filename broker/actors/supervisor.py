@@ -19,6 +19,7 @@ from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
+from broker.actors.posting import Posting
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from broker.metrics.statistics import Statistics
     from broker.subjects import Names
     from broker.tracing import Tracing
+    from broker.wire.messages import Error, Published
 
 TIDY_SECONDS = 5.0
 OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
@@ -78,6 +80,7 @@ class Supervisor:
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
+    admitting: int = 0  # clients and requests that a place is kept for
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
     observer: Observer = attrs.field(init=False)
@@ -266,12 +269,18 @@ class Supervisor:
     def admission(self, peer: str) -> Iterator[None]:
         """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
 
+        Or for as long as a request of its own takes, which a drain waits for.
         Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
         """
         if self.draining:
             raise Unavailable("this broker is about to stop", retry_after=1.0)
-        with self.services.budgets.admission(peer, trio.current_time()):
-            yield
+        self.admitting += 1
+        try:
+            with self.services.budgets.admission(peer, trio.current_time()):
+                yield
+        finally:
+            self.admitting -= 1
+            self.look_empty()
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """One client, until it is gone. Raises `LinkLost` when it came too late."""
@@ -309,13 +318,22 @@ class Supervisor:
                 seconds=ended.seconds,
                 **connection.who(),
             )
-        if not self.connections:
+        self.look_empty()
+
+    def look_empty(self) -> None:
+        if not (self.connections or self.admitting):
             self.empty.unpark_all()
 
     async def emptied(self) -> None:
-        """Waits until no connection is left."""
-        while self.connections:
+        """Waits until no connection is left, and no request."""
+        while self.connections or self.admitting:
             await self.empty.park()
+
+    async def publish(
+        self, message: bytes, *, token: str, tenant: str | None, peer: str
+    ) -> Published | Error:
+        """A `publish` message that came without a connection, within an `admission`; its reply."""
+        return await Posting(self.services, peer).publish(message, token=token, tenant=tenant)
 
     # --- housekeeping -------------------------------------------------------------------------------
 

@@ -245,9 +245,7 @@ class Tenant:
         clock = trio.current_time
         until = clock() + TURN_SECONDS
         sends = deliveries = total = 0
-        groups = self.fanout.groups(tick)
-        for mask, outlets in groups.items():
-            data = tick.join(mask)
+        for data, mask, outlets in self.fanout.shares(tick):
             size = len(data)
             passed = 0
             for outlet in outlets:
@@ -273,7 +271,7 @@ class Tenant:
             deliveries += mask.bit_count() * reached
             total += size * reached
         self.traffic.add(deliveries, total)
-        self.measure(tick, written=bool(groups))
+        self.measure(tick, written=sends > 0)
 
     def measure(self, tick: Tick, *, written: bool) -> None:
         """What a tick has taken, when somebody got something of it."""

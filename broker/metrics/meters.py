@@ -22,7 +22,7 @@ REPLAY_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 GAP_REASONS = ("trimmed", "reset", "limit", "lag", "source")
 LETTER_REASONS = ("invalid_channel", "not_json", "too_large", "tenant_mismatch", "not_kept")
-TRANSPORTS = ("websocket",)
+TRANSPORTS = ("websocket", "sse", "poll")
 CLOSE_CODES = (
     *(("broker", code) for code in CloseCode),
     *(("client", code) for code in (1000, 1001, 1005, 1006)),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
-STATUSES = (101, 200, 400, 403, 404, 429, 503)
+STATUSES = (101, 200, 202, 400, 401, 403, 404, 413, 429, 503)
 DISTRIBUTION = "nats-websocket-broker"
 
 

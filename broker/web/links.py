@@ -49,6 +49,15 @@ class Link:
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
+    def give_up_after(self, seconds: float) -> None:
+        """Has the kernel end the link when the client has acknowledged nothing of what was sent for so long.
+
+        For clients that cannot answer a heartbeat (TCP_USER_TIMEOUT of tcp(7); else it takes the kernel
+        about 15 minutes).
+        """
+        with contextlib.suppress(OSError, AttributeError):  # the option is Linux's
+            self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
     @property
     def certificate(self) -> str | None:
         """The name in the certificate that the client has shown, verified."""
