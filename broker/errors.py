@@ -40,7 +40,7 @@ class CloseCode(IntEnum):
 
     meaning: str
 
-    def __new__(cls, code: int, meaning: str) -> Self:
+    def __new__(cls, code: int, meaning: str = "") -> Self:
         member = int.__new__(cls, code)
         member._value_, member.meaning = code, meaning
         return member

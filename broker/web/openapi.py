@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from broker.web import schemas
-from broker.web.schemas import Document
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from broker.web.router import Route
+    from broker.web.schemas import Document
 
 NAMES = re.compile(r"{(\w+)}")
 JSON, PROBLEM = "application/json", "application/problem+json"

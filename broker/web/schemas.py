@@ -1,4 +1,4 @@
-"""What both descriptions have in common: JSON Schema of the classes that the broker itself reads and writes."""
+"""What both descriptions have in common: JSON Schema of the classes that the broker reads and writes."""
 
 from __future__ import annotations
 
