@@ -26,6 +26,7 @@ error ends the connection. Codes are those of the protocol's code table.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -222,3 +223,16 @@ class Internal(BrokerError):
 
     code = "internal"
     retryable = True
+
+
+@cache
+def by_code() -> dict[str, type[BrokerError]]:
+    """Each code with the class that introduces it."""
+    found: dict[str, type[BrokerError]] = {}
+    pending = BrokerError.__subclasses__()
+    while pending:
+        kind = pending.pop(0)
+        if "code" in vars(kind):
+            found.setdefault(kind.code, kind)
+        pending += kind.__subclasses__()
+    return found

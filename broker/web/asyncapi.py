@@ -136,18 +136,9 @@ def coded(meanings: Mapping[Any, str], description: str) -> Document:
 
 
 def error_codes() -> dict[str, str]:
-    """What `error.code` may be: that of each error, by the class that introduces it."""
-    found: dict[str, str] = {}
-    for kind in descendants(errors.BrokerError):
-        if "code" in vars(kind) and kind.code not in found and kind.code not in NOT_FOR_CLIENTS:
-            found[kind.code] = getdoc(kind) or ""
-    return found
-
-
-def descendants(kind: type[errors.BrokerError]) -> Iterator[type[errors.BrokerError]]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from descendants(each)
+    """What `error.code` may be, and what each means."""
+    found = errors.by_code().items()
+    return {code: getdoc(kind) or "" for code, kind in found if code not in NOT_FOR_CLIENTS}
 
 
 def message(kind: Any, schema: Document) -> Document:
