@@ -206,7 +206,9 @@ class AsyncioSession:
             answer = rejected.response
             after = answer.headers.get("Retry-After", "")
             return self.engine.refused(answer.status_code, after, bytes(answer.body or b""))
-        except (OSError, InvalidMessage, Unavailable) as error:
+        except InvalidMessage:
+            return Lost("no answer to the WebSocket handshake")
+        except (OSError, Unavailable) as error:
             return Lost(str(error))
         except InvalidHandshake as error:
             return SessionEnded(f"{self.url} does not speak {SUBPROTOCOL}: {error}")
@@ -247,6 +249,7 @@ class AsyncioSession:
         clock = asyncio.get_running_loop().time
         while True:
             self.engine.listening(clock())
+            self.changed.set()
             try:
                 item = self.engine.receive(await link.recv(decode=False), clock())
             except ConnectionClosed as closed:

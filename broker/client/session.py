@@ -202,6 +202,7 @@ class Session:
     async def read(self, link: WebSocketConnection) -> Lost | SessionEnded:
         while True:
             self.engine.listening(trio.current_time())
+            self.changed.set()
             try:
                 text = await link.get_message()
                 item = self.engine.receive(text, trio.current_time())

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -13,28 +12,17 @@ from broker.client import Backoff, Event, Message, Reconnecting, Session, Sessio
 from tests.support.peer import Peer, broker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-QUICK = Backoff(first=0.001)
+    from tests.client.shells import Running, Shell
 
 
-@asynccontextmanager
-async def running(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterator[Session]:
-    session = Session(url=url, token=token, backoff=QUICK, **options)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(session.run)
-        yield session
-        nursery.cancel_scope.cancel()
-
-
-async def until(session: Session, kind: str) -> Message:
+async def until(session: Shell, kind: str) -> Message:
     async for item in session:
         if isinstance(item, Message) and item.type == kind:
             return item
     raise AssertionError(f"no {kind}")
 
 
-async def events(session: Session, count: int) -> list[int]:
+async def events(session: Shell, count: int) -> list[int]:
     found: list[int] = []
     async for item in session:
         if isinstance(item, Event):
@@ -44,7 +32,7 @@ async def events(session: Session, count: int) -> list[int]:
     raise AssertionError(f"only {found}")
 
 
-async def test_it_presents_its_token_and_hands_over_what_comes() -> None:
+async def test_it_presents_its_token_and_hands_over_what_comes(running: Running) -> None:
     """Token in the head, subprotocol offered, tenant in the address; an event's bytes are untouched."""
 
     async def script(peer: Peer) -> None:
@@ -68,7 +56,7 @@ async def test_it_presents_its_token_and_hands_over_what_comes() -> None:
         assert await anext(session) == Message(type="rumour", payload={"unheard": "of"}, message_id=None)
 
 
-async def test_it_resumes_after_a_cut() -> None:
+async def test_it_resumes_after_a_cut(running: Running) -> None:
     """After TCP is cut without a word the next connection begins after the last event that arrived."""
 
     async def first(peer: Peer) -> None:
@@ -93,7 +81,7 @@ async def test_it_resumes_after_a_cut() -> None:
         assert await events(session, 1) == [4]
 
 
-async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list() -> None:
+async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list(running: Running) -> None:
     """Two positions survive the cut: that of the live flow, and that of the catch-up."""
 
     async def first(peer: Peer) -> None:
@@ -117,7 +105,7 @@ async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list() -> None:
 
 
 @pytest.mark.parametrize("code", [1001, 1011, 1012, 4001, 4008, 4009, 4010, 4029])
-async def test_codes_after_which_it_comes_back(code: int) -> None:
+async def test_codes_after_which_it_comes_back(code: int, running: Running) -> None:
     """Codes below 4500 are answered by another connection; the reason is told."""
 
     async def first(peer: Peer) -> None:
@@ -133,7 +121,7 @@ async def test_codes_after_which_it_comes_back(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [4002, 4500, 4501, 4503, 4510])
-async def test_codes_after_which_it_stays_away(code: int) -> None:
+async def test_codes_after_which_it_stays_away(code: int, running: Running) -> None:
     """From 4500 on, and when a fixed token has run out, iteration ends with what the broker said."""
 
     async def script(peer: Peer) -> None:
@@ -148,7 +136,7 @@ async def test_codes_after_which_it_stays_away(code: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-async def test_refusals_after_which_it_stays_away(status: int) -> None:
+async def test_refusals_after_which_it_stays_away(status: int, running: Running) -> None:
     """An HTTP answer that says that the request is wrong ends the session."""
     async with broker(status) as url, running(url) as session:
         with pytest.raises(SessionEnded, match=f"HTTP {status}: try later") as ended:
@@ -156,7 +144,7 @@ async def test_refusals_after_which_it_stays_away(status: int) -> None:
         assert ended.value.status == status
 
 
-async def test_refusals_that_pass() -> None:
+async def test_refusals_that_pass(running: Running) -> None:
     """Overload and rate limits at the door are tried again."""
     async with broker(503, 429, Peer.welcome) as url, running(url) as session:
         for status in (503, 429):
@@ -166,7 +154,7 @@ async def test_refusals_that_pass() -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_nobody_there() -> None:
+async def test_nobody_there(running: Running) -> None:
     """Where nothing listens that is said, and tried again."""
     listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener[0].socket.getsockname()[1]
@@ -178,7 +166,7 @@ async def test_nobody_there() -> None:
             assert str(port) in lost.reason
 
 
-async def test_a_token_that_can_be_renewed() -> None:
+async def test_a_token_that_can_be_renewed(running: Running) -> None:
     """A token function is asked for each connection, and when the broker says that the token runs out."""
     count = 0
 
@@ -203,7 +191,7 @@ async def test_a_token_that_can_be_renewed() -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_draining_is_left_when_the_broker_says() -> None:
+async def test_draining_is_left_when_the_broker_says(running: Running) -> None:
     """`reconnect_after_ms` after `connection.draining` it goes by itself and resumes from P."""
 
     async def first(peer: Peer) -> None:
@@ -226,7 +214,7 @@ async def test_draining_is_left_when_the_broker_says() -> None:
         assert await events(session, 1) == [10]
 
 
-async def test_it_pings_when_it_hears_nothing() -> None:
+async def test_it_pings_when_it_hears_nothing(running: Running) -> None:
     """A quiet link is asked for a sign of life, and its answer moves the resume position."""
 
     async def first(peer: Peer) -> None:
@@ -246,7 +234,7 @@ async def test_it_pings_when_it_hears_nothing() -> None:
         await until(session, "subscribed")
 
 
-async def test_a_link_that_stays_silent_is_given_up() -> None:
+async def test_a_link_that_stays_silent_is_given_up(running: Running) -> None:
     """A peer that neither speaks nor answers a ping is left for another connection."""
 
     async def first(peer: Peer) -> None:
@@ -261,7 +249,7 @@ async def test_a_link_that_stays_silent_is_given_up() -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_a_subscribe_that_is_refused_for_now_is_sent_again() -> None:
+async def test_a_subscribe_that_is_refused_for_now_is_sent_again(running: Running) -> None:
     """`unavailable` is answered by the same request, after the delay that was asked for."""
 
     async def script(peer: Peer) -> None:
@@ -278,7 +266,7 @@ async def test_a_subscribe_that_is_refused_for_now_is_sent_again() -> None:
         await until(session, "subscribed")
 
 
-async def test_unsubscribing_is_for_good() -> None:
+async def test_unsubscribing_is_for_good(running: Running) -> None:
     """What was unsubscribed is not asked for by the next connection."""
 
     async def first(peer: Peer) -> None:
@@ -300,7 +288,7 @@ async def test_unsubscribing_is_for_good() -> None:
         await until(session, "subscribed")
 
 
-async def test_a_slow_taker_holds_up_the_broker() -> None:
+async def test_a_slow_taker_holds_up_the_broker(running: Running) -> None:
     """While nobody takes items no more than a bounded number is read: the sender is stopped by TCP."""
     sent = 0
     stuck = trio.Event()
@@ -323,7 +311,7 @@ async def test_a_slow_taker_holds_up_the_broker() -> None:
         assert sent < 300  # of 0.2 MB each: the queue, and what two kernels hold
 
 
-async def test_something_else_than_a_broker() -> None:
+async def test_something_else_than_a_broker(running: Running) -> None:
     """A WebSocket server that speaks another language ends the session instead of being asked for ever."""
 
     async def script(peer: Peer) -> None:
@@ -334,7 +322,7 @@ async def test_something_else_than_a_broker() -> None:
             await anext(session)
 
 
-async def test_over_tls() -> None:
+async def test_over_tls(running: Running) -> None:
     """wss: works with the authority given; without it nothing is sent and the reason is told."""
     authority = trustme.CA()
     server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
@@ -348,7 +336,7 @@ async def test_over_tls() -> None:
             assert "CERTIFICATE_VERIFY_FAILED" in lost.reason
 
 
-async def test_a_peer_that_leaves_in_the_handshake() -> None:
+async def test_a_peer_that_leaves_in_the_handshake(running: Running) -> None:
     """A server that takes the connection and ends it without an answer is tried again at once."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, running(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws") as session:
