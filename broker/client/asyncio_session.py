@@ -23,7 +23,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -31,7 +31,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
-from broker.client.engine import SUBPROTOCOL, UNHEARD, Backoff, Engine
+from broker.client.engine import READ_AHEAD, SUBPROTOCOL, UNHEARD, Backoff, Engine
 from broker.client.items import Item, Lost, Reconnecting, SessionEnded
 from broker.errors import CloseCode, Unavailable
 
@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
     from broker.client.engine import Lag
     from broker.client.items import Published
+    from broker.client.outbox import Pending
 
+T = TypeVar("T")
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
@@ -80,6 +82,8 @@ class AsyncioSession:
     changed: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)  # there may be something to send
     expiring: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
     taken: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
+    taker: asyncio.Task[Any] | None = attrs.field(default=None, repr=False)  # iterates
+    taker_waits: bool = False  # for an answer, instead of taking what comes before it
     items: asyncio.Queue[Item | None] = attrs.field(factory=asyncio.Queue, repr=False)  # None: the end
 
     def __attrs_post_init__(self) -> None:
@@ -117,6 +121,7 @@ class AsyncioSession:
         return self
 
     async def __anext__(self) -> Item:
+        self.taker = asyncio.current_task()
         item = await self.items.get()
         self.taken.set()
         if item is not None:
@@ -169,12 +174,7 @@ class AsyncioSession:
         """
         done = asyncio.Event()
         promise = self.engine.publish(channel, event, event_id, done.set)
-        self.changed.set()
-        try:
-            await done.wait()
-        finally:
-            self.engine.outbox.withdraw(promise)
-        return promise.result()
+        return await self.answer(promise, done)
 
     async def acknowledge(self, durable: str, position: str) -> None:
         """Says that everything up to `position` has been dealt with, and returns once that is stored.
@@ -183,9 +183,21 @@ class AsyncioSession:
         """
         done = asyncio.Event()
         promise = self.engine.acknowledge(durable, position, done.set)
+        await self.answer(promise, done)
+
+    async def answer(self, promise: Pending[T], done: asyncio.Event) -> T:
+        """Waits for what was promised. It comes behind events: those are read on meanwhile."""
+        mine = asyncio.current_task() is self.taker
+        self.taker_waits |= mine
         self.changed.set()
-        await done.wait()
-        promise.result()
+        self.taken.set()
+        try:
+            await done.wait()
+        finally:
+            self.engine.outbox.withdraw(promise)
+            if mine:
+                self.taker_waits = False
+        return promise.result()
 
     def acknowledge_nowait(self, durable: str, position: str) -> None:
         """The same without waiting. Of many only the newest is sent; after a cut it is sent again."""
@@ -268,9 +280,13 @@ class AsyncioSession:
         if free and self.items.qsize() >= UNHEARD:
             return
         self.items.put_nowait(item)
-        while self.items.qsize() and not free:
+        while not free and self.items.qsize() > self.ahead():
             self.taken.clear()
             await self.taken.wait()
+
+    def ahead(self) -> float:
+        """How many items may wait to be taken while the next ones are read."""
+        return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
 
     async def write(self, link: ClientConnection) -> Lost | SessionEnded:
         clock = asyncio.get_running_loop().time
@@ -292,13 +308,13 @@ class AsyncioSession:
         """Presents another token when one is wanted. Until there is one the old one holds."""
         while True:
             await self.expiring.wait()
-            self.expiring.clear()
             for attempt in itertools.count():
                 try:
                     token = await self.current_token()
                     break
                 except (OSError, Unavailable):
                     await asyncio.sleep(self.backoff.delay(attempt))
+            self.expiring.clear()
             self.engine.renewed(token)
             self.changed.set()
 

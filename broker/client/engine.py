@@ -33,6 +33,7 @@ Lag = Literal["replay", "latest", "drop", "close"]
 
 SUBPROTOCOL = "broker.v1"
 HEARTBEAT_SECONDS = 25.0  # until the broker says its own
+READ_AHEAD = 10_000  # items, while some task waits for an answer, which comes behind them
 UNHEARD = 16  # messages that are kept for somebody who need not take them
 STOPPED = "the session was stopped"
 TRY_AGAIN = (408, 425, 429)  # of the HTTP 4xx the ones that pass; all 5xx do

@@ -97,8 +97,10 @@ class Outbox:
         return promise
 
     def withdraw(self, promise: Pending[Any]) -> None:
-        """Nobody waits any more: what was not sent will not be."""
+        """Nobody waits any more: a publish that was not sent will not be."""
         self.waiting = [each for each in self.waiting if each.promise is not promise]
+        for entry in self.acknowledgements.values():
+            entry.promises = [each for each in entry.promises if each[1] is not promise]
 
     def acknowledge(self, durable: str, position: str, on_done: Callable[[], None] | None) -> Pending[str]:
         promise: Pending[str] = Pending(on_done)
@@ -108,6 +110,13 @@ class Outbox:
         if on_done:
             entry.promises.append((position, promise))
         return promise
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(
+            self.sent or self.waiting or any(each.promises for each in self.acknowledgements.values())
+        )
 
     # --- the connection's side ---------------------------------------------------------------------
 

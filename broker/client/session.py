@@ -20,16 +20,16 @@ time; while nobody takes it, nothing more is read and the broker notices.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection
 
-from broker.client.engine import SUBPROTOCOL, UNHEARD, Backoff, Engine
+from broker.client.engine import READ_AHEAD, SUBPROTOCOL, UNHEARD, Backoff, Engine
 from broker.client.items import Item, Lost, Reconnecting, SessionEnded
 from broker.client.link import use_link
 from broker.errors import CloseCode, Unavailable
@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
     from broker.client.engine import Lag
     from broker.client.items import Published
+    from broker.client.outbox import Pending
 
+T = TypeVar("T")
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
 
 
@@ -61,8 +63,10 @@ class Session:
     changed: trio.Event = attrs.field(factory=trio.Event, repr=False)  # there may be something to send
     expiring: trio.Event = attrs.field(factory=trio.Event, repr=False)
     taken: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    taker: trio.lowlevel.Task | None = attrs.field(default=None, repr=False)  # iterates
+    taker_waits: bool = False  # for an answer, instead of taking what comes before it
     channels: tuple[trio.MemorySendChannel[Item], trio.MemoryReceiveChannel[Item]] = attrs.field(
-        factory=lambda: trio.open_memory_channel[Item](math.inf), repr=False
+        factory=lambda: trio.open_memory_channel[Item](inf), repr=False
     )
 
     def __attrs_post_init__(self) -> None:
@@ -87,6 +91,7 @@ class Session:
         return self
 
     async def __anext__(self) -> Item:
+        self.taker = trio.lowlevel.current_task()
         try:
             item = await self.channels[1].receive()
         except trio.EndOfChannel:
@@ -135,12 +140,7 @@ class Session:
         """
         done = trio.Event()
         promise = self.engine.publish(channel, event, event_id, done.set)
-        self.changed.set()
-        try:
-            await done.wait()
-        finally:
-            self.engine.outbox.withdraw(promise)
-        return promise.result()
+        return await self.answer(promise, done)
 
     async def acknowledge(self, durable: str, position: str) -> None:
         """Says that everything up to `position` has been dealt with, and returns once that is stored.
@@ -149,9 +149,21 @@ class Session:
         """
         done = trio.Event()
         promise = self.engine.acknowledge(durable, position, done.set)
+        await self.answer(promise, done)
+
+    async def answer(self, promise: Pending[T], done: trio.Event) -> T:
+        """Waits for what was promised. It comes behind events: those are read on meanwhile."""
+        mine = trio.lowlevel.current_task() is self.taker
+        self.taker_waits |= mine
         self.changed.set()
-        await done.wait()
-        promise.result()
+        self.taken.set()
+        try:
+            await done.wait()
+        finally:
+            self.engine.outbox.withdraw(promise)
+            if mine:
+                self.taker_waits = False
+        return promise.result()
 
     def acknowledge_nowait(self, durable: str, position: str) -> None:
         """The same without waiting. Of many only the newest is sent; after a cut it is sent again."""
@@ -223,9 +235,13 @@ class Session:
         if free and receive.statistics().current_buffer_used >= UNHEARD:
             return
         send.send_nowait(item)
-        while receive.statistics().current_buffer_used and not free:
+        while not free and receive.statistics().current_buffer_used > self.ahead():
             self.taken = trio.Event()
             await self.taken.wait()
+
+    def ahead(self) -> float:
+        """How many items may wait to be taken while the next ones are read."""
+        return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
 
     async def write(self, link: WebSocketConnection) -> Lost | SessionEnded:
         while True:
@@ -245,13 +261,13 @@ class Session:
         """Presents another token when one is wanted. Until there is one the old one holds."""
         while True:
             await self.expiring.wait()
-            self.expiring = trio.Event()
             for attempt in itertools.count():
                 try:
                     token = await self.current_token()
                     break
                 except (OSError, Unavailable):
                     await trio.sleep(self.backoff.delay(attempt))
+            self.expiring = trio.Event()
             self.engine.renewed(token)
             self.changed.set()
 

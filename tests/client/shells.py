@@ -80,25 +80,27 @@ async def on_trio(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterat
 
 @asynccontextmanager
 async def on_asyncio(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterator[Shell]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    home = trio.lowlevel.current_trio_token()
+    ready = trio.Event()
+    made: list[tuple[Elsewhere, asyncio.Event]] = []
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        async with AsyncioSession(url=url, token=token, **{"backoff": QUICK} | options) as session:
+            made.append((Elsewhere(session, asyncio.get_running_loop(), home), stop))
+            home.run_sync_soon(ready.set)
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
     thread.start()
+    await ready.wait()
+    [(elsewhere, stop)] = made
     try:
-
-        async def make() -> AsyncioSession:
-            return AsyncioSession(url=url, token=token, **{"backoff": QUICK} | options)
-
-        home = trio.lowlevel.current_trio_token()
-        session = await trio.to_thread.run_sync(asyncio.run_coroutine_threadsafe(make(), loop).result)
-        elsewhere = Elsewhere(session, loop, home)
-        await elsewhere.call(session.__aenter__())
         yield elsewhere
     finally:
+        elsewhere.loop.call_soon_threadsafe(stop.set)
         with trio.CancelScope(shield=True):
-            await elsewhere.call(session.__aexit__(GeneratorExit, GeneratorExit(), None))
-            loop.call_soon_threadsafe(loop.stop)
             await trio.to_thread.run_sync(thread.join)
-        loop.close()
 
 
 Running: TypeAlias = "Callable[..., AbstractAsyncContextManager[Shell]]"
