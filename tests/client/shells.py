@@ -91,7 +91,12 @@ async def on_asyncio(url: str, token: Any = "t0ken", **options: Any) -> AsyncIte
             home.run_sync_soon(ready.set)
             await stop.wait()
 
-    thread = threading.Thread(target=lambda: asyncio.run(work()))
+    def run() -> None:
+        # Not `asyncio.run`: in a process with trio_asyncio that is no asyncio loop any more.
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(work())
+
+    thread = threading.Thread(target=run)
     thread.start()
     await ready.wait()
     [(elsewhere, stop)] = made
