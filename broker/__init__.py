@@ -2,7 +2,7 @@
 
 Rooms, from the top down. Imports go strictly downwards; rooms on one line do not import each other::
 
-    __main__ · cli · (app | bench) · reloading · web · actors · features
+    __main__ · cli · (app | bench) · reloading · web · operations · actors · features
     · (auth | bus | client | systemd | tracing) · wire · (routing | ring | limits | permissions) · subjects
     · (config | log | metrics) · errors
 

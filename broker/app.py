@@ -11,6 +11,7 @@ import json
 import os
 import random
 import signal
+import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,27 +22,31 @@ import structlog
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from broker import metrics, systemd
-from broker.actors.bans import Bans
-from broker.actors.diagnosis import Diagnosis
-from broker.actors.operations import Operations
-from broker.actors.storage import Storage
+from broker import systemd
 from broker.actors.supervisor import Supervisor
 from broker.auth import admin as admin_token
+from broker.auth import tokens
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
+from broker.metrics.collector import Collector
+from broker.metrics.process import Pauses, Process
+from broker.operations.bans import Bans
+from broker.operations.diagnosis import Diagnosis
+from broker.operations.process import Operations
+from broker.operations.storage import Storage
 from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, diagnosis
 from broker.web.admin import AdminPort
-from broker.web.links import server_context
+from broker.web.links import expiry, server_context
 from broker.web.listeners import open_ports
 from broker.web.router import Router
 from broker.web.server import PublicPort
+from broker.web.site import Site
 
 if TYPE_CHECKING:
     import socket
@@ -60,7 +65,9 @@ GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
 CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
+DEMO_TOKEN_SECONDS = 300.0  # short, so that whoever looks sees it renewed
 SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
+AUDIT_SECONDS = 2.0  # for the last records, when NATS does not answer
 
 log = structlog.get_logger()
 
@@ -91,12 +98,13 @@ async def serve(
     on_ready: Callable[[Running], None],
     stop: Stop | None = None,
     read: Callable[[], Config] | None = None,
+    demo: bool = False,
 ) -> None:
     """Runs the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
 
     `on_ready` is called once an event can travel through. With `read`, which reads the configuration anew,
-    SIGHUP puts that into force. Raises `ConfigError` for what cannot be used,
-    and other `BrokerError`s for what is in the way at the start.
+    SIGHUP puts that into force. With `demo` there is a demo page, which has tokens signed for it. Raises
+    `ConfigError` for what cannot be used, and other `BrokerError`s for what is in the way at the start.
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
@@ -132,17 +140,22 @@ async def serve(
             await tenants.start(supervisor.run)
             public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
-            registry.register(metrics.Collector(supervisor.statistics))
-            pauses = metrics.Pauses()
+            registry.register(Collector(supervisor.statistics))
+            process = Process(certificate_expires=expiry(config.server))
+            registry.register(process)
+            pauses = Pauses()
             registry.register(pauses)
             ProcessCollector(registry=registry)
             public_port = PublicPort(
                 config.server,
                 config.limits,
                 serve=supervisor.serve,
+                publish=supervisor.publish,
                 admission=supervisor.admission,
                 health=supervisor.not_ready,
                 ssl_context=context,
+                responses=process.responses,
+                site=Site(sign=partial(demo_token, config) if demo else None),
             )
             admin_port = AdminPort(
                 config.server,
@@ -189,6 +202,7 @@ async def serve(
                                 notifier=notifier,
                                 hangups=hangups,
                                 nursery=engine,
+                                process=process,
                             )
                             tenants.start_soon(reloader.run)
                         await stop.wanted.wait()
@@ -221,6 +235,10 @@ class Ports:
                 for part, listeners in zip(parts, sockets, strict=True):
                     await nursery.start(partial(part, listeners, nursery=connections))
                 task_status.started()
+
+
+def demo_token(config: Config, tenant: str, user: str) -> str:
+    return tokens.sign(config.auth, tenant=tenant, user=user, now=time.time(), ttl=DEMO_TOKEN_SECONDS)
 
 
 def note_action(audit: Audit, action: Action) -> None:
@@ -272,7 +290,8 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             connection.dismiss(code)
         await supervisor.emptied()
         await supervisor.services.cursors.flush()
-        await supervisor.services.audit.flush()
+        with trio.move_on_after(AUDIT_SECONDS):
+            await supervisor.services.audit.flush()
         if supervisor.tracing:
             await send_spans(supervisor.tracing)
     if grace.cancelled_caught:
@@ -324,7 +343,7 @@ def state_file(path: Path, running: Running) -> Iterator[None]:
 
 
 @contextmanager
-def watched_collector(pauses: metrics.Pauses) -> Iterator[None]:
+def watched_collector(pauses: Pauses) -> Iterator[None]:
     """Has the garbage collector's pauses counted."""
     gc.callbacks.append(pauses)
     try:

@@ -49,8 +49,9 @@ class TokenBucket:
         self.time = now
 
     def adopt(self, *, rate: float, burst: float) -> None:
-        """Goes on with other bounds."""
+        """Goes on with other bounds, and no longer in debt than those allow."""
         self.rate, self.burst = rate, burst
+        self.level = max(self.level, -LONGEST_DEBT_SECONDS * rate)
 
     def take(self, now: float, amount: float = 1) -> float:
         """Takes `amount` and answers 0; or takes nothing and answers after how many seconds it is there."""

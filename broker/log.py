@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
 # A JWT or the beginning of one, wherever it stands, and the credentials in an address.
-HIDDEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|(?<=://)[^/\s@]+(?=@)")
+HIDDEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|(?<=://)[^/\s]+(?=@)")
 KEPT_SOURCES = 1024  # of lines, whose rate is known
 
 

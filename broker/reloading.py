@@ -1,7 +1,7 @@
 """SIGHUP: another configuration for a broker that goes on running.
 
-Keys, permissions, limits, origins, trusted proxies, certificates, the drain and the log take effect at once.
-The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
+Keys, permissions, limits, origins, trusted proxies, certificates, the drain, metrics and the log take effect
+at once. The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
-from broker.web.links import server_context
+from broker.web.links import expiry, server_context
 
 if TYPE_CHECKING:
     import ssl
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
     from broker.actors.supervisor import Supervisor
     from broker.config import Config
+    from broker.metrics.process import Process
     from broker.systemd import Notifier
     from broker.web.admin import AdminPort
     from broker.web.server import PublicPort
 
 log = structlog.get_logger("broker.reload")
 
-SECTIONS = ("auth", "permissions", "limits", "drain", "log")  # that take effect as a whole
+SECTIONS = ("auth", "permissions", "limits", "drain", "metrics", "log")  # that take effect as a whole
 SERVER = (  # of the section `server`
     "origins", "query_token", "tls_certificate", "tls_key", "tls_client_ca", "tls_client_required",
     "trusted_proxies", "proxy_protocol",
@@ -95,6 +96,7 @@ class Reloader:
     notifier: Notifier
     hangups: Hangups
     nursery: trio.Nursery  # of the tasks that fetch keys
+    process: Process
 
     async def run(self) -> None:
         """Until cancelled. To be run once the broker is ready; while it is about to stop, nothing is read."""
@@ -104,12 +106,15 @@ class Reloader:
                 continue
             # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
             self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            succeeded = False
             try:
                 await self.reload(self.read())
+                succeeded = True
             except ConfigError as error:
                 log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
             except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
                 log.error("reload_refused", faults=[str(error)], next="the old one stays in force")
+            self.process.reload(succeeded=succeeded)
             if not self.supervisor.draining:  # STOPPING=1 was the last word
                 self.notifier.notify("READY=1")
 
@@ -124,6 +129,7 @@ class Reloader:
         await self.nursery.start(keys.run)
         before, self.config, self.keys = self.config, config, keys
         self.public.ssl_context, self.admin.token = context, token
+        self.process.certificate_expires = expiry(config.server)
         for port in (self.public, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)

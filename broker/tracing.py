@@ -9,6 +9,7 @@ Imports OpenTelemetry, which is an extra: nobody imports this module unless trac
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import SpanKind, set_span_in_context, use_span
+from opentelemetry.trace import SpanKind, TraceState, set_span_in_context, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from broker.wire import traces
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
 
 NAME = "nats-websocket-broker"
+# OpenTelemetry would log each `tracestate` that is none, all of it: a line for an event, as a service likes.
+logging.getLogger(TraceState.__module__).setLevel(logging.ERROR)
 
 
 def make_exporter(settings: config.Tracing) -> SpanExporter:

@@ -199,6 +199,7 @@ class Budgets:
         for key, shared in list(self.shared.items()):
             if shared.idle(now):
                 del self.shared[key]
+                self.touched.discard(shared)  # also while nobody can be told
         for name, address in list(self.addresses.items()):
             if address.idle(now):
                 del self.addresses[name]

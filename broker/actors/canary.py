@@ -11,6 +11,7 @@ in place, so that a first sequence above a client's position means what it says.
 from __future__ import annotations
 
 import time
+from itertools import count
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,6 +20,7 @@ import trio
 
 from broker import subjects
 from broker.errors import Unavailable
+from broker.metrics.meters import Meters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ EVERY_SECONDS = 2.0
 LATE_SECONDS = 10.0
 KEPT = "30s"
 ANCHORS = 16  # for each `max_age`
+ON_THEIR_WAY = 16  # canaries that are waited for; what comes later than that is not measured
 
 
 log = structlog.get_logger()
@@ -48,14 +51,19 @@ class Canary:
     broker: str
     max_age: float
     alive: Callable[[], None]
+    meters: Meters = attrs.Factory(Meters)
+    numbers: count[int] = attrs.Factory(count)
+    sent: dict[bytes, float] = attrs.Factory(dict)  # when, by what is in them
     seen: float | None = None
     anchored: int | None = None
     fault: str = "NATS has not been reached yet"
 
-    def arrived(self, channel: str) -> None:
+    def arrived(self, channel: str, body: bytes) -> None:
         """One of the broker's own messages came in through the feed."""
         if channel == f"canary.{self.broker}":
             self.seen = trio.current_time()
+            if (sent := self.sent.pop(body, None)) is not None:
+                self.meters.canary.observe(self.seen - sent)
             self.alive()
 
     def silence(self) -> str | None:
@@ -69,16 +77,25 @@ class Canary:
         while True:
             try:
                 await self.anchor()
-                await self.bus.publish(
-                    self.names.subject(subjects.BROKER, f"canary.{self.broker}"),
-                    b"",
-                    headers={"Nats-TTL": KEPT},
-                )
+                await self.fly()
                 self.fault = "it was stored, but has not come back"
             except Unavailable as error:
                 self.fault = error.message
                 self.alive()
             await trio.sleep(EVERY_SECONDS if self.seen else EVERY_SECONDS / 20)
+
+    async def fly(self) -> None:
+        body = str(next(self.numbers)).encode()
+        while len(self.sent) >= ON_THEIR_WAY:
+            del self.sent[next(iter(self.sent))]
+        began = self.sent[body] = trio.current_time()
+        subject = self.names.subject(subjects.BROKER, f"canary.{self.broker}")
+        await self.bus.publish(subject, body, headers={"Nats-TTL": KEPT})
+        self.meters.round_trip.observe(trio.current_time() - began)
+
+    def age(self) -> float | None:
+        """For how many seconds none has come; None before the first one."""
+        return None if self.seen is None else trio.current_time() - self.seen
 
     async def anchor(self) -> None:
         """Lays an anchor where this period has none yet."""

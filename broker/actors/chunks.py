@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from broker.actors.fanout import Fanout
     from broker.ring import Tick
     from broker.routing import Topic
+    from broker.wire.frames import Framing
 
 CHUNK_BYTES = 65536  # what a reader renders at a time
 # A chunk that passes over something is sent to its end once begun, so that the count in its gap is
@@ -45,7 +46,7 @@ class Chunk:
     that were left out, as counter and position.
     """
 
-    __slots__ = ("counters", "cursor", "frames", "passed", "position", "positions", "size")
+    __slots__ = ("counters", "cursor", "frames", "marked", "passed", "position", "positions", "size")
 
     def __init__(self, *, cursor: int, position: int) -> None:
         self.frames: list[bytes] = []
@@ -55,6 +56,7 @@ class Chunk:
         self.passed: list[tuple[int, int]] = []
         self.cursor = cursor
         self.position = position
+        self.marked = False
 
     def add(self, tick: Tick, mask: int) -> None:
         if mask:
@@ -101,14 +103,21 @@ class Chunk:
 
     def mark(self, number: int) -> None:
         self.frames = [frames.mark(frame, number) for frame in self.frames]
+        self.marked = True
+
+    def become(self, framing: Framing | None) -> None:
+        """Puts the frames as a link takes them: the last step before they are sent."""
+        if framing is not None:
+            self.frames = [framing(frame, self.marked) for frame in self.frames]
 
     def cut(self, sent: int) -> memoryview:
-        """What is left of the frame that was not sent wholly; ends the chunk after that frame."""
+        """What is left of the frame that was not sent wholly; the chunk ends with that frame."""
         ends = list(accumulate(map(len, self.frames)))
         index = bisect_right(ends, sent)
         if index == len(ends):
             return memoryview(b"")
         self.cursor, self.position = self.counters[index], self.positions[index]
+        del self.frames[index + 1 :], self.counters[index + 1 :], self.positions[index + 1 :]
         return memoryview(self.frames[index])[len(self.frames[index]) - (ends[index] - sent) :]
 
 

@@ -6,25 +6,24 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
 import trio
 from msgspec import UNSET
 
-from broker import subjects
-from broker.actors import joining
-from broker.actors.fanout import PUBLISHER
+from broker.actors import joining, publishing
+from broker.actors.boundary import Boundary
 from broker.actors.outlet import Outlet
 from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
-from broker.actors.transport import Alive, Closed, Control, LinkLost, Text
+from broker.actors.transport import Alive, Closed, Control, Text
 from broker.errors import (
     BrokerError,
     CloseCode,
@@ -36,7 +35,6 @@ from broker.errors import (
 )
 from broker.limits import DELIVERED
 from broker.wire import codec, messages, traces
-from broker.wire.positions import Position
 from broker.wire.session import (
     Acknowledge,
     Answer,
@@ -54,7 +52,6 @@ from broker.wire.session import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
-    from types import TracebackType
 
     from broker.actors.outlet import Who
     from broker.actors.services import Services
@@ -119,8 +116,12 @@ class Connection:
         config = self.services.config
         budgets = self.services.budgets
         self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
+        transport = self.transport
         self.outlet = Outlet(
-            send=self.transport.send_nowait, client=self, whole=not self.transport.partial_sends
+            send=transport.send_nowait,
+            client=self,
+            whole=not transport.partial_sends,
+            framing=transport.framing,
         )
         self.spend_from(budgets.arrive(self.peer))
 
@@ -281,13 +282,10 @@ class Connection:
     async def verify(self, wish: Verify) -> None:
         services, held = self.services, self.session.principal
         chosen = held.tenant if held and held.monitoring else self.asked
-        verifier = None
-        while verifier is not services.verifier:  # another configuration while it waited: what that says
-            verifier = services.verifier
-            principal = await verifier.verify(wish.token, now=time.time(), tenant=wish.tenant or chosen)
+        principal = await services.verify(wish.token, wish.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
-        self.check(principal)
+        services.check(principal)
         now = trio.current_time()
         if self.session.principal is None:
             self.spend_from(services.budgets.claim(self.session.budgets, principal, now))
@@ -327,12 +325,6 @@ class Connection:
             if not self.closing:
                 self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
-    def check(self, principal: Principal) -> None:
-        """Raises `TokenRevoked` for a client that is kept out."""
-        self.services.control.check(principal)
-        if self.services.budgets.suspended(principal.tenant) and not principal.monitoring:
-            raise TokenRevoked("this tenant is suspended")
-
     def keep_out(self) -> None:
         """Ends when its token has been revoked, or its tenant suspended."""
         with Boundary(self):
@@ -340,19 +332,23 @@ class Connection:
             if principal is None or self.closing:
                 return
             try:
-                self.check(principal)
+                self.services.check(principal)
             except TokenRevoked as error:
                 self.tell(to_message(error))
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
 
     def attach(self) -> Principal:
-        """Takes its place in its tenant, once. Raises `Unavailable` before NATS was reached."""
+        """Takes its place in its tenant, once.
+
+        Raises `Unavailable` before NATS was reached, and `TokenRevoked`.
+        """
         principal = self.session.principal
         if principal is None:
             raise Unauthenticated("authenticate first")
         if self.tenant is None:
             if reason := self.services.control.not_ready():
                 raise Unavailable(reason, retry_after=1.0)
+            self.services.check(principal)  # bans may have been read since it came in
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.fanout.attach(self.outlet)
         return principal
@@ -398,38 +394,8 @@ class Connection:
         self.cursors = {name: cursor for name, cursor in self.cursors.items() if name not in names}
 
     async def publish(self, wish: Send) -> None:
-        principal, services = self.attach(), self.services
-        headers = {PUBLISHER: principal.room, "Broker-Connection": self.id}
-        subject = services.names.subject(principal.tenant, wish.channel)
-        if wish.traceparent is not None:
-            headers[traces.PARENT] = wish.traceparent
-        tracing = services.tracing
-        with (
-            tracing.publishing(headers, tenant=principal.tenant, channel=wish.channel)
-            if tracing is not None
-            else nullcontext()
-        ):
-            reply = await self.hand_in(wish, principal, subject, headers)
+        reply = await publishing.hand_in(self.services, self.attach(), wish, connection=self.id)
         self.tell(reply, wish.message_id)
-
-    async def hand_in(
-        self, wish: Send, principal: Principal, subject: str, headers: Mapping[str, str]
-    ) -> messages.Published:
-        """Gives NATS what the client publishes; what the client is told of it."""
-        services = self.services
-        given = UNSET if wish.id is None else wish.id
-        if subjects.is_live(wish.channel):
-            await services.bus.publish_live(subject, wish.body, headers=headers)
-            return messages.Published(id=given)
-        message_id = None
-        if wish.id is not None:
-            # The stream compares ids over all tenants, users and channels. No part holds a blank, and
-            # services begin theirs with a tenant, so that no client can take another's.
-            token = subjects.encode_token(wish.id)
-            message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
-        ack = await services.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
-        position = Position(services.intake.incarnation, ack.sequence)
-        return messages.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET)
 
     def position(self) -> str | None:
         """The live position, once there is one."""
@@ -441,6 +407,10 @@ class Connection:
     def tell(self, message: messages.ServerMessage, message_id: str | None = None) -> None:
         if not self.closing:
             self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
+            if isinstance(message, messages.Gap):
+                self.services.meters.gaps[message.reason] += 1
+            elif isinstance(message, messages.Error):
+                self.services.meters.errors[message.code] += 1
 
     def fell_behind(self) -> None:
         """Starts the sending task, unless it runs or there is nothing to send."""
@@ -457,6 +427,7 @@ class Connection:
             tenant=lambda: self.tenant,
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
+            meters=self.services.meters,
         )
         with scope, Boundary(self):
             await sending.run()
@@ -522,8 +493,11 @@ class Connection:
         if now < self.heard + self.limits.heartbeat_seconds:
             # A stall that may be shorter than that is not to be found later for it.
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
+        self.outlet.push(self.transport.ping(self.position()))
+        if not self.transport.answers:
+            self.heard = now
+            return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
         self.pinged = now
-        self.outlet.push(self.transport.ping())
         return now + self.limits.heartbeat_timeout_seconds
 
     # --- the end ------------------------------------------------------------------------------------
@@ -576,35 +550,3 @@ class Connection:
         if self.pace:
             self.pace.lift()
         self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)
-
-
-class Guarded(Protocol):
-    """What a boundary tells of what went wrong."""
-
-    def link_lost(self) -> None: ...
-
-    def crashed(self, error: Exception) -> None: ...
-
-
-class Boundary:
-    """Where whatever goes wrong in a part of a connection ends; the other place is the tenant's.
-
-    No generator, which would be half a KiB more for each silent client.
-    """
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Guarded) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, _: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
-    ) -> bool:
-        if isinstance(error, LinkLost):
-            self.connection.link_lost()
-        elif isinstance(error, Exception):
-            self.connection.crashed(error)
-        return isinstance(error, Exception)

@@ -7,20 +7,23 @@ actor sends the groups and yields in between.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from broker.ring import Ring, Tick
+from broker.metrics.meters import Traffic
+from broker.ring import Ring, Tick, indices
 from broker.routing import Router, Topic
 from broker.wire import events, frames, positions, traces
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from broker import config
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
+    from broker.wire.frames import Framing
 
 TICK_EVENTS = 512
 TICK_BYTES = 128 * 1024
@@ -59,6 +62,7 @@ class Fanout:
         feed: Feed,
         count: int = 0,
         traced: bool = False,
+        traffic: Traffic | None = None,
     ) -> None:
         self.incarnation = incarnation
         self.head = head
@@ -66,6 +70,7 @@ class Fanout:
         self.traced = traced
         self.clock = clock
         self.feed = feed
+        self.traffic = traffic or Traffic()
         self.ring = Ring(bounds, floor=count, floor_head=head)
         self.router: Router[Route] = Router(self.route)
         self.topics: dict[tuple[str, tuple[str, ...]], Topic] = {}
@@ -73,6 +78,8 @@ class Fanout:
         self.unfinished: Tick | None = None  # from `add` to `finish`
         self.running: Tick | None = None  # the same while it is being sent
         self.outlets: dict[Outlet, None] = {}
+        self.framings: Counter[Framing] = Counter()  # of outlets that have one
+        self.framed: dict[Framing, dict[int, bytes]] = {}  # events of the running tick, by their index
         self.strict: set[Outlet] = set()  # behind, with a policy for more than may wait
 
     def route(self, channel: str, topics: tuple[Topic, ...]) -> Route:
@@ -160,8 +167,8 @@ class Fanout:
         self.ring.add(tick)
         return tick
 
-    def groups(self, tick: Tick) -> dict[int, list[Outlet]]:
-        """Begins to send a tick: the outlets by their share of it. `finish` ends it."""
+    def groups(self, tick: Tick) -> Mapping[Framing | None, Mapping[int, list[Outlet]]]:
+        """Begins to send a tick: the outlets by their framing and their share of it. `finish` ends it."""
         touched: list[Outlet] = []
         for topic, mask in tick.masks.items():
             for outlet in topic.members:
@@ -172,9 +179,34 @@ class Fanout:
                     touched.append(outlet)
         self.running = tick
         grouped: dict[int, list[Outlet]] = {}
+        if self.framings:
+            by_framing: dict[Framing | None, dict[int, list[Outlet]]] = {}
+            for outlet in touched:
+                by_framing.setdefault(outlet.framing, {}).setdefault(outlet.mask, []).append(outlet)
+            return by_framing
         for outlet in touched:
             grouped.setdefault(outlet.mask, []).append(outlet)
-        return grouped
+        return {None: grouped}
+
+    def shares(self, tick: Tick) -> Iterator[tuple[bytes, int, list[Outlet]]]:
+        """Begins to send a tick: bytes, each with the share that they are, for the outlets that get it."""
+        for framing, shares in self.groups(tick).items():
+            for mask, outlets in shares.items():
+                yield tick.join(mask) if framing is None else self.join(tick, mask, framing), mask, outlets
+
+    def join(self, tick: Tick, mask: int, framing: Framing | None) -> bytes:
+        """A share of the running tick as a kind of link takes it: each event is framed once for all of them.
+
+        What is framed is gone with the tick: the ring holds each event once, and who reads on from there
+        pays for its own framing.
+        """
+        if framing is None:
+            return tick.join(mask)
+        framed = self.framed.setdefault(framing, {})
+        for index in indices(mask):
+            if index not in framed:
+                framed[index] = framing(tick.frames[index], False)
+        return b"".join(framed[index] for index in indices(mask))
 
     def audience(self, tick: Tick, index: int) -> int:
         """How many connections an event of a tick is for."""
@@ -183,6 +215,7 @@ class Fanout:
 
     def finish(self) -> None:
         self.unfinished = self.running = None
+        self.framed.clear()
 
     def reached(self, outlet: Outlet) -> int:
         """Up to where a connection has been given everything, also when a tick broke off in the middle."""
@@ -196,11 +229,16 @@ class Fanout:
 
     def attach(self, outlet: Outlet) -> None:
         """Takes a connection in, with no subscription yet."""
-        outlet.fanout = self
-        self.outlets[outlet] = None
+        self.enter(outlet)
         if outlet.backlog:  # it is still sending what came before its tenant was known
             outlet.backlog.cursor = outlet.backlog.live_cursor = self.count
             outlet.backlog.position = self.position()
+
+    def enter(self, outlet: Outlet) -> None:
+        outlet.fanout = self
+        self.outlets[outlet] = None
+        if outlet.framing is not None:
+            self.framings[outlet.framing] += 1
 
     def detach(self, outlet: Outlet) -> None:
         if outlet.fanout is not self:
@@ -213,6 +251,10 @@ class Fanout:
         outlet.mask = 0
         outlet.fanout = None
         self.outlets.pop(outlet, None)
+        if outlet.framing is not None:
+            self.framings[outlet.framing] -= 1
+            if not self.framings[outlet.framing]:
+                del self.framings[outlet.framing]
         self.strict.discard(outlet)
 
     def adopt(self, outlet: Outlet, *, position: int, same_stream: bool) -> None:
@@ -221,9 +263,8 @@ class Fanout:
         Whatever is between `position` and now it reads from the ring or the stream. Positions and floors
         of another incarnation of the stream (`same_stream` False) mean nothing here and are dropped.
         """
-        outlet.fanout = self
+        self.enter(outlet)
         outlet.mask = 0
-        self.outlets[outlet] = None
         for topics in (outlet.stored, outlet.live, *(catch_up.topics for catch_up in outlet.catch_ups)):
             for old, floor in list(topics.items()):
                 del topics[old]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
+import structlog
 import trio
 
 from broker import subjects
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
     from broker.ring import Tick
     from broker.routing import Topic
 
+log = structlog.get_logger()
+
 FOLLOWERS = 8  # at a time: each looks at every event of its tenant
 HELD = 1000  # entries that wait for whoever follows; what comes beyond them is counted
-FOLLOWED_PER_TICK = 16  # events; each may concern all connections
+FOLLOWED_PER_TICK = 16  # events, and so many connections of them: a hundredth of a second of this loop
+CONNECTIONS_PER_TICK = 10_000
 SHOWN_CONNECTIONS = 50  # of one event, those that did not get it first
 
 Outcome: TypeAlias = Literal["written", "behind", "catching_up", "dropped", "closed", "gone"]
+Fate: TypeAlias = "tuple[Outcome, Topic]"  # and the topic by which an event was meant for a connection
 
 
 @attrs.frozen(kw_only=True)
@@ -164,6 +170,16 @@ class Followers(list[Follower]):
             for follower in self
         )
 
+    def link_lost(self) -> None:
+        """Nothing here has a link."""
+
+    def crashed(self, error: Exception) -> None:
+        """To look at a tick has failed; nobody but those who follow is concerned."""
+        log.error("trace_crashed", exc_info=error)
+        for follower in self:
+            follower.missed += 1
+            follower.arrived.set()
+
     def refused(self, letter: Letter) -> None:
         """A message has turned out to be no event."""
         sequence, _, body, _ = letter.record
@@ -188,13 +204,15 @@ class Followers(list[Follower]):
         slow: Collection[Outlet],
     ) -> None:
         """A tick of the tenant is out. For `slow` more waits than a policy allows: they are told next."""
-        looked = 0
+        looked = connections = 0
         catching = [outlet for outlet in fanout.outlets if outlet.catch_ups]
+        slow = frozenset(slow)  # each connection is looked up there
         for index, checked in enumerate(batch):
             wanted = [follower for follower in self if follower.wants(tenant, checked[0])]
-            if wanted and looked < FOLLOWED_PER_TICK:
+            if wanted and looked < FOLLOWED_PER_TICK and connections < CONNECTIONS_PER_TICK:
                 looked += 1
                 entry = look(fanout, tick, index, checked, slow, catching)
+                connections += len(entry.audiences) + sum(entry.outcomes.values())
                 for follower in wanted:
                     follower.put(entry)
             else:
@@ -222,17 +240,19 @@ def look(
         for each in fanout.topics.values()
         if each.deny and not each.allows(channel) and subjects.covers(each.pattern, channel)
     ]
-    deliveries: dict[Outlet, Delivery] = {}
+    fates: dict[Outlet, Fate] = {}
     for topic in topics:
         for outlet in topic.members:
-            if outlet not in deliveries:
-                deliveries[outlet] = deliver(fanout, outlet, topic, sequence, tick.first + index, slow)
+            if outlet not in fates:
+                fates[outlet] = fate(outlet, topic, sequence, tick.first + index, slow)
     for outlet in catching:
         for catch_up in outlet.catch_ups:
             for topic in topics:
-                if topic in catch_up.topics and outlet not in deliveries:
-                    deliveries[outlet] = delivery(outlet, topic, "catching_up")
-    told = sorted(deliveries.values(), key=lambda each: each.outcome == "written")
+                if topic in catch_up.topics and outlet not in fates:
+                    fates[outlet] = "catching_up", topic
+    # There may be as many as connections, of which few are shown.
+    first = (each for each in fates.items() if each[1][0] != "written")
+    rest = (each for each in fates.items() if each[1][0] == "written")
     return Traced(
         time=time.time(),
         channel=channel,
@@ -241,32 +261,36 @@ def look(
         form=events.form(body, headers),
         broadcast=subject.split(".", 2)[1] == subjects.BROADCAST,
         audiences=audiences,
-        outcomes=Counter(each.outcome for each in told),
-        connections=told[:SHOWN_CONNECTIONS],
+        outcomes=Counter(outcome for outcome, _ in fates.values()),
+        connections=[
+            delivery(fanout, outlet, outcome, topic)
+            for outlet, (outcome, topic) in islice(chain(first, rest), SHOWN_CONNECTIONS)
+        ],
     )
 
 
-def deliver(
-    fanout: Fanout, outlet: Outlet, topic: Topic, sequence: int, counter: int, slow: Collection[Outlet]
-) -> Delivery:
+def fate(outlet: Outlet, topic: Topic, sequence: int, counter: int, slow: Collection[Outlet]) -> Fate:
     """What became of an event at a connection in whose live flow it is."""
     backlog = outlet.backlog
     if outlet.client.lost:
-        return delivery(outlet, topic, "gone")
+        return "gone", topic
     if backlog is None:
-        return delivery(outlet, topic, "written")
+        return "written", topic
     if outlet in slow and "close" in outlet.lags.values():
-        return delivery(outlet, topic, "closed")
+        return "closed", topic
     if counter <= backlog.live_cursor if topic.live else sequence <= backlog.position:
-        return delivery(outlet, topic, "written")
+        return "written", topic
     if outlet in slow and not topic.live and policy(outlet, topic) == "drop":
-        return delivery(outlet, topic, "dropped")
-    cursor = backlog.live_cursor if topic.live else backlog.cursor
-    return delivery(outlet, topic, "behind", fanout.count - cursor if cursor >= 0 else None)
+        return "dropped", topic
+    return "behind", topic
 
 
-def delivery(outlet: Outlet, topic: Topic, outcome: Outcome, behind: int | None = None) -> Delivery:
-    who = outlet.client.who()
+def delivery(fanout: Fanout, outlet: Outlet, outcome: Outcome, topic: Topic) -> Delivery:
+    """A connection as it is shown."""
+    who, backlog, behind = outlet.client.who(), outlet.backlog, None
+    if outcome == "behind" and backlog is not None:
+        cursor = backlog.live_cursor if topic.live else backlog.cursor
+        behind = fanout.count - cursor if cursor >= 0 else None
     return Delivery(
         connection=who["connection"],
         user=who["user"],

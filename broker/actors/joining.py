@@ -253,7 +253,13 @@ class Joiner:
     def begin_catch_up(self, stored: dict[str, Topic], *, position: int) -> int:
         self.outlet.numbers += 1
         number = self.outlet.numbers
-        catch_up = CatchUp(number, position=position, told=self.outlet.position(), snapshot=self.snapshot)
+        catch_up = CatchUp(
+            number,
+            position=position,
+            told=self.outlet.position(),
+            began=trio.current_time(),
+            snapshot=self.snapshot,
+        )
         for topic in stored.values():
             self.hold(topic)
             catch_up.topics[topic] = 0
@@ -271,6 +277,7 @@ class Joiner:
         if first and after < self.fanout.position():
             backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
             backlog.cursor, backlog.position, backlog.resuming = -1, after, True
+            backlog.began = trio.current_time()
             self.fanout.strict.discard(outlet)
         return self.live_unless_resuming(stored)
 

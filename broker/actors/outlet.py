@@ -19,6 +19,7 @@ from msgspec import UNSET
 
 from broker.actors.chunks import CHUNK_BYTES, Chunk, Reading, from_ring
 from broker.actors.transport import LinkLost
+from broker.metrics.meters import RING, STREAM
 from broker.ring import indices
 from broker.wire.messages import Gap, named
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from broker.actors.fanout import Fanout
     from broker.ring import Ring, Tick
     from broker.routing import Topic
+    from broker.wire.frames import Framing
     from broker.wire.messages import Lag, ServerMessage
 
 
@@ -91,14 +93,19 @@ class CatchUp:
     """A start in the past beside the live flow: its own position, which follows P and ends at it.
 
     A snapshot comes first, where there is one: the newest event of each channel, up to its `head`. `told`
-    is the newest P that the client is known to have been told.
+    is the newest P that the client is known to have been told. It `began` then, by the loop's clock,
+    and `source` is where it was read so far.
     """
 
-    __slots__ = ("groups", "number", "position", "snapshot", "told", "topics")
+    __slots__ = ("began", "groups", "number", "position", "snapshot", "source", "told", "topics")
 
-    def __init__(self, number: int, *, position: int, told: int, snapshot: Tick | None = None) -> None:
+    def __init__(
+        self, number: int, *, position: int, told: int, began: float, snapshot: Tick | None = None
+    ) -> None:
         self.number = number
         self.told = told
+        self.began = began
+        self.source = RING if snapshot is None else STREAM
         self.position = position
         self.snapshot = snapshot
         self.topics: dict[Topic, int] = {}
@@ -111,12 +118,13 @@ class Backlog:
     `left` is the unsent rest of a frame, `replies` are frames that follow it. `cursor` is the tenant's
     counter (-1: before the ring) and `position` the sequence up to which stored events have been sent,
     both counting `left`; `live_cursor` the same for live channels, which a long way back does not hold up.
-    `resuming` until a start has been caught up with for the first time.
+    `resuming` until a start has been caught up with for the first time; it `began` then, by the loop's clock,
+    and `source` is where it was read so far.
     """
 
     __slots__ = (
-        "counted", "counted_from", "cursor", "left", "live_cursor", "position", "replies", "resuming",
-        "waiting", "waits",
+        "began", "counted", "counted_from", "cursor", "left", "live_cursor", "position", "replies",
+        "resuming", "source", "waiting", "waits",
     )  # fmt: skip
 
     def __init__(self, *, cursor: int, live_cursor: int, position: int) -> None:
@@ -129,6 +137,8 @@ class Backlog:
         self.counted = 0  # ... up to this counter
         self.waits = 0  # so many bytes wait
         self.resuming = False
+        self.began = 0.0
+        self.source = RING
         self.waiting: list[Group] = []
 
 
@@ -136,18 +146,22 @@ class Outlet:
     """One connection's place in the fan-out.
 
     `whole`: the link cannot say how much it took (TLS), so that what is handed to it waits as one piece.
-    `mask` is its share of the tick that is being sent, until it has been.
+    `framing`: what its link makes of the frames of events, if anything. `mask` is its share of the tick that
+    is being sent, until it has been.
     """
 
     __slots__ = (
-        "backlog", "catch_ups", "client", "fanout", "lags", "live", "mask", "numbers", "send", "stored",
-        "version", "whole",
+        "backlog", "catch_ups", "client", "fanout", "framing", "lags", "live", "mask", "numbers", "send",
+        "stored", "version", "whole",
     )  # fmt: skip
 
-    def __init__(self, *, send: Callable[[bytes], int], client: Client, whole: bool) -> None:
+    def __init__(
+        self, *, send: Callable[[bytes], int], client: Client, whole: bool, framing: Framing | None = None
+    ) -> None:
         self.send = send
         self.client = client
         self.whole = whole
+        self.framing = framing
         self.fanout: Fanout | None = None
         self.stored: dict[Topic, int] = {}
         self.live: dict[Topic, int] = {}
@@ -195,19 +209,22 @@ class Outlet:
         if self.mask and self.backlog is None and self.fanout and self.fanout.running:
             tick, mask = self.fanout.running, self.mask
             self.mask = 0
-            data = tick.join(mask)
+            data = self.fanout.join(tick, mask, self.framing)
             self.took(tick, mask, data, self.try_send(data))
 
     def took(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
-        """Notes how much of a tick's share the link took."""
-        if sent == len(data):
-            return
-        if self.whole:
-            self.fall_behind(memoryview(data)[sent:])
+        """Notes how much of a tick's share the link took, and counts what need not be sent again."""
+        if self.whole or sent == len(data):
+            if self.fanout:
+                self.fanout.traffic.add(mask.bit_count(), len(data))
+            if sent < len(data):
+                self.fall_behind(memoryview(data)[sent:])
             return
         chunk = Chunk(cursor=tick.last, position=tick.head)
         chunk.add(tick, mask)
+        chunk.become(self.framing)
         left = chunk.cut(sent)
+        self.count(chunk, sent + len(left))
         self.fall_behind(left, cursor=chunk.cursor, position=chunk.position)
 
     def fall_behind(
@@ -229,7 +246,10 @@ class Outlet:
         """Sends a chunk of the main flow (or of its live channels) to a connection that is behind."""
         if chunk.passed:
             # To its end, once begun: else what its gap counts would be counted again.
-            data = bytes(backlog.left) + b"".join(backlog.replies) + b"".join(chunk.frames)
+            chunk.become(self.framing)
+            events = b"".join(chunk.frames)
+            self.count(chunk, len(events))
+            data = bytes(backlog.left) + b"".join(backlog.replies) + events
             backlog.replies.clear()
             backlog.left = memoryview(data)[self.try_send(data) if not backlog.left else 0 :]
         else:
@@ -243,9 +263,17 @@ class Outlet:
         """Sends a chunk; what is left of the frame that the link did not take wholly."""
         if not chunk.frames:
             return memoryview(b"")
+        chunk.become(self.framing)
         data = b"".join(chunk.frames)
         sent = self.try_send(data)
-        return memoryview(data)[sent:] if self.whole else chunk.cut(sent)
+        left = memoryview(data)[sent:] if self.whole else chunk.cut(sent)
+        self.count(chunk, sent + len(left))
+        return left
+
+    def count(self, chunk: Chunk, size: int) -> None:
+        """Adds a chunk to the tenant's traffic."""
+        if self.fanout:
+            self.fanout.traffic.add(len(chunk.frames), size)
 
     def rejoin(self) -> list[Group]:
         """Up to date again, if it is: the groups that are live now. No await between test and flip."""

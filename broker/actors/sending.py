@@ -15,6 +15,7 @@ from msgspec import UNSET
 
 from broker.actors.chunks import Chunk, Reading, from_pages
 from broker.errors import Unavailable
+from broker.metrics.meters import STREAM
 from broker.wire.messages import Gap, Pong, SubscriptionLive, named
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Backlog, CatchUp, Group, Outlet
     from broker.actors.tenant import Tenant
+    from broker.metrics.meters import Meters
     from broker.routing import Topic
 
 RETRY_SECONDS = 0.1, 2.0  # between attempts to read the stream: at first, at most
@@ -39,6 +41,7 @@ class Sending:
     tenant: Callable[[], Tenant | None]
     catch_ups_at_once: int
     progressed: Callable[[], None]
+    meters: Meters
     pause: float = RETRY_SECONDS[0]
 
     async def run(self) -> None:
@@ -83,8 +86,15 @@ class Sending:
             return
         self.tell_passed(chunk, outlet.stored, start=backlog.position)
         outlet.give(chunk, backlog)
-        for group in outlet.rejoin():
+        groups = outlet.rejoin()
+        if backlog.resuming and outlet.backlog is None:
+            self.replayed(backlog)
+        for group in groups:
             self.announce(group)
+
+    def replayed(self, reader: Backlog | CatchUp) -> None:
+        """A resume or a catch-up has come to its end."""
+        self.meters.replays[reader.source].observe(trio.current_time() - reader.began)
 
     def tell_lost_live(self, backlog: Backlog) -> None:
         """Live events are kept nowhere but in the ring: those that have left it are gone."""
@@ -118,6 +128,7 @@ class Sending:
         if backlog.left or backlog.replies or backlog.position != after:
             return None
         chunk, trimmed = found
+        backlog.source = STREAM
         if trimmed > after:
             start, backlog.position = fanout.text(after), trimmed
             channel = named(topic.pattern for topic in outlet.stored)
@@ -192,6 +203,7 @@ class Sending:
         if current.position > outlet.position():
             return None
         chunk, trimmed = found
+        current.source = STREAM
         if trimmed > after:
             current.position = trimmed
             channel = named(topic.pattern for topic in topics)
@@ -213,6 +225,7 @@ class Sending:
         """A catch-up has come to P: its topics join the live flow."""
         outlet = self.outlet
         outlet.settle()
+        self.replayed(current)
         outlet.catch_ups.remove(current)
         for topic in current.topics:
             outlet.join(topic, current.position)

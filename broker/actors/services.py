@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import attrs
+
+from broker.errors import TokenRevoked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from broker.features.control import Control
     from broker.features.cursors import Cursors
     from broker.features.starts import Starts
+    from broker.metrics.meters import Meters
+    from broker.permissions import Principal
     from broker.subjects import Names
     from broker.tracing import Tracing
 
@@ -45,6 +50,21 @@ class Services:
     audit: Audit
     control: Control
     wheel: Wheel
+    meters: Meters
     ended: Callable[[Connection], None]
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
+
+    async def verify(self, token: str, tenant: str | None) -> Principal:
+        """Whose token it is, by the configuration in force at the end. Raises as `Verifier.verify`."""
+        verifier = None
+        while verifier is not self.verifier:  # another configuration while it waited: what that says
+            verifier = self.verifier
+            principal = await verifier.verify(token, now=time.time(), tenant=tenant)
+        return principal
+
+    def check(self, principal: Principal) -> None:
+        """Raises `TokenRevoked` for a client that is kept out."""
+        self.control.check(principal)
+        if self.budgets.suspended(principal.tenant) and not principal.monitoring:
+            raise TokenRevoked("this tenant is suspended")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,15 @@ import attrs
 import structlog
 import trio
 
-from broker.actors import usage
+from broker.actors import snapshot, usage
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
 from broker.actors.following import Followers
 from broker.actors.intake import Intake
 from broker.actors.live import LiveSubjects
+from broker.actors.observer import Observer
+from broker.actors.posting import Posting
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
@@ -33,7 +34,7 @@ from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
 from broker.limits import CONNECTIONS, hold
-from broker.metrics import Statistics
+from broker.metrics.meters import Meters
 from broker.wire.messages import Gap, Source, named
 from broker.wire.session import rfc3339
 
@@ -46,10 +47,14 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
+    from broker.metrics.statistics import Statistics
     from broker.subjects import Names
     from broker.tracing import Tracing
+    from broker.wire.messages import Error, Published
 
 TIDY_SECONDS = 5.0
+OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
+AT_ONCE = 32  # connections, before others have a turn; those of a busy loop take milliseconds
 
 log = structlog.get_logger()
 
@@ -69,17 +74,16 @@ class Supervisor:
     tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
-    closes: Counter[str] = attrs.Factory(Counter)
+    meters: Meters = attrs.Factory(Meters)
     ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
-    stored_events: int = 0
-    live_events: int = 0
-    live_losses: int = 0
+    admitting: int = 0  # clients and requests that a place is kept for
     letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
+    observer: Observer = attrs.field(init=False)
     control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
@@ -91,7 +95,7 @@ class Supervisor:
         self.ends = Closes(config.audit.closes)
         followers = Followers()
         self.letters = DeadLetters(bus, names, noticed=followers.refused)
-        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive)
+        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive, self.meters)
         self.control = Control(bus, names, self.bans_changed)
         budgets = Budgets(config.limits)
         self.sharing = Sharing(bus, names, self.broker, budgets)
@@ -101,9 +105,11 @@ class Supervisor:
             bus=bus,
             names=names,
             intake=self.intake,
+            meters=self.meters,
             tracing=self.tracing,
             followers=followers,
         )
+        self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
         thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
@@ -119,6 +125,7 @@ class Supervisor:
             audit=Audit(bus, config.audit, self.broker),
             control=self.control,
             wheel=Wheel(),
+            meters=self.meters,
             ended=self.ended,
             tracing=self.tracing,
         )
@@ -130,6 +137,7 @@ class Supervisor:
             for part in (
                 *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
+                *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
                 self.sharing.run,
             ):
                 nursery.start_soon(part)
@@ -149,11 +157,15 @@ class Supervisor:
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
         self.bans_changed()  # a tenant may be suspended now
-        for connection in list(self.connections):
+        for number, connection in enumerate(list(self.connections)):
             await connection.adopt(verifier if read_alike else None)
-            await trio.lowlevel.checkpoint()  # there may be many, and others wait
+            if number % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
+
+    async def reached(self) -> None:
+        await self.control.look()  # bans that were made while we were cut off
 
     def restored(self, state: StreamState) -> None:
         known = self.intake.incarnation
@@ -169,6 +181,7 @@ class Supervisor:
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
         self.control.restored()
+        self.services.audit.restored()
         self.sharing.reached.set()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
@@ -176,24 +189,24 @@ class Supervisor:
                 connection.tell(Source(state="restored"))
             self.tell_live("source")
 
-    def stored(self, records: list[Record], head: int) -> None:
+    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
         intake = self.intake
         now = trio.current_time()
         if not records and not intake.recent:
             intake.floor = max(intake.floor, head)  # the feed begins here
-        for address, record in self.hand_on(records):
+        for address, record in self.hand_on(records, stored_at):
             intake.remember(now, address.tenant, (address.channel, record))
         intake.forget(now)
         intake.head = head
-        self.stored_events += len(records)
+        self.meters.received["stored"] += len(records)
         self.tenants.advanced.unpark_all()
 
     def live(self, records: list[Record]) -> None:
-        for _ in self.hand_on(records):
+        for _ in self.hand_on(records, None):
             pass
-        self.live_events += len(records)
+        self.meters.received["live"] += len(records)
 
-    def hand_on(self, records: list[Record]) -> Iterator[tuple[Address, Record]]:
+    def hand_on(self, records: list[Record], stored_at: float | None) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
         if self.tracing is not None:
@@ -206,7 +219,7 @@ class Supervisor:
                     woken.add(tenant)
                 yield address, record
         for tenant in woken:
-            tenant.inbox.arrived.set()
+            tenant.inbox.wake(stored_at)
 
     def own(self, channel: str, body: bytes) -> None:
         """What brokers send to themselves and to each other."""
@@ -215,15 +228,16 @@ class Supervisor:
         elif channel.startswith(usage.CHANNEL):
             self.sharing.heard(channel, body, trio.current_time())
         else:
-            self.canary.arrived(channel)
+            self.canary.arrived(channel, body)
 
     def live_lost(self) -> None:
-        self.live_losses += 1
+        self.meters.live_losses += 1
         log.warning("live_events_lost")
         self.tell_live("lag")
 
     def interrupted(self) -> None:
         self.connected = self.services.live_subjects.connected = False
+        self.meters.interruptions += 1
         self.canary.fault = "the connection was lost"
         log.warning("source_interrupted")
         for connection in self.connections:
@@ -246,20 +260,27 @@ class Supervisor:
         while True:
             await self.banned.wait()
             self.banned = trio.Event()
-            for connection in list(self.connections):
+            for number, connection in enumerate(list(self.connections)):
                 connection.keep_out()
-                await trio.lowlevel.checkpoint()  # there may be many, and others wait
+                if number % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
 
     @contextmanager
     def admission(self, peer: str) -> Iterator[None]:
         """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
 
+        Or for as long as a request of its own takes, which a drain waits for.
         Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
         """
         if self.draining:
             raise Unavailable("this broker is about to stop", retry_after=1.0)
-        with self.services.budgets.admission(peer, trio.current_time()):
-            yield
+        self.admitting += 1
+        try:
+            with self.services.budgets.admission(peer, trio.current_time()):
+                yield
+        finally:
+            self.admitting -= 1
+            self.look_empty()
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """One client, until it is gone. Raises `LinkLost` when it came too late."""
@@ -275,14 +296,16 @@ class Supervisor:
             certificate=hello.certificate,
         )
         self.connections[connection] = None
+        self.meters.opened[transport.name] += 1
         return connection.run()
 
     def ended(self, connection: Connection) -> None:
         del self.connections[connection]
         hold(connection.session.budgets, CONNECTIONS, -1)
         # A client may say any code, so that each would be a label that it chose.
-        ours = connection.ended_by != "client"
-        self.closes[str(connection.close_code) if ours else "client"] += 1
+        code = connection.close_code
+        known = connection.ended_by != "client" or code in OF_RFC_6455
+        self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
         self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
         log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
         if connection.session.principal:
@@ -295,13 +318,22 @@ class Supervisor:
                 seconds=ended.seconds,
                 **connection.who(),
             )
-        if not self.connections:
+        self.look_empty()
+
+    def look_empty(self) -> None:
+        if not (self.connections or self.admitting):
             self.empty.unpark_all()
 
     async def emptied(self) -> None:
-        """Waits until no connection is left."""
-        while self.connections:
+        """Waits until no connection is left, and no request."""
+        while self.connections or self.admitting:
             await self.empty.park()
+
+    async def publish(
+        self, message: bytes, *, token: str, tenant: str | None, peer: str
+    ) -> Published | Error:
+        """A `publish` message that came without a connection, within an `admission`; its reply."""
+        return await Posting(self.services, peer).publish(message, token=token, tenant=tenant)
 
     # --- housekeeping -------------------------------------------------------------------------------
 
@@ -326,22 +358,7 @@ class Supervisor:
         return self.control.not_ready() or self.canary.silence()
 
     def statistics(self) -> Statistics:
-        tenants = [tenant.statistics() for tenant in self.tenants.running.values()]
-        return Statistics(
-            connections=len(self.connections),
-            tenants=len(tenants),
-            behind=sum(each.behind for each in tenants),
-            ring_events=sum(each.ring_events for each in tenants),
-            ring_bytes=sum(each.ring_bytes for each in tenants),
-            stored_events=self.stored_events,
-            live_events=self.live_events,
-            live_losses=self.live_losses,
-            tenant_restarts=self.tenants.restarts + sum(each.restarts for each in tenants),
-            audit_dropped=self.services.audit.dropped,
-            dead_letters=dict(self.letters.counts),
-            closes=dict(self.closes),
-            ready=self.not_ready() is None,
-        )
+        return snapshot.take(self)
 
 
 def end_of(connection: Connection, now: float, unix_now: float) -> Ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,11 @@ import attrs
 import structlog
 import trio
 
+from broker.actors.boundary import Boundary
 from broker.actors.fanout import TICK_BYTES, TICK_EVENTS, Fanout
 from broker.actors.transport import LinkLost
 from broker.limits import Window
+from broker.metrics.meters import Traffic
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
     from broker.features.replay import Checked, History
+    from broker.metrics.meters import Meters
     from broker.ring import Tick
     from broker.tracing import Tracing
 
@@ -47,6 +51,9 @@ class Inbox:
     def __init__(self) -> None:
         self.records: deque[Checked] = deque()
         self.size = 0
+        self.taken = 0  # so many events, ever
+        self.marks: deque[tuple[int, float]] = deque()  # taken to there, the oldest was stored then
+        self.stored_at: float | None = None  # the oldest of the last tick's worth, where it is known
         self.lost = False
         self.renewed = False
         self.arrived = trio.Event()
@@ -59,7 +66,14 @@ class Inbox:
         if len(self.records) > INBOX_EVENTS or self.size > INBOX_BYTES:
             self.lose()
 
+    def wake(self, stored_at: float | None) -> None:
+        """Some have been put; NATS stored the oldest of what came at once at `stored_at` (Unix seconds)."""
+        if stored_at is not None and self.records:
+            self.marks.append((self.taken + len(self.records), stored_at))
+        self.arrived.set()
+
     def clear(self) -> None:
+        self.marks.clear()
         self.records.clear()
         self.size = 0
 
@@ -77,6 +91,11 @@ class Inbox:
         """The next tick's worth."""
         batch = take(self.records)
         self.size -= sum(len(record[2]) for _, record in batch)
+        self.taken += len(batch)
+        self.stored_at = None
+        while self.marks and self.marks[0][0] <= self.taken:
+            _, stored_at = self.marks.popleft()
+            self.stored_at = self.stored_at or stored_at
         return batch
 
     def empty(self) -> bool:
@@ -103,6 +122,8 @@ def take(records: deque[Checked]) -> list[Checked]:
 class TenantStatistics:
     connections: int
     behind: int
+    lag_sum: int  # of those that are behind, in positions
+    lag_max: int
     topics: int
     ring_events: int
     ring_bytes: int
@@ -124,8 +145,10 @@ class Tenant:
     make_history: Callable[[str, Fanout], History]
     followers: Followers
     advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
+    meters: Meters
     tracing: Tracing | None = None
     inbox: Inbox = attrs.Factory(Inbox)
+    traffic: Traffic = attrs.Factory(Traffic)  # since it was last read
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     fanout: Fanout = attrs.field(init=False)
     history: History = attrs.field(init=False)
@@ -146,6 +169,7 @@ class Tenant:
             head=floor,
             clock=trio.current_time,
             feed=self,
+            traffic=self.traffic,
             count=count,
             traced=self.tracing is not None and self.tracing.settings.clients,
         )
@@ -200,7 +224,8 @@ class Tenant:
                 self.advanced.unpark_all()
                 slow = [outlet for outlet in self.fanout.strict if outlet.unsent(self.outbound_bytes)]
                 if self.followers:
-                    self.followers.sent(self.name, self.fanout, batch, tick, slow)
+                    with Boundary(self.followers):
+                        self.followers.sent(self.name, self.fanout, batch, tick, slow)
                 for outlet in slow:
                     outlet.overflow()
 
@@ -219,10 +244,10 @@ class Tenant:
         """One write for each connection that gets something of the tick."""
         clock = trio.current_time
         until = clock() + TURN_SECONDS
-        sends = 0
-        for mask, outlets in self.fanout.groups(tick).items():
-            data = tick.join(mask)
+        sends = deliveries = total = 0
+        for data, mask, outlets in self.fanout.shares(tick):
             size = len(data)
+            passed = 0
             for outlet in outlets:
                 if outlet.mask and outlet.backlog is None:
                     try:
@@ -230,15 +255,32 @@ class Tenant:
                     except LinkLost:
                         outlet.client.link_lost()
                         sent = size
+                        passed += 1
                     outlet.mask = 0
                     if sent != size:
                         outlet.took(tick, mask, data, sent)
+                        passed += 1  # counted there
                 else:
                     outlet.mask = 0  # its share went with a reply, or it reads the ring by itself
+                    passed += 1
                 sends += 1
                 if not sends % SENDS_BETWEEN_LOOKS and clock() > until:
                     await trio.lowlevel.checkpoint()
                     until = clock() + TURN_SECONDS
+            reached = len(outlets) - passed
+            deliveries += mask.bit_count() * reached
+            total += size * reached
+        self.traffic.add(deliveries, total)
+        self.measure(tick, written=sends > 0)
+
+    def measure(self, tick: Tick, *, written: bool) -> None:
+        """What a tick has taken, when somebody got something of it."""
+        meters, stored_at = self.meters, self.inbox.stored_at
+        meters.batch.observe(len(tick.frames))
+        if written:
+            meters.fan_out.observe(trio.current_time() - tick.time)
+            if stored_at is not None:
+                meters.latency.observe(max(0.0, time.time() - stored_at))
 
     def rebuild(self, *, same_stream: bool) -> None:
         """Moves all connections into a new fan-out, to go on from where each has come to.
@@ -255,10 +297,13 @@ class Tenant:
         self.fanout, self.history = new, self.make_history(self.name, new)
 
     def statistics(self) -> TenantStatistics:
-        ring = self.fanout.ring.statistics()
+        ring, head = self.fanout.ring.statistics(), self.fanout.head
+        lags = [max(0, head - each.backlog.position) for each in self.fanout.outlets if each.backlog]
         return TenantStatistics(
             connections=len(self.fanout.outlets),
-            behind=sum(outlet.backlog is not None for outlet in self.fanout.outlets),
+            behind=len(lags),
+            lag_sum=sum(lags),
+            lag_max=max(lags, default=0),
             topics=len(self.fanout.topics),
             ring_events=ring.events,
             ring_bytes=ring.size,

@@ -15,6 +15,7 @@ from broker.actors.tenant import Tenant
 from broker.errors import Unavailable
 from broker.features.gate import FairGate
 from broker.features.replay import History
+from broker.metrics.tenants import OTHER, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from broker.actors.intake import Intake
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.metrics.meters import Meters
     from broker.tracing import Tracing
 
 IDLE_SECONDS = 60.0  # a tenant without clients is kept so long: they may be reconnecting
@@ -38,6 +40,7 @@ class Tenants:
     bus: Bus
     names: subjects.Names
     intake: Intake
+    meters: Meters
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
@@ -45,6 +48,7 @@ class Tenants:
     followers: Followers = attrs.Factory(Followers)
     gate: FairGate = attrs.field(init=False)
     restarts: int = 0  # of those that are gone
+    ledger: Ledger = attrs.Factory(Ledger)
 
     def __attrs_post_init__(self) -> None:
         self.gate = FairGate(self.config.limits.catch_ups)
@@ -63,6 +67,7 @@ class Tenants:
                     retry_after=found.failed_until - now,
                 )
             self.restarts += found.restarts
+            self.ledger.book(OTHER, found.traffic)
             found = None
         if found is None:
             if not self.intake.incarnation:
@@ -75,6 +80,7 @@ class Tenants:
                 make_history=self.history,
                 followers=self.followers,
                 advanced=self.advanced,
+                meters=self.meters,
                 tracing=self.tracing,
             )
             self.nursery.start_soon(found.run)
@@ -128,6 +134,7 @@ class Tenants:
                 tenant.used = now
             elif now - tenant.used > IDLE_SECONDS:
                 del self.running[name]
+                self.ledger.book(OTHER, tenant.traffic)
                 self.restarts += tenant.restarts
                 tenant.scope.cancel()
                 log.debug("tenant_reaped", tenant=name)

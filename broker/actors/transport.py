@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
+
+if TYPE_CHECKING:
+    from broker.wire.frames import Framing
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +65,8 @@ class Transport(Protocol):
     """A link to one client. One task receives; sends never overlap.
 
     `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
-    all or nothing.
+    all or nothing. `answers`: the client answers a heartbeat; where none can, it lives as long as its link
+    takes what it is sent. `framing`: what becomes of the frames of events; None: they go out as they are.
     """
 
     @property
@@ -71,6 +75,12 @@ class Transport(Protocol):
 
     @property
     def partial_sends(self) -> bool: ...
+
+    @property
+    def answers(self) -> bool: ...
+
+    @property
+    def framing(self) -> Framing | None: ...
 
     def adopt(self, message_bytes: int) -> None:
         """From now on a message of the client may have so many bytes."""
@@ -93,8 +103,8 @@ class Transport(Protocol):
     def frame(self, message: bytes) -> bytes:
         """A JSON message as this link's bytes."""
 
-    def ping(self) -> bytes:
-        """A heartbeat as this link's bytes; the answer arrives as `Alive`."""
+    def ping(self, position: str | None) -> bytes:
+        """A heartbeat as this link's bytes, with P where it is carried; an answer arrives as `Alive`."""
 
     def close(self, code: int, reason: str) -> bytes:
         """The link's last frame."""

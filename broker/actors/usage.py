@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from heapq import nlargest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import attrs
 import msgspec
@@ -38,6 +38,8 @@ SILENT_SECONDS = 3.0
 MOST_HOLDERS = 256  # of at most some 400 bytes each
 CHANNEL = "live.usage."
 
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
 log = structlog.get_logger()
 
 
@@ -46,9 +48,9 @@ class Usage:
     """What one user or tenant (`key`) holds at a broker, and has spent since it last said so."""
 
     key: tuple[str, ...]
-    connections: int
-    subscriptions: int
-    spent: dict[str, float]
+    connections: Count
+    subscriptions: Count
+    spent: dict[str, float]  # less than nothing where a send was charged and then cut off
 
 
 DECODER = msgspec.json.Decoder(list[Usage])
@@ -131,7 +133,7 @@ class Sharing:
             return
         try:
             usages = DECODER.decode(body)
-        except msgspec.DecodeError:  # of a version that says it in another way
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # or a version's other words
             log.warning("usage_not_understood", broker=broker)
             return
         self.reports[broker] = Report(now, usages)

@@ -307,6 +307,6 @@ def longest_collection(contender: Contender) -> float:
     with urlopen(f"{contender.admin}/metrics", timeout=START_SECONDS) as answered:  # noqa: S310  our own
         for family in text_string_to_metric_families(answered.read().decode()):
             for sample in family.samples:
-                if sample.name == "broker_collector_longest_pause_seconds":
+                if sample.name == "broker_gc_longest_pause_seconds":
                     return float(sample.value)
     return 0.0

@@ -36,6 +36,17 @@ class StreamState:
 
 
 @attrs.frozen(kw_only=True)
+class Usage:
+    """How much the stream holds; `max_bytes` is None where it has no such bound."""
+
+    messages: int
+    bytes: int
+    first: int
+    last: int
+    max_bytes: int | None
+
+
+@attrs.frozen(kw_only=True)
 class Page:
     """A run of stored records in sequence order; `pending` more that match follow in the stream."""
 
@@ -103,13 +114,18 @@ class Values(Protocol):
     async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
         """What has been put since `mark` (None: all there is), oldest first, and how far that goes.
 
-        Of a key that was put twice only the newest. May lag behind a put by some seconds where the bucket has
-        replicas; then the mark does too.
+        Of a key that was put twice only the newest, or others before it.
         """
 
 
 class Sink(Protocol):
     """Who gets what arrives: the supervisor."""
+
+    async def reached(self) -> None:
+        """NATS answers, before `restored`: for what has to be read before anything is delivered.
+
+        Raises `Unavailable` when it cannot be; then the bus connects once more.
+        """
 
     def restored(self, state: StreamState) -> None:
         """The stream can be reached: first, and after each interruption, before the next `stored`.
@@ -118,8 +134,11 @@ class Sink(Protocol):
         its end; else it starts over at `state.first`, and `state.incarnation` differs from the last.
         """
 
-    def stored(self, records: list[Record], head: int) -> None:
-        """The next stored records in sequence order: all there are after the last call up to `head`."""
+    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
+        """The next stored records in sequence order: all there are after the last call up to `head`.
+
+        `stored_at` is when NATS stored the first of them, in Unix seconds by its clock; None without any.
+        """
 
     def live(self, records: list[Record]) -> None:
         """Live messages in order of arrival."""
@@ -192,6 +211,9 @@ class Bus(Protocol):
         may be sent again.
         """
 
+    async def prepare_audit(self) -> None:
+        """Makes the stream of the audit trail when it is missing. Events do not wait for it."""
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -207,6 +229,15 @@ class Bus(Protocol):
 
     async def state(self) -> StreamState:
         """The stream as it is now. Requests at the same time share one answer."""
+
+    async def usage(self) -> Usage:
+        """How much the stream holds."""
+
+    async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
+        """How many messages the stream holds under a filter, by one token (from 0) of their subjects.
+
+        It takes time and memory with the number of subjects: for now and then.
+        """
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         """At most `limit` stored records that match the subject filter, after the sequence `after`.

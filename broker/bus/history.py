@@ -7,6 +7,7 @@ with a hole, or without an end, is as good as none.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,7 +15,7 @@ import attrs
 import trio
 
 from broker.bus import headers
-from broker.bus.base import Page
+from broker.bus.base import Page, Usage
 from broker.bus.bridge import away
 
 if TYPE_CHECKING:
@@ -83,6 +84,32 @@ class History:
             names += part
             if not part or len(names) >= info["total"]:
                 return names
+
+    async def usage(self) -> Usage:
+        """The answer of `bus.base.Bus.usage`."""
+        info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
+        state, most = info["state"], info["config"].get("max_bytes", -1)
+        return Usage(
+            messages=state["messages"],
+            bytes=state["bytes"],
+            first=state["first_seq"],
+            last=state["last_seq"],
+            max_bytes=most if most > 0 else None,
+        )
+
+    async def tally(self, subject: str, *, token: int) -> Counter[str]:
+        """The counts of `bus.base.Bus.tally`, from the counts of all subjects in parts of 100,000."""
+        found: Counter[str] = Counter()
+        offset = 0
+        while True:
+            query = {"subjects_filter": subject, "offset": offset}
+            info = await self.jetstream.call(f"STREAM.INFO.{self.stream}", query)
+            part = info["state"].get("subjects") or {}
+            for name, count in part.items():
+                found[name.split(".", token + 1)[token]] += count
+            offset += len(part)
+            if not part or offset >= info["total"]:
+                return found
 
     async def sequence_at(self, time: datetime) -> int | None:
         """The first sequence of `bus.base.Bus.sequence_at`.

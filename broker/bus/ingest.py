@@ -109,6 +109,7 @@ class Ingest:
         """Hands over a batch. False when the consumer cannot be trusted any more."""
         records: list[Record] = []
         stalled: list[bytes] = []
+        stored_at: float | None = None
         sound = True
         if self.waiting:
             self.heard = trio.current_time()
@@ -125,22 +126,24 @@ class Ingest:
                 break
             last = records[-1][0] if records else self.head
             if sequence > last + 1 and self.verified < 0:
-                self.give(sink, records)
+                self.give(sink, records, stored_at)
                 records = []
                 sound = await self.explain(sink, last)
                 if not sound:
                     break
             self.delivered = count
+            if not records:
+                stored_at = time_of(reply)
             records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
-        self.give(sink, records)
+        self.give(sink, records, stored_at)
         for inbox in stalled:
             await (await self.jetstream.up()).send(inbox.decode(), b"")
         return sound
 
-    def give(self, sink: Sink, records: list[Record]) -> None:
+    def give(self, sink: Sink, records: list[Record], stored_at: float | None) -> None:
         if records:
             self.head = records[-1][0]
-            sink.stored(records, self.head)
+            sink.stored(records, self.head, stored_at)
 
     def control(self, reply: bytes, fields: dict[str, str], status: int, stalled: list[bytes]) -> bool:
         """A message of the consumer itself: flow control, a heartbeat, or its end. False: it is no good.
@@ -199,7 +202,7 @@ class Ingest:
             sink.restored(state)
         if not again:
             self.head = start - 1
-            sink.stored([], self.head)
+            sink.stored([], self.head, None)
 
     async def resolve(self) -> tuple[StreamState, int]:
         """The stream as it is, and the sequence to read on from."""
@@ -287,3 +290,9 @@ def sequences(reply: bytes) -> tuple[int, int]:
     tokens = reply.split(b".")
     at = 5 if len(tokens) == 9 else 7
     return int(tokens[at]), int(tokens[at + 1])
+
+
+def time_of(reply: bytes) -> float:
+    """When NATS stored the message, out of the same: nanoseconds there, Unix seconds here."""
+    tokens = reply.split(b".")
+    return int(tokens[7 if len(tokens) == 9 else 9]) / 1e9

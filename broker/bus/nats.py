@@ -14,7 +14,7 @@ import trio
 
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
-from broker.bus.base import Page, PublishAck, StreamState
+from broker.bus.base import Page, PublishAck, StreamState, Usage
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.headers import check_lines
 from broker.bus.history import History
@@ -106,6 +106,7 @@ class NatsBus:
             try:
                 async with self.connected(url) as link:
                     await self.prepare(link)
+                    await sink.reached()
                     await self.ingest.open(sink)
                     log.info("nats_reached", server=shown(url), head=self.ingest.head)
                     told, pause, said = True, FIRST_PAUSE_SECONDS, ""
@@ -137,8 +138,6 @@ class NatsBus:
         await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
         await streams.ensure(self.jetstream, cursor_bucket(self.stream))
         await streams.ensure(self.jetstream, control_bucket(self.stream))
-        if self.audit.enabled:
-            await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
         await self.live.renew(link)
 
     async def feed(self, link: Link, sink: Sink) -> None:
@@ -198,6 +197,10 @@ class NatsBus:
         for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
             api.decode(body, subject)
 
+    async def prepare_audit(self) -> None:
+        """Makes the stream of the audit trail when it is missing."""
+        await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -235,6 +238,14 @@ class NatsBus:
         if isinstance(self.seen, Unavailable):
             raise away(self.seen.message)
         return self.seen
+
+    async def usage(self) -> Usage:
+        """How much the stream holds."""
+        return await self.history.usage()
+
+    async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
+        """How many messages the stream holds under a filter, by one token of their subjects."""
+        return await self.history.tally(subject, token=token)
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         """At most `limit` stored records that match the subject filter, after the sequence `after`."""

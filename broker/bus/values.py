@@ -17,11 +17,14 @@ from broker.bus.base import Mark, Stale, Value
 from broker.bus.history import History
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker import config
 
 HISTORY_LOST = 10037  # the server's `err_code`s: no message found,
 WRONG_LAST_SEQUENCE = 10071  # and another revision than the one that was to be replaced
 PAGE = 1000
+LONGEST_SECONDS = 100 * 366 * 86400  # the server counts nanoseconds in 64 bits: 292 years
 
 
 def cursor_bucket(section: config.Stream) -> dict[str, Any]:
@@ -56,10 +59,12 @@ class Values:
 
     async def get(self, key: str) -> Value | None:
         """The newest value under a key, from the bucket's leader."""
+        return await self.led({"last_by_subj": f"$KV.{self.name}.{key}"})
+
+    async def led(self, query: Mapping[str, object]) -> Value | None:
+        """One message, or that there is none, from the bucket's leader."""
         try:
-            answer = await self.jetstream.call(
-                f"STREAM.MSG.GET.{self.stream}", {"last_by_subj": f"$KV.{self.name}.{key}"}
-            )
+            answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", query)
         except api.ApiError as error:
             if error.number == HISTORY_LOST:
                 return None
@@ -72,7 +77,7 @@ class Values:
         link = await self.jetstream.up()
         fields = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
         if ttl is not None:
-            fields["Nats-TTL"] = f"{max(1, ceil(ttl))}s"
+            fields["Nats-TTL"] = f"{min(max(1, ceil(ttl)), LONGEST_SECONDS)}s"
         parts = await link.request(
             f"$KV.{self.name}.{key}", data, seconds=self.jetstream.seconds, fields=fields
         )
@@ -90,17 +95,25 @@ class Values:
         return len(info["state"].get("subjects") or {})
 
     async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """What has been put since `mark`: nothing is read while the leader knows of nothing newer."""
+        """What has been put since `mark`: nothing is read while the leader knows of nothing newer.
+
+        Pages come from any replica. One that has nothing more may be late, so the leader is asked, too.
+        """
         state = api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
         if mark is None or mark.incarnation != state.incarnation or mark.sequence > state.last:
             mark = Mark(incarnation=state.incarnation, sequence=0)
         found: list[bytes] = []
         reached = mark.sequence
         history = History(self.jetstream, self.stream)
+        everything = f"$KV.{self.name}.>"
         while reached < state.last:
-            page = await history.read(f"$KV.{self.name}.>", after=reached, limit=PAGE)
-            if not page.records:
-                break
+            page = await history.read(everything, after=reached, limit=PAGE)
             found += [body for _, _, body, _ in page.records]
-            reached = page.records[-1][0]
+            if page.records:
+                reached = page.records[-1][0]
+            elif value := await self.led({"seq": reached + 1, "next_by_subj": everything}):
+                found.append(value.data)
+                reached = value.revision
+            else:
+                reached = state.last  # what stood there is over
         return found, Mark(incarnation=state.incarnation, sequence=reached)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,9 @@ class Api:
         with self.request("GET", path, query, None, seconds + SECONDS) as response:
             if response.status != HTTPStatus.OK:
                 self.understood(response.status, response.read())
-            for line in response:
-                yield json.loads(line)
+            with suppress(OSError, HTTPException):  # cut off in the middle: whoever reads misses the end
+                while (line := response.readline()).endswith(b"\n"):
+                    yield json.loads(line)
 
     @contextmanager
     def request(

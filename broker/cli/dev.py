@@ -54,7 +54,7 @@ def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> 
     log.configure(settings.log)
     beside = "" if where == config.default_data_dir() else f" --data-dir {shlex.quote(str(where))}"
     ready = partial(show, settings, beside)
-    trio.run(partial(app.serve, settings, data_dir=where, on_ready=ready))
+    trio.run(partial(app.serve, settings, data_dir=where, on_ready=ready, demo=True))
 
 
 def preferred(port: int) -> str:
@@ -80,6 +80,7 @@ def show(settings: Config, beside: str, running: Running) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)  # a token must stay on one line
     console.print("The broker is ready. Ctrl-C stops it.", style="bold")
     for name, value, usual in (
+        ("Demo page", running.http + "/", PORTS["listen"]),
         ("WebSocket", running.ws, PORTS["listen"]),
         ("HTTP", running.http, PORTS["listen"]),
         ("Admin", running.admin, PORTS["admin_listen"]),

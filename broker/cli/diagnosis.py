@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ CLOSES = ("ended", "tenant", "user", "peer", "seconds", "code", "by", "reason", 
 RECORDS = ("time", "kind", "tenant", "user", "peer", "what")
 HOUR = 3600.0
 MOST = 100_000  # lines of a trace
+TOKEN = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 
 
 # There is a client's token as well here.
@@ -31,7 +33,7 @@ looking = functools.partial(asking, option="--admin-token-file")
 
 @click.command()
 @click.option("--token", "given", metavar="T", help="The client's token; - reads it from standard input.")
-@click.option("--token-file", "file", type=options.FILE, help="The client's token, in a file.")
+@click.option("--token-file", "file", type=TOKEN, help="The client's token, in a file.")
 @click.option("--channel", metavar="C", required=True, help="A channel or pattern, as a client writes it.")
 @click.option("--publish", is_flag=True, help="Whether it may publish, and not subscribe.")
 @click.option("--tenant", metavar="T", help="The tenant that a monitoring token asks for.")
@@ -48,7 +50,7 @@ def explain(api: Api, output: Output, given: str | None, file: Path | None, **qu
 
     if (given is None) == (file is None):
         raise click.UsageError("Give the client's token by --token or --token-file.")
-    token = file.read_text() if file else sys.stdin.read() if given == "-" else str(given)
+    token = file.read_text(errors="replace") if file else sys.stdin.read() if given == "-" else str(given)
     body = json.dumps({"token": token.strip(), **question}).encode()
     answer = api.ask("POST", "explain", body=body)
     output.many(answer, "steps", STEPS)
@@ -90,15 +92,21 @@ def trace(api: Api, output: Output, tenant: str, channel: str, count: int, secon
     """
     import json
 
+    from broker.errors import Unavailable
+
     query = {"tenant": tenant, "channel": channel, "limit": count, "seconds": seconds}
+    ended = False
     try:
         for line in api.lines("trace", query=query, seconds=seconds):
             texts = [json.dumps(line)] if output.as_json else list(told(line))
             for text in texts:
                 click.echo(text)
             sys.stdout.flush()
+            ended = line["kind"] == "end"
     except KeyboardInterrupt:
         return
+    if not ended:
+        raise Unavailable(f"{api.url} has broken the trace off: is the broker still running?")
 
 
 def told(line: dict[str, Any]) -> Iterator[str]:

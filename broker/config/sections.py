@@ -239,6 +239,14 @@ class Audit:
 
 
 @attrs.frozen(kw_only=True)
+class Metrics:
+    """What `/metrics` of the admin port shows."""
+
+    tenants: Count = 50  # that have series of their own
+    share_seconds: Seconds = 60.0  # how often the messages of each tenant in the stream are counted
+
+
+@attrs.frozen(kw_only=True)
 class Log:
     """What is written to standard error."""
 
@@ -272,5 +280,6 @@ class Config:
     ring: Ring = Ring()
     drain: Drain = Drain()
     audit: Audit = Audit()
+    metrics: Metrics = Metrics()
     log: Log = Log()
     tracing: Tracing = Tracing()

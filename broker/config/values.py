@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
@@ -20,6 +20,9 @@ DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+\Z", re.ASCII)
 DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])", re.ASCII)
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 CENTURY = 100 * 365.25 * SECONDS["d"]  # NATS counts nanoseconds in 64 bits: 292 years
+
+SLOWEST = 0.001  # a second: whoever has to wait is told for how long, in 64 bits of milliseconds
+MAPPED = IPv6Network("::ffff:0:0/96")  # where a socket for both families writes IPv4 (RFC 4291, 2.5.5.2)
 
 SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB|TiB)\Z", re.ASCII)
 BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -67,11 +70,13 @@ def limit(value: object) -> int:
 
 
 def rate(value: object) -> float:
-    """Any number, 0 included."""
+    """How often in a second: 0, or at least once in 1,000 s."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{shown(value)} is no number")
     if not 0 <= value < math.inf:
         raise ValueError(f"{value} is not 0 or above")
+    if 0 < value < SLOWEST:
+        raise ValueError(f"{value} is below {SLOWEST}, once in {1 / SLOWEST:.0f} s")
     return float(value)
 
 
@@ -152,9 +157,12 @@ def origin(value: object) -> str:
 def network(value: object) -> str:
     """An IP network, "10.0.0.0/8" or "fd00::/8", or one address."""
     try:
-        return str(ip_network(text(value)))
+        found = ip_network(text(value))
     except ValueError as error:
         raise ValueError(f"{shown(value)} is no IP network such as 10.0.0.0/8: {error}") from None
+    if isinstance(found, IPv6Network) and (found.subnet_of(MAPPED) or found.network_address.scope_id):
+        raise ValueError(f"{shown(value)} is met by no peer: write IPv4 as such, and IPv6 without a zone")
+    return str(found)
 
 
 def nats_url(value: object) -> str:

@@ -46,6 +46,8 @@ class Audit:
     bus: Bus
     section: config.Audit
     broker: str
+    prepared: bool = False  # its stream is there, as far as is known
+    trouble: str = ""
     dropped: int = 0
     told: int = 0  # of the dropped ones
     number: int = 0
@@ -93,13 +95,20 @@ class Audit:
         if self.refusals[connection] <= REFUSALS:
             self.note("refused", tenant=tenant, connection=connection, **fields)
 
+    def restored(self) -> None:
+        """NATS is back. The stream is seen to by `run`, so that nothing else waits for it."""
+        if self.section.enabled:
+            self.prepared = False
+            self.arrived.set()
+
     async def run(self) -> None:
+        """Keeps storing, until cancelled."""
         while True:
             await self.arrived.wait()
             await trio.sleep(GATHER_SECONDS)
             self.arrived = trio.Event()
             await self.flush()
-            if self.waiting:
+            if self.waiting or not self.prepared:
                 self.arrived.set()
                 await trio.sleep(RETRY_SECONDS)
             if self.dropped != self.told:
@@ -109,12 +118,17 @@ class Audit:
     async def flush(self) -> None:
         """Stores what waits, as far as NATS takes it."""
         async with self.writing:
-            while self.waiting:
-                batch = [self.waiting[index] for index in range(min(BATCH, len(self.waiting)))]
-                try:
+            try:
+                if self.section.enabled and not self.prepared:
+                    await self.bus.prepare_audit()
+                    self.prepared, self.trouble = True, ""
+                while self.waiting:
+                    batch = [self.waiting[index] for index in range(min(BATCH, len(self.waiting)))]
                     await self.bus.publish_all(batch)
-                except Unavailable as error:
+                    for _ in batch:
+                        self.waiting.popleft()
+            except Unavailable as error:
+                self.prepared = False  # it may have been deleted
+                if error.message != self.trouble:
+                    self.trouble = error.message
                     log.warning("audit_postponed", error=error.message, records=len(self.waiting))
-                    return
-                for _ in batch:
-                    self.waiting.popleft()

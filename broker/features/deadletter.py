@@ -5,7 +5,7 @@ Each broker sees each of them; the message id, made of where it stood, lets the 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,9 +13,11 @@ import structlog
 import trio
 
 from broker.errors import TooLarge, Unavailable
+from broker.metrics.meters import LETTER_REASONS, zeros
 from broker.subjects import BROKER
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from broker.bus.base import Bus, Record
@@ -51,7 +53,7 @@ class DeadLetters:
     bus: Bus
     names: Names
     noticed: Callable[[Letter], None]  # hears of each, once
-    counts: Counter[str] = attrs.Factory(Counter)
+    counts: Counter[str] = attrs.Factory(lambda: zeros(LETTER_REASONS))
     waiting: deque[Letter] = attrs.Factory(deque)
     arrived: trio.Event = attrs.Factory(trio.Event)
     known: dict[tuple[str, int], None] = attrs.Factory(dict)

@@ -54,6 +54,10 @@ class FairGate:
                     del self.waiting[tenant]
             raise
 
+    def waits(self) -> int:
+        """How many wait for their turn."""
+        return sum(map(len, self.waiting.values()))
+
     def release(self) -> None:
         if not self.waiting or self.free < 0:
             self.free += 1

@@ -11,13 +11,13 @@ import structlog
 import trio
 from prometheus_client.exposition import choose_encoder
 
-from broker.actors.connection import Boundary
+from broker.actors.boundary import Boundary
 from broker.config import host_port
 from broker.errors import BrokerError
 from broker.web import heads, origins
 from broker.web.listeners import accept
-from broker.web.pages import check, health, respond
-from broker.web.problems import Refused, Response, problem
+from broker.web.pages import Exchange, check, health, respond
+from broker.web.problems import Refused, Response
 from broker.web.router import refusal
 from broker.web.streaming import Lines, pour
 from broker.web.upgrade import bearer
@@ -68,7 +68,7 @@ class AdminPort:
         await accept(listeners, self.handle, nursery=nursery, task_status=task_status)
 
     async def handle(self, link: Link) -> None:
-        exchange = Exchange(link.peer)
+        exchange = Exchange(link.peer, "admin_request_crashed")
         with Boundary(exchange):
             try:
                 answer = await self.answer(link)
@@ -96,7 +96,7 @@ class AdminPort:
             seconds = self.limits.body_seconds
             body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds)
             return await self.router.answer(request, body, link.peer)
-        check(request, (*PAGES, API))
+        check(request, dict.fromkeys((*PAGES, API), ("GET",)))
         return self.metrics(request) if request.path == "/metrics" else health(request, self.health)
 
     def authorize(self, request: Request, peer: str) -> None:
@@ -113,21 +113,3 @@ class AdminPort:
         """The exposition format that the client asks for (Prometheus text or OpenMetrics)."""
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return Response(status=200, body=encode(self.registry), media_type=media_type)
-
-
-@attrs.define(eq=False)
-class Exchange:
-    """One request and its answer, None once lines have begun.
-
-    What breaks in it is answered with 500, and breaks nothing else.
-    """
-
-    peer: str
-    response: Response | None = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
-    lost: bool = False
-
-    def link_lost(self) -> None:
-        self.lost = True
-
-    def crashed(self, error: Exception) -> None:
-        log.error("admin_request_crashed", exc_info=error, peer=self.peer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from broker.actors import reports
+from broker.operations import reports
 from broker.web import openapi
 from broker.web.router import DOCUMENT, Route
 from broker.web.schemas import Document
@@ -12,9 +12,9 @@ from broker.web.schemas import Document
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker.actors.bans import Bans
-    from broker.actors.operations import Operations
-    from broker.actors.storage import Storage
+    from broker.operations.bans import Bans
+    from broker.operations.process import Operations
+    from broker.operations.storage import Storage
 
 V1 = "/api/v1"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker.actors import diagnosis, following
+from broker.actors import following
 from broker.features.explain import Explanation
+from broker.operations import diagnosis
 from broker.web.api import V1
 from broker.web.router import Route
 from broker.web.streaming import MEDIA_TYPE, Lines
 
 if TYPE_CHECKING:
-    from broker.actors.diagnosis import Diagnosis
+    from broker.operations.diagnosis import Diagnosis
 
 
 def routes(do: Diagnosis) -> list[Route]:

@@ -49,6 +49,15 @@ class Link:
             if hasattr(socket, "TCP_NOTSENT_LOWAT"):
                 self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
+    def give_up_after(self, seconds: float) -> None:
+        """Has the kernel end the link when the client has acknowledged nothing of what was sent for so long.
+
+        For clients that cannot answer a heartbeat (TCP_USER_TIMEOUT of tcp(7); else it takes the kernel
+        about 15 minutes).
+        """
+        with contextlib.suppress(OSError, AttributeError):  # the option is Linux's
+            self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
     @property
     def certificate(self) -> str | None:
         """The name in the certificate that the client has shown, verified."""
@@ -228,6 +237,14 @@ def server_context(server: config.Server) -> ssl.SSLContext | None:
         client_ca=server.tls_client_ca,
         client_required=server.tls_client_required,
     )
+
+
+def expiry(server: config.Server) -> float | None:
+    """When the certificate that clients are shown expires, in Unix seconds; None without TLS."""
+    if server.tls_certificate is None:
+        return None
+    leaf, *_ = x509.load_pem_x509_certificates(server.tls_certificate.read_bytes())
+    return leaf.not_valid_after_utc.timestamp()
 
 
 def told(error: OSError) -> str:

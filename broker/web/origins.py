@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from broker.web.problems import Refused
+from broker.web.problems import Refused, Response
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
     from broker.web.heads import Request
@@ -20,8 +21,8 @@ ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([
 OWN_PORT = {"http": 80, "https": 443}
 
 
-def check(request: Request, allowed: AbstractSet[str]) -> None:
-    """Raises `Refused` unless the request has no `Origin` (it is no browser) or an allowed one.
+def check(request: Request, allowed: AbstractSet[str]) -> str | None:
+    """The `Origin`, if there is one: without it the client is no browser. Raises `Refused` unless allowed.
 
     `allowed` holds origins as browsers write them: lower case, without the scheme's own port. When it is
     empty, the pages that this host and port serve are allowed, by whichever scheme, since a proxy may
@@ -29,7 +30,7 @@ def check(request: Request, allowed: AbstractSet[str]) -> None:
     """
     text = request.headers.get("origin")
     if text is None:
-        return
+        return None
     if text.lower() == "null":
         raise Refused(403, "The origin null is not allowed: it is any sandboxed page.")
     match = ORIGIN.match(text.lower())
@@ -41,6 +42,32 @@ def check(request: Request, allowed: AbstractSet[str]) -> None:
         allowed = {written(each, host_in_brackets, request.port) for each in OWN_PORT}
     if written(scheme, host, port) not in allowed:
         raise Refused(403, "This origin is not allowed; server.origins lists those of the public port.")
+    return text
+
+
+def shared(origin: str | None) -> tuple[tuple[str, str], ...]:
+    """The headers of an answer that a page of an allowed origin may read (Fetch standard, section 3.3).
+
+    No credentials: the broker knows a client by its token alone.
+    """
+    if origin is None:
+        return ()
+    return (
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Expose-Headers", "Retry-After, WWW-Authenticate"),
+        ("Vary", "Origin"),
+    )
+
+
+def preflight(methods: Sequence[str]) -> Response:
+    """The answer to a browser that asks before it sends a request."""
+    headers = (
+        ("Allow", ", ".join((*methods, "OPTIONS"))),
+        ("Access-Control-Allow-Methods", ", ".join(methods)),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type, Last-Event-ID"),
+        ("Access-Control-Max-Age", "600"),
+    )
+    return Response(status=204, body=b"", media_type="text/plain", headers=headers)
 
 
 def written(scheme: str, host: str, port: int | None) -> str:

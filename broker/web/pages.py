@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
+import attrs
 import structlog
 import trio
 
 from broker.web.problems import Refused, Response, problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from broker.web.heads import Request
     from broker.web.links import Link
@@ -20,14 +22,15 @@ log = structlog.get_logger()
 SEND_SECONDS = 10.0
 
 
-def check(request: Request, pages: Sequence[str]) -> None:
-    """Raises `Refused` (400, 404, 405) unless this is a GET of one of `pages`, without a body."""
-    if request.has_body:
+def check(request: Request, pages: Mapping[str, Sequence[str]]) -> None:
+    """Raises `Refused` (400, 404, 405) unless `pages` has path and method; only a POST has a body."""
+    methods = pages.get(request.path)
+    if request.has_body and not (request.method == "POST" and "POST" in (methods or ())):
         raise Refused(400, "No request with a body is served here.")
-    if request.path not in pages:
+    if methods is None:
         raise Refused(404, f"There is {', '.join(pages)}.")
-    if request.method != "GET":
-        raise Refused(405, "Only GET is served here.", ("Allow", "GET"))
+    if request.method not in methods:
+        raise Refused(405, f"Only {' and '.join(methods)} is served here.", ("Allow", ", ".join(methods)))
 
 
 def health(request: Request, reason: Callable[[], str | None]) -> Response:
@@ -38,6 +41,16 @@ def health(request: Request, reason: Callable[[], str | None]) -> Response:
     return Response(status=200, body=b"ok\n", media_type="text/plain; charset=utf-8")
 
 
+def revalidated(request: Request, response: Response) -> Response:
+    """A file as its reader needs it: not again when it has it (RFC 9110 section 13.1.2), or its head."""
+    tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
+    known = request.headers.get("if-none-match", "").split(",")
+    tagged = attrs.evolve(response.beside((("ETag", tag),)), caching="no-cache")
+    if tag in [each.strip(" \t").removeprefix("W/") for each in known]:
+        return attrs.evolve(tagged, status=304, body=b"")
+    return attrs.evolve(tagged, silent=request.method == "HEAD")
+
+
 async def respond(link: Link, response: Response) -> None:
     """Sends the whole answer and leaves the client the time to read it. Raises `LinkLost`."""
     if response.status >= 400:
@@ -45,3 +58,22 @@ async def respond(link: Link, response: Response) -> None:
     with trio.move_on_after(SEND_SECONDS):
         await link.send_all(response.encode())
         await link.linger()
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """One request and its answer, None once something else has begun.
+
+    What breaks in it is answered with 500, and breaks nothing else; `event` is what the log calls it.
+    """
+
+    peer: str
+    event: str
+    response: Response | None = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
+    lost: bool = False
+
+    def link_lost(self) -> None:
+        self.lost = True
+
+    def crashed(self, error: Exception) -> None:
+        log.error(self.event, exc_info=error, peer=self.peer)

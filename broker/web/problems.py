@@ -8,28 +8,36 @@ from http import HTTPStatus
 
 import attrs
 
+BODILESS = (204, 304)  # RFC 9110 section 6.4.1
+
 
 @attrs.frozen(kw_only=True)
 class Response:
-    """A whole answer, after which the connection is closed."""
+    """A whole answer, after which the connection is closed. `silent`: of the body only the length is told."""
 
     status: int
     body: bytes
     media_type: str
     headers: tuple[tuple[str, str], ...] = ()
+    caching: str = "no-store"
+    silent: bool = False
+
+    def beside(self, headers: tuple[tuple[str, str], ...]) -> Response:
+        """With further headers."""
+        return attrs.evolve(self, headers=self.headers + headers)
 
     def encode(self) -> bytes:
         """As HTTP/1.1 bytes. Header values are ours, never the client's."""
-        head = [
+        lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
             f"Date: {formatdate(usegmt=True)}",
-            f"Content-Type: {self.media_type}",
-            f"Content-Length: {len(self.body)}",
-            "Cache-Control: no-store",
+            f"Cache-Control: {self.caching}",
             "Connection: close",
             *(f"{name}: {value}" for name, value in self.headers),
         ]
-        return "\r\n".join([*head, "\r\n"]).encode("ascii") + self.body
+        if self.status not in BODILESS:
+            lines += [f"Content-Type: {self.media_type}", f"Content-Length: {len(self.body)}"]
+        return "\r\n".join([*lines, "\r\n"]).encode("ascii") + (b"" if self.silent else self.body)
 
 
 class Refused(Exception):
@@ -38,6 +46,13 @@ class Refused(Exception):
     def __init__(self, status: int, detail: str, *headers: tuple[str, str]) -> None:
         super().__init__(detail)
         self.response = problem(status, detail, *headers)
+
+    @classmethod
+    def by(cls, response: Response) -> Refused:
+        """With an answer that is there already."""
+        made = cls(response.status, "")
+        made.response = response
+        return made
 
 
 def problem(status: int, detail: str, *headers: tuple[str, str]) -> Response:

@@ -32,6 +32,8 @@ HOP = re.compile(
     re.IGNORECASE,
 )
 
+HOPS = 32  # of our own proxies in a row: more are somebody's who would keep us busy
+
 
 @lru_cache(maxsize=4)
 def networks(texts: tuple[str, ...]) -> Networks:
@@ -54,9 +56,9 @@ def client(peer: str, forwarded_for: str, proxies: Networks) -> str:
 
     `X-Forwarded-For` is read from its right end, where our own proxies have written, up to the first
     address that is none of them: what stands left of that is the client's own word. Whatever is no address
-    ends the chain too, and then the last proxy that is known stands for the client.
+    ends the chain too, and so do more than `HOPS`: then the last proxy that is known stands for the client.
     """
-    for text in reversed(forwarded_for.split(",")):
+    for text in reversed(forwarded_for.rsplit(",", HOPS)):
         found = hop(text.strip(" \t"))
         if found is None:
             break

@@ -133,20 +133,21 @@ class Router:
             arguments.append(from_json(await read_body() if request.has_body else b"{}", route.body))
         elif request.has_body:
             raise Refused(400, f"{route.method} {route.path} takes no body.")
+        status = 500  # of what breaks, or is broken off, in the middle
         try:
             found = route.handle(*arguments)
             if isawaitable(found):
                 found = await found
-        except BrokerError as error:
-            response = refusal(error)
-        else:
             if isinstance(found, Lines):
                 return found
             response = Response(status=route.status, body=to_json(found), media_type=route.media_type)
-        if route.method != "GET":
-            self.acted(
-                Action(peer, f"{route.method} {route.path}", targets(route, arguments), response.status)
-            )
+            status = response.status
+        except BrokerError as error:
+            response = refusal(error)
+            status = response.status
+        finally:
+            if route.method != "GET":
+                self.acted(Action(peer, f"{route.method} {route.path}", targets(route, arguments), status))
         return response
 
     def find(self, request: Request) -> tuple[Route, list[str]]:
@@ -184,7 +185,7 @@ def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
     try:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, f"The body: {told(error)}; see {DOCUMENT}") from None
 
 

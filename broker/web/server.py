@@ -1,8 +1,9 @@
-"""The public port: WebSocket clients, and whether we live and are ready."""
+"""The public port: what a request is for, and what its link becomes."""
 
 from __future__ import annotations
 
-import math
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,29 +11,45 @@ import attrs
 import structlog
 import trio
 
-from broker.actors.transport import LinkLost
-from broker.errors import BrokerError, Unavailable
-from broker.web import heads, origins, proxies, proxy_protocol, upgrade
+from broker.actors.boundary import Boundary
+from broker.actors.transport import Hello, LinkLost
+from broker.errors import BrokerError
+from broker.web import heads, longpoll, origins, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
-from broker.web.pages import check, health, respond
-from broker.web.problems import Refused, problem
+from broker.web.longpoll import PollTransport
+from broker.web.pages import Exchange, check, health, respond, revalidated
+from broker.web.problems import Refused, Response
+from broker.web.refusals import credentials, refused
+from broker.web.site import TOKEN, TOKEN_BYTES, Site
+from broker.web.sse import SseTransport
+from broker.web.streaming import until_left
 from broker.web.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from broker import config
-    from broker.actors.transport import Hello, Transport
+    from broker.actors.transport import Transport
     from broker.web.heads import Request
     from broker.web.links import Link
+    from broker.web.posts import Publish
 
-PAGES = ("/ws", "/healthz", "/readyz")
+HEALTH = {"/healthz": ("GET",), "/readyz": ("GET",)}
+# What a page of another origin asks for beforehand takes OPTIONS, too.
+PAGES: dict[str, Sequence[str]] = {
+    "/ws": ("GET",),
+    "/sse": ("GET", "OPTIONS"),
+    "/poll": ("GET", "POST", "OPTIONS"),
+    "/publish": ("POST", "OPTIONS"),
+    **HEALTH,
+}
 
 log = structlog.get_logger()
 
+Headers: TypeAlias = tuple[tuple[str, str], ...]
 Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
 
 
@@ -41,16 +58,21 @@ class PublicPort:
     """Takes connections from the sockets to the actors.
 
     What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admission` keeps
-    a place for a peer on its way to `serve`, or raises why there is none now: `Unavailable` is 503, other
-    errors, which are about this client, 429. `health` says why no event can travel now.
+    a place for a peer on its way to `serve` or for its `publish`, or raises why there is none now. `health`
+    says why no event can travel now.
     """
 
     server: config.Server
     limits: config.Limits
     serve: Serve = attrs.field(kw_only=True)
+    publish: Publish = attrs.field(kw_only=True)
     admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+    responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
+    site: Site = attrs.field(kw_only=True, factory=Site)
+    polls: dict[str, PollTransport] = attrs.field(init=False, factory=dict)
+    nursery: trio.Nursery = attrs.field(init=False)
 
     async def run(
         self,
@@ -60,6 +82,7 @@ class PublicPort:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accepts until it is cancelled, then closes `listeners`. The connections live in `nursery`."""
+        self.nursery = nursery
         await accept(
             listeners,
             self.handle,
@@ -69,36 +92,154 @@ class PublicPort:
         )
 
     async def handle(self, link: Link) -> Awaitable[None] | None:
-        opened = await self.open(link)
-        if opened is None:
-            return None
-        hello, trailing = opened
+        exchange = Exchange(link.peer, "request_crashed")
+        serving = None
+        with Boundary(exchange):
+            try:
+                serving = await self.open(link)
+                exchange.response = None
+            except Refused as refused:
+                exchange.response = refused.response
+        if exchange.lost:
+            raise LinkLost
+        if exchange.response:
+            await self.answer(link, exchange.response)
+        return serving
+
+    async def open(self, link: Link) -> Awaitable[None] | None:
+        """Answers a request, or returns what its link is from then on. Raises `Refused`."""
+        request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
+        request = self.believe(link, request)
+        try:
+            check(request, PAGES | self.site.pages)
+            if request.path in HEALTH:
+                await self.answer(link, health(request, self.health))
+            elif request.path in self.site.pages:
+                await self.answer(link, await self.page(link, request, trailing))
+            else:
+                return await self.exchange(link, request, trailing)
+        except Refused as refused:
+            if request.method == "HEAD":
+                raise Refused.by(attrs.evolve(refused.response, silent=True)) from None
+            raise
+        return None
+
+    async def exchange(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None] | None:
+        """What the port is there for, for pages of the allowed origins and for whoever is none."""
+        shared = origins.shared(origins.check(request, frozenset(self.server.origins)))
+        try:
+            match request.method, request.path:
+                case "OPTIONS", path:
+                    await self.answer(link, origins.preflight(PAGES[path][:-1]).beside(shared))
+                case _, "/ws":
+                    return await self.websocket(link, request, trailing)
+                case _, "/sse":
+                    return self.events(link, request, shared)
+                case _, "/poll":
+                    response = await self.polled(link, request, trailing)
+                    await self.answer(link, response.beside(shared))
+                case _, "/publish":
+                    await self.posted(link, request, trailing, shared)
+        except Refused as refused:
+            raise Refused.by(refused.response.beside(shared)) from None
+        return None
+
+    async def answer(self, link: Link, response: Response) -> None:
+        self.responses[response.status] += 1
+        await respond(link, response)
+
+    def hello(self, link: Link, token: str | None, tenant: str | None) -> Hello:
+        return Hello(peer=link.peer, token=token, tenant=tenant, certificate=link.certificate)
+
+    async def websocket(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None]:
+        """Brings the link to WebSocket, with what the client sent after its request."""
+        opening = upgrade.decide(request, peer=link.peer, query_token=self.server.query_token)
+        with self.place(link):
+            await link.send_all(opening.response)
+            self.responses[101] += 1
         transport = WebSocketTransport(link, self.limits.message_bytes)
         transport.feed(trailing)
+        certificate = link.certificate
+        hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
         return self.serve(transport, hello)
 
-    async def open(self, link: Link) -> tuple[Hello, bytes] | None:
-        """Brings the link to WebSocket: what the client said, and what it sent after that. Or answers it."""
-        try:
-            request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
-            request = self.believe(link, request)
-            check(request, PAGES)
-            if request.path == "/ws":
-                opening = self.welcome(request, link.peer)
-                with self.admission(link.peer):
-                    await link.send_all(opening.response)
-                certificate = link.certificate
-                hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
-                return hello, trailing
-            response = health(request, self.health)
-        except Refused as refused:
-            response = refused.response
-        except BrokerError as error:
-            status = 503 if isinstance(error, Unavailable) else 429
-            retry = "Retry-After", f"{math.ceil(error.retry_after or 1)}"
-            response = problem(status, error.message, retry)
-        await respond(link, response)
-        return None
+    def events(self, link: Link, request: Request, shared: Headers) -> Awaitable[None]:
+        """`GET /sse`: the link carries events from now on."""
+        query = queries.fields(request.query, sse.PARAMETERS, repeated=("channel",))
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        wish = sse.subscribe(query, request.headers.get("last-event-id"))
+        link.give_up_after(self.limits.stall_seconds)
+        with self.place(link):
+            return self.serve(
+                SseTransport(link, wish, self.responses, shared), self.hello(link, token, tenant)
+            )
+
+    async def polled(self, link: Link, request: Request, trailing: bytes) -> Response:
+        """`GET` and `POST /poll`."""
+        in_query = request.method == "GET"
+        names, repeated = (longpoll.PARAMETERS, ("channel",)) if in_query else ((), ())
+        query = queries.fields(request.query, names, repeated=repeated)
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        if in_query:
+            ask = longpoll.from_query(query)
+        else:
+            ask = longpoll.from_body(await self.body(link, request, trailing))
+        tenant = ask.tenant if tenant is None else tenant
+        session = self.polls.get(ask.session or "")
+        if session is None or session.ended:
+            session = self.begin_session(link, tenant)
+        response = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(until_left, link, nursery.cancel_scope)
+            response = await session.answer(ask, token, tenant)
+            nursery.cancel_scope.cancel()
+        if response is None:
+            raise LinkLost
+        return response
+
+    def begin_session(self, link: Link, tenant: str | None) -> PollTransport:
+        session = PollTransport(lambda ended: self.polls.pop(ended.id, None))
+        with self.place(link):
+            serving = self.serve(session, self.hello(link, None, tenant))
+        self.polls[session.id] = session
+        self.nursery.start_soon(outlive, serving)
+        return session
+
+    async def posted(self, link: Link, request: Request, trailing: bytes, shared: Headers) -> None:
+        """`POST /publish`."""
+        query = queries.fields(request.query, ())
+        token, tenant = credentials(request, query, query_token=self.server.query_token)
+        with self.place(link):
+            body = await self.body(link, request, trailing)
+            message = posts.message_of(body)
+            reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
+            await self.answer(link, posts.answer(reply).beside(shared))
+
+    async def page(self, link: Link, request: Request, trailing: bytes) -> Response:
+        """A file, or in development mode a token for the demo page."""
+        if request.path != TOKEN:
+            return revalidated(request, self.site.file(request, link.peer))
+        self.site.check_token(request, link.peer)
+        body = await heads.read_body(
+            link, request, trailing, most=TOKEN_BYTES, seconds=self.limits.body_seconds
+        )
+        return self.site.token(body)
+
+    async def body(self, link: Link, request: Request, trailing: bytes) -> bytes:
+        limits = self.limits
+        return await heads.read_body(
+            link, request, trailing, most=limits.message_bytes, seconds=limits.body_seconds
+        )
+
+    @contextmanager
+    def place(self, link: Link) -> Iterator[None]:
+        """Keeps a place for the client of a link. Raises `Refused` when there is none."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.admission(link.peer))
+            except BrokerError as error:
+                raise Refused.by(refused(error)) from None
+            yield
 
     async def begin(self, link: Link) -> None:
         """What comes before HTTP: the word of a trusted proxy on the client, where it is to say so; TLS."""
@@ -121,7 +262,7 @@ class PublicPort:
             link.peer = proxies.client(link.peer, forwarded_for, trusted)
         return proxies.outer(request)
 
-    def welcome(self, request: Request, peer: str) -> upgrade.Upgrade:
-        """The handshake, when it holds."""
-        origins.check(request, frozenset(self.server.origins))
-        return upgrade.decide(request, peer=peer, query_token=self.server.query_token)
+
+async def outlive(serving: Awaitable[None]) -> None:
+    """A connection that is no link's own."""
+    await serving

@@ -57,7 +57,8 @@ async def pour(link: Link, lines: Lines) -> None:
         nursery.start_soon(until_left, link, nursery.cancel_scope)
         try:
             await lines.run(write)
-            await link.send_all(b"0\r\n\r\n")
+            with trio.fail_after(WRITE_SECONDS):
+                await link.send_all(b"0\r\n\r\n")
         except BrokerError as error:
             refusal = error
         except (LinkLost, trio.TooSlowError):

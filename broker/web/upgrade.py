@@ -37,11 +37,7 @@ def decide(request: Request, *, peer: str, query_token: bool) -> Upgrade:
     key = handshake_key(request)
     protocol, offered = subprotocol(request)
     query = parameters(request.query)
-    if "access_token" in query and not query_token:
-        raise Refused(400, "access_token in the address is not accepted here (server.query_token).")
-    tokens = {token for token in (bearer(request), offered, query.get("access_token")) if token is not None}
-    if len(tokens) > 1:
-        raise Refused(400, "The request carries two different tokens.")
+    token = the_token(request, offered, query.get("access_token"), query_token=query_token)
     lines = [
         "HTTP/1.1 101 Switching Protocols",
         "Upgrade: websocket",
@@ -50,7 +46,7 @@ def decide(request: Request, *, peer: str, query_token: bool) -> Upgrade:
         *([f"Sec-WebSocket-Protocol: {protocol}"] if protocol else []),
     ]
     return Upgrade(
-        hello=Hello(peer=peer, token=tokens.pop() if tokens else None, tenant=query.get("tenant")),
+        hello=Hello(peer=peer, token=token, tenant=query.get("tenant")),
         response="\r\n".join([*lines, "\r\n"]).encode("ascii"),
     )
 
@@ -89,6 +85,18 @@ def subprotocol(request: Request) -> tuple[str | None, str | None]:
     if len(tokens) > 1:
         raise Refused(400, "The request carries two different tokens.")
     return PROTOCOL, tokens[0] if tokens else None
+
+
+def the_token(
+    request: Request, offered: str | None, in_query: str | None, *, query_token: bool
+) -> str | None:
+    """The token of a request, wherever it stands. Raises `Refused` where it may not, and for two."""
+    if in_query is not None and not query_token:
+        raise Refused(400, "access_token in the address is not accepted here (server.query_token).")
+    tokens = {token for token in (bearer(request), offered, in_query) if token is not None}
+    if len(tokens) > 1:
+        raise Refused(400, "The request carries two different tokens.")
+    return tokens.pop() if tokens else None
 
 
 def bearer(request: Request) -> str | None:

@@ -105,6 +105,8 @@ class WebSocketTransport:
     """
 
     name: ClassVar[str] = "websocket"
+    answers: ClassVar[bool] = True
+    framing: ClassVar[None] = None
     link: Link
     message_bytes: int
     message_seconds: float = MESSAGE_SECONDS
@@ -161,7 +163,7 @@ class WebSocketTransport:
     def frame(self, message: bytes) -> bytes:
         return frames.frame(frames.TEXT, message)
 
-    def ping(self) -> bytes:
+    def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - clients ask for it by a ping of theirs
         return frames.frame(frames.PING, b"")
 
     def close(self, code: int, reason: str) -> bytes:

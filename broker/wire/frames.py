@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from broker.subjects import is_live
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# An event's text frame as the bytes of another kind of link; also whether it carries the mark of a catch-up.
+Framing: TypeAlias = "Callable[[bytes, bool], bytes]"
 
 TEXT = 0x81
 CLOSE = 0x88
@@ -35,6 +42,25 @@ def close(code: int, reason: str) -> bytes:
 def text(payload: bytes) -> bytes:
     """One text frame."""
     return head(TEXT, len(payload)) + payload
+
+
+def payload(framed: bytes) -> bytes:
+    """What a text frame holds."""
+    return framed[{126: 4, 127: 10}.get(framed[1], 2) :]
+
+
+def take(buffer: bytearray) -> Iterator[bytes]:
+    """The payloads of the frames of ours that are complete; takes them off the buffer."""
+    while len(buffer) >= 2:
+        start = {126: 4, 127: 10}.get(buffer[1], 2)
+        if len(buffer) < start:
+            return
+        end = start + (buffer[1] if start == 2 else int.from_bytes(buffer[2:start]))
+        if len(buffer) < end:
+            return
+        found = bytes(buffer[start:end])
+        del buffer[:end]
+        yield found
 
 
 def event_head(channel: str, incarnation: str) -> bytes:
@@ -76,5 +102,4 @@ def trace(framed: bytes, parent: str) -> bytes:
 
 def extended(framed: bytes, field: bytes) -> bytes:
     """The text frame of an `event` with one more field in its payload."""
-    start = {126: 4, 127: 10}.get(framed[1], 2)
-    return text(b"%b,%b}}" % (framed[start:-2], field))
+    return text(b"%b,%b}}" % (payload(framed)[:-2], field))

@@ -488,7 +488,7 @@ def rfc3339(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def parse_time(text: str) -> datetime:
+def parse_time(text: str, field: str = "payload.since") -> datetime:
     try:
         # Cut to the microsecond, since rounded up it could be after the event that is meant.
         time = msgspec.convert(BELOW_MICROSECONDS.sub("", text), datetime)
@@ -497,7 +497,7 @@ def parse_time(text: str) -> datetime:
     except (msgspec.ValidationError, OverflowError):  # beyond the calendar's ends, once in UTC
         pass
     raise errors.BadMessage(
-        f"payload.since: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+        f"{field}: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
     )
 
 

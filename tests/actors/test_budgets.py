@@ -111,6 +111,16 @@ def test_a_refused_claim_changes_nothing() -> None:
     assert counts == {("acme", "alice"): 1, ("acme",): 1, ("small", "bob"): 1, ("small",): 1}
 
 
+def test_nothing_is_kept_of_who_is_gone() -> None:
+    """Users that come and go while no other broker can be told of them leave nothing behind."""
+    budgets = Budgets(config.Limits())
+    for number in range(100):
+        budgets.retire(budgets.claim((), who("acme", f"user{number}"), 0.0), 0)
+    budgets.tidy(1000.0)
+    assert not budgets.shared
+    assert not budgets.touched
+
+
 ALL = Allowance(connections=1000, subscriptions=1000, messages_per_second=1)
 CONFIGURATIONS = (
     config.Limits(),
@@ -316,6 +326,9 @@ async def test_what_nobody_understands(autojump_clock: trio.abc.Clock) -> None:
         ("live.usage.x", b"nonsense"),
         ("live.usage.x", b'[{"key":["acme"]}]'),
         ("live.usage.x", b'[{"key":"acme","connections":"1","subscriptions":0,"spent":{}}]'),
+        ("live.usage.x", b'[{"key":["acme","alice"],"connections":-9,"subscriptions":0,"spent":{}}]'),
+        ("live.usage.x", b'[{"key":["\xff"],"connections":1,"subscriptions":0,"spent":{}}]'),
+        ("live.usage.x", b'[{"x":' + b"[" * 9999 + b"]" * 9999 + b"}]"),
     ):
         here.heard(channel, body, 0.0)
     assert not here.budgets.elsewhere

@@ -23,12 +23,12 @@ class Feed(ScriptedBus):
     """A stream whose messages come back at once while `works`."""
 
     works: bool = True
-    arrived_at: Callable[[str], object] = str
+    arrived_at: Callable[[str, bytes], object] = attrs.field(init=False)
 
     def put(self, subject: str, body: bytes, headers: object = None) -> int:
         sequence = super().put(subject, body)
         if self.works:
-            self.arrived_at(subject.split(".", 2)[2])
+            self.arrived_at(subject.split(".", 2)[2], body)
         return sequence
 
 

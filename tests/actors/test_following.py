@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from broker.actors import following
 from broker.actors.following import (
     FOLLOWED_PER_TICK,
     FOLLOWERS,
@@ -145,6 +146,15 @@ def test_a_storm_is_bounded() -> None:
         assert isinstance(entry, Traced)
         assert entry.outcomes == {"written": SHOWN_CONNECTIONS + 6}
         assert len(entry.connections) == SHOWN_CONNECTIONS
+
+
+def test_many_connections_are_looked_at_for_few_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many connections an event concerns, a tick looks at a bounded number; the first is told."""
+    monkeypatch.setattr(following, "CONNECTIONS_PER_TICK", 10)
+    bench = Bench()
+    for _ in range(11):
+        bench.join(bench.attach(), "a")
+    assert [len(trace(bench, *[channel] * 3)) for channel in ("a", "b")] == [1, 3]
 
 
 async def test_what_nobody_takes_is_counted() -> None:

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from broker import config
-from broker.bus.ingest import sequences
+from broker.bus.ingest import sequences, time_of
 from broker.errors import Unavailable
 from tests.support.bus import ready_bus
 from tests.support.nats import run_nats
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     ],
 )
 def test_sequences_of_every_form_of_acknowledgement_subject(reply: bytes) -> None:
-    """9 tokens, 11 and 12: the stream's sequence and the consumer's."""
+    """9 tokens, 11 and 12: the stream's sequence, the consumer's, and when the message was stored."""
     assert sequences(reply) == (4711, 42)
+    assert time_of(reply) == 1.7e9
 
 
 async def burst(publisher: RawNats, size: int, *, start: int = 0, padding: bytes = b"") -> None:

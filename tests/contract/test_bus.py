@@ -11,7 +11,8 @@ import trio
 
 from broker import config
 from broker.bus import streams
-from broker.bus.base import Stale
+from broker.bus.base import Page, Stale
+from broker.bus.history import History
 from broker.bus.values import control_bucket
 from broker.errors import TooLarge, Unavailable
 from tests.support.bus import Recorder, ready_bus, running_bus
@@ -379,7 +380,7 @@ def test_the_recorder_notices_what_it_is_for() -> None:
     with pytest.raises(AssertionError):
         sink.interrupted()
     with pytest.raises(AssertionError):
-        sink.stored([], 1)
+        sink.stored([], 1, None)
 
 
 async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:
@@ -405,6 +406,23 @@ async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:
         assert await values.count("user") == 2
 
 
+async def test_a_late_replica_hides_nothing_new(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been put is read at once, also where the replica that answers has one value alone."""
+    pages = History.read
+
+    async def late(self: History, subject: str, *, after: int, limit: int) -> Page:
+        page = await pages(self, subject, after=after, limit=limit)
+        return Page(records=[each for each in page.records if each[0] == 1], pending=0)
+
+    monkeypatch.setattr(History, "read", late)
+    async with ready_bus(nats.url) as (bus, _):
+        for number in range(4):
+            await bus.control.put(f"user.{number}", b"%d" % number, revision=0)
+        found, mark = await bus.control.news(None)
+        assert found == [b"0", b"1", b"2", b"3"]
+        assert await bus.control.news(mark) == ([], mark)
+
+
 async def test_a_value_goes_at_its_time(nats: NatsServer) -> None:
     """A value with a time to live is gone after it, and the next one begins anew."""
     async with ready_bus(nats.url) as (bus, _):
@@ -428,3 +446,34 @@ async def test_a_bucket_made_anew_is_read_anew(nats: NatsServer) -> None:
         await streams.ensure(bus.jetstream, control_bucket(bus.stream))
         await bus.control.put("user.x", b"new", revision=0)
         assert (await bus.control.news(mark))[0] == [b"new"]
+
+
+async def test_how_much_the_stream_holds_and_of_whom(nats: NatsServer, publisher: RawNats) -> None:
+    """Messages, bytes, sequences and the bound; counts by a token over all subjects under a filter."""
+    stream = config.Stream(max_bytes=1 << 20)
+    async with ready_bus(nats.url, stream=stream) as (bus, sink):
+        empty = await bus.usage()
+        assert (empty.messages, empty.bytes, empty.max_bytes) == (0, 0, 1 << 20)
+        assert await bus.tally("events.>", token=1) == {}
+        for number in range(12):
+            tenant = ("acme", "acme", "globex")[number % 3]
+            await publisher.store(f"events.{tenant}.c{number}", b"1234567890")
+        await sink.until(lambda: len(sink.records) == 12)
+        usage = await bus.usage()
+        assert (usage.messages, usage.first, usage.last) == (12, 1, 12)
+        assert usage.bytes > 12 * 10
+        assert await bus.tally("events.>", token=1) == {"acme": 8, "globex": 4}
+        assert await bus.tally("events.acme.*", token=0) == {"events": 8}
+    async with ready_bus(nats.url, stream=config.Stream(name="EVENTS", max_bytes=None)) as (bus, _):
+        assert (await bus.usage()).max_bytes == 1 << 20  # what is not said stays as it is
+
+
+async def test_records_say_when_the_first_was_stored(nats: NatsServer, publisher: RawNats) -> None:
+    """By the clock of NATS, which is this machine's here; the recorder checks that it is said with each."""
+    before = datetime.now(UTC).timestamp()
+    async with ready_bus(nats.url) as (_, sink):
+        await publisher.store("events.acme.a", b"1")
+        await sink.until(lambda: len(sink.records) == 1)
+    after = datetime.now(UTC).timestamp()
+    (stored_at,) = (each for each in sink.times if each is not None)
+    assert before - 1 < stored_at < after + 1

@@ -105,6 +105,15 @@ def test_other_bounds() -> None:
     assert budget.idle(18.0)
 
 
+def test_a_debt_under_a_lower_rate() -> None:
+    """A short debt does not become one of hours when the rate is lowered."""
+    budget = Budget(Bounds(scope="tenant", rates={DELIVERED: (10**6, 10**6)}))
+    limits.spend([budget], DELIVERED, 10**9, 0.0)
+    budget.adopt(Bounds(scope="tenant", rates={DELIVERED: (100, 100)}))
+    excess = limits.spend([budget], DELIVERED, 0, 0.0)
+    assert excess == limits.Excess("tenant", DELIVERED, limits.LONGEST_DEBT_SECONDS)
+
+
 @pytest.mark.parametrize(
     ("allowance", "over", "held", "rates"),
     [

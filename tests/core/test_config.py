@@ -64,9 +64,9 @@ def test_the_example_has_every_key_with_its_default(section: str, field: attrs.A
     lines = dict(zip(table[1::2], table[2::2], strict=True))[section]
     config, _ = examine(EXAMPLE, {}, production=False)
     assert getattr(getattr(config, section), field.name) == field.default
-    entries = {"keys": Key, "tenants": TenantAllowance}
-    if field.name in entries:
-        for key in attrs.fields(entries[field.name]):
+    entries = {("auth", "keys"): Key, ("limits", "tenants"): TenantAllowance}
+    if (section, field.name) in entries:
+        for key in attrs.fields(entries[section, field.name]):
             # A tenant's keys are those of all tenants, which are shown above it.
             assert re.search(rf"^# {key.name} = ", lines, re.MULTILINE), key.name
     elif isinstance(field.default, Allowance):
@@ -223,8 +223,9 @@ def test_networks() -> None:
     assert trusted == ("10.0.0.0/8", "fd00::/8", "192.0.2.7/32")
     environ = {"BROKER_SERVER__TRUSTED_PROXIES": "10.0.0.0/8,::1"}
     assert build({}, environ, production=False).server.trusted_proxies == ("10.0.0.0/8", "::1/128")
-    found = faults({"server": {"trusted_proxies": ["10.0.0.1/8", "all", "10.0.0.0/33", 10]}})
-    assert [fault.partition(":")[0] for fault in found] == [f"server.trusted_proxies.{n}" for n in range(4)]
+    wrong = ["10.0.0.1/8", "all", "10.0.0.0/33", 10, "::ffff:10.0.0.0/104", "fe80::1%eth0"]
+    found = faults({"server": {"trusted_proxies": wrong}})
+    assert [fault.partition(":")[0] for fault in found] == [f"server.trusted_proxies.{n}" for n in range(6)]
 
 
 def test_tracing() -> None:
@@ -388,6 +389,13 @@ def test_the_environment_wins_and_is_read_as_toml_or_text() -> None:
     assert config.permissions.publish == ()
     assert config.log.level == "debug"
     assert config.auth.keys == (Key(name="main", secret="s3cret", tenants=("*",)),)
+
+
+@pytest.mark.parametrize("rate", [1e-320, 1e-300, 0.0009])
+def test_no_rate_is_slower_than_a_wait_can_be_told(rate: float) -> None:
+    """A wait of 10^300 s would fit into no `retry_after_ms`; the slowest rate that there is does."""
+    given = {"limits": {"user": {"messages_per_second": rate}}}
+    assert faults(given) == [f"limits.user.messages_per_second: {rate} is below 0.001, once in 1000 s"]
 
 
 def test_the_environment_reaches_tables_within_sections() -> None:

@@ -170,3 +170,13 @@ def test_exceptions_carry_no_token_and_no_password(stderr: Callable[[], str], fo
     assert "hunter2" not in written
     assert "10.0.0.1:4222" in written
     assert not any(part in written for part in (*token.split("."), token[:30]))
+
+
+def test_credentials_with_an_at_sign_are_blotted_out(stderr: Callable[[], str]) -> None:
+    """Of an address with several at signs everything up to the last one is credentials."""
+    log.configure(Log())
+    structlog.get_logger().warning(
+        "refused", error="nats://user:hun@ter2@host:4222, nats://user:hunter2@host"
+    )
+    (line,) = lines(stderr())
+    assert line["error"] == "nats://[withheld]@host:4222, nats://[withheld]@host"

@@ -12,6 +12,7 @@ import structlog
 import trio
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
+from broker.operations import storage
 from tests.support import command
 from tests.support.admin import Admin
 from tests.support.broker import configure, run_broker
@@ -492,3 +493,54 @@ async def test_log_level(tmp_path: Path) -> None:
         await admin.ask("GET", "/connections/none", status=404)
         assert '"level": "debug"' in await running.until("request_refused", "stderr")
         await admin.ask("PUT", "/log-level", '{"level":"loud"}', status=400)
+
+
+async def test_odd_values_have_a_clear_answer(admin: Admin, broker: Broker, publisher: RawNats) -> None:
+    """Whatever stands in a query, a body or in what others have stored: it is refused, or answered."""
+    async with broker.client():
+        await eventually(admin, "/audit", lambda page: bool(page["records"]))
+    for target in (
+        "/audit?since=2026-01-01T00:00:00",
+        f"/audit?cursor={'9' * 5000}",
+        "/audit?cursor=0",
+        "/history?tenant=acme&since=2026-01-01T00:00:00",
+    ):
+        await admin.ask("GET", target, status=400)
+    deep = b"[" * 40_000
+    for event, message_id in ((deep, b"x"), (deep + b"]" * 40_000, b"x"), (b"1", rb"x\n")):
+        body = b'{"tenant":"acme","channel":"a","event":%b,"id":"%b"}' % (event, message_id)
+        refused = await admin.ask("POST", "/publish", body, status=400)
+        assert refused["detail"].startswith("The body: ")
+    await admin.ask("GET", "/dead-letters/0", status=404)
+    until = json.dumps({"user": "bob", "tenant": "acme", "until": "9999-12-31T23:59:59Z"})
+    assert (await admin.ask("POST", "/revocations", until, status=201))["until"] == "9999-12-31T23:59:59Z"
+    header = "NATS/1.0\r\nBroker-Sequence: \u00b2\r\n\r\n".encode()
+    await publisher.store("deadletter.acme.a", b"x", header=header)
+    (letter,) = (await admin.ask("GET", "/dead-letters"))["letters"]
+    assert letter["stored_sequence"] == 0
+    for body in (b"no json", b"[]", deep):
+        await publisher.store("audit.acme.admin", body)
+    records = (await admin.ask("GET", "/audit?tenant=acme&kind=admin"))["records"]
+    assert {"unreadable_bytes": len(deep)} in records
+    assert len(records) == 4
+
+
+async def test_large_events_make_small_pages(
+    admin: Admin, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer is bounded by bytes: what comes of the newest has no hole, and pages have everything."""
+    monkeypatch.setattr(storage, "ANSWER_BYTES", 2 * 65536)
+    await publisher.store("events._all.a", b"1")
+    for _ in range(10):
+        await publisher.store("events.acme.a", b'"%b"' % (b"x" * 60_000))
+    newest = (await admin.ask("GET", "/history?tenant=acme&last=100"))["events"]
+    assert 1 < len(newest) < 5
+    assert {each["tenant"] for each in newest} == {"acme"}
+    position = newest[0]["position"].partition("-")[0] + "-0"
+    sizes: list[int] = []
+    while position:
+        page = await admin.ask("GET", f"/history?tenant=acme&after={position}")
+        sizes.append(len(page["events"]))
+        position = page["next"]
+    assert sum(sizes) == 11
+    assert max(sizes) < 6

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from broker.features.control import Ban
+from tests.faults.support.proxy import run_proxy
 from tests.support.broker import configure, run_broker
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from broker.actors.supervisor import Supervisor
     from tests.support.broker import Broker
     from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
 
 
 def ban(kind: Any, name: str = "", *, tenant: str = "acme", until: float | None = None) -> Ban:
@@ -139,3 +141,23 @@ async def test_a_word_that_never_came(broker: Broker, supervisors: list[Supervis
         await within(supervisors[0], partial(put, made.key, data, revision=0))
         assert (await client.until("error"))["code"] == "token_revoked"
         assert await client.closed() == 4501
+
+
+async def test_a_ban_that_was_made_while_nats_was_away(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats
+) -> None:
+    """A broker that comes back reads what was put meanwhile before it delivers what was stored meanwhile."""
+    made = ban("user", "alice", until=time.time() + 3600)
+    async with run_proxy(lambda: nats.port) as proxy:
+        settings = configure(tmp_path / "b", nats.url.replace(str(nats.port), str(proxy.port)))
+        async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
+            await client.subscribe("orders.>")
+            proxy.latency = 0.02  # each request of the broker gives the other side time
+            proxy.down = True
+            proxy.reset()
+            assert (await client.expect("source"))["state"] == "interrupted"
+            await publisher.store(f"$KV.broker_control.{made.key}", msgspec.json.encode(made))
+            await publisher.store("events.acme.orders.1")
+            proxy.down = False
+            assert await client.closed() == 4501
+            assert "event" not in [message["type"] for message in client.log]

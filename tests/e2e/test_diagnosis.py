@@ -246,13 +246,13 @@ async def test_audit(broker: Broker, publisher: RawNats, admin: Admin) -> None:
     assert (action["action"], action["status"]) == ("DELETE /api/v1/connections", 200)
     assert action["on"] == {"tenant": "acme", "user": "nobody", "code": 1012, "reason": "tidy"}
     listed: list[Any] = []
-    cursor = ""
+    after: dict[str, int] = {}
     while True:
-        page = await admin.call("GET", "audit", limit=2, cursor=cursor)
+        page = await admin.call("GET", "audit", limit=2, **after)
         listed += page["records"]
-        cursor = page["next"]
-        if cursor is None:
+        if page["next"] is None:
             break
+        after = {"cursor": page["next"]}
     assert len(listed) >= 5
     assert [each["time"] for each in listed] == sorted((each["time"] for each in listed), reverse=True)
     assert (await admin.call("GET", "audit", since="2099-01-01T00:00:00Z"))["records"] == []

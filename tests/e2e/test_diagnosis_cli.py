@@ -33,6 +33,11 @@ async def test_explain(broker: Broker, tmp_path: Path) -> None:
     assert token not in denied.out + denied.err
     bad = await run("explain", "--token", "abc", "--channel", "orders.7", *here)
     assert (bad.code, "three parts" in bad.err) == (1, True)
+    absent = await run("explain", "--token-file", tmp_path / "absent", "--channel", "orders.7", *here)
+    assert (absent.code, "does not exist" in absent.err) == (2, True)
+    file.write_bytes(b"\xff\xfe")
+    binary = await run("explain", "--token-file", file, "--channel", "orders.7", *here)
+    assert (binary.code, "not ASCII" in binary.err) == (1, True)
     unsaid = await run("explain", "--channel", "orders.7", *here)
     assert unsaid.code == 2
 
@@ -59,6 +64,15 @@ async def test_trace(broker: Broker, publisher: RawNats, tmp_path: Path) -> None
         assert lines[0]["outcomes"] == {"written": 1}
         assert lines[2] == {"kind": "end", "reason": "limit"}
         assert await trace.end() == 0
+
+
+async def test_a_trace_that_is_broken_off(broker: Broker, tmp_path: Path) -> None:
+    """When the broker stops, the trace does not end as if all had been said."""
+    async with start("trace", "--tenant", "acme", "--data-dir", tmp_path / "broker") as trace:
+        await trace.line()
+        broker.stop.wanted.set()
+        assert "has broken the trace off" in await trace.line("stderr")
+        assert await trace.end() == 1
 
 
 async def test_closes_and_audit(broker: Broker, tmp_path: Path) -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import attrs
 import pytest
 import trio
 
 from tests.support import command
+from tests.support.notified import manager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.nats import NatsServer
+    from tests.support.notified import Notified
 
 SECRET = "0123456789abcdef" * 4
 TEMPLATE = """
@@ -36,36 +34,11 @@ HANDSHAKE = (
 )
 
 
-@attrs.define(eq=False)
-class Manager:
-    """What systemd would hear."""
-
-    address: Path
-    socket: socket.socket
-
-    async def next(self) -> list[str]:
-        """The next message, but for the watchdog's."""
-        while True:
-            message = await trio.to_thread.run_sync(self.socket.recv, 4096)
-            if message != b"WATCHDOG=1":
-                return [line.partition("=")[0] for line in message.decode().splitlines()]
-
-    def rest(self) -> list[str]:
-        self.socket.setblocking(False)
-        found = []
-        try:
-            while True:
-                found.append(self.socket.recv(4096).decode())
-        except BlockingIOError:
-            return found
-
-
-@contextmanager
-def manager(directory: Path) -> Iterator[Manager]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(directory / "notify"))
-        listening.settimeout(60)
-        yield Manager(directory / "notify", listening)
+async def told(systemd: Notified) -> list[str]:
+    """What the next message is about, but for the watchdog's and for what the broker waits for."""
+    while not (names := [*await systemd.next()]) or names in (["WATCHDOG"], ["STATUS"]):
+        pass
+    return names
 
 
 @pytest.fixture
@@ -81,14 +54,14 @@ async def test_before_it_is_ready(file: Path, nats: NatsServer) -> None:
     """The first READY is still that of the start; the reload follows it."""
     await nats.kill9()
     with manager(file.parent) as systemd:
-        async with command.start("serve", "--config", file, NOTIFY_SOCKET=str(systemd.address)) as running:
+        async with command.start("serve", "--config", file, NOTIFY_SOCKET=systemd.address) as running:
             await running.until("nats_unreachable", "stderr")
             running.process.send_signal(signal.SIGHUP)
             running.process.send_signal(signal.SIGHUP)
             await nats.start()
-            assert await systemd.next() == ["READY", "STATUS"]
-            assert await systemd.next() == ["RELOADING", "MONOTONIC_USEC"]
-            assert await systemd.next() == ["READY"]
+            assert await told(systemd) == ["READY", "STATUS"]
+            assert await told(systemd) == ["RELOADING", "MONOTONIC_USEC"]
+            assert await told(systemd) == ["READY"]
             assert json.loads(await running.until("reload", "stderr"))["event"] == "reloaded"
 
 
@@ -98,7 +71,7 @@ async def test_before_it_listens(file: Path) -> None:
     file.unlink()
     os.mkfifo(file)
     with manager(file.parent) as systemd:
-        async with command.start("serve", "--config", file, NOTIFY_SOCKET=str(systemd.address)) as running:
+        async with command.start("serve", "--config", file, NOTIFY_SOCKET=systemd.address) as running:
             # Opens when the broker does, which then waits for what the file says.
             pipe = await trio.to_thread.run_sync(lambda: file.open("w"))
             running.process.send_signal(signal.SIGHUP)
@@ -106,24 +79,24 @@ async def test_before_it_listens(file: Path) -> None:
             file.write_text(text)
             pipe.write(text)
             pipe.close()
-            assert await systemd.next() == ["READY", "STATUS"]
-            assert await systemd.next() == ["RELOADING", "MONOTONIC_USEC"]
-            assert await systemd.next() == ["READY"]
+            assert await told(systemd) == ["READY", "STATUS"]
+            assert await told(systemd) == ["RELOADING", "MONOTONIC_USEC"]
+            assert await told(systemd) == ["READY"]
             await running.until("reloaded", "stderr")
 
 
 async def test_while_it_stops(file: Path) -> None:
     """STOPPING is the last word, and the process ends as it would have."""
     with manager(file.parent) as systemd:
-        async with command.start("serve", "--config", file, NOTIFY_SOCKET=str(systemd.address)) as running:
-            assert await systemd.next() == ["READY", "STATUS"]
+        async with command.start("serve", "--config", file, NOTIFY_SOCKET=systemd.address) as running:
+            assert await told(systemd) == ["READY", "STATUS"]
             url = urlsplit(json.loads((file.parent / "state" / "broker.json").read_text())["ws"])
             # A client that does not answer the Close is waited for, so that there is time.
             async with await trio.open_tcp_stream(url.hostname or "", url.port or 0) as client:
                 await client.send_all(HANDSHAKE.format(host=url.netloc).encode())
                 assert b"101" in await client.receive_some()
                 running.process.terminate()
-                assert await systemd.next() == ["STOPPING"]
+                assert (await told(systemd))[0] == "STOPPING"
                 running.process.send_signal(signal.SIGHUP)
                 assert await running.end() == 0
-            assert [message for message in systemd.rest() if message != "WATCHDOG=1"] == []
+            assert [message for message in await systemd.waiting() if message != {"WATCHDOG": "1"}] == []

@@ -135,7 +135,7 @@ async def test_slow_reader_gets_everything(
     async with run_broker(tmp_path, settings) as broker, reader(broker, channel="big.>") as client:
         connection = connection_of(supervisors[0])
         await publish(publisher)
-        await eventually(lambda: supervisors[0].stored_events >= EVENTS)
+        await eventually(lambda: supervisors[0].meters.received["stored"] >= EVENTS)
         backlog = connection.outlet.backlog
         assert backlog
         assert 0 < len(backlog.left) <= len(BODY) + 200
@@ -235,7 +235,7 @@ async def test_a_stall_is_measured_from_where_it_begins(
     async with run_broker(tmp_path, settings) as broker, reader(broker, channel="big.>") as client:
         connection = connection_of(supervisors[0])
         await publish(publisher)
-        await eventually(lambda: supervisors[0].stored_events >= EVENTS)
+        await eventually(lambda: supervisors[0].meters.received["stored"] >= EVENTS)
         await nats.kill9()
         outlet = connection.outlet
         while outlet.backlog and outlet.backlog.left:  # it takes all that the broker has at hand

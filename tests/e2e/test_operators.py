@@ -26,12 +26,12 @@ async def test_metrics(broker: Broker, publisher: RawNats) -> None:
         async with broker.stranger() as bad:
             await bad.send("authenticate", {"token": "x"})
             assert await bad.closed() == 4500
-        text = await scraped(broker, 'broker_connections_closed_total{code="4500"} 1.0')
+        text = await scraped(broker, 'broker_connections_closed_total{by="broker",code="4500"} 1.0')
     for line in (
-        "broker_connections 1.0",
+        'broker_connections{tenant="acme",transport="websocket"} 1.0',
         "broker_tenants 1.0",
-        "broker_behind 0.0",
-        "broker_live_events_total 2.0",
+        'broker_connections_behind{tenant="acme"} 0.0',
+        'broker_events_received_total{kind="live"} 2.0',
         'broker_dead_letters_total{reason="not_json"} 2.0',
         'broker_dead_letters_total{reason="tenant_mismatch"} 1.0',
         "broker_tenant_restarts_total 0.0",

@@ -59,7 +59,8 @@ async def test_dead_letter_read_again_is_no_new_one(
     async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
         for _ in range(3):
             await client.subscribe("a", last=5)
-        assert supervisors[1].statistics().dead_letters == {"not_json": 1}
+        letters = supervisors[1].statistics().dead_letters
+        assert {reason: count for reason, count in letters.items() if count} == {"not_json": 1}
 
 
 @pytest.mark.parametrize("how", ["unsubscribe", "renewal", "deny"])

@@ -10,7 +10,7 @@ import pytest
 import structlog
 import trio
 
-from broker.actors import joining, supervisor, tenants
+from broker.actors import following, joining, supervisor, tenants
 from broker.actors.connection import Connection
 from broker.actors.fanout import Fanout
 from broker.actors.outlet import Outlet
@@ -61,6 +61,26 @@ def crash_once(patch: pytest.MonkeyPatch, owner: Any, name: str, *, skip: int = 
 
     patch.setattr(owner, name, call)
     return crashed
+
+
+async def test_a_trace_that_breaks_breaks_nothing_else(
+    broker: Broker, publisher: RawNats, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes wrong while an event is looked at is told to who follows; delivery goes on as it was."""
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(following, "look", broken)
+    inside = supervisors[0].tenants
+    async with broker.client() as client:
+        await client.subscribe(["a"])
+        with inside.followers.follow("acme", ">") as follower:
+            for number in range(3):
+                await publisher.store("events.acme.a", b"%d" % number)
+            assert [each["event"] for each in await client.events(3)] == [0, 1, 2]
+            assert isinstance((await follower.take())[0], following.Missed)
+    assert inside.running["acme"].restarts == 0
 
 
 async def listened(publisher: RawNats, subject: str) -> bool:

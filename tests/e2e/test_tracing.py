@@ -13,7 +13,7 @@ import trio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from broker import tracing
+from broker import config, tracing
 from tests.e2e.test_reload import Served, prepared
 from tests.support import command
 from tests.support.broker import Broker, configure, run_broker
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
+STATES = ["no pair", "a=\udcff", "x" * 4096, ",".join(f"k{number}=v" for number in range(600)), "=,,==;"]
 MALFORMED = [
     f"00-{TRACE}-{SPAN}",
     f"00-{TRACE}-{SPAN}-01-x",
@@ -205,6 +206,21 @@ async def test_malformed(
         await publisher.store("events.acme.a", b"1", header=sent)
         assert (await client.until("event")).keys() == {"channel", "position", "event"}
     assert not exporter.get_finished_spans()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_malformed_state(
+    state: str, exporter: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A tracestate that is none is left out; the trace goes on, and no line is logged for it."""
+    traced = tracing.Tracing(config.Tracing(enabled=True), exporter)
+    headers = {"traceparent": SAMPLED, "tracestate": state}
+    [(_, _, _, fields)] = traced.received([(1, "events.acme.a", b"1", headers)], "inc")
+    traced.close()
+    assert fields
+    assert fields.keys() == {"traceparent"}
+    assert fields["traceparent"].split("-")[1] == TRACE
+    assert not caplog.records
 
 
 async def test_not_sampled(

@@ -6,14 +6,16 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 import pytest
 import trio
 
+from broker.bus.base import Value
 from broker.errors import TokenRevoked
 from broker.features.control import LIFTED_SECONDS, Ban, Control
 from broker.permissions import Principal
 from broker.subjects import Names
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted import ScriptedBus, ScriptedValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 NOW = 1_800_000_000.0
 BAD_TIME = b'{"kind":"tenant","tenant":"acme","at":"soon"}'
 ENDLESS = b'{"kind":"tenant","tenant":"acme","at":1e999}'
+BEYOND_THE_CALENDAR = b'{"kind":"tenant","tenant":"acme","at":1,"until":1e15}'
+BEYOND_64_BITS = b'{"kind":"tenant","tenant":"acme","at":1,"version":1' + b"0" * 99 + b"}"
+DEEP = b'{"kind":"tenant","tenant":"acme","at":1,"x":' + b"[" * 9999 + b"]" * 9999 + b"}"
 
 
 def principal(**values: Any) -> Principal:
@@ -97,6 +102,56 @@ def test_the_highest_version_counts(order: tuple[int, int]) -> None:
     assert not kept_out(control(*[versions[each] for each in order]), principal())
 
 
+async def test_lifted_for_a_broker_whose_clock_is_late(autojump_clock: trio.abc.Clock) -> None:
+    """A lifted ban concerns nobody: neither who was meant nor who has come back with a token since."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    theirs = control(now=lambda: NOW - 10)
+    stored = await ours.put(ban("user", "alice", at=NOW - 3600))
+    theirs.learn([stored])
+    newer = principal(issued_at=NOW - 1800)
+    assert kept_out(theirs, principal(issued_at=NOW - 7200))
+    assert not kept_out(theirs, newer)
+    theirs.learn([await ours.lift(stored)])
+    assert not kept_out(theirs, principal(issued_at=NOW - 7200))
+    assert not kept_out(theirs, newer)
+    theirs.forget()
+    theirs.learn([stored])
+    assert not kept_out(theirs, newer), "it is remembered that it was lifted"
+
+
+async def test_what_is_known_is_beaten(autojump_clock: trio.abc.Clock) -> None:
+    """A ban comes into force over a newer version that the bucket has lost, or that a late clock made."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    ours.learn([ban("user", "alice", until=NOW, version=2**61)])
+    await ours.put(ban("user", "alice"))
+    assert kept_out(ours, principal())
+
+
+async def test_a_ban_that_goes_while_it_is_put(autojump_clock: trio.abc.Clock) -> None:
+    """One whose time in the bucket ends between the read and the write is put all the same."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    ours = Control(bus, Names(), lambda: None, lambda: NOW)
+    await ours.put(ban("user", "alice"))
+    values: ScriptedValues = bus.control
+    delay, calls = values.delay, 0
+
+    async def expiring() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:  # a read was the first
+            values.values.clear()
+        await delay()
+
+    values.delay = expiring
+    await ours.put(ban("user", "alice", reason="again"))
+    assert [each.reason for each in ours.listed()] == ["again"]
+
+
 def test_what_is_over_is_forgotten_late() -> None:
     """A ban that is over stays for a while, so that an old version cannot come back; then it is dropped."""
     time = NOW
@@ -122,6 +177,9 @@ def test_words_that_are_no_bans() -> None:
         b"null",
         BAD_TIME,
         ENDLESS,
+        BEYOND_THE_CALENDAR,
+        BEYOND_64_BITS,
+        DEEP,
     ):
         held.told(data)
     assert not held.bans
@@ -166,6 +224,26 @@ async def test_two_that_put_the_same_at_once(autojump_clock: trio.abc.Clock) -> 
     for each in brokers:
         await each.look()
     assert len({each.bans["token", "acme", "t1"].version for each in brokers}) == 1
+
+
+async def test_many_bans_hold_up_nobody() -> None:
+    """While thousands are learned at the start others have their turns; nobody is let in before the last."""
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    for number in range(10_000):
+        made = ban("token", f"t{number}", version=number)
+        bus.control.last += 1
+        bus.control.values[made.key] = Value(data=msgspec.json.encode(made), revision=bus.control.last)
+    bus.control.delay = trio.lowlevel.checkpoint
+    held = Control(bus, Names(), lambda: None, lambda: NOW)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(held.look)
+        seen = {0}
+        while held.not_ready():
+            seen.add(len(held.bans))
+            await trio.lowlevel.checkpoint()
+    assert len(seen) > 5
+    assert len(held.bans) == 10_000
 
 
 class Deaf:

@@ -28,11 +28,15 @@ class Recorder:
     states: list[StreamState] = attrs.field(factory=list)
     records: list[Record] = attrs.field(factory=list)  # of the present incarnation
     heads: list[int] = attrs.field(factory=list)
+    times: list[float | None] = attrs.field(factory=list)
     messages: list[Record] = attrs.field(factory=list)
     lost: int = 0
     interruptions: int = 0
     up: bool = False
     changed: trio.Event = attrs.field(factory=trio.Event)
+
+    async def reached(self) -> None:
+        assert not self.up, "reached twice without an interruption"
 
     def restored(self, state: StreamState) -> None:
         assert not self.up, "restored twice without an interruption"
@@ -42,14 +46,16 @@ class Recorder:
         self.states.append(state)
         self.change()
 
-    def stored(self, records: list[Record], head: int) -> None:
+    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
         assert self.up, "records while interrupted"
         assert len(records) <= 512
         sequences = [record[0] for record in records]
         assert sequences == sorted(set(sequences))
         assert not sequences or head >= sequences[-1]
         assert not self.heads or (sequences[0] if sequences else head) > self.heads[-1]
+        assert (stored_at is None) == (not records)
         self.records += records
+        self.times.append(stored_at)
         self.heads.append(head)
         self.change()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
+from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -15,10 +16,22 @@ import trio
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
-from broker.bus.base import Mark, Message, Page, PublishAck, Record, Sink, Stale, StreamState, Value
+from broker.bus.base import (
+    Mark,
+    Message,
+    Page,
+    PublishAck,
+    Record,
+    Sink,
+    Stale,
+    StreamState,
+    Usage,
+    Value,
+)
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
-from broker.wire import frames
+from broker.wire import frames, sse
+from tests.support.sse import Parser
 
 if TYPE_CHECKING:
     import random
@@ -27,6 +40,7 @@ if TYPE_CHECKING:
 
     from broker.actors.supervisor import Supervisor
     from broker.bus.base import Archive
+    from broker.wire.frames import Framing
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -70,7 +84,7 @@ class ScriptedBus:
         sink.restored(StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence))
         sent = self.last_sequence
         self.delivered.append((-math.inf, sent))
-        sink.stored([], sent)
+        sink.stored([], sent, None)
         task_status.started()
         while True:
             await self.arrived.wait()
@@ -80,7 +94,7 @@ class ScriptedBus:
                 batch = [record for record in self.records if record[0] > sent][: self.random.randint(1, 40)]
                 sent = batch[-1][0]
                 self.delivered.append((trio.current_time(), sent))
-                sink.stored(batch, sent)
+                sink.stored(batch, sent, None)
                 await trio.lowlevel.checkpoint()
 
     async def delay(self) -> None:
@@ -122,6 +136,8 @@ class ScriptedBus:
         await trio.lowlevel.checkpoint()
         self.noted += messages
 
+    async def prepare_audit(self) -> None: ...
+
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
@@ -153,6 +169,17 @@ class ScriptedBus:
         await self.delay()
         found = {record[1] for record in self.records if subjects_match(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
+
+    async def usage(self) -> Usage:
+        size = sum(len(record[2]) for record in self.records)
+        return Usage(
+            messages=len(self.records), bytes=size, first=self.first, last=self.last_sequence, max_bytes=None
+        )
+
+    async def tally(self, subject: str, *, token: int) -> Counter[str]:
+        return Counter(
+            record[1].split(".")[token] for record in self.records if subjects_match(subject, record[1])
+        )
 
     async def sequence_at(self, time: datetime) -> int | None:
         return None
@@ -217,6 +244,8 @@ class ScriptedLink:
     """A client's link whose kernel buffer holds `room` bytes until the client reads them."""
 
     name: ClassVar[str] = "scripted"
+    answers: ClassVar[bool] = True
+    framing: Framing | None = None
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)
@@ -268,7 +297,7 @@ class ScriptedLink:
     def frame(self, message: bytes) -> bytes:
         return frames.text(message)
 
-    def ping(self) -> bytes:
+    def ping(self, position: str | None) -> bytes:
         return frames.frame(frames.PING, b"")
 
     def close(self, code: int, reason: str) -> bytes:
@@ -308,6 +337,40 @@ class ScriptedLink:
         return found
 
     received: bytearray = attrs.Factory(bytearray)
+
+
+@attrs.define(eq=False, kw_only=True)
+class ScriptedStream(ScriptedLink):
+    """The same with a stream of Server-Sent Events; the client can speak all the same."""
+
+    framing: Framing | None = sse.event
+    parser: Parser = attrs.Factory(Parser)
+
+    def frame(self, message: bytes) -> bytes:
+        return sse.message(message, None, None)
+
+    def ping(self, position: str | None) -> bytes:
+        return sse.heartbeat(position)
+
+    def close(self, code: int, reason: str) -> bytes:
+        return sse.comment(f"{int(code)} {reason}")
+
+    async def read(self, most: int) -> list[tuple[int, bytes]]:
+        while not self.buffer and not self.cut:
+            self.readable = trio.Event()
+            await self.readable.wait()
+        piece = bytes(self.buffer[:most])
+        del self.buffer[:most]
+        self.writable.set()
+        said = len(self.parser.comments)
+        found = []
+        for text, place in self.parser.feed(piece):
+            event = json.loads(text)
+            if event["type"] == "event" and "catch_up" not in event["payload"]:
+                assert event["payload"]["position"] == place
+            found.append((1, text.encode()))
+        closes = self.parser.comments[said:]
+        return found + [(8, int(each.split()[0]).to_bytes(2) + each.encode()) for each in closes]
 
 
 def parse_frame(data: bytearray) -> tuple[int, bytes] | None:

@@ -19,6 +19,7 @@ from broker.actors.transport import Closed, Control, Hello, LinkLost, Text
 from broker.config import Limits, Server
 from broker.web.listeners import open_listeners
 from broker.web.server import PublicPort
+from broker.wire.messages import Published
 
 if TYPE_CHECKING:
     import ssl
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from broker.actors.transport import Transport
     from broker.errors import BrokerError
+    from broker.wire.messages import Error
 
 KEY = base64.b64encode(bytes(range(16))).decode()
 FIN = 0x80
@@ -159,6 +161,7 @@ class Running:
     reason: str | None = None
     hellos: list[Hello] = attrs.field(factory=list)
     closes: list[Closed] = attrs.field(factory=list)
+    published: list[tuple[bytes, str, str | None]] = attrs.field(factory=list)
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:
@@ -198,6 +201,13 @@ class Running:
                     await send(transport, inbound.answer)
                     await transport.linger()
                     return
+
+    async def publish(
+        self, message: bytes, *, token: str, tenant: str | None, peer: str
+    ) -> Published | Error:
+        await trio.lowlevel.checkpoint()
+        self.published.append((message, token, tenant))
+        return Published(position="inc-1")
 
     async def works(self) -> None:
         """A client that behaves is served."""
@@ -264,6 +274,7 @@ async def running(
             server or Server(),
             limits or Limits(),
             serve=run.echo,
+            publish=run.publish,
             admission=run.admission,
             health=lambda: run.reason,
             ssl_context=tls[0] if tls else None,

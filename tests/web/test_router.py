@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import h11
 import pytest
 import structlog
 
+from broker.web.heads import Request
+from broker.web.router import Action, Route, Router
 from tests.web.harness import head
-from tests.web.routes import TOKEN
+from tests.web.routes import TOKEN, Said, broken
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -159,3 +162,25 @@ async def test_origins(ask: Ask) -> None:
             assert "access-control-allow-origin" not in answer.headers
     assert (await ask(request(WALL, host="localhost:8081", origin="http://localhost:8081"))).status == 404
     assert (await ask(request(method="OPTIONS", origin="http://localhost"))).status == 405
+
+
+async def test_what_breaks_in_the_middle_was_done_too() -> None:
+    """An action that ends in an error nobody expected is told of as well: some of it may have happened."""
+    told: list[Action] = []
+    route = Route(method="DELETE", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said)
+    wish = Request(
+        method="DELETE",
+        path="/api/v1/broken",
+        query="",
+        host="localhost",
+        port=None,
+        headers={},
+        framing=h11.Connection(h11.SERVER),
+    )
+    with pytest.raises(ZeroDivisionError):
+        await Router([route], acted=told.append).answer(wish, nothing, "127.0.0.1:1")
+    assert told == [Action("127.0.0.1:1", "DELETE /api/v1/broken", {}, 500)]
+
+
+async def nothing() -> bytes:
+    return b""

@@ -223,5 +223,5 @@ async def test_frames(pair: Pair) -> None:
     """What is sent is as RFC 6455 has it in section 5.7."""
     transport, _ = pair
     assert transport.frame(b"Hello") == bytes.fromhex("810548656c6c6f")
-    assert transport.ping() == bytes.fromhex("8900")
+    assert transport.ping(None) == bytes.fromhex("8900")
     assert transport.close(1000, "") == bytes.fromhex("880203e8")

@@ -20,8 +20,10 @@ Code = Annotated[
     msgspec.Meta(description="Close code: below 4500 the client comes back, from 4500 on it stays away."),
 ]
 Cursor = Annotated[str, msgspec.Meta(description="`next` of the page before.")]
-LetterCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
-EventId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}$", description="Compared within the tenant.")]
+PageCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
+EventId = Annotated[
+    str, msgspec.Meta(pattern=r"^[!-~]{1,64}(?!\n)$", description="Compared within the tenant.")
+]
 BanName = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
@@ -313,7 +315,7 @@ class LetterFilter(LetterSelection):
     """Which dead letters, and where a page begins."""
 
     limit: Size = 100
-    cursor: LetterCursor | None = None
+    cursor: PageCursor | None = None
 
 
 @attrs.frozen(kw_only=True)

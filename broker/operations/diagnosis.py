@@ -15,12 +15,12 @@ import msgspec
 import trio
 
 from broker import subjects
-from broker.actors.reports import Cursor, Size
 from broker.actors.supervisor import Supervisor
 from broker.errors import BadMessage, InvalidChannel, NotFound
 from broker.features import explain as explaining
 from broker.features.audit import Kind
 from broker.features.closes import Ended
+from broker.operations.reports import PageCursor, Size
 
 
 @attrs.frozen(kw_only=True)
@@ -88,9 +88,9 @@ class AuditFilter:
 
     tenant: str | None = None
     kind: Kind | None = None
-    since: datetime | None = None
+    since: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     limit: Size = 100
-    cursor: Cursor = ""
+    cursor: PageCursor | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -98,7 +98,7 @@ class AuditPage:
     """Records of all brokers, the newest first; `next` is the cursor of older ones, null on the last page."""
 
     records: list[dict[str, Any]]
-    next: str | None
+    next: int | None
 
 
 @attrs.define(eq=False)
@@ -135,22 +135,20 @@ class Diagnosis:
 
     async def audit(self, wish: AuditFilter) -> AuditPage:
         section = self.supervisor.config.audit
-        if wish.cursor and not wish.cursor.isdecimal():
-            raise BadMessage("cursor: must be `next` of an earlier page")
         if wish.tenant is not None and not subjects.TENANT.match(wish.tenant):
             raise BadMessage("tenant: no tenant can have this name")
         if not section.enabled:
             raise NotFound("audit.enabled is false: this broker keeps no audit trail")
+        await self.supervisor.services.audit.flush()  # what has just happened here is asked about as well
         archive = self.supervisor.bus.archive(section.name)
         subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
-        cursor = int(wish.cursor) if wish.cursor else None
-        entries = await archive.before(subject, cursor, limit=wish.limit + 1)
+        entries = await archive.before(subject, wish.cursor, limit=wish.limit + 1)
         if wish.since is not None:
             entries = [entry for entry in entries if entry.time >= wish.since]
         page = entries[: wish.limit]
         return AuditPage(
-            records=[msgspec.json.decode(entry.body) for entry in page],
-            next=str(page[-1].sequence) if len(entries) > wish.limit else None,
+            records=[record(entry.body) for entry in page],
+            next=page[-1].sequence if len(entries) > wish.limit else None,
         )
 
     async def trace(self, wish: TraceWish, write: Callable[[object], Awaitable[None]]) -> None:
@@ -179,3 +177,11 @@ class Diagnosis:
                     await write(entry)
                 left -= len(entries)
             await write(TraceEnd(reason="seconds" if left > 0 else "limit"))
+
+
+def record(body: bytes) -> dict[str, Any]:
+    """A record of the trail; of what somebody else has put there only its size."""
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {"unreadable_bytes": len(body)}

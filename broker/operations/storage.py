@@ -13,11 +13,11 @@ import msgspec
 import structlog
 
 from broker import subjects
-from broker.actors import reports
 from broker.actors.fanout import published_by
 from broker.actors.intake import parse
 from broker.errors import BadMessage, Conflict, InvalidChannel, InvalidPosition, NotFound, TooLarge
 from broker.features.replay import filters
+from broker.operations import reports
 from broker.wire import events, positions
 from broker.wire.positions import Position
 from broker.wire.session import parse_time
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from broker.actors.supervisor import Supervisor
     from broker.bus.base import Archive, Entry
 
-PAGE = 100  # entries of one read
+PAGE = 100  # entries of one read at most
 SCANNED = 10_000  # entries that are looked at for one answer, where few are wanted
 ANSWER_BYTES = 8 * 1024 * 1024  # of bodies in one answer, about
 
@@ -42,6 +42,11 @@ class Storage:
     """Works on the streams through the bus. Its methods raise `BrokerError`s, `Unavailable` among them."""
 
     supervisor: Supervisor
+
+    @property
+    def page(self) -> int:
+        """How many entries are read at a time: fewer where events may be large."""
+        return max(1, min(PAGE, ANSWER_BYTES // self.supervisor.config.limits.event_bytes))
 
     # --- events -------------------------------------------------------------------------------------
 
@@ -100,16 +105,18 @@ class Storage:
         for subject in filters(names, wish.tenant, [pattern]):
             if start is None:
                 few = wish.last or wish.limit
-                read: Read = partial(archive.before, subject, limit=PAGE)
-                entries, _ = await collect(read, None, keep, few)
+                read: Read = partial(archive.before, subject, limit=self.page)
+                entries, end = await collect(read, None, keep, few, self.page)
             else:
-                read = partial(archive.after, subject, limit=PAGE)
-                entries, end = await collect(read, start, keep, wish.limit)
-                ends += [] if end is None else [end]
+                read = partial(archive.after, subject, limit=self.page)
+                entries, end = await collect(read, start, keep, wish.limit, self.page)
+            ends += [] if end is None else [end]
             found += entries
         found.sort(key=lambda entry: entry.sequence)
         if start is None:
-            found, following = found[-few:], None
+            # Older than where one filter stopped, another's would hide a hole.
+            complete = [entry for entry in found if entry.sequence >= max(ends, default=0)]
+            found, following = complete[-few:], None
         else:
             found, following = first(found, ends, wish.limit)
         return reports.HistoryPage(
@@ -126,7 +133,7 @@ class Storage:
                 raise InvalidPosition("after: of another stream; this one was made anew since")
             return position.sequence
         if wish.since is not None:
-            sequence = await archive.sequence_at(parse_time(wish.since))
+            sequence = await archive.sequence_at(parse_time(wish.since, "since"))
             return self.supervisor.intake.head if sequence is None else sequence - 1
         return None
 
@@ -160,8 +167,10 @@ class Storage:
         return self.supervisor.bus.archive(self.supervisor.config.stream.deadletter_name)
 
     async def list_letters(self, wish: reports.LetterFilter) -> reports.LetterPage:
-        read = partial(self.letters.before, self.letter_filter(wish), limit=PAGE)
-        found, following = await collect(read, wish.cursor, partial(has_reason, wish.reason), wish.limit)
+        read = partial(self.letters.before, self.letter_filter(wish), limit=self.page)
+        found, following = await collect(
+            read, wish.cursor, partial(has_reason, wish.reason), wish.limit, self.page
+        )
         return reports.LetterPage(
             letters=[reports.LetterSummary(**letter_summary(entry)) for entry in found], next=following
         )
@@ -190,9 +199,8 @@ class Storage:
         )
 
     async def get_letter(self, sequence: str) -> Entry:
-        entry = None
-        if sequence.isascii() and sequence.isdigit() and len(sequence) < 19:
-            entry = await self.letters.get(int(sequence))
+        wanted = number(sequence)
+        entry = await self.letters.get(wanted) if wanted else None
         if entry is None:
             raise NotFound(f"{sequence[:20]}: there is no such dead letter; it may be replayed or purged")
         return entry
@@ -253,12 +261,12 @@ class Storage:
         if wish.reason is None:
             deleted = await self.letters.purge(subject)
         else:
-            page, before = await self.letters.before(subject, None, limit=PAGE), 0
+            page, before = await self.letters.before(subject, None, limit=self.page), 0
             while page:
                 for entry in filter(partial(has_reason, wish.reason), page):
                     deleted += await self.letters.delete(entry.sequence)
                 before = page[-1].sequence
-                page = await self.letters.before(subject, before, limit=PAGE)
+                page = await self.letters.before(subject, before, limit=self.page)
         log.warning("dead_letters_purged", tenant=wish.tenant, reason=wish.reason, deleted=deleted)
         return reports.Deleted(deleted=deleted)
 
@@ -268,11 +276,12 @@ if TYPE_CHECKING:
 
 
 async def collect(
-    read: Read, start: int | None, keep: Callable[[Entry], bool], limit: int
+    read: Read, start: int | None, keep: Callable[[Entry], bool], limit: int, most: int
 ) -> tuple[list[Entry], int | None]:
     """Reads page after page until `limit` entries are kept, and where to go on; None at the end.
 
-    Ends earlier, and may have found nothing, when it has read enough for one answer.
+    A page that `read` gives has `most` entries, the last one fewer. Ends earlier, and may have found
+    nothing, when it has read enough for one answer.
     """
     found: list[Entry] = []
     scanned = size = 0
@@ -281,7 +290,7 @@ async def collect(
         page = await read(at)
         kept = list(filter(keep, page))
         found += kept
-        if len(page) < PAGE and len(found) <= limit:
+        if len(page) < most and len(found) <= limit:
             return found, None
         scanned, size = scanned + len(page), size + sum(len(entry.body) for entry in kept)
         at = page[-1].sequence
@@ -303,16 +312,20 @@ def has_reason(reason: str | None, entry: Entry) -> bool:
 
 def letter_summary(entry: Entry) -> dict[str, Any]:
     """The fields of a `LetterSummary`."""
-    sequence = entry.headers.get("Broker-Sequence", "0")
     return {
         "sequence": entry.sequence,
         "time": rfc3339(entry.time),
         "subject": printable(entry.headers.get("Broker-Subject", entry.subject)),
         "reason": printable(entry.headers.get("Broker-Reason", "")),
         "detail": printable(entry.headers.get("Broker-Detail", "")),
-        "stored_sequence": int(sequence) if sequence.isdigit() else 0,
+        "stored_sequence": number(entry.headers.get("Broker-Sequence", "")),
         "size": len(entry.body),
     }
+
+
+def number(text: str) -> int:
+    """A sequence that somebody else wrote; 0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def rfc3339(time: datetime) -> str:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from broker import subjects
-from broker.actors import reports
 from broker.errors import BadMessage, NotFound, Unavailable
 from broker.features.control import EVERY_TENANT, Ban
+from broker.operations import reports
 from broker.wire.session import parse_time, rfc3339
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def checked(tenant: str) -> str:
 
 
 def ending(text: str, now: float) -> float:
-    until = parse_time(text).timestamp()
+    until = parse_time(text, "until").timestamp()
     if until <= now:
         raise BadMessage("until: is over already")
     return until

@@ -15,8 +15,8 @@ import trio
 
 from broker import config
 from broker import log as logging
-from broker.actors import reports
 from broker.errors import CloseCode, NotFound
+from broker.operations import reports
 from broker.subjects import is_live
 from broker.wire.session import rfc3339
 

@@ -1,0 +1,88 @@
+"""The snapshot for a scrape: everything that actors keep, by tenant where that is bounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from broker import subjects
+from broker.metrics.meters import TRANSPORTS
+from broker.metrics.statistics import Statistics, Tasks
+from broker.metrics.tenants import NONE, OTHER, fold, largest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from broker.actors.budgets import Budgets
+    from broker.actors.connection import Connection
+    from broker.actors.supervisor import Supervisor
+
+OURS = (subjects.BROKER, subjects.BROADCAST)  # in the stream, and no tenant
+
+
+def take(supervisor: Supervisor) -> Statistics:
+    """What there is to see now. What tenants have added to their traffic is booked by it."""
+    tenants, services, observer = supervisor.tenants, supervisor.services, supervisor.observer
+    most = supervisor.config.metrics.tenants
+    taken = {name: tenant.statistics() for name, tenant in tenants.running.items()}
+    named = largest({name: each.connections for name, each in taken.items()}, most)
+    loop = trio.lowlevel.current_statistics()
+    return Statistics(
+        meters=supervisor.meters,
+        ready=supervisor.not_ready() is None,
+        connected=supervisor.connected,
+        draining=supervisor.draining,
+        connections=by_tenant(supervisor.connections, named),
+        connections_limit=supervisor.config.limits.connections,
+        traffic=tenants.ledger.settle({name: each.traffic for name, each in tenants.running.items()}, named),
+        behind=fold({name: each.behind for name, each in taken.items()}, named),
+        lag_sum=fold({name: each.lag_sum for name, each in taken.items()}, named),
+        lag_max={
+            OTHER: max((each.lag_max for name, each in taken.items() if name not in named), default=0),
+            **{name: taken[name].lag_max for name in named},
+        },
+        tenants=len(taken),
+        tenant_restarts=tenants.restarts + sum(each.restarts for each in taken.values()),
+        ring_events=sum(each.ring_events for each in taken.values()),
+        ring_bytes=sum(each.ring_bytes for each in taken.values()),
+        reads_waiting=tenants.gate.waits(),
+        limits=limits_hit(services.budgets),
+        dead_letters=dict(supervisor.letters.counts),
+        audit_dropped=services.audit.dropped,
+        bans=len(services.control.bans),
+        canary_age=supervisor.canary.age(),
+        stream=observer.stream,
+        shares=shares(observer.shares, most),
+        tasks=Tasks(living=loop.tasks_living, runnable=loop.tasks_runnable),
+    )
+
+
+def limits_hit(budgets: Budgets) -> Mapping[tuple[str, str], int]:
+    """By scope and resource; those that are configured and have not been in the way yet are there with 0."""
+    configured = {
+        (scope, resource): 0
+        for scope, bounds in budgets.bounds.items()
+        for resource in (*bounds.held, *bounds.rates)
+    }
+    return configured | budgets.hits
+
+
+def by_tenant(connections: Collection[Connection], named: Collection[str]) -> Mapping[tuple[str, str], int]:
+    """How many there are by tenant and transport."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for connection in connections:
+        principal = connection.session.principal
+        tenant = principal.tenant if principal else NONE
+        label = tenant if tenant in named or tenant == NONE else OTHER
+        counts[label, connection.transport.name] += 1
+    for transport in TRANSPORTS:
+        counts.setdefault((OTHER, transport), 0)
+    return counts
+
+
+def shares(found: Mapping[str, int], most: int) -> Mapping[str, int]:
+    """Those with the most messages. Whoever publishes can make up names: what is none is not shown."""
+    real = {name: count for name, count in found.items() if subjects.is_tenant(name) or name in OURS}
+    return fold(found, largest(real, most))

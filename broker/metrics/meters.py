@@ -1,0 +1,89 @@
+"""What actors add to as they work: plain numbers, read at a scrape."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+
+from broker.errors import BrokerError, CloseCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeVar
+
+    Key = TypeVar("Key")
+
+# Upper bounds in seconds: from what one write takes to what no client should ever see.
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+REPLAY_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+GAP_REASONS = ("trimmed", "reset", "limit", "lag", "source")
+LETTER_REASONS = ("invalid_channel", "not_json", "too_large", "tenant_mismatch", "not_kept")
+TRANSPORTS = ("websocket", "sse", "poll")
+CLOSE_CODES = (
+    *(("broker", code) for code in CloseCode),
+    *(("client", code) for code in (1000, 1001, 1005, 1006)),
+)
+ERROR_CODES = {error.code for error in BrokerError.__subclasses__()}
+RING, STREAM = "ring", "stream"
+
+
+def zeros(keys: Iterable[Key]) -> Counter[Key]:
+    """Counts that are there from the start: the first one of a kind is else no increase to Prometheus."""
+    return Counter(dict.fromkeys(keys, 0))
+
+
+class Histogram:
+    """Counts by upper bound. `counts` has one more for what is above them all."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Traffic:
+    """Events that were handed to connections, and their bytes as sent."""
+
+    __slots__ = ("bytes", "deliveries")
+
+    def __init__(self) -> None:
+        self.deliveries = 0
+        self.bytes = 0
+
+    def add(self, deliveries: int, size: int) -> None:
+        self.deliveries += deliveries
+        self.bytes += size
+
+
+@attrs.define(eq=False)
+class Meters:
+    """One for the process. `collector` says what each means."""
+
+    fan_out: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    batch: Histogram = attrs.Factory(lambda: Histogram(EVENTS))
+    latency: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    canary: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    round_trip: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    loop_lag: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    replays: dict[str, Histogram] = attrs.Factory(
+        lambda: {source: Histogram(REPLAY_SECONDS) for source in (RING, STREAM)}
+    )
+    opened: Counter[str] = attrs.Factory(lambda: zeros(TRANSPORTS))
+    closed: Counter[tuple[str, str]] = attrs.Factory(  # by who ended it, and code
+        lambda: zeros((by, str(int(code))) for by, code in CLOSE_CODES)
+    )
+    gaps: Counter[str] = attrs.Factory(lambda: zeros(GAP_REASONS))
+    errors: Counter[str] = attrs.Factory(lambda: zeros(ERROR_CODES))
+    received: Counter[str] = attrs.Factory(lambda: zeros(("stored", "live")))
+    interruptions: int = 0
+    live_losses: int = 0

@@ -1,0 +1,104 @@
+"""What the process knows beside its clients: its version, its port, its configuration, its collector."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import attrs
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+from broker.metrics.meters import zeros
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+STATUSES = (101, 200, 202, 400, 401, 403, 404, 413, 429, 503)
+DISTRIBUTION = "nats-websocket-broker"
+
+
+@attrs.define(eq=False)
+class Process:
+    """Kept by `app`; a collector.
+
+    `responses` counts answers to HTTP requests by status. `certificate_expires` is in Unix seconds; None
+    without TLS. `reloaded` says whether the last configuration that was read could be used.
+    """
+
+    responses: Counter[int] = attrs.Factory(lambda: zeros(STATUSES))
+    certificate_expires: float | None = None
+    reloaded: bool = True
+    reloaded_at: float = attrs.Factory(time.time)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily(
+            "broker_build",
+            "Versions.",
+            value={"version": version(DISTRIBUTION), "python": platform.python_version()},
+        )
+        responses = CounterMetricFamily(
+            "broker_http_responses",
+            "Answers of the public port to HTTP requests, by status; 101 is a WebSocket.",
+            labels=["code"],
+        )
+        for status, count in self.responses.items():
+            responses.add_metric([str(status)], count)
+        yield responses
+        if self.certificate_expires is not None:
+            yield GaugeMetricFamily(
+                "broker_certificate_expiry_timestamp_seconds",
+                "When the certificate expires that clients are shown now.",
+                value=self.certificate_expires,
+            )
+        yield GaugeMetricFamily(
+            "broker_config_last_reload_successful",
+            "1 when the configuration that was read last is in force, 0 when it was refused.",
+            value=self.reloaded,
+        )
+        yield GaugeMetricFamily(
+            "broker_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was read.",
+            value=self.reloaded_at,
+        )
+
+    def reload(self, *, succeeded: bool) -> None:
+        """Notes an attempt to read the configuration anew."""
+        self.reloaded = succeeded
+        if succeeded:
+            self.reloaded_at = time.time()
+
+
+@attrs.define(eq=False)
+class Pauses:
+    """How long the garbage collector made everything wait: a callback for `gc.callbacks`, and its metrics."""
+
+    total: float = 0.0  # seconds
+    longest: float = 0.0
+    began: float = 0.0
+
+    def __call__(self, phase: str, info: object) -> None:  # noqa: ARG002  `gc` gives it
+        now = time.perf_counter()
+        if phase == "start":
+            self.began = now
+            return
+        self.total += now - self.began
+        self.longest = max(self.longest, now - self.began)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "broker_gc_pause_seconds", "Time that the garbage collector has taken.", value=self.total
+        )
+        yield GaugeMetricFamily(
+            "broker_gc_longest_pause_seconds", "Its longest pause so far.", value=self.longest
+        )

@@ -1,0 +1,64 @@
+"""What the broker holds and has done at one moment: the snapshot that a scrape takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.metrics.meters import Meters, Traffic
+
+
+@attrs.frozen(kw_only=True)
+class StreamUsage:
+    """What the stream holds: `max_bytes` is None where nothing but the disk bounds it.
+
+    `lag` is how many sequences this broker had not read by then.
+    """
+
+    messages: int
+    bytes: int
+    first: int
+    last: int
+    max_bytes: int | None
+    lag: int
+
+
+@attrs.frozen(kw_only=True)
+class Tasks:
+    """Of the loop, see `trio.lowlevel.current_statistics`."""
+
+    living: int
+    runnable: int
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """Mappings by tenant have the bounded set of names, see `tenants`."""
+
+    meters: Meters
+    ready: bool
+    connected: bool
+    draining: bool
+    connections: Mapping[tuple[str, str], int]  # by tenant and transport
+    connections_limit: int
+    traffic: Mapping[str, Traffic]
+    behind: Mapping[str, int]
+    lag_sum: Mapping[str, int]
+    lag_max: Mapping[str, int]
+    tenants: int
+    tenant_restarts: int
+    ring_events: int
+    ring_bytes: int
+    reads_waiting: int
+    limits: Mapping[tuple[str, str], int]  # by scope and resource
+    dead_letters: Mapping[str, int]
+    audit_dropped: int
+    bans: int
+    canary_age: float | None  # seconds
+    stream: StreamUsage | None  # None: not known just now
+    shares: Mapping[str, int]  # messages in the stream, by tenant
+    tasks: Tasks

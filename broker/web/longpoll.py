@@ -1,0 +1,381 @@
+"""`/poll`: a connection whose link comes and goes, as a `Transport` that is there all the time.
+
+A session is the client of a connection, in here: it subscribes by the protocol's own messages, and takes what
+the connection sends for as long as somebody polls. In between it takes nothing. Then the connection is
+behind, as any slow client: it holds a position, and reads on from the ring at the next poll.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+import msgspec
+import trio
+
+from broker import subjects
+from broker.actors.transport import Closed, Inbound, LinkLost, Text
+from broker.errors import CloseCode, Unavailable
+from broker.web.problems import Refused, Response
+from broker.web.refusals import refused, told
+from broker.wire import frames, messages, sse
+from broker.wire.codec import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+SESSION_SECONDS = 60.0  # without a poll
+ANSWER_BYTES = 64 * 1024  # an answer that has so much is given; what is beyond it waits for the next poll
+LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
+RESUME_SECONDS = 5.0  # which a poll waits for what is stored, whatever it asked for
+
+
+@attrs.frozen(kw_only=True)
+class Ask:
+    """What a poll asks for. `position` is the newest that the client was given.
+
+    `tenant` is for monitoring tokens, and may stand in the address instead.
+    """
+
+    channels: list[str]
+    tenant: str | None = None
+    session: str | None = None
+    position: str | None = None
+    since: str | None = None
+    last: int | None = None
+    snapshot: bool | None = None
+    durable: str | None = None
+    lag: str | None = None
+    wait: float = USUAL_WAIT
+
+    def wish(self) -> dict[str, Any]:
+        """The payload of a `subscribe` message."""
+        names = ("position", "since", "last", "snapshot", "durable", "lag")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {"channel": self.channels, **given}
+
+    @property
+    def starts(self) -> bool:
+        return not self.wish().keys() <= {"channel", "lag"}
+
+
+NAMES = tuple(field.name for field in attrs.fields(Ask))
+PARAMETERS = tuple(
+    name for name in NAMES if name not in ("channels", "tenant")
+)  # of a query, beside `channel`
+
+
+def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
+    """Raises `Refused`."""
+    given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
+    return converted(given | {"channels": list(query.get("channel", ()))}, strict=False)
+
+
+def from_body(body: bytes) -> Ask:
+    """Raises `Refused`."""
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise Refused(400, 'The body is no JSON object: {"channels": […], "position": …, "wait": …}.')
+    return converted(given, strict=True)
+
+
+def converted(given: dict[str, Any], *, strict: bool) -> Ask:
+    for name in given:
+        if name not in NAMES:
+            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, NAMES)}")
+    try:
+        ask = msgspec.convert(given, type=Ask, strict=strict)
+    except msgspec.ValidationError as error:
+        raise Refused(400, f"{error}.".replace("`$.", "`")) from None
+    if not ask.channels:
+        raise Refused(400, "channels: at least one is required.")
+    if not 0 <= ask.wait <= LONGEST_WAIT:
+        raise Refused(400, f"wait: must be 0 to {LONGEST_WAIT:g} seconds.")
+    return ask
+
+
+class Heard(msgspec.Struct, rename="camel"):
+    """A message of the broker."""
+
+    type: str
+    payload: msgspec.Raw
+    message_id: str | None = None
+
+    def field(self, name: str) -> Any:
+        return msgspec.json.decode(self.payload).get(name)
+
+
+class Failed(Exception):
+    """A poll cannot be served; `response` says why."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status)
+        self.response = response
+
+
+heard = msgspec.json.Decoder(Heard)
+payload = msgspec.json.Decoder(sse.Payload)
+
+
+@attrs.define(eq=False)
+class Gathered:
+    """What the next answer will hold."""
+
+    events: list[msgspec.Raw] = attrs.Factory(list)
+    gaps: list[msgspec.Raw] = attrs.Factory(list)
+    refused: list[Any] = attrs.Factory(list)
+    recovered: bool = True
+
+    def restart(self) -> None:
+        """Stored events come anew, from an earlier position; live ones do not."""
+        self.events = [each for each in self.events if payload.decode(each).position is None]
+        self.gaps.clear()
+
+
+@attrs.define(eq=False)
+class PollTransport:
+    """A session. `gone` is called when its connection ends."""
+
+    name: ClassVar[str] = "poll"
+    partial_sends: ClassVar[bool] = True  # all or nothing, and it says which
+    answers: ClassVar[bool] = False
+    framing: ClassVar[None] = None  # it reads the frames that WebSocket clients get
+    gone: Callable[[PollTransport], object]
+    id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
+    mark: bytes = b""  # of the token that its connection has
+    tenant: str | None = None  # that was asked for with it
+    talking: trio.Lock = attrs.Factory(trio.Lock)
+    changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # something did
+    said: deque[bytes] = attrs.Factory(deque)  # to the connection
+    count: int = 0  # of messages
+    reply: Heard | None = None  # the newest
+    buffer: bytearray = attrs.Factory(bytearray)  # what was sent and is not read yet
+    size: int = 0  # of what was sent and is not answered
+    turn: object = None  # the poll that is being answered
+    left: float = attrs.Factory(trio.current_time)  # when the last one was
+    asked: tuple[object, ...] | None = None  # the channels that it has, and their lag policy
+    held: set[str] = attrs.Factory(set)  # the subscriptions that came of it
+    room: str = ""
+    place: sse.Place = attrs.Factory(sse.Place)
+    stands: str | None = None  # where the client is, as far as we know: all after it is still to come
+    resuming: bool = False
+    reconnect_after_ms: int | None = None
+    error: messages.Error | None = None  # which ends the connection
+    ended: bool = False
+    gathered: Gathered = attrs.Factory(Gathered)
+
+    # --- the connection's side ----------------------------------------------------------------------
+
+    def adopt(self, message_bytes: int) -> None:
+        """Bodies of polls have the limit that the port gives them."""
+
+    async def receive(self) -> Inbound:
+        while not self.said:
+            polled = self.turn is not None or self.talking.locked()
+            until = math.inf if polled else self.left + SESSION_SECONDS
+            if self.ended or trio.current_time() >= until:
+                self.ended = True
+                return Closed(code=CloseCode.GOING_AWAY, reason=f"no poll for {SESSION_SECONDS:g} s")
+            with trio.move_on_at(until):
+                await self.changed.park()
+        return Text(data=self.said.popleft())
+
+    @property
+    def open(self) -> bool:
+        return self.talking.locked() or (self.turn is not None and self.size < ANSWER_BYTES)
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        if not self.open:
+            return 0
+        self.buffer += data
+        self.size += len(data)
+        self.changed.unpark_all()
+        return len(data)
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        await trio.lowlevel.checkpoint()
+        while not self.open:
+            if self.ended:
+                raise LinkLost
+            await self.changed.park()
+        return self.send_nowait(data)
+
+    def frame(self, message: bytes) -> bytes:
+        return frames.text(message)
+
+    def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - each poll asks for it
+        return b""
+
+    def close(self, code: int, reason: str) -> bytes:  # noqa: ARG002 - an error has said why
+        self.end()
+        return b""
+
+    async def linger(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        self.end()
+        self.gone(self)
+
+    def end(self) -> None:
+        self.ended = True
+        self.changed.unpark_all()
+
+    # --- the poll's side ----------------------------------------------------------------------------
+
+    async def answer(self, ask: Ask, token: str, tenant: str | None) -> Response:
+        """What there is for a poll, at once or when there is something. A newer poll ends an older one."""
+        turn = object()
+        try:
+            async with self.talking:
+                await self.authenticate(token, tenant)
+                self.turn = turn
+                self.changed.unpark_all()
+                at_once = self.asked is None and not ask.starts
+                stands = await self.tune(ask)
+            await self.gather(turn, 0 if at_once else ask.wait)
+            return self.taken() if self.turn is turn else self.document(Gathered(), stands)
+        except Failed as failed:
+            return failed.response
+        finally:
+            if self.turn is turn:
+                self.turn, self.left = None, trio.current_time()
+            self.changed.unpark_all()
+
+    async def authenticate(self, token: str, tenant: str | None) -> None:
+        """Makes sure that the token is good, and that of the session's user."""
+        mark = hashlib.sha256(token.encode()).digest()
+        if hmac.compare_digest(mark, self.mark) and tenant in (None, self.tenant):
+            return
+        reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
+        self.room = reply.field("private").split(".")[1]
+        self.mark, self.tenant = mark, tenant
+
+    async def tune(self, ask: Ask) -> str | None:
+        """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
+        asked = (*ask.channels, ask.lag)
+        if asked == self.asked and ask.position in (None, self.stands):
+            await self.request("ping", {})  # which costs what a request costs, and tells P
+            return self.stands
+        known, self.asked = self.asked is not None, None
+        try:
+            wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
+            if gone := self.held - wanted:
+                await self.request("unsubscribe", {"channel": sorted(gone)})
+            wish = ask.wish()
+            if known:
+                wish.pop("durable", None)  # the session holds it
+            if known and not ask.starts and self.stands is not None:
+                wish["position"] = self.stands
+            reply = await self.request("subscribe", wish)
+            self.held = set(reply.field("channel"))
+            self.gathered.refused = reply.field("refused")
+            self.gathered.recovered = reply.field("recovered")
+            if not known and ask.session is not None and not ask.starts:
+                self.gathered.recovered = False  # nobody knows what came since
+            self.asked = asked
+            self.stands = None if self.place.unfinished else reply.field("position")
+            return self.stands
+        finally:
+            if self.asked is None:  # broken off in the middle: the next poll begins anew
+                self.end()
+
+    async def gather(self, turn: object, wait: float) -> None:
+        """Waits for something to answer, at most `wait` seconds."""
+        until = trio.current_time() + wait
+        with trio.move_on_after(RESUME_SECONDS):
+            while self.resuming and self.open and not self.over(turn):
+                await self.changed.park()
+        with trio.move_on_at(until):
+            while not (self.over(turn) or self.gathered.events or self.gathered.gaps):
+                await self.changed.park()
+
+    def over(self, turn: object) -> bool:
+        self.read()
+        return self.turn is not turn or self.ended or self.reconnect_after_ms is not None
+
+    def taken(self) -> Response:
+        """The answer, with all that has been gathered."""
+        self.read()
+        if self.error is not None:
+            return told(self.error)
+        gathered, self.gathered = self.gathered, Gathered()
+        self.stands, self.size = self.place.position, len(self.buffer)
+        return self.document(gathered, self.stands)
+
+    def document(self, gathered: Gathered, position: str | None) -> Response:
+        document = {
+            "session": self.id,
+            "events": gathered.events,
+            "gaps": gathered.gaps,
+            "position": position,
+            "recovered": gathered.recovered,
+            "refused": gathered.refused,
+            "reconnect_after_ms": self.reconnect_after_ms,
+        }
+        if not gathered.refused:
+            del document["refused"]
+        shown = {name: value for name, value in document.items() if value is not None}
+        return Response(status=200, body=msgspec.json.encode(shown), media_type="application/json")
+
+    # --- the conversation between the two -----------------------------------------------------------
+
+    async def request(self, kind: str, payload: dict[str, Any]) -> Heard:
+        """Says something to the connection, and waits for the reply. Raises `Failed`."""
+        self.count += 1
+        message = {"type": kind, "payload": payload, "messageId": str(self.count)}
+        self.said.append(msgspec.json.encode(message))
+        self.changed.unpark_all()
+        while True:
+            self.read()
+            reply = self.reply
+            if reply is not None and reply.message_id == str(self.count):
+                if reply.type == "error":
+                    raise Failed(told(to_error(reply)))
+                return reply
+            if self.ended:
+                ended = Unavailable("the session has ended; poll again", retry_after=1.0)
+                raise Failed(told(self.error) if self.error else refused(ended))
+            await self.changed.park()
+
+    def read(self) -> None:
+        """Reads the frames that are complete."""
+        for data in frames.take(self.buffer):
+            self.hear(heard.decode(data))
+
+    def hear(self, message: Heard) -> None:
+        told = sse.Told(message.type, payload.decode(message.payload))
+        match message.type:
+            case "event":
+                self.gathered.events.append(message.payload)
+            case "gap":
+                self.gathered.gaps.append(message.payload)
+            case "subscribed":
+                self.place.unfinished.clear()
+                self.gathered.restart()
+                self.resuming = not message.field("live")
+            case "subscription.live":
+                self.resuming = False
+            case "unsubscribed" if message.message_id is None:
+                channel = message.field("channel")
+                self.held.discard(channel)
+                self.gathered.refused.append({"channel": channel, "code": message.field("code")})
+            case "connection.draining":
+                self.reconnect_after_ms = told.payload.reconnect_after_ms
+            case "error" if message.message_id is None:
+                self.error = to_error(message)
+        if message.message_id is not None:
+            self.reply = message
+        self.place.follow(told)
+
+
+def to_error(message: Heard) -> messages.Error:
+    return messages.Error(**msgspec.json.decode(message.payload))

@@ -1,0 +1,154 @@
+"""`GET /sse`: Server-Sent Events as a `Transport` that only sends.
+
+The client says one thing, by the address that it opened: what it subscribes to. The answer begins when that
+has been accepted; until then the status is still open, and what is refused is a problem document. Its end is
+the end of the link, which proxies, `curl` and browsers alike understand.
+"""
+
+from __future__ import annotations
+
+import random
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+import msgspec
+
+from broker.actors.transport import Closed, Inbound, Text
+from broker.errors import CloseCode
+from broker.web.problems import Refused, Response, problem
+from broker.web.refusals import told as refusal_of
+from broker.wire import messages, sse
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Mapping, Sequence
+
+    from broker.web.links import Link
+    from broker.wire.frames import Framing
+
+STARTS = ("position", "since", "last", "snapshot", "durable")
+PARAMETERS = (*STARTS, "lag")
+# Where nobody has said when to come back: spread, for all clients of a broker that has died.
+RETRY_MS = 1000, 5000
+HEAD = (
+    "Content-Type: text/event-stream",
+    "Cache-Control: no-store, no-transform",  # a proxy that compresses holds events back
+    "X-Accel-Buffering: no",  # nginx
+    "Connection: close",
+)
+
+
+def subscribe(query: Mapping[str, Sequence[str]], last_event_id: str | None) -> bytes:
+    """The `subscribe` message that an address stands for. Raises `Refused`."""
+    if not query.get("channel"):
+        raise Refused(400, "channel: at least one is required: ?channel=orders.>&channel=…")
+    wish: dict[str, Any] = {"channel": list(query["channel"])}
+    for name in PARAMETERS:
+        if name in query and not (last_event_id and name in STARTS):
+            wish[name] = value_of(name, query[name][0])
+    if last_event_id:  # the client comes back
+        wish["position"] = last_event_id
+    return msgspec.json.encode({"type": "subscribe", "payload": wish})
+
+
+def value_of(name: str, text: str) -> str | int | bool:
+    if name == "last":
+        if not (text.isdecimal() and len(text) < 10):
+            raise Refused(400, "last: must be a whole number.")
+        return int(text)
+    if name == "snapshot":
+        if text not in ("", "true", "false"):
+            raise Refused(400, "snapshot: must be true or false.")
+        return text != "false"
+    return text
+
+
+@attrs.define(eq=False)
+class SseTransport:
+    """One client after its request. `wish` is its `subscribe` message, `headers` what the answer has beside.
+
+    `responses` counts the answer by its status. `held` is what the client is told before that has begun.
+    """
+
+    name: ClassVar[str] = "sse"
+    answers: ClassVar[bool] = False
+    link: Link
+    wish: bytes | None
+    responses: Counter[int]
+    headers: tuple[tuple[str, str], ...] = ()
+    held: list[bytes] | None = attrs.Factory(list)
+    refusal: Response | None = None
+    place: sse.Place = attrs.Factory(sse.Place)
+    send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.send_nowait = self.link.send_nowait  # the link's own: this is called for each delivery
+
+    @property
+    def partial_sends(self) -> bool:
+        return self.link.partial_sends
+
+    @property
+    def framing(self) -> Framing:
+        return sse.event
+
+    def adopt(self, message_bytes: int) -> None:
+        """The client sends no messages."""
+
+    async def receive(self) -> Inbound:
+        if self.wish is not None:
+            wish, self.wish = self.wish, None
+            return Text(data=wish)
+        if self.refusal is not None:
+            return Closed(code=CloseCode.NORMAL, reason="refused", answer=self.encoded(self.refusal))
+        while await self.link.receive():
+            pass  # there is nothing that a client may say; nothing of it is kept
+        return Closed(code=1006)
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        return await self.link.send_some(data)
+
+    def frame(self, message: bytes) -> bytes:
+        told = sse.decoder.decode(message)
+        data = sse.message(message, self.place.follow(told), told.payload.come_back_ms)
+        if self.held is None:
+            return data
+        if told.type == "error" and self.refusal is None:
+            self.refusal = refusal_of(messages.Error(**msgspec.json.decode(message)["payload"]))
+        self.held.append(data)
+        return self.begin() if told.type == "subscribed" else b""
+
+    def begin(self) -> bytes:
+        """The head of the answer, with what has been held back for it."""
+        held, self.held = self.held or [], None
+        self.responses[200] += 1
+        lines = ["HTTP/1.1 200 OK", f"Date: {formatdate(usegmt=True)}", *HEAD]
+        lines += [f"{name}: {value}" for name, value in self.headers]
+        self.headers = ()
+        first = sse.retry(random.randint(*RETRY_MS))  # noqa: S311 - jitter, no secret
+        return "\r\n".join([*lines, "\r\n"]).encode("ascii") + first + b"".join(held)
+
+    def ping(self, position: str | None) -> bytes:
+        if self.held is not None:
+            return b""
+        return sse.heartbeat(None if self.place.unfinished else position)
+
+    def close(self, code: int, reason: str) -> bytes:
+        """What was wrong, where the answer has not begun; else a comment for people."""
+        if self.held is None:
+            return sse.comment(f"closed: {int(code)} {reason}")
+        if self.refusal is None:
+            status = 500 if code == CloseCode.INTERNAL_ERROR else 503
+            self.refusal = problem(status, f"{reason}.", ("Retry-After", "1"))
+        return self.encoded(self.refusal)
+
+    def encoded(self, refusal: Response) -> bytes:
+        self.responses[refusal.status] += 1
+        return attrs.evolve(refusal, headers=refusal.headers + self.headers).encode()
+
+    async def linger(self) -> None:
+        await self.link.linger()
+
+    def abort(self) -> None:
+        self.link.abort()

@@ -1,0 +1,226 @@
+/** Any JSON value. Integers beyond 2^53 lose digits in JavaScript: send them as strings. */
+export type Json = null | boolean | number | string | Json[] | { [name: string]: Json };
+
+export type Transport = "websocket" | "sse" | "poll";
+export type Lag = "replay" | "latest" | "drop" | "close";
+
+/** An EventTarget whose events are known; each is a CustomEvent with its news in `detail`. */
+export interface Emitter<Events> {
+  addEventListener<K extends keyof Events & string>(
+    type: K,
+    listener: ((event: Events[K]) => void) | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof Events & string>(
+    type: K,
+    listener: ((event: Events[K]) => void) | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+export interface ClientOptions {
+  /** Where the broker is; by default where this module came from. */
+  url?: string | URL;
+  /**
+   * The token, or what fetches one: at first, ahead of the expiry, and once more when one was refused. A
+   * callback that throws is asked again, with back-off.
+   */
+  token: string | (() => string | Promise<string>);
+  /** For monitoring tokens alone: whose events. */
+  tenant?: string;
+  /** In the order in which they are tried; the one that works is remembered for an hour. */
+  transports?: Transport[];
+  /** How many publishes may wait for their answer; another one is refused with `queue_full`. Default 100. */
+  queue?: number;
+  /**
+   * One connection for all tabs that say the same here, by Web Locks and BroadcastChannel; where the browser
+   * has neither, each tab has its own. It must name who is signed in: tabs of different users that say the
+   * same would share the one connection of one of them.
+   */
+  tabs?: string;
+}
+
+export interface Status {
+  /**
+   * `connecting`; `open`; `waiting` until `retryAt`; `closed` by `close`, `disconnect`, or because reconnecting
+   * cannot help, and then `error` says why.
+   */
+  readonly state: "connecting" | "open" | "waiting" | "closed";
+  readonly transport?: Transport | "tabs";
+  readonly connectionId?: string;
+  readonly tenant?: string;
+  readonly user?: string;
+  /** What `me` stands for in channels: `users.<you>`. */
+  readonly private?: string;
+  /** When the next attempt is made, in ms since 1970. */
+  readonly retryAt?: number;
+  /** Why there is no connection; `code` is a WebSocket close code or an HTTP status. */
+  readonly error?: { readonly code?: number; readonly message: string };
+  /** Whether the broker has its own source of events. */
+  readonly source?: "interrupted" | "restored";
+}
+
+/** `code` is one of the protocol's, or `closed`, `disconnected`, `queue_full`, `timeout`, `token`, `unsupported`. */
+export class BrokerError extends Error {
+  readonly code: string;
+  readonly retryable: boolean;
+  /** In ms. */
+  readonly retryAfter?: number;
+}
+
+export interface EventItem<T = Json> {
+  readonly type: "event";
+  readonly channel: string;
+  /** `null` is a tombstone: the channel has no value any more. */
+  readonly event: T | null;
+  /** Absent for live channels, which are not stored. */
+  readonly position?: string;
+  /** Who published it, when that was a client. */
+  readonly publisher?: { readonly user: string };
+  /** Whether it belongs to the past that was asked for. */
+  readonly catchUp: boolean;
+}
+
+export interface GapItem {
+  readonly type: "gap";
+  readonly channel: string[];
+  readonly from?: string;
+  readonly to?: string;
+  readonly count?: number;
+  readonly reason: "trimmed" | "reset" | "limit" | "lag" | "source";
+  /**
+   * What to do: `reload` what was built from events, by `restart` of a snapshot or from an API of your own; or
+   * `continue`, since only older events than those that come were left out.
+   */
+  readonly action: "reload" | "continue";
+}
+
+export type Item<T = Json> = EventItem<T> | GapItem;
+
+export interface SubscribeOptions {
+  /** After this position. At most one of `position`, `since`, `last` and `snapshot`; without: from now. */
+  position?: string;
+  /** From a time on, RFC 3339. */
+  since?: string;
+  /** The newest so many events first. */
+  last?: number;
+  /** The newest event of each channel first. */
+  snapshot?: boolean;
+  /** From where `acknowledge` under this name stands, on whichever device of the user. */
+  durable?: string;
+  /** What may be left out when this client is slow. */
+  lag?: Lag;
+  /**
+   * How many items wait for who iterates; default 1000. When so many wait, the subscription is `paused`: the
+   * broker keeps what comes and sends it later. Events of live channels, kept nowhere, are a gap then.
+   */
+  buffer?: number;
+}
+
+export type SubscriptionState = "pending" | "catching-up" | "live" | "paused" | "closed";
+
+interface SubscriptionEvents<T> {
+  event: CustomEvent<EventItem<T>>;
+  gap: CustomEvent<GapItem>;
+  state: CustomEvent<SubscriptionState>;
+  /** A channel of the list was refused, or all of it (then `end` follows). */
+  error: CustomEvent<BrokerError>;
+  end: CustomEvent<BrokerError | undefined>;
+}
+
+/** What `subscribe` gives. It can be listened to, or iterated, by one loop; leaving the loop closes it. */
+export interface Subscription<T = Json> extends Emitter<SubscriptionEvents<T>>, AsyncIterable<Item<T>> {
+  readonly channels: readonly string[];
+  readonly state: SubscriptionState;
+  /** Up to where events were handed over. */
+  readonly position?: string;
+  /** Says that all up to there has been dealt with; resolves with the position once that is stored. */
+  acknowledge(position: string | { readonly position?: string }): Promise<string>;
+  /** Begins again from the start that it was made with. */
+  restart(): void;
+  close(): void;
+}
+
+export interface Published {
+  readonly id: string;
+  /** Absent for live channels. */
+  readonly position?: string;
+  /** Whether an event with this id had been there before; the position is that one's. */
+  readonly duplicate: boolean;
+}
+
+export interface PublishOptions {
+  /** Makes a retry harmless; by default a random one. */
+  id?: string;
+  /** In ms: then it is given up, and not sent if it has not been. By default it waits for a connection. */
+  timeout?: number;
+}
+
+interface ClientEvents {
+  status: CustomEvent<Status>;
+  /** What concerns no request, as a token callback that failed. */
+  error: CustomEvent<BrokerError>;
+}
+
+/** One connection to the broker, made anew whenever it is lost. It connects at once. */
+export class Client implements Emitter<ClientEvents> {
+  addEventListener: Emitter<ClientEvents>["addEventListener"];
+  removeEventListener: Emitter<ClientEvents>["removeEventListener"];
+  constructor(options: ClientOptions);
+  /** Another object after each change. */
+  readonly status: Status;
+  /** Up to where everything that was subscribed to has arrived. */
+  readonly position?: string;
+  /** How many publishes wait for their answer. */
+  readonly queued: number;
+  subscribe<T = Json>(
+    channels: string | string[],
+    options?: SubscribeOptions,
+    onEvent?: (item: EventItem<T>) => void,
+  ): Subscription<T>;
+  subscribe<T = Json>(channels: string | string[], onEvent: (item: EventItem<T>) => void): Subscription<T>;
+  /** Publishes, as soon as there is a connection. Retries are harmless. Rejects with a `BrokerError`. */
+  publish(channel: string, event: unknown, options?: PublishOptions): Promise<Published>;
+  /** After `disconnect`, or after it was told that reconnecting cannot help. */
+  connect(): void;
+  /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */
+  disconnect(): void;
+  /** Leaves for good: subscriptions end, publishes without an answer are rejected. */
+  close(): void;
+}
+
+export interface StoreOptions<T> extends Omit<SubscribeOptions, "position" | "since" | "last" | "snapshot"> {
+  /** The next value of a channel; by default the event itself. Not called for tombstones, which remove. */
+  reduce?: (value: T | undefined, event: any) => T;
+  /** In ms, default 10000: after it a change without an answer is taken back. */
+  timeout?: number;
+}
+
+interface StoreEvents {
+  change: CustomEvent<undefined>;
+  /** A whole snapshot has been taken: at first, and again after a gap. */
+  ready: CustomEvent<undefined>;
+  error: CustomEvent<BrokerError>;
+  end: CustomEvent<BrokerError | undefined>;
+}
+
+/**
+ * The newest event of each channel, kept up to date, with changes of our own shown ahead of the broker's word.
+ * A live event never covers a change that waits; after a gap the store takes another snapshot by itself.
+ */
+export class Store<T = Json> implements Emitter<StoreEvents> {
+  addEventListener: Emitter<StoreEvents>["addEventListener"];
+  removeEventListener: Emitter<StoreEvents>["removeEventListener"];
+  constructor(client: Client, channels: string | string[], options?: StoreOptions<T>);
+  /** Channel → value; another Map after each change. */
+  readonly value: ReadonlyMap<string, T>;
+  readonly ready: boolean;
+  get(channel: string): T | undefined;
+  /** Whether a change of the channel waits for the broker's word. */
+  pending(channel: string): boolean;
+  /** Shows a change at once and publishes it. Rejects, with the change taken back, when it did not come about. */
+  put(channel: string, event: unknown, options?: PublishOptions): Promise<Published>;
+  /** Publishes a tombstone. */
+  remove(channel: string, options?: PublishOptions): Promise<Published>;
+  close(): void;
+}

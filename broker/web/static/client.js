@@ -1,0 +1,1344 @@
+/**
+ * The browser client of the broker: live events that survive a tunnel, a laptop lid and a deploy.
+ *
+ *     import { Client } from "https://events.example.com/client.js";
+ *
+ *     const client = new Client({ token: () => fetch("/token").then((answer) => answer.text()) });
+ *     client.subscribe("orders.>", { last: 10 }, (event) => console.log(event.channel, event.event));
+ *     await client.publish("orders.7", { state: "new" });
+ *
+ * One ES module without dependencies; types are in client.d.ts. It speaks `broker.v1` over WebSocket, else
+ * over Server-Sent Events, else by long polling.
+ *
+ * How it stays complete. `#position` is the live position of the connection: everything up to it has been
+ * handed to the records (subscriptions) that are LIVE. A record that is not LIVE knows by itself, in `seen`,
+ * up to where it is complete. A lost connection makes all records NEW, and each is asked for from `seen`;
+ * those that were LIVE stand at the same position and so go into one `subscribe`. Whatever a record has
+ * `seen` is not handed to it again, so a start may always lie further back than needed.
+ */
+
+const OPEN_MS = 10_000; // for a transport to show that it works
+const PONG_MS = 10_000;
+const SHORT_MS = 5_000; // a connection that was cut before this has not proved anything
+const SHORTS = 3; // so many of them in a row, and the next transport is tried
+const REMEMBER_MS = 3_600_000; // then WebSocket gets another chance
+const BACKOFF_MS = 500;
+const BACKOFF_MOST_MS = 20_000;
+const POLL_S = 25;
+const HELLO_MS = 3_000;
+const IN_FLIGHT = 16; // publishes without an answer: below the 50 refusals that end a connection
+
+// The states of a record, in this order.
+const NEW = 0; // to be asked for
+const ASKED = 1;
+const HELD = 2; // waits for another record of the same channel, which has a start of its own
+const CATCHING = 3; // takes the frames that are marked with its number
+const LIVE = 4; // takes the unmarked ones
+const PAUSED = 5; // whoever iterates has not kept up
+const WAKERS = ["online", "offline", "visibilitychange"];
+const STATES = ["pending", "pending", "pending", "catching-up", "live", "paused"];
+
+/** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
+export class BrokerError extends Error {
+  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number}} payload */
+  constructor({ code, message, retryable, retry_after_ms }) {
+    super(message || code);
+    this.name = "BrokerError";
+    this.code = code;
+    this.retryable = !!retryable;
+    this.retryAfter = retry_after_ms;
+  }
+}
+
+const failure = (code, message) => new BrokerError({ code, message });
+const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
+const many = (value) => (Array.isArray(value) ? value : [value]);
+const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(36)).join("");
+
+/** A channel as the broker names it: `me.…` written out. */
+const expand = (name, room) => name.replace(/^(live\.)?me\./, (all, live = "") => (room ? `${live}${room}.` : all));
+
+/** The incarnation of a position and its sequence. */
+const parts = (position) => {
+  const at = position.lastIndexOf("-");
+  return [position.slice(0, at), +position.slice(at + 1)];
+};
+
+/** Whether `position` is at or below `seen`, in the same incarnation of the stream. */
+const passed = (position, seen) => {
+  if (!seen) return false;
+  const [incarnation, sequence] = parts(position);
+  const [other, reached] = parts(seen);
+  return incarnation === other && sequence <= reached;
+};
+
+/** Whether a pattern covers a channel, both as lists of tokens. No wildcard reaches into `live` or `users`. */
+const covers = (pattern, channel) => {
+  for (let i = 0; i < pattern.length; i++) {
+    const wild = pattern[i] === ">" || pattern[i] === "*";
+    if (i >= channel.length || (!wild && pattern[i] !== channel[i])) return false;
+    if (wild && ((!i && channel[0] === "live") || (channel[i] === "users" && (!i || (i === 1 && channel[0] === "live")))))
+      return false;
+    if (pattern[i] === ">") return true;
+  }
+  return pattern.length === channel.length;
+};
+
+/** What the browser remembers for us, where it lets us. */
+const memory = (key, value) => {
+  try {
+    if (value === undefined) return localStorage.getItem(key);
+    localStorage.setItem(key, value);
+  } catch {} // private windows, sandboxed frames, no window at all
+};
+
+// --- transports --------------------------------------------------------------------------------------
+// Each is a function of where to connect, what hears messages, and what hears the end; it gives
+// `{send, close, passive?}`. A `passive` link cannot be asked whether it lives.
+
+const websocket = ({ url, token, tenant }, heard, over) => {
+  const socket = new WebSocket(
+    `${url.replace(/^http/, "ws")}/ws${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`,
+    ["broker.v1", `bearer.${token}`],
+  );
+  socket.onmessage = ({ data }) => heard(JSON.parse(data));
+  socket.onclose = over;
+  return {
+    send: (message) => socket.send(JSON.stringify(message)),
+    close: () => {
+      socket.onmessage = socket.onclose = null;
+      socket.close();
+    },
+  };
+};
+
+/**
+ * Emulates a connection by requests that only read. `read` makes messages of one such request, for a list of
+ * channels and a start. There is one request for all that is live, made anew from its position when the list
+ * changes; what has a start of its own is read beside it until it is live, and then joins.
+ */
+const http = (read) => ({ url, token, tenant }, heard, over) => {
+  const channels = new Set(["me.-"]); // a list is never empty; nobody publishes there
+  const closing = new AbortController();
+  let main, position;
+  let marks = 0;
+  let joining = []; // what is said once the list with the newcomers is followed
+  const request = async (path, init) => {
+    const headers = { Authorization: `Bearer ${token}`, ...(init.body && { "Content-Type": "application/json" }) };
+    const answer = await fetch(url + path, { cache: "no-store", signal: closing.signal, ...init, headers });
+    if (answer.ok) return answer;
+    const { detail, code } = await answer.json().catch(() => ({}));
+    const after = 1000 * Number(answer.headers.get("Retry-After")) || undefined;
+    // Only the broker itself answers like this: there is no use in another transport.
+    throw { status: answer.status, reason: detail ?? `HTTP ${answer.status}`, problem: code, after, answered: !!detail };
+  };
+  const own = {}; // what `read` remembers from one request to the next
+  const spare = []; // the same for what is read beside, for whoever is next
+  const source = (start, signal, notes) => read(request, { ...start, tenant }, signal, token, notes);
+  const fault = ({ status = 503, reason, problem, after }) => ({
+    code: problem ?? (status === 403 ? "forbidden" : status === 429 ? "rate_limited" : status < 500 ? "bad_message" : "unavailable"),
+    message: reason ?? "the request failed",
+    retryable: status === 429 || status >= 500,
+    retry_after_ms: after,
+  });
+
+  const follow = async () => {
+    while (!closing.signal.aborted) {
+      const { signal } = (main = new AbortController());
+      const said = [...joining];
+      try {
+        for await (const message of source({ channel: [...channels], position }, signal, own)) {
+          if (signal.aborted) break;
+          const { type, payload } = message;
+          delete payload.catch_up; // a list that changed is caught up with as a whole
+          position = payload.position ?? (type === "gap" ? payload.to : undefined) ?? position;
+          if (type === "subscribed") {
+            for (const { channel } of payload.refused) channels.delete(channel);
+            joining = joining.filter((each) => !said.includes(each));
+            for (const say of said) say(payload);
+          } else heard(message);
+        }
+        if (!signal.aborted) return over({ code: 1006, reason: "the stream ended" });
+      } catch (error) {
+        if (!signal.aborted) return over(error.status ? error : { code: 1006, reason: error.message });
+      }
+    }
+  };
+  const join = (names, from, say) => {
+    for (const name of names) channels.add(name);
+    if (from) position = !position || passed(from, position) ? from : position;
+    joining.push(say);
+    main.abort();
+  };
+  const begin = async (names, start, messageId) => {
+    const mark = ++marks;
+    const notes = spare.pop() ?? {};
+    let reached;
+    try {
+      for await (const { type, payload } of source({ channel: names, ...start }, closing.signal, notes)) {
+        reached = payload.position ?? reached;
+        if (type === "subscribed")
+          heard({ type, messageId, payload: { ...payload, channel: [], live: false, catch_up: mark, position } });
+        else if (type === "event" || type === "gap") heard({ type, payload: { ...payload, catch_up: mark } });
+        if (type === "subscription.live" || payload.live) break;
+      }
+      spare.push(notes);
+      join(names, reached, () => heard({ type: "subscription.live", payload: { catch_up: mark, position } }));
+    } catch (error) {
+      heard({ type: "error", messageId, payload: fault(error) });
+    }
+  };
+
+  const send = ({ type, payload, messageId }) => {
+    if (type === "subscribe") {
+      const { channel, position: from, lag, ...start } = payload;
+      if (Object.values(start).some((each) => each !== undefined)) return begin(channel, { ...start, lag, position: from }, messageId);
+      join(channel, from, ({ refused, ...rest }) => {
+        refused = refused.filter((each) => channel.includes(each.channel));
+        heard({ type: "subscribed", messageId, payload: { ...rest, channel: [], refused, live: true, position } });
+      });
+    } else if (type === "unsubscribe") {
+      for (const name of payload.channel) channels.delete(name);
+      main.abort();
+    } else if (type === "authenticate") {
+      token = payload.token;
+      main.abort();
+    } else if (type === "publish") {
+      request(`/publish${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`, { method: "POST", body: JSON.stringify(payload) })
+        .then((answer) => answer.json())
+        .then(
+          (answer) => heard({ type: "published", payload: { id: payload.id, ...answer } }),
+          (error) => heard({ type: "error", messageId, payload: fault(error) }),
+        );
+    } else if (type === "acknowledge")
+      heard({ type: "error", messageId, payload: { code: "unsupported", message: "acknowledging takes a WebSocket" } });
+  };
+  follow();
+  const close = () => {
+    closing.abort();
+    main.abort();
+  };
+  return { send, close, passive: true };
+};
+
+/** Messages of `GET /sse`: the WebSocket's own, and a `pong` for each heartbeat. */
+async function* eventStream(request, { channel, ...start }, signal) {
+  const query = new URLSearchParams(channel.map((name) => ["channel", name]));
+  for (const [name, value] of Object.entries(start)) if (value !== undefined) query.append(name, value);
+  const { body } = await request(`/sse?${query}`, { signal });
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let data, position;
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) {
+        if (line.startsWith("data:")) data = line.slice(5);
+        else if (line.startsWith("id:")) position = line.slice(3).trim();
+        else if (!line.trim() || line[0] === ":") {
+          // The position counts only with the blank line: what it belongs to is complete then.
+          yield data ? JSON.parse(data) : { type: "pong", payload: { position } };
+          data = position = undefined;
+        }
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // it has failed, or was aborted: over either way
+  }
+}
+
+/** Messages of `POST /poll`, as the other transports have them. */
+async function* longPoll(request, { channel, position, tenant, lag, ...start }, signal, token, notes) {
+  const path = `/poll${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`;
+  let begun = false;
+  let live = false;
+  for (;;) {
+    const ask = { session: notes.session, channels: channel, position, lag, wait: live ? POLL_S : 0, ...(!begun && start) };
+    const answer = await (await request(path, { method: "POST", signal, body: JSON.stringify(ask) })).json();
+    const { refused = [], recovered } = answer;
+    notes.session = answer.session;
+    if (!begun) {
+      yield { type: "connection.authenticated", payload: claims(token) };
+      yield { type: "subscribed", payload: { channel: [], refused, position, recovered, live: false } };
+    } else for (const payload of refused) yield { type: "unsubscribed", payload };
+    begun = true;
+    for (const payload of answer.gaps) yield { type: "gap", payload };
+    for (const payload of answer.events) yield { type: "event", payload };
+    position = answer.position;
+    yield { type: "pong", payload: { position } };
+    if (!live && position && !answer.events.length) {
+      live = true;
+      yield { type: "subscription.live", payload: { channel, position } };
+    }
+    if (answer.reconnect_after_ms !== undefined) yield { type: "connection.draining", payload: answer };
+  }
+}
+
+/** What a token says of its bearer, for us to know by which name the broker calls `me`. */
+const claims = (token) => {
+  const bytes = Uint8Array.from(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
+  const { sub, tenant, exp } = JSON.parse(new TextDecoder().decode(bytes));
+  const hex = (byte) => `%${byte.toString(16).toUpperCase().padStart(2, "0")}`;
+  const user = sub.replace(/[.*>%$\s\p{Cc}\p{Cf}\p{Z}]/gu, (c) => [...new TextEncoder().encode(c)].map(hex).join(""));
+  return { tenant, user: sub, private: `users.${user}`, expires_at: new Date(exp * 1000).toISOString() };
+};
+
+/** Another tab has the connection, and plays the broker for us. */
+const otherTab = ({ hub }, heard, over) => {
+  const hello = () => hub.ready.then(() => hub.post("leader", { type: "tab.hello" }));
+  const again = setInterval(hello, HELLO_MS);
+  hub.heard = (message) => {
+    if (message.type !== "tab.wait") clearInterval(again);
+    heard(message);
+  };
+  hub.over = over;
+  hello();
+  return {
+    send: (message) => hub.post("leader", message),
+    close: () => {
+      clearInterval(again);
+      hub.post("leader", { type: "tab.bye" });
+    },
+  };
+};
+
+const TRANSPORTS = { websocket, sse: http(eventStream), poll: http(longPoll), tabs: otherTab };
+
+// --- the client --------------------------------------------------------------------------------------
+
+/** One connection to the broker, made anew whenever it is lost; client.d.ts says what everything means. */
+export class Client extends EventTarget {
+  /** @type {any} */ #options;
+  #url;
+  /** @type {any} */ #status = {};
+  #running; // the loop that may connect; another object for each connect()
+  #link; // once it is authenticated
+  #over; // ends the present attempt
+  #wake; // ends the wait between attempts
+  #probe; // asks whether the link lives
+  #position;
+  #private;
+  #records = new Set();
+  #requests = new Map(); // messageId → the records that were asked for with it
+  #calls = new Map(); // messageId → what settles it
+  #outbox = new Map(); // id → a publish that has no answer yet
+  #pace = 0; // ms between publishes, once a limit was hit
+  #paceTimer;
+  #count = 0;
+  #token;
+  #expires = 0;
+  #renewTimer;
+  #renewed; // the token was asked for again because it was refused
+  #failures = 0;
+  #shorts = 0;
+  #resumeAt = 0; // when a draining broker asked us back
+  #hub; // the other tabs, where they share our connection
+  #first; // the transport to begin with, for as long as it is remembered
+
+  constructor(options = {}) {
+    super();
+    this.#options = { transports: ["websocket", "sse", "poll"], queue: 100, ...options };
+    this.#url = String(options.url ?? new URL(".", import.meta.url)).replace(/^ws/, "http").replace(/\/$/, "");
+    this.#say({ state: "connecting" });
+    for (const type of WAKERS) globalThis.addEventListener?.(type, this.#hurry);
+    const { tabs, tenant } = this.#options;
+    if (tabs && globalThis.navigator?.locks) this.#hub = new Hub(`${this.#url} ${tenant} ${tabs}`, this.#heed, this.#lead);
+    this.connect();
+  }
+
+  get status() {
+    return this.#status;
+  }
+
+  get position() {
+    return this.#position;
+  }
+
+  /** How many publishes wait for their answer. */
+  get queued() {
+    return this.#outbox.size;
+  }
+
+  connect() {
+    if (this.#running) return;
+    this.#hub?.join();
+    this.#run((this.#running = {}));
+  }
+
+  /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */
+  disconnect(error) {
+    this.#running = undefined;
+    this.#over?.({});
+    this.#wake?.();
+    this.#lost();
+    this.#hub?.leave();
+    this.#say({ state: "closed", error });
+  }
+
+  /** Leaves for good: subscriptions end, publishes without an answer are rejected. */
+  close() {
+    this.disconnect();
+    for (const type of WAKERS) globalThis.removeEventListener?.(type, this.#hurry);
+    for (const record of [...this.#records]) this.#end(record);
+    for (const id of [...this.#outbox.keys()]) this.#settle(id, failure("closed", "the client was closed"));
+  }
+
+  /**
+   * Asks for the events of channels and patterns, now and after each cut.
+   * @param {string | string[]} channels
+   * @param {any} options where to start, what may be left out; or `onEvent` at once
+   * @param {(item: any) => void} [onEvent]
+   */
+  subscribe(channels, options = {}, onEvent) {
+    if (typeof options === "function") [options, onEvent] = [{}, options];
+    const { position, since, last, snapshot, durable, lag, buffer = 1000 } = options;
+    const start = { position, since, last, snapshot: snapshot || undefined, durable };
+    if ([position, since, last, start.snapshot].filter((each) => each !== undefined).length > 1)
+      throw new TypeError("a subscription has one start: position, since, last or snapshot");
+    const record = { names: many(channels), start, seen: position, lag, durable, buffer };
+    record.sub = new Subscription(record, {
+      end: () => this.#end(record),
+      pause: () => this.#pause(record),
+      resume: () => this.#resume(record),
+      restart: () => this.#restart(record),
+      acknowledge: (given) => this.#acknowledge(record, given),
+    });
+    if (onEvent) record.sub.addEventListener("event", ({ detail }) => onEvent(detail));
+    this.#add(record);
+    return record.sub;
+  }
+
+  /**
+   * Publishes as soon as there is a connection; resolves with `{id, position, duplicate}`.
+   * @param {string} channel
+   * @param {any} event any JSON
+   * @param {{id?: string, timeout?: number}} options `id` makes a retry harmless, `timeout` is in ms
+   */
+  publish(channel, event, { id = random(), timeout } = {}) {
+    if (this.#outbox.size >= this.#options.queue)
+      return Promise.reject(failure("queue_full", `${this.#outbox.size} publishes are waiting`));
+    if (this.#outbox.has(id)) return this.#outbox.get(id).promise;
+    if (!this.#running) return Promise.reject(failure("closed", "the client is not connected: connect()"));
+    const entry = { payload: { channel, event: event ?? null, id } };
+    entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
+    if (timeout)
+      entry.timer = setTimeout(() => this.#settle(id, failure("timeout", `no answer after ${timeout} ms`)), timeout);
+    this.#outbox.set(id, entry);
+    this.#flush();
+    return entry.promise;
+  }
+
+  // --- connecting ------------------------------------------------------------------------------------
+
+  async #run(run) {
+    while (run === this.#running) {
+      let end;
+      try {
+        end = await this.#round();
+      } catch (error) {
+        end = { reason: `the token callback failed: ${error?.message ?? error}` };
+      }
+      if (run !== this.#running) return;
+      this.#lost();
+      const code = end.code ?? end.status;
+      const unsure = code === 4002 || code === 4500 || code === 401;
+      const error = { code, message: end.error?.message ?? end.reason ?? `closed with ${code}` };
+      if (unsure && typeof this.#options.token === "function" && !this.#renewed) {
+        this.#renewed = true;
+        this.#token = undefined;
+      } else if (unsure || (code >= 4500 && code < 5000) || code === 400 || code === 403) {
+        return this.disconnect(error);
+      }
+      if (end.lived >= SHORT_MS) this.#failures = 0;
+      const most = Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** this.#failures);
+      const asked = this.#resumeAt - Date.now();
+      const after = Math.max(this.#resumeAt ? asked : Math.random() * most, end.after ?? 0, 0);
+      this.#failures = end.at_once ? 0 : this.#failures + 1;
+      this.#resumeAt = 0;
+      if (end.at_once) continue;
+      this.#say({ state: "waiting", error, retryAt: Date.now() + after });
+      await new Promise((resolve) => {
+        this.#wake = resolve;
+        setTimeout(resolve, after);
+      });
+    }
+  }
+
+  /** Tries the transports in turn until one works, and stays with it to its end. */
+  async #round() {
+    this.#say({ state: "connecting", retryAt: undefined });
+    let names = this.#options.transports;
+    const [known, until] = (memory(`broker ${this.#url}`) || this.#first || "").split(" ");
+    if (names.includes(known) && until > Date.now()) names = names.slice(names.indexOf(known));
+    const run = this.#running;
+    if (this.#hub && !this.#hub.leads) names = ["tabs", ...names];
+    let end;
+    for (const name of names) {
+      end = await this.#attempt(name, await this.#fresh());
+      if (run !== this.#running) return end;
+      // Cut again and again without a word: something between us and the broker does not like it.
+      this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
+      const works = end.opened && this.#shorts < SHORTS;
+      if (works || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
+      this.#shorts = 0;
+      const next = names[names.indexOf(name) + 1];
+      if (end.opened && next) this.#remember(next);
+    }
+    return end;
+  }
+
+  #remember(name) {
+    if (name === "tabs") return;
+    this.#first = name === this.#options.transports[0] ? " 0" : `${name} ${Date.now() + REMEMBER_MS}`;
+    memory(`broker ${this.#url}`, this.#first);
+  }
+
+  /** Whether the broker's host answers at all: then it is the transport that is in the way. */
+  async #reachable() {
+    try {
+      await fetch(`${this.#url}/healthz`, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(PONG_MS) });
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** One connection, from its first byte to its end: `{code?, status?, reason, opened, lived, after?}`. */
+  #attempt(name, token) {
+    return new Promise((resolve) => {
+      let link, timer, opened, heartbeat, problem;
+      let heardAt = Date.now();
+      let pingedAt = 0;
+      /** @param {{code?: number, reason?: string, status?: number, after?: number, answered?: boolean, at_once?: boolean}} end */
+      const over = ({ code, reason, status, after, answered, at_once }) => {
+        if (this.#over !== over) return;
+        this.#over = this.#probe = undefined;
+        clearTimeout(timer);
+        link?.close();
+        const lived = opened && Date.now() - opened;
+        after ??= problem?.retry_after_ms;
+        resolve({ code, reason, status, after, answered, at_once, opened, lived, error: problem });
+      };
+      const arm = (ms) => {
+        clearTimeout(timer);
+        timer = setTimeout(check, ms);
+      };
+      const check = () => {
+        const now = Date.now();
+        const quiet = now - heardAt;
+        const pause = heartbeat * (link?.passive ? 2.5 : 0.5);
+        if (!opened && quiet < OPEN_MS) arm(OPEN_MS - quiet);
+        else if (!opened) over({ code: 1006, reason: `${name}: no answer within ${OPEN_MS / 1000} s` });
+        else if (pingedAt <= heardAt && quiet < pause) arm(pause - quiet);
+        else if (link.passive || pingedAt > heardAt) over({ code: 4009, reason: `silent for ${quiet} ms` });
+        else this.#probe();
+      };
+      const heard = (message) => {
+        if (this.#over !== over) return;
+        heardAt = Date.now();
+        pingedAt = 0;
+        const { type, payload } = message;
+        if (type === "connection.established") {
+          heartbeat = payload.heartbeat_seconds * 1000;
+          this.#say({ connectionId: payload.connection_id });
+        } else if (type === "connection.authenticated" && !opened) {
+          opened = heardAt;
+          heartbeat ??= 25_000;
+          arm(heartbeat / 2);
+          this.#link = link;
+          this.#opened(name, payload);
+        } else if (type === "connection.draining") {
+          this.#resumeAt = heardAt + payload.reconnect_after_ms;
+          setTimeout(() => over({ code: 1012, reason: "the broker is going down" }), payload.reconnect_after_ms);
+        } else if (type === "error" && !message.messageId) problem = payload;
+        this.#heard(message);
+      };
+      this.#over = over;
+      this.#probe = () => {
+        if (!opened) return;
+        if (link.passive) return arm(heartbeat);
+        pingedAt = Date.now() + 1; // what was heard in this very millisecond is no answer to it
+        link.send({ type: "ping", payload: {} });
+        arm(PONG_MS);
+      };
+      arm(OPEN_MS);
+      try {
+        link = TRANSPORTS[name]({ url: this.#url, token, tenant: this.#options.tenant, hub: this.#hub }, heard, over);
+        if (this.#over !== over) link.close();
+      } catch (error) {
+        over({ code: 1006, reason: error.message });
+      }
+    });
+  }
+
+  #opened(name, { tenant, user, private: room }) {
+    this.#renewed = false;
+    this.#private = room;
+    this.#remember(name);
+    for (const record of this.#records) this.#expand(record);
+    this.#say({ state: "open", transport: name, tenant, user, private: room, error: undefined, source: "restored" });
+    this.#hub?.announce();
+    this.#askAll();
+    this.#flush();
+  }
+
+  /** The connection is gone: what was live stands where the connection stood. */
+  #lost() {
+    clearTimeout(this.#renewTimer);
+    clearTimeout(this.#paceTimer);
+    this.#paceTimer = this.#link = undefined;
+    this.#requests.clear();
+    this.#hub?.announce(); // the other tabs come again, from where they stand
+    for (const record of this.#records)
+      if (record.peer) this.#records.delete(record);
+      else if (record.state !== PAUSED) this.#turn(record, NEW);
+    for (const entry of this.#outbox.values()) entry.sent = false;
+    for (const call of this.#calls.values()) call.reject(failure("disconnected", "the connection was lost"));
+    this.#calls.clear();
+  }
+
+  /** The page is seen again or the network is back: no need to wait; or it has gone: look whether it has. */
+  #hurry = () => {
+    if (globalThis.document?.visibilityState === "hidden") return;
+    if (this.#link) this.#probe?.();
+    else if (globalThis.navigator?.onLine !== false) this.#wake?.();
+  };
+
+  #say(change) {
+    this.#status = Object.freeze({ ...this.#status, ...change });
+    emit(this, "status", this.#status);
+  }
+
+  // --- tokens ----------------------------------------------------------------------------------------
+
+  async #fresh() {
+    const { token } = this.#options;
+    if (typeof token !== "function") return token;
+    if (!this.#token || this.#expires < Date.now() + PONG_MS) {
+      this.#expires = Infinity;
+      this.#token = await token();
+    }
+    return this.#token;
+  }
+
+  async #renew() {
+    if (typeof this.#options.token !== "function") return;
+    const link = this.#link;
+    this.#expires = 0;
+    try {
+      const token = await this.#fresh();
+      if (link === this.#link) link?.send({ type: "authenticate", payload: { token } });
+    } catch (error) {
+      emit(this, "error", failure("token", `the token callback failed: ${error?.message ?? error}`));
+    }
+  }
+
+  // --- messages --------------------------------------------------------------------------------------
+
+  #send(type, payload, messageId) {
+    this.#link?.send({ type, payload, messageId });
+  }
+
+  #heard({ type, payload, messageId }) {
+    const { position, catch_up: mark } = payload;
+    const asked = this.#requests.get(messageId);
+    switch (type) {
+      case "event":
+        if (mark === undefined && position) this.#position = position;
+        this.#event(payload, mark);
+        break;
+      case "gap":
+        if (mark === undefined && payload.to) this.#position = payload.to;
+        this.#gap(payload, mark);
+        break;
+      case "connection.authenticated":
+        if (!payload.expires_at) break; // another tab sees to it
+        this.#expires = Date.parse(payload.expires_at);
+        clearTimeout(this.#renewTimer);
+        // The broker says when; this is for the case that the word does not come.
+        this.#renewTimer = setTimeout(
+          () => this.#renew(),
+          Math.min(Math.max(this.#expires - Date.now() - 30_000, 30_000), 2 ** 31 - 1),
+        );
+        break;
+      case "connection.expiring":
+        this.#renew();
+        break;
+      case "subscribed":
+        this.#position = position ?? this.#position;
+        this.#subscribed(asked ?? new Set(), payload, mark);
+        break;
+      case "subscription.live":
+        this.#position = position ?? this.#position;
+        for (const record of [...this.#records])
+          if (mark === undefined ? record.state === LIVE : record.state === CATCHING && record.mark === mark)
+            this.#live(record, true);
+        this.#askAll();
+        break;
+      case "unsubscribed":
+        if (!messageId) this.#refuse(many(payload.channel), { ...payload, message: "the token does not allow it" });
+        break;
+      case "pong":
+      case "connection.draining":
+        this.#position = position ?? this.#position;
+        break;
+      case "published":
+        this.#settle(payload.id ?? messageId, undefined, payload);
+        break;
+      case "acknowledged":
+        this.#calls.get(messageId)?.resolve(payload);
+        this.#calls.delete(messageId);
+        break;
+      case "source":
+        this.#say({ source: payload.state });
+        break;
+      case "error":
+        this.#failed(payload, messageId, asked);
+    }
+  }
+
+  #failed(payload, messageId, asked) {
+    const error = new BrokerError(payload);
+    const entry = this.#outbox.get(messageId);
+    if (asked) {
+      const mine = [...asked].filter((record) => record.state === ASKED);
+      if (!error.retryable) return mine.forEach((record) => this.#end(record, error));
+      const link = this.#link;
+      setTimeout(
+        () => {
+          if (link !== this.#link) return;
+          for (const record of mine) if (record.state === ASKED) this.#turn(record, NEW);
+          this.#askAll();
+        },
+        (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS,
+      );
+    } else if (entry) {
+      if (!error.retryable) return this.#settle(messageId, error);
+      entry.sent = false;
+      this.#pace = error.retryAfter ?? BACKOFF_MS;
+      this.#flush();
+    } else if (this.#calls.has(messageId)) {
+      this.#calls.get(messageId).reject(error);
+      this.#calls.delete(messageId);
+    } else emit(this, "error", error);
+  }
+
+  // --- subscriptions ---------------------------------------------------------------------------------
+
+  #add(record) {
+    record.state = NEW;
+    record.holds = [];
+    this.#expand(record);
+    this.#records.add(record);
+    queueMicrotask(() => this.#askAll()); // what is asked for in one breath may go into one message
+  }
+
+  /** The names as the broker writes them; in tokens too. */
+  #expand(record) {
+    record.full = record.names.map((name) => expand(name, this.#private));
+    record.patterns = record.full.map((name) => name.split("."));
+  }
+
+  #askAll() {
+    if (!this.#link) return;
+    for (const record of [...this.#records].sort((a, b) => Number(!!b.was) - Number(!!a.was)))
+      if (record.state === NEW && this.#records.has(record)) this.#ask(record);
+  }
+
+  /**
+   * Asks for a record, with all that must come along. The broker has one subscription of each name, and a
+   * start begins it anew for all who share it. So who shares a name is asked for together, from the oldest
+   * position; unless the new one has a start of its own: then the others are held until it is live.
+   */
+  #ask(record) {
+    const shares = (a, b) => a.full.some((name) => b.full.includes(name));
+    const alike = (a, b) => a.seen && a.seen === b.seen && a.lag === b.lag && a.durable === b.durable && !b.state;
+    const group = new Set([record]);
+    for (const each of group)
+      for (const other of this.#records)
+        if (other.state !== PAUSED && (shares(each, other) || alike(each, other))) group.add(other);
+    const kin = [...group].filter((each) => each !== record);
+    if (kin.some((each) => each.state > NEW && each.state < LIVE)) return; // its turn comes when they are live
+    const own = !record.seen && Object.values(record.start).some((each) => each !== undefined);
+    if (own) {
+      // A connection may have few snapshots under way: one after the other.
+      const busy = (each) => each.start.snapshot && !each.seen && each.state > NEW && each.state < LIVE;
+      if (record.start.snapshot && [...this.#records].some(busy)) return;
+      const names = record.durable && kin.some((each) => each.state === LIVE && each.durable === record.durable);
+      for (const each of kin) {
+        if (each.state !== LIVE) continue;
+        this.#turn(each, HELD);
+        record.holds.push(each);
+      }
+      if (names) this.#send("unsubscribe", { channel: record.names }); // one subscribe holds a durable name
+      this.#turn(record, ASKED);
+      return this.#request([record], record.start);
+    }
+    if (!record.seen && kin.some((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name))))
+      return this.#live(record, true);
+    const together = [...group].filter((each) => each.seen || each.state === LIVE || each === record);
+    for (const each of together) this.#turn(each, ASKED);
+    if (together.length > 1 && this.#position) record.seen ??= this.#position;
+    const [incarnation] = parts(this.#position ?? "");
+    const position = together.reduce((oldest, { seen }) => {
+      if (!oldest || !seen) return oldest ?? seen;
+      return passed(seen, oldest) || parts(oldest)[0] === incarnation ? (passed(oldest, seen) ? oldest : seen) : oldest;
+    }, undefined);
+    this.#request(together, { position, durable: together.find((each) => each.durable)?.durable });
+  }
+
+  #request(records, start) {
+    const id = `s${++this.#count}`;
+    this.#requests.set(id, new Set(records));
+    const channel = [...new Set(records.flatMap((record) => record.names))];
+    this.#send("subscribe", { channel, ...start, lag: records[0].lag }, id);
+  }
+
+  #subscribed(asked, { channel, refused, live }, mark) {
+    for (const record of asked) {
+      if (!this.#records.has(record) || record.state === PAUSED) continue;
+      if (mark === undefined) this.#live(record, live);
+      else {
+        this.#turn(record, CATCHING);
+        record.mark = mark;
+      }
+    }
+    for (const each of refused) this.#refuse([each.channel], each);
+    this.#drop(channel); // who asked may have gone meanwhile
+    this.#askAll();
+  }
+
+  /** Ends these names in all records, and the records that have no other. */
+  #refuse(names, error) {
+    for (const record of [...this.#records]) {
+      const left = record.full.map((name, i) => !names.includes(name) && !names.includes(record.names[i]));
+      if (left.every(Boolean)) continue;
+      record.names = record.names.filter((_, i) => left[i]);
+      this.#expand(record);
+      const fault = new BrokerError(error);
+      if (record.names.length) record.sub.warn?.(fault);
+      else this.#end(record, fault);
+    }
+  }
+
+  /** From now on the record takes what is unmarked; `caught`: it has caught up with the present. */
+  #live(record, caught) {
+    record.was = true;
+    record.caught = caught;
+    this.#release(record);
+    this.#turn(record, LIVE);
+    this.#sendAck(record);
+  }
+
+  #turn(record, state) {
+    const { state: before } = record;
+    // As long as it was live, the position of the connection was its own.
+    if (before === LIVE && state !== LIVE && this.#position && !passed(this.#position, record.seen)) record.seen = this.#position;
+    if (state !== CATCHING) record.mark = undefined;
+    record.state = state;
+    record.sub.turn(before);
+  }
+
+  #release(record) {
+    for (const held of record.holds) if (held.state === HELD) held.state = NEW;
+    record.holds = [];
+  }
+
+  #pause(record) {
+    if (record.state === PAUSED || !this.#records.has(record)) return;
+    this.#turn(record, PAUSED);
+    this.#release(record);
+    this.#drop(record.full);
+    // What is kept nowhere cannot be had later.
+    const channel = record.names.filter((name) => name.startsWith("live."));
+    if (channel.length) record.sub.take(gapItem({ channel, reason: "lag" }));
+  }
+
+  #resume(record) {
+    if (record.state !== PAUSED) return;
+    this.#turn(record, NEW);
+    this.#askAll();
+  }
+
+  /** From its start again, as if nothing had been seen. */
+  #restart(record) {
+    this.#requests.forEach((asked) => asked.delete(record));
+    this.#turn(record, NEW);
+    record.was = record.seen = undefined;
+    this.#release(record);
+    queueMicrotask(() => this.#askAll());
+  }
+
+  #end(record, error, names = record.full) {
+    if (!this.#records.delete(record)) return;
+    this.#release(record);
+    if (!error && record.state > NEW) this.#drop(names);
+    record.sub.finish(error);
+    this.#askAll();
+  }
+
+  /** Unsubscribes from what nobody has any more. */
+  #drop(names) {
+    const used = new Set([...this.#records].flatMap((record) => (record.state === PAUSED ? [] : record.full)));
+    const channel = names.filter((name) => !used.has(name));
+    if (channel.length) this.#send("unsubscribe", { channel }, `u${++this.#count}`);
+  }
+
+  #event({ channel, position, event, publisher }, mark) {
+    const tokens = channel.split(".");
+    const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
+    for (const record of this.#records) {
+      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.state >= CATCHING);
+      if (!due || record.state === PAUSED || !record.patterns.some((pattern) => covers(pattern, tokens))) continue;
+      if (position) {
+        if (passed(position, record.seen)) continue;
+        record.seen = position;
+      }
+      record.sub.take(item);
+    }
+  }
+
+  #gap(payload, mark) {
+    const names = many(payload.channel);
+    for (const record of this.#records) {
+      if (record.state === PAUSED || (mark !== undefined && record.mark !== mark)) continue;
+      if (!record.full.some((name) => names.includes(name)) && !record.names.some((name) => names.includes(name))) continue;
+      if (mark !== undefined && payload.to) record.seen = payload.to;
+      record.sub.take(gapItem(payload, record.lag));
+    }
+  }
+
+  // --- the other tabs --------------------------------------------------------------------------------
+
+  /** We are the tab that connects from now on. */
+  #lead = () => {
+    this.#over?.({ at_once: true });
+    this.#wake?.();
+  };
+
+  /** Plays the broker for another tab; there is no more to it than records whose events go there. */
+  #heed = (peer, { type, payload, messageId }) => {
+    const { channel } = payload ?? {};
+    const mine = [...this.#records].filter((record) => record.peer === peer);
+    const answer = (kind) => (given) => this.#hub.post(peer, { type: kind, messageId, payload: { ...given } });
+    const refuse = ({ code, message, retryable, retryAfter }) =>
+      answer("error")({ code, message, retryable, retry_after_ms: retryAfter });
+    if (type === "tab.hello") {
+      if (!this.#link) return answer("tab.wait")();
+      const { connectionId: connection_id, tenant, user } = this.#status;
+      answer("connection.established")({ connection_id, heartbeat_seconds: PONG_MS / 1000 });
+      answer("connection.authenticated")({ tenant, user, private: this.#private });
+    }
+    if (type === "tab.hello" || type === "tab.bye") for (const record of mine) this.#end(record);
+    if (!this.#link) return;
+    if (type === "ping") answer("pong")({ position: this.#position });
+    if (type === "publish") this.publish(channel, payload.event, payload).then(answer("published"), refuse);
+    if (type === "acknowledge") {
+      const record = mine.find(({ durable }) => durable === payload.durable);
+      if (record) this.#acknowledge(record, payload).then((position) => answer("acknowledged")({ position }), refuse);
+    }
+    if (type === "subscribe" || type === "unsubscribe")
+      for (const record of mine) {
+        record.names = record.names.filter((name) => !channel.includes(name));
+        const before = record.full;
+        this.#expand(record);
+        if (!record.names.length) this.#end(record, undefined, before);
+        else if (type === "unsubscribe") this.#drop(before);
+      }
+    if (type !== "subscribe") return;
+    const { position: seen, lag, ...start } = payload;
+    const record = { peer, names: channel, start, seen, lag, durable: start.durable };
+    const hub = this.#hub;
+    const key = ++this.#count;
+    let announced;
+    const say = (live, recovered = true) => {
+      const given = { position: this.#position, catch_up: live && !announced ? undefined : key };
+      if (live && announced) answer("subscription.live")({ ...given, channel: record.full });
+      else answer("subscribed")({ ...given, channel: record.full, refused: [], recovered, live });
+      announced = true;
+    };
+    record.sub = {
+      take(item) {
+        // What is unmarked is sent once to each tab, however many of its records it is for.
+        const live = record.state === LIVE;
+        if (live && hub.last.get(peer) === item) return;
+        if (live) hub.last.set(peer, item);
+        answer(item.type)({ ...item, catch_up: live ? undefined : key });
+      },
+      turn(before) {
+        if (record.state === LIVE) before === LIVE || say(true);
+        else if (before === LIVE || (record.state === CATCHING && !announced)) say(false);
+      },
+      finish: (error) => error && refuse(error),
+    };
+    this.#add(record);
+  };
+
+  // --- acknowledgements ------------------------------------------------------------------------------
+
+  /** Cumulative: the newest one stands for all before it, also after a cut. */
+  #acknowledge(record, given) {
+    const position = given.position ?? given;
+    if (!record.durable) return Promise.reject(failure("not_subscribed", "only a durable subscription acknowledges"));
+    if (!record.ack || !passed(position, record.ack.position)) record.ack = { position };
+    record.ack.promise ??= new Promise((resolve, reject) => Object.assign(record.ack, { resolve, reject }));
+    const { promise } = record.ack;
+    this.#sendAck(record);
+    return promise;
+  }
+
+  async #sendAck(record) {
+    const { ack } = record;
+    // While it catches up, the broker may not have sent that far on this connection.
+    if (!ack || ack.sent === this.#link || record.state !== LIVE) return;
+    ack.sent = this.#link;
+    const id = `a${++this.#count}`;
+    try {
+      const { position } = await new Promise((resolve, reject) => {
+        this.#calls.set(id, { resolve, reject });
+        this.#send("acknowledge", { durable: record.durable, position: ack.position }, id);
+      });
+      ack.resolve(position);
+      if (record.ack === ack) record.ack = undefined;
+    } catch (error) {
+      if (error.code === "disconnected") return; // again when it is live again
+      ack.reject(error);
+      if (record.ack === ack) record.ack = undefined;
+    }
+  }
+
+  // --- publishing ------------------------------------------------------------------------------------
+
+  /** Sends what waits, in order: a few at a time, or one by one at the pace that the broker asked for. */
+  #flush() {
+    if (!this.#link || this.#paceTimer) return;
+    let flying = 0;
+    for (const entry of this.#outbox.values()) if (entry.sent) flying++;
+    for (const [id, entry] of this.#outbox) {
+      if (entry.sent) continue;
+      if (flying >= (this.#pace ? 1 : IN_FLIGHT)) return;
+      if (this.#pace) {
+        this.#paceTimer = setTimeout(() => {
+          this.#paceTimer = undefined;
+          this.#post(id, entry);
+        }, this.#pace);
+        return;
+      }
+      flying++;
+      this.#post(id, entry);
+    }
+  }
+
+  #post(id, entry) {
+    if (!this.#outbox.has(id)) return this.#flush();
+    entry.sent = true;
+    this.#send("publish", entry.payload, id);
+  }
+
+  /** @param {{position?: string, duplicate?: boolean}} answer */
+  #settle(id, error, answer = {}) {
+    const { position, duplicate = false } = answer;
+    const entry = this.#outbox.get(id);
+    if (!entry) return;
+    this.#outbox.delete(id);
+    clearTimeout(entry.timer);
+    if (!this.#outbox.size) this.#pace = 0;
+    if (error) entry.reject(error);
+    else entry.resolve({ id, position, duplicate });
+    this.#flush();
+  }
+}
+
+/**
+ * A gap as the application gets it. `action`: "reload" what was built from events, or "continue".
+ * @param {{channel: string | string[], from?: string, to?: string, count?: number, reason: string}} payload
+ * @param {string} [lag]
+ */
+const gapItem = ({ channel, from, to, count, reason }, lag) => ({
+  type: "gap",
+  channel: many(channel),
+  from,
+  to,
+  count,
+  reason,
+  // What `latest` leaves out is older than what comes: only the way there is missing.
+  action: reason === "lag" && lag === "latest" ? "continue" : "reload",
+});
+
+/** What `subscribe` gives: an EventTarget (`event`, `gap`, `state`, `error`, `end`) that can be iterated. */
+class Subscription extends EventTarget {
+  #record;
+  #does;
+  #buffer; // while somebody iterates
+  #waiting;
+  #error;
+  #ended = false;
+  #said = "pending";
+
+  constructor(record, does) {
+    super();
+    this.#record = record;
+    this.#does = does;
+  }
+
+  get channels() {
+    return this.#record.names;
+  }
+
+  get state() {
+    const { state, caught } = this.#record;
+    if (this.#ended) return "closed";
+    return state === LIVE && !caught ? "catching-up" : STATES[state];
+  }
+
+  /** Up to where events were handed over. */
+  get position() {
+    return this.#record.seen;
+  }
+
+  close() {
+    this.#does.end();
+  }
+
+  /** Begins again from the start that it was made with, as after a gap. */
+  restart() {
+    this.#does.restart();
+  }
+
+  acknowledge(given) {
+    return this.#does.acknowledge(given);
+  }
+
+  turn() {
+    if (this.#said !== this.state) emit(this, "state", (this.#said = this.state));
+  }
+
+  warn(error) {
+    emit(this, "error", error);
+  }
+
+  take(item) {
+    if (this.#buffer) {
+      this.#buffer.push(item);
+      this.#waiting?.();
+      // The broker keeps the rest for us: better there than here.
+      if (this.#buffer.length >= this.#record.buffer) this.#does.pause();
+    }
+    emit(this, item.type, item);
+  }
+
+  finish(error) {
+    this.#ended = true;
+    this.#error = error;
+    this.#waiting?.();
+    if (error) emit(this, "error", error);
+    emit(this, "end", error);
+  }
+
+  async *[Symbol.asyncIterator]() {
+    const buffer = (this.#buffer ??= []);
+    try {
+      for (;;) {
+        if (buffer.length) {
+          const item = buffer.shift();
+          if (buffer.length <= this.#record.buffer / 2) this.#does.resume();
+          yield item;
+        } else if (this.#ended) {
+          if (this.#error) throw this.#error;
+          return;
+        } else await new Promise((resolve) => (this.#waiting = resolve));
+      }
+    } finally {
+      this.close();
+    }
+  }
+}
+
+/** The tabs of one user, of which one, which holds the lock, has the connection. */
+class Hub {
+  leads = false;
+  heard; // set by the transport `tabs`
+  over;
+  last = new Map(); // what each of the others was sent last
+  #id = random();
+  #name;
+  #heed;
+  #lead;
+  #channel;
+  #leaving;
+
+  constructor(name, heed, lead) {
+    this.#name = `broker ${name}`;
+    this.#heed = heed;
+    this.#lead = lead;
+  }
+
+  join() {
+    const { signal } = (this.#leaving = new AbortController());
+    const known = new Set();
+    this.#channel = new BroadcastChannel(this.#name);
+    this.#channel.onmessage = ({ data: { to, from, message } }) => {
+      if (to === this.#id) this.heard?.(message);
+      else if (to === "all") this.over?.({ at_once: true });
+      else if (this.leads) {
+        // Its own lock comes to us when the tab is gone, however it went.
+        if (!known.has(from)) hold(from, () => this.#heed(from, { type: "tab.bye" }));
+        known.add(from);
+        this.#heed(from, message);
+      }
+    };
+    // Held until we leave; a tab that ends loses its locks.
+    const hold = (name, then) =>
+      navigator.locks
+        .request(name, { signal }, () => (then(), new Promise((resolve) => signal.addEventListener("abort", resolve))))
+        .catch(() => {});
+    this.ready = new Promise((resolve) => hold(this.#id, resolve));
+    hold(this.#name, () => {
+      this.leads = true;
+      this.#lead();
+    });
+  }
+
+  leave() {
+    this.leads = false;
+    this.#leaving?.abort();
+    this.#channel?.close();
+  }
+
+  announce() {
+    if (this.leads) this.post("all");
+  }
+
+  post(to, message) {
+    this.#channel.postMessage({ to, from: this.#id, message });
+  }
+}
+
+/**
+ * The newest event of each channel, kept up to date, with changes of our own ahead of the broker's word.
+ *
+ * A change is shown at once and stays on top of whatever arrives until it is confirmed: by the event that the
+ * broker made of it (its position, or an `id` in its body), or taken back.
+ */
+export class Store extends EventTarget {
+  #client;
+  #sub;
+  #reduce;
+  #timeout;
+  #confirmed = new Map();
+  #next = new Map(); // while a snapshot is under way
+  #pending = new Map(); // channel → changes, oldest first
+  #value;
+  #ready = false;
+  #due;
+
+  constructor(client, channels, { reduce = (_, event) => event, timeout = 10_000, ...options } = {}) {
+    super();
+    this.#client = client;
+    this.#reduce = reduce;
+    this.#timeout = timeout;
+    this.#sub = client.subscribe(channels, { ...options, snapshot: true }, (item) => this.#take(item));
+    this.#sub.addEventListener("state", ({ detail }) => detail === "live" && this.#swap());
+    this.#sub.addEventListener("gap", ({ detail }) => {
+      if (detail.action !== "reload") return;
+      this.#next = new Map();
+      this.#sub.restart();
+    });
+    for (const type of ["error", "end"]) this.#sub.addEventListener(type, ({ detail }) => emit(this, type, detail));
+  }
+
+  /** Whether a whole snapshot has been taken. */
+  get ready() {
+    return this.#ready;
+  }
+
+  /** Channel → value, a new Map after each change; not to be changed. */
+  get value() {
+    if (this.#value) return this.#value;
+    const value = new Map(this.#confirmed);
+    for (const [channel, changes] of this.#pending) for (const { event } of changes) this.#apply(value, channel, event);
+    return (this.#value = value);
+  }
+
+  get(channel) {
+    return this.value.get(this.#full(channel));
+  }
+
+  /** Whether the value of a channel still waits for the broker's word. */
+  pending(channel) {
+    return this.#pending.has(this.#full(channel));
+  }
+
+  /** Shows the change at once and publishes it. Rejects, with the change taken back, when it did not come about. */
+  async put(channel, event, { id = typeof event?.id === "string" ? event.id : random(), timeout = this.#timeout } = {}) {
+    const name = this.#full(channel);
+    const change = { id, event };
+    this.#pending.set(name, [...(this.#pending.get(name) ?? []), change]);
+    this.#changed();
+    try {
+      const done = await this.#client.publish(channel, event, { id, timeout });
+      change.position = done.position;
+      if (!done.position) this.#apply(this.#confirmed, name, event); // a live channel: nothing else confirms it
+      if (!done.position || passed(done.position, this.#sub.position)) this.#settle(name, (each) => each === change);
+      return done;
+    } catch (error) {
+      this.#settle(name, (each) => each === change);
+      throw error;
+    }
+  }
+
+  remove(channel, options) {
+    return this.put(channel, null, options);
+  }
+
+  close() {
+    this.#sub.close();
+  }
+
+  #full(channel) {
+    return expand(channel, this.#client.status.private);
+  }
+
+  #apply(map, channel, event) {
+    if (event === null) map.delete(channel);
+    else map.set(channel, this.#reduce(map.get(channel), event));
+  }
+
+  #take({ channel, event, position }) {
+    this.#apply(this.#confirmed, channel, event);
+    if (this.#next) this.#apply(this.#next, channel, event);
+    this.#settle(channel, (each) => each.id === event?.id || (each.position && passed(each.position, position)));
+  }
+
+  /** The snapshot is complete: what was not in it has gone. */
+  #swap() {
+    if (!this.#next) return;
+    this.#confirmed = this.#next;
+    this.#next = undefined;
+    this.#ready = true;
+    for (const name of [...this.#pending.keys()])
+      this.#settle(name, ({ position }) => position && passed(position, this.#sub.position));
+    this.#changed();
+    emit(this, "ready");
+  }
+
+  #settle(channel, done) {
+    const left = this.#pending.get(channel)?.filter((each) => !done(each));
+    if (left?.length) this.#pending.set(channel, left);
+    else this.#pending.delete(channel);
+    this.#changed();
+  }
+
+  #changed() {
+    this.#value = undefined;
+    if (this.#due) return;
+    this.#due = true;
+    queueMicrotask(() => {
+      this.#due = false;
+      emit(this, "change");
+    });
+  }
+}

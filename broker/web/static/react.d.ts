@@ -1,0 +1,51 @@
+import type { ReactNode } from "react";
+import type { BrokerError, Client, EventItem, GapItem, Json, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+
+/** Gives the hooks below it their client. Whoever made the client closes it. */
+export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
+
+/** The client of the nearest provider. Throws where there is none. */
+export function useClient(): Client;
+
+/** How the connection stands; renders again with each change. */
+export function useConnection(): Status;
+
+export interface ChannelOptions extends Omit<SubscribeOptions, "buffer"> {
+  /** How many events are kept; default 100. */
+  keep?: number;
+}
+
+export interface ChannelState<T = Json> {
+  /** Oldest first. */
+  readonly events: readonly EventItem<T>[];
+  readonly last?: EventItem<T>;
+  /** The newest gap: events before it and after it do not join. */
+  readonly gap?: GapItem;
+  readonly state: SubscriptionState;
+  readonly error?: BrokerError;
+}
+
+/** The newest events of channels or patterns. Components that ask for the same share one subscription. */
+export function useChannel<T = Json>(channels: string | string[], options?: ChannelOptions): ChannelState<T>;
+
+export interface NotificationOptions {
+  /** Default `me.notifications`. */
+  channel?: string | string[];
+  /** The name under which it stands what was read, `""` for none; default `notifications`. */
+  durable?: string;
+  /** How many are kept; default 50. */
+  keep?: number;
+}
+
+export interface Notifications<T = Json> {
+  /** Newest first. */
+  readonly notifications: readonly EventItem<T>[];
+  readonly unread: number;
+  /** Says that all of them were read; resolves once that is stored. */
+  markRead(): Promise<void>;
+  readonly state: SubscriptionState;
+  readonly error?: BrokerError;
+}
+
+/** The user's own notifications, with those unread since the last `markRead` on any device. */
+export function useNotifications<T = Json>(options?: NotificationOptions): Notifications<T>;

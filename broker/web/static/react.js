@@ -1,0 +1,144 @@
+/**
+ * React hooks over the browser client. React (18 or later) is a peer; nothing else is needed.
+ *
+ *     <BrokerProvider client={client}><App /></BrokerProvider>
+ *
+ *     const { events, state } = useChannel("orders.>", { last: 10 });
+ *     const { state } = useConnection();
+ *     const { notifications, unread, markRead } = useNotifications();
+ *
+ * Components that ask for the same share one subscription. It is kept for a moment after the last of them is
+ * gone, so that a re-mount, as in strict mode, costs nothing. What they render is one frozen value, replaced
+ * as a whole (`useSyncExternalStore`), so no two of them ever show different states in one rendering.
+ */
+
+import { createContext, createElement, useContext, useSyncExternalStore } from "react";
+
+const LINGER_MS = 500;
+const KEEP = 100;
+
+const Context = createContext(null);
+const feeds = new WeakMap(); // client → key → feed
+
+export const BrokerProvider = ({ client, children }) => createElement(Context.Provider, { value: client }, children);
+
+/** The client of the nearest provider. */
+export function useClient() {
+  const client = useContext(Context);
+  if (!client) throw new Error("there is no <BrokerProvider client={…}> around this component");
+  return client;
+}
+
+/** How the connection stands. */
+export function useConnection() {
+  const client = useClient();
+  const listen = (listener) => {
+    client.addEventListener("status", listener);
+    return () => client.removeEventListener("status", listener);
+  };
+  const status = () => client.status;
+  return useSyncExternalStore(listen, status, status);
+}
+
+/** What a subscription has brought, as one value for all who ask for the same. */
+class Feed {
+  #client;
+  #channels;
+  #options;
+  #keep;
+  #listeners = new Set();
+  #subscription;
+  #lingering;
+  #due;
+  value = Object.freeze({ events: [], last: undefined, gap: undefined, state: "pending", error: undefined, unread: 0 });
+
+  constructor(client, channels, { keep = KEEP, ...options }) {
+    this.#client = client;
+    this.#channels = channels;
+    this.#options = options;
+    this.#keep = keep;
+  }
+
+  listen = (listener) => {
+    this.#listeners.add(listener);
+    clearTimeout(this.#lingering);
+    if (!this.#subscription) this.#open();
+    return () => {
+      this.#listeners.delete(listener);
+      if (this.#listeners.size) return;
+      this.#lingering = setTimeout(() => {
+        this.#subscription?.close();
+        this.#subscription = undefined;
+      }, LINGER_MS);
+    };
+  };
+
+  get = () => this.value;
+
+  #open() {
+    const { position } = this.#last ?? {};
+    // Who comes back goes on from where the list ends.
+    const options = position && !this.#options.snapshot ? { ...this.#options, since: undefined, last: undefined, position } : this.#options;
+    const subscription = (this.#subscription = this.#client.subscribe(this.#channels, options));
+    let events = []; // of this turn
+    subscription.addEventListener("event", ({ detail }) => {
+      events.push(detail);
+      if (events.length > 1) return;
+      queueMicrotask(() => {
+        const all = [...this.value.events, ...events].slice(-this.#keep);
+        this.#say({ events: all, last: all.at(-1), unread: this.value.unread + events.length });
+        events = [];
+      });
+    });
+    subscription.addEventListener("gap", ({ detail }) => this.#say({ gap: detail }));
+    subscription.addEventListener("state", ({ detail }) => this.#say({ state: detail }));
+    subscription.addEventListener("error", ({ detail }) => this.#say({ error: detail }));
+    subscription.addEventListener("end", () => subscription === this.#subscription && this.#say({ state: "closed" }));
+  }
+
+  get #last() {
+    return this.value.events.findLast((item) => item.position);
+  }
+
+  /** All that has come so far has been read; on the user's other devices too. */
+  markRead = async () => {
+    this.#say({ unread: 0 });
+    const { position } = this.#last ?? {};
+    if (position && this.#options.durable) await this.#subscription?.acknowledge(position);
+  };
+
+  #say(change) {
+    this.value = Object.freeze({ ...this.value, ...change });
+    for (const listener of [...this.#listeners]) listener();
+  }
+}
+
+function useFeed(channels, options) {
+  const client = useClient();
+  const key = JSON.stringify([channels, options]);
+  if (!feeds.has(client)) feeds.set(client, new Map());
+  const known = feeds.get(client);
+  if (!known.has(key)) known.set(key, new Feed(client, channels, options));
+  const feed = known.get(key);
+  useSyncExternalStore(feed.listen, feed.get, feed.get);
+  return feed;
+}
+
+/**
+ * The newest `keep` events of channels or patterns, oldest first, as they come. Options are those of
+ * `subscribe`, compared by their content.
+ */
+export function useChannel(channels, options = {}) {
+  const { events, last, gap, state, error } = useFeed(channels, options).value;
+  return { events, last, gap, state, error };
+}
+
+/**
+ * The user's own notifications, newest first. With a `durable` name what was read stays read, also on other
+ * devices; without a cursor of that name the newest `keep` are there to begin with.
+ */
+export function useNotifications({ channel = "me.notifications", durable = "notifications", keep = 50 } = {}) {
+  const feed = useFeed(channel, { durable: durable || undefined, last: keep, keep });
+  const { events, unread, state, error } = feed.value;
+  return { notifications: events.toReversed?.() ?? [...events].reverse(), unread, markRead: feed.markRead, state, error };
+}

@@ -1,0 +1,105 @@
+"""From a message to the bytes of a stream of Server-Sent Events, and where such a client may resume.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker.wire import frames
+
+PAYLOAD = len('{"type":"event","payload":{"channel":"')
+END_OF_NAME = b'","'  # of a channel: a quote within it is escaped
+POSITION = b'position":"'
+# A line end within `data:` ends the field. In JSON it is white space between tokens, never in a string.
+ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
+
+
+class Payload(msgspec.Struct):
+    """Of a message that the broker sends: what matters for resuming, and when to come back."""
+
+    position: str | None = None
+    to: str | None = None
+    catch_up: int | None = None
+    reconnect_after_ms: int | None = None
+    retry_after_ms: int | None = None
+
+    @property
+    def come_back_ms(self) -> int | None:
+        return self.retry_after_ms if self.reconnect_after_ms is None else self.reconnect_after_ms
+
+
+class Told(msgspec.Struct, rename="camel"):
+    type: str
+    payload: Payload
+    message_id: str | None = None
+
+
+decoder = msgspec.json.Decoder(Told)
+CARRIERS = {"subscribed", "subscription.live", "pong", "connection.draining", "event"}
+
+
+class Place:
+    """Where a client would resume: the newest P that it was told.
+
+    None while a catch-up is under way: a client that knows one position alone, and comes back with it, would
+    never get the rest of that. Without one it asks as it did at first.
+    """
+
+    __slots__ = ("position", "unfinished")
+
+    def __init__(self) -> None:
+        self.position: str | None = None
+        self.unfinished: set[int] = set()
+
+    def follow(self, told: Told) -> str | None:
+        """The place after a message, if that has changed it."""
+        payload = told.payload
+        if payload.catch_up is not None:
+            if told.type == "subscribed":
+                self.unfinished.add(payload.catch_up)
+                self.position = None
+            if told.type != "subscription.live":
+                return None
+            self.unfinished.discard(payload.catch_up)
+        carried = payload.to if told.type == "gap" else payload.position
+        if self.unfinished or carried is None or told.type not in (*CARRIERS, "gap"):
+            return None
+        self.position = carried
+        return carried
+
+
+def event(framed: bytes, marked: bool) -> bytes:
+    """The text frame of an `event`; its position becomes `id:` where it is P."""
+    data = frames.payload(framed)
+    if b"\n" in data or b"\r" in data:
+        data = data.translate(ONE_LINE)
+    start = data.index(END_OF_NAME, PAYLOAD) + len(END_OF_NAME)
+    if marked or not data.startswith(POSITION, start):
+        return b"data: %b\n\n" % data
+    start += len(POSITION)
+    return b"data: %b\nid: %b\n\n" % (data, data[start : data.index(b'"', start)])
+
+
+def message(data: bytes, place: str | None, retry_ms: int | None) -> bytes:
+    """Any other message, which has no line ends. `place` is P, if the client may resume there."""
+    return b"data: %b\n%b%b\n" % (
+        data,
+        b"" if place is None else b"id: %b\n" % place.encode(),
+        b"" if retry_ms is None else b"retry: %d\n" % retry_ms,
+    )
+
+
+def heartbeat(place: str | None) -> bytes:
+    """P alone, of which no page hears; or a comment."""
+    return b":\n\n" if place is None else b"id: %b\n\n" % place.encode()
+
+
+def comment(text: str) -> bytes:
+    return b": %b\n\n" % " ".join(text.splitlines()).encode()
+
+
+def retry(milliseconds: int) -> bytes:
+    """How long to wait before coming back."""
+    return b"retry: %d\n\n" % milliseconds

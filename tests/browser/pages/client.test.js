@@ -1,0 +1,164 @@
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+
+import { Broker, openBrowser, openPage, until } from "./support.js";
+
+let broker, browser;
+before(async () => {
+  broker = await new Broker({ BROKER_AUTH__LEEWAY: "0", BROKER_AUTH__EXPIRING_SECONDS: "299" }).start();
+  browser = await openBrowser();
+});
+after(async () => {
+  await browser?.close();
+  await broker?.remove();
+});
+
+const open = async () => openPage(await browser.newContext(), broker.url);
+
+test("the token is renewed when the broker says so, on the same connection", async () => {
+  // Tokens are good for 300 s here, and the word comes 299 s ahead of their end.
+  const page = await open();
+  const [asked, ids] = await page.evaluate(async () => {
+    let asked = 0;
+    const ids = new Set();
+    const client = await open({ token: () => (asked++, token("acme", "alice")) });
+    client.addEventListener("status", ({ detail }) => ids.add(detail.connectionId));
+    ids.add(client.status.connectionId);
+    while (asked < 3) await new Promise((resolve) => setTimeout(resolve, 50));
+    return [asked, ids.size];
+  });
+  assert.ok(asked >= 3);
+  assert.equal(ids, 1);
+  await page.context().close();
+});
+
+test("a slow reader keeps few events, pauses, and misses none", async () => {
+  const page = await open();
+  const { positions, paused } = await page.evaluate(async () => {
+    const client = await open();
+    const sub = client.subscribe("slow.>", { buffer: 10 });
+    let paused = 0;
+    sub.addEventListener("state", ({ detail }) => (paused += detail === "paused"));
+    while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
+    const reading = (async () => {
+      const positions = [];
+      for await (const { position, event } of sub) {
+        positions.push(event);
+        if (positions.length === 200) return positions;
+        if (positions.length < 60) await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+    })();
+    const writer = await open({ token: () => token("acme", "writer"), queue: 1000 });
+    await Promise.all(Array.from({ length: 200 }, (_, i) => writer.publish("slow.a", i)));
+    return { positions: await reading, paused };
+  });
+  assert.deepEqual(positions, [...Array(200).keys()]);
+  assert.ok(paused > 0);
+  await page.context().close();
+});
+
+test("many tabs have one connection, and when its tab goes another one takes over without a loss", async () => {
+  const context = await browser.newContext();
+  const pages = await Promise.all(Array.from({ length: 4 }, () => openPage(context, broker.url)));
+  for (const page of pages)
+    await page.evaluate(async () => {
+      window.taken = [];
+      window.client = await open({ tabs: "alice" });
+      window.sub = client.subscribe("tabs.>", { last: 5 }, (item) => taken.push(item.event));
+      while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
+    });
+  const transports = () => Promise.all(pages.map((page) => page.evaluate(() => client.status.transport)));
+  assert.deepEqual((await transports()).toSorted(), ["tabs", "tabs", "tabs", "websocket"]);
+  const publish = (page, from, to) =>
+    page.evaluate(async ([from, to]) => {
+      for (let n = from; n < to; n++) await client.publish("tabs.a", n);
+    }, [from, to]);
+  const arrived = (count) =>
+    until(async () => {
+      const taken = await Promise.all(pages.map((page) => page.evaluate(() => taken.length)));
+      return taken.every((each) => each >= count);
+    }, `${count} events have arrived in each tab`);
+  await publish(pages[3], 0, 30); // by the connection of another tab
+  await arrived(30);
+  const leader = (await transports()).indexOf("websocket");
+  const [closed] = pages.splice(leader, 1);
+  await closed.close();
+  const publishing = publish(pages[1], 30, 60);
+  await publishing;
+  await arrived(60);
+  for (const page of pages) assert.deepEqual(await page.evaluate(() => taken), [...Array(60).keys()]);
+  assert.deepEqual((await transports()).toSorted(), ["tabs", "tabs", "websocket"]);
+  assert.deepEqual(pages.flatMap((page) => page.faults), []);
+  await context.close();
+});
+
+test("two subscriptions of one name, with starts of their own, each get theirs once", async () => {
+  const page = await open();
+  const found = await page.evaluate(async () => {
+    const client = await open();
+    const live = (sub) => new Promise((resolve) => (sub.state === "live" ? resolve() : sub.addEventListener("state", ({ detail }) => detail === "live" && resolve())));
+    for (let n = 0; n < 5; n++) await client.publish("same.a", n);
+    const taken = [[], [], []];
+    const subs = [
+      client.subscribe("same.>", ({ event }) => taken[0].push(event)),
+      client.subscribe("same.>", { last: 2 }, ({ event }) => taken[1].push(event)),
+      client.subscribe("same.>", { snapshot: true }, ({ event }) => taken[2].push(event)),
+    ];
+    const publishing = (async () => {
+      for (let n = 5; n < 30; n++) await client.publish("same.a", n);
+    })();
+    await Promise.all([publishing, ...subs.map(live)]);
+    while (taken.some((each) => each.at(-1) !== 29)) await new Promise((resolve) => setTimeout(resolve, 20));
+    return taken;
+  });
+  for (const taken of found) assert.deepEqual(taken, Array.from({ length: taken.length }, (_, i) => taken[0] + i));
+  await page.context().close();
+});
+
+test("a store follows a snapshot and what comes, also what others change and remove", async () => {
+  const page = await open();
+  const found = await page.evaluate(async () => {
+    const client = await open();
+    await client.publish("state.a", { n: 1 });
+    await client.publish("state.b", { n: 2 });
+    await client.publish("state.gone", { n: 3 });
+    await client.publish("state.gone", null);
+    const store = new Store(client, "state.>");
+    await new Promise((resolve) => store.addEventListener("ready", resolve));
+    const first = Object.fromEntries(store.value);
+    const put = store.put("state.c", { n: 4 });
+    const shown = [store.get("state.c").n, store.pending("state.c")];
+    await put;
+    await store.remove("state.a");
+    while (store.get("state.a") || store.pending("state.c")) await new Promise((resolve) => setTimeout(resolve, 10));
+    const refused = await store.put("users.bob.x", 1).catch(({ code }) => code);
+    return { first, shown, then: Object.fromEntries(store.value), refused };
+  });
+  assert.deepEqual(found, {
+    first: { "state.a": { n: 1 }, "state.b": { n: 2 } },
+    shown: [4, true],
+    then: { "state.b": { n: 2 }, "state.c": { n: 4 } },
+    refused: "forbidden",
+  });
+  await page.context().close();
+});
+
+test("acknowledgements are kept for the user", async () => {
+  const page = await open();
+  const found = await page.evaluate(async () => {
+    const client = await open();
+    const sub = client.subscribe("jobs.>", { durable: "d" });
+    const iterator = sub[Symbol.asyncIterator]();
+    const first = iterator.next();
+    while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
+    for (const n of [1, 2, 3]) await client.publish("jobs.a", n);
+    await first;
+    const { value } = await iterator.next();
+    await sub.acknowledge(value);
+    client.close();
+    const again = await open();
+    for await (const { event } of again.subscribe("jobs.>", { durable: "d" })) return event;
+  });
+  assert.equal(found, 3);
+  await page.context().close();
+});

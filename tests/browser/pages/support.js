@@ -1,0 +1,149 @@
+/** Real parts: a `broker dev` process, Chromium, a proxy that misbehaves. */
+
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer, connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { chromium } from "playwright-core";
+
+const PYTHON = process.env.BROKER_PYTHON ?? "python3";
+const CHROMIUM = process.env.BROKER_CHROMIUM ?? "/usr/bin/chromium";
+const READY_MS = 30_000;
+
+export const until = async (condition, what = String(condition)) => {
+  const deadline = Date.now() + READY_MS;
+  for (;;) {
+    const found = await condition();
+    if (found) return found;
+    if (Date.now() > deadline) throw new Error(`in vain: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+};
+
+/** A broker of its own, which keeps its port and its data when it is started again. */
+export class Broker {
+  directory = mkdtempSync(join(tmpdir(), "broker-"));
+  port = 0;
+
+  constructor(env = {}) {
+    // A test publishes faster than people do.
+    const limits = { BROKER_LIMITS__MESSAGES_PER_MINUTE: "1000000", BROKER_LIMITS__MESSAGES_BURST: "1000000" };
+    this.env = { ...process.env, ...limits, BROKER_LIMITS__CONNECTIONS_PER_USER: "100", ...env };
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async start() {
+    const args = ["-m", "broker", "dev", "--listen", `127.0.0.1:${this.port}`, "--admin-listen", "127.0.0.1:0"];
+    const state = join(this.directory, "broker.json");
+    rmSync(state, { force: true });
+    this.child = spawn(PYTHON, [...args, "--data-dir", this.directory], { env: this.env, stdio: ["ignore", "ignore", "pipe"] });
+    this.said = "";
+    this.child.stderr.on("data", (data) => (this.said += data));
+    await until(() => existsSync(state) || this.child.exitCode !== null, "the broker is ready");
+    if (this.child.exitCode !== null) throw new Error(this.said);
+    this.port = Number(new URL(JSON.parse(readFileSync(state, "utf8")).http).port);
+    return this;
+  }
+
+  async end(signal) {
+    if (!this.child || this.child.exitCode !== null || this.child.signalCode !== null) return;
+    const gone = once(this.child, "exit");
+    this.child.kill(signal);
+    await gone;
+  }
+
+  async remove() {
+    await this.end("SIGTERM");
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** Before the broker: what it does to connections that ask for an upgrade is up to the test. */
+export class Proxy {
+  links = new Set();
+  refuse = false; // answers an upgrade by itself
+  cutAfter = Infinity; // bytes that come back after an upgrade
+  upgrades = 0;
+
+  constructor(broker) {
+    this.broker = broker;
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async start() {
+    this.server = createServer((near) => this.serve(near)).listen(0, "127.0.0.1");
+    await once(this.server, "listening");
+    this.port = this.server.address().port;
+    return this;
+  }
+
+  serve(near) {
+    const far = connect(this.broker.port, "127.0.0.1");
+    this.links.add(near);
+    let upgrade = false;
+    let back = 0;
+    near.once("data", (head) => {
+      upgrade = /^upgrade: websocket/im.test(head);
+      this.upgrades += upgrade;
+      if (upgrade && this.refuse) near.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+      else far.write(head), near.pipe(far);
+    });
+    far.on("data", (data) => {
+      back += data.length;
+      if (upgrade && back > this.cutAfter) near.destroy();
+      else near.write(data);
+    });
+    for (const [one, other] of [[near, far], [far, near]]) {
+      one.on("error", () => other.destroy());
+      one.on("close", () => other.destroy());
+    }
+    near.on("close", () => this.links.delete(near));
+  }
+
+  cut() {
+    for (const link of this.links) link.destroy();
+  }
+
+  close() {
+    this.cut();
+    this.server.close();
+  }
+}
+
+export const openBrowser = () => chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox", "--disable-gpu"] });
+
+/** An empty page of the broker's own origin, in which `import("/client.js")` works; `token(tenant, user)` too. */
+export async function openPage(context, url) {
+  const page = await context.newPage();
+  page.faults = [];
+  page.on("pageerror", (error) => page.faults.push(error.message));
+  await page.route("**/blank", (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html><title>test</title>" }));
+  await page.goto(`${url}/blank`);
+  await page.evaluate(async () => {
+    window.token = async (tenant, user) => {
+      const body = JSON.stringify({ tenant, user });
+      const answer = await fetch("/dev/token", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+      return (await answer.json()).token;
+    };
+    const { Client, Store } = await import("/client.js");
+    window.Store = Store;
+    window.open_ = (options) => new Client({ url: location.origin, token: () => token("acme", "alice"), ...options });
+    window.open = (options) =>
+      new Promise((resolve) => {
+        const client = open_(options);
+        const opened = () => client.status.state === "open" && resolve(client);
+        client.addEventListener("status", opened);
+      });
+    window.texts = (items) => items.map(({ event }) => event);
+  });
+  return page;
+}

@@ -1,0 +1,52 @@
+// Checked by tsc, never run: what an application writes, and what it must not be able to write.
+import { BrokerError, Client, Store, type GapItem } from "../../../broker/web/static/client.js";
+import { BrokerProvider, useChannel, useConnection, useNotifications } from "../../../broker/web/static/react.js";
+
+interface Order {
+  state: "new" | "packed";
+}
+
+const client = new Client({ url: "https://events.example.com", token: async () => "t", transports: ["sse"], tabs: "alice" });
+client.addEventListener("status", ({ detail }) => detail.state === "open" && detail.private?.length);
+const orders = client.subscribe<Order>("orders.>", { last: 10 }, ({ event }) => event?.state);
+client.subscribe("a", (item) => item.catchUp);
+orders.addEventListener("gap", ({ detail }: CustomEvent<GapItem>) => detail.action === "reload" && orders.restart());
+
+export async function run(): Promise<string | undefined> {
+  for await (const item of orders) {
+    if (item.type === "gap") continue;
+    if (item.event?.state === "packed") await orders.acknowledge(item);
+  }
+  const store = new Store<Order>(client, "orders.>", { reduce: (value, event) => ({ ...value, ...event }) });
+  store.addEventListener("change", () => store.value.get("orders.1")?.state);
+  try {
+    return (await store.put("orders.1", { state: "new" }, { timeout: 500 })).position;
+  } catch (error) {
+    return error instanceof BrokerError ? error.code : undefined;
+  }
+}
+
+export function Page() {
+  const { state, transport } = useConnection();
+  const { events, gap } = useChannel<Order>(["orders.>"], { last: 3, keep: 5 });
+  const { unread, markRead } = useNotifications<{ text: string }>();
+  return (
+    <BrokerProvider client={client}>
+      <button onClick={() => void markRead()}>{unread}</button>
+      {state} {transport} {gap?.reason} {events.map((item) => item.event?.state)}
+    </BrokerProvider>
+  );
+}
+
+// @ts-expect-error a client without a token
+new Client({ url: "x" });
+// @ts-expect-error no such transport
+new Client({ token: "t", transports: ["carrier pigeon"] });
+// @ts-expect-error no such lag
+client.subscribe("a", { lag: "never" });
+// @ts-expect-error a store has its own start
+new Store(client, "a", { last: 3 });
+// @ts-expect-error what a client is, nobody sets
+client.status = { state: "open" };
+// @ts-expect-error not a state
+export const wrong: boolean = useConnection().state === "asleep";

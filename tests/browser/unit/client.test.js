@@ -1,0 +1,695 @@
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, describe, test } from "node:test";
+
+import { World, positions, record, settle } from "./fakes.js";
+
+let world;
+beforeEach(() => (world = new World()));
+afterEach(() => world.end());
+
+const cutAndBack = async () => {
+  world.socket.cut();
+  await world.again();
+  world.socket.welcome();
+  await settle();
+};
+
+describe("connecting", () => {
+  test("offers the protocol and the token beside it, and names the tenant", async () => {
+    const client = await world.connected({ tenant: "a&b" });
+    assert.equal(world.socket.url, "ws://broker.test/ws?tenant=a%26b");
+    assert.deepEqual(world.socket.protocols, ["broker.v1", "bearer.t"]);
+    assert.equal(client.status.state, "open");
+    assert.equal(client.status.transport, "websocket");
+  });
+
+  test("waits with full jitter from 0.5 s, doubled up to 20 s, while there is no answer", async () => {
+    const waits = [];
+    const client = await world.client();
+    client.addEventListener("status", ({ detail }) => detail.state === "waiting" && waits.push(detail.retryAt - Date.now()));
+    for (let i = 0; i < 8; i++) {
+      world.socket.cut();
+      await world.again();
+    }
+    assert.deepEqual(waits, [500, 1000, 2000, 4000, 8000, 16000, 20000, 20000]);
+    Math.random = () => 0.25;
+    world.socket.cut();
+    await settle();
+    assert.equal(waits.at(-1), 5000);
+  });
+
+  test("begins with short waits again after a connection that lasted", async () => {
+    const client = await world.client();
+    for (let i = 0; i < 4; i++) {
+      world.socket.cut();
+      await world.again();
+    }
+    world.socket.welcome();
+    await world.clock.go(6_000);
+    world.socket.cut();
+    await settle();
+    assert.equal(client.status.retryAt - Date.now(), 500);
+  });
+
+  test("comes back when a draining broker asked for it, and not before", async () => {
+    const client = await world.connected();
+    world.socket.say("connection.draining", { reconnect_after_ms: 3000, position: "x-5" });
+    world.socket.cut(1012);
+    await world.clock.go(2_999);
+    assert.equal(world.sockets.length, 1);
+    await world.clock.go(1);
+    assert.equal(world.sockets.length, 2);
+    assert.equal(client.position, "x-5");
+  });
+
+  test("leaves a draining broker by itself when its time has come", async () => {
+    await world.connected();
+    world.socket.say("connection.draining", { reconnect_after_ms: 3000 });
+    await world.clock.go(3_000);
+    assert.equal(world.sockets.length, 2);
+    assert.equal(world.sockets[0].open, false);
+  });
+
+  for (const code of [4501, 4503, 4510, 4999])
+    test(`${code} stops, and says why`, async () => {
+      const client = await world.connected();
+      world.socket.say("error", { code: "forbidden", message: "not for you", retryable: false });
+      world.socket.cut(code);
+      await world.clock.go(60_000);
+      assert.equal(world.sockets.length, 1);
+      assert.equal(client.status.state, "closed");
+      assert.deepEqual(client.status.error, { code, message: "not for you" });
+    });
+
+  for (const code of [1001, 1006, 1012, 4001, 4008, 4009, 4010, 4029])
+    test(`${code} reconnects`, async () => {
+      await world.connected();
+      world.socket.cut(code);
+      await world.again();
+      assert.equal(world.sockets.length, 2);
+    });
+
+  for (const code of [4002, 4500])
+    test(`${code} asks for another token once, then stops`, async () => {
+      let asked = 0;
+      const client = await world.client({ token: () => `t${++asked}` });
+      world.socket.cut(code);
+      await world.again();
+      assert.deepEqual(world.socket.protocols, ["broker.v1", "bearer.t2"]);
+      world.socket.cut(code);
+      await world.clock.go(60_000);
+      assert.equal(world.sockets.length, 2);
+      assert.equal(client.status.state, "closed");
+    });
+
+  test("4500 with a token that cannot be had anew stops at once", async () => {
+    const client = await world.client();
+    world.socket.cut(4500);
+    await world.clock.go(60_000);
+    assert.equal(world.sockets.length, 1);
+    assert.equal(client.status.error.code, 4500);
+  });
+
+  test("a token callback that fails is asked again, with back-off", async () => {
+    let asked = 0;
+    await world.client({
+      token: () => {
+        if (++asked < 3) throw new Error("503");
+        return "t3";
+      },
+    });
+    await world.clock.go(5_000);
+    assert.equal(asked, 3);
+    assert.deepEqual(world.socket.protocols[1], "bearer.t3");
+  });
+
+  test("does not ask for a token that is still good", async () => {
+    let asked = 0;
+    await world.connected({ token: () => `t${++asked}` });
+    await cutAndBack();
+    assert.equal(asked, 1);
+  });
+
+  test("renews the token when the broker says so", async () => {
+    let asked = 0;
+    await world.connected({ token: () => `t${++asked}` });
+    world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
+    await settle();
+    assert.deepEqual(world.socket.last("authenticate").payload, { token: "t2" });
+  });
+
+  test("renews the token by its own clock when no word comes", async () => {
+    let asked = 0;
+    await world.client({ token: () => `t${++asked}` });
+    world.socket.onsent = ({ type }) => type === "ping" && world.socket.say("pong");
+    world.socket.welcome({ expires_in: 300 });
+    await world.clock.go(269_000);
+    assert.equal(world.socket.last("authenticate"), undefined);
+    await world.clock.go(2_000);
+    assert.deepEqual(world.socket.last("authenticate").payload, { token: "t2" });
+  });
+
+  test("asks whether a quiet link lives, and leaves one that does not answer", async () => {
+    await world.connected();
+    const { socket } = world;
+    await world.clock.go(12_500);
+    assert.equal(socket.count("ping"), 1);
+    socket.say("pong", {});
+    await world.clock.go(12_500);
+    assert.equal(socket.count("ping"), 2);
+    await world.clock.go(10_000);
+    assert.equal(socket.open, false);
+    await world.clock.go(500);
+    assert.equal(world.sockets.length, 2);
+  });
+
+  test("a link over which something comes is never asked", async () => {
+    await world.connected();
+    for (let i = 0; i < 30; i++) {
+      world.socket.event("orders.1", `x-${i + 1}`);
+      await world.clock.go(5_000);
+    }
+    assert.equal(world.socket.count("ping"), 0);
+  });
+
+  test("leaves a WebSocket that opens and then says nothing", async () => {
+    await world.client();
+    await world.clock.go(10_000);
+    assert.equal(world.sockets[0].open, false);
+  });
+
+  test("what a link that was left says afterwards is not heard", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    const items = record(sub);
+    await settle();
+    world.socket.subscribed("x-1");
+    const [old] = world.sockets;
+    const { onmessage } = old;
+    await world.clock.go(23_000);
+    onmessage({ data: JSON.stringify({ type: "event", payload: { channel: "orders.1", position: "x-9", event: 1 } }) });
+    assert.deepEqual(items, []);
+    assert.equal(client.position, "x-1");
+  });
+
+  test("disconnect keeps what connect goes on with; close ends it", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("x-7");
+    client.disconnect();
+    assert.equal(client.status.state, "closed");
+    client.connect();
+    await settle();
+    world.socket.welcome();
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-7" });
+    const publish = client.publish("orders.1", 1);
+    client.close();
+    await assert.rejects(publish, { code: "closed" });
+    assert.equal(sub.state, "closed");
+  });
+});
+
+describe("choosing a transport", () => {
+  const answering = () => {
+    globalThis.fetch = async (url) => {
+      world.fetched.push(String(url));
+      return new Response("", { status: 404 });
+    };
+  };
+
+  test("stays with WebSocket while the host does not answer at all", async () => {
+    await world.client();
+    world.socket.cut();
+    await settle();
+    assert.deepEqual(world.fetched, ["http://broker.test/healthz"]);
+    await world.clock.go(500);
+    assert.equal(world.sockets.length, 2);
+  });
+
+  test("tries the next ones when the host answers and WebSocket does not come about", async () => {
+    answering();
+    await world.client();
+    world.socket.cut();
+    await settle();
+    assert.match(world.fetched[1], /\/sse\?channel=me\.-$/);
+    assert.match(world.fetched[3], /\/poll$/);
+    await world.clock.go(500);
+    assert.equal(world.sockets.length, 2, "and begins anew");
+  });
+
+  test("leaves WebSocket when it is cut three times shortly after it came about", async () => {
+    answering();
+    await world.client();
+    for (let i = 0; i < 3; i++) {
+      world.socket.welcome();
+      await settle();
+      world.socket.cut();
+      await world.clock.go(4_000);
+    }
+    assert.ok(world.fetched.some((url) => url.includes("/sse")));
+  });
+});
+
+describe("resuming", () => {
+  test("asks for all that was live in one subscribe, from the last unmarked position", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>");
+    client.subscribe(["me.inbox", "live.cursor"]);
+    await settle();
+    for (const message of world.socket.sent.filter(({ type }) => type === "subscribe")) {
+      const { channel } = message.payload;
+      world.socket.say("subscribed", { channel, refused: [], position: "x-3", recovered: true, live: true }, message.messageId);
+    }
+    world.socket.event("orders.1", "x-4");
+    world.socket.say("pong", { position: "x-9" });
+    await cutAndBack();
+    assert.equal(world.socket.count("subscribe"), 1);
+    assert.deepEqual(world.socket.last("subscribe").payload, {
+      channel: ["orders.>", "me.inbox", "live.cursor"],
+      position: "x-9",
+    });
+  });
+
+  for (const [type, payload] of [
+    ["subscription.live", { channel: "orders.>", position: "x-8" }],
+    ["gap", { channel: "orders.>", reason: "lag", to: "x-8" }],
+    ["connection.draining", { reconnect_after_ms: 1e6, position: "x-8" }],
+  ])
+    test(`the position in ${type} counts`, async () => {
+      const client = await world.connected();
+      client.subscribe("orders.>");
+      await settle();
+      world.socket.subscribed("x-3");
+      world.socket.say(type, payload);
+      assert.equal(client.position, "x-8");
+    });
+
+  test("a marked position does not count for the connection, but for its own catch-up", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("x-100");
+    const items = record(client.subscribe("audit.>", { last: 50 }));
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["audit.>"], last: 50 });
+    world.socket.subscribed("x-100", { live: false, catch_up: 1 });
+    world.socket.event("audit.1", "x-40", {}, { catch_up: 1 });
+    world.socket.event("orders.1", "x-101");
+    await cutAndBack();
+    const asked = world.socket.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload);
+    assert.deepEqual(asked, [
+      { channel: ["orders.>"], position: "x-101" },
+      { channel: ["audit.>"], position: "x-40" },
+    ]);
+    assert.deepEqual(positions(items), ["x-40"]);
+  });
+
+  test("a start that was never answered is asked for again as it was", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>", { last: 5 });
+    await settle();
+    await cutAndBack();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], last: 5 });
+  });
+
+  test("a durable subscription is asked for by its name and its position", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>", { durable: "d" });
+    await settle();
+    world.socket.subscribed("x-3");
+    await cutAndBack();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-3", durable: "d" });
+  });
+
+  test("hands over nothing twice, whatever comes again", async () => {
+    const client = await world.connected();
+    const items = record(client.subscribe("orders.>"));
+    await settle();
+    world.socket.subscribed("x-3");
+    for (const position of ["x-4", "x-5", "x-5", "x-4"]) world.socket.event("orders.1", position);
+    await cutAndBack();
+    world.socket.subscribed("x-3");
+    for (const position of ["x-4", "x-5", "x-6"]) world.socket.event("orders.1", position);
+    assert.deepEqual(positions(items), ["x-4", "x-5", "x-6"]);
+  });
+
+  test("positions of a new incarnation are new, however small", async () => {
+    const client = await world.connected();
+    const items = record(client.subscribe("orders.>"));
+    await settle();
+    world.socket.subscribed("x-900");
+    world.socket.event("orders.1", "x-901");
+    world.socket.say("gap", { channel: "orders.>", reason: "reset", to: "y-0" });
+    world.socket.event("orders.1", "y-1");
+    assert.deepEqual(items.map((item) => item.position ?? item.reason), ["x-901", "reset", "y-1"]);
+    assert.equal(items[1].action, "reload");
+  });
+
+  test("nothing is subscribed to again that was given up while there was no connection", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    client.subscribe("audit.>");
+    await settle();
+    world.socket.cut();
+    sub.close();
+    await world.again();
+    world.socket.welcome();
+    await settle();
+    assert.deepEqual(world.socket.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload.channel), [["audit.>"]]);
+  });
+});
+
+describe("subscriptions", () => {
+  test("gives an event to each that covers it, and to no other", async () => {
+    const client = await world.connected();
+    const taken = {};
+    for (const pattern of ["orders.*", "orders.>", ">", "me.>", "live.>", "orders.1"]) taken[pattern] = record(client.subscribe(pattern));
+    await settle();
+    for (const message of [...world.socket.sent])
+      world.socket.say("subscribed", { channel: [], refused: [], position: "x-0", recovered: true, live: true }, message.messageId);
+    let sequence = 0;
+    for (const channel of ["orders.1", "orders.1.a", "users.alice.inbox", "users.bob.inbox"]) world.socket.event(channel, `x-${++sequence}`);
+    for (const channel of ["live.cursor", "live.users.alice.x"]) world.socket.event(channel, undefined);
+    const channels = Object.fromEntries(Object.entries(taken).map(([pattern, items]) => [pattern, items.map((item) => item.channel)]));
+    assert.deepEqual(channels, {
+      "orders.*": ["orders.1"],
+      "orders.>": ["orders.1", "orders.1.a"],
+      ">": ["orders.1", "orders.1.a"],
+      "me.>": ["users.alice.inbox"],
+      "live.>": ["live.cursor"],
+      "orders.1": ["orders.1"],
+    });
+  });
+
+  test("an unmarked event is not for who is still catching up, unless it is live", async () => {
+    const client = await world.connected();
+    client.subscribe("other");
+    await settle();
+    world.socket.subscribed("x-10");
+    const items = record(client.subscribe(["orders.>", "live.>"], { last: 3 }));
+    await settle();
+    world.socket.subscribed("x-10", { live: false, catch_up: 4 });
+    world.socket.event("orders.1", "x-11");
+    world.socket.event("live.a", undefined);
+    world.socket.event("orders.1", "x-9", {}, { catch_up: 4 });
+    world.socket.event("orders.1", "x-11", {}, { catch_up: 4 });
+    world.socket.say("subscription.live", { channel: ["orders.>"], position: "x-11", catch_up: 4 });
+    world.socket.event("orders.1", "x-12");
+    assert.deepEqual(positions(items), [undefined, "x-9", "x-11", "x-12"]);
+  });
+
+  test("two of the same name: the second without a start is live at once and asks nothing", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("x-1");
+    const before = world.socket.sent.length;
+    const second = client.subscribe("orders.>");
+    const items = record(second);
+    await settle();
+    assert.equal(world.socket.sent.length, before);
+    assert.equal(second.state, "live");
+    world.socket.event("orders.1", "x-2");
+    assert.deepEqual(positions(items), ["x-2"]);
+  });
+
+  test("two of the same name: a start of the second costs the first nothing, and gives it nothing twice", async () => {
+    const client = await world.connected();
+    const first = record(client.subscribe("orders.>"));
+    await settle();
+    world.socket.subscribed("x-10");
+    world.socket.event("orders.1", "x-11");
+    const second = record(client.subscribe("orders.>", { last: 2 }));
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], last: 2 });
+    world.socket.subscribed("x-11", { live: false, catch_up: 1 });
+    // x-12 to x-14 were stored meanwhile; the last two of them are what `last: 2` gives.
+    world.socket.event("orders.1", "x-13", {}, { catch_up: 1 });
+    world.socket.event("orders.1", "x-14", {}, { catch_up: 1 });
+    world.socket.say("subscription.live", { channel: ["orders.>"], position: "x-14", catch_up: 1 });
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-11" });
+    world.socket.subscribed("x-14", { live: false, catch_up: 2 });
+    for (const position of ["x-12", "x-13", "x-14"]) world.socket.event("orders.1", position, {}, { catch_up: 2 });
+    world.socket.say("subscription.live", { channel: ["orders.>"], position: "x-14", catch_up: 2 });
+    world.socket.event("orders.1", "x-15");
+    assert.deepEqual(positions(first), ["x-11", "x-12", "x-13", "x-14", "x-15"]);
+    assert.deepEqual(positions(second), ["x-13", "x-14", "x-15"]);
+  });
+
+  test("snapshots are asked for one after the other", async () => {
+    const client = await world.connected();
+    for (const name of ["a", "b", "c"]) client.subscribe(name, { snapshot: true });
+    await settle();
+    for (const mark of [1, 2, 3]) {
+      assert.equal(world.socket.count("subscribe"), mark);
+      world.socket.subscribed("x-1", { live: false, catch_up: mark });
+      world.socket.say("subscription.live", { channel: "a", position: "x-1", catch_up: mark });
+      await settle();
+    }
+  });
+
+  test("a refused name is told, the others stand", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe(["orders.>", "secret.>"]);
+    const errors = [];
+    sub.addEventListener("error", ({ detail }) => errors.push(detail.code));
+    await settle();
+    world.socket.subscribed("x-1", { channel: ["orders.>"], refused: [{ channel: "secret.>", code: "forbidden", message: "no" }] });
+    assert.deepEqual(errors, ["forbidden"]);
+    assert.deepEqual(sub.channels, ["orders.>"]);
+    assert.equal(sub.state, "live");
+  });
+
+  test("a subscription that is refused as a whole ends, and its iteration throws", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("secret.>");
+    const next = sub[Symbol.asyncIterator]().next();
+    await settle();
+    world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, world.socket.last("subscribe").messageId);
+    await assert.rejects(next, { code: "forbidden" });
+    assert.equal(sub.state, "closed");
+  });
+
+  test("one that cannot be served now is asked for again when the broker said", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>", { last: 5 });
+    await settle();
+    const { messageId } = world.socket.last("subscribe");
+    world.socket.say("error", { code: "unavailable", message: "later", retryable: true, retry_after_ms: 2000 }, messageId);
+    await world.clock.go(1_999);
+    assert.equal(world.socket.count("subscribe"), 1);
+    await world.clock.go(501);
+    assert.equal(world.socket.count("subscribe"), 2);
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], last: 5 });
+  });
+
+  test("closing the last of a name unsubscribes, closing another does not", async () => {
+    const client = await world.connected();
+    const [one, two] = [client.subscribe("orders.>"), client.subscribe("orders.>")];
+    await settle();
+    world.socket.subscribed("x-1");
+    one.close();
+    assert.equal(world.socket.count("unsubscribe"), 0);
+    two.close();
+    assert.deepEqual(world.socket.last("unsubscribe").payload, { channel: ["orders.>"] });
+  });
+
+  test("closed before the answer came, it is unsubscribed from when it comes", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    await settle();
+    sub.close();
+    const before = world.socket.count("unsubscribe");
+    world.socket.subscribed("x-1");
+    assert.ok(world.socket.count("unsubscribe") > before);
+  });
+
+  test("a right that was taken away ends what stood on it", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("x-1");
+    let fault;
+    sub.addEventListener("end", ({ detail }) => (fault = detail.code));
+    world.socket.say("unsubscribed", { channel: "orders.>", code: "forbidden" });
+    assert.equal(fault, "forbidden");
+  });
+
+  test("two starts are a mistake", async () => {
+    const client = await world.connected();
+    assert.throws(() => client.subscribe("a", { last: 1, snapshot: true }), TypeError);
+  });
+});
+
+describe("iterating", () => {
+  test("gives events and gaps in their order", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>", { lag: "latest" });
+    const seen = [];
+    (async () => {
+      for await (const item of sub) seen.push(`${item.type} ${item.position ?? item.action}`);
+    })();
+    await settle();
+    world.socket.subscribed("x-1");
+    world.socket.event("orders.1", "x-2");
+    world.socket.say("gap", { channel: "orders.>", reason: "lag", count: 5 });
+    world.socket.event("orders.1", "x-8");
+    await settle();
+    assert.deepEqual(seen, ["event x-2", "gap continue", "event x-8"]);
+  });
+
+  test("a full buffer is a pause: the broker keeps the rest, and nothing is missing", async () => {
+    const client = await world.connected();
+    client.subscribe("other");
+    await settle();
+    world.socket.subscribed("x-0");
+    const sub = client.subscribe("orders.>", { buffer: 4 });
+    const iterator = sub[Symbol.asyncIterator]();
+    const take = async () => (await iterator.next()).value.position;
+    const first = take();
+    await settle();
+    world.socket.subscribed("x-0");
+    for (let i = 1; i <= 6; i++) {
+      world.socket.event("orders.1", `x-${i}`);
+      if (i === 1) await first;
+    }
+    assert.equal(sub.state, "paused");
+    assert.deepEqual(world.socket.last("unsubscribe").payload, { channel: ["orders.>"] });
+    const taken = [await first];
+    for (let i = 0; i < 2; i++) taken.push(await take());
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-5" });
+    world.socket.subscribed("x-6", { live: false, catch_up: 1 });
+    world.socket.event("orders.1", "x-6", {}, { catch_up: 1 });
+    world.socket.say("subscription.live", { channel: ["orders.>"], position: "x-6", catch_up: 1 });
+    for (let i = 0; i < 3; i++) taken.push(await take());
+    assert.deepEqual(taken, ["x-1", "x-2", "x-3", "x-4", "x-5", "x-6"]);
+  });
+
+  test("leaving the loop closes the subscription", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    const loop = (async () => {
+      for await (const _ of sub) break;
+    })();
+    await settle();
+    world.socket.subscribed("x-1");
+    world.socket.event("orders.1", "x-2");
+    await loop;
+    assert.equal(sub.state, "closed");
+  });
+});
+
+describe("publishing", () => {
+  test("is queued while offline, sent in order, and answered with the position", async () => {
+    const client = await world.client();
+    const answers = [client.publish("a", 1), client.publish("b", 2, { id: "mine" })];
+    assert.equal(client.queued, 2);
+    world.socket.welcome();
+    await settle();
+    const sent = world.socket.sent.filter(({ type }) => type === "publish");
+    assert.deepEqual(sent.map(({ payload }) => [payload.channel, payload.event]), [["a", 1], ["b", 2]]);
+    for (const [i, { payload, messageId }] of sent.entries())
+      world.socket.say("published", { id: payload.id, position: `x-${i}`, duplicate: i === 1 }, messageId);
+    assert.deepEqual(await answers[1], { id: "mine", position: "x-1", duplicate: true });
+    assert.equal((await answers[0]).duplicate, false);
+  });
+
+  test("goes out again with the same id after a cut that left it unanswered", async () => {
+    const client = await world.connected();
+    client.publish("a", 1).catch(() => {});
+    const { id } = world.socket.last("publish").payload;
+    await cutAndBack();
+    assert.equal(world.socket.last("publish").payload.id, id);
+    assert.equal(world.socket.count("publish"), 1);
+  });
+
+  test("the queue is bounded", async () => {
+    const client = await world.client({ queue: 2 });
+    for (const channel of ["a", "b"]) client.publish(channel, 1).catch(() => {});
+    await assert.rejects(client.publish("c", 1), { code: "queue_full" });
+  });
+
+  test("at a limit goes on one by one at the broker's pace, in order", async () => {
+    const client = await world.connected();
+    const { socket } = world;
+    for (let i = 0; i < 40; i++) client.publish("a", i).catch(() => {});
+    assert.equal(socket.count("publish"), 16);
+    const taken = [];
+    const refuse = (message) =>
+      socket.say("error", { code: "rate_limited", message: "", retryable: true, retry_after_ms: 600 }, message.messageId);
+    const accept = (message) => {
+      taken.push(message.payload.event);
+      socket.say("published", { id: message.payload.id, position: "x-1" }, message.messageId);
+    };
+    const flying = socket.sent.splice(0);
+    flying.slice(0, 10).forEach(accept);
+    const more = socket.sent.splice(0);
+    [...flying.slice(10), ...more].forEach(refuse);
+    let refused = flying.length - 10 + more.length;
+    socket.onsent = (message) => message.type === "publish" && accept(message);
+    await world.clock.go(600 * 31);
+    assert.deepEqual(taken, [...Array(40).keys()]);
+    assert.ok(refused < 50, "so many refusals end a connection");
+  });
+
+  test("a refusal for good rejects with the broker's word", async () => {
+    const client = await world.connected();
+    const answer = client.publish("a", 1);
+    world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, world.socket.last("publish").messageId);
+    await assert.rejects(answer, { name: "BrokerError", code: "forbidden", message: "no" });
+  });
+
+  test("a time-out rejects, and what was not sent by then is not sent any more", async () => {
+    const client = await world.client();
+    const answer = client.publish("a", 1, { timeout: 300 });
+    const rejected = assert.rejects(answer, { code: "timeout" });
+    await world.clock.go(300);
+    await rejected;
+    world.socket.welcome();
+    await settle();
+    assert.equal(world.socket.count("publish"), 0);
+  });
+});
+
+describe("acknowledging", () => {
+  const durable = async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>", { durable: "d" });
+    await settle();
+    world.socket.subscribed("x-3");
+    return sub;
+  };
+
+  test("is answered once it is stored", async () => {
+    const sub = await durable();
+    world.socket.event("orders.1", "x-4");
+    const answer = sub.acknowledge({ position: "x-4" });
+    await settle();
+    const { payload, messageId } = world.socket.last("acknowledge");
+    assert.deepEqual(payload, { durable: "d", position: "x-4" });
+    world.socket.say("acknowledged", payload, messageId);
+    assert.equal(await answer, "x-4");
+  });
+
+  test("is sent again after a cut, when the broker has sent that far once more", async () => {
+    const sub = await durable();
+    world.socket.event("orders.1", "x-4");
+    const answer = sub.acknowledge("x-4");
+    await cutAndBack();
+    assert.equal(world.socket.count("acknowledge"), 0);
+    world.socket.subscribed("x-4");
+    await settle();
+    const { payload, messageId } = world.socket.last("acknowledge");
+    world.socket.say("acknowledged", payload, messageId);
+    assert.equal(await answer, "x-4");
+  });
+
+  test("needs a durable subscription", async () => {
+    const client = await world.connected();
+    await assert.rejects(client.subscribe("a").acknowledge("x-1"), { code: "not_subscribed" });
+  });
+});

@@ -1,0 +1,41 @@
+"""The files that pages load, and the demo page of development mode."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.http import ask
+
+if TYPE_CHECKING:
+    from tests.support.broker import Broker
+
+
+@pytest.mark.parametrize("path", ["/client.js", "/react.js"])
+async def test_a_script_is_sent_once(broker: Broker, path: str) -> None:
+    """A browser asks again with the tag that it has, and is told that it has it; HEAD says what GET would."""
+    url = broker.running.http
+    whole = await ask(url, "GET", path)
+    assert (whole.status, whole.headers["content-type"]) == (200, "text/javascript; charset=utf-8")
+    assert (whole.headers["cache-control"], whole.headers["x-content-type-options"]) == (
+        "no-cache",
+        "nosniff",
+    )
+    assert b"export" in whole.body
+    tag = whole.headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}'):
+        again = await ask(url, "GET", path, headers={"If-None-Match": known})
+        assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+    assert (await ask(url, "GET", path, headers={"If-None-Match": '"other"'})).status == 200
+    head = await ask(url, "HEAD", path)
+    assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(whole.body)))
+    assert (await ask(url, "POST", path)).status == 405
+
+
+async def test_the_demo_page_is_for_development(broker: Broker) -> None:
+    """In production there is no such page; the answer to HEAD has no body, whatever it is."""
+    for path in ("/", "/demo.js", "/dev/token", "/client.js/", "/../broker.json", "/static/client.js"):
+        assert (await ask(broker.running.http, "GET", path)).status == 404
+    head = await ask(broker.running.http, "HEAD", "/")
+    assert (head.status, head.body) == (404, b"")
