@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 SERVER_MESSAGES: dict[str, type] = {kind.type: kind for kind in (*get_args(m.ServerMessage), m.Event)}
 REPLIES: dict[type, tuple[type, ...]] = {
     m.Authenticate: (m.Authenticated,),
-    m.Subscribe: (m.Subscribed,),
+    m.Subscribe: (m.Subscribed, m.Gap),
     m.Unsubscribe: (m.Unsubscribed,),
     m.Acknowledge: (m.Acknowledged,),
     m.Publish: (m.Published,),
     m.Ping: (m.Pong,),
 }
+ANSWERS_ONLY = (m.Subscribed, m.Acknowledged, m.Published, m.Pong)
 NOT_FOR_CLIENTS = frozenset({errors.NotFound.code})
 JSON = "application/json"
 ABOUT = (
@@ -234,8 +235,7 @@ def operations() -> Iterator[tuple[str, Document]]:
     for name, kind in m.CLIENT_MESSAGES.items():
         reply = {"channel": connection, "messages": each(*REPLIES[kind], m.Error)}
         yield name, {"action": "receive", "channel": connection, "messages": each(kind), "reply": reply}
-    answers = {kind for kinds in REPLIES.values() for kind in kinds} - {m.Authenticated, m.Unsubscribed}
-    unasked = [kind for kind in SERVER_MESSAGES.values() if kind not in answers]
+    unasked = [kind for kind in SERVER_MESSAGES.values() if kind not in ANSWERS_ONLY]
     yield "deliver", {"action": "send", "channel": connection, "messages": each(*unasked)}
     for name in ("stored", "live"):
         channel = f"#/channels/{name}"
