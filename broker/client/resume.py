@@ -140,13 +140,15 @@ class Resume:
 
     def handed_over(self, channel: str, position: str | None, catch_up: int | None) -> bool:
         """Whether this event reached the application before this connection, by all that it belongs to."""
+        if position is None or all(request.floor is None for request in self.requests.values()):
+            return False
         meant = [
             request.floor
             for request in self.requests.values()
             if request.catch_up == catch_up
             and any(subjects.covers(self.expanded(each), channel) for each in request.channels)
         ]
-        return position is not None and bool(meant) and all(not_after(position, floor) for floor in meant)
+        return bool(meant) and all(not_after(position, floor) for floor in meant)
 
     def holds(self, durable: str) -> bool:
         """Whether there is a subscription under this name."""
@@ -157,7 +159,7 @@ class Resume:
         for request in self.requests.values():
             if request.durable == durable and request.accepted:
                 at = self.position if request.catch_up is None else request.newest
-                return at is not None and not (same_stream(at, position) and not not_after(position, at))
+                return at is not None and (not same_stream(at, position) or not_after(position, at))
         return False
 
     def expanded(self, channel: str) -> str:

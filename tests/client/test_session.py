@@ -8,7 +8,8 @@ import trio
 import trustme
 from trio_websocket import ConnectionClosed
 
-from broker.client import Backoff, Event, Message, Reconnecting, Session, SessionEnded
+from broker.client import Backoff, Event, Message, Published, Reconnecting, Session, SessionEnded
+from broker.errors import BadMessage, InvalidChannel, NotSubscribed, TooLarge, Unavailable
 from tests.support.peer import Peer, broker
 
 if TYPE_CHECKING:
@@ -309,6 +310,106 @@ async def test_a_slow_taker_holds_up_the_broker(running: Running) -> None:
         await until(session, "connection.authenticated")
         await stuck.wait()
         assert sent < 300  # of 0.2 MB each: the queue, and what two kernels hold
+
+
+async def test_an_answer_behind_events(running: Running) -> None:
+    """Whoever iterates may wait for an answer in between: the events that come before it are kept."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        _, message_id = await peer.hear("publish")
+        for sequence in range(200):
+            await peer.event(sequence)
+        await peer.say("published", {"position": "a-200"}, message_id)
+
+    async with broker(script) as url, running(url) as session:
+        await session.subscribe("orders.>")
+        await until(session, "subscribed")
+        assert (await session.publish("orders.1", 1)).position == "a-200"
+        assert await events(session, 200) == list(range(200))
+
+
+async def test_who_only_publishes_need_not_listen(running: Running) -> None:
+    """Messages that nobody takes hold up no answer, where nothing is subscribed."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        for _ in range(3):
+            for _ in range(50):
+                await peer.say("source", {"state": "restored"})
+            payload, message_id = await peer.hear("publish")
+            await peer.say("published", {"id": payload["id"], "position": "a-1"}, message_id)
+
+    async with broker(script) as url, running(url) as session:
+        for number in range(3):
+            assert (await session.publish("a", number)).position == "a-1"
+
+
+async def test_a_publish_over_a_cut(running: Running) -> None:
+    """Without an answer it is sent on the next connection, with the same id, and answered once."""
+    ids: list[str] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        ids.append((await peer.hear("publish"))[0]["id"])
+        await peer.cut()
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        payload, message_id = await peer.hear("publish")
+        ids.append(payload["id"])
+        await peer.say("published", {"position": "a-7", "duplicate": True}, message_id)
+
+    async with broker(first, second) as url, running(url) as session:
+        assert await session.publish("a", {"n": 1}) == Published(position="a-7", duplicate=True)
+    assert ids[0] == ids[1]
+
+
+async def test_a_publish_that_the_broker_closes_for(running: Running) -> None:
+    """After 1009 the message is given up, instead of being sent for ever."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.hear("publish")
+        await peer.link.aclose(1009)
+
+    async with broker(first, Peer.welcome) as url, running(url) as session:
+        with pytest.raises(TooLarge, match="message_bytes"):
+            await session.publish("a", "x" * 1000)
+        for _ in range(2):
+            await until(session, "connection.authenticated")
+
+
+async def test_a_token_that_cannot_be_had_for_now(running: Running) -> None:
+    """The service that makes tokens may be away for a while, too."""
+    failures = [OSError("no route"), Unavailable("it restarts")]
+
+    async def token() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "t0ken"
+
+    async with broker(Peer.welcome) as url, running(url, token) as session:
+        for reason in ("no route", "it restarts"):
+            lost = await anext(session)
+            assert isinstance(lost, Reconnecting)
+            assert lost.reason == reason
+        await until(session, "connection.authenticated")
+
+
+async def test_what_is_no_event(running: Running) -> None:
+    """What cannot be said in JSON, and channels that are none, are refused before anything is sent."""
+    async with broker() as url, running(url) as session:
+        for channel, event, error in (
+            ("a", b"{", BadMessage),
+            ("a..b", 1, InvalidChannel),
+            ("a", {1j}, TypeError),
+        ):
+            with pytest.raises(error):
+                await session.publish(channel, event)
+        with pytest.raises(NotSubscribed):
+            await session.acknowledge("d", "a-1")
 
 
 async def test_something_else_than_a_broker(running: Running) -> None:
