@@ -400,7 +400,8 @@ async def test_a_token_that_cannot_be_had_for_now(running: Running) -> None:
 
 async def test_what_is_no_event(running: Running) -> None:
     """What cannot be said in JSON, and channels that are none, are refused before anything is sent."""
-    async with broker() as url, running(url) as session:
+    async with broker(Peer.welcome) as url, running(url) as session:
+        await until(session, "connection.authenticated")
         for channel, event, error in (
             ("a", b"{", BadMessage),
             ("a..b", 1, InvalidChannel),
