@@ -292,7 +292,7 @@ class PollTransport:
         """Waits for something to answer, at most `wait` seconds."""
         until = trio.current_time() + wait
         with trio.move_on_after(RESUME_SECONDS):
-            while self.resuming and self.open and not self.over(turn):
+            while not self.over(turn) and self.resuming and self.open:
                 await self.changed.park()
         with trio.move_on_at(until):
             while not (self.over(turn) or self.gathered.events or self.gathered.gaps):

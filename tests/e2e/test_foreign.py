@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trustme
 
+from tests.support.broker import Broker, configure, run_broker
 from tests.support.http import SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.broker import Broker
+    from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
 # Where `npm install` has been run; NODE_MODULES says another place.
@@ -87,6 +89,34 @@ async def test_curl(broker: Broker, publisher: RawNats) -> None:
         with trio.fail_after(SECONDS):
             assert set(json.loads(await told.receive())) == {"position"}
             assert await told.receive() == "202"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_curl_over_tls(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """Where all sends wait, and pieces of a share cannot be taken back."""
+    authority, issued = trustme.CA(), tmp_path / "issued.pem"
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(issued)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    settings = configure(tmp_path / "b", nats.url, server={"tls_certificate": issued})
+    async with run_broker(tmp_path / "b", settings) as broker:
+        url, bearer = broker.running.http, f"Authorization: Bearer {broker.token()}"
+        curl = ("curl", "-sS", "--cacert", str(tmp_path / "ca.pem"), "--max-time", str(SECONDS), "-H", bearer)
+        async with lines(*curl, "--no-buffer", f"{url}/sse?channel=a") as told:
+            with trio.fail_after(SECONDS):
+                while '"subscribed"' not in await told.receive():
+                    pass
+                for number in range(20):
+                    await publisher.store("events.acme.a", b'"%d' % number + b"x" * 10000 + b'"')
+                found: list[str] = []
+                while len(found) < 20:
+                    line = await told.receive()
+                    found += [line] if '"type":"event"' in line else []
+        numbers = [json.loads(line[5:])["payload"]["event"].rstrip("x") for line in found]
+        assert numbers == [str(number) for number in range(20)]
+        async with lines(*curl, f"{url}/poll?channel=a&last=3&wait=5", "-w", "\n") as told:
+            with trio.fail_after(SECONDS):
+                assert len(json.loads(await told.receive())["events"]) == 3
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
