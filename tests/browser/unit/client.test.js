@@ -705,10 +705,9 @@ describe("publishing", () => {
     const { messageId } = world.socket.sent.find(({ payload }) => payload.event === 1);
     world.socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 100 }, messageId);
     await world.clock.go(100);
-    assert.deepEqual(sent(), [1, 3]);
-    world.socket.say("published", { id: world.socket.last("publish").payload.id, position: "x-1" });
-    await world.clock.go(100);
     assert.deepEqual(sent(), [1, 3, 1]);
+    world.socket.say("published", { id: world.socket.last("publish").payload.id, position: "x-1" }, messageId);
+    assert.deepEqual(sent(), [1, 3, 1, 2]);
   });
 
   test("the queue is bounded", async () => {
