@@ -106,19 +106,17 @@ async def test_eventsource(broker: Broker, publisher: RawNats, tmp_path: Path) -
         here = broker.running.http.rpartition(":")[2]
 
         async def relay(client: trio.SocketStream) -> None:
-            server = await trio.open_tcp_stream("127.0.0.1", int(here))
-            with cutting:
-                async with trio.open_nursery() as both:
+            async with client, await trio.open_tcp_stream("127.0.0.1", int(here)) as server:
+                with cutting:
+                    async with trio.open_nursery() as both:
 
-                    async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
-                        async for data in source:
-                            await sink.send_all(data)
-                        both.cancel_scope.cancel()
+                        async def copy(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+                            async for data in source:
+                                await sink.send_all(data)
+                            both.cancel_scope.cancel()
 
-                    both.start_soon(copy, client, server)
-                    both.start_soon(copy, server, client)
-            await trio.aclose_forcefully(client)
-            await trio.aclose_forcefully(server)
+                        both.start_soon(copy, client, server)
+                        both.start_soon(copy, server, client)
 
         nursery.start_soon(trio.serve_listeners, relay, listener)
         url = f"http://127.0.0.1:{port}/sse?channel=a"
