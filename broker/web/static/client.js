@@ -732,7 +732,13 @@ export class Client extends EventTarget {
     } else if (entry) {
       if (!error.retryable) return this.#settle(messageId, error);
       entry.sent = false;
-      this.#pace = error.retryAfter ?? BACKOFF_MS;
+      const wait = error.retryAfter ?? BACKOFF_MS;
+      if (error.code === "rate_limited") this.#pace = wait;
+      else
+        this.#paceTimer ??= setTimeout(() => {
+          this.#paceTimer = undefined;
+          this.#flush();
+        }, wait);
       this.#flush();
     } else if (this.#calls.has(messageId)) {
       this.#calls.get(messageId).reject(error);

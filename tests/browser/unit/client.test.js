@@ -740,6 +740,24 @@ describe("publishing", () => {
     assert.ok(refused < 50, "so many refusals end a connection");
   });
 
+  test("while the broker cannot, it waits once, and then goes on at full speed", async () => {
+    const client = await world.connected();
+    const { socket } = world;
+    for (let i = 0; i < 100; i++) client.publish(`a.${i}`, i).catch(() => {});
+    for (const { messageId } of socket.sent.splice(0))
+      socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 1000 }, messageId);
+    assert.equal(socket.count("publish"), 0);
+    const taken = [];
+    socket.onsent = (message) => {
+      if (message.type !== "publish") return;
+      taken.push(message.payload.event);
+      queueMicrotask(() => socket.say("published", { id: message.payload.id, position: "x-1" }, message.messageId));
+    };
+    await world.clock.go(1_000);
+    for (let i = 0; i < 20; i++) await settle();
+    assert.deepEqual(taken, [...Array(100).keys()]);
+  });
+
   test("a refusal for good rejects with the broker's word", async () => {
     const client = await world.connected();
     const answer = client.publish("a", 1);
