@@ -40,13 +40,14 @@ from broker.operations.process import Operations
 from broker.operations.storage import Storage
 from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
-from broker.web import api, diagnosis
+from broker.web import api, asyncapi, diagnosis
 from broker.web.admin import AdminPort
 from broker.web.links import expiry, server_context
 from broker.web.listeners import open_ports
 from broker.web.router import Router
 from broker.web.server import PublicPort
 from broker.web.site import Site
+from broker.web.streaming import to_json
 
 if TYPE_CHECKING:
     import socket
@@ -155,7 +156,10 @@ async def serve(
                 health=supervisor.not_ready,
                 ssl_context=context,
                 responses=process.responses,
-                site=Site(sign=partial(demo_token, config) if demo else None),
+                site=Site(
+                    sign=partial(demo_token, config) if demo else None,
+                    documents={"/asyncapi.json": to_json(asyncapi.document(names))},
+                ),
             )
             admin_port = AdminPort(
                 config.server,

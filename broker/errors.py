@@ -26,33 +26,44 @@ error ends the connection. Codes are those of the protocol's code table.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class CloseCode(IntEnum):
-    """WebSocket close codes: RFC 6455 section 7.4.1, and the broker's own.
+    """WebSocket close codes: RFC 6455 section 7.4.1, and the broker's own. `meaning` says it in words.
 
     4000-4499: reconnecting may help. 4500-4999: it will not before something changes.
     """
 
-    NORMAL = 1000
-    GOING_AWAY = 1001
-    PROTOCOL_ERROR = 1002
-    UNSUPPORTED_DATA = 1003
-    INVALID_PAYLOAD = 1007
-    TOO_BIG = 1009
-    INTERNAL_ERROR = 1011
-    SERVICE_RESTART = 1012
-    AUTHENTICATION_DEADLINE = 4001
-    TOKEN_EXPIRED = 4002
-    TOO_SLOW = 4008
-    HEARTBEAT = 4009
-    CONNECTION_LIMIT = 4010
-    RATE_LIMIT = 4029
-    TOKEN_INVALID = 4500
-    TOKEN_REVOKED = 4501
-    FORBIDDEN = 4503
-    PROTOCOL_VIOLATION = 4510
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str = "") -> Self:
+        member = int.__new__(cls, code)
+        member._value_, member.meaning = code, meaning
+        return member
+
+    NORMAL = 1000, "The client closed, or both are done."
+    GOING_AWAY = 1001, "The broker stops."
+    PROTOCOL_ERROR = 1002, "A frame broke RFC 6455."
+    UNSUPPORTED_DATA = 1003, "A binary message: messages are text."
+    INVALID_PAYLOAD = 1007, "Text that is not UTF-8."
+    TOO_BIG = 1009, "A message over the limit `message_bytes`."
+    INTERNAL_ERROR = 1011, "The broker failed; reconnect."
+    SERVICE_RESTART = 1012, "The broker restarts, or wants the client elsewhere; reconnect."
+    AUTHENTICATION_DEADLINE = 4001, "No token came in time."
+    TOKEN_EXPIRED = 4002, "The token expired; reconnect with a new one."
+    TOO_SLOW = 4008, "The client fell behind a subscription with lag `close`."
+    HEARTBEAT = 4009, "The client answered no ping, or took nothing for too long."
+    CONNECTION_LIMIT = 4010, "Too many connections; the new one is the one refused."
+    RATE_LIMIT = 4029, "Rate limits were exceeded persistently."
+    TOKEN_INVALID = 4500, "The token is not valid."
+    TOKEN_REVOKED = 4501, "The token or its user was revoked, or the tenant is suspended."
+    FORBIDDEN = 4503, "The token is not for this tenant."
+    PROTOCOL_VIOLATION = 4510, "10 bad messages within 60 s."
 
 
 class BrokerError(Exception):
@@ -81,52 +92,76 @@ class ConfigError(BrokerError):
 
 
 class BadMessage(BrokerError):
+    """A message that cannot be read, or says something that makes no sense."""
+
     code = "bad_message"
 
 
 class UnknownType(BrokerError):
+    """A message of a type that there is not."""
+
     code = "unknown_type"
 
 
 class Unauthenticated(BrokerError):
+    """This needs a token first."""
+
     code = "unauthenticated"
 
 
 class Forbidden(BrokerError):
+    """The token does not allow this."""
+
     code = "forbidden"
 
 
 class InvalidChannel(BrokerError):
+    """This is no channel or pattern."""
+
     code = "invalid_channel"
 
 
 class InvalidPosition(BrokerError):
+    """No position of this stream, or above what was sent here."""
+
     code = "invalid_position"
 
 
 class NotSubscribed(BrokerError):
+    """There is no such subscription on this connection."""
+
     code = "not_subscribed"
 
 
 class Conflict(BrokerError):
+    """Another subscribe of this connection holds the durable name."""
+
     code = "conflict"
 
 
 class TooManySubscriptions(BrokerError):
+    """The connection, or the user, has as many subscriptions or durable names as allowed."""
+
     code = "limit_subscriptions"
 
 
 class SnapshotTooLarge(BrokerError):
+    """The snapshot has too many channels or bytes; ask for fewer."""
+
     code = "limit_snapshot"
 
 
 class TooManyConnections(BrokerError):
+    """There are as many connections as allowed."""
+
     code = "limit_connections"
     close_code = CloseCode.CONNECTION_LIMIT
     retryable = True
 
 
 class RateLimited(BrokerError):
+    """Too many of these for now; wait for `retry_after_ms`."""
+
     code = "rate_limited"
     retryable = True
 
@@ -138,19 +173,27 @@ class TooManyConnects(RateLimited):
 
 
 class NotFound(BrokerError):
+    """The admin API was asked for what is not there."""
+
     code = "not_found"
 
 
 class TooLarge(BrokerError):
+    """The event is over the limit `publish_bytes`."""
+
     code = "too_large"
 
 
 class TokenInvalid(BrokerError):
+    """The token is not valid."""
+
     code = "token_invalid"
     close_code = CloseCode.TOKEN_INVALID
 
 
 class TokenExpired(BrokerError):
+    """The token has expired."""
+
     code = "token_expired"
     close_code = CloseCode.TOKEN_EXPIRED
 
@@ -169,10 +212,27 @@ class TenantForbidden(Forbidden):
 
 
 class Unavailable(BrokerError):
+    """Not now, because NATS is away or the broker stops; ask again after `retry_after_ms`."""
+
     code = "unavailable"
     retryable = True
 
 
 class Internal(BrokerError):
+    """The broker failed; asking again may help."""
+
     code = "internal"
     retryable = True
+
+
+@cache
+def by_code() -> dict[str, type[BrokerError]]:
+    """Each code with the class that introduces it."""
+    found: dict[str, type[BrokerError]] = {}
+    pending = BrokerError.__subclasses__()
+    while pending:
+        kind = pending.pop(0)
+        if "code" in vars(kind):
+            found.setdefault(kind.code, kind)
+        pending += kind.__subclasses__()
+    return found

@@ -133,7 +133,7 @@ def readiness(api: Api, output: Output) -> None:
 @admin.command()
 @TENANT
 @click.option("--user", metavar="U", help="Of this user.")
-@click.option("--transport", metavar="NAME", help="Of this kind: websocket.")
+@click.option("--transport", metavar="NAME", help="Of this kind: websocket, sse or poll.")
 @click.option("--address", metavar="IP", help="From this address.")
 @click.option("--behind/--up-to-date", default=None, help="That are behind, or that are not.")
 @LIMIT

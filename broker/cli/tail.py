@@ -126,7 +126,7 @@ async def end_by_signal(scope: trio.CancelScope) -> None:
 
 async def follow(session: Session, whole: bool, count: int | None) -> None:
     """Prints events until there were `count` of them, or nobody reads any more."""
-    from broker.client import Event, Reconnecting
+    from broker.client import Event, Gap, Reconnecting
     from broker.errors import Unavailable
 
     met, printed = False, 0
@@ -135,6 +135,9 @@ async def follow(session: Session, whole: bool, count: int | None) -> None:
             printed += 1
             if not write(line(item, whole)) or printed == count:
                 return
+        elif isinstance(item, Gap):
+            lost = "" if item.count is None else f", {item.count} events"
+            tell(f"gap in {', '.join(item.channels)}: {item.reason}{lost}")
         elif not isinstance(item, Reconnecting):
             met = True
             notice(item)
@@ -174,9 +177,6 @@ def notice(message: Message) -> None:
 
     said = message.payload
     match message.type:
-        case "gap":
-            lost = f", {said['count']} events" if "count" in said else ""
-            tell(f"gap in {names(said['channel'])}: {said['reason']}{lost}")
         case "source":
             tell("the broker lost NATS" if said["state"] == "interrupted" else "the broker has NATS again")
         case "connection.draining":

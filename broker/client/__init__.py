@@ -1,13 +1,22 @@
-"""For services and tests: `Publisher` (asyncio) stores events, `Session` (Trio) receives them."""
+"""For services and tests: `Publisher` stores events in NATS; a session is a WebSocket client of the broker.
 
+`Session` is for Trio, `AsyncioSession` for asyncio; both do the same.
+"""
+
+from broker.client.asyncio_session import AsyncioSession
+from broker.client.engine import Backoff
+from broker.client.items import Event, Gap, Item, Message, Published, Reconnecting, SessionEnded
 from broker.client.publisher import Publisher, Stored
-from broker.client.session import Backoff, Event, Item, Message, Reconnecting, Session, SessionEnded
+from broker.client.session import Session
 
 __all__ = [
+    "AsyncioSession",
     "Backoff",
     "Event",
+    "Gap",
     "Item",
     "Message",
+    "Published",
     "Publisher",
     "Reconnecting",
     "Session",

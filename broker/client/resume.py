@@ -2,21 +2,25 @@
 
 A connection has one live position, and each unfinished catch-up a newest marked position of its own.
 Next time the live subscriptions are asked for in one list from the live position, and each unfinished
-catch-up from where it was. What was never answered is asked for as it was the first time.
+catch-up from where it was. What was never answered is asked for as it was the first time. A durable
+subscription begins where it was acknowledged, before what has been handed over since: that is not
+handed over again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from broker import subjects
+from broker.errors import InvalidPosition
+from broker.wire import positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-Payload: TypeAlias = "dict[str, Any]"
+    from broker.client.items import Payload
 
 
 @attrs.define(eq=False)
@@ -26,9 +30,11 @@ class Request:
     channels: list[str]
     start: Payload  # {"position": …} or {"last": …} or …; empty: from now
     lag: str | None
+    durable: str | None = None
     accepted: bool = False
     catch_up: int | None = None  # the number that marks its frames, until it is live
     newest: str | None = None  # the newest marked position
+    floor: str | None = None  # of a durable one: what was handed over before this connection
 
     @property
     def live(self) -> bool:
@@ -37,8 +43,9 @@ class Request:
 
     @property
     def payload(self) -> Payload:
-        lag = {} if self.lag is None else {"lag": self.lag}
-        return {"channel": self.channels, **self.start, **lag}
+        options = {"durable": self.durable, "lag": self.lag}
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"channel": self.channels, **self.start, **given}
 
 
 @attrs.define(eq=False)
@@ -53,12 +60,14 @@ class Resume:
     requests: dict[str, Request] = attrs.field(factory=dict)
     count: int = 0
 
-    def ask(self, channels: Iterable[str], start: Payload, lag: str | None = None) -> str:
+    def ask(
+        self, channels: Iterable[str], start: Payload, lag: str | None = None, durable: str | None = None
+    ) -> str:
         """Notes a `subscribe`; says its `messageId`. With a start it takes over what stood before."""
-        if start:
+        if start or durable:
             self.forget(channels)
         self.count += 1
-        self.requests[str(self.count)] = Request(list(channels), start, lag)
+        self.requests[str(self.count)] = Request(list(channels), start, lag, durable)
         return str(self.count)
 
     def forget(self, channels: Iterable[str]) -> None:
@@ -74,14 +83,26 @@ class Resume:
         before, self.requests = self.requests, {}
         lists: dict[str | None, dict[str, None]] = {}
         for request in before.values():
-            if request.live:
+            if request.live and request.durable is None:
                 lists.setdefault(request.lag, {}).update(dict.fromkeys(request.channels))
         for lag, channels in lists.items():
             self.ask(channels, {} if self.position is None else {"position": self.position}, lag)
         for key, request in before.items():
-            if not request.live:
+            if request.durable is not None:
+                self.requests[key] = self.durably(request)
+            elif not request.live:
                 start = request.start if request.newest is None else {"position": request.newest}
                 self.requests[key] = Request(request.channels, start, request.lag)
+
+    def durably(self, before: Request) -> Request:
+        """A durable subscription as it is asked for on another connection.
+
+        Its cursor beats the start beside it, which is for a cursor that has expired meanwhile.
+        """
+        reached = self.position if before.live else before.newest
+        floor = before.floor if reached is None or not_after(reached, before.floor) else reached
+        start = before.start if floor is None else {"position": floor}
+        return Request(before.channels, start, before.lag, before.durable, floor=floor)
 
     def received(self, kind: str, payload: Mapping[str, Any], message_id: str | None) -> None:
         """Takes note of a message from the broker, each in its turn."""
@@ -117,7 +138,45 @@ class Resume:
     def marked(self, catch_up: int | None) -> list[Request]:
         return [each for each in self.requests.values() if each.catch_up == catch_up and catch_up is not None]
 
+    def handed_over(self, channel: str, position: str | None, catch_up: int | None) -> bool:
+        """Whether this event reached the application before this connection, by all that it belongs to."""
+        if position is None or all(request.floor is None for request in self.requests.values()):
+            return False
+        meant = [
+            request.floor
+            for request in self.requests.values()
+            if request.catch_up == catch_up
+            and any(subjects.covers(self.expanded(each), channel) for each in request.channels)
+        ]
+        return bool(meant) and all(not_after(position, floor) for floor in meant)
+
+    def holds(self, durable: str) -> bool:
+        """Whether there is a subscription under this name."""
+        return any(request.durable == durable for request in self.requests.values())
+
+    def reached(self, durable: str, position: str) -> bool:
+        """Whether this connection has brought the subscription so far that `position` can be acknowledged."""
+        for request in self.requests.values():
+            if request.durable == durable and request.accepted:
+                at = self.position if request.catch_up is None else request.newest
+                return at is not None and (not same_stream(at, position) or not_after(position, at))
+        return False
+
     def expanded(self, channel: str) -> str:
         """A channel as the broker may name it: `me.…` written out."""
         room = self.private and self.private.partition(".")[2]
         return subjects.expand_me(channel, room) if room else channel
+
+
+def not_after(position: str, other: str | None) -> bool:
+    """Whether `position` lies at or before `other`; False where they cannot be compared."""
+    if other is None or not same_stream(position, other):
+        return False
+    return positions.parse(position).sequence <= positions.parse(other).sequence
+
+
+def same_stream(position: str, other: str) -> bool:
+    try:
+        return positions.parse(position).incarnation == positions.parse(other).incarnation
+    except InvalidPosition:  # of a broker that counts otherwise
+        return False

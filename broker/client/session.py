@@ -7,7 +7,11 @@
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.run)
         async for item in session:
-            ...
+            match item:
+                case Event():
+                    print(item.channel, item.value)
+                case Gap():
+                    ...  # events of item.channels are gone: load their state anew
 
 It is the protocol page's section 3 from the client's side. What arrives is handed over one item at a
 time; while nobody takes it, nothing more is read and the broker notices.
@@ -15,164 +19,87 @@ time; while nobody takes it, nothing more is read and the broker notices.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
-from secrets import SystemRandom
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from urllib.parse import urlencode, urlsplit
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
-import msgspec
 import trio
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection
 
+from broker.client.engine import READ_AHEAD, SUBPROTOCOL, UNHEARD, Backoff, Engine
+from broker.client.items import Item, Lost, Reconnecting, SessionEnded
 from broker.client.link import use_link
-from broker.client.resume import Payload, Resume
-from broker.errors import BrokerError, CloseCode
+from broker.errors import CloseCode, Unavailable
 
 if TYPE_CHECKING:
     import ssl
 
+    from broker.client.engine import Lag
+    from broker.client.items import Published
+    from broker.client.outbox import Pending
+
+T = TypeVar("T")
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
-Lag = Literal["replay", "latest", "drop", "close"]
-
-SUBPROTOCOL = "broker.v1"
-HEARTBEAT_SECONDS = 25.0  # until the broker says its own
-TRY_AGAIN = (408, 425, 429)  # of the HTTP 4xx the ones that pass; all 5xx do
-
-jitter = SystemRandom()
-
-
-@attrs.frozen(kw_only=True)
-class Event:
-    """An event; `data` is its JSON as it came, "null" for a tombstone. `position` when it is stored."""
-
-    channel: str
-    data: bytes
-    position: str | None
-    publisher: dict[str, Any] | None
-    catch_up: int | None
-
-    @property
-    def value(self) -> Any:
-        """The decoded JSON."""
-        return msgspec.json.decode(self.data)
-
-
-@attrs.frozen(kw_only=True)
-class Message:
-    """Any other message of the broker."""
-
-    type: str
-    payload: Payload
-    message_id: str | None
-
-
-@attrs.frozen(kw_only=True)
-class Reconnecting:
-    """The connection is gone, and will be tried again after so many seconds."""
-
-    reason: str
-    after: float
-
-
-Item: TypeAlias = Event | Message | Reconnecting
-
-
-class SessionEnded(BrokerError):
-    """The broker will not have us back before something changes.
-
-    `closed_with` is the WebSocket close code, or `status` that of HTTP, as far as it came.
-    """
-
-    def __init__(self, message: str, *, closed_with: int | None = None, status: int | None = None) -> None:
-        super().__init__(message)
-        self.closed_with = closed_with
-        self.status = status
-
-
-@attrs.frozen
-class Lost:
-    """This connection is over, another may do: at the earliest after so many seconds."""
-
-    reason: str
-    after: float = 0.0
-
-
-class Envelope(msgspec.Struct, rename={"message_id": "messageId"}):
-    type: str
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
-    message_id: str | None = None
-
-
-class Delivery(msgspec.Struct):
-    channel: str
-    event: msgspec.Raw
-    position: str | None = None
-    publisher: dict[str, Any] | None = None
-    catch_up: int | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Backoff:
-    """Full jitter: the wait is anything from 0 to a bound that doubles from `first` to `most` seconds."""
-
-    first: float = 0.5
-    most: float = 20.0
-
-    def delay(self, failures: int) -> float:
-        return jitter.uniform(0, min(self.most, self.first * 2.0 ** min(failures, 30)))
 
 
 @attrs.define(eq=False, kw_only=True)
 class Session:
-    """One client. `token` may be a function, which is then also asked when the token runs out.
+    """One client. `token` may be a function, which is then asked for each connection and before one expires.
 
-    `tenant` is for monitoring tokens. `run` connects, again and again; iterate to receive. Iteration
-    raises `SessionEnded` when reconnecting cannot help.
+    Where it raises `OSError` or `Unavailable` it is asked again later. `tenant` is for monitoring tokens.
+    `run` connects, again and again; iterate to receive. Iteration raises `SessionEnded` when reconnecting
+    cannot help.
     """
 
-    url: str = attrs.field(validator=attrs.validators.matches_re(r"wss?://[^/?#]+.*"))
+    url: str
     token: Token = attrs.field(repr=False)
     tenant: str | None = None
     ssl_context: ssl.SSLContext | None = None
-    backoff: Backoff = Backoff()
-    resume: Resume = attrs.field(factory=Resume)
-    link: WebSocketConnection | None = None  # once it is authenticated
-    heartbeat: float = HEARTBEAT_SECONDS
-    failures: int = 0
-    leave_at: float = math.inf  # when the broker asked us to go elsewhere
-    retries: dict[str, float] = attrs.field(factory=dict)  # when a refused `subscribe` is sent again
-    last_error: Payload = attrs.field(factory=dict)
-    ended: SessionEnded | None = None
+    backoff: Backoff = attrs.field(factory=Backoff)
+    engine: Engine = attrs.field(init=False, repr=False)
+    changed: trio.Event = attrs.field(factory=trio.Event, repr=False)  # there may be something to send
+    expiring: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    taken: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    taker: trio.lowlevel.Task | None = attrs.field(default=None, repr=False)  # iterates
+    taker_waits: bool = False  # for an answer, instead of taking what comes before it
     channels: tuple[trio.MemorySendChannel[Item], trio.MemoryReceiveChannel[Item]] = attrs.field(
-        factory=lambda: trio.open_memory_channel[Item](0), repr=False
+        factory=lambda: trio.open_memory_channel[Item](inf), repr=False
     )
+
+    def __attrs_post_init__(self) -> None:
+        renewable = not isinstance(self.token, str)
+        self.engine = Engine(url=self.url, tenant=self.tenant, renewable=renewable, backoff=self.backoff)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps a connection until it is cancelled or the broker ends it. Reports started at once."""
         task_status.started()
-        items = self.channels[0]
-        async with items:
-            while not isinstance(end := await self.connect(items), SessionEnded):
-                after = max(end.after, self.backoff.delay(self.failures))
-                self.failures += 1
-                await items.send(Reconnecting(reason=end.reason, after=after))
+        ended: SessionEnded | None = None
+        try:
+            while not isinstance(end := await self.connect(), SessionEnded):
+                after = self.engine.wait(end)
+                self.channels[0].send_nowait(Reconnecting(reason=end.reason, after=after))
                 await trio.sleep(after)
-            self.ended = end
+            ended = end
+        finally:
+            self.engine.end(ended)
+            self.channels[0].close()
 
     def __aiter__(self) -> Session:
         return self
 
     async def __anext__(self) -> Item:
+        self.taker = trio.lowlevel.current_task()
         try:
-            return await self.channels[1].receive()
+            item = await self.channels[1].receive()
         except trio.EndOfChannel:
-            if self.ended is not None:
-                raise self.ended from None
+            if self.engine.ended is not None:
+                raise self.engine.ended from None
             raise StopAsyncIteration from None
+        self.taken.set()
+        return item
 
     async def subscribe(
         self,
@@ -181,168 +108,171 @@ class Session:
         since: str | None = None,
         last: int | None = None,
         snapshot: bool = False,
+        durable: str | None = None,
         lag: Lag | None = None,
     ) -> str:
         """Asks for channels and patterns, now and after each cut; says the `messageId` of the reply.
 
         At most one start: after a `position`, from a time (`since`, RFC 3339), from the newest `last`
-        events, or the newest of each channel (`snapshot`). Else from now.
+        events, or the newest of each channel (`snapshot`). Else from now. Under a `durable` name it starts
+        after what was last acknowledged under it, and elsewhere only the first time.
         """
-        starts = {"position": position, "since": since, "last": last, "snapshot": snapshot or None}
-        start = {name: value for name, value in starts.items() if value is not None}
-        if len(start) > 1:
-            raise ValueError(f"a subscription has one start, not {' and '.join(start)}")
-        message_id = self.resume.ask(channels, start, lag)
-        await self.send("subscribe", self.resume.requests[message_id].payload, message_id)
+        starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
+        message_id = self.engine.subscribe(channels, starts, lag, durable)
+        await self.say()
         return message_id
 
     async def unsubscribe(self, *channels: str) -> None:
         """Ends subscriptions; `unsubscribed` is the last that is heard of them."""
-        self.resume.forget(channels)
-        self.resume.count += 1
-        await self.send("unsubscribe", {"channel": list(channels)}, str(self.resume.count))
+        self.engine.unsubscribe(channels)
+        await self.say()
 
-    async def send(self, kind: str, payload: Payload, message_id: str | None = None) -> None:
-        """Sends a message when there is a connection. After a cut the subscriptions are sent anyway."""
-        if self.link is not None:
-            document = {"type": kind, "payload": payload}
-            if message_id is not None:
-                document["messageId"] = message_id
-            with suppress(ConnectionClosed):  # the reading side hears of it too, with the reason
-                await self.link.send_message(msgspec.json.encode(document).decode())
+    async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
+        """Publishes an event, and returns once the broker has said where it is.
+
+        `event` is any JSON value, or JSON as bytes; b"" is a tombstone. Without a connection it waits for
+        one; after a cut, and when the broker has no time for it, it is sent again, with the same id (one is
+        made up where none is given), so that it is stored once. Those that are under way at the same time
+        may be stored in any order. When this is cancelled before it was sent, it will not be.
+
+        Raises the `BrokerError` that the broker answers; `Unavailable` when it cannot be known any more
+        whether it was stored, or a live event sent; `SessionEnded`.
+        """
+        done = trio.Event()
+        promise = self.engine.publish(channel, event, event_id, done.set)
+        return await self.answer(promise, done)
+
+    async def acknowledge(self, durable: str, position: str) -> None:
+        """Says that everything up to `position` has been dealt with, and returns once that is stored.
+
+        That takes up to a second. Raises as `publish` does.
+        """
+        done = trio.Event()
+        promise = self.engine.acknowledge(durable, position, done.set)
+        await self.answer(promise, done)
+
+    async def answer(self, promise: Pending[T], done: trio.Event) -> T:
+        """Waits for what was promised. It comes behind events: those are read on meanwhile."""
+        mine = trio.lowlevel.current_task() is self.taker
+        self.taker_waits |= mine
+        self.changed.set()
+        self.taken.set()
+        try:
+            await done.wait()
+        finally:
+            self.engine.outbox.withdraw(promise)
+            if mine:
+                self.taker_waits = False
+        return promise.result()
+
+    def acknowledge_nowait(self, durable: str, position: str) -> None:
+        """The same without waiting. Of many only the newest is sent; after a cut it is sent again."""
+        self.engine.acknowledge(durable, position, None)
+        self.changed.set()
+
+    async def say(self) -> None:
+        self.changed.set()
+        await trio.lowlevel.checkpoint()
 
     # --- one connection ----------------------------------------------------------------------------
 
-    async def connect(self, items: trio.MemorySendChannel[Item]) -> Lost | SessionEnded:
+    async def connect(self) -> Lost | SessionEnded:
         """One connection from the handshake to its end."""
-        token = self.token if isinstance(self.token, str) else await self.token()
-        self.leave_at, self.last_error, self.retries = math.inf, {}, {}
         try:
+            token = await self.current_token()
+            self.engine.begin()
+            self.expiring = trio.Event()
             return await use_link(
-                self.address(),
-                partial(self.converse, items),
+                self.engine.address(),
+                self.converse,
                 subprotocol=SUBPROTOCOL,
                 headers=[(b"Authorization", b"Bearer " + token.encode())],
                 ssl_context=self.ssl_context,
             )
         except ConnectionRejected as rejected:
-            return refused(rejected)
-        except OSError as error:
+            after = dict(rejected.headers or ()).get(b"retry-after", b"").decode("latin-1")
+            return self.engine.refused(rejected.status_code, after, rejected.body or b"")
+        except (OSError, Unavailable) as error:
             return Lost(str(error))
 
-    def address(self) -> str:
-        if self.tenant is None:
-            return self.url
-        return f"{self.url}{'&' if urlsplit(self.url).query else '?'}{urlencode({'tenant': self.tenant})}"
+    async def current_token(self) -> str:
+        return self.token if isinstance(self.token, str) else await self.token()
 
-    async def converse(
-        self, items: trio.MemorySendChannel[Item], link: WebSocketConnection
-    ) -> Lost | SessionEnded:
-        """Reads until the connection is lost, or should be left."""
-        quiet_since, pinged = trio.current_time(), False
-        try:
-            while True:
-                due = quiet_since + self.heartbeat / 2
-                with trio.move_on_at(min(due, self.leave_at, *self.retries.values())) as waited:
-                    text = await link.get_message()
-                if not waited.cancelled_caught:
-                    item = self.read(text)
-                    await self.take(item, link)
-                    await items.send(item)
-                    quiet_since, pinged = trio.current_time(), False
-                elif trio.current_time() >= self.leave_at:
-                    return Lost("the broker is going down")
-                elif trio.current_time() >= due:
-                    if pinged:
-                        return Lost(f"silent for {self.heartbeat:g} s")
-                    quiet_since, pinged = trio.current_time(), True
-                    await self.send("ping", {})
-                await self.retry()
-        except ConnectionClosed as closed:
-            return self.closed(closed)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            return SessionEnded(f"{self.url} does not speak {SUBPROTOCOL}: {error}")
-        finally:
-            self.link = None
+    async def converse(self, link: WebSocketConnection) -> Lost | SessionEnded:
+        """Reads and writes until the connection is lost, or should be left."""
+        ends: list[Lost | SessionEnded] = []
 
-    async def retry(self) -> None:
-        """Sends again what was refused for a time that is over."""
-        for message_id in [key for key, at in self.retries.items() if trio.current_time() >= at]:
-            del self.retries[message_id]
-            if message_id in self.resume.requests:
-                await self.send("subscribe", self.resume.requests[message_id].payload, message_id)
+        async def until_its_end(part: Callable[[], Awaitable[Lost | SessionEnded]]) -> None:
+            ends.append(await part())
+            nursery.cancel_scope.cancel()
 
-    def read(self, text: str | bytes) -> Event | Message:
-        """The message in a frame, noted for the next connection."""
-        envelope = msgspec.json.decode(text, type=Envelope)
-        if envelope.type != "event":
-            payload = msgspec.json.decode(envelope.payload, type=dict[str, Any])
-            self.resume.received(envelope.type, payload, envelope.message_id)
-            return Message(type=envelope.type, payload=payload, message_id=envelope.message_id)
-        found = msgspec.json.decode(envelope.payload, type=Delivery)
-        self.resume.received("event", {"position": found.position, "catch_up": found.catch_up}, None)
-        return Event(
-            channel=found.channel,
-            data=bytes(found.event),
-            position=found.position,
-            publisher=found.publisher,
-            catch_up=found.catch_up,
-        )
+        async with trio.open_nursery() as nursery:
+            for part in (partial(self.read, link), partial(self.write, link), self.renew):
+                nursery.start_soon(until_its_end, part)
+        return ends[0]
 
-    async def take(self, item: Event | Message, link: WebSocketConnection) -> None:
-        """Does what a message asks of the client itself."""
-        if isinstance(item, Event):
+    async def read(self, link: WebSocketConnection) -> Lost | SessionEnded:
+        while True:
+            self.engine.listening(trio.current_time())
+            self.changed.set()
+            try:
+                text = await link.get_message()
+                item = self.engine.receive(text, trio.current_time())
+            except ConnectionClosed as closed:
+                return self.closed(closed)
+            except SessionEnded as ended:
+                return ended
+            self.changed.set()
+            if self.engine.expiring:
+                self.expiring.set()
+            if item is not None:
+                await self.hand_over(item)
+
+    async def hand_over(self, item: Item) -> None:
+        """Waits until it is taken, where somebody must be there to take it."""
+        send, receive = self.channels
+        free = self.engine.is_free(item)
+        if free and receive.statistics().current_buffer_used >= UNHEARD:
             return
-        after = (item.payload.get("retry_after_ms") or item.payload.get("reconnect_after_ms") or 0) / 1000
-        match item.type:
-            case "connection.established":
-                self.heartbeat = item.payload.get("heartbeat_seconds", HEARTBEAT_SECONDS)
-            case "connection.authenticated" if self.link is None:
-                self.link = link
-                self.resume.again()
-                for message_id, request in list(self.resume.requests.items()):
-                    await self.send("subscribe", request.payload, message_id)
-            case "connection.expiring" if not isinstance(self.token, str):
-                await self.send("authenticate", {"token": await self.token()})
-            case "connection.draining":
-                self.leave_at = trio.current_time() + after
-            case "subscribed":
-                self.failures = 0
-            case "error":
-                self.last_error = item.payload
-                if item.message_id in self.resume.requests:
-                    self.retries[item.message_id] = trio.current_time() + after + self.backoff.delay(0)
+        send.send_nowait(item)
+        while not free and receive.statistics().current_buffer_used > self.ahead():
+            self.taken = trio.Event()
+            await self.taken.wait()
+
+    def ahead(self) -> float:
+        """How many items may wait to be taken while the next ones are read."""
+        return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
+
+    async def write(self, link: WebSocketConnection) -> Lost | SessionEnded:
+        while True:
+            self.changed = trio.Event()
+            now = trio.current_time()
+            if lost := self.engine.overdue(now):
+                return lost
+            try:
+                for text in self.engine.outgoing(now):
+                    await link.send_message(text)
+            except ConnectionClosed as closed:
+                return self.closed(closed)
+            with trio.move_on_at(self.engine.due()):
+                await self.changed.wait()
+
+    async def renew(self) -> Lost | SessionEnded:
+        """Presents another token when one is wanted. Until there is one the old one holds."""
+        while True:
+            await self.expiring.wait()
+            for attempt in itertools.count():
+                try:
+                    token = await self.current_token()
+                    break
+                except (OSError, Unavailable):
+                    await trio.sleep(self.backoff.delay(attempt))
+            self.expiring = trio.Event()
+            self.engine.renewed(token)
+            self.changed.set()
 
     def closed(self, closed: ConnectionClosed) -> Lost | SessionEnded:
-        """What a close code asks for. Codes of the broker's own follow an `error` that says more."""
-        code = CloseCode.GOING_AWAY if closed.reason is None else closed.reason.code
-        said = closed.reason and closed.reason.reason
-        if code >= 4000:
-            said = self.last_error.get("message", said)
-        reason = f"closed with {int(code)}" + (f": {said}" if said else "")
-        same_again = code == CloseCode.TOKEN_EXPIRED and isinstance(self.token, str)
-        if 4500 <= code <= 4999 or same_again:
-            return SessionEnded(reason, closed_with=code)
-        if self.leave_at < math.inf:
-            return Lost(reason, after=self.leave_at - trio.current_time())
-        return Lost(reason, after=self.last_error.get("retry_after_ms", 0) / 1000)
-
-
-def refused(rejected: ConnectionRejected) -> Lost | SessionEnded:
-    """What an HTTP answer instead of the upgrade asks for."""
-    status = rejected.status_code
-    reason = f"refused with HTTP {status}{title(rejected.body)}"
-    if 400 <= status < 500 and status not in TRY_AGAIN:
-        return SessionEnded(reason, status=status)
-    after = dict(rejected.headers).get(b"retry-after", b"")
-    return Lost(reason, after=float(after) if after.isdigit() else 0.0)
-
-
-def title(body: bytes | None) -> str:
-    """What an `application/problem+json` body (RFC 9457) says, for a sentence."""
-    try:
-        problem = msgspec.json.decode(body or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    said = problem.get("detail") or problem.get("title")
-    return f": {said}" if isinstance(said, str) else ""
+        code, said = int(CloseCode.GOING_AWAY), None
+        if closed.reason is not None:
+            code, said = closed.reason.code, closed.reason.reason
+        return self.engine.closed(code, said, trio.current_time())

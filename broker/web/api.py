@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from broker.operations import reports
 from broker.web import openapi
 from broker.web.router import DOCUMENT, Route
+from broker.web.schemas import Document
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,13 +23,11 @@ def described(routes: Sequence[Route]) -> list[Route]:
     """The routes, and one more for the document that describes them all."""
     described = list(routes)
 
-    def document() -> openapi.Document:
+    def document() -> Document:
         return openapi.document(described)
 
     summary = "Describe all this as OpenAPI"
-    described.append(
-        Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=openapi.Document)
-    )
+    described.append(Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=Document))
     return described
 
 

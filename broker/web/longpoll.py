@@ -38,9 +38,13 @@ CATCH_UP_SECONDS = 5.0  # which a poll waits for what there is already, whatever
 
 @attrs.frozen(kw_only=True)
 class Ask:
-    """What a poll asks for. `position` is the newest that the client was given."""
+    """What a poll asks for. `position` is the newest that the client was given.
+
+    `tenant` is for monitoring tokens, and may stand in the address instead.
+    """
 
     channels: list[str]
+    tenant: str | None = None
     session: str | None = None
     position: str | None = None
     since: str | None = None
@@ -58,7 +62,9 @@ class Ask:
 
 
 NAMES = tuple(field.name for field in attrs.fields(Ask))
-PARAMETERS = tuple(name for name in NAMES if name != "channels")  # of a query, beside `channel`
+PARAMETERS = tuple(
+    name for name in NAMES if name not in ("channels", "tenant")
+)  # of a query, beside `channel`
 
 
 def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
@@ -146,6 +152,7 @@ class PollTransport:
     sessions: dict[str, PollTransport]
     id: str = ""
     mark: bytes = b""  # of the token that its connection has
+    tenant: str | None = None  # that was asked for with it
     talking: trio.Lock = attrs.Factory(trio.Lock)
     changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # something did
     said: deque[bytes] = attrs.Factory(deque)  # to the connection
@@ -159,8 +166,8 @@ class PollTransport:
     held: set[str] = attrs.Factory(set)  # the subscriptions that came of it
     room: str = ""
     place: sse.Place = attrs.Factory(sse.Place)
-    answered: str | None = None  # the position that the client was given last
-    start: dict[str, Any] = attrs.Factory(dict)  # where the client began
+    stands: str | None = None  # where the client is, as far as we know: all after it is still to come
+    start: dict[str, Any] = attrs.Factory(dict)  # where it began
     is_behind: bool = False
     reconnect_after_ms: int | None = None
     error: messages.Error | None = None  # which ends the connection
@@ -246,9 +253,10 @@ class PollTransport:
                 await self.authenticate(token, tenant)
                 self.turn = turn
                 self.changed.unpark_all()
-                first = await self.tune(ask)
-            await self.gather(turn, 0 if first and not ask.start else ask.wait)
-            return self.taken() if self.turn is turn else self.document(Gathered(), self.answered)
+                at_once = self.asked is None and not ask.start
+                stands = await self.tune(ask)
+            await self.gather(turn, 0 if at_once else ask.wait)
+            return self.taken() if self.turn is turn else self.document(Gathered(), stands)
         except Failed as failed:
             return failed.response
         finally:
@@ -258,24 +266,21 @@ class PollTransport:
 
     async def authenticate(self, token: str, tenant: str | None) -> None:
         """Makes sure that the token is good, and that of the session's user."""
-        mark = hashlib.sha256(msgspec.json.encode([token, tenant])).digest()
-        if hmac.compare_digest(mark, self.mark):
+        mark = hashlib.sha256(token.encode()).digest()
+        if hmac.compare_digest(mark, self.mark) and tenant in (None, self.tenant):
             return
         self.mark = b""  # should this be broken off, nobody knows which of the two it has
         reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
         self.room = reply.field("private").split(".")[1]
-        self.mark = mark
+        self.mark, self.tenant = mark, tenant
 
-    async def tune(self, ask: Ask) -> bool:
-        """Has the connection subscribe to what is asked for, from where the client stands.
-
-        Whether that is the first time.
-        """
+    async def tune(self, ask: Ask) -> str | None:
+        """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
-        lost = ask.position not in (None, self.answered)  # the newest answer has not arrived
+        lost = ask.position not in (None, self.stands)  # the newest answer has not arrived
         if asked == self.asked and not lost:
             await self.request("ping", {})  # which costs what a request costs, and tells P
-            return False
+            return self.stands
         known, self.asked = self.asked is not None, None
         try:
             wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
@@ -283,8 +288,10 @@ class PollTransport:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
             start = ask.start
             if known and not start:
-                start = self.start if self.answered is None else {"position": self.answered}
+                start = self.start if self.stands is None else {"position": self.stands}
             self.start = self.start or start
+            if known:
+                start = {name: value for name, value in start.items() if name != "durable"}  # it is held
             wish = {"channel": ask.channels} | ({"lag": ask.lag} if ask.lag else {}) | start
             reply = await self.request("subscribe", wish)
             self.held = set(reply.field("channel"))
@@ -297,7 +304,8 @@ class PollTransport:
                 gap = messages.Gap(channel=messages.named(live), reason="lag")
                 self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
             self.asked = asked
-            return not known
+            self.stands = None if self.place.unfinished else reply.field("position")
+            return self.stands
         finally:
             if self.asked is None:  # broken off in the middle: the next poll begins anew
                 self.end()
@@ -306,7 +314,7 @@ class PollTransport:
         """Waits for something to answer, at most `wait` seconds."""
         until = trio.current_time() + wait
         with trio.move_on_after(CATCH_UP_SECONDS):
-            while self.is_behind and self.open and not self.over(turn):
+            while not self.over(turn) and self.is_behind and self.open:
                 await self.changed.park()
         with trio.move_on_at(until):
             while not (self.over(turn) or self.gathered.events or self.gathered.gaps):
@@ -322,10 +330,10 @@ class PollTransport:
         if self.error is not None:
             return told(self.error)
         gathered, self.gathered = self.gathered, Gathered()
-        self.answered, self.size = self.place.position, len(self.buffer)
-        if self.answered is None:
+        self.stands, self.size = self.place.position, len(self.buffer)
+        if self.stands is None:
             self.rename()  # who has lost this answer cannot say so but by the name that it knows
-        return self.document(gathered, self.answered)
+        return self.document(gathered, self.stands)
 
     def document(self, gathered: Gathered, position: str | None) -> Response:
         document = {

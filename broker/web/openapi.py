@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import msgspec
+
+from broker.web import schemas
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from broker.web.router import Route
+    from broker.web.schemas import Document
 
-DISTRIBUTION = "nats-websocket-broker"
-REFERENCE = "#/components/schemas/{name}"
 NAMES = re.compile(r"{(\w+)}")
-Document = dict[str, Any]
 JSON, PROBLEM = "application/json", "application/problem+json"
 
 
@@ -38,8 +36,7 @@ class Problem:
 def document(routes: Sequence[Route]) -> Document:
     """What there is to ask for, in the form that tools read."""
     kinds = [kind for route in routes for kind in (route.answer, route.query, route.body) if kind]
-    shapes, components = msgspec.json.schema_components([Problem, *kinds], ref_template=REFERENCE)
-    schemas = dict(zip([Problem, *kinds], shapes, strict=True))
+    shapes, components = schemas.of([Problem, *kinds])
     queries = {
         kind: components.pop(kind.__name__) for kind in {route.query for route in routes if route.query}
     }
@@ -48,14 +45,13 @@ def document(routes: Sequence[Route]) -> Document:
             components[route.body.__name__]["additionalProperties"] = False
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = operation(route, schemas, queries)
+        paths.setdefault(route.path, {})[route.method.lower()] = operation(route, shapes, queries)
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "Admin API of the broker",
-            "version": version(DISTRIBUTION),
-            "description": "About one broker process; several over one NATS are asked one by one.",
-        },
+        "info": schemas.info(
+            "Admin API of the broker",
+            "About one broker process; several over one NATS are asked one by one.",
+        ),
         "paths": paths,
         "components": {
             "schemas": components,
@@ -65,7 +61,7 @@ def document(routes: Sequence[Route]) -> Document:
     }
 
 
-def operation(route: Route, schemas: dict[Any, Any], queries: dict[type, Any]) -> dict[str, Any]:
+def operation(route: Route, shapes: dict[Any, Document], queries: dict[type, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": route.summary,
         "operationId": route.name,
@@ -73,17 +69,17 @@ def operation(route: Route, schemas: dict[Any, Any], queries: dict[type, Any]) -
         "responses": {
             str(route.status): {
                 "description": HTTPStatus(route.status).phrase,
-                "content": {route.media_type: {"schema": schemas[route.answer]}},
+                "content": {route.media_type: {"schema": shapes[route.answer]}},
             },
             "default": {
                 "description": "It was not served.",
-                "content": {PROBLEM: {"schema": schemas[Problem]}},
+                "content": {PROBLEM: {"schema": shapes[Problem]}},
             },
         },
     }
     if route.body:
         required = any(field.default is attrs.NOTHING for field in attrs.fields(route.body))
-        schema = schemas[route.body]
+        schema = shapes[route.body]
         found["requestBody"] = {"required": required, "content": {JSON: {"schema": schema}}}
     return found
 

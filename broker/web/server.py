@@ -184,6 +184,7 @@ class PublicPort:
             ask = longpoll.from_query(query)
         else:
             ask = longpoll.from_body(await self.body(link, request, trailing))
+        tenant = ask.tenant if tenant is None else tenant
         session = self.polls.get(ask.session or "")
         if session is None or session.ended:
             session = self.begin_session(link, tenant)

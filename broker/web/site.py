@@ -16,7 +16,7 @@ from broker.web import origins
 from broker.web.problems import Refused, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from broker.web.heads import Request
 
@@ -47,10 +47,11 @@ class Site:
     """What is served besides events: always the client, and the demo page where `sign` makes its tokens.
 
     `sign` takes tenant and user. Whoever gets an answer of it is anybody, so it is asked only by a page that
-    this port itself has served, to this machine.
+    this port itself has served, to this machine. `documents` are JSON for everybody, by their path.
     """
 
     sign: Sign | None = None
+    documents: Mapping[str, bytes] = attrs.field(factory=dict)
     pages: dict[str, Sequence[str]] = attrs.field(init=False)
 
     @pages.default
@@ -58,10 +59,14 @@ class Site:
         pages: dict[str, Sequence[str]] = {
             path: GET for path, name in SCRIPTS.items() if (STATIC / name).is_file()
         }
+        pages |= dict.fromkeys(self.documents, GET)
         return pages if self.sign is None else pages | dict.fromkeys(DEMO, GET) | {TOKEN: POST}
 
     def file(self, request: Request, peer: str) -> Response:
         """One of `pages`. Raises `Refused`."""
+        if document := self.documents.get(request.path):
+            headers = (NO_SNIFFING, *SHARED)
+            return Response(status=200, body=document, media_type="application/json", headers=headers)
         shared = request.path in SCRIPTS
         if not shared:
             check_near(request, peer)

@@ -5,17 +5,17 @@ The field names are those on the wire; `codec` goes between the two. A field tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 import attrs
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Lag = Literal["replay", "latest", "drop", "close"]
 GapReason = Literal["trimmed", "reset", "limit", "lag", "source"]
-OneOrMany: TypeAlias = str | list[str]
+OneOrMany: TypeAlias = str | Annotated[list[str], Meta(min_length=1)]
 
 
 def named(channels: Iterable[str]) -> OneOrMany:
@@ -38,7 +38,12 @@ class Authenticate:
 
 @attrs.frozen(kw_only=True)
 class Subscribe:
-    """Asks for the events of channels and patterns, from now or from a start; at most one start."""
+    """Asks for the events of channels and patterns, from now or from a start; at most one start.
+
+    After a `position`; `since` a time (RFC 3339); from the newest `last` events on; from a `snapshot`, the
+    newest event of each channel; where the acknowledgements under a `durable` name (1 to 64 of A-Z a-z 0-9
+    _ -) stand. `lag` says what may be left out while the client is slow.
+    """
 
     type: ClassVar[str] = "subscribe"
     channel: OneOrMany
@@ -52,6 +57,8 @@ class Subscribe:
 
 @attrs.frozen(kw_only=True)
 class Unsubscribe:
+    """Ends subscriptions, named as they were subscribed."""
+
     type: ClassVar[str] = "unsubscribe"
     channel: OneOrMany
 
@@ -78,6 +85,8 @@ class Publish:
 
 @attrs.frozen(kw_only=True)
 class Ping:
+    """Asks for a sign of life, and for the live position."""
+
     type: ClassVar[str] = "ping"
 
 
@@ -104,6 +113,8 @@ class Established:
 
 @attrs.frozen(kw_only=True)
 class Authenticated:
+    """The token is good. `private` is the prefix of the user's own channels; `expires_at` is RFC 3339."""
+
     type: ClassVar[str] = "connection.authenticated"
     tenant: str
     user: str
@@ -114,12 +125,16 @@ class Authenticated:
 
 @attrs.frozen(kw_only=True)
 class Expiring:
+    """The token expires at `expires_at`; send `authenticate` with another one before that."""
+
     type: ClassVar[str] = "connection.expiring"
     expires_at: str
 
 
 @attrs.frozen(kw_only=True)
 class Draining:
+    """This connection will be closed. Reconnect in so many milliseconds, and resume from `position`."""
+
     type: ClassVar[str] = "connection.draining"
     reconnect_after_ms: int
     position: str | UnsetType = UNSET
@@ -127,6 +142,8 @@ class Draining:
 
 @attrs.frozen(kw_only=True)
 class Refused:
+    """A channel of a list that was not subscribed, and why."""
+
     channel: str
     code: str
     message: str
@@ -134,6 +151,12 @@ class Refused:
 
 @attrs.frozen(kw_only=True)
 class Subscribed:
+    """The answer to `subscribe`: what was accepted and refused, by full names.
+
+    `recovered` false: events that could have matched are gone, and a `gap` says which. `live` false:
+    `subscription.live` follows. Frames that are marked `catch_up` with this number belong to it alone.
+    """
+
     type: ClassVar[str] = "subscribed"
     channel: list[str]
     refused: list[Refused]
@@ -145,6 +168,8 @@ class Subscribed:
 
 @attrs.frozen(kw_only=True)
 class SubscriptionLive:
+    """What was behind has caught up: events come as they are stored from here on. It comes once."""
+
     type: ClassVar[str] = "subscription.live"
     channel: OneOrMany
     position: str
@@ -153,13 +178,44 @@ class SubscriptionLive:
 
 @attrs.frozen(kw_only=True)
 class Unsubscribed:
+    """These subscriptions are over, and no event of theirs follows. `code`: why, when nobody asked."""
+
     type: ClassVar[str] = "unsubscribed"
     channel: OneOrMany
     code: str | UnsetType = UNSET
 
 
 @attrs.frozen(kw_only=True)
+class Publisher:
+    """Which client published an event; one of a service has none."""
+
+    user: str
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """An event of a subscription; `null` removes the channel. Live channels have no `position`.
+
+    `frames.event` splices it together without ever making one of these, which is what it has to look like.
+    """
+
+    type: ClassVar[str] = "event"
+    channel: str
+    event: Any
+    position: str | UnsetType = UNSET
+    publisher: Publisher | UnsetType = UNSET
+    catch_up: int | UnsetType = UNSET
+    traceparent: str | UnsetType = UNSET
+
+
+@attrs.frozen(kw_only=True)
 class Gap:
+    """Events of these channels were not delivered: after `from`, up to `to`, as far as that is known.
+
+    `trimmed`: no longer in the stream. `reset`: the stream began anew. `limit`: more than is replayed.
+    `lag`: left out for a slow client, as its `lag` says. `source`: lost between NATS and the broker.
+    """
+
     type: ClassVar[str] = "gap"
     channel: OneOrMany
     reason: GapReason
@@ -171,12 +227,16 @@ class Gap:
 
 @attrs.frozen(kw_only=True)
 class Source:
+    """The broker has lost or regained NATS. Connections stay."""
+
     type: ClassVar[str] = "source"
     state: Literal["interrupted", "restored"]
 
 
 @attrs.frozen(kw_only=True)
 class Published:
+    """An event is stored, or a live one handed on. A `duplicate` has the position of the first."""
+
     type: ClassVar[str] = "published"
     id: str | UnsetType = UNSET
     position: str | UnsetType = UNSET
@@ -194,12 +254,19 @@ class Acknowledged:
 
 @attrs.frozen(kw_only=True)
 class Pong:
+    """The answer to `ping`, with the live position."""
+
     type: ClassVar[str] = "pong"
     position: str | UnsetType = UNSET
 
 
 @attrs.frozen(kw_only=True)
 class Error:
+    """A request was refused, or the connection is about to be closed.
+
+    `message` is for the developer. `retryable`: the same may succeed after `retry_after_ms`.
+    """
+
     type: ClassVar[str] = "error"
     code: str
     message: str

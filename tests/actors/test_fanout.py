@@ -17,9 +17,10 @@ from broker.actors.chunks import CHUNK_BYTES, Chunk
 from broker.actors.fanout import Fanout
 from broker.actors.outlet import CatchUp, Group, Outlet
 from broker.actors.transport import LinkLost
-from broker.wire import codec, frames
+from broker.wire import codec, frames, sse
 from broker.wire.messages import Pong, ServerMessage
 from tests.support.scripted import parse_frame
+from tests.support.sse import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from broker.features.replay import Checked
     from broker.ring import Tick
     from broker.routing import Topic
+    from broker.wire.frames import Framing
 
 ENDLESS = 10**9
 CHANNELS = ["a", "a.b", "b", "users.u.i", "live.x", "live.y"]
@@ -50,12 +52,13 @@ class Link:
     whole: bool = False
     lost: bool = False
     user: str = "u"
+    framing: Framing | None = None
     taken: bytearray = attrs.Factory(bytearray)
     calls: Counter[str] = attrs.Factory(Counter)
     outlet: Outlet = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.outlet = Outlet(send=self.send, client=self, whole=self.whole)
+        self.outlet = Outlet(send=self.send, client=self, whole=self.whole, framing=self.framing)
 
     def send(self, data: bytes | memoryview) -> int:
         if self.lost:
@@ -220,6 +223,43 @@ def test_equal_shares_are_one_group() -> None:
         0b001: [2],
     }
     bench.fanout.finish()
+
+
+def test_framed_once_for_all_links_of_a_kind() -> None:
+    """Streams share their bytes as WebSockets do; the ring holds none, and who reads on frames anew."""
+    bench = Bench()
+    framed: list[bytes] = []
+
+    def framing(frame: bytes, marked: bool) -> bytes:
+        framed.append(frame)
+        return sse.event(frame, marked)
+
+    sockets = [bench.attach() for _ in range(2)]
+    streams = [bench.attach(framing=framing) for _ in range(3)]
+    for link in (*sockets, *streams):
+        bench.join(link, ">")
+    bench.join(streams[2], "live.>")
+    tick = bench.publish("a", "live.x", "b")
+    assert sorted(framed) == sorted(tick.frames)
+    assert [link.events() for link in sockets] == [[1, 2]] * 2
+    assert streams[0].taken == streams[1].taken
+    found = [
+        (json.loads(data)["payload"]["event"], place)
+        for data, place in Parser().feed(bytes(streams[2].taken))
+    ]
+    assert found == [(1, "inc-1"), (-1, "inc-1"), (2, "inc-2")]
+    slow = bench.attach(framing=framing, room=10)
+    bench.join(slow, ">")
+    del streams[0].taken[:]
+    bench.publish("a", "b")
+    assert slow.taken == streams[0].taken[:10]
+    slow.room = ENDLESS
+    slow.write()
+    assert slow.taken == streams[0].taken
+    for link in (*streams, slow):
+        bench.fanout.detach(link.outlet)
+    assert not bench.fanout.framings
+    assert not bench.fanout.framed
 
 
 def test_encoded_once_for_all() -> None:

@@ -23,7 +23,7 @@ import trio
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedStream, ScriptedVerifier, until_let_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +150,8 @@ class Simulated:
                 await self.replied.wait()
 
     def connect(self, nursery: trio.Nursery, *, crash: bool) -> None:
-        self.link = ScriptedLink(
+        link = self.random.choice((ScriptedLink, ScriptedLink, ScriptedStream))
+        self.link = link(
             room=self.random.choice((100, 1000, 20000, 200000)),
             partial_sends=self.random.random() < 0.8,
             breaks=self.random if crash else None,

@@ -138,3 +138,51 @@ def test_the_answer_to_our_own_unsubscribe_ends_nothing_newer() -> None:
     resume.ask(["a"], {"last": 1})
     resume.received("unsubscribed", {"channel": ["a"]}, "17")
     assert asked(resume) == [{"channel": ["a"], "last": 1}]
+
+
+def test_a_durable_subscription_is_asked_for_by_its_name() -> None:
+    """Apart from the live list and after it, with where it was beside it, should its cursor be gone."""
+    resume = Resume()
+    resume.received("subscribed", subscribed(position="a-5"), resume.ask(["x"], {"last": 3}, durable="d"))
+    resume.received("subscribed", subscribed(position="a-5"), resume.ask(["y"], {}))
+    resume.again()
+    assert asked(resume) == [
+        {"channel": ["y"], "position": "a-5"},
+        {"channel": ["x"], "position": "a-5", "durable": "d"},
+    ]
+
+
+def test_what_a_durable_subscription_has_handed_over() -> None:
+    """It begins before what was handed over; that is passed over, unless another subscription wants it."""
+    resume = Resume()
+    resume.received("subscribed", subscribed(position="a-5"), resume.ask(["x.*"], {}, durable="d"))
+    resume.again()
+    [key] = resume.requests
+    resume.received("subscribed", subscribed(position="a-2"), key)
+    assert resume.handed_over("x.1", "a-5", None)
+    assert not resume.handed_over("x.1", "a-6", None)
+    assert not resume.handed_over("x.1", "b-3", None)  # another stream
+    assert not resume.handed_over("x.1", None, None)
+    assert not resume.handed_over("y", "a-3", None)
+    resume.received("event", {"position": "a-4"}, None)
+    resume.again()  # cut again, before it was through: what was handed over first still counts
+    assert asked(resume) == [{"channel": ["x.*"], "position": "a-5", "durable": "d"}]
+    [key] = resume.requests
+    resume.received("subscribed", subscribed(position="a-2"), key)
+    resume.received("subscribed", subscribed(position="a-2"), resume.ask(["x.1"], {}))
+    assert not resume.handed_over("x.1", "a-3", None)
+    assert resume.handed_over("x.2", "a-3", None)
+
+
+def test_a_durable_subscription_that_catches_up_again() -> None:
+    """Beside live subscriptions what was handed over is told by the marked frames."""
+    resume = Resume()
+    first = resume.ask(["x"], {}, durable="d")
+    resume.received("subscribed", subscribed(position="a-9", catch_up=1), first)
+    resume.received("event", {"position": "a-4", "catch_up": 1}, None)
+    resume.again()
+    [key] = resume.requests
+    resume.received("subscribed", subscribed(position="a-9", catch_up=2), key)
+    assert resume.handed_over("x", "a-4", 2)
+    assert not resume.handed_over("x", "a-5", 2)
+    assert not resume.handed_over("x", "a-4", None)

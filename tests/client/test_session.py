@@ -1,40 +1,29 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trustme
 from trio_websocket import ConnectionClosed
 
-from broker.client import Backoff, Event, Message, Reconnecting, Session, SessionEnded
+from broker.client import Backoff, Event, Message, Published, Reconnecting, Session, SessionEnded
+from broker.errors import BadMessage, InvalidChannel, NotSubscribed, TooLarge, Unavailable
 from tests.support.peer import Peer, broker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-QUICK = Backoff(first=0.001)
+    from tests.client.shells import Running, Shell
 
 
-@asynccontextmanager
-async def running(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterator[Session]:
-    session = Session(url=url, token=token, backoff=QUICK, **options)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(session.run)
-        yield session
-        nursery.cancel_scope.cancel()
-
-
-async def until(session: Session, kind: str) -> Message:
+async def until(session: Shell, kind: str) -> Message:
     async for item in session:
         if isinstance(item, Message) and item.type == kind:
             return item
     raise AssertionError(f"no {kind}")
 
 
-async def events(session: Session, count: int) -> list[int]:
+async def events(session: Shell, count: int) -> list[int]:
     found: list[int] = []
     async for item in session:
         if isinstance(item, Event):
@@ -44,7 +33,7 @@ async def events(session: Session, count: int) -> list[int]:
     raise AssertionError(f"only {found}")
 
 
-async def test_it_presents_its_token_and_hands_over_what_comes() -> None:
+async def test_it_presents_its_token_and_hands_over_what_comes(running: Running) -> None:
     """Token in the head, subprotocol offered, tenant in the address; an event's bytes are untouched."""
 
     async def script(peer: Peer) -> None:
@@ -68,7 +57,7 @@ async def test_it_presents_its_token_and_hands_over_what_comes() -> None:
         assert await anext(session) == Message(type="rumour", payload={"unheard": "of"}, message_id=None)
 
 
-async def test_it_resumes_after_a_cut() -> None:
+async def test_it_resumes_after_a_cut(running: Running) -> None:
     """After TCP is cut without a word the next connection begins after the last event that arrived."""
 
     async def first(peer: Peer) -> None:
@@ -93,7 +82,7 @@ async def test_it_resumes_after_a_cut() -> None:
         assert await events(session, 1) == [4]
 
 
-async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list() -> None:
+async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list(running: Running) -> None:
     """Two positions survive the cut: that of the live flow, and that of the catch-up."""
 
     async def first(peer: Peer) -> None:
@@ -117,7 +106,7 @@ async def test_an_unfinished_catch_up_is_resumed_beside_the_live_list() -> None:
 
 
 @pytest.mark.parametrize("code", [1001, 1011, 1012, 4001, 4008, 4009, 4010, 4029])
-async def test_codes_after_which_it_comes_back(code: int) -> None:
+async def test_codes_after_which_it_comes_back(code: int, running: Running) -> None:
     """Codes below 4500 are answered by another connection; the reason is told."""
 
     async def first(peer: Peer) -> None:
@@ -133,7 +122,7 @@ async def test_codes_after_which_it_comes_back(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [4002, 4500, 4501, 4503, 4510])
-async def test_codes_after_which_it_stays_away(code: int) -> None:
+async def test_codes_after_which_it_stays_away(code: int, running: Running) -> None:
     """From 4500 on, and when a fixed token has run out, iteration ends with what the broker said."""
 
     async def script(peer: Peer) -> None:
@@ -148,7 +137,7 @@ async def test_codes_after_which_it_stays_away(code: int) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-async def test_refusals_after_which_it_stays_away(status: int) -> None:
+async def test_refusals_after_which_it_stays_away(status: int, running: Running) -> None:
     """An HTTP answer that says that the request is wrong ends the session."""
     async with broker(status) as url, running(url) as session:
         with pytest.raises(SessionEnded, match=f"HTTP {status}: try later") as ended:
@@ -156,7 +145,7 @@ async def test_refusals_after_which_it_stays_away(status: int) -> None:
         assert ended.value.status == status
 
 
-async def test_refusals_that_pass() -> None:
+async def test_refusals_that_pass(running: Running) -> None:
     """Overload and rate limits at the door are tried again."""
     async with broker(503, 429, Peer.welcome) as url, running(url) as session:
         for status in (503, 429):
@@ -166,7 +155,7 @@ async def test_refusals_that_pass() -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_nobody_there() -> None:
+async def test_nobody_there(running: Running) -> None:
     """Where nothing listens that is said, and tried again."""
     listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener[0].socket.getsockname()[1]
@@ -178,7 +167,7 @@ async def test_nobody_there() -> None:
             assert str(port) in lost.reason
 
 
-async def test_a_token_that_can_be_renewed() -> None:
+async def test_a_token_that_can_be_renewed(running: Running) -> None:
     """A token function is asked for each connection, and when the broker says that the token runs out."""
     count = 0
 
@@ -203,7 +192,7 @@ async def test_a_token_that_can_be_renewed() -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_draining_is_left_when_the_broker_says() -> None:
+async def test_draining_is_left_when_the_broker_says(running: Running) -> None:
     """`reconnect_after_ms` after `connection.draining` it goes by itself and resumes from P."""
 
     async def first(peer: Peer) -> None:
@@ -226,7 +215,7 @@ async def test_draining_is_left_when_the_broker_says() -> None:
         assert await events(session, 1) == [10]
 
 
-async def test_it_pings_when_it_hears_nothing() -> None:
+async def test_it_pings_when_it_hears_nothing(running: Running) -> None:
     """A quiet link is asked for a sign of life, and its answer moves the resume position."""
 
     async def first(peer: Peer) -> None:
@@ -246,7 +235,7 @@ async def test_it_pings_when_it_hears_nothing() -> None:
         await until(session, "subscribed")
 
 
-async def test_a_link_that_stays_silent_is_given_up() -> None:
+async def test_a_link_that_stays_silent_is_given_up(running: Running) -> None:
     """A peer that neither speaks nor answers a ping is left for another connection."""
 
     async def first(peer: Peer) -> None:
@@ -261,7 +250,7 @@ async def test_a_link_that_stays_silent_is_given_up() -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_a_subscribe_that_is_refused_for_now_is_sent_again() -> None:
+async def test_a_subscribe_that_is_refused_for_now_is_sent_again(running: Running) -> None:
     """`unavailable` is answered by the same request, after the delay that was asked for."""
 
     async def script(peer: Peer) -> None:
@@ -278,7 +267,7 @@ async def test_a_subscribe_that_is_refused_for_now_is_sent_again() -> None:
         await until(session, "subscribed")
 
 
-async def test_unsubscribing_is_for_good() -> None:
+async def test_unsubscribing_is_for_good(running: Running) -> None:
     """What was unsubscribed is not asked for by the next connection."""
 
     async def first(peer: Peer) -> None:
@@ -300,7 +289,7 @@ async def test_unsubscribing_is_for_good() -> None:
         await until(session, "subscribed")
 
 
-async def test_a_slow_taker_holds_up_the_broker() -> None:
+async def test_a_slow_taker_holds_up_the_broker(running: Running) -> None:
     """While nobody takes items no more than a bounded number is read: the sender is stopped by TCP."""
     sent = 0
     stuck = trio.Event()
@@ -323,7 +312,108 @@ async def test_a_slow_taker_holds_up_the_broker() -> None:
         assert sent < 300  # of 0.2 MB each: the queue, and what two kernels hold
 
 
-async def test_something_else_than_a_broker() -> None:
+async def test_an_answer_behind_events(running: Running) -> None:
+    """Whoever iterates may wait for an answer in between: the events that come before it are kept."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        _, message_id = await peer.hear("publish")
+        for sequence in range(200):
+            await peer.event(sequence)
+        await peer.say("published", {"position": "a-200"}, message_id)
+
+    async with broker(script) as url, running(url) as session:
+        await session.subscribe("orders.>")
+        await until(session, "subscribed")
+        assert (await session.publish("orders.1", 1)).position == "a-200"
+        assert await events(session, 200) == list(range(200))
+
+
+async def test_who_only_publishes_need_not_listen(running: Running) -> None:
+    """Messages that nobody takes hold up no answer, where nothing is subscribed."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        for _ in range(3):
+            for _ in range(50):
+                await peer.say("source", {"state": "restored"})
+            payload, message_id = await peer.hear("publish")
+            await peer.say("published", {"id": payload["id"], "position": "a-1"}, message_id)
+
+    async with broker(script) as url, running(url) as session:
+        for number in range(3):
+            assert (await session.publish("a", number)).position == "a-1"
+
+
+async def test_a_publish_over_a_cut(running: Running) -> None:
+    """Without an answer it is sent on the next connection, with the same id, and answered once."""
+    ids: list[str] = []
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        ids.append((await peer.hear("publish"))[0]["id"])
+        await peer.cut()
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        payload, message_id = await peer.hear("publish")
+        ids.append(payload["id"])
+        await peer.say("published", {"position": "a-7", "duplicate": True}, message_id)
+
+    async with broker(first, second) as url, running(url) as session:
+        assert await session.publish("a", {"n": 1}) == Published(position="a-7", duplicate=True)
+    assert ids[0] == ids[1]
+
+
+async def test_a_publish_that_the_broker_closes_for(running: Running) -> None:
+    """After 1009 the message is given up, instead of being sent for ever."""
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.hear("publish")
+        await peer.link.aclose(1009)
+
+    async with broker(first, Peer.welcome) as url, running(url) as session:
+        with pytest.raises(TooLarge, match="message_bytes"):
+            await session.publish("a", "x" * 1000)
+        for _ in range(2):
+            await until(session, "connection.authenticated")
+
+
+async def test_a_token_that_cannot_be_had_for_now(running: Running) -> None:
+    """The service that makes tokens may be away for a while, too."""
+    failures = [OSError("no route"), Unavailable("it restarts")]
+
+    async def token() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "t0ken"
+
+    async with broker(Peer.welcome) as url, running(url, token) as session:
+        for reason in ("no route", "it restarts"):
+            lost = await anext(session)
+            assert isinstance(lost, Reconnecting)
+            assert lost.reason == reason
+        await until(session, "connection.authenticated")
+
+
+async def test_what_is_no_event(running: Running) -> None:
+    """What cannot be said in JSON, and channels that are none, are refused before anything is sent."""
+    async with broker(Peer.welcome) as url, running(url) as session:
+        await until(session, "connection.authenticated")
+        for channel, event, error in (
+            ("a", b"{", BadMessage),
+            ("a..b", 1, InvalidChannel),
+            ("a", {1j}, TypeError),
+        ):
+            with pytest.raises(error):
+                await session.publish(channel, event)
+        with pytest.raises(NotSubscribed):
+            await session.acknowledge("d", "a-1")
+
+
+async def test_something_else_than_a_broker(running: Running) -> None:
     """A WebSocket server that speaks another language ends the session instead of being asked for ever."""
 
     async def script(peer: Peer) -> None:
@@ -334,7 +424,7 @@ async def test_something_else_than_a_broker() -> None:
             await anext(session)
 
 
-async def test_over_tls() -> None:
+async def test_over_tls(running: Running) -> None:
     """wss: works with the authority given; without it nothing is sent and the reason is told."""
     authority = trustme.CA()
     server, client = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
@@ -348,7 +438,7 @@ async def test_over_tls() -> None:
             assert "CERTIFICATE_VERIFY_FAILED" in lost.reason
 
 
-async def test_a_peer_that_leaves_in_the_handshake() -> None:
+async def test_a_peer_that_leaves_in_the_handshake(running: Running) -> None:
     """A server that takes the connection and ends it without an answer is tried again at once."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener, running(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws") as session:

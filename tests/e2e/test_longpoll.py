@@ -163,6 +163,16 @@ async def test_starts(broker: Broker, publisher: RawNats, start: dict[str, Any],
     assert await poller(broker, "a", **start).until(len(expected)) == expected
 
 
+async def test_what_is_stored_comes_at_once(broker: Broker, publisher: RawNats, monkeypatch: Any) -> None:
+    """A poll that does not want to wait gets what there is, as soon as it is all there."""
+    monkeypatch.setattr("broker.web.longpoll.CATCH_UP_SECONDS", 1000)
+    await publisher.store("events.acme.a", b"1")
+    found = await poller(broker, "a", last=5).poll(0)
+    assert [each["event"] for each in found["events"]] == [1]
+    nothing = await poller(broker, "b", since="2020-01-01T00:00:00Z").poll(0)
+    assert (nothing["events"], nothing["recovered"]) == ([], True)
+
+
 async def test_a_snapshot_has_no_position_before_it_is_over(broker: Broker, publisher: RawNats) -> None:
     """Who loses its session in the middle asks for all of it again."""
     for number in range(40):

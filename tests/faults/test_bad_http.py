@@ -59,6 +59,33 @@ ITEMS: dict[str, tuple[bytes, int]] = {
     "admin path": (head("/metrics"), 404),
     "expectation": (with_line(b"Expect: 100-continue"), 101),
 }
+# Requests of clients without WebSocket: the request line, a body or none, and the answer.
+REQUESTS: dict[str, tuple[str, bytes | None, int]] = {
+    "events of nothing": ("GET /sse", None, 400),
+    "events of no channel": ("GET /sse?channel=a..b", None, 400),
+    "events of others": ("GET /sse?channel=users.other.x", None, 403),
+    "events with a body": ("GET /sse?channel=a", b"x", 400),
+    "events by POST": ("POST /sse?channel=a", None, 405),
+    "events, unknown parameter": ("GET /sse?chanel=a", None, 400),
+    "events, two starts": ("GET /sse?channel=a&last=1&snapshot=true", None, 400),
+    "events, too many channels": ("GET /sse?" + "&".join(f"channel={n}" for n in range(1001)), None, 414),
+    "events, half a percent": ("GET /sse?channel=%ff", None, 400),
+    "poll without channels": ("GET /poll", None, 400),
+    "poll of no JSON": ("POST /poll", b"\xff", 400),
+    "poll of no object": ("POST /poll", b"[]", 400),
+    "poll of much": ("POST /poll", b"[" * 70_000, 413),
+    "poll, deep": ("POST /poll", b"[" * 60_000, 400),
+    "poll for an hour": ("POST /poll", b'{"channels":["a"],"wait":3600}', 400),
+    "poll from nowhere": ("POST /poll", b'{"channels":["a"],"position":"x"}', 400),
+    "poll of others": ("POST /poll", b'{"channels":["users.other.x"]}', 403),
+    "publish nothing": ("POST /publish", None, 400),
+    "publish no JSON": ("POST /publish", b'{"channel":', 400),
+    "publish, deep": ("POST /publish", b'{"channel":"a","event":' + b"[" * 2000 + b"]" * 2000 + b"}", 400),
+    "publish much": ("POST /publish", b'{"channel":"a","event":"' + b"x" * 20_000 + b'"}', 413),
+    "publish to others": ("POST /publish", b'{"channel":"users.other.x","event":1}', 403),
+    "publish by GET": ("GET /publish", None, 405),
+    "preflight of a stranger": ("OPTIONS /poll", None, 403),
+}
 # What 200 MB of junk come after, what they are, and the answer.
 FLOODS = {
     "after an upgrade": (GOOD, b"\xff" * CHUNK, Told(status=101, close=1002)),
@@ -73,7 +100,12 @@ FLOODS = {
 async def test_bad_http(open_world: OpenWorld, report: Report) -> None:
     """Each request that is none gets its status or silence; floods and storms are refused, nothing stays."""
     server = {"origins": list(LISTED.origins), "query_token": True}
-    limits = {"head_seconds": 2, "connections": CONNECTIONS, "connections_per_user": PER_USER}
+    limits = {
+        "head_seconds": 2,
+        "body_seconds": 2,
+        "connections": CONNECTIONS,
+        "connections_per_user": PER_USER,
+    }
     log = {"level": "debug"}
     async with (
         open_world(churning=0, server=server, limits=limits, log=log) as world,
@@ -86,6 +118,7 @@ async def test_bad_http(open_world: OpenWorld, report: Report) -> None:
                 assert told.headers["content-type"] == "application/problem+json", name
                 assert json.loads(told.body)["status"] == status, name
             await row.works(name)
+        await without_websocket(row)
         await a_byte_now_and_then(row)
         await connect_and_leave(row)
         await not_trusted(row)
@@ -94,6 +127,35 @@ async def test_bad_http(open_world: OpenWorld, report: Report) -> None:
         with row.bounded():
             sent = [await flood(row, name) for name in FLOODS]
     note(report, "HTTP", row, junk_taken=f"{sum(sent) >> 20} MiB")
+
+
+async def without_websocket(row: Row) -> None:
+    """Streams, polls and publishes have their own ways to be wrong; so have their bodies and their ends."""
+
+    def request(line: str, body: bytes | None, *more: str, token: bool = True) -> bytes:
+        lines = [f"{line} HTTP/1.1", "Host: broker.example", *more]
+        lines += [f"Authorization: {row.bearer()}"] if token else []
+        lines += [f"Content-Length: {len(body)}"] if body is not None else []
+        return "\r\n".join([*lines, "\r\n"]).encode() + (body or b"")
+
+    for name, (line, body, status) in REQUESTS.items():
+        origin = ("Origin: https://stranger.example",) if line.startswith("OPTIONS") else ()
+        told = await row.told(request(line, body, *origin))
+        assert (told.status, told.headers["content-type"]) == (status, "application/problem+json"), name
+        if status != 405 and "body" not in name and not origin and status != 414:
+            told = await row.told(request(line, body, token=False))
+            assert told.status == (400 if "parameter" in name or "percent" in name else 401), name
+        await row.works(name)
+    early = request("POST /publish", b"x" * 100)[:-50]
+    chunked = request("POST /poll", None, "Transfer-Encoding: chunked")
+    assert (await row.told(chunked + b"zz\r\n")).status == 400
+    assert (await row.told(early)).status == 408
+    for _ in range(50):
+        for line in ("GET /sse?channel=a", "GET /poll?channel=a..b"):
+            async with open_raw(row.url) as client:
+                await client.send(request(line, None))
+    await row.alone()
+    await row.works("streams whose clients have left")
 
 
 async def a_byte_now_and_then(row: Row) -> None:

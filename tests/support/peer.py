@@ -11,6 +11,8 @@ import attrs
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, serve_websocket
 
+from tests.support import described
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +36,7 @@ class Peer:
     async def hear(self, kind: str) -> tuple[dict[str, Any], str | None]:
         message = json.loads(await self.link.get_message())
         assert message["type"] == kind
+        described.validator(kind).validate(message)
         return message["payload"], message.get("messageId")
 
     async def welcome(self, *, heartbeat: float = 25.0) -> None:

@@ -30,7 +30,8 @@ from broker.bus.base import (
 )
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
-from broker.wire import frames
+from broker.wire import frames, sse
+from tests.support.sse import Parser
 
 if TYPE_CHECKING:
     import random
@@ -338,6 +339,40 @@ class ScriptedLink:
         return found
 
     received: bytearray = attrs.Factory(bytearray)
+
+
+@attrs.define(eq=False, kw_only=True)
+class ScriptedStream(ScriptedLink):
+    """The same with a stream of Server-Sent Events; the client can speak all the same."""
+
+    framing: Framing | None = sse.event
+    parser: Parser = attrs.Factory(Parser)
+
+    def frame(self, message: bytes) -> bytes:
+        return sse.message(message, None, None)
+
+    def ping(self, position: str | None) -> bytes:
+        return sse.heartbeat(position)
+
+    def close(self, code: int, reason: str) -> bytes:
+        return sse.comment(f"{int(code)} {reason}")
+
+    async def read(self, most: int) -> list[tuple[int, bytes]]:
+        while not self.buffer and not self.cut:
+            self.readable = trio.Event()
+            await self.readable.wait()
+        piece = bytes(self.buffer[:most])
+        del self.buffer[:most]
+        self.writable.set()
+        said = len(self.parser.comments)
+        found = []
+        for text, place in self.parser.feed(piece):
+            event = json.loads(text)
+            if event["type"] == "event" and "catch_up" not in event["payload"]:
+                assert event["payload"]["position"] == place
+            found.append((1, text.encode()))
+        closes = self.parser.comments[said:]
+        return found + [(8, int(each.split()[0]).to_bytes(2) + each.encode()) for each in closes]
 
 
 def parse_frame(data: bytearray) -> tuple[int, bytes] | None:

@@ -12,6 +12,8 @@ import pytest
 import trio
 import trio_websocket
 
+from tests.support import described
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -31,6 +33,7 @@ class Client:
     async def receive(self) -> dict[str, Any]:
         with trio.fail_after(SECONDS):
             message: dict[str, Any] = json.loads(await self.socket.get_message())
+        described.check(message)
         self.log.append(message)
         return message
 

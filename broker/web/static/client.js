@@ -422,7 +422,12 @@ export class Client extends EventTarget {
       return Promise.reject(failure("queue_full", `${this.#outbox.size} publishes are waiting`));
     if (this.#outbox.has(id)) return this.#outbox.get(id).promise;
     if (!this.#running) return Promise.reject(failure("closed", "the client is not connected: connect()"));
-    const entry = { payload: { channel, event: event ?? null, id } };
+    const entry = { payload: { channel, event: null, id } };
+    try {
+      entry.payload.event = JSON.parse(JSON.stringify(event ?? null)); // as it is now, whatever becomes of it
+    } catch (error) {
+      return Promise.reject(error);
+    }
     entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
     if (timeout)
       entry.timer = setTimeout(() => this.#settle(id, failure("timeout", `no answer after ${timeout} ms`)), timeout);
@@ -442,6 +447,7 @@ export class Client extends EventTarget {
         end = { reason: `the token callback failed: ${error?.message ?? error}` };
       }
       if (run !== this.#running) return;
+      if (end.code === 1009) this.#dropLargest();
       this.#lost();
       const code = end.code ?? end.status;
       const unsure = code === 4002 || code === 4500 || code === 401;
@@ -482,7 +488,7 @@ export class Client extends EventTarget {
       // Cut again and again without a word: something between us and the broker does not like it.
       this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
       const works = end.opened && this.#shorts < SHORTS;
-      if (works || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
+      if (works || end.at_once || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
       this.#shorts = 0;
       const next = names[names.indexOf(name) + 1];
       if (end.opened && next) this.#remember(next);
@@ -723,7 +729,7 @@ export class Client extends EventTarget {
     } else if (this.#calls.has(messageId)) {
       this.#calls.get(messageId).reject(error);
       this.#calls.delete(messageId);
-    } else emit(this, "error", error);
+    } else if (!messageId?.startsWith("u")) emit(this, "error", error); // what was given up may be gone already
   }
 
   // --- subscriptions ---------------------------------------------------------------------------------
@@ -800,6 +806,7 @@ export class Client extends EventTarget {
   #subscribed(asked, { channel, refused, live }, mark) {
     for (const record of asked) {
       if (!this.#records.has(record) || record.state === PAUSED) continue;
+      record.on = this.#link; // what is not stored comes from now on, wherever the rest stands
       if (mark === undefined) this.#live(record, live);
       else {
         this.#turn(record, CATCHING);
@@ -827,6 +834,7 @@ export class Client extends EventTarget {
   /** From now on the record takes what is unmarked; `caught`: it has caught up with the present. */
   #live(record, caught) {
     record.was = true;
+    record.on = this.#link;
     record.caught = caught;
     this.#release(record);
     this.#turn(record, LIVE);
@@ -891,7 +899,7 @@ export class Client extends EventTarget {
     const tokens = channel.split(".");
     const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
     for (const record of this.#records) {
-      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.state >= CATCHING);
+      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.on === this.#link);
       if (!due || record.state === PAUSED || !record.patterns.some((pattern) => covers(pattern, tokens))) continue;
       if (position) {
         if (passed(position, record.seen)) continue;
@@ -1010,14 +1018,28 @@ export class Client extends EventTarget {
     }
   }
 
+  /** A message was too large for the broker: the one that it must have been would end every connection. */
+  #dropLargest() {
+    const size = ([, { payload }]) => JSON.stringify(payload).length;
+    const [largest] = [...this.#outbox].filter(([, { sent }]) => sent).sort((a, b) => size(b) - size(a));
+    if (largest) this.#settle(largest[0], failure("too_large", "the broker takes no message of this size"));
+  }
+
   // --- publishing ------------------------------------------------------------------------------------
 
-  /** Sends what waits, in order: a few at a time, or one by one at the pace that the broker asked for. */
+  /**
+   * Sends what waits, one for each channel at a time, which keeps their order, and a few in all; or one by one
+   * at the pace that the broker asked for.
+   */
   #flush() {
     if (!this.#link || this.#paceTimer) return;
     let flying = 0;
     for (const entry of this.#outbox.values()) if (entry.sent) flying++;
+    const busy = new Set();
     for (const [id, entry] of this.#outbox) {
+      const { channel } = entry.payload;
+      if (busy.has(channel)) continue;
+      busy.add(channel);
       if (entry.sent) continue;
       if (flying >= (this.#pace ? 1 : IN_FLIGHT)) return;
       if (this.#pace) {

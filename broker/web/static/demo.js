@@ -111,9 +111,10 @@ class Tenant {
   showPlace() {
     const { position } = this.reader;
     if (this.subscription.state === "live" && !this.slowly) this.shown = this.newest = position;
+    this.shown ??= position;
     this.part.count.textContent = this.count;
-    this.part.position.textContent = this.shown ?? position ?? "–";
-    this.part.lag.textContent = Math.max(0, sequence(this.newest) - sequence(this.shown ?? this.newest));
+    this.part.position.textContent = this.shown ?? "–";
+    this.part.lag.textContent = this.shown ? Math.max(0, sequence(this.newest) - sequence(this.shown)) : 0;
   }
 
   async publish(more = "") {

@@ -36,7 +36,7 @@ test("a slow reader keeps few events, pauses, and misses none", async () => {
   const page = await open();
   const { positions, paused } = await page.evaluate(async () => {
     const client = await open();
-    const sub = client.subscribe("slow.>", { buffer: 10 });
+    const sub = client.subscribe("slow.>", { buffer: 5 });
     let paused = 0;
     sub.addEventListener("state", ({ detail }) => (paused += detail === "paused"));
     while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
@@ -45,7 +45,7 @@ test("a slow reader keeps few events, pauses, and misses none", async () => {
       for await (const { position, event } of sub) {
         positions.push(event);
         if (positions.length === 200) return positions;
-        if (positions.length < 60) await new Promise((resolve) => setTimeout(resolve, 5));
+        if (positions.length < 20) await new Promise((resolve) => setTimeout(resolve, 50));
       }
     })();
     const writer = await open({ token: () => token("acme", "writer"), queue: 1000 });
@@ -68,7 +68,7 @@ test("many tabs have one connection, and when its tab goes another one takes ove
       while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
     });
   const transports = () => Promise.all(pages.map((page) => page.evaluate(() => client.status.transport)));
-  assert.deepEqual((await transports()).toSorted(), ["tabs", "tabs", "tabs", "websocket"]);
+  assert.deepEqual((await transports()).sort(), ["tabs", "tabs", "tabs", "websocket"]);
   const publish = (page, from, to) =>
     page.evaluate(async ([from, to]) => {
       for (let n = from; n < to; n++) await client.publish("tabs.a", n);
@@ -87,7 +87,7 @@ test("many tabs have one connection, and when its tab goes another one takes ove
   await publishing;
   await arrived(60);
   for (const page of pages) assert.deepEqual(await page.evaluate(() => taken), [...Array(60).keys()]);
-  assert.deepEqual((await transports()).toSorted(), ["tabs", "tabs", "websocket"]);
+  assert.deepEqual((await transports()).sort(), ["tabs", "tabs", "websocket"]);
   assert.deepEqual(pages.flatMap((page) => page.faults), []);
   await context.close();
 });

@@ -45,7 +45,7 @@ export class Broker {
     this.child = spawn(PYTHON, [...args, "--data-dir", this.directory], { env: this.env, stdio: ["ignore", "ignore", "pipe"] });
     this.said = "";
     this.child.stderr.on("data", (data) => (this.said += data));
-    await until(() => existsSync(state) || this.child.exitCode !== null, "the broker is ready");
+    await until(() => (existsSync(state) && readFileSync(state, "utf8").endsWith("}")) || this.child.exitCode !== null, "the broker is ready");
     if (this.child.exitCode !== null) throw new Error(this.said);
     this.port = Number(new URL(JSON.parse(readFileSync(state, "utf8")).http).port);
     return this;
@@ -126,8 +126,7 @@ export async function openPage(context, url) {
   const page = await context.newPage();
   page.faults = [];
   page.on("pageerror", (error) => page.faults.push(error.message));
-  await page.route("**/blank", (route) => route.fulfill({ contentType: "text/html", body: "<!doctype html><title>test</title>" }));
-  await page.goto(`${url}/blank`);
+  await page.goto(`${url}/healthz`);
   await page.evaluate(async () => {
     window.token = async (tenant, user) => {
       const body = JSON.stringify({ tenant, user });

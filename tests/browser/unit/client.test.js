@@ -211,6 +211,52 @@ describe("connecting", () => {
   });
 });
 
+describe("the page", () => {
+  const happens = async (type, visibility = "visible") => {
+    globalThis.document.visibilityState = visibility;
+    world.page.dispatchEvent(new Event(type));
+    await settle();
+  };
+  const waiting = async () => {
+    await world.client();
+    for (let i = 0; i < 6; i++) {
+      world.socket.cut();
+      if (i < 5) await world.again();
+    }
+    await settle();
+    return world.sockets.length;
+  };
+
+  for (const type of ["online", "visibilitychange"])
+    test(`${type}: an attempt is made at once`, async () => {
+      const before = await waiting();
+      await happens(type);
+      assert.equal(world.sockets.length, before + 1);
+    });
+
+  test("a page that is hidden waits on", async () => {
+    const before = await waiting();
+    await happens("visibilitychange", "hidden");
+    assert.equal(world.sockets.length, before);
+  });
+
+  test("a link that may have died while nobody looked is asked", async () => {
+    await world.connected();
+    await happens("visibilitychange");
+    assert.equal(world.socket.count("ping"), 1);
+    await world.clock.go(10_000);
+    assert.equal(world.sockets[0].open, false);
+  });
+
+  test("a client that was closed listens to the page no more", async () => {
+    const client = await world.connected();
+    client.close();
+    await happens("online");
+    await world.clock.go(60_000);
+    assert.equal(world.sockets.length, 1);
+  });
+});
+
 describe("choosing a transport", () => {
   const answering = () => {
     globalThis.fetch = async (url) => {
@@ -295,8 +341,9 @@ describe("resuming", () => {
     await settle();
     assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["audit.>"], last: 50 });
     world.socket.subscribed("x-100", { live: false, catch_up: 1 });
-    world.socket.event("audit.1", "x-40", {}, { catch_up: 1 });
     world.socket.event("orders.1", "x-101");
+    world.socket.event("audit.1", "x-40", {}, { catch_up: 1 });
+    assert.equal(client.position, "x-101");
     await cutAndBack();
     const asked = world.socket.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload);
     assert.deepEqual(asked, [
@@ -437,6 +484,19 @@ describe("subscriptions", () => {
     world.socket.event("orders.1", "x-15");
     assert.deepEqual(positions(first), ["x-11", "x-12", "x-13", "x-14", "x-15"]);
     assert.deepEqual(positions(second), ["x-13", "x-14", "x-15"]);
+  });
+
+  test("what is not stored goes on while a subscription of the same name is begun anew", async () => {
+    const client = await world.connected();
+    const items = record(client.subscribe(["orders.>", "live.>"]));
+    await settle();
+    world.socket.subscribed("x-1");
+    client.subscribe(["orders.>", "live.>"], { last: 2 });
+    await settle();
+    world.socket.event("live.a", undefined, 1);
+    world.socket.subscribed("x-1", { live: false, catch_up: 1 });
+    world.socket.event("live.a", undefined, 2);
+    assert.deepEqual(items.map(({ event }) => event), [1, 2]);
   });
 
   test("snapshots are asked for one after the other", async () => {
@@ -607,6 +667,20 @@ describe("publishing", () => {
     assert.equal(world.socket.count("publish"), 1);
   });
 
+  test("those of one channel go one after the other, in order, whatever else goes meanwhile", async () => {
+    const client = await world.connected();
+    const sent = () => world.socket.sent.filter(({ type }) => type === "publish").map(({ payload }) => payload.event);
+    for (const [channel, event] of [["a", 1], ["a", 2], ["b", 3], ["a", 4]]) client.publish(channel, event).catch(() => {});
+    assert.deepEqual(sent(), [1, 3]);
+    const { messageId } = world.socket.sent.find(({ payload }) => payload.event === 1);
+    world.socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 100 }, messageId);
+    await world.clock.go(100);
+    assert.deepEqual(sent(), [1, 3]);
+    world.socket.say("published", { id: world.socket.last("publish").payload.id, position: "x-1" });
+    await world.clock.go(100);
+    assert.deepEqual(sent(), [1, 3, 1]);
+  });
+
   test("the queue is bounded", async () => {
     const client = await world.client({ queue: 2 });
     for (const channel of ["a", "b"]) client.publish(channel, 1).catch(() => {});
@@ -616,7 +690,7 @@ describe("publishing", () => {
   test("at a limit goes on one by one at the broker's pace, in order", async () => {
     const client = await world.connected();
     const { socket } = world;
-    for (let i = 0; i < 40; i++) client.publish("a", i).catch(() => {});
+    for (let i = 0; i < 40; i++) client.publish(`a.${i}`, i).catch(() => {});
     assert.equal(socket.count("publish"), 16);
     const taken = [];
     const refuse = (message) =>
@@ -641,6 +715,30 @@ describe("publishing", () => {
     const answer = client.publish("a", 1);
     world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, world.socket.last("publish").messageId);
     await assert.rejects(answer, { name: "BrokerError", code: "forbidden", message: "no" });
+  });
+
+  test("one that is too large for the broker is given up; the others go out again", async () => {
+    const client = await world.connected();
+    const large = assert.rejects(client.publish("a", "x".repeat(70_000)), { code: "too_large" });
+    client.publish("b", "small").catch(() => {});
+    world.socket.cut(1009);
+    await large;
+    await world.again();
+    world.socket.welcome();
+    await settle();
+    assert.deepEqual(world.socket.sent.map(({ payload }) => payload.event), ["small"]);
+  });
+
+  test("takes an event as it is, and refuses what is no JSON", async () => {
+    const client = await world.client();
+    const event = { n: 1 };
+    client.publish("a", event).catch(() => {});
+    event.n = 2;
+    event.self = event;
+    await assert.rejects(client.publish("a", event), TypeError);
+    world.socket.welcome();
+    await settle();
+    assert.deepEqual(world.socket.sent.map(({ payload }) => payload.event), [{ n: 1 }]);
   });
 
   test("a time-out rejects, and what was not sent by then is not sent any more", async () => {

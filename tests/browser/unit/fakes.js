@@ -1,6 +1,17 @@
 /** A clock that goes when it is told, a WebSocket that is a script, and what a page has else. */
 
+import { webcrypto } from "node:crypto";
+
 import { Client } from "../../../broker/web/static/client.js";
+
+// Node 18 has these, but not as browsers do.
+globalThis.crypto ??= webcrypto;
+globalThis.CustomEvent ??= class extends Event {
+  constructor(type, { detail = null } = {}) {
+    super(type);
+    this.detail = detail;
+  }
+};
 
 /** Lets everything run that waits for a promise. */
 export const settle = async () => {
@@ -122,6 +133,9 @@ export class World {
     FakeWebSocket.onmade = undefined;
     this.before = { WebSocket: globalThis.WebSocket, fetch: globalThis.fetch, random: Math.random };
     globalThis.WebSocket = FakeWebSocket;
+    const page = (this.page = new EventTarget());
+    for (const name of ["addEventListener", "removeEventListener"]) globalThis[name] = page[name].bind(page);
+    globalThis.document = { visibilityState: "visible" };
     globalThis.fetch = async (url) => {
       this.fetched.push(String(url));
       throw new TypeError("the network is down");
@@ -164,6 +178,7 @@ export class World {
     const { random, ...rest } = this.before;
     Math.random = random;
     Object.assign(globalThis, rest);
+    for (const name of ["addEventListener", "removeEventListener", "document"]) delete globalThis[name];
   }
 }
 

@@ -1,0 +1,323 @@
+"""A WebSocket client on asyncio that keeps its subscriptions over cuts and restarts.
+
+::
+
+    async with AsyncioSession(url="wss://events.example.com/ws", token=token) as session:
+        await session.subscribe("orders.>", durable="mailer")
+        async for item in session:
+            match item:
+                case Event():
+                    await mail(item.value)
+                    session.acknowledge_nowait("mailer", item.position)
+                case Gap():
+                    ...  # events of item.channels are gone: load their state anew
+
+It does what `Session` does on Trio: the same engine is in both. It leaves asyncio as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import attrs
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.typing import Subprotocol
+
+from broker.client.engine import READ_AHEAD, SUBPROTOCOL, UNHEARD, Backoff, Engine
+from broker.client.items import Item, Lost, Reconnecting, SessionEnded
+from broker.errors import CloseCode, Unavailable
+
+if TYPE_CHECKING:
+    import ssl
+    from types import TracebackType
+
+    from broker.client.engine import Lag
+    from broker.client.items import Published
+    from broker.client.outbox import Pending
+
+T = TypeVar("T")
+Token: TypeAlias = str | Callable[[], Awaitable[str]]
+
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
+QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
+OPEN_SECONDS = 10.0
+CLOSE_SECONDS = 1.0
+
+# For DEBUG the library writes out each header, the token among them.
+quiet = logging.getLogger("broker.client.websockets")
+quiet.setLevel(logging.INFO)
+
+
+class Connect(connect):
+    """Follows no redirect: the token is for this address."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+@attrs.define(eq=False, kw_only=True)
+class AsyncioSession:
+    """One client. `token` may be a function, which is then asked for each connection and before one expires.
+
+    Where it raises `OSError` or `Unavailable` it is asked again later. `tenant` is for monitoring tokens.
+    It connects, again and again, for as long as the `async with` lasts; iterate to receive. Iteration
+    raises `SessionEnded` when reconnecting cannot help.
+    """
+
+    url: str
+    token: Token = attrs.field(repr=False)
+    tenant: str | None = None
+    ssl_context: ssl.SSLContext | None = None
+    backoff: Backoff = attrs.field(factory=Backoff)
+    engine: Engine = attrs.field(init=False, repr=False)
+    task: asyncio.Task[None] | None = attrs.field(init=False, default=None, repr=False)
+    changed: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)  # there may be something to send
+    expiring: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
+    taken: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
+    taker: asyncio.Task[Any] | None = attrs.field(default=None, repr=False)  # iterates
+    taker_waits: bool = False  # for an answer, instead of taking what comes before it
+    items: asyncio.Queue[Item | None] = attrs.field(factory=asyncio.Queue, repr=False)  # None: the end
+
+    def __attrs_post_init__(self) -> None:
+        renewable = not isinstance(self.token, str)
+        self.engine = Engine(url=self.url, tenant=self.tenant, renewable=renewable, backoff=self.backoff)
+
+    async def __aenter__(self) -> AsyncioSession:
+        self.task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.task is None:
+            return
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        if error is None and not self.task.cancelled():
+            self.task.result()
+
+    async def run(self) -> None:
+        """Keeps a connection until it is cancelled or the broker ends it; `async with` does it for you."""
+        ended: SessionEnded | None = None
+        try:
+            while not isinstance(end := await self.connect(), SessionEnded):
+                after = self.engine.wait(end)
+                self.items.put_nowait(Reconnecting(reason=end.reason, after=after))
+                await asyncio.sleep(after)
+            ended = end
+        finally:
+            self.engine.end(ended)
+            self.items.put_nowait(None)
+
+    def __aiter__(self) -> AsyncioSession:
+        return self
+
+    async def __anext__(self) -> Item:
+        self.taker = asyncio.current_task()
+        item = await self.items.get()
+        self.taken.set()
+        if item is not None:
+            return item
+        self.items.put_nowait(None)
+        if self.task is not None:
+            await asyncio.wait([self.task])
+            if not self.task.cancelled():
+                self.task.result()
+        if self.engine.ended is not None:
+            raise self.engine.ended
+        raise StopAsyncIteration
+
+    async def subscribe(
+        self,
+        *channels: str,
+        position: str | None = None,
+        since: str | None = None,
+        last: int | None = None,
+        snapshot: bool = False,
+        durable: str | None = None,
+        lag: Lag | None = None,
+    ) -> str:
+        """Asks for channels and patterns, now and after each cut; says the `messageId` of the reply.
+
+        At most one start: after a `position`, from a time (`since`, RFC 3339), from the newest `last`
+        events, or the newest of each channel (`snapshot`). Else from now. Under a `durable` name it starts
+        after what was last acknowledged under it, and elsewhere only the first time.
+        """
+        starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
+        message_id = self.engine.subscribe(channels, starts, lag, durable)
+        self.changed.set()
+        return message_id
+
+    async def unsubscribe(self, *channels: str) -> None:
+        """Ends subscriptions; `unsubscribed` is the last that is heard of them."""
+        self.engine.unsubscribe(channels)
+        self.changed.set()
+
+    async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
+        """Publishes an event, and returns once the broker has said where it is.
+
+        `event` is any JSON value, or JSON as bytes; b"" is a tombstone. Without a connection it waits for
+        one; after a cut, and when the broker has no time for it, it is sent again, with the same id (one is
+        made up where none is given), so that it is stored once. Those that are under way at the same time
+        may be stored in any order. When this is cancelled before it was sent, it will not be.
+
+        Raises the `BrokerError` that the broker answers; `Unavailable` when it cannot be known any more
+        whether it was stored, or a live event sent; `SessionEnded`.
+        """
+        done = asyncio.Event()
+        promise = self.engine.publish(channel, event, event_id, done.set)
+        return await self.answer(promise, done)
+
+    async def acknowledge(self, durable: str, position: str) -> None:
+        """Says that everything up to `position` has been dealt with, and returns once that is stored.
+
+        That takes up to a second. Raises as `publish` does.
+        """
+        done = asyncio.Event()
+        promise = self.engine.acknowledge(durable, position, done.set)
+        await self.answer(promise, done)
+
+    async def answer(self, promise: Pending[T], done: asyncio.Event) -> T:
+        """Waits for what was promised. It comes behind events: those are read on meanwhile."""
+        mine = asyncio.current_task() is self.taker
+        self.taker_waits |= mine
+        self.changed.set()
+        self.taken.set()
+        try:
+            await done.wait()
+        finally:
+            self.engine.outbox.withdraw(promise)
+            if mine:
+                self.taker_waits = False
+        return promise.result()
+
+    def acknowledge_nowait(self, durable: str, position: str) -> None:
+        """The same without waiting. Of many only the newest is sent; after a cut it is sent again."""
+        self.engine.acknowledge(durable, position, None)
+        self.changed.set()
+
+    # --- one connection ----------------------------------------------------------------------------
+
+    async def connect(self) -> Lost | SessionEnded:
+        """One connection from the handshake to its end."""
+        try:
+            token = await self.current_token()
+            self.engine.begin()
+            self.expiring.clear()
+            async with self.opening(token) as link:
+                return await self.converse(link)
+        except InvalidStatus as rejected:
+            answer = rejected.response
+            after = answer.headers.get("Retry-After", "")
+            return self.engine.refused(answer.status_code, after, bytes(answer.body or b""))
+        except InvalidMessage:
+            return Lost("no answer to the WebSocket handshake")
+        except (OSError, Unavailable) as error:
+            return Lost(str(error))
+        except InvalidHandshake as error:
+            return SessionEnded(f"{self.url} does not speak {SUBPROTOCOL}: {error}")
+
+    def opening(self, token: str) -> Connect:
+        secured = self.ssl_context is not None and urlsplit(self.url).scheme == "wss"
+        options: dict[str, Any] = {"ssl": self.ssl_context} if secured else {}
+        return Connect(
+            self.engine.address(),
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            additional_headers={"Authorization": f"Bearer {token}"},
+            compression=None,
+            proxy=None,
+            open_timeout=OPEN_SECONDS,
+            close_timeout=CLOSE_SECONDS,
+            ping_interval=None,  # the engine watches the broker, and the broker us
+            max_size=MAX_MESSAGE_BYTES,
+            max_queue=QUEUE_MESSAGES,
+            logger=quiet,
+            **options,
+        )
+
+    async def current_token(self) -> str:
+        return self.token if isinstance(self.token, str) else await self.token()
+
+    async def converse(self, link: ClientConnection) -> Lost | SessionEnded:
+        """Reads and writes until the connection is lost, or should be left."""
+        parts = [asyncio.create_task(part) for part in (self.read(link), self.write(link), self.renew())]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
+
+    async def read(self, link: ClientConnection) -> Lost | SessionEnded:
+        clock = asyncio.get_running_loop().time
+        while True:
+            self.engine.listening(clock())
+            self.changed.set()
+            try:
+                item = self.engine.receive(await link.recv(decode=False), clock())
+            except ConnectionClosed as closed:
+                return self.closed(closed)
+            except SessionEnded as ended:
+                return ended
+            self.changed.set()
+            if self.engine.expiring:
+                self.expiring.set()
+            if item is not None:
+                await self.hand_over(item)
+
+    async def hand_over(self, item: Item) -> None:
+        """Waits until it is taken, where somebody must be there to take it."""
+        free = self.engine.is_free(item)
+        if free and self.items.qsize() >= UNHEARD:
+            return
+        self.items.put_nowait(item)
+        while not free and self.items.qsize() > self.ahead():
+            self.taken.clear()
+            await self.taken.wait()
+
+    def ahead(self) -> float:
+        """How many items may wait to be taken while the next ones are read."""
+        return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
+
+    async def write(self, link: ClientConnection) -> Lost | SessionEnded:
+        clock = asyncio.get_running_loop().time
+        while True:
+            self.changed.clear()
+            if lost := self.engine.overdue(clock()):
+                return lost
+            try:
+                for text in self.engine.outgoing(clock()):
+                    await link.send(text)
+            except ConnectionClosed as closed:
+                return self.closed(closed)
+            due = self.engine.due()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(None if due == inf else due):
+                    await self.changed.wait()
+
+    async def renew(self) -> Lost | SessionEnded:
+        """Presents another token when one is wanted. Until there is one the old one holds."""
+        while True:
+            await self.expiring.wait()
+            for attempt in itertools.count():
+                try:
+                    token = await self.current_token()
+                    break
+                except (OSError, Unavailable):
+                    await asyncio.sleep(self.backoff.delay(attempt))
+            self.expiring.clear()
+            self.engine.renewed(token)
+            self.changed.set()
+
+    def closed(self, closed: ConnectionClosed) -> Lost | SessionEnded:
+        code, said = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (CloseCode.GOING_AWAY, None)
+        return self.engine.closed(code, said, asyncio.get_running_loop().time())

@@ -1,0 +1,249 @@
+"""The AsyncAPI document of the protocol, made of the message classes: what clients and services say and hear.
+
+https://www.asyncapi.com/docs/reference/specification/v3.0.0. The broker is the application that it describes:
+it receives what clients send, and sends what they get.
+"""
+
+from __future__ import annotations
+
+from inspect import cleandoc, getdoc
+from typing import TYPE_CHECKING, Any, get_args
+
+import attrs
+
+from broker import errors
+from broker.subjects import Names
+from broker.web import schemas
+from broker.web.schemas import Document, reference
+from broker.wire import messages as m
+from broker.wire.codec import MAX_MESSAGE_ID_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+SERVER_MESSAGES: dict[str, type] = {kind.type: kind for kind in (*get_args(m.ServerMessage), m.Event)}
+REPLIES: dict[type, tuple[type, ...]] = {
+    m.Authenticate: (m.Authenticated,),
+    m.Subscribe: (m.Subscribed, m.Gap),
+    m.Unsubscribe: (m.Unsubscribed,),
+    m.Acknowledge: (m.Acknowledged,),
+    m.Publish: (m.Published,),
+    m.Ping: (m.Pong,),
+}
+ANSWERS_ONLY = (m.Subscribed, m.Acknowledged, m.Published, m.Pong)
+NOT_FOR_CLIENTS = frozenset({errors.NotFound.code})
+JSON = "application/json"
+ABOUT = (
+    "Text frames with one JSON object each: `type`, `payload`, and `messageId`, which is the client's and is"
+    " in every reply to it. Clients ignore types and fields that they do not know; the broker refuses them."
+    " Services publish to NATS; any client of it will do."
+)
+CLOSED = "Why a connection was closed. 4500 to 4999: reconnecting will not help before something changes."
+ADDRESS = {
+    "tenant": "The tenant: 1 to 64 of A-Z a-z 0-9 _ -. `_all` is every tenant.",
+    "channel": "1 to 16 tokens joined by `.`, at most 256 bytes; `users.<user>.…` is that user's alone.",
+}
+
+
+@attrs.frozen(kw_only=True)
+class Metadata:
+    """About an event. A `tenant_id` that contradicts the subject makes it a dead letter."""
+
+    tenant_id: str | None = None
+    source: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Envelope:
+    """The plain envelope of an event, as services may publish it."""
+
+    id: str
+    type: str
+    timestamp: str
+    payload: Any
+    metadata: Metadata | None = None
+
+
+@attrs.frozen(kw_only=True)
+class CloudEvent:
+    """A CloudEvents 1.0 event in structured mode; further attributes may stand beside these.
+
+    In binary mode the attributes are headers `ce-…` and the body is the data.
+    """
+
+    specversion: str
+    id: str
+    source: str
+    type: str
+    data: Any = None
+
+
+@attrs.frozen(kw_only=True)
+class Headers:
+    """NATS headers that the broker looks at. An id counts in the whole stream: begin it with the tenant."""
+
+    message_id: str | None = attrs.field(default=None, metadata={"wire": "Nats-Msg-Id"})
+    traceparent: str | None = None
+
+
+def document(names: Names = Names()) -> Document:  # noqa: B008  a frozen value
+    """The document of a broker with these subject prefixes."""
+    kinds = [*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values(), Envelope, CloudEvent, Headers]
+    _, components = schemas.of(kinds)
+    for kind in kinds:
+        adapt(kind, components[kind.__name__], strict=kind in m.CLIENT_MESSAGES.values())
+    components["ErrorCode"] = coded(error_codes(), "What went wrong, for programs.")
+    components["CloseCode"] = coded({each.value: each.meaning for each in errors.CloseCode}, CLOSED)
+    for name in ("Error", "Refused", "Unsubscribed"):
+        components[name]["properties"]["code"] = reference("ErrorCode")
+    both = m.CLIENT_MESSAGES | SERVER_MESSAGES
+    described = {name: message(kind, components[kind.__name__]) for name, kind in both.items()}
+    return {
+        "asyncapi": "3.0.0",
+        "info": schemas.info("The broker's protocol", ABOUT),
+        "defaultContentType": JSON,
+        "servers": servers(),
+        "channels": channels(names, both),
+        "operations": dict(operations()),
+        "components": {
+            "messages": described | {"stored": published(), "live": published()},
+            "schemas": components,
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "Or `bearer.<token>` as a subprotocol, or the message `authenticate`.",
+                }
+            },
+        },
+    }
+
+
+def adapt(kind: type, schema: Document, *, strict: bool) -> None:
+    """By the names on the wire, and closed where an unknown field is refused."""
+    schema["description"] = cleandoc(schema["description"])
+    for field in attrs.fields(kind):
+        if wire := field.metadata.get("wire"):
+            schema["properties"][wire] = schema["properties"].pop(field.name)
+    if strict:
+        schema["additionalProperties"] = False
+
+
+def coded(meanings: Mapping[Any, str], description: str) -> Document:
+    """One of several codes, each with its meaning."""
+    each = [{"const": code, "description": meaning} for code, meaning in meanings.items()]
+    return {"description": description, "oneOf": each}
+
+
+def error_codes() -> dict[str, str]:
+    """What `error.code` may be, and what each means."""
+    found = errors.by_code().items()
+    return {code: getdoc(kind) or "" for code, kind in found if code not in NOT_FOR_CLIENTS}
+
+
+def message(kind: Any, schema: Document) -> Document:
+    """A whole message: the object around the payload."""
+    asked = kind in m.CLIENT_MESSAGES.values()
+    whole: Document = {
+        "type": "object",
+        "required": ["type"] if asked and not schema["required"] else ["type", "payload"],
+        "properties": {
+            "type": {"const": kind.type},
+            "payload": reference(kind.__name__),
+            "messageId": {"type": ["string", "null"], "maxLength": MAX_MESSAGE_ID_BYTES},
+        },
+    }
+    if asked:
+        whole["additionalProperties"] = False
+    summary = schema["description"].partition("\n")[0]
+    return {"name": kind.type, "title": kind.type, "summary": summary, "payload": whole}
+
+
+def published() -> Document:
+    """What a service publishes: any JSON, of which two forms are known."""
+    known = [reference(kind.__name__) for kind in (Envelope, CloudEvent)]
+    return {
+        "summary": "Any JSON value; an empty body is a tombstone, which clients get as `null`.",
+        "contentType": JSON,
+        "headers": reference(Headers.__name__),
+        "payload": {"anyOf": [*known, {"description": "Any other JSON value."}]},
+    }
+
+
+def servers() -> Document:
+    host = {"default": "127.0.0.1:8080", "description": "Host, and port where it is not the usual one."}
+    broker = {"host": "{host}", "pathname": "/ws", "variables": {"host": host}}
+    token = [{"$ref": "#/components/securitySchemes/token"}]
+    nats = host | {"default": "127.0.0.1:4222"}
+    return {
+        "wss": broker | {"protocol": "wss", "security": token},
+        "ws": broker | {"protocol": "ws", "security": token, "description": "Without TLS."},
+        "nats": {"host": "{host}", "protocol": "nats", "variables": {"host": nats}},
+    }
+
+
+def channels(names: Names, both: Iterable[str]) -> Document:
+    def on_nats(prefix: str, kind: str, description: str) -> Document:
+        return {
+            "address": f"{prefix}.{{tenant}}.{{channel}}",
+            "description": description,
+            "servers": [{"$ref": "#/servers/nats"}],
+            "parameters": {name: {"description": text} for name, text in ADDRESS.items()},
+            "messages": {kind: {"$ref": f"#/components/messages/{kind}"}},
+        }
+
+    text = {"type": "string"}
+    handshake = {
+        "method": "GET",
+        "headers": {
+            "type": "object",
+            "properties": {
+                "Authorization": text | {"description": "`Bearer` and the token."},
+                "Sec-WebSocket-Protocol": text
+                | {"description": "`broker.v1`, and perhaps `bearer.<token>`."},
+            },
+        },
+        "query": {
+            "type": "object",
+            "properties": {"tenant": text | {"description": "For monitoring tokens: the tenant to look at."}},
+        },
+        "bindingVersion": "0.1.0",
+    }
+    return {
+        "connection": {
+            "address": "/",
+            "description": "One WebSocket connection. Its end has a `CloseCode` of `components.schemas`.",
+            "servers": [{"$ref": "#/servers/wss"}, {"$ref": "#/servers/ws"}],
+            "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in both},
+            "bindings": {"ws": handshake},
+        },
+        "stored": on_nats(
+            names.events, "stored", "Events that are kept in the stream and can be replayed, as `{channel}`."
+        ),
+        "live": on_nats(names.live, "live", "Events that are never stored, as `live.{channel}`."),
+    }
+
+
+def operations() -> Iterator[tuple[str, Document]]:
+    """What is asked, with its answers, and what comes unasked."""
+    connection = {"$ref": "#/channels/connection"}
+
+    def each(*kinds: Any) -> list[Document]:
+        return [{"$ref": f"#/channels/connection/messages/{kind.type}"} for kind in kinds]
+
+    for name, kind in m.CLIENT_MESSAGES.items():
+        reply = {"channel": connection, "messages": each(*REPLIES[kind], m.Error)}
+        yield name, {"action": "receive", "channel": connection, "messages": each(kind), "reply": reply}
+    unasked = [kind for kind in SERVER_MESSAGES.values() if kind not in ANSWERS_ONLY]
+    yield "deliver", {"action": "send", "channel": connection, "messages": each(*unasked)}
+    for name in ("stored", "live"):
+        channel = f"#/channels/{name}"
+        yield (
+            f"take_{name}",
+            {
+                "action": "receive",
+                "channel": {"$ref": channel},
+                "messages": [{"$ref": f"{channel}/messages/{name}"}],
+            },
+        )

@@ -1,0 +1,55 @@
+/** A small page of the hooks, in strict mode. What the test looks at is on `window`. */
+
+import { StrictMode, useLayoutEffect, useState } from "react";
+import { createRoot } from "react-dom/client";
+import { flushSync } from "react-dom";
+
+import { Client } from "../../../broker/web/static/client.js";
+import { BrokerProvider, useChannel, useConnection, useNotifications } from "../../../broker/web/static/react.js";
+
+window.sent = []; // what goes out by WebSocket
+const { send } = WebSocket.prototype;
+WebSocket.prototype.send = function (text) {
+  sent.push(JSON.parse(text));
+  send.call(this, text);
+};
+window.torn = 0;
+
+const options = () => ({ last: 3, keep: 5 }); // another object in each rendering, as people write it
+
+function List({ name }) {
+  const { events, state } = useChannel(["react.>"], options());
+  const until = performance.now() + 3; // slow, so that events come in the middle of a rendering
+  while (performance.now() < until);
+  return <p id={name} data-state={state}>{events.map((item) => item.event).join(" ")}</p>;
+}
+
+function Page() {
+  const { state, user } = useConnection();
+  const { notifications, unread, markRead } = useNotifications();
+  const { error } = useChannel("users.somebody.else");
+  const [shown, show] = useState(true);
+  useLayoutEffect(() => {
+    if (shown && document.getElementById("one").textContent !== document.getElementById("two").textContent) torn++;
+  });
+  return (
+    <>
+      <p id="state">{state} {user}</p>
+      <p id="error">{error?.code}</p>
+      <p id="unread">{unread}</p>
+      <p id="notifications">{notifications.map((item) => item.event).join(" ")}</p>
+      <button id="read" onClick={() => void markRead()}>read</button>
+      <button id="toggle" onClick={() => show(!shown)}>toggle</button>
+      {shown && <List name="one" />}
+      {shown && <List name="two" />}
+    </>
+  );
+}
+
+window.mount = (token) => {
+  window.client = new Client({ url: location.origin, token });
+  const root = createRoot(document.body.appendChild(document.createElement("div")));
+  const render = (node) => flushSync(() => root.render(node));
+  render(<StrictMode><BrokerProvider client={client}><Page /></BrokerProvider></StrictMode>);
+  return () => render(null);
+};

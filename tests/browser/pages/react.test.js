@@ -1,0 +1,107 @@
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+import { build } from "esbuild";
+
+import { Broker, openBrowser, openPage, until } from "./support.js";
+
+const here = (path) => fileURLToPath(new URL(path, import.meta.url));
+
+let broker, browser, bundle;
+before(async () => {
+  const options = { entryPoints: [here("app.jsx")], bundle: true, write: false, format: "iife", jsx: "automatic" };
+  const built = await build({ ...options, nodePaths: [here("../node_modules")], define: { "import.meta.url": '"x:/"' } });
+  bundle = built.outputFiles[0].text;
+  broker = await new Broker().start();
+  browser = await openBrowser();
+});
+after(async () => {
+  await browser?.close();
+  await broker?.remove();
+});
+
+const open = async () => {
+  const page = await openPage(await browser.newContext(), broker.url);
+  page.on("console", (message) => ["error", "warning"].includes(message.type()) && page.faults.push(message.text()));
+  await page.addScriptTag({ content: bundle });
+  await page.evaluate(async () => {
+    window.unmount = mount(() => token("acme", "ann"));
+    window.writer = await open({ token: () => token("acme", "writer") });
+  });
+  await page.locator("#state", { hasText: "open ann" }).waitFor();
+  return page;
+};
+const publish = (page, ...events) =>
+  page.evaluate(async (events) => {
+    for (const [channel, event] of events) await writer.publish(channel, event);
+  }, events);
+const subscribes = (page, channel) =>
+  page.evaluate((channel) => sent.filter(({ type, payload }) => type === "subscribe" && payload.channel.includes(channel)).length, channel);
+
+test("in strict mode two components share one subscription, show the same, and leave nothing behind", async () => {
+  const page = await open();
+  await page.locator('#one[data-state="live"]').waitFor({ state: "attached" });
+  assert.equal(await subscribes(page, "react.>"), 1);
+  await page.evaluate(() => Promise.all(Array.from({ length: 40 }, (_, n) => writer.publish(`react.${n % 8}`, n))));
+  const shown = () => page.evaluate(() => ["one", "two"].map((id) => document.getElementById(id).textContent));
+  await until(async () => (await shown())[0].split(" ").length === 5);
+  const [one, two] = await shown();
+  assert.equal(one, two);
+  assert.equal(await page.evaluate(() => torn), 0);
+  await page.locator("#toggle").click();
+  await page.locator("#toggle").click(); // back before it was given up
+  await page.locator('#one[data-state="live"]').waitFor({ state: "attached" });
+  assert.equal(await subscribes(page, "react.>"), 1);
+  await page.evaluate(() => unmount());
+  await until(() => page.evaluate(() => sent.some(({ type, payload }) => type === "unsubscribe" && payload.channel.includes("react.>"))));
+  assert.deepEqual(page.faults, []);
+  await page.context().close();
+});
+
+test("a list that is shown again later goes on where it ended", async () => {
+  const page = await open();
+  await page.locator('#one[data-state="live"]').waitFor({ state: "attached" });
+  await publish(page, ["react.a", "x"], ["react.a", "y"]);
+  await page.locator("#one", { hasText: "x y" }).waitFor();
+  await page.locator("#toggle").click();
+  await until(() => page.evaluate(() => sent.some(({ type, payload }) => type === "unsubscribe" && payload.channel.includes("react.>"))));
+  await publish(page, ["react.a", "z"]);
+  await page.locator("#toggle").click();
+  await page.locator("#one", { hasText: "x y z" }).waitFor();
+  await page.context().close();
+});
+
+test("notifications are unread until they are read, also for the next page", async () => {
+  let page = await open();
+  await page.evaluate(async () => {
+    const ann = await open({ token: () => token("acme", "ann") });
+    for (const n of [1, 2]) await ann.publish("me.notifications", `n${n}`);
+  });
+  await page.locator("#unread", { hasText: "2" }).waitFor();
+  assert.equal(await page.locator("#notifications").textContent(), "n2 n1");
+  await page.locator("#read").click();
+  await page.locator("#unread", { hasText: "0" }).waitFor();
+  await until(() => page.evaluate(() => sent.some(({ type }) => type === "acknowledge")));
+  await page.evaluate(async () => {
+    const ann = await open({ token: () => token("acme", "ann") });
+    await ann.publish("me.notifications", "n3");
+  });
+  await page.context().close();
+  // An acknowledgement is stored within a second.
+  page = await until(async () => {
+    const next = await open();
+    await next.locator("#notifications", { hasText: "n3" }).waitFor();
+    if ((await next.locator("#notifications").textContent()) === "n3") return next;
+    await next.context().close();
+    return undefined;
+  });
+  assert.equal(await page.locator("#unread").textContent(), "1");
+  await page.context().close();
+});
+
+test("a refused channel is an error of its own component", async () => {
+  const page = await open();
+  await page.locator("#error", { hasText: "forbidden" }).waitFor();
+  await page.context().close();
+});

@@ -1,0 +1,185 @@
+"""The AsyncAPI document is true: by the official parser, and by what the broker reads and writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import UNSET, UnsetType
+
+from broker.errors import CloseCode
+from broker.subjects import Names
+from broker.web import asyncapi
+from broker.wire import codec, frames
+from broker.wire import messages as m
+from tests.support import described
+
+TEXT = st.text(max_size=20)
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False).filter(
+    lambda x: not x.is_integer()
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
+    str: TEXT,
+    int: st.integers(),
+    float: NUMBERS,
+    bool: st.booleans(),
+    type(None): st.none(),
+    UnsetType: st.just(UNSET),
+    Any: JSON,
+}
+CODES = ("Error", "Refused", "Unsubscribed")
+PARSER = Path(__file__).parents[1] / "browser" / "node_modules" / "@asyncapi" / "parser"
+CHECK = """
+const {Parser} = require(process.argv[1]);
+new Parser().parse(require("node:fs").readFileSync(0, "utf8")).then(({document, diagnostics}) => {
+  console.log(JSON.stringify({
+    faults: diagnostics.filter((each) => each.severity < 2).map((each) => [each.path, each.message]),
+    messages: document ? document.allMessages().all().map((each) => each.name()) : null,
+  }));
+});
+"""
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of a type as the message classes have them."""
+    if hint in SIMPLE:
+        return SIMPLE[hint]
+    if attrs.has(hint):
+        return messages(hint)
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is Annotated:
+        return values(arguments[0]).filter(bool)  # the one constraint that there is: not empty
+    if origin in (Union, UnionType):
+        return st.one_of([values(each) for each in arguments])
+    if origin is list:
+        return st.lists(values(arguments[0]), max_size=3)
+    assert origin is dict
+    return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=3)
+
+
+def messages(kind: Any) -> st.SearchStrategy[Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    fields = {field.name: values(hints[field.name]) for field in attrs.fields(kind)}
+    if kind.__name__ in CODES:
+        codes = st.sampled_from(sorted(asyncapi.error_codes()))
+        fields["code"] = codes | st.just(UNSET) if kind is m.Unsubscribed else codes
+    return st.builds(kind, **fields)
+
+
+@given(message=st.one_of([messages(kind) for kind in get_args(m.ServerMessage)]), message_id=st.none() | TEXT)
+def test_what_the_broker_encodes(message: m.ServerMessage, message_id: str | None) -> None:
+    """Whatever value a message of the broker has, its JSON is as described."""
+    described.check(json.loads(codec.encode(message, message_id)))
+
+
+@given(
+    channel=st.sampled_from(["orders.7", "live.x"]),
+    body=JSON,
+    publisher=st.none() | TEXT,
+    catch_up=st.none() | st.integers(1, 9),
+    trace=st.booleans(),
+)
+def test_events(channel: str, body: Any, publisher: str | None, catch_up: int | None, trace: bool) -> None:
+    """Events are spliced and not encoded, and are as described all the same."""
+    sequence = 0 if channel.startswith("live.") else 7
+    framed = frames.event(frames.event_head(channel, "inc"), sequence, json.dumps(body).encode(), publisher)
+    if catch_up is not None:
+        framed = frames.mark(framed, catch_up)
+    if trace:
+        framed = frames.trace(framed, "00-" + "1" * 32 + "-" + "2" * 16 + "-01")
+    message = json.loads(framed[{126: 4, 127: 10}.get(framed[1], 2) :])
+    described.check(message)
+    assert ("position" in message["payload"]) == bool(sequence)
+
+
+def attempts(kind: str) -> st.SearchStrategy[dict[str, Any]]:
+    """What clients might send: right, nearly right, and wrong."""
+    hints = get_type_hints(m.CLIENT_MESSAGES[kind], include_extras=True)
+    fields = {field.name: values(hints[field.name]) for field in attrs.fields(m.CLIENT_MESSAGES[kind])}
+    anything = dict.fromkeys(fields, JSON) | {"chanel": TEXT}
+    payload = st.one_of(
+        st.fixed_dictionaries(fields),
+        st.fixed_dictionaries({}, optional=fields),
+        st.tuples(st.fixed_dictionaries(fields), st.fixed_dictionaries({}, optional=anything)).map(
+            lambda both: both[0] | both[1]
+        ),
+        JSON,
+    )
+    message_id = st.none() | st.text(alphabet="abc", max_size=70) | st.integers()
+    return st.fixed_dictionaries(
+        {"type": st.just(kind)}, optional={"payload": payload, "messageId": message_id, "id": TEXT}
+    )
+
+
+@given(attempt=st.one_of([attempts(kind) for kind in m.CLIENT_MESSAGES]))
+def test_what_clients_may_send(attempt: dict[str, Any]) -> None:
+    """The broker reads a client's message exactly when it is as described."""
+    try:
+        codec.decode(json.dumps(attempt).encode())
+    except codec.Undecodable:
+        read = False
+    else:
+        read = True
+    assert described.validator(attempt["type"]).is_valid(attempt) == read
+
+
+def test_every_code_is_there_with_its_meaning() -> None:
+    """The tables of the protocol page, with a sentence for each code."""
+    schemas = asyncapi.document()["components"]["schemas"]
+    close = {each["const"]: each["description"] for each in schemas["CloseCode"]["oneOf"]}
+    assert close == {int(each): each.meaning for each in CloseCode}
+    errors = {each["const"]: each["description"] for each in schemas["ErrorCode"]["oneOf"]}
+    assert set(errors) == {
+        "bad_message", "unknown_type", "unauthenticated", "forbidden", "invalid_channel", "invalid_position",
+        "not_subscribed", "conflict", "limit_subscriptions", "limit_snapshot", "limit_connections",
+        "rate_limited", "too_large", "token_invalid", "token_expired", "token_revoked", "unavailable",
+        "internal",
+    }  # fmt: skip
+    assert all([*errors.values(), *close.values()])
+
+
+def test_every_class_describes_itself() -> None:
+    """Descriptions come from docstrings, so each class has one."""
+    components = asyncapi.document()["components"]
+    for name, schema in components["schemas"].items():
+        assert schema["description"].endswith("."), name
+        assert not schema["description"].startswith(f"{name}("), name  # attrs or dataclasses made it
+    assert all(message["summary"].endswith(".") for message in components["messages"].values())
+
+
+def test_configured_prefixes() -> None:
+    """The subjects are those of this broker."""
+    channels = asyncapi.document(Names(events="facts", live="now"))["channels"]
+    assert channels["stored"]["address"] == "facts.{tenant}.{channel}"
+    assert channels["live"]["address"] == "now.{tenant}.{channel}"
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.skipif(not PARSER.is_dir(), reason=f"{PARSER} is not installed: npm ci in tests/browser")
+def test_the_official_parser_takes_it() -> None:
+    """@asyncapi/parser finds no fault and all messages."""
+    checked = subprocess.run(
+        ["node", "-e", CHECK, str(PARSER)],
+        input=json.dumps(asyncapi.document()).encode(),
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    found = json.loads(checked.stdout)
+    assert found["faults"] == []
+    assert set(found["messages"]) >= {*m.CLIENT_MESSAGES, *asyncapi.SERVER_MESSAGES}

@@ -1,0 +1,205 @@
+"""Sessions of long polls over the real actors, a scripted bus, a fake clock and a seed.
+
+Clients poll, wait, lose answers, leave while they wait, stay away for longer than a session lives and change
+their channels, while events keep arriving and requests to NATS fail. In the end each must have seen exactly
+what a naive reader of the stream would give it, as the WebSocket clients of `tests/actors/test_simulation`.
+
+`POLL_SEEDS=1000` runs more seeds; a failing test names its seed, which replays it exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+import pytest
+import structlog
+import trio
+
+from broker import config, subjects
+from broker.actors.supervisor import Supervisor
+from broker.actors.transport import Hello
+from broker.web import longpoll
+from broker.web.longpoll import PollTransport
+from tests.support.scripted import ScriptedBus, ScriptedVerifier, until_let_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEEDS = range(int(os.environ.get("POLL_SEEDS", "15")))
+CHANNELS = ["a", "a.b", "b.c", "c.d.e", "users.u0.i", "users.u1.i"]
+LISTS = [["a", "b.c"], ["a.>"], [">"], ["me.>", "a"], ["c.*.e", "live.x"], ["*", "b.c", "live.>"]]
+BODIES = 2, 60, 5000, 40000
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs() -> Iterator[None]:
+    """Failures are meant here."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()
+
+
+@attrs.define(eq=False, kw_only=True)
+class Port:
+    """What the public port does with sessions."""
+
+    supervisor: Supervisor
+    nursery: trio.Nursery
+    polls: dict[str, PollTransport] = attrs.Factory(dict)
+
+    async def poll(self, user: str, given: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        ask = longpoll.converted(given, strict=True)
+        session = self.polls.get(ask.session or "")
+        if session is None or session.ended:
+            session = PollTransport(lambda ended: self.polls.pop(ended.id, None))
+            serving = self.supervisor.serve(session, Hello(peer="test:1"))
+            self.polls[session.id] = session
+
+            async def serve() -> None:
+                await serving
+
+            self.nursery.start_soon(serve)
+        response = await session.answer(ask, f"t0:{user}", None)
+        return response.status, msgspec.json.decode(response.body)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Poller:
+    """A client that has its session, its position, and what it saw of the channels that it asks for."""
+
+    name: str
+    port: Port
+    random: random.Random
+    channels: list[str]
+    session: str | None = None
+    position: str | None = None
+    began: int = 0
+    seen: list[int] = attrs.Factory(list)
+    live: list[int] = attrs.Factory(list)
+
+    async def poll(self, wait: float, *, patience: float = 1e9) -> None:
+        """One poll; the answer may be lost on its way."""
+        given: dict[str, Any] = {"channels": self.channels, "wait": wait}
+        given |= {"session": self.session} if self.session else {}
+        given |= {"position": self.position} if self.position else {}
+        answer = None
+        with trio.move_on_after(patience):
+            status, answer = await self.port.poll(self.name, given)
+        if answer is None or (answer.get("events") and self.random.random() < 0.1):
+            return  # it has left, or the answer did not arrive: then it asks again from where it was
+        if status != 200:
+            assert (status, answer["code"]) in ((503, "unavailable"), (429, "rate_limited")), answer
+            await trio.sleep(1)
+            return
+        assert answer["recovered"] or (self.session and not self.position), answer
+        assert all(gap["reason"] in ("lag", "source") for gap in answer["gaps"]), answer
+        for event in answer["events"]:
+            if "position" in event:
+                self.seen.append(int(event["position"].rpartition("-")[2]))
+            else:
+                self.live.append(event["event"])
+        if self.position is None:
+            self.began = int(answer["position"].rpartition("-")[2])
+        self.session, self.position = answer["session"], answer["position"]
+
+    async def live_on(self, bus: ScriptedBus) -> None:
+        rng = self.random
+        for _ in range(rng.randint(5, 40)):
+            await trio.sleep(rng.choice((0, 0, 0.1, 3)) if rng.random() < 0.95 else 90)
+            patience = rng.uniform(0, 2) if rng.random() < 0.2 else 1e9
+            if rng.random() < 0.1:  # two at a time
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self.poll_beside, rng.choice((0, 1, 20)))
+                    await self.poll(rng.choice((0, 1, 20)), patience=patience)
+            else:
+                await self.poll(rng.choice((0, 1, 20)), patience=patience)
+
+    async def poll_beside(self, wait: float) -> None:
+        """A poll of the same session whose answer nobody reads, as of a tab that was closed."""
+        if self.session:
+            given = {"channels": self.channels, "wait": wait, "session": self.session}
+            with trio.move_on_after(5):
+                await self.port.poll(
+                    self.name, given | ({"position": self.position} if self.position else {})
+                )
+
+    async def arrive(self, bus: ScriptedBus) -> None:
+        with trio.fail_after(5000):
+            while self.position is None or int(self.position.rpartition("-")[2]) < bus.last_sequence:
+                await self.poll(0)
+                await trio.sleep(0.5)
+
+
+def entitled(bus: ScriptedBus, client: Poller) -> list[int]:
+    """The stream as a naive reader sees it."""
+    patterns = [subjects.expand_me(each, client.name) for each in client.channels]
+    found = []
+    for sequence, subject, _, _ in bus.records:
+        _, of, channel = subject.split(".", 2)
+        if of in ("t0", "_all") and any(subjects.covers(pattern, channel) for pattern in patterns):
+            found.append(sequence)
+    return [sequence for sequence in found if sequence > client.began]
+
+
+async def publish(bus: ScriptedBus, rng: random.Random) -> None:
+    for number in range(rng.randint(20, 80)):
+        for _ in range(rng.choice((1, 3, 40))):
+            tenant, channel = rng.choice(("t0", "t0", "t1", "_all")), rng.choice(CHANNELS)
+            channel = "a" if tenant == "_all" and channel.startswith("users") else channel
+            bus.put(f"events.{tenant}.{channel}", b'"' + b"x" * rng.choice(BODIES) + b'"')
+        bus.put_live("live.t0.x", b"%d" % number)
+        await trio.sleep(rng.choice((0, 0.1, 5)))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_everyone_sees_what_a_naive_reader_would(
+    seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stored event once, in stream order, whatever becomes of polls, answers and sessions."""
+    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
+    monkeypatch.setattr("trio._core._run._r", random.Random(seed))
+    rng = random.Random(seed)
+    bus = ScriptedBus(random=rng, failures=rng.choice((0, 0, 0.1)))
+    bus.late = rng.choice((0, 0, 7))
+    delivered = {"delivered_bytes_per_second": 20000} if rng.random() < 0.3 else {}
+    settings = config.Config(
+        ring=config.Ring(events=rng.choice((5, 100, 8192)), seconds=rng.choice((0.5, 300))),
+        limits=config.Limits(
+            connections_per_user=1000, requests_burst=1000, connection=config.Allowance(**delivered)
+        ),
+    )
+    supervisor = Supervisor(
+        config=settings,
+        bus=bus,
+        names=subjects.Names(),
+        verifier=ScriptedVerifier(()),  # type: ignore[arg-type]
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await until_let_in(supervisor)
+        port = Port(supervisor=supervisor, nursery=nursery)
+        published = trio.Event()
+
+        async def client(number: int) -> None:
+            own = random.Random(f"{seed}-{number}")
+            each = Poller(name=f"u{number}", port=port, random=own, channels=own.choice(LISTS))
+            await each.live_on(bus)
+            await published.wait()
+            await each.arrive(bus)
+            assert each.seen == entitled(bus, each), (each.name, each.channels)
+            assert each.live == sorted(set(each.live))
+
+        async with trio.open_nursery() as playing:
+            for number in range(4):
+                playing.start_soon(client, number)
+            await publish(bus, rng)
+            published.set()
+        with trio.fail_after(1000):  # nobody polls any more: nothing of all that stays
+            while supervisor.connections or port.polls:
+                await trio.sleep(1)
+        nursery.cancel_scope.cancel()
