@@ -294,14 +294,14 @@ class PollTransport:
                 start = {name: value for name, value in start.items() if name != "durable"}  # it is held
             wish = {"channel": ask.channels} | ({"lag": ask.lag} if ask.lag else {}) | start
             reply = await self.request("subscribe", wish)
+            again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
             self.held = set(reply.field("channel"))
             self.gathered.refused = reply.field("refused")
             self.gathered.recovered = reply.field("recovered")
             if not known and ask.session is not None and not start:
                 self.gathered.recovered = False  # nobody knows what came since
-            live = [each for each in self.held if subjects.is_live(each)]
-            if known and lost and live:
-                gap = messages.Gap(channel=messages.named(live), reason="lag")
+            if again:  # live events of a lost answer, and those that waited, are gone
+                gap = messages.Gap(channel=messages.named(again), reason="lag")
                 self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
             self.asked = asked
             self.stands = None if self.place.unfinished else reply.field("position")

@@ -115,3 +115,14 @@ async def test_the_position_beats_the_start(broker: Broker, publisher: RawNats) 
     body = alice.body(5) | alice.start
     answer = await ask(alice.url, "POST", "/poll", token=alice.token, json=body)
     assert [each["event"] for each in answer.json["events"]] == [2, 3]
+
+
+async def test_live_channels_that_begin_anew_are_a_gap(broker: Broker, publisher: RawNats) -> None:
+    """Other channels begin all of them anew: what waited for the poll may be lost, and not in silence."""
+    alice = poller(broker, "a", "live.x")
+    await alice.poll()
+    await publisher.publish("live.acme.x", b"1")
+    await settled(broker, publisher)
+    alice.channels = ["a", "live.x", "live.y"]
+    await alice.poll(5)
+    assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
