@@ -337,9 +337,11 @@ async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:
 @contextmanager
 def state_file(path: Path, running: Running) -> Iterator[None]:
     """The addresses, for the commands that run beside the broker; gone when it is."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    written = path.with_name(f".{path.name}.{running.pid}")
+    written.unlink(missing_ok=True)
+    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(attrs.asdict(running), file)
+    written.replace(path)  # who waits for it never reads half of it
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it here
 from tests.support.nats import NatsServer, run_nats
+from tests.support.node import modules, node  # noqa: F401  likewise
 from tests.support.rawnats import RawNats, connect
 
 if TYPE_CHECKING:

@@ -418,6 +418,7 @@ class Connection:
         if self.sender is None and not self.lost and (outlet.backlog or outlet.catch_ups):
             self.progress = trio.current_time()
             self.sender = trio.CancelScope()
+            self.transport.behind(begins=True)
             self.services.nursery.start_soon(self.send, self.sender)
 
     async def send(self, scope: trio.CancelScope) -> None:
@@ -432,6 +433,7 @@ class Connection:
         with scope, Boundary(self):
             await sending.run()
         self.sender = None
+        self.transport.behind(begins=False)
         self.progressed()
 
     async def send_some(self, data: memoryview) -> int:

@@ -88,6 +88,9 @@ class Transport(Protocol):
     async def receive(self) -> Inbound:
         """The next thing from the client; `Closed` is the last, also when TCP just ends."""
 
+    def behind(self, *, begins: bool) -> None:
+        """More is to be sent than the link has taken; or no longer."""
+
     def send_nowait(self, data: bytes | memoryview) -> int:
         """Hands over what the kernel takes at once and says how many bytes; 0 is a fair answer.
 

@@ -115,13 +115,13 @@ class Link:
         while rest:
             rest = rest[await self.send_some(rest) :]
 
-    async def linger(self) -> None:
-        """Says that nothing more comes, and waits at most 2 s for the client to say the same.
+    async def linger(self, seconds: float = LINGER_SECONDS) -> None:
+        """Says that nothing more comes, and waits at most so long for the client to say the same.
 
         To close at once with bytes unread would make TCP throw away our last words (RFC 9112
         section 9.6, RFC 6455 section 7.1.1).
         """
-        with trio.move_on_after(LINGER_SECONDS), contextlib.suppress(OSError):
+        with trio.move_on_after(seconds), contextlib.suppress(OSError):
             self.raw.shutdown(socket.SHUT_WR)
             while await Link.receive(self):  # what it is does not matter, also under TLS
                 pass

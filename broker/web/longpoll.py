@@ -23,16 +23,17 @@ from broker.actors.transport import Closed, Inbound, LinkLost, Text
 from broker.errors import CloseCode, Unavailable
 from broker.web.problems import Refused, Response
 from broker.web.refusals import refused, told
-from broker.wire import frames, messages, sse
+from broker.wire import codec, frames, messages, sse
 from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 SESSION_SECONDS = 60.0  # without a poll
+STARTS = ("since", "last", "snapshot", "durable")
 ANSWER_BYTES = 64 * 1024  # an answer that has so much is given; what is beyond it waits for the next poll
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
-RESUME_SECONDS = 5.0  # which a poll waits for what is stored, whatever it asked for
+CATCH_UP_SECONDS = 5.0  # which a poll waits for what there is already, whatever it asked for
 
 
 @attrs.frozen(kw_only=True)
@@ -53,15 +54,11 @@ class Ask:
     lag: str | None = None
     wait: float = USUAL_WAIT
 
-    def wish(self) -> dict[str, Any]:
-        """The payload of a `subscribe` message."""
-        names = ("position", "since", "last", "snapshot", "durable", "lag")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return {"channel": self.channels, **given}
-
     @property
-    def starts(self) -> bool:
-        return not self.wish().keys() <= {"channel", "lag"}
+    def start(self) -> dict[str, Any]:
+        """Where to begin, as in a `subscribe` message: a client that comes back says by a position where."""
+        names = STARTS if self.position is None else ("position",)
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 NAMES = tuple(field.name for field in attrs.fields(Ask))
@@ -139,17 +136,21 @@ class Gathered:
         self.events = [each for each in self.events if payload.decode(each).position is None]
         self.gaps.clear()
 
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.events))
+
 
 @attrs.define(eq=False)
 class PollTransport:
-    """A session. `gone` is called when its connection ends."""
+    """A session, which is in `sessions` by its id until its connection ends."""
 
     name: ClassVar[str] = "poll"
     partial_sends: ClassVar[bool] = True  # all or nothing, and it says which
     answers: ClassVar[bool] = False
     framing: ClassVar[None] = None  # it reads the frames that WebSocket clients get
-    gone: Callable[[PollTransport], object]
-    id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
+    sessions: dict[str, PollTransport]
+    id: str = ""
     mark: bytes = b""  # of the token that its connection has
     tenant: str | None = None  # that was asked for with it
     talking: trio.Lock = attrs.Factory(trio.Lock)
@@ -166,13 +167,26 @@ class PollTransport:
     room: str = ""
     place: sse.Place = attrs.Factory(sse.Place)
     stands: str | None = None  # where the client is, as far as we know: all after it is still to come
-    resuming: bool = False
+    start: dict[str, Any] = attrs.Factory(dict)  # where it began
+    is_behind: bool = False
     reconnect_after_ms: int | None = None
     error: messages.Error | None = None  # which ends the connection
     ended: bool = False
     gathered: Gathered = attrs.Factory(Gathered)
 
+    def __attrs_post_init__(self) -> None:
+        self.rename()
+
+    def rename(self) -> None:
+        self.sessions.pop(self.id, None)
+        self.id = secrets.token_urlsafe(16)
+        self.sessions[self.id] = self
+
     # --- the connection's side ----------------------------------------------------------------------
+
+    def behind(self, *, begins: bool) -> None:
+        self.is_behind = begins
+        self.changed.unpark_all()
 
     def adopt(self, message_bytes: int) -> None:
         """Bodies of polls have the limit that the port gives them."""
@@ -223,7 +237,7 @@ class PollTransport:
 
     def abort(self) -> None:
         self.end()
-        self.gone(self)
+        self.sessions.pop(self.id, None)
 
     def end(self) -> None:
         self.ended = True
@@ -239,7 +253,7 @@ class PollTransport:
                 await self.authenticate(token, tenant)
                 self.turn = turn
                 self.changed.unpark_all()
-                at_once = self.asked is None and not ask.starts
+                at_once = self.asked is None and not ask.start
                 stands = await self.tune(ask)
             await self.gather(turn, 0 if at_once else ask.wait)
             return self.taken() if self.turn is turn else self.document(Gathered(), stands)
@@ -255,6 +269,7 @@ class PollTransport:
         mark = hashlib.sha256(token.encode()).digest()
         if hmac.compare_digest(mark, self.mark) and tenant in (None, self.tenant):
             return
+        self.mark = b""  # should this be broken off, nobody knows which of the two it has
         reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
         self.room = reply.field("private").split(".")[1]
         self.mark, self.tenant = mark, tenant
@@ -262,7 +277,8 @@ class PollTransport:
     async def tune(self, ask: Ask) -> str | None:
         """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
-        if asked == self.asked and ask.position in (None, self.stands):
+        lost = ask.position not in (None, self.stands)  # the newest answer has not arrived
+        if asked == self.asked and not lost:
             await self.request("ping", {})  # which costs what a request costs, and tells P
             return self.stands
         known, self.asked = self.asked is not None, None
@@ -270,17 +286,23 @@ class PollTransport:
             wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
             if gone := self.held - wanted:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
-            wish = ask.wish()
+            start = ask.start
+            if known and not start:
+                start = self.start if self.stands is None else {"position": self.stands}
+            self.start = self.start or start
             if known:
-                wish.pop("durable", None)  # the session holds it
-            if known and not ask.starts and self.stands is not None:
-                wish["position"] = self.stands
+                start = {name: value for name, value in start.items() if name != "durable"}  # it is held
+            wish = {"channel": ask.channels} | ({"lag": ask.lag} if ask.lag else {}) | start
             reply = await self.request("subscribe", wish)
+            again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
             self.held = set(reply.field("channel"))
             self.gathered.refused = reply.field("refused")
             self.gathered.recovered = reply.field("recovered")
-            if not known and ask.session is not None and not ask.starts:
+            if not known and ask.session is not None and not start:
                 self.gathered.recovered = False  # nobody knows what came since
+            if again:  # live events of a lost answer, and those that waited, are gone
+                gap = messages.Gap(channel=messages.named(again), reason="lag")
+                self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
             self.asked = asked
             self.stands = None if self.place.unfinished else reply.field("position")
             return self.stands
@@ -291,8 +313,8 @@ class PollTransport:
     async def gather(self, turn: object, wait: float) -> None:
         """Waits for something to answer, at most `wait` seconds."""
         until = trio.current_time() + wait
-        with trio.move_on_after(RESUME_SECONDS):
-            while not self.over(turn) and self.resuming and self.open:
+        with trio.move_on_after(CATCH_UP_SECONDS):
+            while not self.over(turn) and self.is_behind and self.open:
                 await self.changed.park()
         with trio.move_on_at(until):
             while not (self.over(turn) or self.gathered.events or self.gathered.gaps):
@@ -309,6 +331,8 @@ class PollTransport:
             return told(self.error)
         gathered, self.gathered = self.gathered, Gathered()
         self.stands, self.size = self.place.position, len(self.buffer)
+        if self.stands is None:
+            self.rename()  # who has lost this answer cannot say so but by the name that it knows
         return self.document(gathered, self.stands)
 
     def document(self, gathered: Gathered, position: str | None) -> Response:
@@ -361,9 +385,7 @@ class PollTransport:
             case "subscribed":
                 self.place.unfinished.clear()
                 self.gathered.restart()
-                self.resuming = not message.field("live")
-            case "subscription.live":
-                self.resuming = False
+                self.size = len(self.buffer) + self.gathered.size
             case "unsubscribed" if message.message_id is None:
                 channel = message.field("channel")
                 self.held.discard(channel)

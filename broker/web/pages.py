@@ -9,6 +9,7 @@ import attrs
 import structlog
 import trio
 
+from broker.web.links import LINGER_SECONDS
 from broker.web.problems import Refused, Response, problem
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SEND_SECONDS = 10.0
+SLOW_BYTES = 4096  # a second: so slow a client may be, and still gets a long answer whole
 
 
 def check(request: Request, pages: Mapping[str, Sequence[str]]) -> None:
@@ -55,9 +57,11 @@ async def respond(link: Link, response: Response) -> None:
     """Sends the whole answer and leaves the client the time to read it. Raises `LinkLost`."""
     if response.status >= 400:
         log.debug("request_refused", peer=link.peer, status=response.status)
-    with trio.move_on_after(SEND_SECONDS):
-        await link.send_all(response.encode())
-        await link.linger()
+    data = response.encode()
+    allowance = len(data) / SLOW_BYTES
+    with trio.move_on_after(SEND_SECONDS + allowance):
+        await link.send_all(data)
+        await link.linger(LINGER_SECONDS + allowance)  # the kernel still holds most of it
 
 
 @attrs.define(eq=False)

@@ -198,10 +198,9 @@ class PublicPort:
         return response
 
     def begin_session(self, link: Link, tenant: str | None) -> PollTransport:
-        session = PollTransport(lambda ended: self.polls.pop(ended.id, None))
         with self.place(link):
+            session = PollTransport(self.polls)
             serving = self.serve(session, self.hello(link, None, tenant))
-        self.polls[session.id] = session
         self.nursery.start_soon(outlive, serving)
         return session
 

@@ -96,6 +96,9 @@ class SseTransport:
     def adopt(self, message_bytes: int) -> None:
         """The client sends no messages."""
 
+    def behind(self, *, begins: bool) -> None:
+        """The client finds out by itself."""
+
     async def receive(self) -> Inbound:
         if self.wish is not None:
             wish, self.wish = self.wish, None

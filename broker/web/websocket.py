@@ -125,6 +125,9 @@ class WebSocketTransport:
         if self.arrival is not None:
             self.arrival.gate.limit = message_bytes
 
+    def behind(self, *, begins: bool) -> None:
+        """The client finds out by itself."""
+
     async def receive(self) -> Inbound:
         while True:
             if self.arrival is not None:

@@ -8,59 +8,24 @@ reason.
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.support.node import HERE, run
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
 STATIC = HERE.parents[1] / "broker" / "web" / "static"
 PAGES = sorted(path.name for path in (HERE / "pages").glob("*.test.js"))
-OLDEST_NODE = 18
-SECONDS = 300
 # What a page pays for it: minified as an application's bundler does it, and as it travels.
-MINIFIED_BYTES, COMPRESSED_BYTES = 26_000, 12_000
+MINIFIED_BYTES, COMPRESSED_BYTES = 25_000, 12_000
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def run(*command: str, seconds: float = SECONDS, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=HERE,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    """Node, new enough."""
-    found = shutil.which("node") or shutil.which("nodejs")
-    if found is None:
-        pytest.skip("there is no Node.js here: apt install nodejs npm")
-    version = run(found, "--version").stdout.strip()
-    if int(version.removeprefix("v").split(".")[0]) < OLDEST_NODE:
-        pytest.skip(f"Node.js {version} is older than {OLDEST_NODE}")
-    return found
-
-
-@pytest.fixture(scope="session")
-def modules(node: str) -> Path:
-    """What `package.json` names, installed beside it."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm here: apt install npm")
-    done = run(npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
-    if done.returncode:
-        pytest.skip(f"npm cannot install what the tests need: {done.stderr.strip().splitlines()[-1:]}")
-    return HERE / "node_modules"
 
 
 def assert_passed(done: subprocess.CompletedProcess[str]) -> None:

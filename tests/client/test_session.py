@@ -331,19 +331,25 @@ async def test_an_answer_behind_events(running: Running) -> None:
 
 
 async def test_who_only_publishes_need_not_listen(running: Running) -> None:
-    """Messages that nobody takes hold up no answer, where nothing is subscribed."""
+    """Where nothing is subscribed, messages that nobody takes hold up neither answers nor a new token."""
+    renewed = trio.Event()
+
+    async def token() -> str:
+        return "another"
 
     async def script(peer: Peer) -> None:
         await peer.welcome()
-        for _ in range(3):
-            for _ in range(50):
-                await peer.say("source", {"state": "restored"})
-            payload, message_id = await peer.hear("publish")
-            await peer.say("published", {"id": payload["id"], "position": "a-1"}, message_id)
+        for _ in range(50):
+            await peer.say("source", {"state": "restored"})
+        await peer.say("connection.expiring", {"expires_at": "soon"})
+        assert (await peer.hear("authenticate"))[0] == {"token": "another"}
+        renewed.set()
+        payload, message_id = await peer.hear("publish")
+        await peer.say("published", {"id": payload["id"], "position": "a-1"}, message_id)
 
-    async with broker(script) as url, running(url) as session:
-        for number in range(3):
-            assert (await session.publish("a", number)).position == "a-1"
+    async with broker(script) as url, running(url, token) as session:
+        await renewed.wait()
+        assert (await session.publish("a", 1)).position == "a-1"
 
 
 async def test_a_publish_over_a_cut(running: Running) -> None:

@@ -131,7 +131,6 @@ async def test_kill_9(file: Path, publisher: RawNats, running: Running) -> None:
     async def services() -> None:
         for number in range(count):
             await publisher.store("events.acme.a", str(number).encode())
-            await trio.sleep(0.005)
 
     async def speak(session: Shell) -> None:
         promised.extend([await session.publish("b", number) for number in range(count)])

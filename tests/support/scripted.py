@@ -264,6 +264,8 @@ class ScriptedLink:
 
     def adopt(self, message_bytes: int) -> None: ...
 
+    def behind(self, *, begins: bool) -> None: ...
+
     async def receive(self) -> Inbound:
         return await self.from_client.receive()
 

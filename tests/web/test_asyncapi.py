@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import attrs
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
@@ -21,6 +17,10 @@ from broker.web import asyncapi
 from broker.wire import codec, frames
 from broker.wire import messages as m
 from tests.support import described
+from tests.support.node import run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = st.text(max_size=20)
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False).filter(
@@ -41,7 +41,6 @@ SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
     Any: JSON,
 }
 CODES = ("Error", "Refused", "Unsubscribed")
-PARSER = Path(__file__).parents[1] / "browser" / "node_modules" / "@asyncapi" / "parser"
 CHECK = """
 const {Parser} = require(process.argv[1]);
 new Parser().parse(require("node:fs").readFileSync(0, "utf8")).then(({document, diagnostics}) => {
@@ -169,17 +168,11 @@ def test_configured_prefixes() -> None:
     assert channels["live"]["address"] == "now.{tenant}.{channel}"
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.skipif(not PARSER.is_dir(), reason=f"{PARSER} is not installed: npm ci in tests/browser")
-def test_the_official_parser_takes_it() -> None:
+def test_the_official_parser_takes_it(node: str, modules: Path) -> None:
     """@asyncapi/parser finds no fault and all messages."""
-    checked = subprocess.run(
-        ["node", "-e", CHECK, str(PARSER)],
-        input=json.dumps(asyncapi.document()).encode(),
-        capture_output=True,
-        check=True,
-        timeout=120,
-    )
+    document = json.dumps(asyncapi.document())
+    checked = run(node, "-e", CHECK, str(modules / "@asyncapi" / "parser"), stdin=document)
+    assert checked.returncode == 0, checked.stderr
     found = json.loads(checked.stdout)
     assert found["faults"] == []
     assert set(found["messages"]) >= {*m.CLIENT_MESSAGES, *asyncapi.SERVER_MESSAGES}

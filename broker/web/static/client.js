@@ -440,6 +440,7 @@ export class Client extends EventTarget {
 
   async #run(run) {
     while (run === this.#running) {
+      /** @type {any} */
       let end;
       try {
         end = await this.#round();
@@ -447,8 +448,6 @@ export class Client extends EventTarget {
         end = { reason: `the token callback failed: ${error?.message ?? error}` };
       }
       if (run !== this.#running) return;
-      if (end.code === 1009) this.#dropLargest();
-      this.#lost();
       const code = end.code ?? end.status;
       const unsure = code === 4002 || code === 4500 || code === 401;
       const error = { code, message: end.error?.message ?? end.reason ?? `closed with ${code}` };
@@ -478,20 +477,29 @@ export class Client extends EventTarget {
     this.#say({ state: "connecting", retryAt: undefined });
     let names = this.#options.transports;
     const [known, until] = (memory(`broker ${this.#url}`) || this.#first || "").split(" ");
-    if (names.includes(known) && until > Date.now()) names = names.slice(names.indexOf(known));
+    const first = names.indexOf(known);
+    if (first > 0 && until > Date.now()) names = [...names.slice(first), ...names.slice(0, first)];
     const run = this.#running;
     if (this.#hub && !this.#hub.leads) names = ["tabs", ...names];
+    /** @type {any} */
     let end;
-    for (const name of names) {
+    const fails = async (name) => {
       end = await this.#attempt(name, await this.#fresh());
-      if (run !== this.#running) return end;
+      if (run !== this.#running) return false;
+      if (end.code === 1009) this.#dropLargest();
+      if (end.opened) this.#lost();
       // Cut again and again without a word: something between us and the broker does not like it.
       this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
       const works = end.opened && this.#shorts < SHORTS;
-      if (works || end.at_once || end.answered || end.code >= 4000 || !(await this.#reachable())) return end;
+      return !works && !end.at_once && !end.answered && !(end.code >= 4000) && this.#reachable();
+    };
+    for (const [at, name] of names.entries()) {
+      const began = Date.now();
+      if (!(await fails(name))) break;
+      // A broker that is just coming up refuses one moment and answers the next: no reason to leave WebSocket.
+      if (!end.opened && Date.now() - began < SHORT_MS && !(await fails(name))) break;
+      if (end.opened && names[at + 1]) this.#remember(names[at + 1]);
       this.#shorts = 0;
-      const next = names[names.indexOf(name) + 1];
-      if (end.opened && next) this.#remember(next);
     }
     return end;
   }
@@ -724,7 +732,13 @@ export class Client extends EventTarget {
     } else if (entry) {
       if (!error.retryable) return this.#settle(messageId, error);
       entry.sent = false;
-      this.#pace = error.retryAfter ?? BACKOFF_MS;
+      const wait = error.retryAfter ?? BACKOFF_MS;
+      if (error.code === "rate_limited") this.#pace = wait;
+      else
+        this.#paceTimer ??= setTimeout(() => {
+          this.#paceTimer = undefined;
+          this.#flush();
+        }, wait);
       this.#flush();
     } else if (this.#calls.has(messageId)) {
       this.#calls.get(messageId).reject(error);

@@ -279,10 +279,24 @@ describe("choosing a transport", () => {
     await world.client();
     world.socket.cut();
     await settle();
-    assert.match(world.fetched[1], /\/sse\?channel=me\.-$/);
-    assert.match(world.fetched[3], /\/poll$/);
+    assert.equal(world.sockets.length, 2, "once more, since the broker may just have come up");
+    world.socket.cut();
+    await world.clock.go(0);
+    const tried = world.fetched.map((url) => new URL(url).pathname).filter((path) => path !== "/healthz");
+    assert.deepEqual(tried, ["/sse", "/sse", "/poll", "/poll"]);
     await world.clock.go(500);
-    assert.equal(world.sockets.length, 2, "and begins anew");
+    assert.equal(world.sockets.length, 3, "and begins anew");
+  });
+
+  test("stays with WebSocket when the broker was just coming up", async () => {
+    answering();
+    const client = await world.client();
+    world.socket.cut();
+    await settle();
+    world.socket.welcome();
+    await settle();
+    assert.equal(client.status.transport, "websocket");
+    assert.deepEqual(world.fetched, ["http://broker.test/healthz"]);
   });
 
   test("leaves WebSocket when it is cut three times shortly after it came about", async () => {
@@ -295,6 +309,22 @@ describe("choosing a transport", () => {
       await world.clock.go(4_000);
     }
     assert.ok(world.fetched.some((url) => url.includes("/sse")));
+  });
+
+  test("resumes and sends again what was not answered, also where there is no other transport", async () => {
+    answering();
+    const client = await world.client({ transports: ["websocket"] });
+    client.subscribe("orders.>");
+    client.publish("a", 1).catch(() => {});
+    for (let i = 0; i < 5; i++) {
+      world.socket.welcome();
+      await settle();
+      assert.equal(world.socket.count("publish"), 1);
+      assert.equal(world.socket.count("subscribe"), 1);
+      world.socket.subscribed("x-1");
+      world.socket.cut();
+      await world.again();
+    }
   });
 });
 
@@ -675,10 +705,9 @@ describe("publishing", () => {
     const { messageId } = world.socket.sent.find(({ payload }) => payload.event === 1);
     world.socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 100 }, messageId);
     await world.clock.go(100);
-    assert.deepEqual(sent(), [1, 3]);
-    world.socket.say("published", { id: world.socket.last("publish").payload.id, position: "x-1" });
-    await world.clock.go(100);
     assert.deepEqual(sent(), [1, 3, 1]);
+    world.socket.say("published", { id: world.socket.last("publish").payload.id, position: "x-1" }, messageId);
+    assert.deepEqual(sent(), [1, 3, 1, 2]);
   });
 
   test("the queue is bounded", async () => {
@@ -708,6 +737,24 @@ describe("publishing", () => {
     await world.clock.go(600 * 31);
     assert.deepEqual(taken, [...Array(40).keys()]);
     assert.ok(refused < 50, "so many refusals end a connection");
+  });
+
+  test("while the broker cannot, it waits once, and then goes on at full speed", async () => {
+    const client = await world.connected();
+    const { socket } = world;
+    for (let i = 0; i < 100; i++) client.publish(`a.${i}`, i).catch(() => {});
+    for (const { messageId } of socket.sent.splice(0))
+      socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 1000 }, messageId);
+    assert.equal(socket.count("publish"), 0);
+    const taken = [];
+    socket.onsent = (message) => {
+      if (message.type !== "publish") return;
+      taken.push(message.payload.event);
+      queueMicrotask(() => socket.say("published", { id: message.payload.id, position: "x-1" }, message.messageId));
+    };
+    await world.clock.go(1_000);
+    for (let i = 0; i < 20; i++) await settle();
+    assert.deepEqual(taken, [...Array(100).keys()]);
   });
 
   test("a refusal for good rejects with the broker's word", async () => {

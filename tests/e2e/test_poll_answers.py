@@ -1,0 +1,128 @@
+"""`/poll` where answers are lost, are slow to be read, or come late: nothing is missing in silence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from tests.e2e.test_lag import settled
+from tests.support.broker import Broker, configure, run_broker
+from tests.support.http import ask, opened, request
+from tests.support.polling import Poller
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
+
+STATES = 40
+STATE = b'"' + b"x" * 5000 + b'"'  # more of them than one answer holds
+
+
+def poller(broker: Broker, *channels: str, **start: object) -> Poller:
+    return Poller(broker.running.http, broker.token(), list(channels), start)
+
+
+async def states(publisher: RawNats) -> set[str]:
+    for number in range(STATES):
+        await publisher.store(f"events.acme.s.{number}", STATE)
+    return {f"s.{number}" for number in range(STATES)}
+
+
+async def test_a_part_of_a_snapshot_that_was_lost(broker: Broker, publisher: RawNats) -> None:
+    """Such an answer has no position to go back to: the client begins anew, and gets all of it."""
+    channels = await states(publisher)
+    alice = poller(broker, "s.*", snapshot=True)
+    await alice.poll(5)
+    assert alice.position is None
+    await alice.ask(5)  # and its answer gets lost
+    while alice.position is None:
+        await alice.poll(5)
+    assert {each["channel"] for each in alice.events} == channels
+
+
+async def test_other_channels_in_the_middle_of_a_snapshot(broker: Broker, publisher: RawNats) -> None:
+    """It begins anew with all of them, also where the client does not say so again."""
+    channels = await states(publisher)
+    alice = poller(broker, "s.*", snapshot=True)
+    await alice.poll(5)
+    alice.start = {}
+    alice.channels = ["s.*", "t"]
+    while alice.position is None:
+        await alice.poll(5)
+    assert {each["channel"] for each in alice.events} == channels
+
+
+async def test_an_answer_that_is_read_slowly(broker: Broker, publisher: RawNats) -> None:
+    """All of it arrives, also after the time that a client has to close."""
+    await states(publisher)
+    await settled(broker, publisher)
+    body = b'{"channels":["s.*"],"last":8,"wait":5}'
+    asked = request(broker.running.http, "POST", "/poll", token=broker.token(), body=body)
+    async with opened(broker.running.http, asked, receive_buffer=4096) as stream:
+        received = bytearray()
+        while b"\r\n\r\n" not in received:
+            received += await stream.receive_some(1)
+        await trio.sleep(3)  # longer than the link is kept for those that do not close
+        async for data in stream:
+            received += data
+    head, _, rest = bytes(received).partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(rest)}".encode() in head
+    assert len(rest) > 8 * len(STATE)
+
+
+async def test_a_session_that_the_ring_has_left_behind(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats
+) -> None:
+    """It reads on from the stream by the answer, and not by the event."""
+    settings = configure(tmp_path / "b", nats.url, ring={"events": 10})
+    async with run_broker(tmp_path / "b", settings) as broker:
+        alice = poller(broker, "a")
+        await alice.poll()
+        for number in range(100):
+            await publisher.store("events.acme.a", b"%d" % number)
+        await settled(broker, publisher)
+        polls = 0
+        while len(alice.events) < 100:
+            await alice.poll(0)
+            polls += 1
+        assert [each["event"] for each in alice.events] == list(range(100))
+        assert polls <= 3
+
+
+async def test_live_events_of_a_lost_answer_are_a_gap(broker: Broker, publisher: RawNats) -> None:
+    alice = poller(broker, "a", "live.x")
+    await alice.poll()
+    await publisher.publish("live.acme.x", b"1")
+    await publisher.store("events.acme.a", b"2")
+    await settled(broker, publisher)
+    assert len((await alice.ask(5)).json["events"]) == 2  # lost
+    assert await alice.until(1) == [2]
+    assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
+
+
+async def test_the_position_beats_the_start(broker: Broker, publisher: RawNats) -> None:
+    """A client may say in each poll how it began."""
+    alice = poller(broker, "a", last=1)
+    await publisher.store("events.acme.a", b"1")
+    assert await alice.until(1) == [1]
+    alice.session = "gone"
+    await publisher.store("events.acme.a", b"2")
+    await publisher.store("events.acme.a", b"3")
+    await settled(broker, publisher)
+    body = alice.body(5) | alice.start
+    answer = await ask(alice.url, "POST", "/poll", token=alice.token, json=body)
+    assert [each["event"] for each in answer.json["events"]] == [2, 3]
+
+
+async def test_live_channels_that_begin_anew_are_a_gap(broker: Broker, publisher: RawNats) -> None:
+    """Other channels begin all of them anew: what waited for the poll may be lost, and not in silence."""
+    alice = poller(broker, "a", "live.x")
+    await alice.poll()
+    await publisher.publish("live.acme.x", b"1")
+    await settled(broker, publisher)
+    alice.channels = ["a", "live.x", "live.y"]
+    await alice.poll(5)
+    assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
