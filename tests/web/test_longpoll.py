@@ -56,7 +56,7 @@ class Port:
         ask = longpoll.converted(given, strict=True)
         session = self.polls.get(ask.session or "")
         if session is None or session.ended:
-            session = PollTransport(lambda ended: self.polls.pop(ended.id, None))
+            session = PollTransport(self.polls)
             serving = self.supervisor.serve(session, Hello(peer="test:1"))
             self.polls[session.id] = session
 
