@@ -495,12 +495,12 @@ class Connection:
         if now < self.heard + self.limits.heartbeat_seconds:
             # A stall that may be shorter than that is not to be found later for it.
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
+        answers = self.transport.answers
+        self.pinged, self.heard = (now, self.heard) if answers else (None, now)
         self.outlet.push(self.transport.ping(self.position()))
-        if not self.transport.answers:
-            self.heard = now
-            return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
-        self.pinged = now
-        return now + self.limits.heartbeat_timeout_seconds
+        if answers:
+            return now + self.limits.heartbeat_timeout_seconds
+        return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
 
     # --- the end ------------------------------------------------------------------------------------
 
