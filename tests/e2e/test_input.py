@@ -49,8 +49,16 @@ class Tap:
 
 
 def own(subject: bytes) -> bool:
-    """Canary and anchors, requests about the streams, and answers."""
-    beginnings = (b"events._broker.", b"$JS.API.", b"$JS.ACK.", b"$JS.FC.", b"$JS.EVENT.", b"_INBOX")
+    """Canary and anchors, the audit trail, requests about the streams, and answers."""
+    beginnings = (
+        b"events._broker.",
+        b"audit.",
+        b"$JS.API.",
+        b"$JS.ACK.",
+        b"$JS.FC.",
+        b"$JS.EVENT.",
+        b"_INBOX",
+    )
     return subject.startswith(beginnings) and not any(
         part in subject for part in (b"DELETE.EVENTS", b"PURGE", b">", b"*")
     )
