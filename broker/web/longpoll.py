@@ -330,8 +330,8 @@ class PollTransport:
         if self.error is not None:
             return told(self.error)
         gathered, self.gathered = self.gathered, Gathered()
-        self.stands, self.size = self.place.position, len(self.buffer)
-        if self.stands is None:
+        before, self.stands, self.size = self.stands, self.place.position, len(self.buffer)
+        if before is None or self.stands is None:
             self.rename()  # who has lost this answer cannot say so but by the name that it knows
         return self.document(gathered, self.stands)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from tests.e2e.test_lag import settled
@@ -25,15 +26,17 @@ def poller(broker: Broker, *channels: str, **start: object) -> Poller:
     return Poller(broker.running.http, broker.token(), list(channels), start)
 
 
-async def states(publisher: RawNats) -> set[str]:
-    for number in range(STATES):
+async def states(publisher: RawNats, count: int = STATES) -> set[str]:
+    for number in range(count):
         await publisher.store(f"events.acme.s.{number}", STATE)
-    return {f"s.{number}" for number in range(STATES)}
+    return {f"s.{number}" for number in range(count)}
 
 
-async def test_a_part_of_a_snapshot_that_was_lost(broker: Broker, publisher: RawNats) -> None:
-    """Such an answer has no position to go back to: the client begins anew, and gets all of it."""
-    channels = await states(publisher)
+@pytest.mark.parametrize("count", [STATES, STATES // 2])
+async def test_a_part_of_a_snapshot_that_was_lost(count: int, broker: Broker, publisher: RawNats) -> None:
+    """In the middle or at its end, there is no position to go back to: the client begins anew."""
+    channels = await states(publisher, count)
+    await settled(broker, publisher)
     alice = poller(broker, "s.*", snapshot=True)
     await alice.poll(5)
     assert alice.position is None
