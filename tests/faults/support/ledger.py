@@ -1,7 +1,8 @@
 """What was published and acknowledged: the books that deliveries are held against.
 
 Every event carries an id of its own, which is also its `Nats-Msg-Id`; it is published again under that id
-until the stream has acknowledged it. So each is in the stream once, and each client must get it once.
+until the stream has acknowledged it. So each is in the stream once, and each client must get it once. A live
+event is sent once at most.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
     from random import Random
 
@@ -81,6 +82,14 @@ class Ledger:
             taken=trio.current_time(),
         )
         (self.stored if sequence else self.live)[identity] = entry
+        self.tell()
+
+    def abandon(self, identity: str) -> None:
+        """Gives one up that has no acknowledgement yet: whether it was taken is nobody's promise."""
+        if self.pending.pop(identity, None) is not None:
+            self.tell()
+
+    def tell(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
 
@@ -164,10 +173,14 @@ class Writer:
     async def send(self, client: RawNats, inbox: str, identity: str, body: bytes) -> None:
         subject = self.ledger.sent[identity]
         if subject.startswith("live."):
-            await client.publish(subject, body)
-            await client.flush()
-            self.waiting.pop(identity, None)
-            self.ledger.acknowledged(identity, 0)
+            # Nothing tells copies of a live event apart: one whose answer is lost is not sent again.
+            del self.waiting[identity]
+            try:
+                await client.publish(subject, body)
+                await client.flush()
+                self.ledger.acknowledged(identity, 0)
+            finally:
+                self.ledger.abandon(identity)
             return
         header = f"NATS/1.0\r\nNats-Msg-Id: {subject.split('.')[1]}:{identity}\r\n\r\n".encode()
         token = identity.rpartition("#")[2]
@@ -184,12 +197,6 @@ class Writer:
                 self.waiting.pop(known[token], None)
                 duplicate = said.get("duplicate", False)
                 self.ledger.acknowledged(known[token], said["seq"], duplicate=duplicate)
-
-
-def abandon(ledger: Ledger, identities: Iterable[str]) -> None:
-    """Takes back what a client gave up to publish: whether it is stored is nobody's promise."""
-    for identity in identities:
-        ledger.pending.pop(identity, None)
 
 
 async def read_stream(client: RawNats, stream: str = "EVENTS") -> dict[int, tuple[str, str]]:

@@ -17,7 +17,7 @@ from tests.faults.support import held
 from tests.faults.support.client import RETRY_MS, Follower
 from tests.faults.support.historian import Historian
 from tests.faults.support.http import get
-from tests.faults.support.ledger import Ledger, Writer, abandon
+from tests.faults.support.ledger import Ledger, Writer
 from tests.faults.support.process import BrokerProcess
 from tests.faults.support.proxy import Proxy, run_proxy
 from tests.support.nats import NatsServer, run_nats
@@ -219,7 +219,7 @@ class World:
             refusals.append(said["code"])
             self.refusals.append((trio.current_time(), said["code"]))
             await trio.sleep(said.get("retry_after_ms", RETRY_MS) / 1000)
-        abandon(self.ledger, [identity])
+        self.ledger.abandon(identity)
         return refusals
 
     async def churn(self, count: int) -> None:
