@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.faults.conftest import OpenWorld
-    from tests.faults.support.client import Follower
+    from tests.faults.support.follower import Follower
     from tests.faults.support.report import Report
     from tests.faults.support.world import World
 
@@ -144,6 +144,7 @@ async def test_late_replica(open_world: OpenWorld, tmp_path: Path, report: Repor
     async with run_cluster(tmp_path) as cluster:
         entry = node_options(cluster.ports, cluster.slow, NODES)
         async with open_world(
+            mixed=True,
             churning=0,
             options={key: entry[key] for key in ("server_name", "cluster")},
             jetstream={"enabled": False},

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from broker.bus.server import ended, spawn
-from tests.faults.support.client import Follower
+from tests.faults.support.client import Client
 from tests.faults.support.ledger import Writer
 from tests.faults.support.proxy import run_proxy
 from tests.faults.support.world import PATIENCE_SECONDS, SLACK, TENANTS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from tests.faults.conftest import OpenWorld
+    from tests.faults.support.follower import Follower
     from tests.faults.support.report import Report
     from tests.faults.support.world import World
 
@@ -72,7 +73,7 @@ class Herd:
             user = f"h{number // 5}"
             token = world.broker.token("herd", user, subscribe=["room.>"])
             herd.members.append(
-                Follower(
+                Client(
                     name=f"member{number}",
                     tenant="herd",
                     user=user,

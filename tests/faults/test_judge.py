@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.support.client import Follower, Noted, Received, Stay
+from tests.faults.support.client import Client
 from tests.faults.support.entitled import matches
+from tests.faults.support.follower import Follower, Noted, Received, Stay
 from tests.faults.support.historian import Historian
 from tests.faults.support.judge import Verdict, judge
 from tests.faults.support.ledger import Entry, Ledger
@@ -16,7 +17,7 @@ from tests.faults.support.ledger import Entry, Ledger
 EVENTS = 10
 
 
-def client(kind: type[Follower] = Follower, **fields: Any) -> Follower:
+def client(kind: type[Follower] = Client, **fields: Any) -> Follower:
     made = kind(
         name="client",
         tenant="acme",

@@ -11,7 +11,8 @@ import trio
 
 from tests.auth.forge import claims, forge, jwk, private_key
 from tests.auth.issuer import Issuer, endless, key_set, trickle
-from tests.faults.support.client import Follower, Lost
+from tests.faults.support.client import Client
+from tests.faults.support.follower import Lost
 from tests.faults.support.proxy import run_proxy
 from tests.faults.support.world import EVERYTHING, PATIENCE_SECONDS, TENANTS
 
@@ -35,7 +36,7 @@ def token(kid: str, which: int = 0, user: str = "keyed") -> str:
 
 async def refused(world: World, bad: str) -> int | None:
     """The close code that a client with this token gets."""
-    follower = Follower(
+    follower = Client(
         name="stranger",
         tenant=TENANTS[0],
         user="stranger",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @pytest.mark.fault(10)
 async def test_narrow_queues(open_world: OpenWorld) -> None:
     """Ten records are all that may wait between NATS and the broker: late, but without a silent hole."""
-    async with open_world(variables={"FAULTS_HELD": "10"}) as world:
+    async with open_world(mixed=True, variables={"FAULTS_HELD": "10"}) as world:
         for _ in range(3):
             await world.flows()
             world.burst(2000)
@@ -24,7 +24,7 @@ async def test_narrow_queues(open_world: OpenWorld) -> None:
 @pytest.mark.fault(11)
 async def test_blocked_during_a_burst(open_world: OpenWorld) -> None:
     """The broker stands still for 5 s while 100 MB come: stored channels are complete, live loss is told."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         await world.flows()
         world.broker.stop()
         world.burst(20_000, padding=10_000)

@@ -26,7 +26,7 @@ CREATE = b"$JS.API.CONSUMER.CREATE.EVENTS."
 @pytest.mark.fault(1)
 async def test_killed_again_and_again(open_world: OpenWorld, report: Report) -> None:
     """kill -9 and restart five times under load: nothing acknowledged is lost, delivery is back in 2 s."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         for _ in range(5):
             await world.flows()
             async with world.outage():
@@ -40,7 +40,7 @@ async def test_killed_again_and_again(open_world: OpenWorld, report: Report) -> 
 @pytest.mark.fault(2)
 async def test_down_for_half_a_minute(open_world: OpenWorld) -> None:
     """Clients stay connected and are told; publications are refused, and none of them is swallowed."""
-    async with open_world(churning=0) as world:
+    async with open_world(mixed=True, churning=0) as world:
         await world.flows()
         async with world.outage():
             await world.nats.kill9()
@@ -68,7 +68,7 @@ def states(world: World, name: str) -> list[str]:
 async def test_stopped_in_order(open_world: OpenWorld, number: signal.Signals) -> None:
     """A server that is stopped, or drains as a lame duck, costs nothing."""
     options = {"lame_duck_duration": "30s", "lame_duck_grace_period": "1s"}
-    async with open_world(options=options) as world:
+    async with open_world(mixed=True, options=options) as world:
         await world.flows()
         async with world.outage():
             world.nats.process.send_signal(number)
@@ -82,7 +82,7 @@ async def test_stopped_in_order(open_world: OpenWorld, number: signal.Signals) -
 @pytest.mark.fault(4)
 async def test_stands_still(open_world: OpenWorld, report: Report) -> None:
     """SIGSTOP for 1 s and for 20 s: the long one is noticed within 15 s, and no second consumer is left."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         await world.flows()
         world.nats.stop()
         await trio.sleep(1)
@@ -101,7 +101,7 @@ async def test_stands_still(open_world: OpenWorld, report: Report) -> None:
 @pytest.mark.fault(5)
 async def test_black_hole(open_world: OpenWorld) -> None:
     """The network between broker and NATS swallows everything for 20 s; then what it swallowed comes."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         await world.flows()
         async with world.outage():
             world.proxy.black_hole()
@@ -115,7 +115,7 @@ async def test_black_hole(open_world: OpenWorld) -> None:
 @pytest.mark.fault(5)
 async def test_cut_in_the_middle(open_world: OpenWorld) -> None:
     """Links to NATS and to the clients are reset after so many bytes, wherever in a message that is."""
-    async with open_world(ring={"events": 32, "seconds": 1}) as world:
+    async with open_world(mixed=True, ring={"events": 32, "seconds": 1}) as world:
         for _ in range(15):
             world.proxy.budget = world.random.randrange(1, 60_000)
             world.front.budget = world.random.randrange(1, 200_000)
@@ -127,7 +127,7 @@ async def test_cut_in_the_middle(open_world: OpenWorld) -> None:
 @pytest.mark.fault(6)
 async def test_slow_and_in_small_pieces(open_world: OpenWorld) -> None:
     """NATS byte by byte and 200 ms away, the clients in small pieces: right, only slow."""
-    async with open_world(rate=5.0, churning=3) as world:
+    async with open_world(mixed=True, rate=5.0, churning=3) as world:
         world.proxy.slices, world.proxy.latency = 1, 0.2
         world.front.slices, world.front.latency, world.front.bandwidth = 16, 0.2, 20_000
         await world.flows(300)
@@ -138,7 +138,7 @@ async def test_slow_and_in_small_pieces(open_world: OpenWorld) -> None:
 @pytest.mark.fault(7)
 async def test_consumer_deleted(open_world: OpenWorld) -> None:
     """Our consumer goes behind our back and cannot be made again three times: the hole is filled."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         refused = 0
 
         def refuse(data: bytes) -> bytes:
@@ -167,6 +167,7 @@ async def test_credentials_rotated(open_world: OpenWorld) -> None:
         return {"users": [{"user": user, "password": secret} for user, secret in known.items()]}
 
     async with open_world(
+        mixed=True,
         options={"authorization": users("old")},
         login=lambda _: {"user": "service", "pass": "for-the-publishers"},
         files={"password": "old"},
@@ -187,6 +188,7 @@ async def test_credentials_expired(open_world: OpenWorld) -> None:
     """The credentials expire while they are used: the same, once there are new ones in the file."""
     operator = Operator()
     async with open_world(
+        mixed=True,
         options=operator.options(),
         login=operator.login,
         files={"creds": operator.credentials(seconds=10)},
@@ -219,7 +221,7 @@ async def test_other_acknowledgement_subjects(
                 return len(message.reply.split(b"."))
         raise AssertionError("the server is gone")
 
-    async with open_world(**options) as world:
+    async with open_world(mixed=True, **options) as world:
         assert await world.with_nats(length) == tokens
         await world.flows()
         async with world.outage():

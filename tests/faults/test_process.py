@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.mark.fault(15)
 async def test_killed_under_load(open_world: OpenWorld, report: Report) -> None:
     """kill -9 of the broker three times: on the next process each client gets what it missed, once."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         for _ in range(3):
             await world.flows()
             async with world.outage():
@@ -34,7 +34,7 @@ async def test_killed_under_load(open_world: OpenWorld, report: Report) -> None:
 @pytest.mark.fault(15)
 async def test_embedded_server_goes_with_its_parent(open_world: OpenWorld) -> None:
     """kill -9 of a broker with a nats-server of its own: that ends too, and both come back as they were."""
-    async with open_world(embedded=True) as world:
+    async with open_world(mixed=True, embedded=True) as world:
         for _ in range(2):
             await world.flows()
             server = child(world.broker.pid)
@@ -56,7 +56,9 @@ def child(pid: int) -> int:
 @pytest.mark.fault(16)
 async def test_stopped_in_order(open_world: OpenWorld) -> None:
     """SIGTERM: `connection.draining`, publications under way are acknowledged, close 1012, exit 0 in time."""
-    async with open_world(churning=0, drain={"grace_seconds": 10, "reconnects_per_second": 20}) as world:
+    async with open_world(
+        mixed=True, churning=0, drain={"grace_seconds": 10, "reconnects_per_second": 20}
+    ) as world:
         await world.flows()
         world.proxy.latency = 0.3  # so that publications are under way for a while
         await world.flows()
@@ -78,7 +80,7 @@ async def test_stopped_in_order(open_world: OpenWorld) -> None:
 @pytest.mark.fault(17)
 async def test_killed_between_two_acknowledgements(open_world: OpenWorld) -> None:
     """NATS has stored a client's event and the broker dies before it says so: the retry makes no second."""
-    async with open_world(churning=0) as world:
+    async with open_world(mixed=True, churning=0) as world:
         await world.flows()
         world.proxy.back.shut()
         before = world.ledger.repeated
@@ -105,7 +107,7 @@ async def test_killed_between_two_acknowledgements(open_world: OpenWorld) -> Non
 @pytest.mark.fault(23)
 async def test_reloads_under_load(open_world: OpenWorld) -> None:
     """Bad files leave the old configuration in force, good ones change it, and nobody loses a connection."""
-    async with open_world(churning=0) as world:
+    async with open_world(mixed=True, churning=0) as world:
         file = world.broker.directory / "broker.toml"
         good = file.read_text()
 

@@ -126,7 +126,7 @@ async def test_soak(open_world: OpenWorld, report: Report, pytestconfig: pytest.
     seconds = pytestconfig.getoption("--faults-soak")
     memory: list[int] = []
     done = 0
-    async with open_world(rate=20.0, ring={"events": 1024}) as world:
+    async with open_world(mixed=True, rate=20.0, ring={"events": 1024}) as world:
         until = trio.current_time() + seconds
         while trio.current_time() < until:
             with trio.fail_after(PATIENCE_SECONDS):

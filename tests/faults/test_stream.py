@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.faults.conftest import OpenWorld
-    from tests.faults.support.client import Follower
+    from tests.faults.support.follower import Follower
     from tests.faults.support.report import Report
     from tests.faults.support.world import World
 
@@ -30,7 +30,7 @@ def stored(world: World) -> list[Follower]:
 @pytest.mark.fault(8)
 async def test_purged_unread(open_world: OpenWorld, report: Report) -> None:
     """What was purged before the broker could read it is announced to everybody who is connected."""
-    async with open_world(churning=0) as world:
+    async with open_world(mixed=True, churning=0) as world:
         world.trims = True
         await world.flows()
         async with world.outage():
@@ -49,7 +49,7 @@ async def test_purged_unread(open_world: OpenWorld, report: Report) -> None:
 @pytest.mark.fault(8)
 async def test_purged_again_and_again(open_world: OpenWorld) -> None:
     """Purges under load while clients come and go: whoever misses something is told."""
-    async with open_world(churning=20, ring={"events": 64, "seconds": 1}) as world:
+    async with open_world(mixed=True, churning=20, ring={"events": 64, "seconds": 1}) as world:
         world.trims = True
         for _ in range(20):
             await world.flows(40)
@@ -61,7 +61,7 @@ async def test_purged_again_and_again(open_world: OpenWorld) -> None:
 @pytest.mark.parametrize("by", ["us", "somebody else"])
 async def test_made_anew(open_world: OpenWorld, report: Report, by: str) -> None:
     """A stream that is deleted and made again is another one: `reset`, and then all that it holds."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         world.trims = True
         await world.flows()
         settings = (await world.with_nats(lambda nats: nats.api("STREAM.INFO.EVENTS")))["config"]
@@ -78,7 +78,7 @@ async def test_made_anew(open_world: OpenWorld, report: Report, by: str) -> None
 @pytest.mark.fault(8)
 async def test_missing_at_the_start(open_world: OpenWorld) -> None:
     """A broker that starts without its stream makes it, and answers positions of the old one with `reset`."""
-    async with open_world() as world:
+    async with open_world(mixed=True) as world:
         world.trims = True
         await world.flows()
         await world.broker.kill9()
@@ -94,7 +94,7 @@ async def test_missing_at_the_start(open_world: OpenWorld) -> None:
 @pytest.mark.fault(9)
 async def test_trimmed_while_away(open_world: OpenWorld) -> None:
     """A client whose position has been cut off the stream learns so, and gets what is left."""
-    async with open_world(ring={"events": 64, "seconds": 1}) as world:
+    async with open_world(mixed=True, ring={"events": 64, "seconds": 1}) as world:
         world.trims = True
         away = world.random.sample(stored(world), 20)
         await world.flows(100)
@@ -131,6 +131,7 @@ async def test_disk_full(open_world: OpenWorld, disk: Disk) -> None:
     nats-server gives up a stream that it could not write, until it is started again.
     """
     async with open_world(
+        mixed=True,
         prefix=disk.prefix,
         jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30},
         ring={"events": 64, "seconds": 1},
@@ -155,7 +156,10 @@ async def test_disk_full(open_world: OpenWorld, disk: Disk) -> None:
 async def test_store_read_only(open_world: OpenWorld, disk: Disk) -> None:
     """nats-server does not even start: the clients keep their connections until it does."""
     async with open_world(
-        churning=0, prefix=disk.prefix, jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30}
+        mixed=True,
+        churning=0,
+        prefix=disk.prefix,
+        jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30},
     ) as world:
         await world.flows()
         async with world.outage():

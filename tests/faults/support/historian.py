@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from tests.faults.support.client import RETRY_MS, Follower, Lost
+from tests.faults.support.client import RETRY_MS, Client
 from tests.faults.support.entitled import matches
+from tests.faults.support.follower import Lost
 
 if TYPE_CHECKING:
-    from tests.faults.support.client import Received
+    from tests.faults.support.follower import Received
 
 HISTORY = "history"  # the id of that request
 
 
 @attrs.define(eq=False, kw_only=True)
-class Historian(Follower):
+class Historian(Client):
     """Subscribes `past` too, some time after its list stands: from the beginning of the stream that it knows.
 
     `marked` is what its catch-ups brought. When one has come to the live position (`joined`), the rest comes

@@ -14,7 +14,7 @@ from tests.faults.support.ledger import Entry
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tests.faults.support.client import Follower, Received
+    from tests.faults.support.follower import Follower, Received
     from tests.faults.support.ledger import Ledger
 
 LIVE_SECONDS = 1.0  # how long before the end a live event must have been published to be there

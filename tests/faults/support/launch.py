@@ -3,7 +3,8 @@
 `python -m tests.faults.support.launch serve …`. On SIGUSR1 it writes the names of its Trio tasks into the
 file of FAULTS_TASKS, and has the allocator give back what is free, so that what is resident is what is held.
 FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
-how often, in seconds, it asks an address for keys, and how long it waits for an answer.
+how often, in seconds, it asks an address for keys, and how long it waits for an answer; FAULTS_SESSION is how
+long a session without a poll lives.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ def hurry(seconds: float) -> None:
     vars(keys)["Timing"] = timing
 
 
+def forget(seconds: float) -> None:
+    from broker.web import longpoll
+
+    longpoll.SESSION_SECONDS = seconds
+
+
 def name_tasks(number: int, frame: object) -> None:
     import trio
 
@@ -50,6 +57,8 @@ def main() -> None:
         narrow(int(held))  # before `broker.bus.nats` takes them for its defaults
     if seconds := os.environ.get("FAULTS_REFRESH"):
         hurry(float(seconds))
+    if seconds := os.environ.get("FAULTS_SESSION"):
+        forget(float(seconds))
     signal.signal(signal.SIGUSR1, name_tasks)
     from broker.__main__ import main as broker
 

@@ -13,7 +13,7 @@ import sys
 
 import trio
 
-from tests.faults.support.client import Follower
+from tests.faults.support.client import Client
 from tests.support.rawnats import connect
 
 RATE, BATCH = 4000, 40
@@ -33,7 +33,7 @@ async def publish(url: str) -> None:
             await trio.sleep_until(due)
 
 
-class Loud(Follower):
+class Loud(Client):
     """Subscribes and unsubscribes all the time; what comes is read and thrown away."""
 
     async def read(self, buffer: bytearray) -> None:

@@ -14,12 +14,13 @@ import attrs
 import trio
 
 from tests.faults.support import held
-from tests.faults.support.client import RETRY_MS, Follower
+from tests.faults.support.client import RETRY_MS, Client
 from tests.faults.support.historian import Historian
 from tests.faults.support.http import get
 from tests.faults.support.ledger import Ledger, Writer
 from tests.faults.support.process import BrokerProcess
 from tests.faults.support.proxy import Proxy, run_proxy
+from tests.faults.support.visitor import Listener, Poller
 from tests.support.nats import NatsServer, run_nats
 from tests.support.rawnats import connect
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from tests.faults.support.follower import Follower
     from tests.faults.support.judge import Verdict
     from tests.support.rawnats import RawNats
 
@@ -53,6 +55,10 @@ LISTS = (
 )
 EVERYTHING = [">", "live.>"]
 DENIED: tuple[list[str], ...] = (["orders.secret.>"], [], [])
+KINDS = (Client, Client, Client, Listener, Poller)
+# Streams tell by their heartbeat where they stand when they are quiet, and sessions outlive their clients.
+OFTEN = {"heartbeat_seconds": 2}
+SESSION_SECONDS = 6.0
 
 
 @attrs.frozen
@@ -85,6 +91,7 @@ class World:
     trims: bool = False  # the test takes acknowledged events out of the stream
     quiet: bool = False  # the end has begun: no further publications, no further cuts
     ended: float = 0.0  # when everybody had come to the end of the stream
+    mixed: bool = False  # some clients do without WebSocket
     embedded: bool = False  # the broker has a nats-server of its own, and `nats` is not used
     cut_short: list[str] = attrs.field(factory=list)  # publications under way that a drain left unanswered
     verdict: Verdict | None = None
@@ -104,11 +111,12 @@ class World:
         denied: list[str],
         start: dict[str, Any] | None = None,
         past: str | None = None,
+        kind: Callable[..., Follower] = Client,
     ) -> Follower:
         """A client more, connected soon. With `past` it reads that from the beginning, after a while."""
         number = len(self.clients)
         spelled = [each.replace("me.", f"users.{user}.") for each in patterns]
-        make = partial(Historian, past=past) if past else Follower
+        make = partial(Historian, past=past) if past else kind
         follower = make(
             name=f"client{number}",
             tenant=tenant,
@@ -131,8 +139,10 @@ class World:
     def crowd(self, count: int) -> None:
         """So many clients, spread over tenants, users, lists and what is denied.
 
-        A fifth of them publish, some read the past as well.
+        A fifth of them publish, some read the past as well. Where the world is `mixed`, two fifths of those
+        that do not come without WebSocket.
         """
+        kinds = Random(f"{self.seed}.kinds")
         for number in range(count):
             tenant = TENANTS[number % len(TENANTS)]
             user = f"u{number // len(TENANTS) % USERS}"
@@ -140,7 +150,8 @@ class World:
             denied = DENIED[number // len(TENANTS) % len(DENIED)]
             beside = wanted not in (["live.>"], LISTS[0], LISTS[3])  # stored channels, and not the same
             past = "orders.>" if number % 4 == 1 and beside else None
-            follower = self.client(wanted, tenant=tenant, user=user, denied=denied, past=past)
+            kind = kinds.choice(KINDS) if self.mixed else Client
+            follower = self.client(wanted, tenant=tenant, user=user, denied=denied, past=past, kind=kind)
             if number % 5 == 0:
                 self.nursery.start_soon(self.keep_publishing, follower)
 
@@ -356,6 +367,7 @@ async def open_world(
     variables: dict[str, str] | None = None,
     keys: list[dict[str, Any]] | None = None,
     embedded: bool = False,
+    mixed: bool = False,
     **sections: dict[str, Any],
 ) -> AsyncIterator[World]:
     """NATS, a broker, publishers and clients at work; afterwards everything of "Held after every test".
@@ -363,8 +375,10 @@ async def open_world(
     `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there;
     `sections`, `nats_section`, `files`, `variables` and `keys` are for the broker: its configuration, what it
     refers to, its environment, and whom else it believes. `embedded`: with a nats-server of its own.
-    `churning` clients come and go all the time.
+    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket.
     """
+    if mixed:
+        sections["limits"] = OFTEN | sections.get("limits", {})
     (directory / "nats").mkdir()
     settings = {
         "http": "127.0.0.1:-1",
@@ -381,7 +395,7 @@ async def open_world(
             nats={"urls": urls} | (nats_section or {}),
             sections=sections,
             files=files or {},
-            variables=variables or {},
+            variables={"FAULTS_SESSION": str(SESSION_SECONDS)} | (variables or {}),
             keys=keys or [],
         )
 
@@ -399,6 +413,7 @@ async def open_world(
                 ledger=Ledger(),
                 connect=to_nats,
                 nursery=nursery,
+                mixed=mixed,
                 embedded=embedded,
             )
             try:
