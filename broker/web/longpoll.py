@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SESSION_SECONDS = 60.0  # without a poll
+DOT = "."  # between a session's id and the count of answers behind it
 STARTS = ("since", "last", "snapshot", "durable")
 ANSWER_BYTES = 64 * 1024  # an answer that has so much is given; what is beyond it waits for the next poll
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
@@ -65,6 +66,12 @@ NAMES = tuple(field.name for field in attrs.fields(Ask))
 PARAMETERS = tuple(
     name for name in NAMES if name not in ("channels", "tenant")
 )  # of a query, beside `channel`
+
+
+def find(sessions: Mapping[str, PollTransport], called: str | None) -> PollTransport | None:
+    """The session of that name, old or new, unless it has ended."""
+    session = sessions.get((called or "").partition(DOT)[0])
+    return None if session is None or session.ended else session
 
 
 def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
@@ -131,6 +138,10 @@ class Gathered:
     refused: list[Any] = attrs.Factory(list)
     recovered: bool = True
 
+    def __bool__(self) -> bool:
+        """Whether anything would be missing without it."""
+        return bool(self.events or self.gaps or self.refused) or not self.recovered
+
     def restart(self) -> None:
         """Stored events come anew, from an earlier position; live ones do not."""
         self.events = [each for each in self.events if payload.decode(each).position is None]
@@ -150,7 +161,8 @@ class PollTransport:
     answers: ClassVar[bool] = False
     framing: ClassVar[None] = None  # it reads the frames that WebSocket clients get
     sessions: dict[str, PollTransport]
-    id: str = ""
+    id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
+    turns: int = 0  # answers that no position tells from the one before
     mark: bytes = b""  # of the token that its connection has
     tenant: str | None = None  # that was asked for with it
     talking: trio.Lock = attrs.Factory(trio.Lock)
@@ -175,12 +187,12 @@ class PollTransport:
     gathered: Gathered = attrs.Factory(Gathered)
 
     def __attrs_post_init__(self) -> None:
-        self.rename()
-
-    def rename(self) -> None:
-        self.sessions.pop(self.id, None)
-        self.id = secrets.token_urlsafe(16)
         self.sessions[self.id] = self
+
+    @property
+    def called(self) -> str:
+        """The name that the client knows: who comes with an older one has not got the newest answer."""
+        return f"{self.id}{DOT}{self.turns}" if self.turns else self.id
 
     # --- the connection's side ----------------------------------------------------------------------
 
@@ -254,9 +266,9 @@ class PollTransport:
                 self.turn = turn
                 self.changed.unpark_all()
                 at_once = self.asked is None and not ask.start
-                stands = await self.tune(ask)
+                stands, called = await self.tune(ask), self.called
             await self.gather(turn, 0 if at_once else ask.wait)
-            return self.taken() if self.turn is turn else self.document(Gathered(), stands)
+            return self.taken() if self.turn is turn else self.document(Gathered(), stands, called)
         except Failed as failed:
             return failed.response
         finally:
@@ -277,7 +289,8 @@ class PollTransport:
     async def tune(self, ask: Ask) -> str | None:
         """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
-        lost = ask.position not in (None, self.stands)  # the newest answer has not arrived
+        # Whether the newest answer has not arrived.
+        lost = ask.position not in (None, self.stands) or ask.session != self.called
         if asked == self.asked and not lost:
             await self.request("ping", {})  # which costs what a request costs, and tells P
             return self.stands
@@ -288,7 +301,7 @@ class PollTransport:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
             start = ask.start
             if known and not start:
-                start = self.start if self.stands is None else {"position": self.stands}
+                start = self.start if lost or self.stands is None else {"position": self.stands}
             self.start = self.start or start
             if known:
                 start = {name: value for name, value in start.items() if name != "durable"}  # it is held
@@ -331,13 +344,12 @@ class PollTransport:
             return told(self.error)
         gathered, self.gathered = self.gathered, Gathered()
         before, self.stands, self.size = self.stands, self.place.position, len(self.buffer)
-        if before is None or self.stands is None:
-            self.rename()  # who has lost this answer cannot say so but by the name that it knows
-        return self.document(gathered, self.stands)
+        self.turns += bool(gathered) and (before is None or self.stands in (None, before))
+        return self.document(gathered, self.stands, self.called)
 
-    def document(self, gathered: Gathered, position: str | None) -> Response:
+    def document(self, gathered: Gathered, position: str | None, called: str) -> Response:
         document = {
-            "session": self.id,
+            "session": called,
             "events": gathered.events,
             "gaps": gathered.gaps,
             "position": position,

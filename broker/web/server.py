@@ -185,9 +185,7 @@ class PublicPort:
         else:
             ask = longpoll.from_body(await self.body(link, request, trailing))
         tenant = ask.tenant if tenant is None else tenant
-        session = self.polls.get(ask.session or "")
-        if session is None or session.ended:
-            session = self.begin_session(link, tenant)
+        session = longpoll.find(self.polls, ask.session) or self.begin_session(link, tenant)
         response = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(until_left, link, nursery.cancel_scope)

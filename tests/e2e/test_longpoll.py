@@ -239,7 +239,7 @@ async def test_a_token_is_renewed_by_a_later_poll(broker: Broker, publisher: Raw
     alice.token = broker.token(subscribe=["a"])
     found = await alice.poll()
     assert found["refused"] == [{"channel": "b", "code": "forbidden"}]
-    assert found["session"] == session
+    assert found["session"].partition(".")[0] == session
     await publisher.store("events.acme.b", b"1")
     await publisher.store("events.acme.a", b"2")
     assert await alice.until(1) == [2]

@@ -129,3 +129,17 @@ async def test_live_channels_that_begin_anew_are_a_gap(broker: Broker, publisher
     alice.channels = ["a", "live.x", "live.y"]
     await alice.poll(5)
     assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
+
+
+async def test_a_lost_answer_that_moved_no_position(broker: Broker, publisher: RawNats) -> None:
+    """Live events alone: the session's name tells that the client has not got them; then they are a gap."""
+    alice = poller(broker, "live.x")
+    await alice.poll()
+    for number in range(3):
+        await publisher.publish("live.acme.x", b"%d" % number)
+        answer = await alice.ask(5)
+        if number != 1:  # that one gets lost
+            alice.take(answer)
+    numbers = [each["event"] for each in alice.events]
+    assert (numbers[0], 1 in numbers) == (0, False)
+    assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
