@@ -491,7 +491,7 @@ class Connection:
             if now >= self.pinged + self.limits.heartbeat_timeout_seconds:
                 self.end(CloseCode.HEARTBEAT, "no answer to a ping")
                 return inf
-            return self.pinged + self.limits.heartbeat_timeout_seconds
+            return self.due_after(now, self.pinged)
         if now < self.heard + self.limits.heartbeat_seconds:
             # A stall that may be shorter than that is not to be found later for it.
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
@@ -499,8 +499,12 @@ class Connection:
         self.pinged, self.heard = (now, self.heard) if answers else (None, now)
         self.outlet.push(self.transport.ping(self.position()))
         if answers:
-            return now + self.limits.heartbeat_timeout_seconds
+            return self.due_after(now, now)
         return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
+
+    def due_after(self, now: float, pinged: float) -> float:
+        """When to look again for the answer to a ping; with one the next ping is due, perhaps sooner."""
+        return min(pinged + self.limits.heartbeat_timeout_seconds, now + self.limits.heartbeat_seconds)
 
     # --- the end ------------------------------------------------------------------------------------
 

@@ -82,6 +82,19 @@ async def test_idle_clients_are_pinged(tmp_path: Path, nats: NatsServer) -> None
         assert (await hear(client))["type"] == "pong"
 
 
+async def test_pings_do_not_wait_for_the_time_out(tmp_path: Path, nats: NatsServer) -> None:
+    """They come every `heartbeat_seconds` also where an answer may take longer than that."""
+    limits = QUICK | {"heartbeat_timeout_seconds": 60}
+    settings = configure(tmp_path, nats.url, limits=limits)
+    async with run_broker(tmp_path, settings) as broker, reader(broker) as client:
+        pings = 0
+        with trio.fail_after(15):
+            while pings < 3:
+                if isinstance(await client.event(), Ping):
+                    pings += 1
+                    await client.send(frame(PONG))
+
+
 async def test_no_answer_is_4009(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """Whoever does not answer is gone, though it may still talk; who does answer is not affected."""
     async with (

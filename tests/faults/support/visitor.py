@@ -130,7 +130,7 @@ class Poller(Visitor):
             self.notes.append(Noted(now, self.connection, "gap", gap))
         for event in found["events"]:
             self.event(now, event)
-        if ms := found.get("reconnect_after_ms"):
+        if (ms := found.get("reconnect_after_ms")) is not None:
             self.notes.append(Noted(now, self.connection, "connection.draining", {"reconnect_after_ms": ms}))
         self.position = position
         self.baseline = self.baseline or position
