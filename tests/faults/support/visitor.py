@@ -25,14 +25,10 @@ COME_AGAIN = (429, 503)  # statuses that the time changes
 class Visitor(Follower):
     """What the two have in common: they publish by requests of their own."""
 
-    async def send(self, address: str, method: str, path: str, **options: Any) -> trio.SocketStream:
-        """A link of its own with a request on it."""
-        parts = urlsplit(address)
-        assert parts.hostname
-        assert parts.port
-        stream = await trio.open_tcp_stream(parts.hostname, parts.port)
-        await stream.send_all(request(address, method, path, token=self.token(), **options))
-        return stream
+    async def send(self, address: str, method: str, path: str, **options: Any) -> None:
+        """A request on a new link."""
+        self.stream = await dial(address)
+        await self.stream.send_all(request(address, method, path, token=self.token(), **options))
 
     async def ask(self, kind: str, payload: dict[str, Any]) -> dict[str, Any] | None:
         assert kind == "publish"
@@ -41,7 +37,8 @@ class Visitor(Follower):
             return None
         body = json.dumps(payload).encode()
         try:
-            async with await self.send(address, "POST", "/publish", body=body) as link:
+            async with await dial(address) as link:
+                await link.send_all(request(address, "POST", "/publish", token=self.token(), body=body))
                 status, headers, found = await answer(link.receive_some)
         except (Lost, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             return None
@@ -66,7 +63,7 @@ class Listener(Visitor):
         headers = {"Last-Event-ID": self.position} if self.position else {}
         start = {name: str(value) for name, value in self.wish.items() if name != "position"}
         path = target("/sse", self.patterns, **start)
-        self.stream = await self.send(address, "GET", path, headers=headers)
+        await self.send(address, "GET", path, headers=headers)
         status, told, rest = await head(self.more)
         if status != 200:
             assert status in COME_AGAIN, (status, rest)
@@ -105,14 +102,17 @@ class Poller(Visitor):
             wait = self.random.uniform(*WAIT_SECONDS)
             wish = {"session": self.session} if self.session else {}
             body = json.dumps({"channels": self.patterns, "wait": wait} | wish | self.wish).encode()
-            with trio.fail_after(OPENING_SECONDS):
-                self.stream = await self.send(address, "POST", "/poll", body=body)
+            with trio.move_on_after(OPENING_SECONDS) as opening:
+                await self.send(address, "POST", "/poll", body=body)
+            if opening.cancelled_caught:
+                raise Lost
             status, _, found = await answer(self.more)
             if status != 200:
                 assert status in COME_AGAIN, (status, found)
                 raise Lost
-            self.stream.socket.close()
             self.take(found)
+            if self.stream:
+                self.stream.socket.close()
             if "reconnect_after_ms" in found:
                 raise Lost
 
@@ -142,6 +142,13 @@ class Poller(Visitor):
     def closed(self, code: int | None) -> None:
         """The link has ended; the session has not."""
         self.let_go()
+
+
+async def dial(address: str) -> trio.SocketStream:
+    parts = urlsplit(address)
+    assert parts.hostname
+    assert parts.port
+    return await trio.open_tcp_stream(parts.hostname, parts.port)
 
 
 async def head(more: Callable[[], Awaitable[bytes | bytearray]]) -> tuple[int, Mapping[str, str], bytearray]:
