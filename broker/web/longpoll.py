@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import math
 import secrets
-from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -167,7 +166,7 @@ class PollTransport:
     tenant: str | None = None  # that was asked for with it
     talking: trio.Lock = attrs.Factory(trio.Lock)
     changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # something did
-    said: deque[bytes] = attrs.Factory(deque)  # to the connection
+    said: list[bytes] = attrs.Factory(list)  # to the connection
     count: int = 0  # of messages
     reply: Heard | None = None  # the newest
     buffer: bytearray = attrs.Factory(bytearray)  # what was sent and is not read yet
@@ -212,7 +211,7 @@ class PollTransport:
                 return Closed(code=CloseCode.GOING_AWAY, reason=f"no poll for {SESSION_SECONDS:g} s")
             with trio.move_on_at(until):
                 await self.changed.park()
-        return Text(data=self.said.popleft())
+        return Text(data=self.said.pop(0))
 
     @property
     def open(self) -> bool:

@@ -17,6 +17,7 @@ import trio
 from tests.faults.support.http import get
 from tests.faults.support.judge import judge
 from tests.faults.support.ledger import read_stream
+from tests.faults.support.visitor import SESSION_SECONDS
 
 if TYPE_CHECKING:
     from tests.faults.support.judge import Verdict
@@ -62,7 +63,7 @@ async def back_at_base(world: World, nats: dict[str, int]) -> list[str]:
     """d: what is still above its base after a while."""
     base = world.broker.base
     assert base
-    deadline = trio.current_time() + BASE_SECONDS
+    deadline = trio.current_time() + BASE_SECONDS + SESSION_SECONDS
     while True:
         above = (await world.broker.held()).above(base, MEMORY)
         found = await in_nats(world)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 WAIT_SECONDS = 0.0, 3.0  # of a poll
+SESSION_SECONDS = 6.0  # without one a session ends, which is after its client has gone
 COME_AGAIN = (429, 503)  # statuses that the time changes
 
 
