@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
+from broker.bus.nats import NatsBus
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.http import Answer, ask
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from broker.actors.supervisor import Supervisor
+    from broker.bus.base import PublishAck
     from tests.support.nats import NatsServer
 
 
@@ -132,3 +136,33 @@ async def test_nats_away(broker: Broker, nats: NatsServer) -> None:
     answer = await post(broker, {"channel": "a", "event": 1})
     assert (answer.status, answer.problem["code"]) == (503, "unavailable")
     assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_a_drain_waits_for_it(
+    broker: Broker, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was under way when the broker was told to stop is stored and answered."""
+    begun, draining = trio.Event(), trio.Event()
+    publish = NatsBus.publish
+
+    async def late(bus: NatsBus, subject: str, body: bytes, **options: Any) -> PublishAck:
+        if subject == "events.acme.a":
+            begun.set()
+            await draining.wait()
+        return await publish(bus, subject, body, **options)
+
+    monkeypatch.setattr(NatsBus, "publish", late)
+    answers: list[Answer] = []
+
+    async def post_one() -> None:
+        answers.append(await post(broker, {"channel": "a", "event": 1}))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(post_one)
+        with trio.fail_after(15):
+            await begun.wait()
+            broker.stop.wanted.set()
+            while not supervisors[0].draining:
+                await trio.sleep(0.01)
+        draining.set()
+    assert [answer.status for answer in answers] == [202]
