@@ -162,10 +162,20 @@ async def test_a_failed_background_task_costs_the_connection(nats: NatsServer) -
     """A task of the client library that dies does not go unseen, and does not end the program."""
     async with ready_bus(nats.url) as (bus, sink):
         asyncio.get_running_loop().call_exception_handler(
-            {"message": "a task failed", "exception": OSError("broken pipe")}
+            {"message": "a task failed", "exception": ValueError("surprise")}
         )
         await sink.until(lambda: sink.interruptions == 1 and sink.up)
         assert (await bus.publish("events.acme.a", b"1")).sequence == 1
+
+
+async def test_the_remains_of_a_lost_connection_cost_nothing(nats: NatsServer) -> None:
+    """The client library's tasks for a link that was reset are collected when another one stands."""
+    async with ready_bus(nats.url) as (bus, sink):
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "Task exception was never retrieved", "exception": ConnectionResetError()}
+        )
+        assert (await bus.publish("events.acme.a", b"1")).sequence == 1
+        assert sink.interruptions == 0
 
 
 async def test_a_lost_link_stays_lost(nats: NatsServer) -> None:
