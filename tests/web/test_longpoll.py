@@ -125,11 +125,9 @@ class Poller:
             await trio.sleep(rng.choice((0, 0, 0.1, 3)) if rng.random() < 0.95 else 90)
             patience = rng.uniform(0, 2) if rng.random() < 0.2 else 1e9
             if rng.random() < 0.1:  # two at a time
-                self.told = True
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.poll_beside, rng.choice((0, 1, 20)))
                     await self.poll(rng.choice((0, 1, 20)), patience=patience)
-                self.told = True  # what the other one had, nobody has
             else:
                 await self.poll(rng.choice((0, 1, 20)), patience=patience)
 
