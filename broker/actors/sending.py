@@ -248,7 +248,8 @@ class Sending:
         try:
             span = await tenant.history.span(patterns, after=after, below=fanout.ring.floor_head)
         except Unavailable as error:
-            log.debug("history_unavailable", error=error.message, **self.outlet.client.who())
+            if self.outlet.fanout is fanout:  # else the connection may have ended meanwhile
+                log.debug("history_unavailable", error=error.message, **self.outlet.client.who())
             await trio.sleep(self.pause)
             self.pause = min(self.pause * 2, RETRY_SECONDS[1])
             return None

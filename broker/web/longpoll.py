@@ -301,8 +301,8 @@ class PollTransport:
     async def tune(self, ask: Ask) -> str | None:
         """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
-        # Whether the newest answer has not arrived.
-        lost = ask.position not in (None, self.stands) or ask.session != self.called
+        here = ask.position in (None, self.stands) and ask.session == self.called
+        lost = self.asked is not None and not here  # the newest answer has not arrived
         if asked == self.asked and not lost:
             await self.request("ping", {})  # which costs what a request costs, and tells P
             return self.stands
@@ -339,7 +339,8 @@ class PollTransport:
             start = {name: value for name, value in start.items() if name != "durable"}  # it is held
         wish = {"channel": channels} | ({"lag": ask.lag} if ask.lag else {}) | start
         reply = await self.request("subscribe", wish)
-        again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
+        alive = [each for each in reply.field("channel") if subjects.is_live(each)]
+        again = [each for each in alive if lost or each in self.held]
         self.gathered.refused = reply.field("refused")
         self.gathered.recovered = reply.field("recovered")
         if not known and ask.session is not None and not start:
