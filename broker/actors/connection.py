@@ -385,7 +385,7 @@ class Connection:
         cursor.raise_to(wish.position)
         if wish.message_id is not None:
             reply = messages.Acknowledged(durable=wish.durable, position=str(wish.position))
-            cursor.waiting.append((wish.position.sequence, partial(self.tell, reply, wish.message_id)))
+            cursor.waiting.append((wish.position, partial(self.tell, reply, wish.message_id)))
             cursor.settle()
 
     def drop_cursors(self, names: Collection[str]) -> None:

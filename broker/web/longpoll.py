@@ -278,20 +278,22 @@ class PollTransport:
         """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
         lost = ask.position not in (None, self.stands)  # the newest answer has not arrived
-        if asked == self.asked and not lost:
+        # Who was told a position, and names a start in its place, begins once more.
+        anew = bool(self.stands and ask.start and ask.position is None)
+        if asked == self.asked and not (lost or anew):
             await self.request("ping", {})  # which costs what a request costs, and tells P
             return self.stands
         known, self.asked = self.asked is not None, None
         try:
             wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
-            if gone := self.held - wanted:
-                await self.request("unsubscribe", {"channel": sorted(gone)})
             start = ask.start
             if known and not start:
                 start = self.start if self.stands is None else {"position": self.stands}
-            self.start = self.start or start
-            if known:
-                start = {name: value for name, value in start.items() if name != "durable"}  # it is held
+            self.start = start if anew else self.start or start
+            # A durable name may be held; then it is by subscriptions that begin once more.
+            gone = self.held if "durable" in start else self.held - wanted
+            if gone:
+                await self.request("unsubscribe", {"channel": sorted(gone)})
             wish = {"channel": ask.channels} | ({"lag": ask.lag} if ask.lag else {}) | start
             reply = await self.request("subscribe", wish)
             again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]

@@ -19,7 +19,7 @@ import msgspec
 
 from broker import errors, limits, subjects
 from broker.errors import BrokerError, CloseCode
-from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, SUBSCRIPTIONS, TokenBucket, Window
+from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, REQUESTS, SUBSCRIPTIONS, TokenBucket, Window
 from broker.wire import codec, events, positions, traces
 from broker.wire import messages as m
 
@@ -213,7 +213,7 @@ class Session:
                 rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
             )
         if wait := self.requests.take(now):
-            raise self.limited(limits.Excess(limits.CONNECTION, "requests_per_second", wait))
+            raise self.limited(limits.Excess(limits.CONNECTION, REQUESTS, wait))
 
     def limited(self, excess: Excess) -> errors.RateLimited:
         self.hits[excess.scope, excess.resource] += 1
@@ -383,8 +383,7 @@ class Session:
         return Leave(patterns=patterns, channel=channel, message_id=message_id)
 
     def check_durable(self, name: str) -> None:
-        if not DURABLE.match(name):
-            raise errors.BadMessage("payload.durable: 1 to 64 of the characters A-Z a-z 0-9 _ -")
+        check_name(name)
         if name in self.durables:
             raise errors.Conflict(f"payload.durable: {name} is held by another subscribe of this connection")
 
@@ -465,6 +464,11 @@ class Session:
             self.warned = True
             return [Reply(m.Expiring(expires_at=rfc3339(self.principal.expires_at)))], self.expires
         return [], self.expires if self.warned else self.expires - self.expiring_seconds
+
+
+def check_name(durable: str) -> None:
+    if not DURABLE.match(durable):
+        raise errors.BadMessage("payload.durable: 1 to 64 of the characters A-Z a-z 0-9 _ -")
 
 
 def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
