@@ -202,9 +202,7 @@ class Running:
                     await transport.linger()
                     return
 
-    async def post(
-        self, message: bytes, *, token: str, tenant: str | None, peer: str
-    ) -> Published | Error:
+    async def post(self, message: bytes, *, token: str, tenant: str | None, peer: str) -> Published | Error:
         await trio.lowlevel.checkpoint()
         self.published.append((message, token, tenant))
         return Published(position="inc-1")
