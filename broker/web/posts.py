@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 import msgspec
 
-from broker.web.problems import Refused, Response
+from broker.web.problems import JSON, Refused, Response
 from broker.web.refusals import told
 from broker.wire import codec, messages
 
@@ -49,7 +49,7 @@ class Page:
         document = codec.converter.unstructure(reply)
         document.pop("id", None)  # who waits for the answer knows it
         body = msgspec.json.encode(document)
-        return Response(status=self.status, body=body, media_type="application/json")
+        return Response(status=self.status, body=body, media_type=JSON)
 
 
 PAGES = {
