@@ -29,7 +29,7 @@ from broker.wire import codec, frames, messages, sse
 from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SESSION_SECONDS = 60.0  # without a poll
 STARTS = ("since", "last", "snapshot", "durable")
@@ -136,6 +136,11 @@ class Failed(Exception):
         self.response = response
 
 
+def channel_of(event: msgspec.Raw) -> str:
+    channel: str = msgspec.json.decode(event)["channel"]
+    return channel
+
+
 heard = msgspec.json.Decoder(Heard)
 payload = msgspec.json.Decoder(sse.Payload)
 
@@ -150,9 +155,17 @@ class Gathered:
     recovered: bool = True
 
     def restart(self) -> None:
-        """Stored events come anew, from an earlier position; live ones do not."""
+        """What is stored comes anew, from an earlier position; what is live does not."""
         self.events = [each for each in self.events if payload.decode(each).position is None]
-        self.gaps.clear()
+        self.gaps = [each for each in self.gaps if payload.decode(each).to is None]
+
+    def keep(self, patterns: Iterable[str]) -> None:
+        """The client asks for nothing else any more."""
+        self.events = [
+            each
+            for each in self.events
+            if any(subjects.covers(pattern, channel_of(each)) for pattern in patterns)
+        ]
 
     @property
     def size(self) -> int:
@@ -301,34 +314,51 @@ class PollTransport:
         if asked == self.asked and not (lost or anew):
             await self.request("ping", {})  # which costs what a request costs, and tells P
             return self.stands
-        known, self.asked = self.asked is not None, None
+        before, self.asked = self.asked, None
         try:
-            wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
+            wanted = {subjects.expand_me(each, self.room): each for each in ask.channels}
             start = ask.start
-            if known and not start:
+            if before is not None and not start:
                 start = self.start if self.stands is None else {"position": self.stands}
             self.start = start if anew else self.start or start
             # A durable name may be held; then it is by subscriptions that begin once more.
-            gone = self.held if "durable" in start else self.held - wanted
+            gone = self.held if "durable" in start else self.held - wanted.keys()
             if gone:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
-            wish = {"channel": ask.channels} | ({"lag": ask.lag} if ask.lag else {}) | start
-            reply = await self.request("subscribe", wish)
-            again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
-            self.held = set(reply.field("channel"))
-            self.gathered.refused = reply.field("refused")
-            self.gathered.recovered = reply.field("recovered")
-            if not known and ask.session is not None and not start:
-                self.gathered.recovered = False  # nobody knows what came since
-            if again:  # live events of a lost answer, and those that waited, are gone
-                gap = messages.Gap(channel=messages.named(again), reason="lag")
-                self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
+                self.gathered.keep(wanted)
+            if not (lost or anew) and before is not None and before[-1] == ask.lag:
+                # Stored channels begin anew with those that join them. Live ones have nowhere to begin.
+                joins = wanted.keys() - self.held
+                kept = {each for each in self.held - gone if not joins or subjects.is_live(each)}
+            else:
+                kept = set()
+            if channels := [each for name, each in wanted.items() if name not in kept]:
+                reply = await self.subscribe(ask, channels, start, known=before is not None)
+            else:
+                reply = await self.request("ping", {})
+            self.held = self.held & kept | set(reply.field("channel") or ())
             self.asked = asked
-            self.stands = None if self.place.unfinished else reply.field("position")
             return self.stands
         finally:
             if self.asked is None:  # broken off in the middle: the next poll begins anew
                 self.end()
+
+    async def subscribe(
+        self, ask: Ask, channels: list[str], start: Mapping[str, Any], *, known: bool
+    ) -> Heard:
+        """Begins these channels (anew)."""
+        wish = {"channel": channels} | ({"lag": ask.lag} if ask.lag else {}) | dict(start)
+        reply = await self.request("subscribe", wish)
+        again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
+        self.gathered.refused = reply.field("refused")
+        self.gathered.recovered = reply.field("recovered")
+        if not known and ask.session is not None and not start:
+            self.gathered.recovered = False  # nobody knows what came since
+        if again:  # live events of a lost answer are gone
+            gap = messages.Gap(channel=messages.named(again), reason="lag")
+            self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
+        self.stands = None if self.place.unfinished else reply.field("position")
+        return reply
 
     async def gather(self, turn: object, wait: float) -> None:
         """Waits for something to answer, at most `wait` seconds."""
