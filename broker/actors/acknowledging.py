@@ -10,8 +10,8 @@ from broker.wire.messages import Acknowledged
 if TYPE_CHECKING:
     from broker.actors.services import Services
     from broker.permissions import Principal
+    from broker.wire.effects import Acknowledge
     from broker.wire.positions import Position
-    from broker.wire.session import Acknowledge
 
 
 async def settle(services: Services, principal: Principal, wish: Acknowledge) -> Acknowledged:

@@ -14,8 +14,9 @@ from broker.actors.connection import REFUSALS
 from broker.actors.publishing import hand_in
 from broker.errors import BrokerError, Unavailable
 from broker.wire import messages, positions
+from broker.wire.effects import Acknowledge, Reply, Send
 from broker.wire.messages import Acknowledged, Error, Published
-from broker.wire.session import Acknowledge, Reply, Send, Session, check_name
+from broker.wire.session import Session, check_name
 
 if TYPE_CHECKING:
     from broker.actors.outlet import Who

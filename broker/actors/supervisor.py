@@ -36,7 +36,7 @@ from broker.features.starts import Starts
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
 from broker.wire.messages import Gap, Source, named
-from broker.wire.session import rfc3339
+from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
