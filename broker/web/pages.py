@@ -39,7 +39,7 @@ def check(request: Request, pages: Mapping[str, Sequence[str]]) -> None:
     if methods is None:
         raise Refused(404, f"There is {', '.join(pages)}.")
     if request.method not in methods:
-        raise Refused(405, f"Only {' and '.join(methods)} is served here.", ("Allow", ", ".join(methods)))
+        raise Refused(405, f"Allowed here: {', '.join(methods)}.", ("Allow", ", ".join(methods)))
 
 
 def health(request: Request, reason: Callable[[], str | None]) -> Response:

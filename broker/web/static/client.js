@@ -189,6 +189,36 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
     }
   };
 
+  const post = async (path, payload) => {
+    const query = tenant ? `?tenant=${encodeURIComponent(tenant)}` : "";
+    return (await request(path + query, { method: "POST", body: JSON.stringify(payload) })).json();
+  };
+  const acks = {}; // by durable name: what waits for the one under way
+  /** One at a time, since it is answered once it is stored; the newest stands for what came meanwhile. */
+  const acknowledge = async (message) => {
+    const { durable } = message.payload;
+    if (acks[durable]) return acks[durable].push(message);
+    const waiting = (acks[durable] = [message]);
+    while (waiting.length && !closing.signal.aborted) {
+      const each = waiting.splice(0);
+      let type = "acknowledged";
+      let payload;
+      try {
+        payload = await post("/acknowledge", each.reduce((a, b) => (passed(b.payload.position, a.payload.position) ? a : b)).payload);
+      } catch (error) {
+        type = "error";
+        payload = fault(error);
+        if (payload.retryable || error.status === 401) {
+          waiting.unshift(...each); // perhaps there is another token by then
+          await new Promise((resolve) => setTimeout(resolve, payload.retry_after_ms ?? BACKOFF_MS));
+          continue;
+        }
+      }
+      for (const { messageId } of each) heard({ type, messageId, payload });
+    }
+    delete acks[durable];
+  };
+
   const send = ({ type, payload, messageId }) => {
     if (type === "subscribe") {
       const { channel, position: from, lag, ...start } = payload;
@@ -204,14 +234,11 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
       token = payload.token;
       main.abort();
     } else if (type === "publish") {
-      request(`/publish${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`, { method: "POST", body: JSON.stringify(payload) })
-        .then((answer) => answer.json())
-        .then(
-          (answer) => heard({ type: "published", payload: { id: payload.id, ...answer } }),
-          (error) => heard({ type: "error", messageId, payload: fault(error) }),
-        );
-    } else if (type === "acknowledge")
-      heard({ type: "error", messageId, payload: { code: "unsupported", message: "acknowledging takes a WebSocket" } });
+      post("/publish", payload).then(
+        (answer) => heard({ type: "published", payload: { id: payload.id, ...answer } }),
+        (error) => heard({ type: "error", messageId, payload: fault(error) }),
+      );
+    } else if (type === "acknowledge") acknowledge({ payload, messageId });
   };
   follow();
   const close = () => {
