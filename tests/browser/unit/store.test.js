@@ -28,8 +28,8 @@ const opened = async (options, events = START) => {
 
 const shown = (store) => Object.fromEntries(store.value);
 const published = (position, payload = {}) => {
-  const { messageId } = world.socket.last("publish");
-  world.socket.say("published", { id: messageId, position, ...payload }, messageId);
+  const { messageId, payload: asked } = world.socket.last("publish");
+  world.socket.say("published", { id: asked.id, position, ...payload }, messageId);
 };
 const refuse = () => world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, world.socket.last("publish").messageId);
 
