@@ -29,15 +29,14 @@ const HELLO_MS = 3_000;
 const IN_FLIGHT = 16; // publishes without an answer: below the 50 refusals that end a connection
 
 // The states of a record, in this order.
-const NEW = 0; // to be asked for
+const NEW = 0; // to be asked for, once no other of the same channel is under way
 const ASKED = 1;
-const HELD = 2; // waits for another record of the same channel, which has a start of its own
-const CATCHING = 3; // takes the frames that are marked with its number
-const LIVE = 4; // takes the unmarked ones
-const PAUSED = 5; // whoever iterates has not kept up
+const CATCHING = 2; // takes the frames that are marked with its number
+const LIVE = 3; // takes the unmarked ones
+const PAUSED = 4; // whoever iterates has not kept up
 const CLOSED = "closed by the application";
 const WAKERS = ["online", "offline", "visibilitychange"];
-const STATES = ["pending", "pending", "pending", "catching-up", "live", "paused"];
+const STATES = ["pending", "pending", "catching-up", "live", "paused"];
 
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
 export class BrokerError extends Error {
@@ -300,8 +299,8 @@ const decode = (token) => {
 /** What the broker would make of a token, for us to know by which name it calls `me`. */
 const claims = (token) => {
   const { sub, tenant, exp } = decode(token);
-  const hex = (byte) => `%${byte.toString(16).toUpperCase().padStart(2, "0")}`;
-  const user = sub.replace(/[.*>%$\s\p{Cc}\p{Cf}\p{Z}]/gu, (c) => [...new TextEncoder().encode(c)].map(hex).join(""));
+  const encode = (c) => ({ ".": "%2E", "*": "%2A" })[c] ?? encodeURIComponent(c);
+  const user = sub.replace(/[.*>%$\s\p{Cc}\p{Cf}\p{Z}]/gu, encode);
   return { tenant, user: sub, private: `users.${user}`, expires_at: new Date(exp * 1000).toISOString() };
 };
 
@@ -355,7 +354,6 @@ export class Client extends EventTarget {
   #renewed; // the token was asked for again because it was refused
   #failures = 0;
   #shorts = 0;
-  #resumeAt = 0; // when a draining broker asked us back
   #hub; // the other tabs, where they share our connection
   #first; // the transport to begin with, for as long as it is remembered
 
@@ -416,16 +414,16 @@ export class Client extends EventTarget {
     if (typeof options === "function") [options, onEvent] = [{}, options];
     const { position, since, last, snapshot, durable, lag, buffer = 1000 } = options;
     const start = given({ position, since, last, snapshot: snapshot || undefined });
-    if (Object.keys(start).length > 1) throw new TypeError("a subscription has one start: position, since, last or snapshot");
+    if (Object.keys(start).length > 1) throw new TypeError("at most one of position, since, last and snapshot");
     /** @type {any} */
-    const record = { names: many(channels), start: { ...start, ...given({ durable }) }, seen: position, lag, durable, buffer };
+    const record = { names: many(channels), start: given({ ...start, durable }), seen: position, lag, durable, buffer };
     record.sub = new Subscription(record, {
       reached: () => this.#reached(record),
       end: () => this.#end(record),
       pause: () => this.#pause(record),
       resume: () => this.#resume(record),
       restart: () => this.#restart(record),
-      acknowledge: (given) => this.#acknowledge(record, given),
+      acknowledge: (position) => this.#acknowledge(record, position),
     });
     if (onEvent) record.sub.addEventListener("event", ({ detail }) => onEvent(detail));
     this.#add(record);
@@ -441,7 +439,7 @@ export class Client extends EventTarget {
   async publish(channel, event, { id = random(), timeout } = {}) {
     if (this.#outbox.has(id)) return this.#outbox.get(id).promise;
     if (this.#outbox.size >= this.#options.queue) throw failure("queue_full", `${this.#outbox.size} publishes are waiting`);
-    if (!this.#running) throw failure("closed", "the client is not connected: connect()");
+    if (!this.#running) throw failure("closed", "not connected: connect()");
     /** @type {any} */
     const entry = { payload: { channel, event: JSON.parse(JSON.stringify(event ?? null)), id } }; // as it is now
     entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
@@ -465,7 +463,7 @@ export class Client extends EventTarget {
       }
       if (run !== this.#running) return;
       const code = end.code ?? end.status;
-      const unsure = code === 4002 || code === 4500 || code === 401;
+      const unsure = [4002, 4500, 401].includes(code);
       const error = { code, message: end.error?.message ?? end.reason ?? `closed with ${code}` };
       if (unsure && typeof this.#options.token === "function" && !this.#renewed) {
         this.#renewed = true;
@@ -473,13 +471,11 @@ export class Client extends EventTarget {
       } else if (unsure || code >= 4500 || code === 400 || code === 403) {
         return this.disconnect(error);
       }
-      if (end.lived >= SHORT_MS) this.#failures = 0;
-      const most = Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** this.#failures);
-      const asked = this.#resumeAt - Date.now();
-      const after = Math.max(this.#resumeAt ? asked : Math.random() * most, end.after ?? 0, 0);
-      this.#failures = end.at_once ? 0 : this.#failures + 1;
-      this.#resumeAt = 0;
+      if (end.lived >= SHORT_MS || end.at_once) this.#failures = 0;
       if (end.at_once) continue;
+      const most = Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** this.#failures);
+      const after = Math.max(end.asked ?? Math.random() * most, end.after ?? 0, 0);
+      this.#failures++;
       this.#say({ state: "waiting", error, retryAt: Date.now() + after });
       let timer;
       await new Promise((resolve) => {
@@ -542,19 +538,18 @@ export class Client extends EventTarget {
   }
 
   /** Whether the broker's host answers at all: then it is the transport that is in the way. */
-  async #reachable() {
-    try {
-      await fetch(`${this.#url}/healthz`, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(PONG_MS) });
-      return true;
-    } catch {
-      return false;
-    }
+  #reachable() {
+    const look = { mode: /** @type {const} */ ("no-cors"), cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(PONG_MS) };
+    return fetch(`${this.#url}/healthz`, look).then(
+      () => true,
+      () => false,
+    );
   }
 
   /** One connection, from its first byte to its end: `{code?, status?, reason, opened, lived, after?}`. */
   #attempt(name, token) {
     return new Promise((resolve) => {
-      let link, timer, leaving, opened, heartbeat, problem;
+      let link, timer, leaving, resumeAt, opened, heartbeat, problem;
       let heardAt = Date.now();
       let pingedAt = 0;
       /** @param {{code?: number, reason?: string, status?: number, after?: number, answered?: boolean, at_once?: boolean}} end */
@@ -564,7 +559,9 @@ export class Client extends EventTarget {
         clearTimeout(timer);
         clearTimeout(leaving);
         link?.close();
-        resolve({ after: problem?.retry_after_ms, ...end, opened, lived: opened && Date.now() - opened, error: problem });
+        const now = Date.now();
+        const asked = resumeAt && resumeAt - now; // a draining broker has asked us back, then and not before
+        resolve({ after: problem?.retry_after_ms, ...end, asked, opened, lived: opened && now - opened, error: problem });
       };
       const arm = (ms) => {
         clearTimeout(timer);
@@ -575,7 +572,7 @@ export class Client extends EventTarget {
         const quiet = now - heardAt;
         const pause = heartbeat * (link?.passive ? 2.5 : 0.5);
         if (!opened && quiet < OPEN_MS) arm(OPEN_MS - quiet);
-        else if (!opened) over({ code: 1006, reason: `${name}: no answer within ${OPEN_MS / 1000} s` });
+        else if (!opened) over({ code: 1006, reason: `${name}: no answer within ${OPEN_MS} ms` });
         else if (pingedAt <= heardAt && quiet < pause) arm(pause - quiet);
         else if (link.passive || pingedAt > heardAt) over({ code: 4009, reason: `silent for ${quiet} ms` });
         else this.#probe();
@@ -596,7 +593,7 @@ export class Client extends EventTarget {
           this.#opened(name, payload);
           if (this.#over !== over) return;
         } else if (type === "connection.draining") {
-          this.#resumeAt = heardAt + payload.reconnect_after_ms;
+          resumeAt = heardAt + payload.reconnect_after_ms;
           leaving = setTimeout(() => over({ code: 1012, reason: "the broker is going down" }), payload.reconnect_after_ms);
         } else if (type === "error" && !message.messageId) problem = payload;
         this.#heard(message);
@@ -780,7 +777,7 @@ export class Client extends EventTarget {
   // --- subscriptions ---------------------------------------------------------------------------------
 
   #add(record) {
-    Object.assign(record, { state: NEW, holds: [], acks: [] });
+    Object.assign(record, { state: NEW, was: 0, acks: [] });
     this.#expand(record);
     this.#records.add(record);
     this.#askSoon();
@@ -798,14 +795,14 @@ export class Client extends EventTarget {
 
   #askAll() {
     if (!this.#link) return;
-    for (const record of [...this.#records].sort((a, b) => Number(!!b.was) - Number(!!a.was)))
+    for (const record of [...this.#records].sort((a, b) => b.was - a.was))
       if (record.state === NEW && this.#records.has(record)) this.#ask(record);
   }
 
   /**
    * Asks for a record, with all that must come along. The broker has one subscription of each name, and a
    * start begins it anew for all who share it. So who shares a name is asked for together, from the oldest
-   * position; unless the new one has a start of its own: then the others are held until it is live.
+   * position; unless the new one has a start of its own: then the others wait until it is live.
    */
   #ask(record) {
     const shares = (a, b) => a.full.some((name) => b.full.includes(name));
@@ -822,11 +819,7 @@ export class Client extends EventTarget {
       // A connection may have few snapshots under way: one after the other.
       const shoots = (each) => each.start.snapshot && !each.seen && busy(each);
       if (record.start.snapshot && [...this.#records].some(shoots)) return;
-      for (const each of kin) {
-        if (each.state !== LIVE) continue;
-        this.#turn(each, HELD);
-        record.holds.push(each);
-      }
+      for (const each of kin) if (each.state === LIVE) this.#turn(each, NEW);
       this.#turn(record, ASKED);
       return this.#request([record], record.start, group);
     }
@@ -892,7 +885,7 @@ export class Client extends EventTarget {
 
   /** From now on the record takes what is unmarked; `caught`: it has caught up with the present. */
   #live(record, caught) {
-    record.was = true;
+    record.was = 1;
     record.on = this.#link;
     record.caught = caught;
     this.#turn(record, LIVE);
@@ -909,15 +902,8 @@ export class Client extends EventTarget {
     record.seen = this.#reached(record);
     if (state !== CATCHING) record.mark = undefined;
     if (state === NEW || state === PAUSED) record.id = undefined; // an answer that is under way is not for it
-    if (state !== ASKED && state !== CATCHING) this.#release(record);
     record.state = state;
     record.sub.turn(before);
-  }
-
-  #release(record) {
-    for (const held of record.holds) if (held.state === HELD) held.state = NEW;
-    if (record.holds.length) this.#askSoon();
-    record.holds = [];
   }
 
   #pause(record) {
@@ -941,7 +927,8 @@ export class Client extends EventTarget {
   #restart(record) {
     if (!this.#records.has(record)) return;
     this.#turn(record, NEW);
-    record.was = record.on = undefined;
+    record.was = 0;
+    record.on = undefined;
     record.seen = record.start.position;
     this.#drop();
     this.#askSoon();
@@ -949,7 +936,6 @@ export class Client extends EventTarget {
 
   #end(record, error) {
     if (!this.#records.delete(record)) return;
-    this.#release(record);
     this.#drop();
     settleAll(record.acks, error ?? failure("closed", CLOSED));
     record.sub.finish(error);
@@ -961,7 +947,8 @@ export class Client extends EventTarget {
    * under way for another is not what it wants. The broker refuses a list with a name that it does not know.
    */
   #drop(names) {
-    const used = new Set([...this.#records].flatMap((record) => (record.state % PAUSED || record.on === this.#link ? record.full : [])));
+    const users = [...this.#records].filter(({ on, state }) => on === this.#link || state === ASKED);
+    const used = new Set(users.flatMap(({ full }) => full));
     const channel = [...this.#names.keys()].filter((name) => (names ? names.includes(name) : !used.has(name)));
     for (const name of channel) this.#names.delete(name);
     if (channel.length) this.#send("unsubscribe", { channel }, `u${++this.#count}`);
@@ -972,7 +959,7 @@ export class Client extends EventTarget {
     const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
     for (const record of this.#records) {
       const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.on === this.#link);
-      if (!due || record.state === PAUSED || !covered(record, tokens)) continue;
+      if (!due || !covered(record, tokens)) continue;
       if (position) {
         if (passed(position, record.seen)) continue;
         record.seen = position;
@@ -984,7 +971,7 @@ export class Client extends EventTarget {
   #gap(payload, mark) {
     const names = many(payload.channel);
     for (const record of this.#records) {
-      if (record.state === PAUSED || (mark !== undefined ? record.mark !== mark : record.on !== this.#link)) continue;
+      if (mark !== undefined ? record.mark !== mark : record.on !== this.#link) continue;
       if (!record.full.some((name) => names.includes(name))) continue;
       if (payload.to && payload.to !== record.seen && passed(payload.to, record.seen)) continue; // it is another's
       if (mark !== undefined && payload.to) record.seen = payload.to;
@@ -1010,7 +997,7 @@ export class Client extends EventTarget {
     if (type === "tab.hello") {
       if (!this.#link) return answer("tab.wait")();
       const { connectionId: connection_id, tenant, user } = this.#status;
-      answer("connection.established")({ connection_id, heartbeat_seconds: PONG_MS / 1000 });
+      answer("connection.established")({ connection_id, heartbeat_seconds: 10 });
       answer("connection.authenticated")({ tenant, user, private: this.#private });
     }
     if (type === "tab.hello" || type === "tab.bye") for (const record of mine) this.#end(record);
@@ -1064,7 +1051,7 @@ export class Client extends EventTarget {
   // --- acknowledgements ------------------------------------------------------------------------------
 
   async #acknowledge(record, given) {
-    if (!record.durable) throw failure("not_subscribed", "only a durable subscription acknowledges");
+    if (!record.durable) throw failure("not_subscribed", "the subscription is not durable");
     return new Promise((resolve, reject) => {
       record.acks.push({ position: given.position ?? given, resolve, reject });
       this.#sendAcks(record);
@@ -1288,12 +1275,13 @@ class Hub {
       else if (to === "all") this.over?.({ at_once: true });
       else if (this.leads) {
         // Its own lock comes to us when the tab is gone, however it went.
-        if (!this.last.has(from))
+        if (!this.last.has(from)) {
+          this.last.set(from, undefined);
           lock(from, () => {
             this.last.delete(from);
             this.#heed(from, { type: "tab.bye" });
           });
-        this.last.set(from, this.last.get(from));
+        }
         this.#heed(from, message);
       }
     };
