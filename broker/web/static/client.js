@@ -34,7 +34,7 @@ const ASKED = 1;
 const CATCHING = 2; // takes the frames that are marked with its number
 const LIVE = 3; // takes the unmarked ones
 const PAUSED = 4; // whoever iterates has not kept up
-const CLOSED = "closed by the application";
+const CLOSED = "it was closed";
 const WAKERS = ["online", "offline", "visibilitychange"];
 const STATES = ["pending", "pending", "catching-up", "live", "paused"];
 
@@ -141,7 +141,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
   const source = (start, signal, notes) => read(request, { ...start, tenant }, signal, token, notes);
   const fault = ({ status = 503, reason, problem, after }) => ({
     code: problem ?? "unavailable",
-    message: reason ?? "the request failed",
+    message: reason,
     retryable: status === 429 || status >= 500,
     retry_after_ms: after,
   });
@@ -732,7 +732,7 @@ export class Client extends EventTarget {
         this.#askAll();
         break;
       case "unsubscribed":
-        if (!messageId) this.#refuse(many(payload.channel), { ...payload, message: "the token does not allow it" });
+        if (!messageId) this.#refuse(many(payload.channel), payload);
         break;
       case "published":
         this.#settle(payload.id, undefined, payload);
@@ -756,15 +756,13 @@ export class Client extends EventTarget {
     if (mine.length) {
       for (const [name, by] of this.#names) if (by === messageId) this.#names.delete(name);
       if (!error.retryable) return mine.forEach((record) => this.#end(record, error));
-      const link = this.#link;
-      setTimeout(
-        () => {
-          if (link !== this.#link) return;
-          for (const record of mine) if (record.state === ASKED) this.#turn(record, NEW);
-          this.#askAll();
-        },
-        (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS,
-      );
+      const wait = (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS;
+      for (const record of mine) {
+        record.later = Date.now() + wait;
+        this.#turn(record, NEW);
+      }
+      this.#askAll(); // whoever waited for these
+      setTimeout(() => this.#askAll(), wait);
     } else if (entry) {
       if (!error.retryable) return this.#settle(id, error);
       entry.sent = undefined;
@@ -796,7 +794,7 @@ export class Client extends EventTarget {
   #askAll() {
     if (!this.#link) return;
     for (const record of [...this.#records].sort((a, b) => b.was - a.was))
-      if (record.state === NEW && this.#records.has(record)) this.#ask(record);
+      if (record.state === NEW && this.#records.has(record) && !(record.later > Date.now())) this.#ask(record);
   }
 
   /**

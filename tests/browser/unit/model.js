@@ -125,7 +125,6 @@ class Link {
 
   deliver() {
     const { type, payload, messageId } = this.outbox.shift();
-    if (process.env.TRACE) console.log("<", type, JSON.stringify(payload), messageId ?? "");
     this.socket.say(type, payload, messageId);
   }
 
@@ -177,7 +176,6 @@ class Link {
   }
 
   take({ type, payload, messageId }) {
-    if (process.env.TRACE) console.log("  >", type, JSON.stringify(payload), messageId ?? "", "P", this.at, "subs", JSON.stringify([...this.subs]), JSON.stringify([...this.durables]));
     const { model } = this;
     const refuse = (code, retryable) =>
       this.say("error", { code, message: code, retryable, ...(retryable && { retry_after_ms: 20 }) }, messageId);
@@ -226,6 +224,7 @@ class Link {
         if (at >= this.at && !snapshot) {
           stand({ live: true, floor: at });
           this.say("subscribed", { ...answer, position: model.position(this.at), live: true }, messageId);
+          if (gap) this.say("gap", gap);
         } else {
           const mark = ++this.marks;
           let newest;
@@ -248,7 +247,7 @@ class Link {
     } else {
       const fresh = names.filter((name) => !this.subs.has(name));
       if (fresh.length < names.length && names.some((name) => this.subs.has(name) && !this.subs.get(name).live))
-        throw new Error(`asked for again without a start while it catches up: ${names}: ${JSON.stringify([...this.subs])} ${this.readings.length}`);
+        throw new Error("asked for again without a start while it catches up");
       if (!this.live.length) [this.at, this.behind] = [model.end, false];
       for (const name of fresh) this.subs.set(name, { live: true, floor: this.at });
       this.say("subscribed", { ...answer, position: model.position(this.at), live: !this.behind }, messageId);
