@@ -151,7 +151,7 @@ async def serve(
                 config.server,
                 config.limits,
                 serve=supervisor.serve,
-                publish=supervisor.publish,
+                post=supervisor.post,
                 admission=supervisor.admission,
                 health=supervisor.not_ready,
                 ssl_context=context,

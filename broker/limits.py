@@ -24,6 +24,7 @@ CONNECTIONS, SUBSCRIPTIONS = "connections", "subscriptions"
 CONNECTS, MESSAGES, BYTES = "connects_per_second", "messages_per_second", "bytes_per_second"
 PUBLISHES, DELIVERED = "publishes_per_second", "delivered_bytes_per_second"
 POSTS = "messages_per_minute"  # of a user: publications, and messages that fail
+REQUESTS = "requests_per_second"  # all others: of a connection, or of a user where there is none
 HELD = (CONNECTIONS, SUBSCRIPTIONS)
 FLOWING = (CONNECTS, MESSAGES, BYTES, PUBLISHES, DELIVERED)
 
@@ -117,7 +118,7 @@ def bounds(
     *,
     over: Allowance | None = None,
     connections: int = 0,
-    posts: tuple[float, float] | None = None,
+    further: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Bounds:
     """What an allowance means, with what `over` says instead, and what other keys say beside."""
 
@@ -130,7 +131,7 @@ def bounds(
     return Bounds(
         scope=scope,
         held={key: most for key, most in held.items() if most},
-        rates=rates | ({POSTS: posts} if posts else {}),
+        rates={**rates, **further},
     )
 
 

@@ -57,11 +57,14 @@ class Budgets:
     def read(self, wanted: Limits) -> None:
         """Takes the configuration apart."""
         self.limits = wanted
-        posts = wanted.messages_per_minute / 60, wanted.messages_burst
+        own = {
+            limits.POSTS: (wanted.messages_per_minute / 60, wanted.messages_burst),
+            limits.REQUESTS: (wanted.requests_per_second, wanted.requests_burst),
+        }
         per_user, in_all = wanted.connections_per_user, wanted.connections
         self.bounds = {
             limits.CONNECTION: limits.bounds(limits.CONNECTION, wanted.connection),
-            limits.USER: limits.bounds(limits.USER, wanted.user, connections=per_user, posts=posts),
+            limits.USER: limits.bounds(limits.USER, wanted.user, connections=per_user, further=own),
             limits.TENANT: limits.bounds(limits.TENANT, wanted.tenant),
             limits.ADDRESS: limits.bounds(limits.ADDRESS, wanted.address),
             limits.PROCESS: limits.bounds(limits.PROCESS, wanted.process, connections=in_all),

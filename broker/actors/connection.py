@@ -35,20 +35,9 @@ from broker.errors import (
 )
 from broker.limits import DELIVERED
 from broker.wire import codec, messages, traces
-from broker.wire.session import (
-    Acknowledge,
-    Answer,
-    Close,
-    Join,
-    Leave,
-    Reply,
-    Retune,
-    Send,
-    Session,
-    Verify,
-    rfc3339,
-    to_message,
-)
+from broker.wire.effects import Acknowledge, Answer, Close, Join, Leave, Reply, Retune, Send, Verify
+from broker.wire.session import Session, to_message
+from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Collection, Mapping
@@ -62,7 +51,7 @@ if TYPE_CHECKING:
     from broker.features.cursors import Cursor
     from broker.limits import Budget
     from broker.permissions import Principal
-    from broker.wire.session import Effect
+    from broker.wire.effects import Effect
 
 PROTOCOL = "broker.v1"
 REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
@@ -385,7 +374,7 @@ class Connection:
         cursor.raise_to(wish.position)
         if wish.message_id is not None:
             reply = messages.Acknowledged(durable=wish.durable, position=str(wish.position))
-            cursor.waiting.append((wish.position.sequence, partial(self.tell, reply, wish.message_id)))
+            cursor.waiting.append((wish.position, partial(self.tell, reply, wish.message_id)))
             cursor.settle()
 
     def drop_cursors(self, names: Collection[str]) -> None:

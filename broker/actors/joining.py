@@ -17,9 +17,9 @@ from broker.actors.outlet import NO_LAGS, CatchUp, Group
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features.starts import Beginning, Scope
 from broker.ring import Tick, indices
+from broker.wire.effects import After, Last, Snapshot
 from broker.wire.messages import Gap, Subscribed, named
 from broker.wire.positions import Position
-from broker.wire.session import After, Last, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from broker.features.starts import Lost
     from broker.permissions import Principal
     from broker.routing import Topic
+    from broker.wire.effects import Join, Start
     from broker.wire.messages import ServerMessage
-    from broker.wire.session import Join, Start
 
 REACH_SECONDS = 5.0  # another broker may be ahead of this one, by milliseconds
 TRIES = 3

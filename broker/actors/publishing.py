@@ -15,7 +15,7 @@ from broker.wire.positions import Position
 if TYPE_CHECKING:
     from broker.actors.services import Services
     from broker.permissions import Principal
-    from broker.wire.session import Send
+    from broker.wire.effects import Send
 
 
 async def hand_in(

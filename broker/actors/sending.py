@@ -74,6 +74,8 @@ class Sending:
         """Sends the next chunk of the main flow, or finds that there is none."""
         outlet = self.outlet
         self.tell_lost_live(backlog)
+        if backlog.left:
+            return  # the link is full: what follows would take the place of what was told
         if chunk := outlet.next_live(backlog):
             self.tell_passed(chunk, outlet.live)
             outlet.give(chunk, backlog, live=True)

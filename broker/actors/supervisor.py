@@ -36,12 +36,13 @@ from broker.features.starts import Starts
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
 from broker.wire.messages import Gap, Source, named
-from broker.wire.session import rfc3339
+from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from broker.actors.intake import Address
+    from broker.actors.posting import Answer
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Hello, Transport
     from broker.auth.tokens import Verifier
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from broker.metrics.statistics import Statistics
     from broker.subjects import Names
     from broker.tracing import Tracing
-    from broker.wire.messages import Error, Published
 
 TIDY_SECONDS = 5.0
 OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
@@ -329,11 +329,9 @@ class Supervisor:
         while self.connections or self.admitting:
             await self.empty.park()
 
-    async def publish(
-        self, message: bytes, *, token: str, tenant: str | None, peer: str
-    ) -> Published | Error:
-        """A `publish` message that came without a connection, within an `admission`; its reply."""
-        return await Posting(self.services, peer).publish(message, token=token, tenant=tenant)
+    async def post(self, message: bytes, *, token: str, tenant: str | None, peer: str) -> Answer:
+        """A message that came without a connection, within an `admission`; its reply."""
+        return await Posting(self.services, peer).answer(message, token=token, tenant=tenant)
 
     # --- housekeeping -------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from broker.wire.positions import Position
 
 WRITE_SECONDS = 1.0
+PATIENCE_SECONDS = 5.0  # of a request that waits for that
 TRIES = 5  # at a write, against other brokers that write the same cursor
 RENEWALS = 8  # writes of an unchanged cursor in use, within the time after which it would expire
 
@@ -35,7 +36,7 @@ log = structlog.get_logger()
 class Cursor:
     """One cursor in use. `position` is acknowledged, `stored` is in NATS as `revision`.
 
-    `holders` counts the connections that use it; `waiting` are told once a sequence is stored.
+    `holders` counts the connections that use it; `waiting` are told once a position is stored.
     """
 
     key: str
@@ -44,19 +45,33 @@ class Cursor:
     revision: int
     written: float
     holders: int = 0
-    waiting: list[tuple[int, Callable[[], None]]] = attrs.Factory(list)
+    waiting: list[tuple[Position, Callable[[], None]]] = attrs.Factory(list)
 
     def raise_to(self, position: Position) -> None:
         """Notes an acknowledgement; a lower one is ignored. Another incarnation is always newer."""
         if position.incarnation != self.position.incarnation or position.sequence > self.position.sequence:
             self.position = position
 
+    def adopt(self, value: Value) -> None:
+        """Takes over what another broker wrote; in a stream that began anew unless that is known here too."""
+        position = parse(value)
+        if position.incarnation == self.position.incarnation or self.position == self.stored:
+            self.raise_to(position)
+        self.stored, self.revision = position, value.revision
+        self.settle()
+
     def settle(self) -> None:
         """Tells those whose acknowledgement is stored by now."""
-        done = [told for sequence, told in self.waiting if sequence <= self.stored.sequence]
-        self.waiting = [each for each in self.waiting if each[0] > self.stored.sequence]
+        done = [told for position, told in self.waiting if self.stores(position)]
+        self.waiting = [each for each in self.waiting if not self.stores(each[0])]
         for told in done:
             told()
+
+    def stores(self, position: Position) -> bool:
+        """Whether NATS has at least this position. One of a stream that is gone is as good as stored."""
+        if position.incarnation != self.position.incarnation:
+            return True
+        return position.incarnation == self.stored.incarnation and position.sequence <= self.stored.sequence
 
 
 @attrs.define(eq=False)
@@ -82,6 +97,7 @@ class Cursors:
         """
         folder = subjects.digest(tenant, user)
         key = f"{folder}.{subjects.digest(name)}"
+        known = self.used.get(key)  # may be written and dropped while NATS is asked
         value = await self.bus.cursors.get(key)
         while value is None:
             if await self.bus.cursors.count(folder) >= self.per_user:
@@ -92,19 +108,26 @@ class Cursors:
             except Stale:  # made elsewhere at this very moment
                 value = await self.bus.cursors.get(key)
         position = parse(value)
-        cursor = self.used.get(key)
-        if cursor is None:
-            now = trio.current_time()
-            cursor = self.used[key] = Cursor(key, position, position, value.revision, now)
-        elif value.revision > cursor.revision:  # another broker wrote it since
-            cursor.revision, cursor.stored = value.revision, position
-            if position.incarnation == cursor.position.incarnation:
-                cursor.raise_to(position)
+        fresh = Cursor(key, position, position, value.revision, trio.current_time())
+        cursor = self.used.setdefault(key, known or fresh)
+        if value.revision > cursor.revision:
+            cursor.adopt(value)
         cursor.holders += 1
         return cursor
 
     def release(self, cursor: Cursor) -> None:
         cursor.holders -= 1
+
+    async def store(self, cursor: Cursor, position: Position) -> None:
+        """Raises a cursor, and returns once that is in NATS. Raises `Unavailable` when it takes too long."""
+        cursor.raise_to(position)
+        stored = trio.Event()
+        cursor.waiting.append((position, stored.set))
+        cursor.settle()
+        with trio.move_on_after(PATIENCE_SECONDS):
+            await stored.wait()
+            return
+        raise Unavailable("the acknowledgement is not stored yet; send it again", retry_after=WRITE_SECONDS)
 
     async def run(self) -> None:
         """Writes what has been acknowledged, and keeps what is in use from expiring."""
@@ -136,9 +159,10 @@ class Cursors:
                 )
             except Stale:
                 value = await self.bus.cursors.get(cursor.key)
-                cursor.revision = value.revision if value else 0
-                if value and (newer := parse(value)).incarnation == cursor.position.incarnation:
-                    cursor.raise_to(newer)
+                if value:
+                    cursor.adopt(value)
+                else:
+                    cursor.revision = 0
                 continue
             cursor.stored, cursor.written = position, trio.current_time()
             cursor.settle()

@@ -12,7 +12,7 @@ import attrs
 from broker import subjects
 from broker.errors import SnapshotTooLarge
 from broker.features.replay import filters, narrowed
-from broker.wire import session
+from broker.wire import effects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -92,14 +92,14 @@ class Starts:
     remembered: Callable[[str, int, int], Iterable[Checked]]
     thinned: bool
 
-    async def resolve(self, start: session.After | session.Since | session.Last, scope: Scope) -> Beginning:
+    async def resolve(self, start: effects.After | effects.Since | effects.Last, scope: Scope) -> Beginning:
         """Where to begin. Raises `Unavailable`."""
         match start:
-            case session.After(position):
+            case effects.After(position):
                 beginning = await self.after(position, scope)
-            case session.Since():
+            case effects.Since():
                 beginning = await self.since(start, scope)
-            case session.Last(count):
+            case effects.Last(count):
                 return await self.last(count, scope)
         return await self.limited(beginning, scope)
 
@@ -123,7 +123,7 @@ class Starts:
             return Beginning(after=after, lost=(Lost(reason="trimmed", start=after, end=after),))
         return Beginning(after=after)
 
-    async def since(self, start: session.Since, scope: Scope) -> Beginning:
+    async def since(self, start: effects.Since, scope: Scope) -> Beginning:
         sequence = await self.bus.sequence_at(start.time)
         if sequence is None:
             return Beginning(after=scope.head)

@@ -11,7 +11,7 @@ from broker import subjects
 from broker.errors import BadMessage, NotFound, Unavailable
 from broker.features.control import EVERY_TENANT, Ban
 from broker.operations import reports
-from broker.wire.session import parse_time, rfc3339
+from broker.wire.times import parse_time, rfc3339
 
 if TYPE_CHECKING:
     from broker.actors.supervisor import Supervisor

@@ -18,7 +18,7 @@ from broker import log as logging
 from broker.errors import CloseCode, NotFound
 from broker.operations import reports
 from broker.subjects import is_live
-from broker.wire.session import rfc3339
+from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

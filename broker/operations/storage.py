@@ -20,7 +20,7 @@ from broker.features.replay import filters
 from broker.operations import reports
 from broker.wire import events, positions
 from broker.wire.positions import Position
-from broker.wire.session import parse_time
+from broker.wire.times import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

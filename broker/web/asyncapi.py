@@ -13,7 +13,8 @@ import attrs
 
 from broker import errors
 from broker.subjects import Names
-from broker.web import schemas
+from broker.web import requests, schemas
+from broker.web.problems import JSON
 from broker.web.schemas import Document, reference
 from broker.wire import messages as m
 from broker.wire.codec import MAX_MESSAGE_ID_BYTES
@@ -32,10 +33,10 @@ REPLIES: dict[type, tuple[type, ...]] = {
 }
 ANSWERS_ONLY = (m.Subscribed, m.Acknowledged, m.Published, m.Pong)
 NOT_FOR_CLIENTS = frozenset({errors.NotFound.code})
-JSON = "application/json"
 ABOUT = (
-    "Text frames with one JSON object each: `type`, `payload`, and `messageId`, which is the client's and is"
-    " in every reply to it. Clients ignore types and fields that they do not know; the broker refuses them."
+    "On a WebSocket text frames with one JSON object each: `type`, `payload`, and `messageId`, which is the"
+    " client's and is in every reply to it. Without one the same by HTTP requests. Clients ignore types and"
+    " fields that they do not know; the broker refuses them."
     " Services publish to NATS; any client of it will do."
 )
 CLOSED = "Why a connection was closed. 4500 to 4999: reconnecting will not help before something changes."
@@ -89,6 +90,7 @@ class Headers:
 def document(names: Names = Names()) -> Document:  # noqa: B008  a frozen value
     """The document of a broker with these subject prefixes."""
     kinds = [*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values(), Envelope, CloudEvent, Headers]
+    kinds += requests.KINDS
     _, components = schemas.of(kinds)
     for kind in kinds:
         adapt(kind, components[kind.__name__], strict=kind in m.CLIENT_MESSAGES.values())
@@ -96,6 +98,8 @@ def document(names: Names = Names()) -> Document:  # noqa: B008  a frozen value
     components["CloseCode"] = coded({each.value: each.meaning for each in errors.CloseCode}, CLOSED)
     for name in ("Error", "Refused", "Unsubscribed"):
         components[name]["properties"]["code"] = reference("ErrorCode")
+    requests.complete(components)
+    asked = requests.table(components)
     both = m.CLIENT_MESSAGES | SERVER_MESSAGES
     described = {name: message(kind, components[kind.__name__]) for name, kind in both.items()}
     return {
@@ -103,17 +107,17 @@ def document(names: Names = Names()) -> Document:  # noqa: B008  a frozen value
         "info": schemas.info("The broker's protocol", ABOUT),
         "defaultContentType": JSON,
         "servers": servers(),
-        "channels": channels(names, both),
-        "operations": dict(operations()),
+        "channels": channels(names, both) | requests.channels(asked),
+        "operations": dict(operations()) | dict(requests.described(asked)),
         "components": {
-            "messages": described | {"stored": published(), "live": published()},
+            "messages": described | dict(requests.messages()) | {"stored": published(), "live": published()},
             "schemas": components,
             "securitySchemes": {
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "Or `bearer.<token>` as a subprotocol, or the message `authenticate`.",
+                    "description": "For a WebSocket also `bearer.<token>` as subprotocol, or `authenticate`.",
                 }
             },
         },
@@ -173,12 +177,14 @@ def published() -> Document:
 
 def servers() -> Document:
     host = {"default": "127.0.0.1:8080", "description": "Host, and port where it is not the usual one."}
-    broker = {"host": "{host}", "pathname": "/ws", "variables": {"host": host}}
     token = [{"$ref": "#/components/securitySchemes/token"}]
+    broker = {"host": "{host}", "variables": {"host": host}, "security": token}
     nats = host | {"default": "127.0.0.1:4222"}
     return {
-        "wss": broker | {"protocol": "wss", "security": token},
-        "ws": broker | {"protocol": "ws", "security": token, "description": "Without TLS."},
+        "wss": broker | {"pathname": "/ws", "protocol": "wss"},
+        "ws": broker | {"pathname": "/ws", "protocol": "ws", "description": "Without TLS."},
+        "https": broker | {"protocol": "https"},
+        "http": broker | {"protocol": "http", "description": "Without TLS."},
         "nats": {"host": "{host}", "protocol": "nats", "variables": {"host": nats}},
     }
 

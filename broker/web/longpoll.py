@@ -12,22 +12,24 @@ import hmac
 import math
 import secrets
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import attrs
 import msgspec
 import trio
+from msgspec import UNSET, UnsetType
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
 from broker.errors import CloseCode, Unavailable
-from broker.web.problems import Refused, Response
+from broker.web.problems import JSON, Refused, Response
+from broker.web.queries import NO_CHANNEL
 from broker.web.refusals import refused, told
 from broker.wire import codec, frames, messages, sse
 from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SESSION_SECONDS = 60.0  # without a poll
 STARTS = ("since", "last", "snapshot", "durable")
@@ -38,12 +40,13 @@ CATCH_UP_SECONDS = 5.0  # which a poll waits for what there is already, whatever
 
 @attrs.frozen(kw_only=True)
 class Ask:
-    """What a poll asks for. `position` is the newest that the client was given.
+    """What a poll asks for, with the `session` and `position` of the newest answer; a start only at first.
 
-    `tenant` is for monitoring tokens, and may stand in the address instead.
+    It waits at most `wait` seconds for an event. `tenant` is for monitoring tokens, and may stand in the
+    address instead.
     """
 
-    channels: list[str]
+    channels: Annotated[list[str], msgspec.Meta(min_length=1)]
     tenant: str | None = None
     session: str | None = None
     position: str | None = None
@@ -52,7 +55,7 @@ class Ask:
     snapshot: bool | None = None
     durable: str | None = None
     lag: str | None = None
-    wait: float = USUAL_WAIT
+    wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
 
     @property
     def start(self) -> dict[str, Any]:
@@ -69,6 +72,8 @@ PARAMETERS = tuple(
 
 def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
     """Raises `Refused`."""
+    if not query.get("channel"):
+        raise Refused(400, NO_CHANNEL)
     given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
     return converted(given | {"channels": list(query.get("channel", ()))}, strict=False)
 
@@ -89,14 +94,27 @@ def converted(given: dict[str, Any], *, strict: bool) -> Ask:
         if name not in NAMES:
             raise Refused(400, f"{name[:40]}: unknown field{nearest(name, NAMES)}")
     try:
-        ask = msgspec.convert(given, type=Ask, strict=strict)
+        return msgspec.convert(given, type=Ask, strict=strict)
     except msgspec.ValidationError as error:
         raise Refused(400, f"{error}.".replace("`$.", "`")) from None
-    if not ask.channels:
-        raise Refused(400, "channels: at least one is required.")
-    if not 0 <= ask.wait <= LONGEST_WAIT:
-        raise Refused(400, f"wait: must be 0 to {LONGEST_WAIT:g} seconds.")
-    return ask
+
+
+@attrs.frozen(kw_only=True)
+class Polled:
+    """What a poll is answered: the payloads of events and gaps, and what to send back with the next one.
+
+    There is no `position` while a snapshot is under way. `recovered` false: events that could have matched
+    are gone. `refused`: channels that are not subscribed, or not any more. With `reconnect_after_ms` this
+    broker is about to stop.
+    """
+
+    session: str
+    events: list[msgspec.Raw]
+    gaps: list[msgspec.Raw]
+    position: str | UnsetType = UNSET
+    recovered: bool
+    refused: list[Any] | UnsetType = UNSET
+    reconnect_after_ms: int | UnsetType = UNSET
 
 
 class Heard(msgspec.Struct, rename="camel"):
@@ -118,6 +136,11 @@ class Failed(Exception):
         self.response = response
 
 
+def channel_of(event: msgspec.Raw) -> str:
+    channel: str = msgspec.json.decode(event)["channel"]
+    return channel
+
+
 heard = msgspec.json.Decoder(Heard)
 payload = msgspec.json.Decoder(sse.Payload)
 
@@ -132,9 +155,17 @@ class Gathered:
     recovered: bool = True
 
     def restart(self) -> None:
-        """Stored events come anew, from an earlier position; live ones do not."""
+        """What is stored comes anew, from an earlier position; what is live does not."""
         self.events = [each for each in self.events if payload.decode(each).position is None]
-        self.gaps.clear()
+        self.gaps = [each for each in self.gaps if payload.decode(each).to is None]
+
+    def keep(self, patterns: Iterable[str]) -> None:
+        """The client asks for nothing else any more."""
+        self.events = [
+            each
+            for each in self.events
+            if any(subjects.covers(pattern, channel_of(each)) for pattern in patterns)
+        ]
 
     @property
     def size(self) -> int:
@@ -278,37 +309,56 @@ class PollTransport:
         """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
         lost = ask.position not in (None, self.stands)  # the newest answer has not arrived
-        if asked == self.asked and not lost:
+        # Who was told a position, and names a start in its place, begins once more.
+        anew = bool(self.stands and ask.start and ask.position is None)
+        if asked == self.asked and not (lost or anew):
             await self.request("ping", {})  # which costs what a request costs, and tells P
             return self.stands
-        known, self.asked = self.asked is not None, None
+        before, self.asked = self.asked, None
         try:
-            wanted = {subjects.expand_me(each, self.room) for each in ask.channels}
-            if gone := self.held - wanted:
-                await self.request("unsubscribe", {"channel": sorted(gone)})
+            wanted = {subjects.expand_me(each, self.room): each for each in ask.channels}
             start = ask.start
-            if known and not start:
+            if before is not None and not start:
                 start = self.start if self.stands is None else {"position": self.stands}
-            self.start = self.start or start
-            if known:
-                start = {name: value for name, value in start.items() if name != "durable"}  # it is held
-            wish = {"channel": ask.channels} | ({"lag": ask.lag} if ask.lag else {}) | start
-            reply = await self.request("subscribe", wish)
-            again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
-            self.held = set(reply.field("channel"))
-            self.gathered.refused = reply.field("refused")
-            self.gathered.recovered = reply.field("recovered")
-            if not known and ask.session is not None and not start:
-                self.gathered.recovered = False  # nobody knows what came since
-            if again:  # live events of a lost answer, and those that waited, are gone
-                gap = messages.Gap(channel=messages.named(again), reason="lag")
-                self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
+            self.start = start if anew else self.start or start
+            # A durable name may be held; then it is by subscriptions that begin once more.
+            gone = self.held if "durable" in start else self.held - wanted.keys()
+            if gone:
+                await self.request("unsubscribe", {"channel": sorted(gone)})
+                self.gathered.keep(wanted)
+            if not (lost or anew) and before is not None and before[-1] == ask.lag:
+                # Stored channels begin anew with those that join them. Live ones have nowhere to begin.
+                joins = wanted.keys() - self.held
+                kept = {each for each in self.held - gone if not joins or subjects.is_live(each)}
+            else:
+                kept = set()
+            if channels := [each for name, each in wanted.items() if name not in kept]:
+                reply = await self.subscribe(ask, channels, start, known=before is not None)
+            else:
+                reply = await self.request("ping", {})
+            self.held = self.held & kept | set(reply.field("channel") or ())
             self.asked = asked
-            self.stands = None if self.place.unfinished else reply.field("position")
             return self.stands
         finally:
             if self.asked is None:  # broken off in the middle: the next poll begins anew
                 self.end()
+
+    async def subscribe(
+        self, ask: Ask, channels: list[str], start: Mapping[str, Any], *, known: bool
+    ) -> Heard:
+        """Begins these channels (anew)."""
+        wish = {"channel": channels} | ({"lag": ask.lag} if ask.lag else {}) | dict(start)
+        reply = await self.request("subscribe", wish)
+        again = [each for each in reply.field("channel") if each in self.held and subjects.is_live(each)]
+        self.gathered.refused = reply.field("refused")
+        self.gathered.recovered = reply.field("recovered")
+        if not known and ask.session is not None and not start:
+            self.gathered.recovered = False  # nobody knows what came since
+        if again:  # live events of a lost answer are gone
+            gap = messages.Gap(channel=messages.named(again), reason="lag")
+            self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
+        self.stands = None if self.place.unfinished else reply.field("position")
+        return reply
 
     async def gather(self, turn: object, wait: float) -> None:
         """Waits for something to answer, at most `wait` seconds."""
@@ -336,19 +386,16 @@ class PollTransport:
         return self.document(gathered, self.stands)
 
     def document(self, gathered: Gathered, position: str | None) -> Response:
-        document = {
-            "session": self.id,
-            "events": gathered.events,
-            "gaps": gathered.gaps,
-            "position": position,
-            "recovered": gathered.recovered,
-            "refused": gathered.refused,
-            "reconnect_after_ms": self.reconnect_after_ms,
-        }
-        if not gathered.refused:
-            del document["refused"]
-        shown = {name: value for name, value in document.items() if value is not None}
-        return Response(status=200, body=msgspec.json.encode(shown), media_type="application/json")
+        polled = Polled(
+            session=self.id,
+            events=gathered.events,
+            gaps=gathered.gaps,
+            position=UNSET if position is None else position,
+            recovered=gathered.recovered,
+            refused=gathered.refused or UNSET,
+            reconnect_after_ms=UNSET if self.reconnect_after_ms is None else self.reconnect_after_ms,
+        )
+        return Response(status=200, body=msgspec.json.encode(polled), media_type=JSON)
 
     # --- the conversation between the two -----------------------------------------------------------
 
@@ -394,7 +441,7 @@ class PollTransport:
                 self.reconnect_after_ms = told.payload.reconnect_after_ms
             case "error" if message.message_id is None:
                 self.error = to_error(message)
-        if message.message_id is not None:
+        if message.message_id is not None and message.type != "gap":  # which follows the reply that it is of
             self.reply = message
         self.place.follow(told)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from broker.web import schemas
+from broker.web.problems import JSON, PROBLEM, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
     from broker.web.schemas import Document
 
 NAMES = re.compile(r"{(\w+)}")
-JSON, PROBLEM = "application/json", "application/problem+json"
-
-
-@attrs.frozen(kw_only=True)
-class Problem:
-    """Why a request was not served (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
 
 
 def document(routes: Sequence[Route]) -> Document:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import attrs
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 SEND_SECONDS = 10.0
+FILES = 16  # kept as they are sent
+ZIPPED = re.compile(
+    r"(?:^|,)\s*gzip\s*(?:,|$|;\s*q=(?!0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE
+)  # section 12.5.3
 SLOW_BYTES = 4096  # a second: so slow a client may be, and still gets a long answer whole
 
 
@@ -32,7 +39,7 @@ def check(request: Request, pages: Mapping[str, Sequence[str]]) -> None:
     if methods is None:
         raise Refused(404, f"There is {', '.join(pages)}.")
     if request.method not in methods:
-        raise Refused(405, f"Only {' and '.join(methods)} is served here.", ("Allow", ", ".join(methods)))
+        raise Refused(405, f"Allowed here: {', '.join(methods)}.", ("Allow", ", ".join(methods)))
 
 
 def health(request: Request, reason: Callable[[], str | None]) -> Response:
@@ -44,13 +51,22 @@ def health(request: Request, reason: Callable[[], str | None]) -> Response:
 
 
 def revalidated(request: Request, response: Response) -> Response:
-    """A file as its reader needs it: not again when it has it (RFC 9110 section 13.1.2), or its head."""
+    """A file as its reader needs it: small, or its head; or not again (RFC 9110 section 13.1.2)."""
+    headers = [("Vary", "Accept-Encoding")]
+    if ZIPPED.search(request.headers.get("accept-encoding", "")):
+        response = attrs.evolve(response, body=zipped(response.body))
+        headers.append(("Content-Encoding", "gzip"))
     tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'
     known = request.headers.get("if-none-match", "").split(",")
-    tagged = attrs.evolve(response.beside((("ETag", tag),)), caching="no-cache")
+    tagged = attrs.evolve(response.beside((*headers, ("ETag", tag))), caching="no-cache")
     if tag in [each.strip(" \t").removeprefix("W/") for each in known]:
         return attrs.evolve(tagged, status=304, body=b"")
     return attrs.evolve(tagged, silent=request.method == "HEAD")
+
+
+@lru_cache(maxsize=FILES)
+def zipped(body: bytes) -> bytes:
+    return gzip.compress(body, mtime=0)  # the same bytes by the same tag on every broker
 
 
 async def respond(link: Link, response: Response) -> None:

@@ -7,8 +7,21 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 import attrs
+from msgspec import UNSET, UnsetType
 
+JSON, PROBLEM = "application/json", "application/problem+json"
 BODILESS = (204, 304)  # RFC 9110 section 6.4.1
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """Why a request was not served (RFC 9457). `code` is the protocol's, where it has one for that."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str | UnsetType = UNSET
 
 
 @attrs.frozen(kw_only=True)
@@ -55,17 +68,10 @@ class Refused(Exception):
         return made
 
 
-def problem(status: int, detail: str, *headers: tuple[str, str]) -> Response:
+def problem(status: int, detail: str, *headers: tuple[str, str], code: str | UnsetType = UNSET) -> Response:
     """`detail` is a sentence for the client's developer: what and where, never a secret."""
-    document = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
-    return Response(
-        status=status,
-        body=json.dumps(document).encode(),
-        media_type="application/problem+json",
-        headers=headers,
+    document = Problem(
+        type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, code=code
     )
+    shown = attrs.asdict(document, filter=lambda _, value: value is not UNSET)
+    return Response(status=status, body=json.dumps(shown).encode(), media_type=PROBLEM, headers=headers)

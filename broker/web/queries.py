@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 COMMON = ("access_token", "tenant")
+NO_CHANNEL = "channel: at least one is required: ?channel=orders.>&channel=…"
 CHANNELS = 1000  # the most parameters that are looked at; a connection has fewer subscriptions
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from math import ceil
 from typing import TYPE_CHECKING
 
-import attrs
 from msgspec import UNSET
 
 from broker.web.problems import Refused, Response, problem
@@ -54,8 +52,7 @@ def told(error: Error) -> Response:
         headers.append(("Retry-After", str(max(1, ceil(error.retry_after_ms / 1000)))))
     elif error.retryable:
         headers.append(("Retry-After", str(RETRY_SECONDS)))
-    plain = problem(status, error.message.removeprefix("payload."), *headers)
-    return attrs.evolve(plain, body=json.dumps(json.loads(plain.body) | {"code": error.code}).encode())
+    return problem(status, error.message.removeprefix("payload."), *headers, code=error.code)
 
 
 def refused(error: BrokerError) -> Response:

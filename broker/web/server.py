@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from broker.actors.transport import Transport
     from broker.web.heads import Request
     from broker.web.links import Link
-    from broker.web.posts import Publish
+    from broker.web.posts import Post
 
 HEALTH = {"/healthz": ("GET",), "/readyz": ("GET",)}
 # What a page of another origin asks for beforehand takes OPTIONS, too.
@@ -43,7 +43,7 @@ PAGES: dict[str, Sequence[str]] = {
     "/ws": ("GET",),
     "/sse": ("GET", "OPTIONS"),
     "/poll": ("GET", "POST", "OPTIONS"),
-    "/publish": ("POST", "OPTIONS"),
+    **dict.fromkeys(posts.PAGES, ("POST", "OPTIONS")),
     **HEALTH,
 }
 
@@ -58,14 +58,14 @@ class PublicPort:
     """Takes connections from the sockets to the actors.
 
     What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admission` keeps
-    a place for a peer on its way to `serve` or for its `publish`, or raises why there is none now. `health`
+    a place for a peer on its way to `serve` or for its `post`, or raises why there is none now. `health`
     says why no event can travel now.
     """
 
     server: config.Server
     limits: config.Limits
     serve: Serve = attrs.field(kw_only=True)
-    publish: Publish = attrs.field(kw_only=True)
+    post: Post = attrs.field(kw_only=True)
     admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
@@ -138,8 +138,8 @@ class PublicPort:
                 case _, "/poll":
                     response = await self.polled(link, request, trailing)
                     await self.answer(link, response.beside(shared))
-                case _, "/publish":
-                    await self.posted(link, request, trailing, shared)
+                case _, path:
+                    await self.posted(link, request, trailing, shared, posts.PAGES[path])
         except Refused as refused:
             raise Refused.by(refused.response.beside(shared)) from None
         return None
@@ -204,15 +204,17 @@ class PublicPort:
         self.nursery.start_soon(outlive, serving)
         return session
 
-    async def posted(self, link: Link, request: Request, trailing: bytes, shared: Headers) -> None:
-        """`POST /publish`."""
+    async def posted(
+        self, link: Link, request: Request, trailing: bytes, shared: Headers, page: posts.Page
+    ) -> None:
+        """`POST /publish` and its like."""
         query = queries.fields(request.query, ())
         token, tenant = credentials(request, query, query_token=self.server.query_token)
         with self.place(link):
             body = await self.body(link, request, trailing)
-            message = posts.message_of(body)
-            reply = await self.publish(message, token=token, tenant=tenant, peer=link.peer)
-            await self.answer(link, posts.answer(reply).beside(shared))
+            message = page.message_of(body)
+            reply = await self.post(message, token=token, tenant=tenant, peer=link.peer)
+            await self.answer(link, page.answer(reply).beside(shared))
 
     async def page(self, link: Link, request: Request, trailing: bytes) -> Response:
         """A file, or in development mode a token for the demo page."""

@@ -17,6 +17,7 @@ import msgspec
 from broker.actors.transport import Closed, Inbound, Text
 from broker.errors import CloseCode
 from broker.web.problems import Refused, Response, problem
+from broker.web.queries import NO_CHANNEL
 from broker.web.refusals import told as refusal_of
 from broker.wire import messages, sse
 
@@ -31,8 +32,9 @@ STARTS = ("position", "since", "last", "snapshot", "durable")
 PARAMETERS = (*STARTS, "lag")
 # Where nobody has said when to come back: spread, for all clients of a broker that has died.
 RETRY_MS = 1000, 5000
+MEDIA_TYPE = "text/event-stream"
 HEAD = (
-    "Content-Type: text/event-stream",
+    f"Content-Type: {MEDIA_TYPE}",
     "Cache-Control: no-store, no-transform",  # a proxy that compresses holds events back
     "X-Accel-Buffering: no",  # nginx
     "Connection: close",
@@ -42,7 +44,7 @@ HEAD = (
 def subscribe(query: Mapping[str, Sequence[str]], last_event_id: str | None) -> bytes:
     """The `subscribe` message that an address stands for. Raises `Refused`."""
     if not query.get("channel"):
-        raise Refused(400, "channel: at least one is required: ?channel=orders.>&channel=…")
+        raise Refused(400, NO_CHANNEL)
     wish: dict[str, Any] = {"channel": list(query["channel"])}
     for name in PARAMETERS:
         if name in query and not (last_event_id and name in STARTS):

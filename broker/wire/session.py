@@ -1,27 +1,43 @@
 """One client's side of the protocol as a state machine without I/O.
 
-`receive` takes a message and answers with effects: values that say what is to be done, in order. The
-connection actor carries them out and tells the session what came of it. Time is an argument (seconds on a
-monotonic clock).
+`receive` takes a message and answers with effects. The connection actor carries them out and tells the
+session what came of it. Time is an argument (seconds on a monotonic clock).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from datetime import UTC, datetime
 from math import ceil
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
 
 from broker import errors, limits, subjects
 from broker.errors import BrokerError, CloseCode
-from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, SUBSCRIPTIONS, TokenBucket, Window
+from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, REQUESTS, SUBSCRIPTIONS, TokenBucket, Window
 from broker.wire import codec, events, positions, traces
 from broker.wire import messages as m
+from broker.wire.effects import (
+    Acknowledge,
+    After,
+    Answer,
+    Close,
+    Effect,
+    Join,
+    Last,
+    Leave,
+    Reply,
+    Retune,
+    Send,
+    Since,
+    Snapshot,
+    Start,
+    Verify,
+)
+from broker.wire.times import parse_time, rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,131 +51,6 @@ REFUSALS, REFUSAL_SECONDS = 50, 60.0  # what "persistently" means in row 4029
 MAX_ID_BYTES = 64
 DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 INT64, UINT64 = -(2**63), 2**64
-BELOW_MICROSECONDS = re.compile(r"(?<=\.[0-9]{6})[0-9]+")
-
-
-# --- where a subscription starts, when not from now ------------------------------------------------
-
-
-@attrs.frozen
-class After:
-    """After a position that the client has seen."""
-
-    position: positions.Position
-
-
-@attrs.frozen
-class Since:
-    """From the first event stored at or after a time."""
-
-    time: datetime
-
-
-@attrs.frozen
-class Last:
-    """From the newest `count` events on."""
-
-    count: int
-
-
-@attrs.frozen
-class Snapshot:
-    """From the newest event of each channel on."""
-
-
-Start: TypeAlias = After | Since | Last | Snapshot
-
-
-# --- effects ---------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Reply:
-    """Send a message."""
-
-    message: m.ServerMessage
-    message_id: str | None = None
-
-
-@attrs.frozen
-class Close:
-    """Send what is to be sent, then close with this code."""
-
-    code: CloseCode
-    reason: str
-
-
-@attrs.frozen(kw_only=True)
-class Verify:
-    """Verify a token; then call `authenticated` or `failed`."""
-
-    token: str
-    tenant: str | None
-    message_id: str | None
-
-
-@attrs.frozen(kw_only=True)
-class Join:
-    """Begin or restart subscriptions: each pattern with what is left out of it.
-
-    `listed`: the client sent a list, and is answered with lists.
-    """
-
-    patterns: dict[str, tuple[str, ...]]
-    refused: list[m.Refused]
-    start: Start | None
-    durable: str | None
-    lag: m.Lag | None
-    listed: bool
-    message_id: str | None
-
-
-@attrs.frozen(kw_only=True)
-class Leave:
-    """End subscriptions, and say so with `channel`."""
-
-    patterns: list[str]
-    channel: m.OneOrMany
-    message_id: str | None = None
-    code: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Retune:
-    """Leave other channels out of a subscription from now on."""
-
-    pattern: str
-    deny: tuple[str, ...]
-
-
-@attrs.frozen(kw_only=True)
-class Send:
-    """Publish `body` into `channel`. `traceparent` is well-formed."""
-
-    channel: str
-    body: bytes
-    id: str | None
-    message_id: str | None
-    traceparent: str | None = None
-
-
-@attrs.frozen(kw_only=True)
-class Acknowledge:
-    """Note up to where a durable subscription has been dealt with."""
-
-    durable: str
-    position: positions.Position
-    message_id: str | None
-
-
-@attrs.frozen
-class Answer:
-    """Answer a ping with the live position."""
-
-    message_id: str | None
-
-
-Effect: TypeAlias = Reply | Close | Verify | Join | Leave | Retune | Send | Acknowledge | Answer
 
 
 @attrs.define(eq=False)
@@ -213,7 +104,7 @@ class Session:
                 rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
             )
         if wait := self.requests.take(now):
-            raise self.limited(limits.Excess(limits.CONNECTION, "requests_per_second", wait))
+            raise self.limited(limits.Excess(limits.CONNECTION, REQUESTS, wait))
 
     def limited(self, excess: Excess) -> errors.RateLimited:
         self.hits[excess.scope, excess.resource] += 1
@@ -383,8 +274,7 @@ class Session:
         return Leave(patterns=patterns, channel=channel, message_id=message_id)
 
     def check_durable(self, name: str) -> None:
-        if not DURABLE.match(name):
-            raise errors.BadMessage("payload.durable: 1 to 64 of the characters A-Z a-z 0-9 _ -")
+        check_name(name)
         if name in self.durables:
             raise errors.Conflict(f"payload.durable: {name} is held by another subscribe of this connection")
 
@@ -467,6 +357,11 @@ class Session:
         return [], self.expires if self.warned else self.expires - self.expiring_seconds
 
 
+def check_name(durable: str) -> None:
+    if not DURABLE.match(durable):
+        raise errors.BadMessage("payload.durable: 1 to 64 of the characters A-Z a-z 0-9 _ -")
+
+
 def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
     """The pattern that `text` stands for, with what the token denies within it."""
     pattern = subjects.parse_pattern(subjects.expand_me(text, principal.room))
@@ -481,23 +376,6 @@ def to_message(error: BrokerError) -> m.Error:
         message=error.message,
         retryable=error.retryable,
         retry_after_ms=msgspec.UNSET if error.retry_after is None else ceil(error.retry_after * 1000),
-    )
-
-
-def rfc3339(unix: float) -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def parse_time(text: str, field: str = "payload.since") -> datetime:
-    try:
-        # Cut to the microsecond, since rounded up it could be after the event that is meant.
-        time = msgspec.convert(BELOW_MICROSECONDS.sub("", text), datetime)
-        if time.tzinfo:
-            return time.astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):  # beyond the calendar's ends, once in UTC
-        pass
-    raise errors.BadMessage(
-        f"{field}: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
     )
 
 

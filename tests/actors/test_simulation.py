@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SEEDS = range(int(os.environ.get("SIMULATION_SEEDS", "40")))
 CHANNELS = ["a", "a.b", "a.b.c", "b", "b.c", "c.d.e", "secret.x", "users.u0.i", "users.u1.i"]
 PATTERNS = ["a", "a.>", "a.*", "*.b", ">", "b.c", "c.*.e", "*", "me.>", "secret.x", "a.b.c", "b"]
+LIVE = "live.x"  # to which every client subscribes, on each of its links
 DENY = ("secret.>",)
 BODIES = (2, 60, 900, 5000)
 
@@ -82,12 +83,16 @@ class Simulated:
     replied: trio.Event = attrs.Factory(trio.Event)
     kept: dict[str, Expected] | None = None  # what is to be resumed, until all of it has been
     kept_position: int = -1
+    live: int | None = None  # the newest of `LIVE` on this link, unless it was told of a loss since
 
     def take(self, message: dict[str, Any]) -> None:
         kind, payload = message["type"], message["payload"]
         told = sequence_of(payload["position"]) if "position" in payload else None
         if kind == "event":
-            assert told is not None
+            if told is None:
+                assert self.live in (None, payload["event"] - 1), f"after {self.live}: {message}"
+                self.live = payload["event"]
+                return
             if "catch_up" in payload:
                 assert told <= self.position, "a catch-up passed P"
             else:
@@ -99,6 +104,8 @@ class Simulated:
         if told is not None and kind != "published":
             self.position = told
         match kind:
+            case "subscribed" if payload["channel"] == [LIVE]:
+                assert payload["live"], message
             case "subscribed":
                 expected = self.waiting.pop(message["messageId"])
                 expected.number = payload.get("catch_up")
@@ -114,6 +121,9 @@ class Simulated:
             case "error":
                 assert payload["code"] in ("unavailable", "limit_snapshot"), message
                 self.waiting.pop(message["messageId"], None)  # nothing has changed
+            case "gap" if payload["channel"] == LIVE:
+                assert payload["reason"] in ("lag", "source"), message
+                self.live = None
             case "gap":
                 assert payload["reason"] == "lag", message
                 thinned = payload["channel"]
@@ -156,6 +166,7 @@ class Simulated:
             partial_sends=self.random.random() < 0.8,
             breaks=self.random if crash else None,
         )
+        self.live = None
         hello = Hello(peer="test", token=f"t{int(self.name[1:]) % 2}:{self.name}")
         nursery.start_soon(self.supervisor.serve, self.link, hello)
         nursery.start_soon(self.read, self.link)
@@ -179,6 +190,7 @@ class Simulated:
             }
             self.kept_position = self.position
         self.wanted = {}
+        await self.ask("subscribe", {"channel": [LIVE]})
         for pattern, each in self.kept.items():
             # One at a time, so that each has its own answer; the first sets P, the others join there.
             each.seen = [number for number in each.seen if number <= self.kept_position]
@@ -231,7 +243,9 @@ async def live(client: Simulated, bus: ScriptedBus) -> None:
 
 
 async def publish(bus: ScriptedBus, rng: random.Random) -> None:
-    for _ in range(rng.randint(20, 120)):
+    for number in range(rng.randint(20, 120)):
+        for tenant in ("t0", "t1"):
+            bus.put_live(f"live.{tenant}.x", b"%d" % number)
         for _ in range(rng.choice((1, 3, 40))):
             tenant = rng.choice(("t0", "t0", "t1", "_all", "t2"))
             channel = rng.choice(CHANNELS)

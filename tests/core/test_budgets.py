@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from broker import config, errors, limits
 from broker.limits import BYTES, CONNECTIONS, DELIVERED, MESSAGES, PUBLISHES, SUBSCRIPTIONS, Bounds, Budget
 from broker.permissions import Principal
+from broker.wire.effects import Close, Join, Leave, Reply, Send
 from broker.wire.messages import Error
-from broker.wire.session import Close, Join, Leave, Reply, Send, Session
+from broker.wire.session import Session
 
 if TYPE_CHECKING:
-    from broker.wire.session import Effect
+    from broker.wire.effects import Effect
 
 ALICE = Principal(
     tenant="acme",

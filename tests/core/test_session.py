@@ -18,9 +18,7 @@ from broker.errors import CloseCode
 from broker.limits import Bounds, Budget
 from broker.permissions import Principal
 from broker.wire import messages as m
-from broker.wire import session
-from broker.wire.positions import Position
-from broker.wire.session import (
+from broker.wire.effects import (
     Acknowledge,
     After,
     Answer,
@@ -32,12 +30,14 @@ from broker.wire.session import (
     Reply,
     Retune,
     Send,
-    Session,
     Since,
     Snapshot,
     Start,
     Verify,
 )
+from broker.wire.positions import Position
+from broker.wire.session import Session
+from broker.wire.times import rfc3339
 
 T = TypeVar("T")
 
@@ -773,4 +773,4 @@ def test_nothing_raises(data: bytes, kind: str, payload: st.DataObject) -> None:
 
 def test_rfc3339() -> None:
     """Times are told in UTC, to the second."""
-    assert session.rfc3339(0.9) == "1970-01-01T00:00:00Z"
+    assert rfc3339(0.9) == "1970-01-01T00:00:00Z"

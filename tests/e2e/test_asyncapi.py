@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from broker.web import asyncapi
+import trio
+
+from broker.web import asyncapi, requests
+from broker.web.longpoll import PollTransport
 from broker.wire import messages as m
-from tests.support import described
+from tests.support import described, http
 from tests.support.broker import configure, run_broker
 from tests.support.raw import ask
+from tests.support.sse import listen
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from broker.actors.supervisor import Supervisor
     from tests.support.broker import Broker
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
@@ -73,3 +78,96 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
             kind = asyncapi.SERVER_MESSAGES[message["type"]]
             assert kind in (*asyncapi.REPLIES[m.CLIENT_MESSAGES[asked]], m.Error), message
     assert {message["type"] for message in client.log} == set(asyncapi.SERVER_MESSAGES)
+
+
+async def post(broker: Broker, operation: str, document: Any, *, described_so: bool = True) -> Any:
+    """A request whose body is, or is not, as described; its answer is."""
+    assert described.asked(operation).is_valid(document) == described_so
+    path = f"/{operation.removeprefix('post_')}"
+    answer = await http.ask(broker.running.http, "POST", path, token=broker.token(), json=document)
+    described.check_answer(operation, answer.status, answer.headers["content-type"], answer.json)
+    assert described_so or answer.status == 400
+    return answer.json | ({} if answer.status < 400 else {"status": answer.status})
+
+
+async def test_posts(broker: Broker) -> None:
+    """Published, acknowledged, and what is refused."""
+    event = {"channel": "a", "event": {"n": 1}, "id": "x"}
+    position = (await post(broker, "post_publish", event))["position"]
+    assert (await post(broker, "post_publish", event))["duplicate"]
+    assert await post(broker, "post_publish", {"channel": "live.a", "event": None}) == {}
+    refused = await post(broker, "post_publish", {"channel": "users.bob.x", "event": 1})
+    assert (refused["status"], refused["code"]) == (403, "forbidden")
+    await post(broker, "post_publish", {"channel": "a"}, described_so=False)
+    kept = await post(broker, "post_acknowledge", {"durable": "d", "position": position})
+    assert kept == {"durable": "d", "position": position}
+    refused = await post(broker, "post_acknowledge", {"durable": "d", "position": "other-1"})
+    assert refused["code"] == "invalid_position"
+    await post(broker, "post_acknowledge", {"durable": "d"}, described_so=False)
+
+
+async def test_polls(supervisors: list[Supervisor], broker: Broker, publisher: RawNats) -> None:
+    """Events, gaps, refusals, the end of the broker; by body and by query."""
+    await publisher.store("events.acme.a", b"1")
+    await post(broker, "post_poll", {"channels": []}, described_so=False)
+    await post(broker, "post_poll", {"channels": ["a"], "wait": 61}, described_so=False)
+    found = await post(broker, "post_poll", {"channels": ["a", "b..c"], "position": "other-1"})
+    assert (found["recovered"], [each["reason"] for each in found["gaps"]]) == (False, ["reset"])
+    assert [each["channel"] for each in found["refused"]] == ["b..c"]
+    assert [each["event"] for each in found["events"]] == [1]
+    for target, status in (("/poll?channel=a&last=1", 200), ("/poll?channel=a..b", 400), ("/poll", 400)):
+        answer = await http.ask(broker.running.http, "GET", target, token=broker.token())
+        described.check_answer("get_poll", answer.status, answer.headers["content-type"], answer.json)
+        assert answer.status == status
+    waiting = {name: found[name] for name in ("session", "position")} | {
+        "channels": ["a", "b..c"],
+        "wait": 60,
+    }
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert "reconnect_after_ms" in await post(broker, "post_poll", waiting)
+
+        nursery.start_soon(wait)
+        polls = [each.transport for each in supervisors[0].connections]
+        with trio.fail_after(http.SECONDS):
+            while not any(isinstance(each, PollTransport) and each.turn for each in polls):
+                await trio.sleep(0.01)
+        broker.stop.wanted.set()
+
+
+async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """Every type that a stream has: each is as described, and one of those promised."""
+    settings = configure(tmp_path / "b", nats.url, auth={"expiring_seconds": 4000.0})
+    async with run_broker(tmp_path / "b", settings) as broker:
+        url, token = broker.running.http, broker.token()
+        await publisher.store("events.acme.a", b"1")
+        async with (
+            listen(url, "a", "live.x", "b..c", token=token, durable="e") as sse,
+            listen(url, "a", token=token, snapshot="true") as snapshot,
+            listen(url, "a", token=token, headers={"Last-Event-ID": "other-1"}) as reset,
+        ):
+            await sse.until("subscribed")
+            await publisher.publish("live.acme.x", b"1")
+            await sse.until("event")
+            await snapshot.until("subscription.live")
+            await reset.until("gap")
+            await nats.restart()
+            while (await sse.until("source"))["state"] != "restored":
+                pass
+            broker.stop.wanted.set()
+            for each in (sse, snapshot, reset):
+                await each.ended()
+            log = [*sse.log, *snapshot.log, *reset.log]
+    promised = described.document()["operations"]["get_sse"]["reply"]["messages"]
+    for message in log:
+        described.check(message)
+        assert {"$ref": f"#/channels/sse/messages/{message['type']}"} in promised
+    never = {"unsubscribed", "error"}  # these take a renewed token, or a broken broker
+    assert {message["type"] for message in log} == {kind.type for kind in requests.STREAMED} - never
+
+
+async def test_a_stream_that_is_refused(broker: Broker) -> None:
+    for target in ("/sse", "/sse?channel=users.bob.x", "/sse?channel=a&last=x"):
+        answer = await http.ask(broker.running.http, "GET", target, token=broker.token())
+        described.check_answer("get_sse", answer.status, answer.headers["content-type"], answer.json)

@@ -20,6 +20,7 @@ PAGE, OTHER = "https://app.example", "https://app.example:8443"
 REQUESTS = {
     "publish": ("POST", "/publish", b'{"channel":"a","event":1}', 202),
     "publish nonsense": ("POST", "/publish", b"{", 400),
+    "acknowledge nonsense": ("POST", "/acknowledge", b'{"durable":"d","position":"x"}', 400),
     "poll": ("POST", "/poll", b'{"channels":["a"]}', 200),
     "poll by query": ("GET", "/poll?channel=a", None, 200),
     "poll nonsense": ("GET", "/poll", None, 400),
@@ -63,7 +64,7 @@ async def test_a_stream_can_be_read(broker: Broker) -> None:
         assert sse.headers["access-control-allow-origin"] == PAGE
 
 
-@pytest.mark.parametrize("path", ["/sse", "/poll", "/publish"])
+@pytest.mark.parametrize("path", ["/sse", "/poll", "/publish", "/acknowledge"])
 async def test_preflight(broker: Broker, path: str) -> None:
     """Says what the page may send: a token, JSON, and where it was; to pages that may."""
     url = broker.running.http
@@ -82,6 +83,7 @@ async def test_preflight(broker: Broker, path: str) -> None:
         ("POST", "/sse", "GET, OPTIONS"),
         ("HEAD", "/sse", "GET, OPTIONS"),
         ("GET", "/publish", "POST, OPTIONS"),
+        ("GET", "/acknowledge", "POST, OPTIONS"),
         ("DELETE", "/poll", "GET, POST, OPTIONS"),
         ("OPTIONS", "/ws", "GET"),
         ("OPTIONS", "/healthz", "GET"),
@@ -95,7 +97,7 @@ async def test_other_methods(broker: Broker, method: str, path: str, allow: str)
 async def test_queries_are_never_logged(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
     """What stands in an address of any of these pages is in no line of the log."""
     url = broker.running.http
-    for path in ("/sse", "/poll", "/publish", "/nowhere"):
+    for path in ("/sse", "/poll", "/publish", "/acknowledge", "/nowhere"):
         await ask(url, "GET", target(path, ["hidden"], tenant="secret"), token=broker.token())
     said = capsys.readouterr()
     assert "request_refused" in said.out + said.err

@@ -120,12 +120,27 @@ async def test_the_position_beats_the_start(broker: Broker, publisher: RawNats) 
     assert [each["event"] for each in answer.json["events"]] == [2, 3]
 
 
+async def test_live_channels_that_stay(broker: Broker, publisher: RawNats) -> None:
+    """Others come and go beside them: what waited for the poll is there, and nothing was lost."""
+    alice = poller(broker, "a", "live.x")
+    await alice.poll()
+    for number, channels in enumerate((["a", "live.x", "live.y"], ["a", "b", "live.x"], ["live.x"])):
+        await publisher.publish("live.acme.x", b"%d" % number)
+        await publisher.store("events.acme.a", b'"stored"')
+        await settled(broker, publisher)
+        alice.channels = channels
+        await alice.poll(5)
+    assert [each["event"] for each in alice.events if "position" not in each] == [0, 1, 2]
+    assert [each["channel"] for each in alice.events if "position" in each] == ["a", "a"]
+    assert not alice.gaps
+
+
 async def test_live_channels_that_begin_anew_are_a_gap(broker: Broker, publisher: RawNats) -> None:
-    """Other channels begin all of them anew: what waited for the poll may be lost, and not in silence."""
+    """As with another lag policy: what waited for the poll may be lost, and not in silence."""
     alice = poller(broker, "a", "live.x")
     await alice.poll()
     await publisher.publish("live.acme.x", b"1")
     await settled(broker, publisher)
-    alice.channels = ["a", "live.x", "live.y"]
-    await alice.poll(5)
+    body = alice.body(5) | {"lag": "latest"}
+    alice.take(await ask(alice.url, "POST", "/poll", token=alice.token, json=body))
     assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]

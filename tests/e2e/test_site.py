@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,6 +32,29 @@ async def test_a_script_is_sent_once(broker: Broker, path: str) -> None:
     head = await ask(url, "HEAD", path)
     assert (head.status, head.body, head.headers["content-length"]) == (200, b"", str(len(whole.body)))
     assert (await ask(url, "POST", path)).status == 405
+
+
+@pytest.mark.parametrize(
+    ("accepted", "small"),
+    [
+        ("gzip", True),
+        ("br;q=1.0, GZIP;q=0.8, *;q=0.1", True),
+        ("deflate, gzip;q=0", False),
+        ("gzip;q=0.000", False),
+        ("x-gzip, br", False),
+    ],
+)
+async def test_a_script_is_sent_small(broker: Broker, accepted: str, small: bool) -> None:
+    """Compressed for whom that suits, under a tag of its own."""
+    url = broker.running.http
+    plain = await ask(url, "GET", "/client.js")
+    answer = await ask(url, "GET", "/client.js", headers={"Accept-Encoding": accepted})
+    assert answer.headers["vary"] == "Accept-Encoding"
+    assert (answer.headers.get("content-encoding") == "gzip") is small
+    assert (gzip.decompress(answer.body) if small else answer.body) == plain.body
+    assert (answer.headers["etag"] != plain.headers["etag"]) is small
+    known = {"Accept-Encoding": accepted, "If-None-Match": answer.headers["etag"]}
+    assert (await ask(url, "GET", "/client.js", headers=known)).status == 304
 
 
 async def test_the_demo_page_is_for_development(broker: Broker) -> None:

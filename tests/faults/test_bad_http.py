@@ -84,6 +84,8 @@ REQUESTS: dict[str, tuple[str, bytes | None, int]] = {
     "publish much": ("POST /publish", b'{"channel":"a","event":"' + b"x" * 20_000 + b'"}', 413),
     "publish to others": ("POST /publish", b'{"channel":"users.other.x","event":1}', 403),
     "publish by GET": ("GET /publish", None, 405),
+    "acknowledge nothing": ("POST /acknowledge", b"{}", 400),
+    "acknowledge elsewhere": ("POST /acknowledge", b'{"durable":"d","position":"other-1"}', 400),
     "preflight of a stranger": ("OPTIONS /poll", None, 403),
 }
 # What 200 MB of junk come after, what they are, and the answer.

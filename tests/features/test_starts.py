@@ -12,8 +12,8 @@ from broker import config, subjects
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features import starts
 from broker.features.starts import Beginning, Lost, Scope, Starts
+from broker.wire.effects import After, Last, Since
 from broker.wire.positions import Position
-from broker.wire.session import After, Last, Since
 from tests.features.stream import BAD, NAMES, Patterns, Stream, check, matching
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from broker.web import asyncapi
+from broker.web.problems import JSON
 
 
 @cache
@@ -18,8 +19,7 @@ def document() -> dict[str, Any]:
 @cache
 def validator(kind: str) -> Draft202012Validator:
     """Of the whole messages of a type."""
-    schema = document()["components"]["messages"][kind]["payload"]
-    return Draft202012Validator(schema | {"components": document()["components"]})
+    return of_schema(document()["components"]["messages"][kind]["payload"])
 
 
 def check(message: dict[str, Any]) -> None:
@@ -29,3 +29,35 @@ def check(message: dict[str, Any]) -> None:
     validator(kind).validate(message)
     known = document()["components"]["schemas"][asyncapi.SERVER_MESSAGES[kind].__name__]["properties"]
     assert message["payload"].keys() <= known.keys(), message
+
+
+def resolved(reference: dict[str, str]) -> Any:
+    """What a reference within the document leads to, in the end."""
+    found: Any = reference
+    while "$ref" in found:
+        target, found = found["$ref"], document()
+        for step in target.removeprefix("#/").split("/"):
+            found = found[step]
+    return found
+
+
+def of_schema(schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator(schema | {"components": document()["components"]})
+
+
+def asked(operation: str) -> Draft202012Validator:
+    """Of the bodies of a request."""
+    [message] = document()["operations"][operation]["messages"]
+    return of_schema(resolved(message)["payload"])
+
+
+def check_answer(operation: str, status: int, media_type: str, body: Any) -> None:
+    """Raises where an answer is none of those that a request is promised."""
+    promised = [resolved(each) for each in document()["operations"][operation]["reply"]["messages"]]
+    if status >= 400:
+        [message] = [each for each in promised if each.get("contentType") == media_type]
+    else:
+        [message] = [each for each in promised if each["bindings"]["http"].get("statusCode") == status]
+        assert media_type == JSON
+    of_schema(message["payload"]).validate(body)
+    assert body.keys() <= resolved(message["payload"])["properties"].keys(), body

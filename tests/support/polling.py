@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import trio
 
-from tests.support.http import Answer, ask
+from tests.support.http import SECONDS, Answer, ask
 
 
 @attrs.define(eq=False)
@@ -45,6 +46,7 @@ class Poller:
 
     async def until(self, count: int) -> list[Any]:
         """Polls until there have been so many events: what they hold."""
-        while len(self.events) < count:
-            await self.poll(10)
+        with trio.fail_after(2 * SECONDS):
+            while len(self.events) < count:
+                await self.poll(10)
         return [each["event"] for each in self.events]

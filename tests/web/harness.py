@@ -202,9 +202,7 @@ class Running:
                     await transport.linger()
                     return
 
-    async def publish(
-        self, message: bytes, *, token: str, tenant: str | None, peer: str
-    ) -> Published | Error:
+    async def post(self, message: bytes, *, token: str, tenant: str | None, peer: str) -> Published | Error:
         await trio.lowlevel.checkpoint()
         self.published.append((message, token, tenant))
         return Published(position="inc-1")
@@ -274,7 +272,7 @@ async def running(
             server or Server(),
             limits or Limits(),
             serve=run.echo,
-            publish=run.publish,
+            post=run.post,
             admission=run.admission,
             health=lambda: run.reason,
             ssl_context=tls[0] if tls else None,

@@ -136,7 +136,7 @@ async def test_refused(port: Running, request_bytes: bytes, status: int) -> None
 
 async def test_details(port: Running) -> None:
     """What must come with 404, 405 and 426 comes with them."""
-    assert "/publish, /healthz, /readyz" in (await port.ask(head("/metrics"))).problem["detail"]
+    assert "/publish, /acknowledge, /healthz, /readyz" in (await port.ask(head("/metrics"))).problem["detail"]
     assert (await port.ask(head(method="DELETE"))).headers["allow"] == "GET"
     answer = await port.ask(head(sec_websocket_version="12"))
     assert answer.headers["sec-websocket-version"] == "13"

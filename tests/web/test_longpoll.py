@@ -77,12 +77,21 @@ class Poller:
     channels: list[str]
     session: str | None = None
     position: str | None = None
-    began: int = 0
+    since: list[tuple[int, list[str]]] = attrs.Factory(list)  # after which event it asks for which channels
     seen: list[int] = attrs.Factory(list)
     live: list[int] = attrs.Factory(list)
+    told: bool = True  # that live events may be missing
+
+    @property
+    def wants_live(self) -> bool:
+        return any(each.startswith("live.") for each in self.channels)
 
     async def poll(self, wait: float, *, patience: float = 1e9) -> None:
         """One poll; the answer may be lost on its way."""
+        if self.position and self.random.random() < 0.1:
+            self.told |= not self.wants_live  # or else they go on
+            self.channels = self.random.choice(LISTS)
+            self.since.append((number_of(self.position), self.channels))
         given: dict[str, Any] = {"channels": self.channels, "wait": wait}
         given |= {"session": self.session} if self.session else {}
         given |= {"position": self.position} if self.position else {}
@@ -90,6 +99,7 @@ class Poller:
         with trio.move_on_after(patience):
             status, answer = await self.port.poll(self.name, given)
         if answer is None or (answer.get("events") and self.random.random() < 0.1):
+            self.told = True  # by its own network
             return  # it has left, or the answer did not arrive: then it asks again from where it was
         if status != 200:
             assert (status, answer["code"]) in ((503, "unavailable"), (429, "rate_limited")), answer
@@ -97,13 +107,16 @@ class Poller:
             return
         assert answer["recovered"] or (self.session and not self.position), answer
         assert all(gap["reason"] in ("lag", "source") for gap in answer["gaps"]), answer
+        self.told |= answer["session"] != self.session or bool(answer["gaps"]) or not self.wants_live
         for event in answer["events"]:
             if "position" in event:
-                self.seen.append(int(event["position"].rpartition("-")[2]))
+                self.seen.append(number_of(event["position"]))
             else:
+                assert self.told or event["event"] == self.live[-1] + 1, f"after {self.live[-1]}: {event}"
                 self.live.append(event["event"])
+                self.told = bool(answer["gaps"])
         if self.position is None:
-            self.began = int(answer["position"].rpartition("-")[2])
+            self.since.append((number_of(answer["position"]), self.channels))
         self.session, self.position = answer["session"], answer["position"]
 
     async def live_on(self, bus: ScriptedBus) -> None:
@@ -112,9 +125,11 @@ class Poller:
             await trio.sleep(rng.choice((0, 0, 0.1, 3)) if rng.random() < 0.95 else 90)
             patience = rng.uniform(0, 2) if rng.random() < 0.2 else 1e9
             if rng.random() < 0.1:  # two at a time
+                self.told = True
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self.poll_beside, rng.choice((0, 1, 20)))
                     await self.poll(rng.choice((0, 1, 20)), patience=patience)
+                self.told = True  # what the other one had, nobody has
             else:
                 await self.poll(rng.choice((0, 1, 20)), patience=patience)
 
@@ -129,20 +144,25 @@ class Poller:
 
     async def arrive(self, bus: ScriptedBus) -> None:
         with trio.fail_after(5000):
-            while self.position is None or int(self.position.rpartition("-")[2]) < bus.last_sequence:
+            while self.position is None or number_of(self.position) < bus.last_sequence:
                 await self.poll(0)
                 await trio.sleep(0.5)
 
 
+def number_of(position: str) -> int:
+    return int(position.rpartition("-")[2])
+
+
 def entitled(bus: ScriptedBus, client: Poller) -> list[int]:
     """The stream as a naive reader sees it."""
-    patterns = [subjects.expand_me(each, client.name) for each in client.channels]
     found = []
     for sequence, subject, _, _ in bus.records:
         _, of, channel = subject.split(".", 2)
+        asked = [channels for after, channels in client.since if after < sequence]
+        patterns = [subjects.expand_me(each, client.name) for each in (asked or [[]])[-1]]
         if of in ("t0", "_all") and any(subjects.covers(pattern, channel) for pattern in patterns):
             found.append(sequence)
-    return [sequence for sequence in found if sequence > client.began]
+    return found
 
 
 async def publish(bus: ScriptedBus, rng: random.Random) -> None:

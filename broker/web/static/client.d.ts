@@ -60,7 +60,7 @@ export interface Status {
   readonly source?: "interrupted" | "restored";
 }
 
-/** `code` is one of the protocol's, or `closed`, `queue_full`, `timeout`, `token`, `unsupported`. */
+/** `code` is one of the protocol's, or `closed`, `queue_full`, `timeout`, `token`. */
 export class BrokerError extends Error {
   readonly code: string;
   readonly retryable: boolean;

@@ -142,7 +142,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
   const fault = ({ status = 503, reason, problem, after }) => ({
     code: problem ?? "unavailable",
     message: reason,
-    retryable: status === 429 || status >= 500,
+    retryable: status === 401 || status === 429 || status >= 500, // with another token, if there is one
     retry_after_ms: after,
   });
 
@@ -203,6 +203,16 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
     else if (list.size) join(list, reached, () => heard({ type: "subscription.live", payload: { catch_up: mark, position } }));
   };
 
+  const post = async (type, payload, messageId) => {
+    try {
+      const answer = await request(`/${type}${suffix(tenant)}`, { method: "POST", body: JSON.stringify(payload) });
+      const said = { publish: "published", acknowledge: "acknowledged" }[type];
+      heard({ type: said, messageId, payload: { id: payload.id, ...(await answer.json()) } });
+    } catch (error) {
+      heard({ type: "error", messageId, payload: fault(error) });
+    }
+  };
+
   const send = ({ type, payload, messageId }) => {
     if (type === "subscribe") {
       const { channel, position: from, lag, ...start } = payload;
@@ -217,15 +227,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
     } else if (type === "authenticate") {
       token = payload.token;
       main.abort();
-    } else if (type === "publish") {
-      request(`/publish${suffix(tenant)}`, { method: "POST", body: JSON.stringify(payload) })
-        .then((answer) => answer.json())
-        .then(
-          (answer) => heard({ type: "published", payload: { id: payload.id, ...answer } }),
-          (error) => heard({ type: "error", messageId, payload: fault(error) }),
-        );
-    } else if (type === "acknowledge")
-      heard({ type: "error", messageId, payload: { code: "unsupported", message: "acknowledging takes a WebSocket" } });
+    } else post(type, payload, messageId);
   };
   follow();
   const close = () => {
@@ -594,7 +596,7 @@ export class Client extends EventTarget {
           if (this.#over !== over) return;
         } else if (type === "connection.draining") {
           resumeAt = heardAt + payload.reconnect_after_ms;
-          leaving = setTimeout(() => over({ code: 1012, reason: "the broker is going down" }), payload.reconnect_after_ms);
+          leaving = setTimeout(() => over({ code: 1012, reason: "it is going down" }), payload.reconnect_after_ms);
         } else if (type === "error" && !message.messageId) problem = payload;
         this.#heard(message);
       };
@@ -998,7 +1000,7 @@ export class Client extends EventTarget {
       answer("connection.established")({ connection_id, heartbeat_seconds: 10 });
       answer("connection.authenticated")({ tenant, user, private: this.#private });
     }
-    if (type === "tab.hello" || type === "tab.bye") for (const record of mine) this.#end(record);
+    if (/^tab/.test(type)) for (const record of mine) this.#end(record);
     if (!this.#link) return;
     if (type === "ping") answer("pong")({ position: this.#position });
     if (type === "publish") this.publish(channel, payload.event, payload).then(answer("published"), refuse);
@@ -1006,7 +1008,7 @@ export class Client extends EventTarget {
       const record = mine.find(({ durable }) => durable === payload.durable);
       if (record) this.#acknowledge(record, payload).then((position) => answer("acknowledged")({ position }), refuse);
     }
-    if (type === "subscribe" || type === "unsubscribe")
+    if (/subscribe$/.test(type))
       for (const record of mine) {
         this.#strip(record, channel);
         if (!record.names.length) this.#end(record);
@@ -1073,16 +1075,23 @@ export class Client extends EventTarget {
     const call = this.#calls.get(id);
     if (!call) return;
     this.#calls.delete(id);
-    call.record.acking = undefined;
-    settleAll(call.acks, error, position);
-    this.#sendAcks(call.record);
+    const { record, acks } = call;
+    const again = error?.retryable && this.#records.has(record);
+    if (again) record.acks.unshift(...acks);
+    else settleAll(acks, error, position);
+    const next = () => {
+      record.acking = undefined;
+      this.#sendAcks(record);
+    };
+    if (again) setTimeout(next, error.retryAfter ?? BACKOFF_MS);
+    else next();
   }
 
   /** A message was too large for the broker: the one that it must have been would end every connection. */
   #dropLargest() {
     const size = ({ payload }) => JSON.stringify(payload).length;
     const [largest] = [...this.#outbox.values()].filter(({ sent }) => sent).sort((a, b) => size(b) - size(a));
-    if (largest) this.#settle(largest.payload.id, failure("too_large", "the broker takes no message of this size"));
+    if (largest) this.#settle(largest.payload.id, failure("too_large", "no message may be this large"));
   }
 
   // --- publishing ------------------------------------------------------------------------------------

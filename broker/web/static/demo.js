@@ -37,10 +37,11 @@ class Tenant {
     this.service = new Client({ url, token: () => token(name, "service") });
     this.count = 0;
     this.missed = 0;
-    this.newest = undefined; // position that we know of
+    this.ahead = []; // what the service has and the reader has not
     this.reader.addEventListener("status", () => this.showStatus());
     this.subscription = this.reader.subscribe("demo.>", { buffer: 8 });
     this.subscription.addEventListener("state", ({ detail }) => this.turned(detail));
+    this.service.subscribe("demo.>", ({ position }) => this.ahead.push(sequence(position)));
     this.showStatus();
     this.read();
 
@@ -64,7 +65,6 @@ class Tenant {
   show({ channel, event, position, publisher }) {
     this.count++;
     this.shown = position;
-    if (sequence(position) > sequence(this.newest)) this.newest = position;
     if (this.resuming) this.missed++;
     const from = publisher ? "" : "a NATS client: ";
     const text = event?.text ?? JSON.stringify(event);
@@ -110,11 +110,12 @@ class Tenant {
 
   showPlace() {
     const { position } = this.reader;
-    if (this.subscription.state === "live" && !this.slowly) this.shown = this.newest = position;
+    if (this.subscription.state === "live" && !this.slowly) this.shown = position;
     this.shown ??= position;
+    this.ahead = this.ahead.filter((each) => each > sequence(this.shown));
     this.part.count.textContent = this.count;
     this.part.position.textContent = this.shown ?? "–";
-    this.part.lag.textContent = this.shown ? Math.max(0, sequence(this.newest) - sequence(this.shown)) : 0;
+    this.part.lag.textContent = this.ahead.length;
   }
 
   async publish(more = "") {
@@ -123,7 +124,6 @@ class Tenant {
     const began = performance.now();
     try {
       const { position } = await this.service.publish(channel.value, { text: text.value + more });
-      if (sequence(position) > sequence(this.newest)) this.newest = position;
       said.textContent = `published in ${Math.round(performance.now() - began)} ms at ${position ?? "no position: a live channel"}`;
       said.classList.remove("bad");
     } catch (error) {

@@ -143,22 +143,43 @@ test("a store follows a snapshot and what comes, also what others change and rem
   await page.context().close();
 });
 
-test("acknowledgements are kept for the user", async () => {
-  const page = await open();
-  const found = await page.evaluate(async () => {
-    const client = await open();
-    const sub = client.subscribe("jobs.>", { durable: "d" });
-    const iterator = sub[Symbol.asyncIterator]();
-    const first = iterator.next();
-    while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
-    for (const n of [1, 2, 3]) await client.publish("jobs.a", n);
-    await first;
-    const { value } = await iterator.next();
-    await sub.acknowledge(value);
-    client.close();
-    const again = await open();
-    for await (const { event } of again.subscribe("jobs.>", { durable: "d" })) return event;
+for (const transport of ["websocket", "sse", "poll"])
+  test(`acknowledgements are kept for the user, over ${transport}`, async () => {
+    const page = await open();
+    const found = await page.evaluate(async (transport) => {
+      const jobs = `jobs.${transport}.>`;
+      const live = async (sub) => {
+        while (sub.state !== "live") await new Promise((resolve) => sub.addEventListener("state", resolve, { once: true }));
+      };
+      const read = async (sub, count) => {
+        const items = [];
+        for await (const item of sub) if (items.push(item) === count) return items;
+      };
+      const client = await open({ transports: [transport] });
+      const sub = client.subscribe(jobs, { durable: transport });
+      await live(sub);
+      const taken = [];
+      sub.addEventListener("event", ({ detail }) => taken.push(detail));
+      for (const from of [0, 10]) {
+        for (let n = from; n < from + 10; n++) await client.publish(`jobs.${transport}.a`, n);
+        while (taken.length < from + 10) await new Promise((resolve) => sub.addEventListener("event", resolve, { once: true }));
+        client.disconnect(); // it comes back by its name, and what it has seen does not come again
+        client.connect();
+        await live(sub);
+      }
+      // All at once, in any order: the highest stands.
+      const answers = await Promise.all([4, 2, 9, 17].map((n) => sub.acknowledge(taken[n])));
+      sub.close();
+      const same = await read(client.subscribe(jobs, { durable: transport }), 2); // the same client once more
+      const refused = client.subscribe(jobs, { durable: transport });
+      await live(refused);
+      const error = await refused.acknowledge("other-1").catch(({ code }) => code);
+      client.close();
+      const again = await open({ transports: [transport] });
+      const other = await read(again.subscribe(jobs, { durable: transport }), 2);
+      again.close();
+      return { taken: texts(taken), last: answers.at(-1) === taken[17].position, same: texts(same), error, other: texts(other) };
+    }, transport);
+    assert.deepEqual(found, { taken: [...Array(20).keys()], last: true, same: [18, 19], error: "invalid_position", other: [18, 19] });
+    await page.context().close();
   });
-  assert.equal(found, 3);
-  await page.context().close();
-});

@@ -1220,6 +1220,19 @@ describe("acknowledging", () => {
     assert.deepEqual(await Promise.all(answers), ["x-5", "x-5"]);
   });
 
+  test("one that cannot be stored now is sent again, with what came meanwhile", async () => {
+    const sub = await durable();
+    const first = sub.acknowledge("x-2");
+    const { messageId } = world.socket.last("acknowledge");
+    world.socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 1000 }, messageId);
+    const second = sub.acknowledge("x-3");
+    await world.clock.go(1_000);
+    const { payload, messageId: again } = world.socket.last("acknowledge");
+    assert.equal(payload.position, "x-3");
+    world.socket.say("acknowledged", payload, again);
+    assert.deepEqual(await Promise.all([first, second]), ["x-3", "x-3"]);
+  });
+
   test("one that can no longer be sent is rejected, not left waiting", async () => {
     const sub = await durable();
     world.socket.cut();

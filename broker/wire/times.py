@@ -1,0 +1,29 @@
+"""Times as text (RFC 3339)."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+import msgspec
+
+from broker import errors
+
+BELOW_MICROSECONDS = re.compile(r"(?<=\.[0-9]{6})[0-9]+")
+
+
+def rfc3339(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str, field: str = "payload.since") -> datetime:
+    try:
+        # Cut to the microsecond, since rounded up it could be after the event that is meant.
+        time = msgspec.convert(BELOW_MICROSECONDS.sub("", text), datetime)
+        if time.tzinfo:
+            return time.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):  # beyond the calendar's ends, once in UTC
+        pass
+    raise errors.BadMessage(
+        f"{field}: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+    )
