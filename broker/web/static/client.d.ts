@@ -34,8 +34,8 @@ export interface ClientOptions {
   queue?: number;
   /**
    * One connection for all tabs that say the same here, by Web Locks and BroadcastChannel; where the browser
-   * has neither, each tab has its own. It must name who is signed in: tabs of different users that say the
-   * same would share the one connection of one of them.
+   * has neither, each tab has its own. Tabs whose tokens say different things of the user, the tenant or the
+   * permissions never share, whatever they say here.
    */
   tabs?: string;
 }
@@ -60,7 +60,7 @@ export interface Status {
   readonly source?: "interrupted" | "restored";
 }
 
-/** `code` is one of the protocol's, or `closed`, `disconnected`, `queue_full`, `timeout`, `token`. */
+/** `code` is one of the protocol's, or `closed`, `queue_full`, `timeout`, `token`. */
 export class BrokerError extends Error {
   readonly code: string;
   readonly retryable: boolean;
@@ -128,13 +128,19 @@ interface SubscriptionEvents<T> {
   end: CustomEvent<BrokerError | undefined>;
 }
 
-/** What `subscribe` gives. It can be listened to, or iterated, by one loop; leaving the loop closes it. */
+/**
+ * What `subscribe` gives. It can be listened to, or iterated; leaving the loop closes it. Two loops share what
+ * comes: each item is given to one of them.
+ */
 export interface Subscription<T = Json> extends Emitter<SubscriptionEvents<T>>, AsyncIterable<Item<T>> {
   readonly channels: readonly string[];
   readonly state: SubscriptionState;
   /** Up to where events were handed over. */
   readonly position?: string;
-  /** Says that all up to there has been dealt with; resolves with the position once that is stored. */
+  /**
+   * Says that all up to there has been dealt with; resolves with the position once that is stored, which may be
+   * a later one. Rejects with `closed` when the subscription ended before it could be sent.
+   */
   acknowledge(position: string | { readonly position?: string }): Promise<string>;
   /** Begins again from the start that it was made with. */
   restart(): void;

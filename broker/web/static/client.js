@@ -29,14 +29,14 @@ const HELLO_MS = 3_000;
 const IN_FLIGHT = 16; // publishes without an answer: below the 50 refusals that end a connection
 
 // The states of a record, in this order.
-const NEW = 0; // to be asked for
+const NEW = 0; // to be asked for, once no other of the same channel is under way
 const ASKED = 1;
-const HELD = 2; // waits for another record of the same channel, which has a start of its own
-const CATCHING = 3; // takes the frames that are marked with its number
-const LIVE = 4; // takes the unmarked ones
-const PAUSED = 5; // whoever iterates has not kept up
+const CATCHING = 2; // takes the frames that are marked with its number
+const LIVE = 3; // takes the unmarked ones
+const PAUSED = 4; // whoever iterates has not kept up
+const CLOSED = "it was closed";
 const WAKERS = ["online", "offline", "visibilitychange"];
-const STATES = ["pending", "pending", "pending", "catching-up", "live", "paused"];
+const STATES = ["pending", "pending", "catching-up", "live", "paused"];
 
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
 export class BrokerError extends Error {
@@ -52,7 +52,10 @@ export class BrokerError extends Error {
 
 const failure = (code, message) => new BrokerError({ code, message });
 const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
-const many = (value) => (Array.isArray(value) ? value : [value]);
+const many = (value) => [value].flat(); // a list of our own
+const settleAll = (calls, error, value) => calls.forEach(({ resolve, reject }) => (error ? reject(error) : resolve(value)));
+/** What is not undefined of an object. */
+const given = (object) => Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined));
 const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(36)).join("");
 
 /** A channel as the broker names it: `me.…` written out. */
@@ -74,15 +77,13 @@ const passed = (position, seen) => {
 
 /** Whether a pattern covers a channel, both as lists of tokens. No wildcard reaches into `live` or `users`. */
 const covers = (pattern, channel) => {
-  for (let i = 0; i < pattern.length; i++) {
-    const wild = pattern[i] === ">" || pattern[i] === "*";
-    if (i >= channel.length || (!wild && pattern[i] !== channel[i])) return false;
-    if (wild && ((!i && channel[0] === "live") || (channel[i] === "users" && (!i || (i === 1 && channel[0] === "live")))))
-      return false;
-    if (pattern[i] === ">") return true;
-  }
-  return pattern.length === channel.length;
+  const live = channel[0] === "live";
+  const closed = live ? [0, channel[1] === "users" && 1] : [channel[0] === "users" && 0];
+  const takes = (token, i) => token === channel[i] || (/^[*>]$/.test(token) && i < channel.length && !closed.includes(i));
+  return pattern.every(takes) && (pattern.length === channel.length || pattern.at(-1) === ">");
 };
+
+const covered = ({ patterns }, channel) => patterns.some((pattern) => covers(pattern, channel));
 
 /** What the browser remembers for us, where it lets us. */
 const memory = (key, value) => {
@@ -96,13 +97,15 @@ const memory = (key, value) => {
 // Each is a function of where to connect, what hears messages, and what hears the end; it gives
 // `{send, close, passive?}`. A `passive` link cannot be asked whether it lives.
 
+const suffix = (tenant) => (tenant ? `?tenant=${encodeURIComponent(tenant)}` : "");
+
 const websocket = ({ url, token, tenant }, heard, over) => {
   const socket = new WebSocket(
-    `${url.replace(/^http/, "ws")}/ws${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`,
+    `${url.replace(/^http/, "ws")}/ws${suffix(tenant)}`,
     ["broker.v1", `bearer.${token}`],
   );
   socket.onmessage = ({ data }) => heard(JSON.parse(data));
-  socket.onclose = over;
+  socket.onclose = ({ code, reason }) => over({ code, reason });
   return {
     send: (message) => socket.send(JSON.stringify(message)),
     close: () => {
@@ -123,6 +126,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
   let main, position;
   let marks = 0;
   let joining = []; // what is said once the list with the newcomers is followed
+  const reading = new Set(); // lists that are read beside
   const request = async (path, init) => {
     const headers = { Authorization: `Bearer ${token}`, ...(init.body && { "Content-Type": "application/json" }) };
     const answer = await fetch(url + path, { cache: "no-store", signal: closing.signal, ...init, headers });
@@ -136,9 +140,9 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
   const spare = []; // the same for what is read beside, for whoever is next
   const source = (start, signal, notes) => read(request, { ...start, tenant }, signal, token, notes);
   const fault = ({ status = 503, reason, problem, after }) => ({
-    code: problem ?? (status === 403 ? "forbidden" : status === 429 ? "rate_limited" : status < 500 ? "bad_message" : "unavailable"),
-    message: reason ?? "the request failed",
-    retryable: status === 429 || status >= 500,
+    code: problem ?? "unavailable",
+    message: reason,
+    retryable: status === 401 || status === 429 || status >= 500, // with another token, if there is one
     retry_after_ms: after,
   });
 
@@ -160,7 +164,9 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
         }
         if (!signal.aborted) return over({ code: 1006, reason: "the stream ended" });
       } catch (error) {
-        if (!signal.aborted) return over(error.status ? error : { code: 1006, reason: error.message });
+        // What stands before the broker has no say in whether we come again.
+        const { answered, reason = error.message, after } = error;
+        if (!signal.aborted) return over(answered ? error : { code: 1006, reason, after });
       }
     }
   };
@@ -173,72 +179,55 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
   const begin = async (names, start, messageId) => {
     const mark = ++marks;
     const notes = spare.pop() ?? {};
+    const list = new Set(names);
     let reached;
+    /** @type {any} */
+    let failed = {};
+    reading.add(list);
     try {
       for await (const { type, payload } of source({ channel: names, ...start }, closing.signal, notes)) {
-        reached = payload.position ?? reached;
-        if (type === "subscribed")
+        reached = payload.position ?? (type === "gap" ? payload.to : undefined) ?? reached;
+        if (type === "subscribed") {
+          for (const { channel } of payload.refused) list.delete(channel);
           heard({ type, messageId, payload: { ...payload, channel: [], live: false, catch_up: mark, position } });
-        else if (type === "event" || type === "gap") heard({ type, payload: { ...payload, catch_up: mark } });
-        if (type === "subscription.live" || payload.live) break;
+        } else if (type === "event" || type === "gap") heard({ type, payload: { ...payload, catch_up: mark } });
+        if (type === "subscription.live" || payload.live || !list.size) break;
       }
       spare.push(notes);
-      join(names, reached, () => heard({ type: "subscription.live", payload: { catch_up: mark, position } }));
+    } catch (error) {
+      failed = error;
+    }
+    reading.delete(list);
+    // Cut off on its way, it is gone on with in the list.
+    if (!reached) heard({ type: "error", messageId, payload: fault(failed) });
+    else if (list.size) join(list, reached, () => heard({ type: "subscription.live", payload: { catch_up: mark, position } }));
+  };
+
+  const post = async (type, payload, messageId) => {
+    try {
+      const answer = await request(`/${type}${suffix(tenant)}`, { method: "POST", body: JSON.stringify(payload) });
+      const said = { publish: "published", acknowledge: "acknowledged" }[type];
+      heard({ type: said, messageId, payload: { id: payload.id, ...(await answer.json()) } });
     } catch (error) {
       heard({ type: "error", messageId, payload: fault(error) });
     }
   };
 
-  const post = async (path, payload) => {
-    const query = tenant ? `?tenant=${encodeURIComponent(tenant)}` : "";
-    return (await request(path + query, { method: "POST", body: JSON.stringify(payload) })).json();
-  };
-  const acks = {}; // by durable name: what waits for the one under way
-  /** One at a time, since it is answered once it is stored; the newest stands for what came meanwhile. */
-  const acknowledge = async (message) => {
-    const { durable } = message.payload;
-    if (acks[durable]) return acks[durable].push(message);
-    const waiting = (acks[durable] = [message]);
-    while (waiting.length && !closing.signal.aborted) {
-      const each = waiting.splice(0);
-      let type = "acknowledged";
-      let payload;
-      try {
-        payload = await post("/acknowledge", each.reduce((a, b) => (passed(b.payload.position, a.payload.position) ? a : b)).payload);
-      } catch (error) {
-        type = "error";
-        payload = fault(error);
-        if (payload.retryable || error.status === 401) {
-          waiting.unshift(...each); // perhaps there is another token by then
-          await new Promise((resolve) => setTimeout(resolve, payload.retry_after_ms ?? BACKOFF_MS));
-          continue;
-        }
-      }
-      for (const { messageId } of each) heard({ type, messageId, payload });
-    }
-    delete acks[durable];
-  };
-
   const send = ({ type, payload, messageId }) => {
     if (type === "subscribe") {
       const { channel, position: from, lag, ...start } = payload;
-      if (Object.values(start).some((each) => each !== undefined)) return begin(channel, { ...start, lag, position: from }, messageId);
+      if (Object.keys(given(start)).length) return begin(channel, { ...start, lag, position: from }, messageId);
       join(channel, from, ({ refused, ...rest }) => {
         refused = refused.filter((each) => channel.includes(each.channel));
         heard({ type: "subscribed", messageId, payload: { ...rest, channel: [], refused, live: true, position } });
       });
     } else if (type === "unsubscribe") {
-      for (const name of payload.channel) channels.delete(name);
+      for (const name of payload.channel) for (const list of [channels, ...reading]) list.delete(name);
       main.abort();
     } else if (type === "authenticate") {
       token = payload.token;
       main.abort();
-    } else if (type === "publish") {
-      post("/publish", payload).then(
-        (answer) => heard({ type: "published", payload: { id: payload.id, ...answer } }),
-        (error) => heard({ type: "error", messageId, payload: fault(error) }),
-      );
-    } else if (type === "acknowledge") acknowledge({ payload, messageId });
+    } else post(type, payload, messageId);
   };
   follow();
   const close = () => {
@@ -251,7 +240,7 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
 /** Messages of `GET /sse`: the WebSocket's own, and a `pong` for each heartbeat. */
 async function* eventStream(request, { channel, ...start }, signal) {
   const query = new URLSearchParams(channel.map((name) => ["channel", name]));
-  for (const [name, value] of Object.entries(start)) if (value !== undefined) query.append(name, value);
+  for (const [name, value] of Object.entries(given(start))) query.append(name, value);
   const { body } = await request(`/sse?${query}`, { signal });
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -279,12 +268,11 @@ async function* eventStream(request, { channel, ...start }, signal) {
 
 /** Messages of `POST /poll`, as the other transports have them. */
 async function* longPoll(request, { channel, position, tenant, lag, ...start }, signal, token, notes) {
-  const path = `/poll${tenant ? `?tenant=${encodeURIComponent(tenant)}` : ""}`;
   let begun = false;
   let live = false;
   for (;;) {
     const ask = { session: notes.session, channels: channel, position, lag, wait: live ? POLL_S : 0, ...(!begun && start) };
-    const answer = await (await request(path, { method: "POST", signal, body: JSON.stringify(ask) })).json();
+    const answer = await (await request(`/poll${suffix(tenant)}`, { method: "POST", signal, body: JSON.stringify(ask) })).json();
     const { refused = [], recovered } = answer;
     notes.session = answer.session;
     if (!begun) {
@@ -304,18 +292,24 @@ async function* longPoll(request, { channel, position, tenant, lag, ...start }, 
   }
 }
 
-/** What a token says of its bearer, for us to know by which name the broker calls `me`. */
-const claims = (token) => {
+/** What a token says. */
+const decode = (token) => {
   const bytes = Uint8Array.from(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
-  const { sub, tenant, exp } = JSON.parse(new TextDecoder().decode(bytes));
-  const hex = (byte) => `%${byte.toString(16).toUpperCase().padStart(2, "0")}`;
-  const user = sub.replace(/[.*>%$\s\p{Cc}\p{Cf}\p{Z}]/gu, (c) => [...new TextEncoder().encode(c)].map(hex).join(""));
+  return JSON.parse(new TextDecoder().decode(bytes));
+};
+
+/** What the broker would make of a token, for us to know by which name it calls `me`. */
+const claims = (token) => {
+  const { sub, tenant, exp } = decode(token);
+  const encode = (c) => ({ ".": "%2E", "*": "%2A" })[c] ?? encodeURIComponent(c);
+  const user = sub.replace(/[.*>%$\s\p{Cc}\p{Cf}\p{Z}]/gu, encode);
   return { tenant, user: sub, private: `users.${user}`, expires_at: new Date(exp * 1000).toISOString() };
 };
 
 /** Another tab has the connection, and plays the broker for us. */
 const otherTab = ({ hub }, heard, over) => {
-  const hello = () => hub.ready.then(() => hub.post("leader", { type: "tab.hello" }));
+  if (hub.leads) return over({ at_once: true }); // since a moment ago
+  const hello = () => hub.ready?.then(() => hub.post("leader", { type: "tab.hello" }));
   const again = setInterval(hello, HELLO_MS);
   hub.heard = (message) => {
     if (message.type !== "tab.wait") clearInterval(again);
@@ -349,8 +343,8 @@ export class Client extends EventTarget {
   #position;
   #private;
   #records = new Set();
-  #requests = new Map(); // messageId → the records that were asked for with it
-  #calls = new Map(); // messageId → what settles it
+  #names = new Map(); // what the broker has been asked for and has not refused → by which message
+  #calls = new Map(); // messageId → the acknowledgements that it answers
   #outbox = new Map(); // id → a publish that has no answer yet
   #pace = 0; // ms between publishes, once a limit was hit
   #paceTimer;
@@ -358,10 +352,10 @@ export class Client extends EventTarget {
   #token;
   #expires = 0;
   #renewTimer;
+  #renewedAt = 0;
   #renewed; // the token was asked for again because it was refused
   #failures = 0;
   #shorts = 0;
-  #resumeAt = 0; // when a draining broker asked us back
   #hub; // the other tabs, where they share our connection
   #first; // the transport to begin with, for as long as it is remembered
 
@@ -391,7 +385,6 @@ export class Client extends EventTarget {
 
   connect() {
     if (this.#running) return;
-    this.#hub?.join();
     this.#run((this.#running = {}));
   }
 
@@ -410,7 +403,7 @@ export class Client extends EventTarget {
     this.disconnect();
     for (const type of WAKERS) globalThis.removeEventListener?.(type, this.#hurry);
     for (const record of [...this.#records]) this.#end(record);
-    for (const id of [...this.#outbox.keys()]) this.#settle(id, failure("closed", "the client was closed"));
+    for (const id of [...this.#outbox.keys()]) this.#settle(id, failure("closed", CLOSED));
   }
 
   /**
@@ -422,16 +415,17 @@ export class Client extends EventTarget {
   subscribe(channels, options = {}, onEvent) {
     if (typeof options === "function") [options, onEvent] = [{}, options];
     const { position, since, last, snapshot, durable, lag, buffer = 1000 } = options;
-    const start = { position, since, last, snapshot: snapshot || undefined, durable };
-    if ([position, since, last, start.snapshot].filter((each) => each !== undefined).length > 1)
-      throw new TypeError("a subscription has one start: position, since, last or snapshot");
-    const record = { names: many(channels), start, seen: position, lag, durable, buffer };
+    const start = given({ position, since, last, snapshot: snapshot || undefined });
+    if (Object.keys(start).length > 1) throw new TypeError("at most one of position, since, last and snapshot");
+    /** @type {any} */
+    const record = { names: many(channels), start: given({ ...start, durable }), seen: position, lag, durable, buffer };
     record.sub = new Subscription(record, {
+      reached: () => this.#reached(record),
       end: () => this.#end(record),
       pause: () => this.#pause(record),
       resume: () => this.#resume(record),
       restart: () => this.#restart(record),
-      acknowledge: (given) => this.#acknowledge(record, given),
+      acknowledge: (position) => this.#acknowledge(record, position),
     });
     if (onEvent) record.sub.addEventListener("event", ({ detail }) => onEvent(detail));
     this.#add(record);
@@ -444,17 +438,12 @@ export class Client extends EventTarget {
    * @param {any} event any JSON
    * @param {{id?: string, timeout?: number}} options `id` makes a retry harmless, `timeout` is in ms
    */
-  publish(channel, event, { id = random(), timeout } = {}) {
-    if (this.#outbox.size >= this.#options.queue)
-      return Promise.reject(failure("queue_full", `${this.#outbox.size} publishes are waiting`));
+  async publish(channel, event, { id = random(), timeout } = {}) {
     if (this.#outbox.has(id)) return this.#outbox.get(id).promise;
-    if (!this.#running) return Promise.reject(failure("closed", "the client is not connected: connect()"));
-    const entry = { payload: { channel, event: null, id } };
-    try {
-      entry.payload.event = JSON.parse(JSON.stringify(event ?? null)); // as it is now, whatever becomes of it
-    } catch (error) {
-      return Promise.reject(error);
-    }
+    if (this.#outbox.size >= this.#options.queue) throw failure("queue_full", `${this.#outbox.size} publishes are waiting`);
+    if (!this.#running) throw failure("closed", "not connected: connect()");
+    /** @type {any} */
+    const entry = { payload: { channel, event: JSON.parse(JSON.stringify(event ?? null)), id } }; // as it is now
     entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
     if (timeout)
       entry.timer = setTimeout(() => this.#settle(id, failure("timeout", `no answer after ${timeout} ms`)), timeout);
@@ -472,46 +461,53 @@ export class Client extends EventTarget {
       try {
         end = await this.#round();
       } catch (error) {
-        end = { reason: `the token callback failed: ${error?.message ?? error}` };
+        end = { reason: error.message };
       }
       if (run !== this.#running) return;
       const code = end.code ?? end.status;
-      const unsure = code === 4002 || code === 4500 || code === 401;
+      const unsure = [4002, 4500, 401].includes(code);
       const error = { code, message: end.error?.message ?? end.reason ?? `closed with ${code}` };
       if (unsure && typeof this.#options.token === "function" && !this.#renewed) {
         this.#renewed = true;
         this.#token = undefined;
-      } else if (unsure || (code >= 4500 && code < 5000) || code === 400 || code === 403) {
+      } else if (unsure || code >= 4500 || code === 400 || code === 403) {
         return this.disconnect(error);
       }
-      if (end.lived >= SHORT_MS) this.#failures = 0;
-      const most = Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** this.#failures);
-      const asked = this.#resumeAt - Date.now();
-      const after = Math.max(this.#resumeAt ? asked : Math.random() * most, end.after ?? 0, 0);
-      this.#failures = end.at_once ? 0 : this.#failures + 1;
-      this.#resumeAt = 0;
+      if (end.lived >= SHORT_MS || end.at_once) this.#failures = 0;
       if (end.at_once) continue;
+      const most = Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** this.#failures);
+      const after = Math.max(end.asked ?? Math.random() * most, end.after ?? 0, 0);
+      this.#failures++;
       this.#say({ state: "waiting", error, retryAt: Date.now() + after });
+      let timer;
       await new Promise((resolve) => {
         this.#wake = resolve;
-        setTimeout(resolve, after);
+        timer = setTimeout(resolve, after);
       });
+      clearTimeout(timer);
     }
   }
 
   /** Tries the transports in turn until one works, and stays with it to its end. */
   async #round() {
     this.#say({ state: "connecting", retryAt: undefined });
-    let names = this.#options.transports;
-    const [known, until] = (memory(`broker ${this.#url}`) || this.#first || "").split(" ");
-    const first = names.indexOf(known);
-    if (first > 0 && until > Date.now()) names = [...names.slice(first), ...names.slice(0, first)];
     const run = this.#running;
-    if (this.#hub && !this.#hub.leads) names = ["tabs", ...names];
+    const hub = this.#hub;
+    if (hub && !hub.ready) {
+      const token = await this.#fresh();
+      if (run !== this.#running) return;
+      hub.join(token);
+    }
+    let names = this.#options.transports;
+    const first = names.indexOf(this.#remembered());
+    if (first > 0) names = [...names.slice(first), ...names.slice(0, first)];
+    if (hub && !hub.leads) names = ["tabs", ...names];
     /** @type {any} */
     let end;
     const fails = async (name) => {
-      end = await this.#attempt(name, await this.#fresh());
+      const token = await this.#fresh();
+      if (run !== this.#running) return false;
+      end = await this.#attempt(name, token);
       if (run !== this.#running) return false;
       if (end.code === 1009) this.#dropLargest();
       if (end.opened) this.#lost();
@@ -531,37 +527,43 @@ export class Client extends EventTarget {
     return end;
   }
 
+  /** The transport to begin with, unless the time has come to try another one. */
+  #remembered() {
+    const [known, until] = (memory(`broker ${this.#url}`) || this.#first || "").split(" ");
+    return until > Date.now() ? known : undefined;
+  }
+
   #remember(name) {
-    if (name === "tabs") return;
+    if (name === "tabs" || name === this.#remembered()) return;
     this.#first = name === this.#options.transports[0] ? " 0" : `${name} ${Date.now() + REMEMBER_MS}`;
     memory(`broker ${this.#url}`, this.#first);
   }
 
   /** Whether the broker's host answers at all: then it is the transport that is in the way. */
-  async #reachable() {
-    try {
-      await fetch(`${this.#url}/healthz`, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(PONG_MS) });
-      return true;
-    } catch {
-      return false;
-    }
+  #reachable() {
+    const look = { mode: /** @type {const} */ ("no-cors"), cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(PONG_MS) };
+    return fetch(`${this.#url}/healthz`, look).then(
+      () => true,
+      () => false,
+    );
   }
 
   /** One connection, from its first byte to its end: `{code?, status?, reason, opened, lived, after?}`. */
   #attempt(name, token) {
     return new Promise((resolve) => {
-      let link, timer, opened, heartbeat, problem;
+      let link, timer, leaving, resumeAt, opened, heartbeat, problem;
       let heardAt = Date.now();
       let pingedAt = 0;
       /** @param {{code?: number, reason?: string, status?: number, after?: number, answered?: boolean, at_once?: boolean}} end */
-      const over = ({ code, reason, status, after, answered, at_once }) => {
+      const over = (end) => {
         if (this.#over !== over) return;
         this.#over = this.#probe = undefined;
         clearTimeout(timer);
+        clearTimeout(leaving);
         link?.close();
-        const lived = opened && Date.now() - opened;
-        after ??= problem?.retry_after_ms;
-        resolve({ code, reason, status, after, answered, at_once, opened, lived, error: problem });
+        const now = Date.now();
+        const asked = resumeAt && resumeAt - now; // a draining broker has asked us back, then and not before
+        resolve({ after: problem?.retry_after_ms, ...end, asked, opened, lived: opened && now - opened, error: problem });
       };
       const arm = (ms) => {
         clearTimeout(timer);
@@ -572,7 +574,7 @@ export class Client extends EventTarget {
         const quiet = now - heardAt;
         const pause = heartbeat * (link?.passive ? 2.5 : 0.5);
         if (!opened && quiet < OPEN_MS) arm(OPEN_MS - quiet);
-        else if (!opened) over({ code: 1006, reason: `${name}: no answer within ${OPEN_MS / 1000} s` });
+        else if (!opened) over({ code: 1006, reason: `${name}: no answer within ${OPEN_MS} ms` });
         else if (pingedAt <= heardAt && quiet < pause) arm(pause - quiet);
         else if (link.passive || pingedAt > heardAt) over({ code: 4009, reason: `silent for ${quiet} ms` });
         else this.#probe();
@@ -591,9 +593,10 @@ export class Client extends EventTarget {
           arm(heartbeat / 2);
           this.#link = link;
           this.#opened(name, payload);
+          if (this.#over !== over) return;
         } else if (type === "connection.draining") {
-          this.#resumeAt = heardAt + payload.reconnect_after_ms;
-          setTimeout(() => over({ code: 1012, reason: "the broker is going down" }), payload.reconnect_after_ms);
+          resumeAt = heardAt + payload.reconnect_after_ms;
+          leaving = setTimeout(() => over({ code: 1012, reason: "it is going down" }), payload.reconnect_after_ms);
         } else if (type === "error" && !message.messageId) problem = payload;
         this.#heard(message);
       };
@@ -608,7 +611,7 @@ export class Client extends EventTarget {
       arm(OPEN_MS);
       try {
         link = TRANSPORTS[name]({ url: this.#url, token, tenant: this.#options.tenant, hub: this.#hub }, heard, over);
-        if (this.#over !== over) link.close();
+        if (this.#over !== over) link?.close();
       } catch (error) {
         over({ code: 1006, reason: error.message });
       }
@@ -631,13 +634,15 @@ export class Client extends EventTarget {
     clearTimeout(this.#renewTimer);
     clearTimeout(this.#paceTimer);
     this.#paceTimer = this.#link = undefined;
-    this.#requests.clear();
+    this.#names.clear();
     this.#hub?.announce(); // the other tabs come again, from where they stand
     for (const record of this.#records)
       if (record.peer) this.#records.delete(record);
       else if (record.state !== PAUSED) this.#turn(record, NEW);
-    for (const entry of this.#outbox.values()) entry.sent = false;
-    for (const call of this.#calls.values()) call.reject(failure("disconnected", "the connection was lost"));
+    for (const entry of this.#outbox.values()) entry.sent = undefined;
+    for (const { record, acks } of this.#calls.values())
+      if (this.#records.has(record)) record.acks.unshift(...acks);
+      else settleAll(acks, failure("closed", CLOSED));
     this.#calls.clear();
   }
 
@@ -659,21 +664,35 @@ export class Client extends EventTarget {
     const { token } = this.#options;
     if (typeof token !== "function") return token;
     if (!this.#token || this.#expires < Date.now() + PONG_MS) {
-      this.#expires = Infinity;
-      this.#token = await token();
+      this.#token = undefined; // a callback that fails leaves none
+      try {
+        this.#token = await token();
+      } catch (error) {
+        throw failure("token", `the token callback failed: ${error?.message ?? error}`);
+      }
+      this.#expires = Infinity; // until the broker says
     }
     return this.#token;
+  }
+
+  /** In so many ms, and not again and again where tokens are short-lived, or come out of a cache. */
+  #renewIn(ms) {
+    clearTimeout(this.#renewTimer);
+    this.#renewTimer = setTimeout(() => this.#renew(), Math.max(ms, this.#renewedAt + SHORT_MS - Date.now()));
   }
 
   async #renew() {
     if (typeof this.#options.token !== "function") return;
     const link = this.#link;
     this.#expires = 0;
+    this.#renewedAt = Date.now();
     try {
       const token = await this.#fresh();
-      if (link === this.#link) link?.send({ type: "authenticate", payload: { token } });
+      if (link === this.#link) link.send({ type: "authenticate", payload: { token } });
     } catch (error) {
-      emit(this, "error", failure("token", `the token callback failed: ${error?.message ?? error}`));
+      if (link !== this.#link) return;
+      this.#renewIn(0);
+      emit(this, "error", error);
     }
   }
 
@@ -685,53 +704,43 @@ export class Client extends EventTarget {
 
   #heard({ type, payload, messageId }) {
     const { position, catch_up: mark } = payload;
-    const asked = this.#requests.get(messageId);
+    const asked = messageId ? [...this.#records].filter((record) => record.id === messageId) : [];
+    // These say where the connection stands, whatever else they are about.
+    if (/^sub|pong|draining/.test(type)) this.#position = position ?? this.#position;
     switch (type) {
       case "event":
-        if (mark === undefined && position) this.#position = position;
-        this.#event(payload, mark);
-        break;
       case "gap":
-        if (mark === undefined && payload.to) this.#position = payload.to;
-        this.#gap(payload, mark);
+        if (type === "gap") this.#gap(payload, mark);
+        else this.#event(payload, mark);
+        // Not before all have it: who leaves in the middle of it stands where it stood.
+        if (mark === undefined) this.#position = (type === "gap" ? payload.to : position) ?? this.#position;
         break;
       case "connection.authenticated":
         if (!payload.expires_at) break; // another tab sees to it
         this.#expires = Date.parse(payload.expires_at);
-        clearTimeout(this.#renewTimer);
         // The broker says when; this is for the case that the word does not come.
-        this.#renewTimer = setTimeout(
-          () => this.#renew(),
-          Math.min(Math.max(this.#expires - Date.now() - 30_000, 30_000), 2 ** 31 - 1),
-        );
+        this.#renewIn(Math.min(Math.max(this.#expires - Date.now() - 30_000, 30_000), 2e9));
         break;
       case "connection.expiring":
-        this.#renew();
+        this.#renewIn(0);
         break;
       case "subscribed":
-        this.#position = position ?? this.#position;
-        this.#subscribed(asked ?? new Set(), payload, mark);
+        this.#subscribed(asked, payload, mark);
         break;
       case "subscription.live":
-        this.#position = position ?? this.#position;
         for (const record of [...this.#records])
           if (mark === undefined ? record.state === LIVE : record.state === CATCHING && record.mark === mark)
             this.#live(record, true);
         this.#askAll();
         break;
       case "unsubscribed":
-        if (!messageId) this.#refuse(many(payload.channel), { ...payload, message: "the token does not allow it" });
-        break;
-      case "pong":
-      case "connection.draining":
-        this.#position = position ?? this.#position;
+        if (!messageId) this.#refuse(many(payload.channel), payload);
         break;
       case "published":
-        this.#settle(payload.id ?? messageId, undefined, payload);
+        this.#settle(payload.id, undefined, payload);
         break;
       case "acknowledged":
-        this.#calls.get(messageId)?.resolve(payload);
-        this.#calls.delete(messageId);
+        this.#acknowledged(messageId, undefined, position);
         break;
       case "source":
         this.#say({ source: payload.state });
@@ -743,44 +752,35 @@ export class Client extends EventTarget {
 
   #failed(payload, messageId, asked) {
     const error = new BrokerError(payload);
-    const entry = this.#outbox.get(messageId);
-    if (asked) {
-      const mine = [...asked].filter((record) => record.state === ASKED);
+    if (!messageId) return emit(this, "error", error);
+    const mine = asked.filter((record) => record.state === ASKED);
+    const [id, entry] = [...this.#outbox].find(([, { sent }]) => sent === messageId) ?? [];
+    if (mine.length) {
+      for (const [name, by] of this.#names) if (by === messageId) this.#names.delete(name);
       if (!error.retryable) return mine.forEach((record) => this.#end(record, error));
-      const link = this.#link;
-      setTimeout(
-        () => {
-          if (link !== this.#link) return;
-          for (const record of mine) if (record.state === ASKED) this.#turn(record, NEW);
-          this.#askAll();
-        },
-        (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS,
-      );
+      const wait = (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS;
+      for (const record of mine) {
+        record.later = Date.now() + wait;
+        this.#turn(record, NEW);
+      }
+      this.#askAll(); // whoever waited for these
+      setTimeout(() => this.#askAll(), wait);
     } else if (entry) {
-      if (!error.retryable) return this.#settle(messageId, error);
-      entry.sent = false;
+      if (!error.retryable) return this.#settle(id, error);
+      entry.sent = undefined;
       const wait = error.retryAfter ?? BACKOFF_MS;
       if (error.code === "rate_limited") this.#pace = wait;
-      else
-        this.#paceTimer ??= setTimeout(() => {
-          this.#paceTimer = undefined;
-          this.#flush();
-        }, wait);
-      this.#flush();
-    } else if (this.#calls.has(messageId)) {
-      this.#calls.get(messageId).reject(error);
-      this.#calls.delete(messageId);
-    } else if (!messageId?.startsWith("u")) emit(this, "error", error); // what was given up may be gone already
+      this.#flushIn(wait);
+    } else this.#acknowledged(messageId, error); // or for what was given up meanwhile
   }
 
   // --- subscriptions ---------------------------------------------------------------------------------
 
   #add(record) {
-    record.state = NEW;
-    record.holds = [];
+    Object.assign(record, { state: NEW, was: 0, acks: [] });
     this.#expand(record);
     this.#records.add(record);
-    queueMicrotask(() => this.#askAll()); // what is asked for in one breath may go into one message
+    this.#askSoon();
   }
 
   /** The names as the broker writes them; in tokens too. */
@@ -789,16 +789,20 @@ export class Client extends EventTarget {
     record.patterns = record.full.map((name) => name.split("."));
   }
 
+  #askSoon() {
+    queueMicrotask(() => this.#askAll()); // what is asked for in one breath may go into one message
+  }
+
   #askAll() {
     if (!this.#link) return;
-    for (const record of [...this.#records].sort((a, b) => Number(!!b.was) - Number(!!a.was)))
-      if (record.state === NEW && this.#records.has(record)) this.#ask(record);
+    for (const record of [...this.#records].sort((a, b) => b.was - a.was))
+      if (record.state === NEW && this.#records.has(record) && !(record.later > Date.now())) this.#ask(record);
   }
 
   /**
    * Asks for a record, with all that must come along. The broker has one subscription of each name, and a
    * start begins it anew for all who share it. So who shares a name is asked for together, from the oldest
-   * position; unless the new one has a start of its own: then the others are held until it is live.
+   * position; unless the new one has a start of its own: then the others wait until it is live.
    */
   #ask(record) {
     const shares = (a, b) => a.full.some((name) => b.full.includes(name));
@@ -808,45 +812,47 @@ export class Client extends EventTarget {
       for (const other of this.#records)
         if (other.state !== PAUSED && (shares(each, other) || alike(each, other))) group.add(other);
     const kin = [...group].filter((each) => each !== record);
-    if (kin.some((each) => each.state > NEW && each.state < LIVE)) return; // its turn comes when they are live
-    const own = !record.seen && Object.values(record.start).some((each) => each !== undefined);
+    const busy = ({ state }) => state > NEW && state < LIVE;
+    if (kin.some(busy)) return; // its turn comes when they are live
+    const own = !record.seen && Object.keys(record.start).length;
     if (own) {
       // A connection may have few snapshots under way: one after the other.
-      const busy = (each) => each.start.snapshot && !each.seen && each.state > NEW && each.state < LIVE;
-      if (record.start.snapshot && [...this.#records].some(busy)) return;
-      const names = record.durable && kin.some((each) => each.state === LIVE && each.durable === record.durable);
-      for (const each of kin) {
-        if (each.state !== LIVE) continue;
-        this.#turn(each, HELD);
-        record.holds.push(each);
-      }
-      if (names) this.#send("unsubscribe", { channel: record.names }); // one subscribe holds a durable name
+      const shoots = (each) => each.start.snapshot && !each.seen && busy(each);
+      if (record.start.snapshot && [...this.#records].some(shoots)) return;
+      for (const each of kin) if (each.state === LIVE) this.#turn(each, NEW);
       this.#turn(record, ASKED);
-      return this.#request([record], record.start);
+      return this.#request([record], record.start, group);
     }
-    if (!record.seen && kin.some((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name))))
+    const same = kin.find((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name)));
+    if (!record.seen && same) {
+      record.seen = same.seen; // which may be above the position of the connection
       return this.#live(record, true);
+    }
     const together = [...group].filter((each) => each.seen || each.state === LIVE || each === record);
     for (const each of together) this.#turn(each, ASKED);
     if (together.length > 1 && this.#position) record.seen ??= this.#position;
     const [incarnation] = parts(this.#position ?? "");
     const position = together.reduce((oldest, { seen }) => {
-      if (!oldest || !seen) return oldest ?? seen;
-      return passed(seen, oldest) || parts(oldest)[0] === incarnation ? (passed(oldest, seen) ? oldest : seen) : oldest;
+      if (!oldest || !seen || passed(oldest, seen)) return oldest ?? seen;
+      if (passed(seen, oldest)) return seen;
+      // One is of a stream that is no more: who asks from there gets all that there is.
+      return `${parts(parts(seen)[0] === incarnation ? oldest : seen)[0]}-0`;
     }, undefined);
-    this.#request(together, { position, durable: together.find((each) => each.durable)?.durable });
+    this.#request(together, { position, durable: together.find((each) => each.durable)?.durable }, group);
   }
 
-  #request(records, start) {
+  #request(records, start, group) {
+    // One subscribe of a connection holds a durable name, which is let go of before it is asked for again.
+    if (start.durable) this.#drop([...group].flatMap(({ full }) => full.filter((name) => !name.startsWith("live."))));
     const id = `s${++this.#count}`;
-    this.#requests.set(id, new Set(records));
-    const channel = [...new Set(records.flatMap((record) => record.names))];
+    for (const record of records) record.id = id;
+    const channel = [...new Set(records.flatMap(({ full }) => full))];
+    for (const name of channel) if (!this.#names.has(name)) this.#names.set(name, id);
     this.#send("subscribe", { channel, ...start, lag: records[0].lag }, id);
   }
 
-  #subscribed(asked, { channel, refused, live }, mark) {
+  #subscribed(asked, { refused, live }, mark) {
     for (const record of asked) {
-      if (!this.#records.has(record) || record.state === PAUSED) continue;
       record.on = this.#link; // what is not stored comes from now on, wherever the rest stands
       if (mark === undefined) this.#live(record, live);
       else {
@@ -855,52 +861,57 @@ export class Client extends EventTarget {
       }
     }
     for (const each of refused) this.#refuse([each.channel], each);
-    this.#drop(channel); // who asked may have gone meanwhile
     this.#askAll();
+  }
+
+  /** Takes names out of a record; whether there were any. */
+  #strip(record, names) {
+    const { length } = record.names;
+    record.names = record.names.filter((_, i) => !names.includes(record.full[i]));
+    this.#expand(record);
+    return record.names.length < length;
   }
 
   /** Ends these names in all records, and the records that have no other. */
   #refuse(names, error) {
+    for (const name of names) this.#names.delete(name);
     for (const record of [...this.#records]) {
-      const left = record.full.map((name, i) => !names.includes(name) && !names.includes(record.names[i]));
-      if (left.every(Boolean)) continue;
-      record.names = record.names.filter((_, i) => left[i]);
-      this.#expand(record);
+      if (!this.#strip(record, names)) continue;
       const fault = new BrokerError(error);
-      if (record.names.length) record.sub.warn?.(fault);
+      if (record.names.length) record.sub.warn(fault, names);
       else this.#end(record, fault);
     }
   }
 
   /** From now on the record takes what is unmarked; `caught`: it has caught up with the present. */
   #live(record, caught) {
-    record.was = true;
+    record.was = 1;
     record.on = this.#link;
     record.caught = caught;
-    this.#release(record);
     this.#turn(record, LIVE);
-    this.#sendAck(record);
+    this.#sendAcks(record);
+  }
+
+  /** As long as it is live, the position of the connection is its own. */
+  #reached({ state, seen }) {
+    return state === LIVE && this.#position && !passed(this.#position, seen) ? this.#position : seen;
   }
 
   #turn(record, state) {
     const { state: before } = record;
-    // As long as it was live, the position of the connection was its own.
-    if (before === LIVE && state !== LIVE && this.#position && !passed(this.#position, record.seen)) record.seen = this.#position;
+    record.seen = this.#reached(record);
     if (state !== CATCHING) record.mark = undefined;
+    if (state === NEW || state === PAUSED) record.id = undefined; // an answer that is under way is not for it
     record.state = state;
     record.sub.turn(before);
-  }
-
-  #release(record) {
-    for (const held of record.holds) if (held.state === HELD) held.state = NEW;
-    record.holds = [];
   }
 
   #pause(record) {
     if (record.state === PAUSED || !this.#records.has(record)) return;
     this.#turn(record, PAUSED);
-    this.#release(record);
-    this.#drop(record.full);
+    record.on = undefined;
+    this.#drop();
+    this.#askSoon();
     // What is kept nowhere cannot be had later.
     const channel = record.names.filter((name) => name.startsWith("live."));
     if (channel.length) record.sub.take(gapItem({ channel, reason: "lag" }));
@@ -909,30 +920,37 @@ export class Client extends EventTarget {
   #resume(record) {
     if (record.state !== PAUSED) return;
     this.#turn(record, NEW);
-    this.#askAll();
+    this.#askSoon();
   }
 
   /** From its start again, as if nothing had been seen. */
   #restart(record) {
-    this.#requests.forEach((asked) => asked.delete(record));
+    if (!this.#records.has(record)) return;
     this.#turn(record, NEW);
-    record.was = record.seen = undefined;
-    this.#release(record);
-    queueMicrotask(() => this.#askAll());
+    record.was = 0;
+    record.on = undefined;
+    record.seen = record.start.position;
+    this.#drop();
+    this.#askSoon();
   }
 
-  #end(record, error, names = record.full) {
+  #end(record, error) {
     if (!this.#records.delete(record)) return;
-    this.#release(record);
-    if (!error && record.state > NEW) this.#drop(names);
+    this.#drop();
+    settleAll(record.acks, error ?? failure("closed", CLOSED));
     record.sub.finish(error);
-    this.#askAll();
+    this.#askSoon();
   }
 
-  /** Unsubscribes from what nobody has any more. */
+  /**
+   * Unsubscribes from these names, or from what nobody has any more. Who has yet to ask does not count: what is
+   * under way for another is not what it wants. The broker refuses a list with a name that it does not know.
+   */
   #drop(names) {
-    const used = new Set([...this.#records].flatMap((record) => (record.state === PAUSED ? [] : record.full)));
-    const channel = names.filter((name) => !used.has(name));
+    const users = [...this.#records].filter(({ on, state }) => on === this.#link || state === ASKED);
+    const used = new Set(users.flatMap(({ full }) => full));
+    const channel = [...this.#names.keys()].filter((name) => (names ? names.includes(name) : !used.has(name)));
+    for (const name of channel) this.#names.delete(name);
     if (channel.length) this.#send("unsubscribe", { channel }, `u${++this.#count}`);
   }
 
@@ -941,7 +959,7 @@ export class Client extends EventTarget {
     const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
     for (const record of this.#records) {
       const due = mark !== undefined ? record.mark === mark : record.state === LIVE || (!position && record.on === this.#link);
-      if (!due || record.state === PAUSED || !record.patterns.some((pattern) => covers(pattern, tokens))) continue;
+      if (!due || !covered(record, tokens)) continue;
       if (position) {
         if (passed(position, record.seen)) continue;
         record.seen = position;
@@ -953,8 +971,9 @@ export class Client extends EventTarget {
   #gap(payload, mark) {
     const names = many(payload.channel);
     for (const record of this.#records) {
-      if (record.state === PAUSED || (mark !== undefined && record.mark !== mark)) continue;
-      if (!record.full.some((name) => names.includes(name)) && !record.names.some((name) => names.includes(name))) continue;
+      if (mark !== undefined ? record.mark !== mark : record.on !== this.#link) continue;
+      if (!record.full.some((name) => names.includes(name))) continue;
+      if (payload.to && payload.to !== record.seen && passed(payload.to, record.seen)) continue; // it is another's
       if (mark !== undefined && payload.to) record.seen = payload.to;
       record.sub.take(gapItem(payload, record.lag));
     }
@@ -978,10 +997,10 @@ export class Client extends EventTarget {
     if (type === "tab.hello") {
       if (!this.#link) return answer("tab.wait")();
       const { connectionId: connection_id, tenant, user } = this.#status;
-      answer("connection.established")({ connection_id, heartbeat_seconds: PONG_MS / 1000 });
+      answer("connection.established")({ connection_id, heartbeat_seconds: 10 });
       answer("connection.authenticated")({ tenant, user, private: this.#private });
     }
-    if (type === "tab.hello" || type === "tab.bye") for (const record of mine) this.#end(record);
+    if (/^tab/.test(type)) for (const record of mine) this.#end(record);
     if (!this.#link) return;
     if (type === "ping") answer("pong")({ position: this.#position });
     if (type === "publish") this.publish(channel, payload.event, payload).then(answer("published"), refuse);
@@ -989,24 +1008,23 @@ export class Client extends EventTarget {
       const record = mine.find(({ durable }) => durable === payload.durable);
       if (record) this.#acknowledge(record, payload).then((position) => answer("acknowledged")({ position }), refuse);
     }
-    if (type === "subscribe" || type === "unsubscribe")
+    if (/subscribe$/.test(type))
       for (const record of mine) {
-        record.names = record.names.filter((name) => !channel.includes(name));
-        const before = record.full;
-        this.#expand(record);
-        if (!record.names.length) this.#end(record, undefined, before);
-        else if (type === "unsubscribe") this.#drop(before);
+        this.#strip(record, channel);
+        if (!record.names.length) this.#end(record);
       }
+    this.#drop();
     if (type !== "subscribe") return;
-    const { position: seen, lag, ...start } = payload;
-    const record = { peer, names: channel, start, seen, lag, durable: start.durable };
+    const { channel: names, position: seen, lag, ...start } = given(payload);
+    /** @type {any} */
+    const record = { peer, names, start, seen, lag, durable: start.durable };
     const hub = this.#hub;
     const key = ++this.#count;
     let announced;
-    const say = (live, recovered = true) => {
-      const given = { position: this.#position, catch_up: live && !announced ? undefined : key };
-      if (live && announced) answer("subscription.live")({ ...given, channel: record.full });
-      else answer("subscribed")({ ...given, channel: record.full, refused: [], recovered, live });
+    const say = (live) => {
+      const catch_up = live && !announced ? undefined : key;
+      const type = live && announced ? "subscription.live" : "subscribed";
+      answer(type)({ channel: record.full, refused: [], position: this.#position, live, catch_up });
       announced = true;
     };
     record.sub = {
@@ -1021,49 +1039,59 @@ export class Client extends EventTarget {
         if (record.state === LIVE) before === LIVE || say(true);
         else if (before === LIVE || (record.state === CATCHING && !announced)) say(false);
       },
-      finish: (error) => error && refuse(error),
+      warn: ({ code }, names) => this.#hub.post(peer, { type: "unsubscribed", payload: { channel: names, code } }),
+      finish(error) {
+        if (error && announced) this.warn(error, channel);
+        else if (error) refuse(error);
+      },
     };
     this.#add(record);
   };
 
   // --- acknowledgements ------------------------------------------------------------------------------
 
-  /** Cumulative: the newest one stands for all before it, also after a cut. */
-  #acknowledge(record, given) {
-    const position = given.position ?? given;
-    if (!record.durable) return Promise.reject(failure("not_subscribed", "only a durable subscription acknowledges"));
-    if (!record.ack || !passed(position, record.ack.position)) record.ack = { position };
-    record.ack.promise ??= new Promise((resolve, reject) => Object.assign(record.ack, { resolve, reject }));
-    const { promise } = record.ack;
-    this.#sendAck(record);
-    return promise;
+  async #acknowledge(record, given) {
+    if (!record.durable) throw failure("not_subscribed", "the subscription is not durable");
+    return new Promise((resolve, reject) => {
+      record.acks.push({ position: given.position ?? given, resolve, reject });
+      this.#sendAcks(record);
+    });
   }
 
-  async #sendAck(record) {
-    const { ack } = record;
+  /** Cumulative: the newest one stands for all that wait, and one at a time is under way. */
+  #sendAcks(record) {
+    const { acks, durable } = record;
     // While it catches up, the broker may not have sent that far on this connection.
-    if (!ack || ack.sent === this.#link || record.state !== LIVE) return;
-    ack.sent = this.#link;
+    if (!acks.length || record.state !== LIVE || record.acking === this.#link) return;
+    const { position } = acks.reduce((newest, each) => (passed(each.position, newest.position) ? newest : each));
     const id = `a${++this.#count}`;
-    try {
-      const { position } = await new Promise((resolve, reject) => {
-        this.#calls.set(id, { resolve, reject });
-        this.#send("acknowledge", { durable: record.durable, position: ack.position }, id);
-      });
-      ack.resolve(position);
-      if (record.ack === ack) record.ack = undefined;
-    } catch (error) {
-      if (error.code === "disconnected") return; // again when it is live again
-      ack.reject(error);
-      if (record.ack === ack) record.ack = undefined;
-    }
+    record.acking = this.#link;
+    record.acks = [];
+    this.#calls.set(id, { record, acks });
+    this.#send("acknowledge", { durable, position }, id);
+  }
+
+  #acknowledged(id, error, position) {
+    const call = this.#calls.get(id);
+    if (!call) return;
+    this.#calls.delete(id);
+    const { record, acks } = call;
+    const again = error?.retryable && this.#records.has(record);
+    if (again) record.acks.unshift(...acks);
+    else settleAll(acks, error, position);
+    const next = () => {
+      record.acking = undefined;
+      this.#sendAcks(record);
+    };
+    if (again) setTimeout(next, error.retryAfter ?? BACKOFF_MS);
+    else next();
   }
 
   /** A message was too large for the broker: the one that it must have been would end every connection. */
   #dropLargest() {
-    const size = ([, { payload }]) => JSON.stringify(payload).length;
-    const [largest] = [...this.#outbox].filter(([, { sent }]) => sent).sort((a, b) => size(b) - size(a));
-    if (largest) this.#settle(largest[0], failure("too_large", "the broker takes no message of this size"));
+    const size = ({ payload }) => JSON.stringify(payload).length;
+    const [largest] = [...this.#outbox.values()].filter(({ sent }) => sent).sort((a, b) => size(b) - size(a));
+    if (largest) this.#settle(largest.payload.id, failure("too_large", "no message may be this large"));
   }
 
   // --- publishing ------------------------------------------------------------------------------------
@@ -1074,31 +1102,26 @@ export class Client extends EventTarget {
    */
   #flush() {
     if (!this.#link || this.#paceTimer) return;
-    let flying = 0;
-    for (const entry of this.#outbox.values()) if (entry.sent) flying++;
+    let flying = [...this.#outbox.values()].filter(({ sent }) => sent).length;
     const busy = new Set();
-    for (const [id, entry] of this.#outbox) {
+    for (const entry of this.#outbox.values()) {
       const { channel } = entry.payload;
-      if (busy.has(channel)) continue;
-      busy.add(channel);
-      if (entry.sent) continue;
       if (flying >= (this.#pace ? 1 : IN_FLIGHT)) return;
-      if (this.#pace) {
-        this.#paceTimer = setTimeout(() => {
-          this.#paceTimer = undefined;
-          this.#post(id, entry);
-        }, this.#pace);
-        return;
+      if (!entry.sent && !busy.has(channel)) {
+        flying++;
+        entry.sent = `p${++this.#count}`;
+        this.#send("publish", entry.payload, entry.sent);
+        if (this.#pace) return this.#flushIn(this.#pace);
       }
-      flying++;
-      this.#post(id, entry);
+      busy.add(channel);
     }
   }
 
-  #post(id, entry) {
-    if (!this.#outbox.has(id)) return this.#flush();
-    entry.sent = true;
-    this.#send("publish", entry.payload, id);
+  #flushIn(ms) {
+    this.#paceTimer ??= setTimeout(() => {
+      this.#paceTimer = undefined;
+      this.#flush();
+    }, ms);
   }
 
   /** @param {{position?: string, duplicate?: boolean}} answer */
@@ -1117,18 +1140,15 @@ export class Client extends EventTarget {
 
 /**
  * A gap as the application gets it. `action`: "reload" what was built from events, or "continue".
- * @param {{channel: string | string[], from?: string, to?: string, count?: number, reason: string}} payload
+ * @param {{channel: string | string[], from?: string, to?: string, count?: number, reason: string, catch_up?: number}} payload
  * @param {string} [lag]
  */
-const gapItem = ({ channel, from, to, count, reason }, lag) => ({
+const gapItem = ({ catch_up, ...payload }, lag) => ({
+  ...payload,
   type: "gap",
-  channel: many(channel),
-  from,
-  to,
-  count,
-  reason,
+  channel: many(payload.channel),
   // What `latest` leaves out is older than what comes: only the way there is missing.
-  action: reason === "lag" && lag === "latest" ? "continue" : "reload",
+  action: payload.reason === "lag" && lag === "latest" ? "continue" : "reload",
 });
 
 /** What `subscribe` gives: an EventTarget (`event`, `gap`, `state`, `error`, `end`) that can be iterated. */
@@ -1136,7 +1156,7 @@ class Subscription extends EventTarget {
   #record;
   #does;
   #buffer; // while somebody iterates
-  #waiting;
+  #waiting = []; // who waits for an item
   #error;
   #ended = false;
   #said = "pending";
@@ -1159,7 +1179,11 @@ class Subscription extends EventTarget {
 
   /** Up to where events were handed over. */
   get position() {
-    return this.#record.seen;
+    return this.#does.reached();
+  }
+
+  covers(channel) {
+    return covered(this.#record, channel.split("."));
   }
 
   close() {
@@ -1186,7 +1210,7 @@ class Subscription extends EventTarget {
   take(item) {
     if (this.#buffer) {
       this.#buffer.push(item);
-      this.#waiting?.();
+      this.#wake();
       // The broker keeps the rest for us: better there than here.
       if (this.#buffer.length >= this.#record.buffer) this.#does.pause();
     }
@@ -1196,27 +1220,34 @@ class Subscription extends EventTarget {
   finish(error) {
     this.#ended = true;
     this.#error = error;
-    this.#waiting?.();
+    this.#wake();
     if (error) emit(this, "error", error);
+    this.turn();
     emit(this, "end", error);
   }
 
-  async *[Symbol.asyncIterator]() {
+  #wake() {
+    for (const resolve of this.#waiting.splice(0)) resolve();
+  }
+
+  /** Not a generator, which could not be left while it waits. */
+  [Symbol.asyncIterator]() {
     const buffer = (this.#buffer ??= []);
-    try {
-      for (;;) {
-        if (buffer.length) {
-          const item = buffer.shift();
-          if (buffer.length <= this.#record.buffer / 2) this.#does.resume();
-          yield item;
-        } else if (this.#ended) {
-          if (this.#error) throw this.#error;
-          return;
-        } else await new Promise((resolve) => (this.#waiting = resolve));
-      }
-    } finally {
-      this.close();
-    }
+    return {
+      next: async () => {
+        while (!buffer.length && !this.#ended) await new Promise((resolve) => this.#waiting.push(resolve));
+        if (!buffer.length && this.#error) throw this.#error;
+        if (!buffer.length) return { done: true, value: undefined };
+        const value = buffer.shift();
+        if (buffer.length <= this.#record.buffer / 2) this.#does.resume();
+        return { done: false, value };
+      },
+      return: async (value) => {
+        buffer.length = 0;
+        this.close();
+        return { done: true, value };
+      },
+    };
   }
 }
 
@@ -1225,6 +1256,7 @@ class Hub {
   leads = false;
   heard; // set by the transport `tabs`
   over;
+  ready; // once we can be told apart; unset while we are no part of it
   last = new Map(); // what each of the others was sent last
   #id = random();
   #name;
@@ -1234,34 +1266,40 @@ class Hub {
   #leaving;
 
   constructor(name, heed, lead) {
-    this.#name = `broker ${name}`;
+    this.#name = `broker.v1 ${name}`;
     this.#heed = heed;
     this.#lead = lead;
   }
 
-  join() {
+  /** With those whose tokens are for the same user and say the same: nobody reads by the rights of another. */
+  join(token) {
+    const { iat, nbf, exp, jti, ...rights } = decode(token);
+    const name = `${this.#name} ${JSON.stringify(rights)}`;
     const { signal } = (this.#leaving = new AbortController());
-    const known = new Set();
-    this.#channel = new BroadcastChannel(this.#name);
+    this.#channel = new BroadcastChannel(name);
     this.#channel.onmessage = ({ data: { to, from, message } }) => {
       if (to === this.#id) this.heard?.(message);
       else if (to === "all") this.over?.({ at_once: true });
       else if (this.leads) {
         // Its own lock comes to us when the tab is gone, however it went.
-        if (!known.has(from)) hold(from, () => this.#heed(from, { type: "tab.bye" }));
-        known.add(from);
+        if (!this.last.has(from)) {
+          this.last.set(from, undefined);
+          lock(from, () => {
+            this.last.delete(from);
+            this.#heed(from, { type: "tab.bye" });
+          });
+        }
         this.#heed(from, message);
       }
     };
+    const lock = (name, then) => navigator.locks.request(name, { signal }, then).catch(() => {});
     // Held until we leave; a tab that ends loses its locks.
-    const hold = (name, then) =>
-      navigator.locks
-        .request(name, { signal }, () => (then(), new Promise((resolve) => signal.addEventListener("abort", resolve))))
-        .catch(() => {});
-    this.ready = new Promise((resolve) => hold(this.#id, resolve));
-    hold(this.#name, () => {
+    const left = new Promise((resolve) => signal.addEventListener("abort", resolve));
+    this.ready = new Promise((resolve) => lock(this.#id, () => (resolve(), left)));
+    lock(name, () => {
       this.leads = true;
       this.#lead();
+      return left;
     });
   }
 
@@ -1269,6 +1307,8 @@ class Hub {
     this.leads = false;
     this.#leaving?.abort();
     this.#channel?.close();
+    this.#channel = this.ready = undefined;
+    this.last.clear();
   }
 
   announce() {
@@ -1276,7 +1316,7 @@ class Hub {
   }
 
   post(to, message) {
-    this.#channel.postMessage({ to, from: this.#id, message });
+    this.#channel?.postMessage({ to, from: this.#id, message });
   }
 }
 
@@ -1293,7 +1333,7 @@ export class Store extends EventTarget {
   #timeout;
   #confirmed = new Map();
   #next = new Map(); // while a snapshot is under way
-  #pending = new Map(); // channel → changes, oldest first
+  #pending = []; // changes, oldest first
   #value;
   #ready = false;
   #due;
@@ -1304,7 +1344,10 @@ export class Store extends EventTarget {
     this.#reduce = reduce;
     this.#timeout = timeout;
     this.#sub = client.subscribe(channels, { ...options, snapshot: true }, (item) => this.#take(item));
-    this.#sub.addEventListener("state", ({ detail }) => detail === "live" && this.#swap());
+    this.#sub.addEventListener("state", ({ detail }) => {
+      if (detail === "live") this.#swap();
+      if (detail === "closed") this.#settle((each) => each.position); // no word will come
+    });
     this.#sub.addEventListener("gap", ({ detail }) => {
       if (detail.action !== "reload") return;
       this.#next = new Map();
@@ -1322,7 +1365,7 @@ export class Store extends EventTarget {
   get value() {
     if (this.#value) return this.#value;
     const value = new Map(this.#confirmed);
-    for (const [channel, changes] of this.#pending) for (const { event } of changes) this.#apply(value, channel, event);
+    for (const { channel, event } of this.#pending) this.#apply(value, channel, event);
     return (this.#value = value);
   }
 
@@ -1332,24 +1375,22 @@ export class Store extends EventTarget {
 
   /** Whether the value of a channel still waits for the broker's word. */
   pending(channel) {
-    return this.#pending.has(this.#full(channel));
+    return this.#pending.some((each) => this.#full(each.channel) === this.#full(channel));
   }
 
   /** Shows the change at once and publishes it. Rejects, with the change taken back, when it did not come about. */
   async put(channel, event, { id = typeof event?.id === "string" ? event.id : random(), timeout = this.#timeout } = {}) {
-    const name = this.#full(channel);
-    const change = { id, event };
-    this.#pending.set(name, [...(this.#pending.get(name) ?? []), change]);
+    const change = { id, channel, event };
+    this.#pending.push(change);
     this.#changed();
     try {
       const done = await this.#client.publish(channel, event, { id, timeout });
       change.position = done.position;
-      if (!done.position) this.#apply(this.#confirmed, name, event); // a live channel: nothing else confirms it
-      if (!done.position || passed(done.position, this.#sub.position)) this.#settle(name, (each) => each === change);
+      if (!done.position) this.#apply(this.#confirmed, channel, event); // a live channel: nothing else confirms it
       return done;
-    } catch (error) {
-      this.#settle(name, (each) => each === change);
-      throw error;
+    } finally {
+      const waits = change.position && this.#sub.state !== "closed" && this.#sub.covers(this.#full(channel));
+      if (!waits || passed(change.position, this.#sub.position)) this.#settle((each) => each === change);
     }
   }
 
@@ -1365,15 +1406,20 @@ export class Store extends EventTarget {
     return expand(channel, this.#client.status.private);
   }
 
-  #apply(map, channel, event) {
-    if (event === null) map.delete(channel);
-    else map.set(channel, this.#reduce(map.get(channel), event));
+  #apply(map, name, event) {
+    const channel = this.#full(name); // known only once there was a connection
+    try {
+      if (event === null) map.delete(channel);
+      else map.set(channel, this.#reduce(map.get(channel), event));
+    } catch (error) {
+      queueMicrotask(() => { throw error; }); // reported, as one of a listener is
+    }
   }
 
   #take({ channel, event, position }) {
     this.#apply(this.#confirmed, channel, event);
     if (this.#next) this.#apply(this.#next, channel, event);
-    this.#settle(channel, (each) => each.id === event?.id || (each.position && passed(each.position, position)));
+    this.#settle((each) => each.id === event?.id || (each.position && passed(each.position, position)));
   }
 
   /** The snapshot is complete: what was not in it has gone. */
@@ -1382,16 +1428,12 @@ export class Store extends EventTarget {
     this.#confirmed = this.#next;
     this.#next = undefined;
     this.#ready = true;
-    for (const name of [...this.#pending.keys()])
-      this.#settle(name, ({ position }) => position && passed(position, this.#sub.position));
-    this.#changed();
+    this.#settle(({ position }) => position && passed(position, this.#sub.position));
     emit(this, "ready");
   }
 
-  #settle(channel, done) {
-    const left = this.#pending.get(channel)?.filter((each) => !done(each));
-    if (left?.length) this.#pending.set(channel, left);
-    else this.#pending.delete(channel);
+  #settle(done) {
+    this.#pending = this.#pending.filter((each) => !done(each));
     this.#changed();
   }
 

@@ -12,10 +12,15 @@
  * as a whole (`useSyncExternalStore`), so no two of them ever show different states in one rendering.
  */
 
-import { createContext, createElement, useContext, useSyncExternalStore } from "react";
+import { createContext, createElement, useCallback, useContext, useMemo, useSyncExternalStore } from "react";
 
 const LINGER_MS = 500;
 const KEEP = 100;
+const IDLE = 50; // so many lists that nobody shows are kept for who comes back
+
+// What a server renders, and so what a page begins with that takes it over, however far the client is by then.
+const EMPTY = Object.freeze({ events: [], last: undefined, gap: undefined, state: "pending", error: undefined, unread: 0 });
+const CONNECTING = Object.freeze({ state: "connecting" });
 
 const Context = createContext(null);
 const feeds = new WeakMap(); // client → key → feed
@@ -32,12 +37,14 @@ export function useClient() {
 /** How the connection stands. */
 export function useConnection() {
   const client = useClient();
-  const listen = (listener) => {
-    client.addEventListener("status", listener);
-    return () => client.removeEventListener("status", listener);
-  };
-  const status = () => client.status;
-  return useSyncExternalStore(listen, status, status);
+  const listen = useCallback(
+    (listener) => {
+      client.addEventListener("status", listener);
+      return () => client.removeEventListener("status", listener);
+    },
+    [client],
+  );
+  return useSyncExternalStore(listen, () => client.status, () => CONNECTING);
 }
 
 /** What a subscription has brought, as one value for all who ask for the same. */
@@ -49,8 +56,8 @@ class Feed {
   #listeners = new Set();
   #subscription;
   #lingering;
-  #due;
-  value = Object.freeze({ events: [], last: undefined, gap: undefined, state: "pending", error: undefined, unread: 0 });
+  idle = false; // nobody has shown it for a while
+  value = EMPTY;
 
   constructor(client, channels, { keep = KEEP, ...options }) {
     this.#client = client;
@@ -67,8 +74,10 @@ class Feed {
       this.#listeners.delete(listener);
       if (this.#listeners.size) return;
       this.#lingering = setTimeout(() => {
-        this.#subscription?.close();
+        const subscription = this.#subscription;
         this.#subscription = undefined;
+        this.idle = true;
+        subscription.close();
       }, LINGER_MS);
     };
   };
@@ -80,6 +89,8 @@ class Feed {
     // Who comes back goes on from where the list ends.
     const options = position && !this.#options.snapshot ? { ...this.#options, since: undefined, last: undefined, position } : this.#options;
     const subscription = (this.#subscription = this.#client.subscribe(this.#channels, options));
+    this.idle = false;
+    if (this.value !== EMPTY) this.#say({ error: undefined, state: "pending" }); // it may be allowed by now
     let events = []; // of this turn
     subscription.addEventListener("event", ({ detail }) => {
       events.push(detail);
@@ -91,9 +102,8 @@ class Feed {
       });
     });
     subscription.addEventListener("gap", ({ detail }) => this.#say({ gap: detail }));
-    subscription.addEventListener("state", ({ detail }) => this.#say({ state: detail }));
+    subscription.addEventListener("state", ({ detail }) => subscription === this.#subscription && this.#say({ state: detail }));
     subscription.addEventListener("error", ({ detail }) => this.#say({ error: detail }));
-    subscription.addEventListener("end", () => subscription === this.#subscription && this.#say({ state: "closed" }));
   }
 
   get #last() {
@@ -118,10 +128,13 @@ function useFeed(channels, options) {
   const key = JSON.stringify([channels, options]);
   if (!feeds.has(client)) feeds.set(client, new Map());
   const known = feeds.get(client);
-  if (!known.has(key)) known.set(key, new Feed(client, channels, options));
-  const feed = known.get(key);
-  useSyncExternalStore(feed.listen, feed.get, feed.get);
-  return feed;
+  const feed = known.get(key) ?? new Feed(client, channels, options);
+  if (!known.has(key)) {
+    const idle = [...known].filter(([, each]) => each.idle).slice(0, -IDLE);
+    for (const [name] of idle) known.delete(name); // the oldest
+    known.set(key, feed);
+  }
+  return [feed, useSyncExternalStore(feed.listen, feed.get, () => EMPTY)];
 }
 
 /**
@@ -129,7 +142,7 @@ function useFeed(channels, options) {
  * `subscribe`, compared by their content.
  */
 export function useChannel(channels, options = {}) {
-  const { events, last, gap, state, error } = useFeed(channels, options).value;
+  const [, { events, last, gap, state, error }] = useFeed(channels, options);
   return { events, last, gap, state, error };
 }
 
@@ -138,7 +151,7 @@ export function useChannel(channels, options = {}) {
  * devices; without a cursor of that name the newest `keep` are there to begin with.
  */
 export function useNotifications({ channel = "me.notifications", durable = "notifications", keep = 50 } = {}) {
-  const feed = useFeed(channel, { durable: durable || undefined, last: keep, keep });
-  const { events, unread, state, error } = feed.value;
-  return { notifications: events.toReversed?.() ?? [...events].reverse(), unread, markRead: feed.markRead, state, error };
+  const [{ markRead }, { events, unread, state, error }] = useFeed(channel, { durable: durable || undefined, last: keep, keep });
+  const notifications = useMemo(() => [...events].reverse(), [events]);
+  return { notifications, unread, markRead, state, error };
 }

@@ -14,6 +14,7 @@ WebSocket.prototype.send = function (text) {
   send.call(this, text);
 };
 window.torn = 0;
+window.lists = new Set(); // of notifications
 
 const options = () => ({ last: 3, keep: 5 }); // another object in each rendering, as people write it
 
@@ -29,6 +30,7 @@ function Page() {
   const { notifications, unread, markRead } = useNotifications();
   const { error } = useChannel("users.somebody.else");
   const [shown, show] = useState(true);
+  lists.add(notifications);
   useLayoutEffect(() => {
     if (shown && document.getElementById("one").textContent !== document.getElementById("two").textContent) torn++;
   });

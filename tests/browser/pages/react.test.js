@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
+import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 
 import { build } from "esbuild";
@@ -98,6 +99,29 @@ test("notifications are unread until they are read, also for the next page", asy
   });
   assert.equal(await page.locator("#unread").textContent(), "1");
   await page.context().close();
+});
+
+test("a list that has not changed is the same list in each rendering", async () => {
+  const page = await open();
+  const counted = await page.evaluate(() => lists.size);
+  for (let i = 0; i < 4; i++) await page.locator("#toggle").click();
+  assert.equal(await page.evaluate(() => lists.size), counted);
+  await page.context().close();
+});
+
+test("what a server renders, and a page takes over, is the same however far the client is", async () => {
+  const contents = `
+    import { createElement as h } from "react";
+    import { renderToString } from "react-dom/server";
+    import { BrokerProvider, useChannel, useConnection } from "../../../broker/web/static/react.js";
+    const Page = () => useConnection().state + " " + useChannel("a").state;
+    export const render = (client) => renderToString(h(BrokerProvider, { client }, h(Page)));`;
+  const stdin = { contents, resolveDir: here(".") };
+  const built = await build({ stdin, bundle: true, write: false, format: "cjs", platform: "node", nodePaths: [here("../node_modules")] });
+  const module = { exports: {} };
+  new Function("module", "exports", "require", built.outputFiles[0].text)(module, module.exports, createRequire(import.meta.url));
+  const client = { status: { state: "open" }, subscribe: () => assert.fail("a server subscribes to nothing") };
+  assert.equal(module.exports.render(client), "connecting pending");
 });
 
 test("a refused channel is an error of its own component", async () => {

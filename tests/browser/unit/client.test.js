@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, test } from "node:test";
 
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+
 import { World, positions, record, settle } from "./fakes.js";
 
 let world;
@@ -134,7 +137,7 @@ describe("connecting", () => {
     let asked = 0;
     await world.connected({ token: () => `t${++asked}` });
     world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
-    await settle();
+    await world.clock.go(0);
     assert.deepEqual(world.socket.last("authenticate").payload, { token: "t2" });
   });
 
@@ -190,6 +193,80 @@ describe("connecting", () => {
     onmessage({ data: JSON.stringify({ type: "event", payload: { channel: "orders.1", position: "x-9", event: 1 } }) });
     assert.deepEqual(items, []);
     assert.equal(client.position, "x-1");
+  });
+
+  test("a client that is closed while its token is fetched connects no more", async () => {
+    let give;
+    const client = await world.client({ token: () => new Promise((resolve) => (give = resolve)) });
+    client.close();
+    give("t");
+    await world.clock.go(60_000);
+    assert.equal(world.sockets.length, 0);
+    assert.equal(client.status.state, "closed");
+  });
+
+  test("a client that is closed while it looks for the host tries no other transport", async () => {
+    let answer;
+    globalThis.fetch = (url) => (world.fetched.push(String(url)), new Promise((resolve) => (answer = resolve)));
+    const client = await world.client();
+    world.socket.cut();
+    await settle();
+    client.close();
+    answer(new Response(""));
+    await world.clock.go(60_000);
+    assert.equal(world.sockets.length, 1);
+    assert.equal(world.fetched.length, 1);
+  });
+
+  test("a client that is closed by who hears that it is open leaves no timer and asks for no token", async () => {
+    let asked = 0;
+    const client = await world.client({ token: () => `t${++asked}` });
+    client.addEventListener("status", ({ detail }) => detail.state === "open" && client.close());
+    world.socket.welcome();
+    await settle();
+    assert.equal(world.clock.timers.size, 0);
+    await world.clock.go(3_600_000);
+    assert.equal(asked, 1);
+  });
+
+  test("a client that is closed while it waits leaves no timer", async () => {
+    const client = await world.client();
+    world.socket.cut();
+    await settle();
+    assert.equal(client.status.state, "waiting");
+    client.close();
+    await settle();
+    assert.equal(world.clock.timers.size, 0);
+  });
+
+  test("a renewal that fails is tried again on the same link, and leaves no stale token behind", async () => {
+    const errors = [];
+    let asked = 0;
+    const client = await world.connected({
+      token: () => {
+        if (++asked === 2) throw new Error("503");
+        return `t${asked}`;
+      },
+    });
+    client.addEventListener("error", ({ detail }) => errors.push(detail.code));
+    world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
+    await world.clock.go(0);
+    assert.deepEqual(errors, ["token"]);
+    await world.clock.go(5_000);
+    assert.deepEqual(world.socket.last("authenticate").payload, { token: "t3" });
+    assert.equal(world.sockets.length, 1);
+  });
+
+  test("a token out of a cache, or one that expires at once, is not asked for again and again", async () => {
+    let asked = 0;
+    await world.connected({ token: () => (asked++, "the same") });
+    world.socket.onsent = ({ type }) => {
+      if (type === "ping") world.socket.say("pong");
+      if (type === "authenticate") world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
+    };
+    world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
+    await world.clock.go(20_000);
+    assert.equal(asked, 1 + 5);
   });
 
   test("disconnect keeps what connect goes on with; close ends it", async () => {
@@ -311,6 +388,69 @@ describe("choosing a transport", () => {
     assert.ok(world.fetched.some((url) => url.includes("/sse")));
   });
 
+  const http = (status, body) => {
+    globalThis.fetch = async (url) => {
+      world.fetched.push(String(url));
+      return new Response(body, { status: url.includes("/sse") ? status : 200 });
+    };
+  };
+
+  test("a refusal by what stands before the broker is no reason to stay away", async () => {
+    http(403, "<h1>Blocked</h1>");
+    const client = await world.client({ transports: ["sse"] });
+    await world.clock.go(60_000);
+    assert.ok(world.fetched.filter((url) => url.includes("/sse")).length > 3);
+    assert.notEqual(client.status.state, "closed");
+  });
+
+  test("a refusal by the broker itself is one", async () => {
+    http(403, JSON.stringify({ detail: "not for you", code: "forbidden" }));
+    const client = await world.client({ transports: ["sse"] });
+    await world.clock.go(1_000);
+    assert.deepEqual(client.status.error, { code: 403, message: "not for you" });
+  });
+
+  describe("what is remembered", () => {
+    const KEY = "broker http://broker.test";
+    let items;
+    beforeEach(() => {
+      items = new Map();
+      globalThis.localStorage = { getItem: (key) => items.get(key) ?? null, setItem: (key, value) => items.set(key, value) };
+    });
+    afterEach(() => delete globalThis.localStorage);
+
+    for (const garbage of ["", "}{", "sse", "sse soon", "fax 99999999999999"])
+      test(`${JSON.stringify(garbage)} is as good as nothing`, async () => {
+        items.set(KEY, garbage);
+        await world.connected();
+        assert.equal(world.sockets.length, 1);
+      });
+
+    test("is remembered for an hour, not for an hour after each connection", async () => {
+      const until = Date.now() + 1_000_000;
+      items.set(KEY, `sse ${until}`);
+      const said = (type, payload) => `data: ${JSON.stringify({ type, payload })}\n\n`;
+      const welcome = said("connection.authenticated", { tenant: "acme", user: "alice", private: "users.alice" });
+      const stream = () =>
+        new ReadableStream({
+          start(stream) {
+            stream.enqueue(new TextEncoder().encode(welcome));
+            setTimeout(() => stream.close(), 10_000);
+          },
+        });
+      globalThis.fetch = async () => new Response(stream());
+      await world.client();
+      await world.clock.go(100_000);
+      assert.equal(world.sockets.length, 0);
+      assert.equal(items.get(KEY), `sse ${until}`);
+      globalThis.fetch = async () => {
+        throw new TypeError("the network is down");
+      };
+      await world.clock.go(1_000_000);
+      assert.ok(world.sockets.length, "WebSocket has another chance");
+    });
+  });
+
   test("resumes and sends again what was not answered, also where there is no other transport", async () => {
     answering();
     const client = await world.client({ transports: ["websocket"] });
@@ -343,7 +483,7 @@ describe("resuming", () => {
     await cutAndBack();
     assert.equal(world.socket.count("subscribe"), 1);
     assert.deepEqual(world.socket.last("subscribe").payload, {
-      channel: ["orders.>", "me.inbox", "live.cursor"],
+      channel: ["orders.>", "users.alice.inbox", "live.cursor"],
       position: "x-9",
     });
   });
@@ -587,14 +727,14 @@ describe("subscriptions", () => {
     assert.deepEqual(world.socket.last("unsubscribe").payload, { channel: ["orders.>"] });
   });
 
-  test("closed before the answer came, it is unsubscribed from when it comes", async () => {
+  test("closed before the answer came, it is unsubscribed from, once", async () => {
     const client = await world.connected();
     const sub = client.subscribe("orders.>");
     await settle();
     sub.close();
-    const before = world.socket.count("unsubscribe");
     world.socket.subscribed("x-1");
-    assert.ok(world.socket.count("unsubscribe") > before);
+    assert.deepEqual(world.socket.last("unsubscribe").payload, { channel: ["orders.>"] });
+    assert.equal(world.socket.count("unsubscribe"), 1, "the broker does as it is told, in order");
   });
 
   test("a right that was taken away ends what stood on it", async () => {
@@ -606,6 +746,138 @@ describe("subscriptions", () => {
     sub.addEventListener("end", ({ detail }) => (fault = detail.code));
     world.socket.say("unsubscribed", { channel: "orders.>", code: "forbidden" });
     assert.equal(fault, "forbidden");
+  });
+
+  test("who leaves in the middle of an event takes it from nobody", async () => {
+    const client = await world.connected();
+    const [first, second] = [client.subscribe("orders.>"), client.subscribe("orders.*")];
+    const items = record(second);
+    await settle();
+    for (const { messageId } of world.socket.sent.filter(({ type }) => type === "subscribe"))
+      world.socket.say("subscribed", { channel: [], refused: [], position: "x-1", recovered: true, live: true }, messageId);
+    first.addEventListener("event", () => {
+      client.disconnect();
+      client.connect();
+    });
+    world.socket.event("orders.1", "x-2");
+    await settle();
+    world.socket.welcome();
+    await settle();
+    const asked = world.socket.sent.filter(({ type }) => type === "subscribe").map(({ payload }) => payload);
+    assert.deepEqual(asked, [{ channel: ["orders.>"], position: "x-2" }, { channel: ["orders.*"], position: "x-1" }]);
+    assert.deepEqual(items, []);
+  });
+
+  test("a start that cannot be had now holds up nobody of the same name", async () => {
+    const client = await world.connected();
+    const first = client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("x-1");
+    client.subscribe("orders.>", { last: 5 });
+    await settle();
+    const { messageId } = world.socket.last("subscribe");
+    world.socket.say("error", { code: "unavailable", message: "later", retryable: true, retry_after_ms: 1000 }, messageId);
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-1" });
+    world.socket.subscribed("x-1");
+    await settle();
+    assert.equal(first.state, "live");
+    await world.clock.go(1_500);
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], last: 5 });
+  });
+
+  test("one without a start does not take over the catch-up of another that is closed", async () => {
+    const client = await world.connected();
+    client.subscribe("other");
+    await settle();
+    world.socket.subscribed("x-9");
+    const first = client.subscribe("orders.>", { last: 5 });
+    await settle();
+    world.socket.subscribed("x-9", { live: false, catch_up: 1 });
+    client.subscribe("orders.>");
+    await settle();
+    const before = world.socket.sent.length;
+    first.close();
+    await settle();
+    assert.deepEqual(world.socket.sent.slice(before).map(({ type, payload }) => [type, payload.channel]), [
+      ["unsubscribe", ["orders.>"]],
+      ["subscribe", ["orders.>"]],
+    ]);
+  });
+
+  test("a durable subscription that begins again lets go of its name first", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>", { durable: "d" });
+    await settle();
+    world.socket.subscribed("x-1");
+    const before = world.socket.sent.length;
+    sub.restart();
+    await settle();
+    assert.deepEqual(world.socket.sent.slice(before).map(({ type }) => type), ["unsubscribe", "subscribe"]);
+  });
+
+  test("a gap in the catch-up of another neither comes nor sets back who is further", async () => {
+    const client = await world.connected();
+    const first = client.subscribe("orders.>");
+    const items = record(first);
+    await settle();
+    world.socket.subscribed("x-1");
+    world.socket.event("orders.1", "x-20");
+    client.subscribe("orders.>", { position: "x-1" });
+    await settle();
+    world.socket.subscribed("x-20", { live: false, catch_up: 1 });
+    world.socket.say("gap", { channel: ["orders.>"], reason: "trimmed", from: "x-1", to: "x-10", catch_up: 1 });
+    world.socket.event("orders.1", "x-20", {}, { catch_up: 1 });
+    assert.deepEqual(positions(items), ["x-20"]);
+  });
+
+  test("positions of two streams in one request: all that there is is asked for", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("y-30");
+    client.subscribe("orders.>", { position: "x-900" });
+    await settle();
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-0" });
+  });
+
+  test("a thousand that came and went leave nothing behind", async () => {
+    const client = await world.connected();
+    const gone = [];
+    const pass = async (i) => {
+      const sub = client.subscribe(`orders.${i}`, { last: 1 }, () => {});
+      await Promise.resolve();
+      world.socket.subscribed("x-1");
+      sub.close();
+      gone.push(new WeakRef(sub));
+    };
+    for (let i = 0; i < 1_000; i++) await pass(i);
+    world.socket.sent.length = 0;
+    setFlagsFromString("--expose_gc");
+    await new Promise((resolve) => world.clock.real.setTimeout(resolve, 0));
+    runInNewContext("gc")();
+    assert.equal(gone.filter((each) => each.deref()).length, 0);
+  });
+
+  test("`__proto__` and its like are names as any other", async () => {
+    const client = await world.connected();
+    const items = record(client.subscribe(["__proto__", "constructor.>"]));
+    await settle();
+    world.socket.subscribed("x-1");
+    world.socket.onmessage({
+      data: '{"type":"event","payload":{"channel":"__proto__","position":"x-2","event":{"__proto__":{"evil":1}}}}',
+    });
+    world.socket.event("constructor.prototype", "x-3");
+    assert.deepEqual(positions(items), ["x-2", "x-3"]);
+    assert.equal({}.evil, undefined);
+  });
+
+  test("a list of channels is ours, whatever becomes of the application's", async () => {
+    const client = await world.connected();
+    const channels = ["orders.>"];
+    const sub = client.subscribe(channels);
+    channels.push("audit.>");
+    assert.deepEqual(sub.channels, ["orders.>"]);
   });
 
   test("two starts are a mistake", async () => {
@@ -657,6 +929,60 @@ describe("iterating", () => {
     world.socket.say("subscription.live", { channel: ["orders.>"], position: "x-6", catch_up: 1 });
     for (let i = 0; i < 3; i++) taken.push(await take());
     assert.deepEqual(taken, ["x-1", "x-2", "x-3", "x-4", "x-5", "x-6"]);
+  });
+
+  test("can be left while it waits", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    const iterator = sub[Symbol.asyncIterator]();
+    const next = iterator.next();
+    assert.deepEqual(await iterator.return(), { done: true, value: undefined });
+    assert.deepEqual(await next, { done: true, value: undefined });
+    assert.equal(sub.state, "closed");
+  });
+
+  test("two loops share what comes, and both come to their end", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    const taken = [];
+    const loop = async () => {
+      for await (const { position } of sub) taken.push(position);
+    };
+    const loops = Promise.all([loop(), loop()]);
+    await settle();
+    world.socket.subscribed("x-1");
+    for (const position of ["x-2", "x-3", "x-4"]) world.socket.event("orders.1", position);
+    await settle();
+    sub.close();
+    await loops;
+    assert.deepEqual(taken.sort(), ["x-2", "x-3", "x-4"]);
+  });
+
+  test("what ends says so as its state, too", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    const states = [];
+    sub.addEventListener("state", ({ detail }) => states.push(detail));
+    await settle();
+    world.socket.subscribed("x-1");
+    sub.close();
+    sub.close();
+    assert.deepEqual(states, ["live", "closed"]);
+  });
+
+  test("one that pauses while it catches up holds up nobody of the same name", async () => {
+    const client = await world.connected();
+    client.subscribe("orders.>");
+    await settle();
+    world.socket.subscribed("x-9");
+    const sub = client.subscribe("orders.>", { last: 5, buffer: 1 });
+    sub[Symbol.asyncIterator]();
+    await settle();
+    world.socket.subscribed("x-9", { live: false, catch_up: 1 });
+    world.socket.event("orders.1", "x-5", {}, { catch_up: 1 });
+    await settle();
+    assert.equal(sub.state, "paused");
+    assert.deepEqual(world.socket.last("subscribe").payload, { channel: ["orders.>"], position: "x-9" });
   });
 
   test("leaving the loop closes the subscription", async () => {
@@ -764,6 +1090,40 @@ describe("publishing", () => {
     await assert.rejects(answer, { name: "BrokerError", code: "forbidden", message: "no" });
   });
 
+  test("an id of the application is never taken for one of ours", async () => {
+    const client = await world.connected();
+    const sub = client.subscribe("orders.>");
+    await settle();
+    const { messageId } = world.socket.last("subscribe");
+    const answer = client.publish("a", 1, { id: messageId });
+    const sent = world.socket.last("publish");
+    assert.notEqual(sent.messageId, messageId);
+    world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, sent.messageId);
+    await assert.rejects(answer, { code: "forbidden" });
+    assert.equal(sub.state, "pending");
+  });
+
+  test("an id that is too long for the broker is refused, and not waited for", async () => {
+    const client = await world.connected();
+    const answer = client.publish("a", 1, { id: "x".repeat(65) });
+    const { messageId } = world.socket.last("publish");
+    assert.ok(messageId.length <= 64, "a message whose messageId cannot be read has no answer");
+    world.socket.say("error", { code: "bad_message", message: "payload.id", retryable: false }, messageId);
+    await assert.rejects(answer, { code: "bad_message" });
+  });
+
+  test("a refusal that comes after the time-out is nobody's", async () => {
+    const client = await world.connected();
+    const errors = [];
+    client.addEventListener("error", ({ detail }) => errors.push(detail));
+    const rejected = assert.rejects(client.publish("a", 1, { timeout: 300 }), { code: "timeout" });
+    const { messageId } = world.socket.last("publish");
+    await world.clock.go(300);
+    await rejected;
+    world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, messageId);
+    assert.deepEqual(errors, []);
+  });
+
   test("one that is too large for the broker is given up; the others go out again", async () => {
     const client = await world.connected();
     const large = assert.rejects(client.publish("a", "x".repeat(70_000)), { code: "too_large" });
@@ -831,6 +1191,55 @@ describe("acknowledging", () => {
     const { payload, messageId } = world.socket.last("acknowledge");
     world.socket.say("acknowledged", payload, messageId);
     assert.equal(await answer, "x-4");
+  });
+
+  test("one at a time is under way, the newest stands for all that wait, and each is answered", async () => {
+    const sub = await durable();
+    for (const position of ["x-4", "x-5", "x-6"]) world.socket.event("orders.1", position);
+    const answers = ["x-4", "x-6", "x-5"].map((position) => sub.acknowledge(position));
+    await settle();
+    const sent = () => world.socket.sent.filter(({ type }) => type === "acknowledge");
+    assert.deepEqual(sent().map(({ payload }) => payload.position), ["x-4"]);
+    world.socket.say("acknowledged", sent()[0].payload, sent()[0].messageId);
+    assert.deepEqual(sent().map(({ payload }) => payload.position), ["x-4", "x-6"]);
+    world.socket.say("acknowledged", sent()[1].payload, sent()[1].messageId);
+    assert.deepEqual(await Promise.all(answers), ["x-4", "x-6", "x-6"]);
+  });
+
+  test("those that a cut left unanswered are all settled by the next", async () => {
+    const sub = await durable();
+    world.socket.event("orders.1", "x-4");
+    world.socket.event("orders.1", "x-5");
+    const answers = [sub.acknowledge("x-4"), sub.acknowledge("x-5")];
+    await cutAndBack();
+    world.socket.subscribed("x-5");
+    await settle();
+    const { payload, messageId } = world.socket.last("acknowledge");
+    assert.equal(payload.position, "x-5");
+    world.socket.say("acknowledged", payload, messageId);
+    assert.deepEqual(await Promise.all(answers), ["x-5", "x-5"]);
+  });
+
+  test("one that cannot be stored now is sent again, with what came meanwhile", async () => {
+    const sub = await durable();
+    const first = sub.acknowledge("x-2");
+    const { messageId } = world.socket.last("acknowledge");
+    world.socket.say("error", { code: "unavailable", message: "", retryable: true, retry_after_ms: 1000 }, messageId);
+    const second = sub.acknowledge("x-3");
+    await world.clock.go(1_000);
+    const { payload, messageId: again } = world.socket.last("acknowledge");
+    assert.equal(payload.position, "x-3");
+    world.socket.say("acknowledged", payload, again);
+    assert.deepEqual(await Promise.all([first, second]), ["x-3", "x-3"]);
+  });
+
+  test("one that can no longer be sent is rejected, not left waiting", async () => {
+    const sub = await durable();
+    world.socket.cut();
+    await settle();
+    const answer = sub.acknowledge("x-3");
+    sub.close();
+    await assert.rejects(answer, { code: "closed" });
   });
 
   test("needs a durable subscription", async () => {

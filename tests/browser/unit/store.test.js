@@ -28,8 +28,8 @@ const opened = async (options, events = START) => {
 
 const shown = (store) => Object.fromEntries(store.value);
 const published = (position, payload = {}) => {
-  const { messageId } = world.socket.last("publish");
-  world.socket.say("published", { id: messageId, position, ...payload }, messageId);
+  const { messageId, payload: asked } = world.socket.last("publish");
+  world.socket.say("published", { id: asked.id, position, ...payload }, messageId);
 };
 const refuse = () => world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, world.socket.last("publish").messageId);
 
@@ -189,4 +189,95 @@ test("after a cut it stays as it was, and goes on", async () => {
   world.socket.subscribed("x-2");
   world.socket.event("state.a", "x-3", 3);
   assert.deepEqual(shown(store), { "state.a": 3, "state.b": 2 });
+});
+
+test("a change before there is a connection is of `me` all the same", async () => {
+  const client = await world.client();
+  const store = new Store(client, "me.>", { timeout: 60_000 });
+  store.put("me.theme", "dark").catch(() => {});
+  assert.equal(store.get("me.theme"), "dark");
+  world.socket.welcome();
+  await settle();
+  await snapshot([], "x-2");
+  published("x-3");
+  await settle();
+  assert.equal(store.pending("me.theme"), true);
+  world.socket.event("users.alice.theme", "x-3", "dark");
+  assert.equal(store.pending("me.theme"), false);
+  assert.deepEqual(shown(store), { "users.alice.theme": "dark" });
+});
+
+test("a change of a channel that the store does not follow waits for no event", async () => {
+  const store = await opened();
+  const put = store.put("other.a", 1);
+  published("x-3");
+  await put;
+  assert.deepEqual([store.pending("other.a"), store.get("other.a")], [false, undefined]);
+});
+
+test("a change whose store is refused or closed waits for no event", async () => {
+  const store = await opened();
+  const put = store.put("state.a", 10);
+  published("x-3");
+  await put;
+  assert.equal(store.pending("state.a"), true);
+  store.close();
+  assert.equal(store.pending("state.a"), false);
+  const late = store.put("state.a", 11);
+  published("x-4");
+  await late;
+  assert.equal(store.pending("state.a"), false);
+});
+
+test("a removal that a new snapshot leaves out is confirmed by it", async () => {
+  const store = await opened();
+  store.remove("state.a").catch(() => {});
+  world.socket.say("gap", { channel: "state.>", reason: "trimmed" });
+  published("x-3");
+  await settle();
+  await snapshot([["state.b", "x-2", 2]], "x-3", 2);
+  assert.equal(store.pending("state.a"), false);
+});
+
+test("the event of a change that was taken back counts when it comes after all", async () => {
+  const store = await opened({ timeout: 400 });
+  const rejected = assert.rejects(store.put("state.c", 3, { id: "e1" }), { code: "timeout" });
+  await world.clock.go(400);
+  await rejected;
+  world.socket.event("state.c", "x-3", 3);
+  assert.deepEqual([store.get("state.c"), store.pending("state.c")], [3, false]);
+});
+
+test("the same change twice is published once, and both are settled", async () => {
+  const store = await opened();
+  const puts = [store.put("state.a", { id: "e1" }), store.put("state.a", { id: "e1" })];
+  assert.equal(world.socket.count("publish"), 1);
+  published("x-3");
+  await Promise.all(puts);
+  world.socket.event("state.a", "x-3", { id: "e1" });
+  assert.equal(store.pending("state.a"), false);
+});
+
+test("a `reduce` that throws is reported, changes nothing, and holds nothing up", async () => {
+  const reported = [];
+  const listen = (error) => reported.push(error.message);
+  const before = process.listeners("uncaughtException");
+  process.removeAllListeners("uncaughtException");
+  process.on("uncaughtException", listen);
+  const reduce = (_, event) => {
+    if (event === "bad") throw new Error("bad");
+    return event;
+  };
+  const store = await opened({ reduce });
+  const put = store.put("state.a", "bad", { id: "e1" });
+  assert.equal(store.get("state.a"), 1);
+  published("x-3");
+  await put;
+  world.socket.event("state.a", "x-3", "bad");
+  world.socket.event("state.b", "x-4", 9);
+  assert.deepEqual([store.pending("state.a"), shown(store)], [false, { "state.a": 1, "state.b": 9 }]);
+  await new Promise((resolve) => world.clock.real.setTimeout(resolve, 0));
+  process.off("uncaughtException", listen);
+  for (const each of before) process.on("uncaughtException", each);
+  assert.ok(reported.includes("bad"));
 });
