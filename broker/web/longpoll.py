@@ -11,116 +11,34 @@ import hashlib
 import hmac
 import math
 import secrets
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import msgspec
 import trio
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
 from broker.errors import CloseCode, Unavailable
-from broker.web.problems import JSON, Refused, Response
-from broker.web.queries import NO_CHANNEL
+from broker.web.polls import Ask, Gathered, Polled, lag, payload
+from broker.web.problems import JSON, Response
 from broker.web.refusals import refused, told
-from broker.wire import codec, frames, messages, sse
-from broker.wire.codec import nearest
+from broker.wire import frames, messages, sse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
 SESSION_SECONDS = 60.0  # without a poll
 DOT = "."  # between a session's id and the count of answers behind it
-STARTS = ("since", "last", "snapshot", "durable")
 ANSWER_BYTES = 64 * 1024  # an answer that has so much is given; what is beyond it waits for the next poll
-LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
 CATCH_UP_SECONDS = 5.0  # which a poll waits for what there is already, whatever it asked for
-
-
-@attrs.frozen(kw_only=True)
-class Ask:
-    """What a poll asks for, with the `session` and `position` of the newest answer; a start only at first.
-
-    It waits at most `wait` seconds for an event. `tenant` is for monitoring tokens, and may stand in the
-    address instead.
-    """
-
-    channels: Annotated[list[str], msgspec.Meta(min_length=1)]
-    tenant: str | None = None
-    session: str | None = None
-    position: str | None = None
-    since: str | None = None
-    last: int | None = None
-    snapshot: bool | None = None
-    durable: str | None = None
-    lag: str | None = None
-    wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
-
-    @property
-    def start(self) -> dict[str, Any]:
-        """Where to begin, as in a `subscribe` message: a client that comes back says by a position where."""
-        names = STARTS if self.position is None else ("position",)
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
-
-NAMES = tuple(field.name for field in attrs.fields(Ask))
-PARAMETERS = tuple(
-    name for name in NAMES if name not in ("channels", "tenant")
-)  # of a query, beside `channel`
 
 
 def find(sessions: Mapping[str, PollTransport], called: str | None) -> PollTransport | None:
     """The session of that name, old or new, unless it has ended."""
     session = sessions.get((called or "").partition(DOT)[0])
     return None if session is None or session.ended else session
-
-
-def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
-    """Raises `Refused`."""
-    if not query.get("channel"):
-        raise Refused(400, NO_CHANNEL)
-    given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
-    return converted(given | {"channels": list(query.get("channel", ()))}, strict=False)
-
-
-def from_body(body: bytes) -> Ask:
-    """Raises `Refused`."""
-    try:
-        given = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
-        raise Refused(400, 'The body is no JSON object: {"channels": […], "position": …, "wait": …}.')
-    return converted(given, strict=True)
-
-
-def converted(given: dict[str, Any], *, strict: bool) -> Ask:
-    for name in given:
-        if name not in NAMES:
-            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, NAMES)}")
-    try:
-        return msgspec.convert(given, type=Ask, strict=strict)
-    except msgspec.ValidationError as error:
-        raise Refused(400, f"{error}.".replace("`$.", "`")) from None
-
-
-@attrs.frozen(kw_only=True)
-class Polled:
-    """What a poll is answered: the payloads of events and gaps, and what to send back with the next one.
-
-    There is no `position` while a snapshot is under way. `recovered` false: events that could have matched
-    are gone. `refused`: channels that are not subscribed, or not any more. With `reconnect_after_ms` this
-    broker is about to stop.
-    """
-
-    session: str
-    events: list[msgspec.Raw]
-    gaps: list[msgspec.Raw]
-    position: str | UnsetType = UNSET
-    recovered: bool
-    refused: list[Any] | UnsetType = UNSET
-    reconnect_after_ms: int | UnsetType = UNSET
 
 
 class Heard(msgspec.Struct, rename="camel"):
@@ -142,44 +60,7 @@ class Failed(Exception):
         self.response = response
 
 
-def channel_of(event: msgspec.Raw) -> str:
-    channel: str = msgspec.json.decode(event)["channel"]
-    return channel
-
-
 heard = msgspec.json.Decoder(Heard)
-payload = msgspec.json.Decoder(sse.Payload)
-
-
-@attrs.define(eq=False)
-class Gathered:
-    """What the next answer will hold."""
-
-    events: list[msgspec.Raw] = attrs.Factory(list)
-    gaps: list[msgspec.Raw] = attrs.Factory(list)
-    refused: list[Any] = attrs.Factory(list)
-    recovered: bool = True
-
-    def __bool__(self) -> bool:
-        """Whether anything would be missing without it."""
-        return bool(self.events or self.gaps or self.refused) or not self.recovered
-
-    def restart(self) -> None:
-        """What is stored comes anew, from an earlier position; what is live does not."""
-        self.events = [each for each in self.events if payload.decode(each).position is None]
-        self.gaps = [each for each in self.gaps if payload.decode(each).to is None]
-
-    def keep(self, patterns: Iterable[str]) -> None:
-        """The client asks for nothing else any more."""
-        self.events = [
-            each
-            for each in self.events
-            if any(subjects.covers(pattern, channel_of(each)) for pattern in patterns)
-        ]
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.events))
 
 
 @attrs.define(eq=False)
@@ -193,6 +74,8 @@ class PollTransport:
     sessions: dict[str, PollTransport]
     id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
     turns: int = 0  # answers that no position tells from the one before
+    live_alone: bool = False  # is all that the newest answer had
+    missed: list[str] = attrs.Factory(list)  # live channels whose events were in an answer that got lost
     mark: bytes = b""  # of the token that its connection has
     tenant: str | None = None  # that was asked for with it
     talking: trio.Lock = attrs.Factory(trio.Lock)
@@ -316,11 +199,23 @@ class PollTransport:
         self.room = reply.field("private").split(".")[1]
         self.mark, self.tenant = mark, tenant
 
+    def lost(self, ask: Ask) -> bool:
+        """Whether the newest answer has not arrived, and what was in it is to come again."""
+        if ask.position not in (None, self.stands):
+            return True
+        if ask.session == self.called:
+            return False
+        if self.live_alone and ask.position is not None:
+            # Nothing of it is kept. To be told when there is something to tell: a client that goes by the
+            # first name for ever would get answer upon answer otherwise.
+            self.missed = sorted(filter(subjects.is_live, self.held))
+            return False
+        return True
+
     async def tune(self, ask: Ask) -> str | None:
         """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
         asked = (*ask.channels, ask.lag)
-        here = ask.position in (None, self.stands) and ask.session == self.called
-        lost = self.asked is not None and not here  # the newest answer has not arrived
+        lost = self.asked is not None and self.lost(ask)
         # Who was told a position, and names a start in its place, begins once more.
         anew = bool(self.stands and ask.start and ask.position is None)
         if asked == self.asked and not (lost or anew):
@@ -368,8 +263,7 @@ class PollTransport:
         if not known and ask.session is not None and not start:
             self.gathered.recovered = False  # nobody knows what came since
         if again:  # live events of a lost answer are gone
-            gap = messages.Gap(channel=messages.named(again), reason="lag")
-            self.gathered.gaps.append(msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap))))
+            self.gathered.gaps.append(lag(again))
         self.stands = None if self.place.unfinished else reply.field("position")
         return reply
 
@@ -393,8 +287,12 @@ class PollTransport:
         if self.error is not None:
             return told(self.error)
         gathered, self.gathered = self.gathered, Gathered()
+        if self.missed:
+            gathered.gaps.insert(0, lag(self.missed))
+            self.missed = []
         before, self.stands, self.size = self.stands, self.place.position, len(self.buffer)
         self.turns += bool(gathered) and (before is None or self.stands in (None, before))
+        self.live_alone = before == self.stands and gathered.live_alone
         return self.document(gathered, self.stands, self.called)
 
     def document(self, gathered: Gathered, position: str | None, called: str) -> Response:
@@ -411,10 +309,10 @@ class PollTransport:
 
     # --- the conversation between the two -----------------------------------------------------------
 
-    async def request(self, kind: str, payload: dict[str, Any]) -> Heard:
+    async def request(self, kind: str, wish: dict[str, Any]) -> Heard:
         """Says something to the connection, and waits for the reply. Raises `Failed`."""
         self.count += 1
-        message = {"type": kind, "payload": payload, "messageId": str(self.count)}
+        message = {"type": kind, "payload": wish, "messageId": str(self.count)}
         self.said.append(msgspec.json.encode(message))
         self.changed.unpark_all()
         while True:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 
-from broker.web import longpoll, posts, sse
+from broker.web import polls, posts, sse
 from broker.web.problems import PROBLEM, Problem
 from broker.web.schemas import reference
 from broker.wire import messages as m
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from broker.web.schemas import Document
 
-KINDS = (longpoll.Ask, longpoll.Polled, Problem)
+KINDS = (polls.Ask, polls.Polled, Problem)
 # A stream's client says nothing: it hears all but what answers the messages that it cannot send.
 STREAMED = [
     kind
@@ -101,7 +101,7 @@ def table(components: Mapping[str, Document]) -> list[Operation]:
         Operation(
             method="GET",
             path="/poll",
-            query=query(longpoll.PARAMETERS, "Ask"),
+            query=query(polls.PARAMETERS, "Ask"),
             request="request",
             replies=["polled"],
         ),

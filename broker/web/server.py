@@ -14,7 +14,7 @@ import trio
 from broker.actors.boundary import Boundary
 from broker.actors.transport import Hello, LinkLost
 from broker.errors import BrokerError
-from broker.web import heads, longpoll, origins, posts, proxies, proxy_protocol, queries, sse, upgrade
+from broker.web import heads, longpoll, origins, polls, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
 from broker.web.longpoll import PollTransport
 from broker.web.pages import Exchange, check, health, respond, revalidated
@@ -177,13 +177,13 @@ class PublicPort:
     async def polled(self, link: Link, request: Request, trailing: bytes) -> Response:
         """`GET` and `POST /poll`."""
         in_query = request.method == "GET"
-        names, repeated = (longpoll.PARAMETERS, ("channel",)) if in_query else ((), ())
+        names, repeated = (polls.PARAMETERS, ("channel",)) if in_query else ((), ())
         query = queries.fields(request.query, names, repeated=repeated)
         token, tenant = credentials(request, query, query_token=self.server.query_token)
         if in_query:
-            ask = longpoll.from_query(query)
+            ask = polls.from_query(query)
         else:
-            ask = longpoll.from_body(await self.body(link, request, trailing))
+            ask = polls.from_body(await self.body(link, request, trailing))
         tenant = ask.tenant if tenant is None else tenant
         session = longpoll.find(self.polls, ask.session) or self.begin_session(link, tenant)
         response = None

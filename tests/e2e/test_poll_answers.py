@@ -158,3 +158,15 @@ async def test_a_lost_answer_that_moved_no_position(broker: Broker, publisher: R
     numbers = [each["event"] for each in alice.events]
     assert (numbers[0], 1 in numbers) == (0, False)
     assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
+
+
+async def test_a_client_that_goes_by_the_first_name(broker: Broker, publisher: RawNats) -> None:
+    """It gets its live events all the same, one answer for each, and is told that some may be missing."""
+    alice = poller(broker, "a", "live.x")
+    first = (await alice.poll())["session"]
+    for number in range(4):
+        await publisher.publish("live.acme.x", b"%d" % number)
+        alice.session = first
+        answer = await alice.poll(20)
+        assert [each["event"] for each in answer["events"]] == [number]
+        assert [gap["reason"] for gap in answer["gaps"]] == ["lag"] * (number > 0)

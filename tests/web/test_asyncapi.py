@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from broker.errors import CloseCode
 from broker.subjects import Names
-from broker.web import asyncapi, longpoll, posts, queries, server, sse
+from broker.web import asyncapi, polls, posts, queries, server, sse
 from broker.web.problems import Refused
 from broker.wire import codec, frames
 from broker.wire import messages as m
@@ -139,9 +139,9 @@ def test_what_clients_may_send(attempt: dict[str, Any]) -> None:
 
 
 @st.composite
-def polls(draw: st.DrawFn) -> Any:
+def bodies(draw: st.DrawFn) -> Any:
     """Bodies of polls: right, nearly right, and wrong."""
-    hints = get_type_hints(longpoll.Ask, include_extras=True)
+    hints = get_type_hints(polls.Ask, include_extras=True)
     known = {name: values(hint) for name, hint in hints.items()}
     known |= {"lag": st.none() | st.sampled_from(get_args(m.Lag)), "wait": NUMBERS | st.integers(-1, 61)}
     channels = {"channels": known.pop("channels")}
@@ -151,11 +151,11 @@ def polls(draw: st.DrawFn) -> Any:
     return draw(st.sampled_from([chosen, chosen | wrong, wrong, list(wrong)]))
 
 
-@given(body=polls())
+@given(body=bodies())
 def test_what_a_poll_may_be(body: Any) -> None:
     """The broker reads the body of a poll exactly when it is as described."""
     try:
-        longpoll.from_body(json.dumps(body).encode())
+        polls.from_body(json.dumps(body).encode())
     except Refused:
         read = False
     else:
@@ -175,14 +175,14 @@ def test_requests_are_those_of_the_port() -> None:
         described_pages.setdefault(path, set()).add(binding["method"])
         known = {
             "get_sse": {"channel", *sse.PARAMETERS},
-            "get_poll": {"channel", *longpoll.PARAMETERS},
+            "get_poll": {"channel", *polls.PARAMETERS},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
     pages = {path: {*methods} - {"OPTIONS"} for path, methods in server.PAGES.items()}
     assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws", *server.HEALTH}}
     subscribe = {field.name for field in attrs.fields(m.Subscribe)}
     assert {"channel", *sse.PARAMETERS} == subscribe
-    assert {"channels", *subscribe} - {"channel"} == set(longpoll.NAMES) - {"tenant", "session", "wait"}
+    assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}
     for path, page in posts.PAGES.items():
         reply = operations[f"post_{path.removeprefix('/')}"]["reply"]["messages"]
         status = [described.resolved(each)["bindings"]["http"].get("statusCode") for each in reply]

@@ -23,7 +23,7 @@ import trio
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from broker.web import longpoll
+from broker.web import polls
 from broker.web.longpoll import PollTransport
 from tests.support.scripted import ScriptedBus, ScriptedVerifier, until_let_in
 
@@ -53,7 +53,7 @@ class Port:
     polls: dict[str, PollTransport] = attrs.Factory(dict)
 
     async def poll(self, user: str, given: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        ask = longpoll.converted(given, strict=True)
+        ask = polls.converted(given, strict=True)
         session = self.polls.get(ask.session or "")
         if session is None or session.ended:
             session = PollTransport(self.polls)

@@ -1,0 +1,150 @@
+"""What a poll asks for, and what it is answered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import attrs
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from broker import subjects
+from broker.web.problems import Refused
+from broker.web.queries import NO_CHANNEL
+from broker.wire import codec, messages, sse
+from broker.wire.codec import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+STARTS = ("since", "last", "snapshot", "durable")
+LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
+payload = msgspec.json.Decoder(sse.Payload)
+
+
+@attrs.frozen(kw_only=True)
+class Ask:
+    """What a poll asks for, with the `session` and `position` of the newest answer; a start only at first.
+
+    It waits at most `wait` seconds for an event. `tenant` is for monitoring tokens, and may stand in the
+    address instead.
+    """
+
+    channels: Annotated[list[str], msgspec.Meta(min_length=1)]
+    tenant: str | None = None
+    session: str | None = None
+    position: str | None = None
+    since: str | None = None
+    last: int | None = None
+    snapshot: bool | None = None
+    durable: str | None = None
+    lag: str | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """Where to begin, as in a `subscribe` message: a client that comes back says by a position where."""
+        names = STARTS if self.position is None else ("position",)
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+NAMES = tuple(field.name for field in attrs.fields(Ask))
+PARAMETERS = tuple(
+    name for name in NAMES if name not in ("channels", "tenant")
+)  # of a query, beside `channel`
+
+
+def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
+    """Raises `Refused`."""
+    if not query.get("channel"):
+        raise Refused(400, NO_CHANNEL)
+    given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
+    return converted(given | {"channels": list(query.get("channel", ()))}, strict=False)
+
+
+def from_body(body: bytes) -> Ask:
+    """Raises `Refused`."""
+    try:
+        given = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        given = None
+    if not isinstance(given, dict):
+        raise Refused(400, 'The body is no JSON object: {"channels": […], "position": …, "wait": …}.')
+    return converted(given, strict=True)
+
+
+def converted(given: dict[str, Any], *, strict: bool) -> Ask:
+    for name in given:
+        if name not in NAMES:
+            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, NAMES)}")
+    try:
+        return msgspec.convert(given, type=Ask, strict=strict)
+    except msgspec.ValidationError as error:
+        raise Refused(400, f"{error}.".replace("`$.", "`")) from None
+
+
+@attrs.frozen(kw_only=True)
+class Polled:
+    """What a poll is answered: the payloads of events and gaps, and what to send back with the next one.
+
+    There is no `position` while a snapshot is under way. `recovered` false: events that could have matched
+    are gone. `refused`: channels that are not subscribed, or not any more. With `reconnect_after_ms` this
+    broker is about to stop.
+    """
+
+    session: str
+    events: list[msgspec.Raw]
+    gaps: list[msgspec.Raw]
+    position: str | UnsetType = UNSET
+    recovered: bool
+    refused: list[Any] | UnsetType = UNSET
+    reconnect_after_ms: int | UnsetType = UNSET
+
+
+@attrs.define(eq=False)
+class Gathered:
+    """What the next answer will hold."""
+
+    events: list[msgspec.Raw] = attrs.Factory(list)
+    gaps: list[msgspec.Raw] = attrs.Factory(list)
+    refused: list[Any] = attrs.Factory(list)
+    recovered: bool = True
+
+    def __bool__(self) -> bool:
+        """Whether anything would be missing without it."""
+        return bool(self.events or self.gaps or self.refused) or not self.recovered
+
+    @property
+    def live_alone(self) -> bool:
+        """Whether nothing that is said here is about stored channels; their events move a position."""
+        gaps = (channels_of(each) for each in self.gaps)
+        return self.recovered and not self.refused and all(all(map(subjects.is_live, each)) for each in gaps)
+
+    def restart(self) -> None:
+        """What is stored comes anew, from an earlier position; what is live does not."""
+        self.events = [each for each in self.events if payload.decode(each).position is None]
+        self.gaps = [each for each in self.gaps if payload.decode(each).to is None]
+
+    def keep(self, patterns: Iterable[str]) -> None:
+        """The client asks for nothing else any more."""
+        self.events = [
+            each
+            for each in self.events
+            if any(subjects.covers(pattern, *channels_of(each)) for pattern in patterns)
+        ]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.events))
+
+
+def lag(channels: Sequence[str]) -> msgspec.Raw:
+    """That live events of these channels may be lost."""
+    gap = messages.Gap(channel=messages.named(channels), reason="lag")
+    return msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap)))
+
+
+def channels_of(given: msgspec.Raw) -> list[str]:
+    """Of an event, which has one, or a gap."""
+    channel = msgspec.json.decode(given)["channel"]
+    return channel if isinstance(channel, list) else [channel]
