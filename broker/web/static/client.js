@@ -760,11 +760,14 @@ export class Client extends EventTarget {
       if (!error.retryable) return mine.forEach((record) => this.#end(record, error));
       const wait = (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS;
       for (const record of mine) {
-        record.later = Date.now() + wait;
+        record.later = true;
         this.#turn(record, NEW);
       }
       this.#askAll(); // whoever waited for these
-      setTimeout(() => this.#askAll(), wait);
+      setTimeout(() => {
+        for (const record of mine) record.later = false;
+        this.#askAll();
+      }, wait);
     } else if (entry) {
       if (!error.retryable) return this.#settle(id, error);
       entry.sent = undefined;
@@ -796,7 +799,7 @@ export class Client extends EventTarget {
   #askAll() {
     if (!this.#link) return;
     for (const record of [...this.#records].sort((a, b) => b.was - a.was))
-      if (record.state === NEW && this.#records.has(record) && !(record.later > Date.now())) this.#ask(record);
+      if (record.state === NEW && this.#records.has(record) && !record.later) this.#ask(record);
   }
 
   /**

@@ -28,7 +28,7 @@ export class Clock {
     globalThis.setTimeout = (then, ms = 0) => this.add(then, ms);
     globalThis.clearTimeout = globalThis.clearInterval = (id) => this.timers.delete(id);
     globalThis.setInterval = (then, ms) => this.add(then, ms, ms);
-    Date.now = () => this.now;
+    Date.now = () => Math.floor(this.now);
   }
 
   uninstall() {
@@ -37,8 +37,9 @@ export class Clock {
     Date.now = now;
   }
 
+  /** Whole milliseconds, as in a browser: a timer may fire before the fraction has passed. */
   add(then, ms, every) {
-    this.timers.set(++this.count, { at: this.now + (Number.isFinite(ms) ? Math.max(ms, 0) : 0), then, every });
+    this.timers.set(++this.count, { at: this.now + (Number.isFinite(ms) ? Math.max(Math.trunc(ms), 0) : 0), then, every });
     return this.count;
   }
 
