@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+FAILED = problem(500, "This failed; the broker's log says why.")
 SEND_SECONDS = 10.0
 FILES = 16  # kept as they are sent
 ZIPPED = re.compile(
@@ -89,7 +90,7 @@ class Exchange:
 
     peer: str
     event: str
-    response: Response | None = attrs.Factory(lambda: problem(500, "This failed; the broker's log says why."))
+    response: Response | None = FAILED
     lost: bool = False
 
     def link_lost(self) -> None:
