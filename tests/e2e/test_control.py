@@ -147,7 +147,6 @@ async def test_a_ban_that_was_made_while_nats_was_away(
     tmp_path: Path, nats: NatsServer, publisher: RawNats
 ) -> None:
     """A broker that comes back reads what was put meanwhile before it delivers what was stored meanwhile."""
-    made = ban("user", "alice", until=time.time() + 3600)
     async with run_proxy(lambda: nats.port) as proxy:
         settings = configure(tmp_path / "b", nats.url.replace(str(nats.port), str(proxy.port)))
         async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
@@ -156,6 +155,7 @@ async def test_a_ban_that_was_made_while_nats_was_away(
             proxy.down = True
             proxy.reset()
             assert (await client.expect("source"))["state"] == "interrupted"
+            made = ban("user", "alice", until=time.time() + 3600)  # after its token
             await publisher.store(f"$KV.broker_control.{made.key}", msgspec.json.encode(made))
             await publisher.store("events.acme.orders.1")
             proxy.down = False
