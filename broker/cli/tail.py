@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import trio
 
     from broker.client import Event, Message, Session
-    from broker.client.session import Token
+    from broker.client.calls import Token
 
 TOKEN_SECONDS = 3600.0  # a new one is signed for each connection, and when one runs out
 NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only between its tokens

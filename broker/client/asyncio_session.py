@@ -20,10 +20,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import attrs
@@ -31,20 +30,13 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.typing import Subprotocol
 
-from broker.client.engine import READ_AHEAD, SUBPROTOCOL, UNHEARD, Backoff, Engine
+from broker.client.calls import Calls
+from broker.client.engine import SUBPROTOCOL, UNHEARD
 from broker.client.items import Item, Lost, Reconnecting, SessionEnded
 from broker.errors import CloseCode, Unavailable
 
 if TYPE_CHECKING:
-    import ssl
     from types import TracebackType
-
-    from broker.client.engine import Lag
-    from broker.client.items import Published
-    from broker.client.outbox import Pending
-
-T = TypeVar("T")
-Token: TypeAlias = str | Callable[[], Awaitable[str]]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
 QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
@@ -64,7 +56,7 @@ class Connect(connect):
 
 
 @attrs.define(eq=False, kw_only=True)
-class AsyncioSession:
+class AsyncioSession(Calls):
     """One client. `token` may be a function, which is then asked for each connection and before one expires.
 
     Where it raises `OSError` or `Unavailable` it is asked again later. `tenant` is for monitoring tokens.
@@ -72,23 +64,11 @@ class AsyncioSession:
     raises `SessionEnded` when reconnecting cannot help.
     """
 
-    url: str
-    token: Token = attrs.field(repr=False)
-    tenant: str | None = None
-    ssl_context: ssl.SSLContext | None = None
-    backoff: Backoff = attrs.field(factory=Backoff)
-    engine: Engine = attrs.field(init=False, repr=False)
     task: asyncio.Task[None] | None = attrs.field(init=False, default=None, repr=False)
     changed: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)  # there may be something to send
     expiring: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
     taken: asyncio.Event = attrs.field(factory=asyncio.Event, repr=False)
-    taker: asyncio.Task[Any] | None = attrs.field(default=None, repr=False)  # iterates
-    taker_waits: bool = False  # for an answer, instead of taking what comes before it
     items: asyncio.Queue[Item | None] = attrs.field(factory=asyncio.Queue, repr=False)  # None: the end
-
-    def __attrs_post_init__(self) -> None:
-        renewable = not isinstance(self.token, str)
-        self.engine = Engine(url=self.url, tenant=self.tenant, renewable=renewable, backoff=self.backoff)
 
     async def __aenter__(self) -> AsyncioSession:
         self.task = asyncio.create_task(self.run())
@@ -121,7 +101,7 @@ class AsyncioSession:
         return self
 
     async def __anext__(self) -> Item:
-        self.taker = asyncio.current_task()
+        self.taker = self.current_task()
         item = await self.items.get()
         self.taken.set()
         if item is not None:
@@ -135,74 +115,11 @@ class AsyncioSession:
             raise self.engine.ended
         raise StopAsyncIteration
 
-    async def subscribe(
-        self,
-        *channels: str,
-        position: str | None = None,
-        since: str | None = None,
-        last: int | None = None,
-        snapshot: bool = False,
-        durable: str | None = None,
-        lag: Lag | None = None,
-    ) -> str:
-        """Asks for channels and patterns, now and after each cut; says the `messageId` of the reply.
+    def signal(self) -> asyncio.Event:
+        return asyncio.Event()
 
-        At most one start: after a `position`, from a time (`since`, RFC 3339), from the newest `last`
-        events, or the newest of each channel (`snapshot`). Else from now. Under a `durable` name it starts
-        after what was last acknowledged under it, and elsewhere only the first time.
-        """
-        starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
-        message_id = self.engine.subscribe(channels, starts, lag, durable)
-        self.changed.set()
-        return message_id
-
-    async def unsubscribe(self, *channels: str) -> None:
-        """Ends subscriptions; `unsubscribed` is the last that is heard of them."""
-        self.engine.unsubscribe(channels)
-        self.changed.set()
-
-    async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
-        """Publishes an event, and returns once the broker has said where it is.
-
-        `event` is any JSON value, or JSON as bytes; b"" is a tombstone. Without a connection it waits for
-        one; after a cut, and when the broker has no time for it, it is sent again, with the same id (one is
-        made up where none is given), so that it is stored once. Those that are under way at the same time
-        may be stored in any order. When this is cancelled before it was sent, it will not be.
-
-        Raises the `BrokerError` that the broker answers; `Unavailable` when it cannot be known any more
-        whether it was stored, or a live event sent; `SessionEnded`.
-        """
-        done = asyncio.Event()
-        promise = self.engine.publish(channel, event, event_id, done.set)
-        return await self.answer(promise, done)
-
-    async def acknowledge(self, durable: str, position: str) -> None:
-        """Says that everything up to `position` has been dealt with, and returns once that is stored.
-
-        That takes up to a second. Raises as `publish` does.
-        """
-        done = asyncio.Event()
-        promise = self.engine.acknowledge(durable, position, done.set)
-        await self.answer(promise, done)
-
-    async def answer(self, promise: Pending[T], done: asyncio.Event) -> T:
-        """Waits for what was promised. It comes behind events: those are read on meanwhile."""
-        mine = asyncio.current_task() is self.taker
-        self.taker_waits |= mine
-        self.changed.set()
-        self.taken.set()
-        try:
-            await done.wait()
-        finally:
-            self.engine.outbox.withdraw(promise)
-            if mine:
-                self.taker_waits = False
-        return promise.result()
-
-    def acknowledge_nowait(self, durable: str, position: str) -> None:
-        """The same without waiting. Of many only the newest is sent; after a cut it is sent again."""
-        self.engine.acknowledge(durable, position, None)
-        self.changed.set()
+    def current_task(self) -> asyncio.Task[Any] | None:
+        return asyncio.current_task()
 
     # --- one connection ----------------------------------------------------------------------------
 
@@ -243,9 +160,6 @@ class AsyncioSession:
             **options,
         )
 
-    async def current_token(self) -> str:
-        return self.token if isinstance(self.token, str) else await self.token()
-
     async def converse(self, link: ClientConnection) -> Lost | SessionEnded:
         """Reads and writes until the connection is lost, or should be left."""
         parts = [asyncio.create_task(part) for part in (self.read(link), self.write(link), self.renew())]
@@ -283,10 +197,6 @@ class AsyncioSession:
         while not free and self.items.qsize() > self.ahead():
             self.taken.clear()
             await self.taken.wait()
-
-    def ahead(self) -> float:
-        """How many items may wait to be taken while the next ones are read."""
-        return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
 
     async def write(self, link: ClientConnection) -> Lost | SessionEnded:
         clock = asyncio.get_running_loop().time
