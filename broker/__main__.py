@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker.cli import bans  # noqa: F401  it has commands of `admin`
+from broker.cli import bans
 from broker.cli.admin import admin
 from broker.cli.bench import bench
 from broker.cli.check_config import check_config
@@ -42,6 +42,10 @@ def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
             yield from leaves(error)
         else:
             yield error
+
+
+for command in bans.COMMANDS:
+    admin.add_command(command)
 
 
 @click.group(

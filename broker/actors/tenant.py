@@ -193,7 +193,7 @@ class Tenant:
             while True:
                 try:
                     await self.work()
-                except Exception:
+                except Exception:  # whatever it is, it is one tenant's and must not end the others'
                     self.restarts += 1
                     log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
                 if crashes.hit(trio.current_time()):

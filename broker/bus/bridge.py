@@ -195,7 +195,7 @@ class Link:
         for (subject, body, message_id), reply in zip(messages, replies, strict=True):
             await self.client.publish(subject, body, reply, {"Nats-Msg-Id": message_id})
 
-    def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002
+    def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
         answer = self.answers.get(subject[len(self.inbox) + 1 :])
         if answer is not None and not answer.done.is_set():
             answer.parts.append((block, body))

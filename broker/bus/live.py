@@ -39,7 +39,7 @@ class Live:
     lost: bool = False
     lock: trio.Lock = attrs.field(factory=trio.Lock)
 
-    def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002
+    def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
         """Keeps one message for Trio; drops it when too much is waiting."""
         if len(self.waiting) >= self.held_messages or self.held >= self.held_bytes:
             self.lost = True

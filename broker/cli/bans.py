@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from broker.cli import options
-from broker.cli.admin import TENANT, YES, admin, asking, confirm
+from broker.cli.admin import TENANT, YES, asking, confirm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ def meant(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@admin.command()
+@click.command()
 @TENANT
 @asking
 def revocations(api: Api, output: Output, tenant: str | None) -> None:
@@ -46,7 +46,7 @@ def revocations(api: Api, output: Output, tenant: str | None) -> None:
     output.many(api.ask("GET", "revocations", query={"tenant": tenant}), "revocations", BANS)
 
 
-@admin.command()
+@click.command()
 @meant
 @UNTIL
 @REASON
@@ -62,7 +62,7 @@ def revoke(api: Api, output: Output, yes: bool, **wish: Any) -> None:
     output.one(api.ask("POST", "revocations", body=json.dumps(wish).encode()))
 
 
-@admin.command()
+@click.command()
 @meant
 @asking
 def restore(api: Api, output: Output, **wish: Any) -> None:
@@ -70,7 +70,7 @@ def restore(api: Api, output: Output, **wish: Any) -> None:
     output.one(api.ask("DELETE", "revocations", query=wish))
 
 
-@admin.command()
+@click.command()
 @click.argument("tenant")
 @UNTIL
 @REASON
@@ -82,9 +82,12 @@ def suspend(api: Api, output: Output, tenant: str, yes: bool, **wish: Any) -> No
     output.one(api.ask("PUT", "tenants", tenant, "suspension", body=json.dumps(wish).encode()))
 
 
-@admin.command()
+@click.command()
 @click.argument("tenant")
 @asking
 def resume(api: Api, output: Output, tenant: str) -> None:
     """Lifts the suspension of a tenant."""
     output.one(api.ask("DELETE", "tenants", tenant, "suspension"))
+
+
+COMMANDS = (revocations, revoke, restore, suspend, resume)

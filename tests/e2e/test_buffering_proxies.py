@@ -15,9 +15,9 @@ import trio
 
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.http import SECONDS
+from tests.support.outer_proxies import haproxy, needs_haproxy, needs_nginx, nginx
 from tests.support.sse import Parser, target
 from tests.support.websocket import connect
-from tests.web.test_real_proxies import HAPROXY, NGINX, needs_haproxy, needs_nginx, proxied
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,43 +27,14 @@ if TYPE_CHECKING:
     from tests.support.rawnats import RawNats
 
 HEARTBEAT_SECONDS, PATIENCE_SECONDS = 0.5, 2  # the broker's, and after how long of silence a proxy gives up
-NGINX_HTTP = """
-daemon off;
-master_process off;
-pid {directory}/pid;
-error_log {directory}/error.log;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
-  uwsgi_temp_path {directory}; scgi_temp_path {directory};
-  gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;
-  proxy_read_timeout {seconds}s;
-  proxy_send_timeout {seconds}s;
-  server {{
-    listen 127.0.0.1:{front};
-    location / {{
-      proxy_pass http://127.0.0.1:{back};
-      proxy_http_version 1.1;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection "Upgrade";
-    }}
-  }}
-}}
+NGINX_HTTP = f"""
+gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;
+proxy_read_timeout {PATIENCE_SECONDS}s;
+proxy_send_timeout {PATIENCE_SECONDS}s;
 """
-HAPROXY_HTTP = """
-defaults
-  mode http
-  timeout connect 5s
-  timeout client {seconds}s
-  timeout server {seconds}s
+HAPROXY_DEFAULTS = """
   compression algo gzip
   compression type text/event-stream application/json
-frontend front
-  bind 127.0.0.1:{front}
-  default_backend broker
-backend broker
-  server broker 127.0.0.1:{back}
 """
 
 
@@ -157,11 +128,12 @@ async def broker(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Broker]:
 )
 async def front(request: pytest.FixtureRequest, tmp_path: Path, broker: Broker) -> AsyncIterator[int]:
     """A proxy before the broker; its port."""
-    nginx = request.param == "nginx"
-    command = [NGINX, "-p", str(tmp_path), "-c"] if nginx else [HAPROXY, "-db", "-q", "-f"]
-    text = NGINX_HTTP if nginx else HAPROXY_HTTP
     back = urlsplit(broker.running.http).port
-    async with proxied(tmp_path, command, text, back=back, seconds=PATIENCE_SECONDS) as port:
+    if request.param == "nginx":
+        proxy = nginx(tmp_path, back, http=NGINX_HTTP)
+    else:
+        proxy = haproxy(tmp_path, back, mode="http", seconds=PATIENCE_SECONDS, defaults=HAPROXY_DEFAULTS)
+    async with proxy as port:
         yield port
 
 

@@ -1,0 +1,109 @@
+"""haproxy and nginx as children of a test, where they are installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+SECONDS = 15
+HAPROXY, NGINX = (shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("haproxy", "nginx"))
+needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+# `{front}` and `{back}` are ports on loopback, `{directory}` is the test's own.
+HAPROXY_CONF = """
+defaults
+  mode {mode}
+  timeout connect 5s
+  timeout client {seconds}s
+  timeout server {seconds}s
+  {defaults}
+frontend front
+  bind 127.0.0.1:{front}
+  default_backend broker
+backend broker
+  server broker 127.0.0.1:{back} {option}
+"""
+NGINX_CONF = """
+daemon off;
+master_process off;
+pid {directory}/pid;
+error_log {directory}/error.log;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
+  uwsgi_temp_path {directory}; scgi_temp_path {directory};
+  {http}
+  server {{
+    listen 127.0.0.1:{front};
+    location / {{
+      proxy_pass http://127.0.0.1:{back};
+      proxy_http_version 1.1;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection "Upgrade";
+      {location}
+    }}
+  }}
+}}
+"""
+
+
+@asynccontextmanager
+async def haproxy(
+    directory: Path, back: int | None, *, mode: str, seconds: int = 30, defaults: str = "", option: str = ""
+) -> AsyncIterator[int]:
+    """Before a port; its own. `mode` is tcp or http, `seconds` how long it bears silence."""
+    command = [HAPROXY, "-db", "-q", "-f"]
+    values = {"mode": mode, "seconds": seconds, "defaults": defaults, "option": option}
+    async with proxied(directory, command, HAPROXY_CONF, back=back, **values) as front:
+        yield front
+
+
+@asynccontextmanager
+async def nginx(
+    directory: Path, back: int | None, *, http: str = "", location: str = ""
+) -> AsyncIterator[int]:
+    """Before a port; its own."""
+    command = [NGINX, "-p", str(directory), "-c"]
+    async with proxied(directory, command, NGINX_CONF, back=back, http=http, location=location) as front:
+        yield front
+
+
+@asynccontextmanager
+async def proxied(
+    directory: Path, command: list[str | None], text: str, **values: object
+) -> AsyncIterator[int]:
+    """A proxy as a child for the length of a block; the port at which it is reached."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        front = held.getsockname()[1]
+    (directory / "conf").write_text(text.format(front=front, directory=directory, **values))
+    full = [part for part in command if part] + [str(directory / "conf")]
+    async with trio.open_nursery() as nursery:
+        run = partial(trio.run_process, full, check=False, stderr=subprocess.DEVNULL)
+        process: trio.Process = await nursery.start(run)
+        try:
+            with trio.fail_after(SECONDS):
+                while True:
+                    try:
+                        await (await trio.open_tcp_stream("127.0.0.1", front)).aclose()
+                        break
+                    except OSError:
+                        assert process.returncode is None
+                        await trio.sleep(0.01)
+            yield front
+        finally:
+            process.send_signal(signal.SIGTERM)
