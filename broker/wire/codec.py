@@ -6,6 +6,7 @@ Decoding is strict: no value is coerced, and an unknown field is refused by name
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, get_args
 
 import attrs
@@ -19,6 +20,12 @@ from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, ServerMessage
 
 MAX_MESSAGE_ID_BYTES = 64
 MAX_NAMED = 40  # characters of a client's own text that a message repeats
+# What the outline of a frame is made of, in one pass whatever it is: an id, other strings, brackets.
+OUTLINE = re.compile(
+    rb'"messageId"[ \t\r\n]*:[ \t\r\n]*(?P<id>"(?:[^"\\]|\\.)*+")'
+    rb'|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|(?P<begin>[\[{]+)|(?P<end>[\]}]+)',
+    re.DOTALL,
+)
 
 
 @attrs.frozen
@@ -49,20 +56,38 @@ def decode(data: bytes) -> Decoded:
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Undecodable(BadMessage(f"not JSON: {error}"), None) from None
+        raise Undecodable(BadMessage(f"not JSON: {error}"), stray_id(data)) from None
     except RecursionError:
-        raise Undecodable(BadMessage("not JSON: nested too deeply"), None) from None
+        raise Undecodable(BadMessage("not JSON: nested too deeply"), stray_id(data)) from None
     if not isinstance(document, dict):
         raise Undecodable(BadMessage('a message is an object: {"type": …, "payload": {…}}'), None)
     message_id = document.get("messageId")
-    if message_id is not None and not (
-        isinstance(message_id, str) and len(message_id.encode()) <= MAX_MESSAGE_ID_BYTES
-    ):
+    if message_id is not None and not is_message_id(message_id):
         raise Undecodable(BadMessage(f"messageId: a string of at most {MAX_MESSAGE_ID_BYTES} bytes"), None)
     try:
         return Decoded(structure(document), message_id)
     except (BadMessage, UnknownType) as error:
         raise Undecodable(error, message_id) from None
+
+
+def is_message_id(value: object) -> bool:
+    return isinstance(value, str) and len(value.encode()) <= MAX_MESSAGE_ID_BYTES
+
+
+def stray_id(data: bytes) -> str | None:
+    """The id of a frame that is not JSON, by its outline: whoever waits for the answer is to get it."""
+    if data.lstrip(b" \t\r\n")[:1] != b"{":
+        return None
+    depth, found = 0, None
+    for token in OUTLINE.finditer(data):
+        depth += len(token["begin"] or b"") - len(token["end"] or b"")
+        if depth == 1 and token["id"] is not None:
+            found = token["id"]  # of doubled keys the last counts
+    try:
+        message_id = None if found is None else msgspec.json.decode(found)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return message_id if is_message_id(message_id) else None
 
 
 def structure(document: dict[str, Any]) -> ClientMessage:

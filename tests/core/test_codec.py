@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any, get_args
 
 import attrs
@@ -193,6 +194,67 @@ def test_message_id(given: str) -> None:
     with pytest.raises(codec.Undecodable) as refused:
         codec.decode(json.dumps({"type": "subscribe", "messageId": given}).encode())
     assert refused.value.message_id == given
+
+
+BROKEN = [
+    r'{"type":"publish","payload":{"channel":"a","event":"\ud83d"},%s}',
+    r'{%s,"type":"publish","payload":{"channel":"a","event":"\ud83d"}}',
+    r'{"type":"publish","payload":{"channel":"a\udc00","event":1},%s}',
+    r'{"type":"publish","payload":{"channel":"a","event":{"\ud83d\ud83d":"\"messageId\":\"2\""}},%s}',
+    '{"type":"publish","payload":{"channel":"a","event":{"messageId":"2","x":NaN}},%s}',
+    '{"type":"publish","payload":{"channel":"a","event":[1e999,{"messageId":"2"}]},%s}',
+    '{"type":"publish","payload":{"channel":"a","event":' + "9" * 5000 + "},%s}",
+    '{"type":"publish","payload":{"channel":"a","event":' + "[" * 9000 + "]" * 9000 + "},%s}",
+    '{"type":"publish","payload":{"channel":"a","event":01},%s}',
+    '{"type":"publish","payload":{"channel":"a","event":"\n"},%s}',
+    '{"type":"publish","payload":{"channel":"a","event":"\udcff"},%s}',
+    '{"type":"publish",%s,"payload":{"channel":"a","event":"cut o',
+    '{"type":"publish",%s,"payload":{"channel":"a","event":"cut o\\',
+    '{"type":"ping","messageId":"0",%s,}',
+    ' \r\n{ "type":"ping" , %s } {}',
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+@pytest.mark.parametrize("field", ['"messageId":"1"', '"messageId" :\n "\\u0031"'])
+def test_the_id_of_what_is_not_json(text: str, field: str) -> None:
+    """It is found wherever the outline of the frame still shows it, and none that stands deeper."""
+    with pytest.raises(codec.Undecodable, match="not JSON") as refused:
+        codec.decode((text % field).encode(errors="surrogateescape"))
+    assert refused.value.message_id == "1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'{"type":"ping","messageId":"\ud83d"}',
+        r'{"type":"ping","messageId":"\q"}',
+        '{"type":"ping","messageId":"' + "x" * 65 + '",}',
+        '{"type":"ping","messageId":5,}',
+        '{"type":"ping","messageId":"1',
+        '{"type":"ping","messageId":"\udcff",}',
+        '["messageId":"1"]',
+        '"messageId":"1"',
+        '{"payload":{"messageId":"1"}',
+        '{"payload":{"messageId":"1"},"type":"\\',
+        '}{"messageId":"1"',
+        "",
+    ],
+)
+def test_no_id_in_what_is_not_json(text: str) -> None:
+    """What cannot be read, or is none of the frame's own, is not repeated."""
+    with pytest.raises(codec.Undecodable) as refused:
+        codec.decode(text.encode(errors="surrogateescape"))
+    assert refused.value.message_id is None
+
+
+@settings(deadline=None)
+@given(data=st.binary() | st.text(st.sampled_from('{}[]",:\\messageId1 ')).map(str.encode))
+def test_any_bytes_have_an_id_or_none(data: bytes) -> None:
+    """Whatever comes, looking for its id ends, and finds nothing else."""
+    with suppress(codec.Undecodable):
+        codec.decode(data)
+    assert codec.stray_id(data) is None or codec.is_message_id(codec.stray_id(data))
 
 
 @pytest.mark.parametrize("given", [5, "x" * 65, "ä" * 33, ["1"], {}, False])
