@@ -87,7 +87,7 @@ class Connection:
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
     close_reason: str = ""
-    ended_by: str = "client"
+    ended_by: str = "link"
     cursors: Mapping[str, Cursor] = MappingProxyType({})  # by durable name; replaced, never changed
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
     received: int = 0  # messages of the client
@@ -522,9 +522,9 @@ class Connection:
             self.scope.cancel()
 
     def leave(self, closed: Closed) -> None:
-        """The client has ended it, or the link has."""
+        """The client has ended it, or the link has, or broke what is spoken on it."""
         if not self.closing:
-            self.close_code, self.close_reason = closed.code, closed.reason
+            self.close_code, self.close_reason, self.ended_by = closed.code, closed.reason, closed.by
             self.retire()
             if closed.answer:
                 self.outlet.push(closed.answer)

@@ -33,10 +33,12 @@ class Alive:
 class Closed:
     """The client is gone, or broke the link's protocol.
 
-    `answer` is the last thing to be sent, when there is anybody to take it.
+    `by`: "client" said so, "broker" says so and why, or the "link" just ended. `answer` is the last thing to
+    be sent, when there is anybody to take it.
     """
 
     code: int
+    by: str
     reason: str = ""
     answer: bytes = b""
 

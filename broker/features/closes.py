@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class Ended:
     """One connection that is gone.
 
-    `seconds` is how long it lasted. `by` is "broker", "operator" or "client"; a link that just went away is
-    the client's 1006. `messages` counts what the client sent. `position` is the newest that
-    it was given: where it would resume. Without a token there is no tenant and no user.
+    `seconds` is how long it lasted. `by` is "broker", "operator" or "client", or "link" for one that just
+    went away (1006). `messages` counts what the client sent. `position` is the newest that it was given:
+    where it would resume. Without a token there is no tenant and no user.
     """
 
     connection: str

@@ -91,8 +91,8 @@ def connections(taken: Statistics) -> Iterator[Metric]:
     )
     yield counters(
         "broker_connections_closed",
-        "Connections that ended, by who ended them (broker, operator or client) and the close code; 1006 "
-        "where there was none, other for codes that a client made up.",
+        "Connections that ended, by who ended them (broker, operator or client; link: it was cut) and the "
+        "close code; 1006 where there was none, other for codes that a client made up.",
         ("by", "code"),
         meters.closed,
     )

@@ -25,7 +25,8 @@ LETTER_REASONS = ("invalid_channel", "not_json", "too_large", "tenant_mismatch",
 TRANSPORTS = ("websocket", "sse", "poll")
 CLOSE_CODES = (
     *(("broker", code) for code in CloseCode),
-    *(("client", code) for code in (1000, 1001, 1005, 1006)),
+    *(("client", code) for code in (1000, 1001, 1005)),
+    ("link", 1006),
 )
 ERROR_CODES = {error.code for error in BrokerError.__subclasses__()}
 RING, STREAM = "ring", "stream"

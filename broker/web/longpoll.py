@@ -41,6 +41,13 @@ def find(sessions: Mapping[str, PollTransport], called: str | None) -> PollTrans
     return None if session is None or session.ended else session
 
 
+def leave(sessions: Mapping[str, PollTransport], called: str) -> None:
+    """Ends the session of that name, if there is one: its page has gone."""
+    if session := find(sessions, called):
+        session.left_by_client = True
+        session.end()
+
+
 class Heard(msgspec.Struct, rename="camel"):
     """A message of the broker."""
 
@@ -97,6 +104,7 @@ class PollTransport:
     reconnect_after_ms: int | None = None
     error: messages.Error | None = None  # which ends the connection
     ended: bool = False
+    left_by_client: bool = False
     gathered: Gathered = attrs.Factory(Gathered)
 
     def __attrs_post_init__(self) -> None:
@@ -120,9 +128,12 @@ class PollTransport:
         while not self.said:
             polled = self.turn is not None or self.talking.locked()
             until = math.inf if polled else self.left + SESSION_SECONDS
+            if self.left_by_client:
+                return Closed(code=CloseCode.NORMAL, reason="the client left", by="client")
             if self.ended or trio.current_time() >= until:
                 self.ended = True
-                return Closed(code=CloseCode.GOING_AWAY, reason=f"no poll for {SESSION_SECONDS:g} s")
+                reason = f"no poll for {SESSION_SECONDS:g} s"
+                return Closed(code=CloseCode.GOING_AWAY, reason=reason, by="broker")
             with trio.move_on_at(until):
                 await self.changed.park()
         return Text(data=self.said.pop(0))

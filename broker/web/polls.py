@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import attrs
 import msgspec
@@ -16,6 +16,8 @@ from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+Kind = TypeVar("Kind", bound=attrs.AttrsInstance)
 
 STARTS = ("since", "last", "snapshot", "durable")
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
@@ -48,6 +50,17 @@ class Ask:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
+@attrs.frozen(kw_only=True)
+class Leave:
+    """A page that goes ends its `session`, instead of a last poll (`leave: true`): no token is asked for.
+
+    The name alone suffices, an old one too: it is a secret. It may come as text, by `navigator.sendBeacon`.
+    """
+
+    session: str
+    leave: bool
+
+
 NAMES = tuple(field.name for field in attrs.fields(Ask))
 PARAMETERS = tuple(
     name for name in NAMES if name not in ("channels", "tenant")
@@ -62,7 +75,7 @@ def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
     return converted(given | {"channels": list(query.get("channel", ()))}, strict=False)
 
 
-def from_body(body: bytes) -> Ask:
+def from_body(body: bytes) -> Ask | Leave:
     """Raises `Refused`."""
     try:
         given = msgspec.json.decode(body)
@@ -70,15 +83,25 @@ def from_body(body: bytes) -> Ask:
         given = None
     if not isinstance(given, dict):
         raise Refused(400, 'The body is no JSON object: {"channels": […], "position": …, "wait": …}.')
-    return converted(given, strict=True)
+    if "leave" not in given:
+        return converted(given, strict=True)
+    leave = read(given, Leave, strict=True)
+    if not leave.leave:
+        raise Refused(400, "leave: is true, or not there.")
+    return leave
 
 
 def converted(given: dict[str, Any], *, strict: bool) -> Ask:
+    return read(given, Ask, strict=strict)
+
+
+def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:
+    names = [field.name for field in attrs.fields(kind)]
     for name in given:
-        if name not in NAMES:
-            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, NAMES)}")
+        if name not in names:
+            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, names)}")
     try:
-        return msgspec.convert(given, type=Ask, strict=strict)
+        return msgspec.convert(given, type=kind, strict=strict)
     except msgspec.ValidationError as error:
         raise Refused(400, f"{error}.".replace("`$.", "`")) from None
 

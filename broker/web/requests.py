@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from broker.web.schemas import Document
 
-KINDS = (polls.Ask, polls.Polled, Problem)
+KINDS = (polls.Ask, polls.Leave, polls.Polled, Problem)
 # A stream's client says nothing: it hears all but what answers the messages that it cannot send.
 STREAMED = [
     kind
@@ -71,6 +71,8 @@ def complete(components: dict[str, Document]) -> None:
     ask, polled = components["Ask"], components["Polled"]["properties"]
     ask["additionalProperties"] = False
     ask["properties"]["lag"] = components["Subscribe"]["properties"]["lag"]
+    components["Leave"]["additionalProperties"] = False
+    components["Leave"]["properties"]["leave"] = {"const": True}
     polled["events"]["items"], polled["gaps"]["items"] = reference("Event"), reference("Gap")
     polled["refused"]["items"] = {"anyOf": [reference("Refused"), reference("Unsubscribed")]}
     components["Problem"]["properties"]["code"] = reference("ErrorCode")
@@ -105,7 +107,7 @@ def table(components: Mapping[str, Document]) -> list[Operation]:
             request="request",
             replies=["polled"],
         ),
-        Operation(method="POST", path="/poll", query=query(), request="poll", replies=["polled"]),
+        Operation(method="POST", path="/poll", query=query(), request="poll", replies=["polled", "left"]),
         *(
             Operation(
                 method="POST",
@@ -131,7 +133,9 @@ def messages() -> Iterator[tuple[str, Document]]:
     token = {"Authorization": TEXT | {"description": "`Bearer` and the token."}}
     place = TEXT | {"description": "Of an event stream: the last `id:`. It beats the start in the query."}
     yield "request", message("A request without a body.", headers=token | {"Last-Event-ID": place})
-    yield "poll", message("The body of a poll.", payload="Ask", headers=token)
+    body = {"payload": {"oneOf": [reference("Ask"), reference("Leave")]}}
+    yield "poll", message("The body of a poll, or of the last word to its session.", headers=token) | body
+    yield "left", message("The session has ended.", status=204)
     yield "polled", message("The answer of a poll.", payload="Polled", status=200)
     for page in posts.PAGES.values():
         name, reply = page.message.__name__, page.reply.__name__

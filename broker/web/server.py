@@ -47,6 +47,8 @@ PAGES: dict[str, Sequence[str]] = {
     **HEALTH,
 }
 
+LEFT = Response(status=204, body=b"", media_type="text/plain")
+
 log = structlog.get_logger()
 
 Headers: TypeAlias = tuple[tuple[str, str], ...]
@@ -179,11 +181,12 @@ class PublicPort:
         in_query = request.method == "GET"
         names, repeated = (polls.PARAMETERS, ("channel",)) if in_query else ((), ())
         query = queries.fields(request.query, names, repeated=repeated)
+        body = b"" if in_query else await self.body(link, request, trailing)
+        ask = polls.from_query(query) if in_query else polls.from_body(body)
+        if isinstance(ask, polls.Leave):
+            longpoll.leave(self.polls, ask.session)
+            return LEFT
         token, tenant = credentials(request, query, query_token=self.server.query_token)
-        if in_query:
-            ask = polls.from_query(query)
-        else:
-            ask = polls.from_body(await self.body(link, request, trailing))
         tenant = ask.tenant if tenant is None else tenant
         session = longpoll.find(self.polls, ask.session) or self.begin_session(link, tenant)
         response = None

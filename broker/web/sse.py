@@ -106,10 +106,11 @@ class SseTransport:
             wish, self.wish = self.wish, None
             return Text(data=wish)
         if self.refusal is not None:
-            return Closed(code=CloseCode.NORMAL, reason="refused", answer=self.encoded(self.refusal))
+            answer = self.encoded(self.refusal)
+            return Closed(code=CloseCode.NORMAL, by="broker", reason="refused", answer=answer)
         while await self.link.receive():
             pass  # there is nothing that a client may say; nothing of it is kept
-        return Closed(code=1006)
+        return Closed(code=1006, by="link")
 
     async def send_some(self, data: bytes | memoryview) -> int:
         return await self.link.send_some(data)

@@ -68,9 +68,9 @@ class Arrival:
             case Opcode.PONG, _:
                 return Alive()
             case Opcode.CLOSE, (CloseReason.NO_STATUS_RCVD as code, _):
-                return Closed(code=code, answer=frames.frame(frames.CLOSE, b""))
+                return Closed(code=code, by="client", answer=frames.frame(frames.CLOSE, b""))
             case Opcode.CLOSE, (int(code), str(reason)):
-                return Closed(code=code, reason=reason, answer=frames.close(code, ""))
+                return Closed(code=code, by="client", reason=reason, answer=frames.close(code, ""))
         return ending(CloseCode.UNSUPPORTED_DATA, "binary message")
 
     def text(self, piece: bytes, *, finished: bool) -> Text | None:
@@ -141,7 +141,7 @@ class WebSocketTransport:
             if data is None:
                 return ending(CloseCode.HEARTBEAT, f"message not complete after {self.message_seconds:g} s")
             if not data:
-                return Closed(code=CloseReason.ABNORMAL_CLOSURE)
+                return Closed(code=CloseReason.ABNORMAL_CLOSURE, by="link")
             self.feed(data)
 
     async def rest(self, arrival: Arrival) -> bytes | None:
@@ -182,4 +182,4 @@ class WebSocketTransport:
 
 def ending(code: int, reason: str) -> Closed:
     """The client broke the protocol: why, for it and for us."""
-    return Closed(code=code, reason=reason, answer=frames.close(code, reason))
+    return Closed(code=code, by="broker", reason=reason, answer=frames.close(code, reason))

@@ -13,7 +13,9 @@ import trio
 
 from broker.features import audit
 from tests.support.broker import configure, run_broker
+from tests.support.metrics import scrape
 from tests.support.raw import open_raw
+from tests.web.harness import BINARY, TEXT, frame, head
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tests.support.websocket import Client
 
 PATIENCE_SECONDS = 20
+BIG = frame(TEXT, b"x" * 70_000)
 
 
 @pytest.fixture
@@ -205,7 +208,7 @@ async def test_closes(broker: Broker, admin: Admin) -> None:
         assert await eve.closed() == 4501
     found = await admin.until(lambda answer: len(answer["closes"]) == 3, "closes")
     by_user = {each["user"]: each for each in found["closes"]}
-    assert (by_user["bob"]["by"], by_user["bob"]["tenant"]) == ("client", "acme")
+    assert (by_user["bob"]["by"], by_user["bob"]["tenant"]) == ("link", "acme")
     assert by_user["bob"]["messages"] >= 1
     assert by_user["bob"]["position"]
     assert (by_user[None]["code"], by_user[None]["by"], by_user[None]["tenant"]) == (4500, "broker", None)
@@ -217,6 +220,29 @@ async def test_closes(broker: Broker, admin: Admin) -> None:
     assert by_user["eve"]["transport"] == "websocket"
     only = await admin.call("GET", "closes", code=4500)
     assert [each["user"] for each in only["closes"]] == [None]
+
+
+async def test_who_closed(broker: Broker, admin: Admin) -> None:
+    """A frame that breaks the rules is answered by our Close; the same code may be the client's own."""
+    for code in (1002, 1009, 4711):
+        async with broker.client(user=f"said {code}") as client:
+            await client.socket.aclose(code=code)
+    frames = {1002: b"\xff" * 8, 1003: frame(BINARY, b"x"), 1007: frame(TEXT, b"\xff"), 1009: BIG}
+    for code, data in frames.items():
+        async with open_raw(broker.running.ws) as client:
+            await client.upgrade(head(authorization=f"Bearer {broker.token(user=f'heard {code}')}"))
+            await client.send(data)
+            assert (await client.closed())[0] == code
+    async with broker.client(user="cut"):
+        pass
+    expected = {f"said {code}": (code, "client") for code in (1002, 1009, 4711)}
+    expected |= {f"heard {code}": (code, "broker") for code in frames} | {"cut": (1006, "link")}
+    found = await admin.until(lambda answer: len(answer["closes"]) == len(expected), "closes")
+    assert {each["user"]: (each["code"], each["by"]) for each in found["closes"]} == expected
+    metrics = await scrape(broker.running.admin)
+    ended = "broker_connections_closed_total"
+    assert metrics.total(ended, by="broker") == len(frames)
+    assert (metrics.total(ended, by="client"), metrics.total(ended, by="link")) == (3, 1)
 
 
 async def test_audit(broker: Broker, publisher: RawNats, admin: Admin) -> None:
@@ -232,7 +258,7 @@ async def test_audit(broker: Broker, publisher: RawNats, admin: Admin) -> None:
         assert await stranger.closed() == 4500
     ended = await admin.until(lambda answer: bool(answer["records"]), "audit", tenant="acme", kind="ended")
     (end,) = ended["records"]
-    assert (end["user"], end["by"]) == ("bob", "client")
+    assert (end["user"], end["by"]) == ("bob", "link")
     assert end["seconds"] >= 0
     (begin,) = (await admin.call("GET", "audit", tenant="acme", kind="authenticated"))["records"]
     assert begin["connection"] == end["connection"]

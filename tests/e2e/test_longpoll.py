@@ -299,6 +299,51 @@ async def test_a_session_ends_when_nobody_polls(
     assert (await alice.poll())["session"] != before
 
 
+async def test_a_page_that_goes_ends_its_session(
+    broker: Broker, supervisors: list[Supervisor], publisher: RawNats
+) -> None:
+    """By the name alone, as a beacon sends it; a poll that waits is over, and whoever polls again resumes."""
+    url = broker.running.http
+    alice = poller(broker, "a")
+    await alice.poll()
+    await publisher.store("events.acme.a", b"1")
+    await alice.until(1)
+    beacon = {"Content-Type": "text/plain;charset=UTF-8", "Origin": url}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(alice.ask, 60)
+        with trio.fail_after(15):
+            while not any(getattr(each.transport, "turn", None) for each in supervisors[0].connections):
+                await trio.sleep(0.01)
+        body = {"session": alice.session, "leave": True}
+        answer = await ask(url, "POST", "/poll", json=body, headers=beacon)
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.headers["access-control-allow-origin"] == url
+    with trio.fail_after(15):
+        while supervisors[0].connections:
+            await trio.sleep(0.01)
+    (end,) = supervisors[0].ends.find(user="alice")
+    assert (end.code, end.by, end.reason) == (1000, "client", "the client left")
+    answer = await ask(url, "POST", "/poll", json=body)
+    assert answer.status == 204, "whoever is gone already has left"
+    await publisher.store("events.acme.a", b"2")
+    assert await alice.until(2) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"session": "x", "leave": False},
+        {"session": "x", "leave": 1},
+        {"leave": True},
+        {"session": None, "leave": True},
+        {"session": "x", "leave": True, "channels": ["a"]},
+    ],
+)
+async def test_what_is_no_leave(broker: Broker, body: dict[str, Any]) -> None:
+    answer = await ask(broker.running.http, "POST", "/poll", json=body, token=broker.token())
+    assert answer.problem["status"] == 400
+
+
 async def test_draining(broker: Broker) -> None:
     """A poll that waits is answered with when to come back."""
     alice = poller(broker, "a")

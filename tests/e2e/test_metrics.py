@@ -38,7 +38,7 @@ async def test_connections_come_and_go(broker: Broker) -> None:
         assert found.total("broker_connections_closed_total") == 0
         assert found.total("broker_http_responses_total", code="101") == 4
     found = await until(broker, lambda found: found.total("broker_connections") == 0)
-    assert found.total("broker_connections_closed_total", by="client", code="1006") == 4
+    assert found.total("broker_connections_closed_total", by="link", code="1006") == 4
     async with broker.client() as client:
         await client.socket.aclose(code=1000)
     async with broker.client() as client:

@@ -86,6 +86,7 @@ BODIES = {
     "more than a payload": (b'{"channel":"a","event":1},"messageId":"x"', 400),
     "nothing": (b"", 400),
     "Latin-1": (b'{"channel":"a","event":"\xe4"}', 400),
+    "half an emoji": (b'{"channel":"a","event":"\\ud83d"}', 400),
     "over the limit of a message": (b'"' + b"x" * 70000 + b'"', 413),
     "deep": (b"[" * 5000 + b"]" * 5000, 400),
 }

@@ -88,6 +88,11 @@ REQUESTS: dict[str, tuple[str, bytes | None, int]] = {
     "acknowledge elsewhere": ("POST /acknowledge", b'{"durable":"d","position":"other-1"}', 400),
     "preflight of a stranger": ("OPTIONS /poll", None, 403),
 }
+# A poll is read before its token: a page that goes says so without one.
+UNREADABLE_POLLS = (
+    "poll without channels", "poll of no JSON", "poll of no object", "poll of much", "poll, deep",
+    "poll for an hour",
+)  # fmt: skip
 # What 200 MB of junk come after, what they are, and the answer.
 FLOODS = {
     "after an upgrade": (GOOD, b"\xff" * CHUNK, Told(status=101, close=1002)),
@@ -146,7 +151,8 @@ async def without_websocket(row: Row) -> None:
         assert (told.status, told.headers["content-type"]) == (status, "application/problem+json"), name
         if status != 405 and "body" not in name and not origin and status != 414:
             told = await row.told(request(line, body, token=False))
-            assert told.status == (400 if "parameter" in name or "percent" in name else 401), name
+            read_first = "parameter" in name or "percent" in name or name in UNREADABLE_POLLS
+            assert told.status == (status if read_first else 401), name
         await row.works(name)
     early = request("POST /publish", b"x" * 100)[:-50]
     chunked = request("POST /poll", None, "Transfer-Encoding: chunked")

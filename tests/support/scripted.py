@@ -323,7 +323,7 @@ class ScriptedLink:
         self.cut = True
         self.writable.set()
         self.readable.set()
-        self.to_broker.send_nowait(Closed(code=1006))
+        self.to_broker.send_nowait(Closed(code=1006, by="link"))
 
     async def read(self, most: int) -> list[tuple[int, bytes]]:
         """Takes up to `most` bytes out of the kernel; the whole frames that they complete."""

@@ -148,7 +148,8 @@ def bodies(draw: st.DrawFn) -> Any:
     chosen = draw(st.fixed_dictionaries(channels, optional=known))
     anything = dict.fromkeys((*channels, *known.keys() - {"lag"}, "chanels"), JSON)
     wrong = draw(st.fixed_dictionaries({}, optional=anything))
-    return draw(st.sampled_from([chosen, chosen | wrong, wrong, list(wrong)]))
+    leave = {"session": draw(TEXT | st.none()), "leave": draw(st.booleans())}
+    return draw(st.sampled_from([chosen, chosen | wrong, wrong, list(wrong), leave, leave | wrong]))
 
 
 @given(body=bodies())

@@ -152,7 +152,7 @@ async def test_reset(pair: Pair) -> None:
     transport, client = pair
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
-    assert await transport.receive() == Closed(code=1006)
+    assert await transport.receive() == Closed(code=1006, by="link")
     with pytest.raises(LinkLost):
         transport.send_nowait(b"a")
     with pytest.raises(LinkLost):
@@ -182,7 +182,7 @@ async def test_abort(pair: Pair) -> None:
 
         @nursery.start_soon
         async def receive() -> None:
-            assert await transport.receive() == Closed(code=1006)
+            assert await transport.receive() == Closed(code=1006, by="link")
 
         await wait_all_tasks_blocked(0.01)
         transport.abort()
