@@ -20,7 +20,7 @@ import attrs
 from broker.errors import InvalidChannel
 
 BROADCAST = "_all"
-BROKER = "_broker"  # the broker's own messages
+BROKER = "_broker"  # no tenant: where a stream is asked for an answer, see `bus.probe`
 LIVE = "live"
 USERS = "users"
 ME = "me"
@@ -201,6 +201,7 @@ class Names:
     events: str = "events"
     live: str = "live"
     deadletter: str = "deadletter"
+    own: str = "_broker"  # what brokers tell themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
         """The subject of a channel, or the subject filter of a pattern, in `tenant`."""

@@ -17,7 +17,7 @@ from broker.features.deadletter import DeadLetters, Letter
 from broker.wire import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from broker.bus.base import Record
     from broker.features.replay import Checked
@@ -44,7 +44,6 @@ class Intake:
     names: subjects.Names
     event_bytes: int
     letters: DeadLetters
-    own: Callable[[str, bytes], None]  # takes the broker's own messages: channel and body
     incarnation: str = ""
     addresses: dict[str, Address] = attrs.Factory(dict)
     recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
@@ -65,14 +64,11 @@ class Intake:
         return found
 
     def check(self, record: Record) -> Checked | None:
-        """A record as an event of its channel; None when it is none: a dead letter, or the broker's own."""
+        """A record as an event of its channel; None when it is none: a dead letter."""
         address = self.address(record[1])
         return (address.channel, record) if self.admit(address, record) else None
 
     def admit(self, address: Address, record: Record) -> bool:
-        if address.tenant == subjects.BROKER:
-            self.own(address.channel, record[2])
-            return False
         if address.fault:
             reason, detail = "invalid_channel", address.fault
         elif fault := events.fault(address.tenant, record[2], self.event_bytes):
@@ -137,8 +133,6 @@ def parse(names: subjects.Names, subject: str) -> Address:
     tenant = channel = ""
     try:
         tenant, channel = names.split(subject)
-        if tenant == subjects.BROKER:
-            return Address(tenant, channel)
         if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
             raise InvalidChannel(f"{subjects.shown(tenant)}: no tenant can have this name")
         subjects.parse_channel(channel)

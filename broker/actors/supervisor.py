@@ -95,11 +95,11 @@ class Supervisor:
         self.ends = Closes(config.audit.closes)
         followers = Followers()
         self.letters = DeadLetters(bus, names, noticed=followers.refused)
-        self.canary = Canary(bus, names, self.broker, config.stream.max_age, self.alive, self.meters)
+        self.canary = Canary(bus, names, self.broker, self.alive, self.meters)
         self.control = Control(bus, names, self.bans_changed)
         budgets = Budgets(config.limits)
         self.sharing = Sharing(bus, names, self.broker, budgets)
-        self.intake = Intake(names, config.limits.event_bytes, self.letters, self.own)
+        self.intake = Intake(names, config.limits.event_bytes, self.letters)
         self.tenants = Tenants(
             config=config,
             bus=bus,
@@ -171,7 +171,6 @@ class Supervisor:
         known = self.intake.incarnation
         if known != state.incarnation:
             self.intake.begin(state.incarnation, state.first - 1)
-            self.canary.anchored = None
             for tenant in self.tenants.running.values():
                 tenant.inbox.renew()
         elif self.intake.head < state.first - 1:
@@ -202,9 +201,16 @@ class Supervisor:
         self.tenants.advanced.unpark_all()
 
     def live(self, records: list[Record]) -> None:
-        for _ in self.hand_on(records, None):
+        prefix = f"{self.names.own}."
+        events: list[Record] = []
+        for record in records:
+            if record[1].startswith(prefix):
+                self.own(record[1].removeprefix(prefix), record[2])
+            else:
+                events.append(record)
+        for _ in self.hand_on(events, None):
             pass
-        self.meters.received["live"] += len(records)
+        self.meters.received["live"] += len(events)
 
     def hand_on(self, records: list[Record], stored_at: float | None) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
@@ -353,7 +359,7 @@ class Supervisor:
             return "the broker is about to stop"
         if not self.connected:
             return f"NATS is out of reach: {self.canary.fault}"
-        return self.control.not_ready() or self.canary.silence()
+        return self.control.not_ready() or self.canary.trouble()
 
     def statistics(self) -> Statistics:
         return snapshot.take(self)

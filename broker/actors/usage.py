@@ -1,8 +1,9 @@
 """What users and tenants hold and spend at other brokers: limits that hold over all of them, approximately.
 
-Each second a broker tells the others (`live._broker.usage.<broker>`, plain NATS) of its users and tenants
-that hold a quarter of a limit or more, or have spent that much of a second's worth since they were last
-told of. Others add what is held to their own counts and take what was spent from their own buckets.
+Each second a broker tells the others (`_broker.usage.<broker>`, plain NATS: a second later it is worth
+nothing) of its users and tenants that hold a quarter of a limit or more, or have spent that much of a
+second's worth since they were last told of. Others add what is held to their own counts and take what was
+spent from their own buckets.
 
 So of `n` allowed at a time, over `b` brokers, at most ``n + (b - 1) * (ceil(n / 4) - 1)`` are held, and what
 came to other brokers within about a second; a rate is exceeded by what the brokers admit before they have
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 EVERY_SECONDS = 1.0
 SILENT_SECONDS = 3.0
 MOST_HOLDERS = 256  # of at most some 400 bytes each
-CHANNEL = "live.usage."
+CHANNEL = "usage."
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -97,13 +98,13 @@ class Sharing:
     async def listen(self) -> None:
         """Subscribes, once; the bus keeps that over reconnections."""
         if not self.listening:
-            await self.bus.subscribe_live(self.names.subject(subjects.BROKER, CHANNEL + "*"))
+            await self.bus.subscribe_live(f"{self.names.own}.{CHANNEL}*")
             self.listening = True
 
     async def tell(self) -> None:
         usages = self.collect()
         if usages or self.told:
-            subject = self.names.subject(subjects.BROKER, CHANNEL + self.broker)
+            subject = f"{self.names.own}.{CHANNEL}{self.broker}"
             await self.bus.publish_live(subject, msgspec.json.encode(usages))
             self.told = bool(usages)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
 MESSAGE_TOO_LARGE = 10054
+WRONG_LAST_SEQUENCE = 10071  # another one than was expected
 GENERATION = "broker_generation"  # key in the stream's metadata, see `incarnation`
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -211,6 +211,17 @@ class Bus(Protocol):
         may be sent again.
         """
 
+    @property
+    def heard(self) -> float | None:
+        """Trio's clock when the feed gave its last sign, if only that it lives; None before the first."""
+
+    async def probe(self) -> None:
+        """Asks the stream whether it takes events, without giving it one.
+
+        Raises `Unavailable` with what is in the way: no answer within 2 s, no room in a stream that would
+        rather refuse the new than lose the old, or that it refused the last event.
+        """
+
     async def prepare_audit(self) -> None:
         """Makes the stream of the audit trail when it is missing. Events do not wait for it."""
 

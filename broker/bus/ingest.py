@@ -67,7 +67,8 @@ class Ingest:
     inbox: bytes = b""
     subscription: int | None = None
     delivered: int = 0  # the consumer's own count, of the last frame handed over
-    heard: float = 0.0  # Trio's clock, when the consumer last gave a sign
+    heard: float = 0.0  # Trio's clock, when the consumer last gave a sign, or was made
+    signed: float | None = None  # the same of whichever consumer; when the connection was made
     consumers: int = 0
     stale: bool = False
 
@@ -86,6 +87,7 @@ class Ingest:
         """Begins, or goes on, over a new connection, and tells the sink that it did."""
         self.subscription = None  # the last connection's, gone with it
         await self.replace(sink, restored=True)
+        self.signed = trio.current_time()
 
     async def hand_over(self, sink: Sink) -> None:
         """Gives the sink what has arrived, at most `BATCH` records; replaces the consumer when it must."""
@@ -112,7 +114,7 @@ class Ingest:
         stored_at: float | None = None
         sound = True
         if self.waiting:
-            self.heard = trio.current_time()
+            self.heard = self.signed = trio.current_time()
         while self.waiting and len(records) < BATCH and sound:
             subject, reply, block, body = self.waiting.popleft()
             self.held -= len(body)

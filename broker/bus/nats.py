@@ -20,6 +20,7 @@ from broker.bus.headers import check_lines
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.live import HELD_MESSAGES, Live
+from broker.bus.probe import Probe
 from broker.bus.values import Values, control_bucket, cursor_bucket
 from broker.errors import TooLarge, Unavailable
 
@@ -74,6 +75,7 @@ class NatsBus:
     history: History = attrs.field(init=False)
     ingest: Ingest = attrs.field(init=False)
     live: Live = attrs.field(init=False)
+    takes: Probe = attrs.field(init=False)
     cursors: Values = attrs.field(init=False)
     control: Values = attrs.field(init=False)
     looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
@@ -94,6 +96,7 @@ class NatsBus:
             held_bytes=self.held_bytes,
         )
         self.live = Live(self.signal.set, held_messages=self.held_live)
+        self.takes = Probe(self.jetstream, self.stream.name, self.names)
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
         self.control = Values(self.jetstream, self.stream.control_bucket)
 
@@ -136,6 +139,7 @@ class NatsBus:
     async def prepare(self, link: Link) -> None:
         await streams.ensure(self.jetstream, streams.events(self.stream, self.names))
         await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
+        await streams.ensure(self.jetstream, streams.own(self.stream, self.names))
         await streams.ensure(self.jetstream, cursor_bucket(self.stream))
         await streams.ensure(self.jetstream, control_bucket(self.stream))
         await self.live.renew(link)
@@ -173,12 +177,14 @@ class NatsBus:
             except api.ApiError as error:
                 if error.number == api.MESSAGE_TOO_LARGE:
                     raise TooLarge(error.message) from error
+                self.takes.refused(subject, error)
                 raise
             except Unavailable:
                 if attempt == PUBLISH_TRIES or self.jetstream.link is None:
                     raise
                 await trio.sleep(RETRY_SECONDS)
             else:
+                self.takes.accepted(subject)
                 # Of a repetition of our own nobody else needs to know.
                 return ack if message_id else attrs.evolve(ack, duplicate=False)
         raise AssertionError("the last try returns or raises")
@@ -196,6 +202,15 @@ class NatsBus:
         answers = await link.request_all(messages, seconds=self.nats.request_seconds)
         for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
             api.decode(body, subject)
+
+    @property
+    def heard(self) -> float | None:
+        """Trio's clock when the feed gave its last sign; None before the first."""
+        return self.ingest.signed
+
+    async def probe(self) -> None:
+        """Asks the stream whether it takes events. Raises `Unavailable` with what is in the way."""
+        await self.takes.ask()
 
     async def prepare_audit(self) -> None:
         """Makes the stream of the audit trail when it is missing."""

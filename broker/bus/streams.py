@@ -28,6 +28,8 @@ REQUIRED: Mapping[str, object] = {
     "persist_mode": "default",  # of nats-server 2.12 on; "async" acknowledges what it may still lose
 }
 LEFT_OUT: Mapping[str, object] = {"persist_mode": "default"}
+OWN_SECONDS = 60.0
+OWN_BYTES = 1024 * 1024
 FIXED = {"workqueue"}  # values that a stream has for ever
 # The option of `nats stream edit` that mends each; the others cannot be changed.
 OPTIONS = {"retention": "--retention limits", "allow_direct": "--allow-direct", "no_ack": "--ack"}
@@ -38,8 +40,7 @@ def events(section: config.Stream, names: Names) -> dict[str, Any]:
     return {
         "name": section.name,
         "subjects": [f"{names.events}.>"],
-        # With it any publisher could purge the history of all tenants by a header. Our own canary goes
-        # by its time to live instead.
+        # With it any publisher could purge the history of all tenants by a header.
         "allow_rollup_hdrs": False,
         "allow_msg_ttl": True,
         "max_age": nanoseconds(section.max_age),
@@ -74,6 +75,24 @@ def audit(section: config.Audit, replicas: int) -> dict[str, Any]:
         "max_age": nanoseconds(section.max_age),
         "max_bytes": section.max_bytes,
         "num_replicas": replicas,
+    }
+
+
+def own(section: config.Stream, names: Names) -> dict[str, Any]:
+    """The configuration of the stream of the canaries: of each broker the last one, for a minute.
+
+    What it has stored it publishes again (https://docs.nats.io/nats-concepts/jetstream/streams#republish), so
+    that a canary comes back without a consumer.
+    """
+    return {
+        "name": section.own_name,
+        "subjects": [f"{names.own}.canary.*"],
+        "republish": {"src": f"{names.own}.canary.*", "dest": f"{names.own}.seen.{{{{wildcard(1)}}}}"},
+        "max_age": nanoseconds(OWN_SECONDS),
+        "max_bytes": OWN_BYTES,
+        "max_msgs_per_subject": 1,
+        "duplicate_window": nanoseconds(OWN_SECONDS),
+        "num_replicas": section.replicas,
     }
 
 

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from broker import config
 
-HISTORY_LOST = 10037  # the server's `err_code`s: no message found,
-WRONG_LAST_SEQUENCE = 10071  # and another revision than the one that was to be replaced
+HISTORY_LOST = 10037  # the server's `err_code`s: no message found
 PAGE = 1000
 LONGEST_SECONDS = 100 * 366 * 86400  # the server counts nanoseconds in 64 bits: 292 years
 
@@ -84,7 +83,7 @@ class Values:
         try:
             return int(api.decode(parts[0][1], key)["seq"])
         except api.ApiError as error:
-            if error.number == WRONG_LAST_SEQUENCE:
+            if error.number == api.WRONG_LAST_SEQUENCE:
                 raise Stale from error
             raise
 

@@ -23,6 +23,7 @@ from broker.config.values import (
     Network,
     Number,
     Origin,
+    OwnToken,
     Rate,
     Ratio,
     Replicas,
@@ -84,6 +85,7 @@ class Subjects:
     events: SubjectToken = "events"
     live: SubjectToken = "live"
     deadletter: SubjectToken = "deadletter"
+    own: OwnToken = "_broker"  # what brokers tell themselves and each other
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +104,7 @@ class Stream:
     cursor_bucket: StreamName = "broker_cursors"
     cursor_max_age: Seconds = 30 * 86400.0
     control_bucket: StreamName = "broker_control"
+    own_name: StreamName = "BROKER"  # of the canaries
 
 
 @attrs.frozen(kw_only=True)

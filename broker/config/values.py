@@ -205,6 +205,13 @@ def subject_token(value: object) -> str:
     return text(value)
 
 
+def own_token(value: object) -> str:
+    """The same, or one that begins with `_` as the names that are kept for programs do."""
+    if not TOKEN.match(text(value).removeprefix("_")) or value == "_INBOX":
+        raise ValueError(f"{shown(value)} is no subject token: A-Z a-z 0-9 _ -, one _ first, and not _INBOX")
+    return text(value)
+
+
 def tenant(value: object) -> str:
     """A tenant as a token may name it: section 1 of the protocol page."""
     if not TENANT.match(text(value)):
@@ -245,5 +252,6 @@ Network = Annotated[str, network]
 HttpUrl = Annotated[str, http_url]
 NatsUrl = Annotated[str, nats_url]
 SubjectToken = Annotated[str, subject_token]
+OwnToken = Annotated[str, own_token]
 TenantName = Annotated[str, tenant]
 StreamName = Annotated[str, stream_name]

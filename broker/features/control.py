@@ -34,7 +34,7 @@ Kind: TypeAlias = Literal["token", "user", "tenant", "suspension"]
 Unix: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253402300800)]  # seconds, before the year 10000
 
 EVERY_TENANT = "*"  # stands for the tenant of monitoring tokens
-NEWS = "live.control"  # the channel on which brokers tell each other
+NEWS = "control"  # what brokers tell each other under, by plain NATS: the bucket has it too
 LOOK_SECONDS = 1.0
 LIFTED_SECONDS = 3600.0  # how long it is remembered that a ban was lifted
 AT_ONCE = 1000  # bans that are learned before others have a turn: 8 ms
@@ -164,7 +164,7 @@ class Control:
             except Stale:
                 continue
             self.learn([ban])
-            await self.bus.publish_live(self.names.subject(subjects.BROKER, NEWS), data)
+            await self.bus.publish_live(f"{self.names.own}.{NEWS}", data)
             return ban
         raise Unavailable("other brokers keep changing the same ban", retry_after=1.0)
 
@@ -209,7 +209,7 @@ class Control:
 
     async def look(self) -> None:
         if not self.listening:
-            await self.bus.subscribe_live(self.names.subject(subjects.BROKER, NEWS))
+            await self.bus.subscribe_live(f"{self.names.own}.{NEWS}")
             self.listening = True  # from now on, whatever becomes of the connection
         values, mark = await self.bus.control.news(self.mark)
         for start in range(0, len(values), AT_ONCE):

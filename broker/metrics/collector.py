@@ -109,7 +109,7 @@ def delivery(taken: Statistics) -> Iterator[Metric]:
     meters = taken.meters
     yield counters(
         "broker_events_received",
-        "Messages received: of the stream (stored; the broker's own canaries among them), and live ones.",
+        "Messages received: of the stream (stored), and live ones.",
         ("kind",),
         meters.received,
     )

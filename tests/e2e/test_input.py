@@ -49,9 +49,10 @@ class Tap:
 
 
 def own(subject: bytes) -> bool:
-    """Canary and anchors, the audit trail, requests about the streams, and answers."""
+    """Canaries and probes, the audit trail, requests about the streams, and answers."""
     beginnings = (
-        b"events._broker.",
+        b"events._broker.probe",
+        b"_broker.",
         b"audit.",
         b"$JS.API.",
         b"$JS.ACK.",

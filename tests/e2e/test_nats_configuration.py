@@ -132,6 +132,7 @@ async def test_the_broker_may_do_what_it_does(tmp_path: Path) -> None:
     logins = Passwords(directory=tmp_path)
     # Only over a hole in the feed, under load, and when the number of replicas has changed.
     seldom = {"$JS.API.CONSUMER.DELETE.EVENTS.*", "$JS.FC.>", "$JS.API.STREAM.UPDATE.KV_broker_control"}
+    seldom |= {"$JS.API.STREAM.UPDATE.BROKER"}
     async with single(logins) as node:
         operator = logins.service("operator")
         url = f"nats://{operator['user']}:{operator['password']}@{node.address}"
@@ -181,10 +182,12 @@ async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords])
     logins = kind(directory=tmp_path)
     wrong = ["events.globex.a", "events._all.a", "events._broker.a", "live.globex.a", "live._all.a"]
     wrong += ["live._broker.a", "deadletter.acme.a", "audit.acme.a", "$KV.broker_cursors.a"]
+    wrong += ["_broker.control", "_broker.usage.x", "_broker.canary.x", "_broker.seen.x"]
     wrong += ["$KV.broker_control.a", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.INFO.EVENTS"]
     wrong += ["$JS.API.DIRECT.GET.EVENTS", "$JS.API.CONSUMER.CREATE.EVENTS.x", "$JS.FC.EVENTS.x"]
     wrong += ["_INBOX_broker.x", "_INBOX.x", "$SYS.REQ.SERVER.PING"]
     listening = [">", "events.>", "events.acme.>", "live.>", "_INBOX_broker.>", "$KV.>", "$JS.>", "audit.>"]
+    listening += ["_broker.>"]
     async with (
         single(logins) as node,
         gateway(tmp_path, node, logins) as broker,
@@ -270,7 +273,7 @@ def test_the_permissions_are_read_as_they_stand() -> None:
     found = granted()
     assert set(found) == {"broker", "acme", "announcer"}
     assert found["acme"] == (["events.acme.>", "live.acme.>"], ["_INBOX.>"])
-    assert found["broker"][1] == ["_INBOX_broker.>", "live.>"]
+    assert found["broker"][1] == ["_INBOX_broker.>", "live.>", "_broker.>"]
 
 
 async def test_an_operator_finds_the_way_out(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:

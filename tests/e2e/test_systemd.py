@@ -177,13 +177,14 @@ async def test_the_watchdog_is_fed_by_the_canary(
 ) -> None:
     """Not by a timer: when canaries are stored and do not come back, nobody says that all is well."""
 
-    async def transform(change: dict[str, str] | None) -> None:
-        found = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
-        answer = await publisher.api("STREAM.UPDATE.EVENTS", **found | {"subject_transform": change})
+    async def republish(place: str) -> None:
+        found = (await publisher.api("STREAM.INFO.BROKER"))["config"]
+        change = {"republish": found["republish"] | {"dest": place}}
+        answer = await publisher.api("STREAM.UPDATE.BROKER", **found | change)
         assert "error" not in answer
 
     async def canaries() -> int:
-        state = (await publisher.api("STREAM.INFO.EVENTS"))["state"]
+        state = (await publisher.api("STREAM.INFO.BROKER"))["state"]
         last: int = state["last_seq"]
         return last
 
@@ -196,7 +197,7 @@ async def test_the_watchdog_is_fed_by_the_canary(
         async with started(file, told, variables):
             http = json.loads((tmp_path / "state" / "broker.json").read_text())["http"]
             await told.until("WATCHDOG")
-            await transform({"src": "events._broker.canary.*", "dest": "events._broker.lost.{{wildcard(1)}}"})
+            await republish("_broker.lost.{{wildcard(1)}}")
             await until_ready(503)
             await told.waiting()
             seen = await canaries()
@@ -204,6 +205,6 @@ async def test_the_watchdog_is_fed_by_the_canary(
                 while await canaries() < seen + 2:
                     await trio.sleep(0.05)
             assert await told.waiting() == []
-            await transform(None)
+            await republish("_broker.seen.{{wildcard(1)}}")
             await told.until("WATCHDOG")
             await until_ready(200)

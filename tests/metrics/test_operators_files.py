@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
 
 CONFIG = Path(__file__).parents[2] / "config"
 ALERTS = CONFIG / "prometheus" / "alerts.yml"
@@ -62,7 +63,7 @@ def labels(expression: str) -> set[str]:
 
 
 @pytest.fixture
-async def shown(tmp_path: Path, nats: NatsServer) -> Scrape:
+async def shown(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> Scrape:
     """All that a broker with TLS shows once it has looked at its stream."""
     authority = trustme.CA()
     made = authority.issue_cert("localhost")
@@ -71,7 +72,10 @@ async def shown(tmp_path: Path, nats: NatsServer) -> Scrape:
     key.touch(mode=0o600)
     key.write_bytes(made.private_key_pem.bytes())
     server = {"tls_certificate": certificate, "tls_key": key}
-    async with run_broker(tmp_path / "b", configure(tmp_path / "b", nats.url, server=server)) as broker:
+    often = {"share_seconds": 0.2}
+    settings = configure(tmp_path / "b", nats.url, server=server, metrics=often)
+    async with run_broker(tmp_path / "b", settings) as broker:
+        await publisher.store("events.acme.a")
         return await scraped(
             broker.running.admin,
             lambda found: (

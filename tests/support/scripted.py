@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from broker.bus.base import Archive
     from broker.wire.frames import Framing
 
+CANARIES = "_broker.canary."
+
 
 @attrs.define(eq=False, kw_only=True)
 class ScriptedBus:
@@ -62,6 +64,8 @@ class ScriptedBus:
     sink: Sink | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     reads: int = 0
+    sings: bool = True  # whether canaries come back
+    silent: float = 0.0  # for how many seconds the feed has given no sign
     noted: list[Message] = attrs.Factory(list)  # of the audit trail
     cursors: ScriptedValues = attrs.field(init=False)
     control: ScriptedValues = attrs.field(init=False)
@@ -130,7 +134,18 @@ class ScriptedBus:
         message_id: str | None = None,
     ) -> PublishAck:
         await self.delay()
+        if subject.startswith(CANARIES):
+            if self.sings:
+                self.put_live(subject.replace(CANARIES, "_broker.seen."), body)
+            return PublishAck(sequence=1, duplicate=False)
         return PublishAck(sequence=self.put(subject, body, headers), duplicate=False)
+
+    @property
+    def heard(self) -> float | None:
+        return trio.current_time() - self.silent
+
+    async def probe(self) -> None:
+        await self.delay()
 
     async def publish_all(self, messages: Sequence[Message]) -> None:
         await trio.lowlevel.checkpoint()

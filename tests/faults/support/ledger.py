@@ -219,8 +219,7 @@ async def read_stream(client: RawNats, stream: str = "EVENTS") -> dict[int, tupl
                 break
             after = int(field(head, "Nats-Sequence"))
             subject = field(head, "Nats-Subject")
-            if not subject.startswith("events._broker."):
-                found[after] = (subject, json.loads(answer.body)["n"])
+            found[after] = (subject, json.loads(answer.body)["n"])
     return found
 
 

@@ -1,0 +1,81 @@
+"""Whether the stream of the events would take one, without giving it one: it is not ours to write into.
+
+A publication that expects another end of the stream than it can have is answered by the stream's leader, and
+stores nothing (`Nats-Expected-Last-Sequence`, ADR-4). It does not find out that there is no room: the server
+looks at that later. So a stream that refuses the new rather than lose the old is asked how full it is, and
+what became of real publications is remembered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from broker.bus import api
+from broker.bus.bridge import away
+from broker.subjects import BROKER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.subjects import Names
+
+ANSWER_SECONDS = 2.0
+# Without anybody who publishes there would be no way back.
+REMEMBERED_SECONDS = 30.0
+IMPOSSIBLE = str(2**64 - 1)
+PER_SUBJECT = "per subject"  # in the server's refusal of one that has no room left under its own subject
+
+
+@attrs.define(eq=False)
+class Probe:
+    """Asks the stream called `stream`. `accepted` and `refused` tell it of publications under any subject."""
+
+    jetstream: api.JetStream
+    stream: str
+    names: Names
+    refusal: str = ""
+    refused_at: float = 0.0  # Trio's clock
+
+    def accepted(self, subject: str) -> None:
+        if self.concerns(subject):
+            self.refusal = ""
+
+    def refused(self, subject: str, error: api.ApiError) -> None:
+        if self.concerns(subject) and PER_SUBJECT not in error.message:
+            self.refusal, self.refused_at = error.message, trio.current_time()
+
+    def concerns(self, subject: str) -> bool:
+        return subject.startswith(f"{self.names.events}.")
+
+    async def ask(self) -> None:
+        """Raises `Unavailable` when it would take none."""
+        subject = self.names.subject(BROKER, "probe")
+        link = await self.jetstream.up()
+        parts = await link.request(
+            subject, b"", seconds=ANSWER_SECONDS, fields={"Nats-Expected-Last-Sequence": IMPOSSIBLE}
+        )
+        try:
+            api.decode(parts[0][1], subject)
+        except api.ApiError as error:
+            if error.number != api.WRONG_LAST_SEQUENCE:
+                raise
+        if fault := full(await self.jetstream.call(f"STREAM.INFO.{self.stream}")):
+            raise away(f"the stream {self.stream} is full: {fault}")
+        if self.refusal and trio.current_time() < self.refused_at + REMEMBERED_SECONDS:
+            raise away(f"the stream {self.stream} refused the last event: {self.refusal}")
+
+
+def full(info: Mapping[str, Any]) -> str | None:
+    """Why a stream has no room for one more message of its average size, if it refuses what is over."""
+    settings, state = info["config"], info["state"]
+    if settings.get("discard") != "new" or not state["messages"]:
+        return None
+    messages, size = state["messages"], state["bytes"]
+    if 0 < settings["max_msgs"] <= messages:
+        return f"max_msgs={settings['max_msgs']} with discard=new"
+    if 0 < settings["max_bytes"] < size + size // messages:
+        return f"max_bytes={settings['max_bytes']} with discard=new"
+    return None
