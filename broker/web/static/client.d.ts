@@ -22,10 +22,13 @@ export interface ClientOptions {
   /** Where the broker is; by default where this module came from. */
   url?: string | URL;
   /**
-   * The token, or what fetches one: at first, ahead of the expiry, and once more when one was refused. A
-   * callback that throws is asked again, with back-off.
+   * The token, or what fetches one: at first, ahead of the expiry, and whenever one was refused. A callback that
+   * throws, takes too long or gives no token (a page that says "502 Bad Gateway", say) is asked again, with
+   * back-off, for as long as it takes; `status.error` says why. So let it throw unless `answer.ok`.
    */
   token: string | (() => string | Promise<string>);
+  /** How long the callback may take, in ms. Default 10000. */
+  tokenTimeout?: number;
   /** For monitoring tokens alone: whose events. */
   tenant?: string;
   /** In the order in which they are tried; the one that works is remembered for an hour. */
@@ -42,8 +45,8 @@ export interface ClientOptions {
 
 export interface Status {
   /**
-   * `connecting`; `open`; `waiting` until `retryAt`; `closed` by `close`, `disconnect`, or because reconnecting
-   * cannot help, and then `error` says why.
+   * `connecting`; `open`; `waiting` until `retryAt`, or for a page that is not shown until it is; `closed` by
+   * `close`, `disconnect`, or because the broker has refused the same token twice, and then `error` says why.
    */
   readonly state: "connecting" | "open" | "waiting" | "closed";
   readonly transport?: Transport | "tabs";
@@ -54,8 +57,8 @@ export interface Status {
   readonly private?: string;
   /** When the next attempt is made, in ms since 1970. */
   readonly retryAt?: number;
-  /** Why there is no connection; `code` is a WebSocket close code or an HTTP status. */
-  readonly error?: { readonly code?: number; readonly message: string };
+  /** Why there is no connection; `code` is a WebSocket close code, an HTTP status, or `token`: none was to be had. */
+  readonly error?: { readonly code?: number | "token"; readonly message: string };
   /** Whether the broker has its own source of events. */
   readonly source?: "interrupted" | "restored";
 }
@@ -187,7 +190,7 @@ export class Client implements Emitter<ClientEvents> {
   subscribe<T = Json>(channels: string | string[], onEvent: (item: EventItem<T>) => void): Subscription<T>;
   /** Publishes, as soon as there is a connection. Retries are harmless. Rejects with a `BrokerError`. */
   publish(channel: string, event: unknown, options?: PublishOptions): Promise<Published>;
-  /** After `disconnect`, or after it was told that reconnecting cannot help. */
+  /** After `disconnect`, or after it was told that its token is no good. */
   connect(): void;
   /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */
   disconnect(): void;

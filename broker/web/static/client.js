@@ -3,7 +3,13 @@
  *
  *     import { Client } from "https://events.example.com/client.js";
  *
- *     const client = new Client({ token: () => fetch("/token").then((answer) => answer.text()) });
+ *     const client = new Client({
+ *       token: async () => {
+ *         const answer = await fetch("/token");
+ *         if (!answer.ok) throw new Error(`no token: ${answer.status}`); // it is asked again, with back-off
+ *         return answer.text();
+ *       },
+ *     });
  *     client.subscribe("orders.>", { last: 10 }, (event) => console.log(event.channel, event.event));
  *     await client.publish("orders.7", { state: "new" });
  *
@@ -15,6 +21,10 @@
  * up to where it is complete. A lost connection makes all records NEW, and each is asked for from `seen`;
  * those that were LIVE stand at the same position and so go into one `subscribe`. Whatever a record has
  * `seen` is not handed to it again, so a start may always lie further back than needed.
+ *
+ * How it stays connected. Only the broker's word about a real token, said twice about the same one, ends it: all
+ * else passes, and is tried again. Time is measured by `now()`, which nobody sets; the wall clock only tells
+ * that the device has slept, when the other one may have stood still.
  */
 
 const OPEN_MS = 10_000; // for a transport to show that it works
@@ -25,7 +35,18 @@ const REMEMBER_MS = 3_600_000; // then WebSocket gets another chance
 const BACKOFF_MS = 500;
 const BACKOFF_MOST_MS = 20_000;
 const POLL_S = 25;
+const SLOW_MS = 5_000; // a request that takes longer waits for a connection, over HTTP/1.1
+const ANSWER_MS = 20_000; // then it is given up, and made again
+const HELD = 3; // of the six connections that a browser has to a host over HTTP/1.1, for all tabs together
+const PAUSE_MS = 1_500; // between polls that may hold none
 const HELLO_MS = 3_000;
+const TICK_MS = 5_000; // how soon it is noticed that the device has slept
+const JUMP_MS = 2_000; // by which the clocks must differ for that
+const TOKEN_MS = 10_000; // for the token callback; `tokenTimeout`
+const IMPATIENT_MS = 1_000; // a callback that takes longer is called once more when the page is shown
+const RENEW_MS = 30_000; // before the expiry, or at half of a life that is shorter than twice that
+const BRIEF_MS = 120_000; // a token that lives no longer may be said to expire from its beginning on
+const SMALL = 4_096; // characters of channels that every proxy lets through
 const IN_FLIGHT = 16; // publishes without an answer: below the 50 refusals that end a connection
 
 // The states of a record, in this order.
@@ -35,7 +56,9 @@ const CATCHING = 2; // takes the frames that are marked with its number
 const LIVE = 3; // takes the unmarked ones
 const PAUSED = 4; // whoever iterates has not kept up
 const CLOSED = "it was closed";
-const WAKERS = ["online", "offline", "visibilitychange"];
+const TOO_LONG = [413, 414, 431]; // for this transport: another one may carry it
+const VERDICTS = { token_expired: 4002, token_invalid: 4500, token_revoked: 4501, forbidden: 4503 }; // as WebSocket says it
+const WAKERS = ["online", "offline", "visibilitychange", "pageshow", "pagehide"];
 const STATES = ["pending", "pending", "catching-up", "live", "paused"];
 
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
@@ -50,6 +73,7 @@ export class BrokerError extends Error {
   }
 }
 
+const now = () => performance.now();
 const failure = (code, message) => new BrokerError({ code, message });
 const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
 const many = (value) => [value].flat(); // a list of our own
@@ -97,6 +121,13 @@ const memory = (key, value) => {
 // Each is a function of where to connect, what hears messages, and what hears the end; it gives
 // `{send, close, passive?}`. A `passive` link cannot be asked whether it lives.
 
+/** A message; what else may come from there is none, and throws. */
+const parse = (text) => {
+  const message = JSON.parse(text);
+  if (typeof message?.type !== "string" || !message.payload) throw new TypeError("no message of the protocol");
+  return message;
+};
+
 const suffix = (tenant) => (tenant ? `?tenant=${encodeURIComponent(tenant)}` : "");
 
 const websocket = ({ url, token, tenant }, heard, over) => {
@@ -104,7 +135,13 @@ const websocket = ({ url, token, tenant }, heard, over) => {
     `${url.replace(/^http/, "ws")}/ws${suffix(tenant)}`,
     ["broker.v1", `bearer.${token}`],
   );
-  socket.onmessage = ({ data }) => heard(JSON.parse(data));
+  socket.onmessage = ({ data }) => {
+    try {
+      heard(parse(data));
+    } catch (error) {
+      over({ code: 1002, reason: error.message });
+    }
+  };
   socket.onclose = ({ code, reason }) => over({ code, reason });
   return {
     send: (message) => socket.send(JSON.stringify(message)),
@@ -119,62 +156,97 @@ const websocket = ({ url, token, tenant }, heard, over) => {
  * Emulates a connection by requests that only read. `read` makes messages of one such request, for a list of
  * channels and a start. There is one request for all that is live, made anew from its position when the list
  * changes; what has a start of its own is read beside it until it is live, and then joins.
+ *
+ * Only so many tabs of a browser hold a connection open, see `HELD`: the others ask now and then (`glance`).
  */
-const http = (read) => ({ url, token, tenant }, heard, over) => {
+const http = (read) => ({ url, token, tenant, became }, heard, over) => {
   const channels = new Set(["me.-"]); // a list is never empty; nobody publishes there
   const closing = new AbortController();
-  let main, position;
+  let main, position, stood; // `stood`: as the broker has said it, and not who joins
   let marks = 0;
-  let joining = []; // what is said once the list with the newcomers is followed
-  const reading = new Set(); // lists that are read beside
+  let joining = []; // who hears once the list with the newcomers is followed, or is refused
+  const beside = new Set(); // lists that are read beside it
   const request = async (path, init) => {
     const headers = { Authorization: `Bearer ${token}`, ...(init.body && { "Content-Type": "application/json" }) };
-    const answer = await fetch(url + path, { cache: "no-store", signal: closing.signal, ...init, headers });
+    const common = { cache: /** @type {const} */ ("no-store"), redirect: /** @type {const} */ ("error") }; // to a login page
+    const answer = await fetch(url + path, { ...common, signal: closing.signal, ...init, headers });
     if (answer.ok) return answer;
-    const { detail, code } = await answer.json().catch(() => ({}));
-    const after = 1000 * Number(answer.headers.get("Retry-After")) || undefined;
-    // Only the broker itself answers like this: there is no use in another transport.
-    throw { status: answer.status, reason: detail ?? `HTTP ${answer.status}`, problem: code, after, answered: !!detail };
+    const { status } = answer;
+    const own = /problem\+json/.test(answer.headers.get("Content-Type") ?? ""); // the broker's, and not of what stands before it
+    const { detail, code, retry_after_ms } = (own && (await answer.json().catch(() => {}))) || {};
+    const after = retry_after_ms ?? (1000 * Number(answer.headers.get("Retry-After")) || undefined);
+    throw { status, code: VERDICTS[code], reason: detail ?? `HTTP ${status}`, problem: code, after, own: !!detail };
   };
-  const own = {}; // what `read` remembers from one request to the next
+  let reading;
+  let own = {}; // what `reading` remembers from one request to the next
   const spare = []; // the same for what is read beside, for whoever is next
-  const source = (start, signal, notes) => read(request, { ...start, tenant }, signal, token, notes);
-  const fault = ({ status = 503, reason, problem, after }) => ({
-    code: problem ?? "unavailable",
+  const source = (start, signal, notes) => reading(request, { ...start, tenant }, signal, token, notes);
+  /** The broker need not keep what nobody will ask for. */
+  const leave = (...notes) => {
+    for (const { session } of notes)
+      if (session) globalThis.navigator?.sendBeacon?.(`${url}/poll`, JSON.stringify({ session, leave: true }));
+  };
+  const turn = (to) => {
+    if (reading === to) return;
+    leave(own, ...spare.splice(0));
+    own = {};
+    reading = to;
+    became(to === glance ? "poll" : undefined);
+    main?.abort();
+  };
+  // Again with another token, if there is one; and wherever it was not the broker who refused.
+  const fault = ({ status = 503, reason, problem, after, own }) => ({
+    code: problem ?? (status === 413 ? "too_large" : "unavailable"),
     message: reason,
-    retryable: status === 401 || status === 429 || status >= 500, // with another token, if there is one
+    retryable: status !== 413 && (!own || status === 401 || status === 429 || status >= 500),
     retry_after_ms: after,
   });
+  const failed = (error) => {
+    const { status, own, reason = error.message, after } = error;
+    // What stands before the broker has no say in whether we come again, and little in when.
+    if (!own) return over({ status, code: 1006, reason, after: after && Math.min(after, BACKOFF_MOST_MS) });
+    // No use in another transport.
+    over({ ...error, answered: [401, 403, 429, 503].includes(status) });
+  };
 
   const follow = async () => {
     while (!closing.signal.aborted) {
       const { signal } = (main = new AbortController());
       const said = [...joining];
+      const settled = () => {
+        joining = joining.filter((each) => !said.includes(each));
+        return said.splice(0);
+      };
       try {
         for await (const message of source({ channel: [...channels], position }, signal, own)) {
           if (signal.aborted) break;
           const { type, payload } = message;
           delete payload.catch_up; // a list that changed is caught up with as a whole
-          position = payload.position ?? (type === "gap" ? payload.to : undefined) ?? position;
+          position = stood = payload.position ?? (type === "gap" ? payload.to : undefined) ?? position;
           if (type === "subscribed") {
             for (const { channel } of payload.refused) channels.delete(channel);
-            joining = joining.filter((each) => !said.includes(each));
-            for (const say of said) say(payload);
+            for (const { say } of settled()) say(payload);
           } else heard(message);
         }
         if (!signal.aborted) return over({ code: 1006, reason: "the stream ended" });
       } catch (error) {
-        // What stands before the broker has no say in whether we come again.
-        const { answered, reason = error.message, after } = error;
-        if (!signal.aborted) return over(answered ? error : { code: 1006, reason, after });
+        if (signal.aborted) continue;
+        const { problem: code, reason: message } = error;
+        // What is wrong with the newcomers is no reason for the others to go.
+        if (!said.length || !["limit_subscriptions", "bad_message", "invalid_position"].includes(code)) return failed(error);
+        position = stood;
+        for (const { names, say } of settled()) {
+          for (const name of names) channels.delete(name);
+          say({ refused: names.map((channel) => ({ channel, code, message })), recovered: true });
+        }
       }
     }
   };
   const join = (names, from, say) => {
     for (const name of names) channels.add(name);
     if (from) position = !position || passed(from, position) ? from : position;
-    joining.push(say);
-    main.abort();
+    joining.push({ names, say });
+    main?.abort();
   };
   const begin = async (names, start, messageId) => {
     const mark = ++marks;
@@ -182,8 +254,8 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
     const list = new Set(names);
     let reached;
     /** @type {any} */
-    let failed = {};
-    reading.add(list);
+    let wrong = {};
+    beside.add(list);
     try {
       for await (const { type, payload } of source({ channel: names, ...start }, closing.signal, notes)) {
         reached = payload.position ?? (type === "gap" ? payload.to : undefined) ?? reached;
@@ -195,22 +267,34 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
       }
       spare.push(notes);
     } catch (error) {
-      failed = error;
+      wrong = error;
+      leave(notes);
     }
-    reading.delete(list);
+    beside.delete(list);
+    if (TOO_LONG.includes(wrong.status)) return failed(wrong);
     // Cut off on its way, it is gone on with in the list.
-    if (!reached) heard({ type: "error", messageId, payload: fault(failed) });
+    if (!reached) heard({ type: "error", messageId, payload: fault(wrong) });
     else if (list.size) join(list, reached, () => heard({ type: "subscription.live", payload: { catch_up: mark, position } }));
   };
 
   const post = async (type, payload, messageId) => {
+    const slow = setTimeout(() => scarce(url) && turn(glance), SLOW_MS);
+    const late = new AbortController();
+    const stop = () => late.abort();
+    const timer = setTimeout(stop, ANSWER_MS);
+    closing.signal.addEventListener("abort", stop);
     try {
-      const answer = await request(`/${type}${suffix(tenant)}`, { method: "POST", body: JSON.stringify(payload) });
-      const said = { publish: "published", acknowledge: "acknowledged" }[type];
+      const init = { method: "POST", body: JSON.stringify(payload), signal: late.signal };
+      const answer = await request(`/${type}${suffix(tenant)}`, init);
+      const [said, status] = { publish: ["published", 202], acknowledge: ["acknowledged", 200] }[type];
+      if (answer.status !== status) throw new TypeError(`HTTP ${answer.status}`); // whoever that was
       heard({ type: said, messageId, payload: { id: payload.id, ...(await answer.json()) } });
     } catch (error) {
       heard({ type: "error", messageId, payload: fault(error) });
     }
+    closing.signal.removeEventListener("abort", stop);
+    clearTimeout(slow);
+    clearTimeout(timer);
   };
 
   const send = ({ type, payload, messageId }) => {
@@ -222,26 +306,59 @@ const http = (read) => ({ url, token, tenant }, heard, over) => {
         heard({ type: "subscribed", messageId, payload: { ...rest, channel: [], refused, live: true, position } });
       });
     } else if (type === "unsubscribe") {
-      for (const name of payload.channel) for (const list of [channels, ...reading]) list.delete(name);
-      main.abort();
+      for (const name of payload.channel) for (const list of [channels, ...beside]) list.delete(name);
+      main?.abort();
     } else if (type === "authenticate") {
       token = payload.token;
-      main.abort();
+      main?.abort();
     } else post(type, payload, messageId);
   };
-  follow();
+  hold(url, closing.signal, () => turn(read)).then(() => {
+    if (!reading) turn(glance);
+    follow();
+  });
   const close = () => {
     closing.abort();
-    main.abort();
+    main?.abort();
+    leave(own, ...spare);
   };
-  return { send, close, passive: true };
+  return { send, close, passive: true, refresh: () => main?.abort() };
+};
+
+/** Whether the connections to there can be spent: over HTTP/2 and 3, as far as we may know, they cannot. */
+const scarce = (url) => {
+  const entries = /** @type {PerformanceResourceTiming[]} */ (performance.getEntriesByType("resource"));
+  return !entries.some(({ name, nextHopProtocol }) => name.startsWith(url) && /^h[23]/.test(nextHopProtocol));
+};
+
+/**
+ * Calls `then` once we may hold a connection, which is ours until `signal`: at once, where it is known at once.
+ * Each place is a lock, for which the tabs of this origin wait; where there are no locks, everybody may.
+ */
+const hold = async (url, signal, then) => {
+  const { locks } = globalThis.navigator ?? {};
+  if (!locks || !scarce(url)) return then();
+  const left = new Promise((resolve) => signal.addEventListener("abort", resolve));
+  const waiting = new AbortController(); // for the places that we need no more
+  left.then(() => waiting.abort());
+  let held;
+  const take = () => {
+    if (held || signal.aborted) return;
+    held = true;
+    waiting.abort();
+    then();
+    return left;
+  };
+  for (let i = 0; i < HELD; i++) locks.request(`broker.v1 ${url} ${i}`, { signal: waiting.signal }, take).catch(() => {});
+  await locks.query(); // answered once it is clear which of them are free
 };
 
 /** Messages of `GET /sse`: the WebSocket's own, and a `pong` for each heartbeat. */
 async function* eventStream(request, { channel, ...start }, signal) {
   const query = new URLSearchParams(channel.map((name) => ["channel", name]));
   for (const [name, value] of Object.entries(given(start))) query.append(name, value);
-  const { body } = await request(`/sse?${query}`, { signal });
+  const { body, headers } = await request(`/sse?${query}`, { signal });
+  if (!/^text\/event-stream/.test(headers.get("Content-Type"))) throw new TypeError("no event stream");
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let data, position;
@@ -256,7 +373,7 @@ async function* eventStream(request, { channel, ...start }, signal) {
         else if (line.startsWith("id:")) position = line.slice(3).trim();
         else if (!line.trim() || line[0] === ":") {
           // The position counts only with the blank line: what it belongs to is complete then.
-          yield data ? JSON.parse(data) : { type: "pong", payload: { position } };
+          yield data ? parse(data) : { type: "pong", payload: { position } };
           data = position = undefined;
         }
       }
@@ -266,37 +383,155 @@ async function* eventStream(request, { channel, ...start }, signal) {
   }
 }
 
-/** Messages of `POST /poll`, as the other transports have them. */
-async function* longPoll(request, { channel, position, tenant, lag, ...start }, signal, token, notes) {
+/** Messages of `POST /poll`, as the other transports have them. `pause`: between polls that do not wait, in ms. */
+const poll = (pause) => async function* (request, { channel, position, tenant, lag, ...start }, signal, token, notes) {
   let begun = false;
   let live = false;
   for (;;) {
-    const ask = { session: notes.session, channels: channel, position, lag, wait: live ? POLL_S : 0, ...(!begun && start) };
+    const wait = live && !pause ? POLL_S : 0;
+    const ask = { session: notes.session, channels: channel, position, lag, wait, ...(!begun && start) };
     const answer = await (await request(`/poll${suffix(tenant)}`, { method: "POST", signal, body: JSON.stringify(ask) })).json();
-    const { refused = [], recovered } = answer;
-    notes.session = answer.session;
+    const { refused = [], recovered, session, events, gaps } = answer;
+    if (!session || !events || !gaps) throw new TypeError("no answer to a poll");
+    notes.session = session;
     if (!begun) {
       yield { type: "connection.authenticated", payload: claims(token) };
       yield { type: "subscribed", payload: { channel: [], refused, position, recovered, live: false } };
     } else for (const payload of refused) yield { type: "unsubscribed", payload };
     begun = true;
-    for (const payload of answer.gaps) yield { type: "gap", payload };
-    for (const payload of answer.events) yield { type: "event", payload };
+    for (const payload of gaps) yield { type: "gap", payload };
+    for (const payload of events) yield { type: "event", payload };
     position = answer.position;
     yield { type: "pong", payload: { position } };
-    if (!live && position && !answer.events.length) {
+    if (!live && position && !events.length) {
       live = true;
       yield { type: "subscription.live", payload: { channel, position } };
     }
     if (answer.reconnect_after_ms !== undefined) yield { type: "connection.draining", payload: answer };
+    if (pause && live && !events.length) await rest(signal, pause);
   }
-}
+};
+const longPoll = poll(0);
+const glance = poll(PAUSE_MS);
 
-/** What a token says. */
+/** So many ms, or until `signal` says so. */
+const rest = (signal, ms) =>
+  new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, ms);
+    signal.addEventListener("abort", done);
+  });
+
+/** What a token says; throws where it is none. */
 const decode = (token) => {
   const bytes = Uint8Array.from(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
   return JSON.parse(new TextDecoder().decode(bytes));
 };
+
+/** A token as the broker can read it; throws where it is none, for what the broker says of it would be final. */
+const checked = (given) => {
+  try {
+    const token = given.trim();
+    if (/^[\w-]+\.[\w-]+\.[\w-]+$/.test(token) && decode(token)) return token;
+  } catch {}
+  const what = typeof given === "string" ? JSON.stringify(given.slice(0, 20)) : String(given);
+  throw failure("token", `no token but ${what}; does the callback look at answer.ok?`);
+};
+
+/** The token, and whoever gives it: asked again for as long as it takes, and never waited for without end. */
+class Tokens {
+  fixed; // there is no other
+  refused; // the last one that the broker refused for good
+  gotAt = 0;
+  life; // in ms, by the token itself: a device's clock may be hours off; NaN where it does not say
+  #source;
+  #timeout;
+  #token;
+  #asking;
+  #wake;
+  #leave;
+
+  constructor(source, timeout = TOKEN_MS) {
+    this.fixed = typeof source !== "function";
+    if (this.fixed) checked(source);
+    this.#source = this.fixed ? () => source : source;
+    this.#timeout = timeout;
+  }
+
+  /** When another one is needed, where that is known. */
+  get due() {
+    return this.gotAt + Math.max(this.life - RENEW_MS, this.life / 2);
+  }
+
+  /** One that is as good as new, or still good enough. */
+  async get() {
+    return now() > this.due ? this.next() : (this.#token ?? this.next());
+  }
+
+  /** Another one, unless the callback gives the same again. Throws when it gives none. */
+  async next() {
+    this.#token = undefined; // a callback that fails leaves none
+    const asking = (this.#asking ??= this.#ask());
+    const token = await asking.finally(() => {
+      if (this.#asking === asking) this.#asking = undefined;
+    });
+    const { iat, exp } = decode(token);
+    this.gotAt = now();
+    this.life = (exp - iat) * 1000;
+    return (this.#token = token);
+  }
+
+  /** The broker has refused it, for good or not; whether for good, and that for the second time. */
+  reject(final) {
+    const token = this.#token;
+    this.#token = undefined;
+    const again = final && !!token && this.refused === token;
+    if (final) this.refused = token;
+    return again;
+  }
+
+  /** Who has been asked for long may have been asleep, or without a network. */
+  wake() {
+    if (this.#asking) this.#wake();
+  }
+
+  /** Nobody waits any more. */
+  leave() {
+    if (this.#asking) this.#leave();
+    this.#asking = undefined;
+  }
+
+  async #ask() {
+    let timer;
+    try {
+      return await new Promise((resolve, reject) => {
+        let began;
+        const fail = (why) => reject(failure("token", `the token callback ${why}`));
+        const call = () => {
+          began = now();
+          clearTimeout(timer);
+          timer = setTimeout(() => fail(`gave nothing within ${this.#timeout} ms`), this.#timeout);
+          Promise.resolve()
+            .then(this.#source)
+            .then(
+              (given) => resolve(checked(given)),
+              (error) => fail(`failed: ${error?.message ?? error}`),
+            )
+            .catch(reject);
+        };
+        this.#wake = () => now() - began >= IMPATIENT_MS && call();
+        this.#leave = () => fail("is needed no more");
+        call();
+      });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
 
 /** What the broker would make of a token, for us to know by which name it calls `me`. */
 const claims = (token) => {
@@ -349,11 +584,11 @@ export class Client extends EventTarget {
   #pace = 0; // ms between publishes, once a limit was hit
   #paceTimer;
   #count = 0;
-  #token;
-  #expires = 0;
+  /** @type {Tokens} */ #tokens;
   #renewTimer;
-  #renewedAt = 0;
-  #renewed; // the token was asked for again because it was refused
+  #renewing; // the message that renews the token
+  #away; // the page is gone, and may come back
+  #narrow = new Map(); // transport → how much to subscribe to is too much for it
   #failures = 0;
   #shorts = 0;
   #hub; // the other tabs, where they share our connection
@@ -362,6 +597,7 @@ export class Client extends EventTarget {
   constructor(options = {}) {
     super();
     this.#options = { transports: ["websocket", "sse", "poll"], queue: 100, ...options };
+    this.#tokens = new Tokens(options.token, options.tokenTimeout);
     this.#url = String(options.url ?? new URL(".", import.meta.url)).replace(/^ws/, "http").replace(/\/$/, "");
     this.#say({ state: "connecting" });
     for (const type of WAKERS) globalThis.addEventListener?.(type, this.#hurry);
@@ -391,6 +627,8 @@ export class Client extends EventTarget {
   /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */
   disconnect(error) {
     this.#running = undefined;
+    this.#tokens.refused = undefined; // who connects again has a reason
+    this.#tokens.leave();
     this.#over?.({});
     this.#wake?.();
     this.#lost();
@@ -456,36 +694,44 @@ export class Client extends EventTarget {
 
   async #run(run) {
     while (run === this.#running) {
+      if (this.#away) {
+        this.#say({ state: "waiting", retryAt: undefined });
+        await this.#sleep();
+        continue;
+      }
+      const began = now();
       /** @type {any} */
       let end;
       try {
         end = await this.#round();
       } catch (error) {
-        end = { reason: error.message };
+        end = { code: error.code, reason: error.message };
       }
       if (run !== this.#running) return;
       const code = end.code ?? end.status;
-      const unsure = [4002, 4500, 401].includes(code);
       const error = { code, message: end.error?.message ?? end.reason ?? `closed with ${code}` };
-      if (unsure && typeof this.#options.token === "function" && !this.#renewed) {
-        this.#renewed = true;
-        this.#token = undefined;
-      } else if (unsure || code >= 4500 || code === 400 || code === 403) {
-        return this.disconnect(error);
-      }
+      if (end.lived >= SHORT_MS) this.#tokens.refused = undefined; // it was good for a while
+      // The callback is asked for another one, which has a chance of its own.
+      if ((code >= 4500 || code === 4002 || code === 401) && this.#tokens.reject(code >= 4500)) return this.disconnect(error);
       if (end.lived >= SHORT_MS || end.at_once) this.#failures = 0;
       if (end.at_once) continue;
       const most = Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** this.#failures);
-      const after = Math.max(end.asked ?? Math.random() * most, end.after ?? 0, 0);
+      const spent = end.opened ? 0 : now() - began; // who has waited for an answer need not wait as long again
+      const after = Math.max(end.asked ?? Math.random() * most - spent, end.after ?? 0, 0);
       this.#failures++;
       this.#say({ state: "waiting", error, retryAt: Date.now() + after });
-      let timer;
-      await new Promise((resolve) => {
-        this.#wake = resolve;
-        timer = setTimeout(resolve, after);
-      });
-      clearTimeout(timer);
+      await this.#sleep(after);
     }
+  }
+
+  /** So many ms, or until it is woken. */
+  async #sleep(ms) {
+    let timer;
+    await new Promise((resolve) => {
+      this.#wake = resolve;
+      if (ms !== undefined) timer = setTimeout(resolve, ms);
+    });
+    clearTimeout(timer);
   }
 
   /** Tries the transports in turn until one works, and stays with it to its end. */
@@ -494,43 +740,71 @@ export class Client extends EventTarget {
     const run = this.#running;
     const hub = this.#hub;
     if (hub && !hub.ready) {
-      const token = await this.#fresh();
-      if (run !== this.#running) return;
+      const token = await this.#tokens.get();
+      if (run !== this.#running || this.#away) return { at_once: true };
       hub.join(token);
     }
-    let names = this.#options.transports;
+    let names = this.#carriers.length ? this.#carriers : this.#options.transports;
     const first = names.indexOf(this.#remembered());
     if (first > 0) names = [...names.slice(first), ...names.slice(0, first)];
     if (hub && !hub.leads) names = ["tabs", ...names];
     /** @type {any} */
     let end;
     const fails = async (name) => {
-      const token = await this.#fresh();
-      if (run !== this.#running) return false;
+      const token = await this.#tokens.get();
+      if (run !== this.#running || this.#away) return false;
       end = await this.#attempt(name, token);
       if (run !== this.#running) return false;
       if (end.code === 1009) this.#dropLargest();
       if (end.opened) this.#lost();
+      if (this.#away || this.#tooLong(name, end)) return false;
       // Cut again and again without a word: something between us and the broker does not like it.
       this.#shorts = end.lived && (end.lived >= SHORT_MS || end.code !== 1006) ? 0 : this.#shorts + (end.opened ? 1 : 0);
       const works = end.opened && this.#shorts < SHORTS;
       return !works && !end.at_once && !end.answered && !(end.code >= 4000) && this.#reachable();
     };
     for (const [at, name] of names.entries()) {
-      const began = Date.now();
+      const began = now();
       if (!(await fails(name))) break;
       // A broker that is just coming up refuses one moment and answers the next: no reason to leave WebSocket.
-      if (!end.opened && Date.now() - began < SHORT_MS && !(await fails(name))) break;
+      if (!end.opened && now() - began < SHORT_MS && !(await fails(name))) break;
       if (end.opened && names[at + 1]) this.#remember(names[at + 1]);
       this.#shorts = 0;
     }
-    return end;
+    return end ?? { at_once: true };
+  }
+
+  /** How much there is to subscribe to. */
+  get #load() {
+    return [...this.#records].reduce((sum, { full }) => sum + full.join().length, 0);
+  }
+
+  /** The transports that may carry that. */
+  get #carriers() {
+    return this.#options.transports.filter((name) => !(this.#narrow.get(name) <= this.#load));
+  }
+
+  /** Whether the list was too long for the transport: then another one may carry it, and at once. */
+  #tooLong(name, end) {
+    if (!TOO_LONG.includes(end.status)) return false;
+    if (end.status !== 413) {
+      this.#narrow.set(name, this.#load);
+      end.at_once = !!this.#carriers.length;
+    } else if (this.#load > SMALL) {
+      // It stood in a body: there is no other way, and the longest part of it has to go.
+      const length = ({ full }) => full.join().length;
+      const [longest] = [...this.#records].sort((a, b) => length(b) - length(a));
+      this.#end(longest, failure("too_large", "so many channels are too much for what stands before the broker"));
+      end.at_once = true;
+    }
+    return true;
   }
 
   /** The transport to begin with, unless the time has come to try another one. */
   #remembered() {
     const [known, until] = (memory(`broker ${this.#url}`) || this.#first || "").split(" ");
-    return until > Date.now() ? known : undefined;
+    const left = until - Date.now();
+    return left > 0 && left <= REMEMBER_MS ? known : undefined; // a clock that was set back makes it no longer
   }
 
   #remember(name) {
@@ -551,9 +825,9 @@ export class Client extends EventTarget {
   /** One connection, from its first byte to its end: `{code?, status?, reason, opened, lived, after?}`. */
   #attempt(name, token) {
     return new Promise((resolve) => {
-      let link, timer, leaving, resumeAt, opened, heartbeat, problem;
-      let heardAt = Date.now();
-      let pingedAt = 0;
+      let link, timer, leaving, resumeAt, opened, heartbeat, problem, pinged, before;
+      let shown = name;
+      let deadline = now() + OPEN_MS; // by which something must be heard, or asked
       /** @param {{code?: number, reason?: string, status?: number, after?: number, answered?: boolean, at_once?: boolean}} end */
       const over = (end) => {
         if (this.#over !== over) return;
@@ -561,56 +835,79 @@ export class Client extends EventTarget {
         clearTimeout(timer);
         clearTimeout(leaving);
         link?.close();
-        const now = Date.now();
-        const asked = resumeAt && resumeAt - now; // a draining broker has asked us back, then and not before
-        resolve({ after: problem?.retry_after_ms, ...end, asked, opened, lived: opened && now - opened, error: problem });
+        const at = now();
+        const asked = resumeAt && resumeAt - at; // a draining broker has asked us back, then and not before
+        const after = end.after ?? problem?.retry_after_ms;
+        resolve({ ...end, after, asked, opened, lived: opened && at - opened, error: problem });
       };
-      const arm = (ms) => {
+      const arm = () => {
         clearTimeout(timer);
-        timer = setTimeout(check, ms);
+        before = { at: now(), wall: Date.now(), due: Math.min(Math.max(Math.ceil(deadline - now()), 0), TICK_MS) };
+        timer = setTimeout(check, before.due);
       };
       const check = () => {
-        const now = Date.now();
-        const quiet = now - heardAt;
-        const pause = heartbeat * (link?.passive ? 2.5 : 0.5);
-        if (!opened && quiet < OPEN_MS) arm(OPEN_MS - quiet);
+        const at = now();
+        const elapsed = at - before.at;
+        // The device has slept, or somebody has set its clock: what either clock says of the link is worth nothing.
+        const slept = Math.abs(Date.now() - before.wall - elapsed) > JUMP_MS || elapsed - before.due > JUMP_MS;
+        if (opened && slept) this.#probe(true);
+        else if (at < deadline) arm();
         else if (!opened) over({ code: 1006, reason: `${name}: no answer within ${OPEN_MS} ms` });
-        else if (pingedAt <= heardAt && quiet < pause) arm(pause - quiet);
-        else if (link.passive || pingedAt > heardAt) over({ code: 4009, reason: `silent for ${quiet} ms` });
+        else if (link.passive || pinged) over({ code: 4009, reason: "silent for too long" });
         else this.#probe();
       };
       const heard = (message) => {
         if (this.#over !== over) return;
-        heardAt = Date.now();
-        pingedAt = 0;
         const { type, payload } = message;
+        const at = now();
         if (type === "connection.established") {
           heartbeat = payload.heartbeat_seconds * 1000;
           this.#say({ connectionId: payload.connection_id });
         } else if (type === "connection.authenticated" && !opened) {
-          opened = heardAt;
+          opened = at;
           heartbeat ??= 25_000;
-          arm(heartbeat / 2);
           this.#link = link;
-          this.#opened(name, payload);
+          this.#opened(shown, payload);
           if (this.#over !== over) return;
         } else if (type === "connection.draining") {
-          resumeAt = heardAt + payload.reconnect_after_ms;
+          resumeAt = at + payload.reconnect_after_ms;
           leaving = setTimeout(() => over({ code: 1012, reason: "it is going down" }), payload.reconnect_after_ms);
-        } else if (type === "error" && !message.messageId) problem = payload;
+        } else if (type === "error" && !message.messageId) {
+          problem = payload;
+          // The token cannot be judged yet: later, with whichever the callback gives then.
+          if (!opened && payload.code === "unavailable") return over({ code: 1013, answered: true });
+        }
+        if (type === "tab.wait") deadline = at + OPEN_MS; // it is there, and not connected either
+        if (opened) {
+          pinged = false;
+          deadline = at + heartbeat * (link.passive ? 2.5 : 0.5);
+          if (opened === at) arm();
+        }
         this.#heard(message);
       };
-      this.#over = over;
-      this.#probe = () => {
-        if (!opened) return;
-        if (link.passive) return arm(heartbeat);
-        pingedAt = Date.now() + 1; // what was heard in this very millisecond is no answer to it
-        link.send({ type: "ping", payload: {} });
-        arm(PONG_MS);
+      /** Whether it lives: who cannot be asked begins anew after a sleep, and else has to say something soon. */
+      this.#probe = (slept) => {
+        if (!opened || (pinged && !slept)) return;
+        const at = now();
+        if (!link.passive) {
+          pinged = true;
+          deadline = at + PONG_MS;
+          link.send({ type: "ping", payload: {} });
+        } else if (slept) {
+          deadline = at + OPEN_MS;
+          link.refresh();
+        } else deadline = Math.min(deadline, at + heartbeat);
+        arm();
       };
-      arm(OPEN_MS);
+      /** @param {string} [other] what it does in place of it */
+      const became = (other = name) => {
+        shown = other;
+        if (opened) this.#say({ transport: shown });
+      };
+      this.#over = over;
+      arm();
       try {
-        link = TRANSPORTS[name]({ url: this.#url, token, tenant: this.#options.tenant, hub: this.#hub }, heard, over);
+        link = TRANSPORTS[name]({ url: this.#url, token, tenant: this.#options.tenant, hub: this.#hub, became }, heard, over);
         if (this.#over !== over) link?.close();
       } catch (error) {
         over({ code: 1006, reason: error.message });
@@ -619,7 +916,6 @@ export class Client extends EventTarget {
   }
 
   #opened(name, { tenant, user, private: room }) {
-    this.#renewed = false;
     this.#private = room;
     this.#remember(name);
     for (const record of this.#records) this.#expand(record);
@@ -647,10 +943,21 @@ export class Client extends EventTarget {
   }
 
   /** The page is seen again or the network is back: no need to wait; or it has gone: look whether it has. */
-  #hurry = () => {
-    if (globalThis.document?.visibilityState === "hidden") return;
+  #hurry = ({ type }) => {
+    if (type === "pagehide") {
+      // Perhaps for good: nothing of it holds a place. What a browser keeps to go back to holds no connection.
+      this.#away = true;
+      this.#over?.({ at_once: true, reason: "the page is not shown" });
+      this.#hub?.leave();
+      return;
+    }
+    if (type === "pageshow") this.#away = false;
+    else if (this.#away || globalThis.document?.visibilityState === "hidden") return;
     if (this.#link) this.#probe?.();
-    else if (globalThis.navigator?.onLine !== false) this.#wake?.();
+    else if (globalThis.navigator?.onLine !== false) {
+      this.#tokens.wake();
+      this.#wake?.();
+    }
   };
 
   #say(change) {
@@ -660,38 +967,26 @@ export class Client extends EventTarget {
 
   // --- tokens ----------------------------------------------------------------------------------------
 
-  async #fresh() {
-    const { token } = this.#options;
-    if (typeof token !== "function") return token;
-    if (!this.#token || this.#expires < Date.now() + PONG_MS) {
-      this.#token = undefined; // a callback that fails leaves none
-      try {
-        this.#token = await token();
-      } catch (error) {
-        throw failure("token", `the token callback failed: ${error?.message ?? error}`);
-      }
-      this.#expires = Infinity; // until the broker says
-    }
-    return this.#token;
-  }
-
   /** In so many ms, and not again and again where tokens are short-lived, or come out of a cache. */
   #renewIn(ms) {
     clearTimeout(this.#renewTimer);
-    this.#renewTimer = setTimeout(() => this.#renew(), Math.max(ms, this.#renewedAt + SHORT_MS - Date.now()));
+    const { fixed, gotAt, life } = this.#tokens;
+    if (fixed) return;
+    const least = gotAt + (life < BRIEF_MS ? life / 2 : SHORT_MS) - now();
+    this.#renewTimer = setTimeout(() => this.#renew(), Math.min(Math.max(ms, least, 0), 2e9));
   }
 
-  async #renew() {
-    if (typeof this.#options.token !== "function") return;
+  async #renew(failures = 0) {
     const link = this.#link;
-    this.#expires = 0;
-    this.#renewedAt = Date.now();
     try {
-      const token = await this.#fresh();
-      if (link === this.#link) link.send({ type: "authenticate", payload: { token } });
+      const token = await this.#tokens.next();
+      if (link !== this.#link) return;
+      this.#renewing = `t${++this.#count}`;
+      this.#send("authenticate", { token }, this.#renewing);
     } catch (error) {
       if (link !== this.#link) return;
-      this.#renewIn(0);
+      const wait = Math.random() * Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** failures);
+      this.#renewTimer = setTimeout(() => this.#renew(failures + 1), wait);
       emit(this, "error", error);
     }
   }
@@ -717,9 +1012,9 @@ export class Client extends EventTarget {
         break;
       case "connection.authenticated":
         if (!payload.expires_at) break; // another tab sees to it
-        this.#expires = Date.parse(payload.expires_at);
         // The broker says when; this is for the case that the word does not come.
-        this.#renewIn(Math.min(Math.max(this.#expires - Date.now() - 30_000, 30_000), 2e9));
+        clearTimeout(this.#renewTimer);
+        if (this.#tokens.life > 0) this.#renewIn(this.#tokens.due - now());
         break;
       case "connection.expiring":
         this.#renewIn(0);
@@ -752,7 +1047,10 @@ export class Client extends EventTarget {
 
   #failed(payload, messageId, asked) {
     const error = new BrokerError(payload);
-    if (!messageId) return emit(this, "error", error);
+    if (!messageId || messageId === this.#renewing) {
+      if (messageId && error.retryable) this.#renewTimer = setTimeout(() => this.#renew(), error.retryAfter ?? BACKOFF_MS);
+      return emit(this, "error", error);
+    }
     const mine = asked.filter((record) => record.state === ASKED);
     const [id, entry] = [...this.#outbox].find(([, { sent }]) => sent === messageId) ?? [];
     if (mine.length) {

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, test } from "node:test";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
-import { World, positions, record, settle } from "./fakes.js";
+import { World, jwt, positions, record, settle } from "./fakes.js";
 
 let world;
 beforeEach(() => (world = new World()));
@@ -21,7 +21,7 @@ describe("connecting", () => {
   test("offers the protocol and the token beside it, and names the tenant", async () => {
     const client = await world.connected({ tenant: "a&b" });
     assert.equal(world.socket.url, "ws://broker.test/ws?tenant=a%26b");
-    assert.deepEqual(world.socket.protocols, ["broker.v1", "bearer.t"]);
+    assert.deepEqual(world.socket.protocols, ["broker.v1", `bearer.${jwt()}`]);
     assert.equal(client.status.state, "open");
     assert.equal(client.status.transport, "websocket");
   });
@@ -73,16 +73,53 @@ describe("connecting", () => {
     assert.equal(world.sockets[0].open, false);
   });
 
-  for (const code of [4501, 4503, 4510, 4999])
-    test(`${code} stops, and says why`, async () => {
-      const client = await world.connected();
-      world.socket.say("error", { code: "forbidden", message: "not for you", retryable: false });
-      world.socket.cut(code);
+  for (const code of [4500, 4501, 4503, 4510, 4999])
+    test(`${code} about the same token again stops, and says why; connect() begins anew`, async () => {
+      let asked = 0;
+      const client = await world.connected({ token: () => (asked++, jwt()) });
+      const refuse = () => {
+        world.socket.say("error", { code: "forbidden", message: "not for you", retryable: false });
+        world.socket.cut(code);
+      };
+      refuse();
+      await world.again();
+      assert.equal(asked, 2, "for another one");
+      refuse();
       await world.clock.go(60_000);
-      assert.equal(world.sockets.length, 1);
+      assert.equal(world.sockets.length, 2);
       assert.equal(client.status.state, "closed");
       assert.deepEqual(client.status.error, { code, message: "not for you" });
+      client.connect();
+      await settle();
+      refuse();
+      await world.again();
+      world.socket.welcome();
+      assert.equal(client.status.state, "open");
     });
+
+  for (const code of [4500, 4501, 4503, 4510, 4999])
+    test(`${code} about one token says nothing of the next ones`, async () => {
+      let asked = 0;
+      const client = await world.client({ token: () => jwt(`t${++asked}`) });
+      for (let i = 1; i < 12; i++) {
+        world.socket.cut(code);
+        await world.again();
+        assert.deepEqual(world.socket.protocols, ["broker.v1", `bearer.${jwt(`t${i + 1}`)}`]);
+      }
+      world.socket.welcome();
+      assert.equal(client.status.state, "open");
+    });
+
+  test("a token that was good for a while is refused for the first time after it", async () => {
+    const client = await world.client();
+    for (let i = 0; i < 4; i++) {
+      world.socket.cut(4501);
+      await world.again();
+      world.socket.welcome();
+      await world.clock.go(6_000);
+    }
+    assert.equal(client.status.state, "open");
+  });
 
   for (const code of [1001, 1006, 1012, 4001, 4008, 4009, 4010, 4029])
     test(`${code} reconnects`, async () => {
@@ -92,25 +129,14 @@ describe("connecting", () => {
       assert.equal(world.sockets.length, 2);
     });
 
-  for (const code of [4002, 4500])
-    test(`${code} asks for another token once, then stops`, async () => {
-      let asked = 0;
-      const client = await world.client({ token: () => `t${++asked}` });
-      world.socket.cut(code);
+  test("4002 asks for another token, as often as it takes", async () => {
+    let asked = 0;
+    await world.client({ token: () => (asked++, jwt("out of a cache")) });
+    for (let i = 1; i < 12; i++) {
+      world.socket.cut(4002);
       await world.again();
-      assert.deepEqual(world.socket.protocols, ["broker.v1", "bearer.t2"]);
-      world.socket.cut(code);
-      await world.clock.go(60_000);
-      assert.equal(world.sockets.length, 2);
-      assert.equal(client.status.state, "closed");
-    });
-
-  test("4500 with a token that cannot be had anew stops at once", async () => {
-    const client = await world.client();
-    world.socket.cut(4500);
-    await world.clock.go(60_000);
-    assert.equal(world.sockets.length, 1);
-    assert.equal(client.status.error.code, 4500);
+      assert.equal(asked, i + 1);
+    }
   });
 
   test("a token callback that fails is asked again, with back-off", async () => {
@@ -118,39 +144,46 @@ describe("connecting", () => {
     await world.client({
       token: () => {
         if (++asked < 3) throw new Error("503");
-        return "t3";
+        return jwt("t3");
       },
     });
     await world.clock.go(5_000);
     assert.equal(asked, 3);
-    assert.deepEqual(world.socket.protocols[1], "bearer.t3");
+    assert.deepEqual(world.socket.protocols[1], `bearer.${jwt("t3")}`);
   });
 
   test("does not ask for a token that is still good", async () => {
     let asked = 0;
-    await world.connected({ token: () => `t${++asked}` });
+    await world.connected({ token: () => jwt(`t${++asked}`) });
     await cutAndBack();
     assert.equal(asked, 1);
   });
 
   test("renews the token when the broker says so", async () => {
     let asked = 0;
-    await world.connected({ token: () => `t${++asked}` });
+    await world.connected({ token: () => jwt(`t${++asked}`) });
     world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
-    await world.clock.go(0);
-    assert.deepEqual(world.socket.last("authenticate").payload, { token: "t2" });
+    await world.clock.go(5_000);
+    assert.deepEqual(world.socket.last("authenticate").payload, { token: jwt("t2") });
   });
 
-  test("renews the token by its own clock when no word comes", async () => {
-    let asked = 0;
-    await world.client({ token: () => `t${++asked}` });
-    world.socket.onsent = ({ type }) => type === "ping" && world.socket.say("pong");
-    world.socket.welcome({ expires_in: 300 });
-    await world.clock.go(269_000);
-    assert.equal(world.socket.last("authenticate"), undefined);
-    await world.clock.go(2_000);
-    assert.deepEqual(world.socket.last("authenticate").payload, { token: "t2" });
-  });
+  for (const [life, due] of [[300, 270], [60, 30], [40, 20]])
+    test(`renews a token of ${life} s after ${due} s when no word comes, wherever the device's clock stands`, async () => {
+      for (const ahead of [0, 7_200_000, -7_200_000]) {
+        let asked = 0;
+        world.clock.ahead = ahead;
+        const exp = world.clock.now / 1000 + life; // by the clock of who made it
+        const make = () => jwt(`t${++asked}`, { iat: exp - life, exp });
+        const client = await world.client({ token: make });
+        world.socket.onsent = ({ type }) => type === "ping" && world.socket.say("pong");
+        world.socket.welcome({ expires_in: life });
+        await world.clock.go(due * 1000 - 100);
+        assert.equal(world.socket.last("authenticate"), undefined);
+        await world.clock.go(200);
+        assert.equal(world.socket.last("authenticate")?.payload.token, jwt("t2", { iat: exp - life, exp }));
+        client.close();
+      }
+    });
 
   test("asks whether a quiet link lives, and leaves one that does not answer", async () => {
     await world.connected();
@@ -199,7 +232,7 @@ describe("connecting", () => {
     let give;
     const client = await world.client({ token: () => new Promise((resolve) => (give = resolve)) });
     client.close();
-    give("t");
+    give(jwt());
     await world.clock.go(60_000);
     assert.equal(world.sockets.length, 0);
     assert.equal(client.status.state, "closed");
@@ -220,7 +253,7 @@ describe("connecting", () => {
 
   test("a client that is closed by who hears that it is open leaves no timer and asks for no token", async () => {
     let asked = 0;
-    const client = await world.client({ token: () => `t${++asked}` });
+    const client = await world.client({ token: () => jwt(`t${++asked}`) });
     client.addEventListener("status", ({ detail }) => detail.state === "open" && client.close());
     world.socket.welcome();
     await settle();
@@ -245,28 +278,28 @@ describe("connecting", () => {
     const client = await world.connected({
       token: () => {
         if (++asked === 2) throw new Error("503");
-        return `t${asked}`;
+        return jwt(`t${asked}`);
       },
     });
     client.addEventListener("error", ({ detail }) => errors.push(detail.code));
     world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
-    await world.clock.go(0);
-    assert.deepEqual(errors, ["token"]);
     await world.clock.go(5_000);
-    assert.deepEqual(world.socket.last("authenticate").payload, { token: "t3" });
+    assert.deepEqual(errors, ["token"]);
+    await world.clock.go(500);
+    assert.deepEqual(world.socket.last("authenticate").payload, { token: jwt("t3") });
     assert.equal(world.sockets.length, 1);
   });
 
   test("a token out of a cache, or one that expires at once, is not asked for again and again", async () => {
     let asked = 0;
-    await world.connected({ token: () => (asked++, "the same") });
+    await world.connected({ token: () => (asked++, jwt("the same")) });
     world.socket.onsent = ({ type }) => {
       if (type === "ping") world.socket.say("pong");
       if (type === "authenticate") world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
     };
     world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
     await world.clock.go(20_000);
-    assert.equal(asked, 1 + 5);
+    assert.equal(asked, 1 + 4);
   });
 
   test("disconnect keeps what connect goes on with; close ends it", async () => {
@@ -403,11 +436,13 @@ describe("choosing a transport", () => {
     assert.notEqual(client.status.state, "closed");
   });
 
-  test("a refusal by the broker itself is one", async () => {
-    http(403, JSON.stringify({ detail: "not for you", code: "forbidden" }));
+  test("a refusal of the token by the broker itself is one, once it has been said twice", async () => {
+    const body = JSON.stringify({ detail: "not for you", code: "forbidden" });
+    globalThis.fetch = async () => new Response(body, { status: 403, headers: { "Content-Type": "application/problem+json" } });
     const client = await world.client({ transports: ["sse"] });
     await world.clock.go(1_000);
-    assert.deepEqual(client.status.error, { code: 403, message: "not for you" });
+    assert.deepEqual(client.status.error, { code: 4503, message: "not for you" });
+    assert.equal(client.status.state, "closed");
   });
 
   describe("what is remembered", () => {
@@ -438,7 +473,7 @@ describe("choosing a transport", () => {
             setTimeout(() => stream.close(), 10_000);
           },
         });
-      globalThis.fetch = async () => new Response(stream());
+      globalThis.fetch = async () => new Response(stream(), { headers: { "Content-Type": "text/event-stream" } });
       await world.client();
       await world.clock.go(100_000);
       assert.equal(world.sockets.length, 0);

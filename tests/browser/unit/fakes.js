@@ -18,23 +18,31 @@ export const settle = async () => {
   for (let i = 0; i < 30; i++) await Promise.resolve();
 };
 
+const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+/** A token as far as a client can tell; by its name, and another one for each. */
+export const jwt = (name = "t", claims = {}) => `${part({ alg: "none" })}.${part({ sub: "alice", tenant: "acme", jti: name, ...claims })}.${part(name)}`;
+
+/** `now` is the one that nobody sets; the wall clock is `ahead` of it, by as much as somebody likes. */
 export class Clock {
   now = 1_700_000_000_000;
+  ahead = 0;
   timers = new Map();
   count = 0;
-  real = { setTimeout, clearTimeout, setInterval, clearInterval, now: Date.now };
+  real = { setTimeout, clearTimeout, setInterval, clearInterval };
+  before = { date: Date.now, performance: performance.now };
 
   install() {
     globalThis.setTimeout = (then, ms = 0) => this.add(then, ms);
     globalThis.clearTimeout = globalThis.clearInterval = (id) => this.timers.delete(id);
     globalThis.setInterval = (then, ms) => this.add(then, ms, ms);
-    Date.now = () => Math.floor(this.now);
+    Date.now = () => Math.floor(this.now + this.ahead);
+    performance.now = () => this.now;
   }
 
   uninstall() {
-    const { now, ...timers } = this.real;
-    Object.assign(globalThis, timers);
-    Date.now = now;
+    Object.assign(globalThis, this.real);
+    Date.now = this.before.date;
+    performance.now = this.before.performance;
   }
 
   /** Whole milliseconds, as in a browser: a timer may fire before the fraction has passed. */
@@ -153,7 +161,7 @@ export class World {
   }
 
   async client(options = {}) {
-    const client = new Client({ url: "http://broker.test", token: "t", ...options });
+    const client = new Client({ url: "http://broker.test", token: jwt(), ...options });
     this.clients.push(client);
     await settle();
     return client;
