@@ -1,17 +1,31 @@
-"""Where an exception ends: at the part that it happened in."""
+"""Where an exception ends: at the part that it happened in.
+
+Three parts have such a place: a connection (all that acts on it, whoever calls), a tenant, and each piece of
+the background work, which begins again. Whatever passes none of them is the end of the process.
+"""
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Protocol
+
+import structlog
+import trio
 
 from broker.actors.transport import LinkLost
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
+
+AGAIN_SECONDS = 0.1, 5.0  # before a part of the background begins again: at first, at most
+SOUND_SECONDS = 60.0  # so long without a crash, and the next is a first one
+
+log = structlog.get_logger()
 
 
 class Guarded(Protocol):
-    """What a boundary tells of what went wrong."""
+    """What a boundary tells of what went wrong. Neither may raise."""
 
     def link_lost(self) -> None: ...
 
@@ -19,7 +33,7 @@ class Guarded(Protocol):
 
 
 class Boundary:
-    """Whatever goes wrong within it is told to `part`, and ends there; the other such place is the tenant's.
+    """Whatever goes wrong within it is told to `part`, and ends there.
 
     No generator, which would be half a KiB more for each silent client.
     """
@@ -39,4 +53,39 @@ class Boundary:
             self.part.link_lost()
         elif isinstance(error, Exception):
             self.part.crashed(error)
+        elif isinstance(error, BaseExceptionGroup):  # what went wrong while it was cancelled
+            faults, rest = error.split(Exception)
+            if faults is not None and rest is not None:
+                self.part.crashed(faults)
+                raise rest
         return isinstance(error, Exception)
+
+
+def each(*steps: Callable[[], object], failed: Callable[[Exception], object]) -> None:
+    """Takes all steps, whichever of them fail."""
+    for step in steps:
+        try:
+            step()
+        except Exception as error:  # that one alone
+            failed(error)
+
+
+async def kept(
+    name: str, work: Callable[[], Awaitable[None]], crashed: Callable[[], object] = lambda: None
+) -> None:
+    """Runs a part of the background, which begins again after a crash; `crashed` is called in between."""
+    first, longest = AGAIN_SECONDS
+    pause = first
+    while True:
+        began = trio.current_time()
+        try:
+            await work()
+        except Exception:  # whatever it is: without this part the others still serve
+            log.exception("part_crashed", part=name)
+        else:
+            return
+        crashed()
+        if trio.current_time() > began + SOUND_SECONDS:
+            pause = first
+        await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
+        pause = min(longest, 2 * pause)

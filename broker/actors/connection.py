@@ -18,8 +18,8 @@ import trio
 from msgspec import UNSET
 
 from broker.actors import joining, publishing
-from broker.actors.boundary import Boundary
-from broker.actors.outlet import Outlet
+from broker.actors.boundary import Boundary, each
+from broker.actors.outlet import NOBODY, Outlet
 from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from broker.actors.outlet import Who
     from broker.actors.services import Services
-    from broker.actors.tenant import Tenant
+    from broker.actors.tenant import Notice, Tenant
     from broker.actors.transport import Inbound, Transport
     from broker.auth.tokens import Verifier
     from broker.config import Limits
@@ -64,7 +64,7 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Connection:
-    """One client. A crash in here ends this connection alone.
+    """One client. A crash in here ends this connection alone: nothing that others call here raises.
 
     `peer`, `token`, `asked` (the tenant that it asked for) and `certificate` (the verified name in one that
     it has shown) are from the request that opened it. What a silent client costs is decided here and along
@@ -126,15 +126,14 @@ class Connection:
                 while not self.closing:
                     await self.heed(await self.transport.receive())
             self.retire()
-            await self.say_goodbye()
+            with Boundary(self):
+                await self.say_goodbye()
+        finally:
+            self.lost = True
             if self.sender:
                 self.sender.cancel()
-            del self.outlet.client  # the two hold each other: a cycle that only a full collection would end
-        finally:
-            try:
-                self.transport.abort()
-            finally:
-                self.services.ended(self)
+            self.outlet.client = NOBODY  # they hold each other: a cycle for a full collection to end
+            each(self.transport.abort, partial(self.services.ended, self), failed=self.note_crash)
 
     def spend_from(self, budgets: tuple[Budget, ...]) -> None:
         """What it is limited by from now on."""
@@ -158,8 +157,23 @@ class Connection:
             await self.transport.linger()
 
     def crashed(self, error: Exception) -> None:
+        """Ends it at once and without a word: what has failed may be what would say it."""
+        self.note_crash(error)
+        if not self.closing:
+            self.close_code, self.close_reason, self.ended_by = (
+                CloseCode.INTERNAL_ERROR,
+                "internal error",
+                "broker",
+            )
+        self.lost = True
+        self.retire()
+        self.scope.cancel()
+        if self.sender:
+            self.sender.cancel()
+        each(self.transport.abort, failed=self.note_crash)
+
+    def note_crash(self, error: Exception) -> None:
         log.error("connection_crashed", exc_info=error, **self.who())
-        self.end(CloseCode.INTERNAL_ERROR, "internal error")
 
     def note_token(self, principal: Principal, *, renewed: bool) -> None:
         who = self.who()
@@ -394,24 +408,46 @@ class Connection:
     # --- what the client is told --------------------------------------------------------------------
 
     def tell(self, message: messages.ServerMessage, message_id: str | None = None) -> None:
-        if not self.closing:
+        if self.closing:
+            return
+        with Boundary(self):
             self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
             if isinstance(message, messages.Gap):
                 self.services.meters.gaps[message.reason] += 1
             elif isinstance(message, messages.Error):
                 self.services.meters.errors[message.code] += 1
 
+    def heed_notice(self, notice: Notice) -> None:
+        """Tells the client what all are told."""
+        if notice.message:
+            self.tell(notice.message)
+        if notice.reason and (live := self.outlet.live):
+            channel = messages.named(topic.pattern for topic in live)
+            self.tell(messages.Gap(channel=channel, reason=notice.reason))
+
     def fell_behind(self) -> None:
         """Starts the sending task, unless it runs or there is nothing to send."""
         outlet = self.outlet
         if self.sender is None and not self.lost and (outlet.backlog or outlet.catch_ups):
-            self.progress = trio.current_time()
-            self.sender = trio.CancelScope()
-            self.transport.behind(begins=True)
-            self.services.nursery.start_soon(self.send, self.sender)
+            with Boundary(self):
+                self.progress = trio.current_time()
+                self.transport.behind(begins=True)
+                scope = trio.CancelScope()
+                self.services.nursery.start_soon(self.send, scope)
+                self.sender = scope
 
     async def send(self, scope: trio.CancelScope) -> None:
-        sending = Sending(
+        with Boundary(self):
+            try:
+                with scope:
+                    await self.sending().run()
+            finally:
+                self.sender = None
+                self.transport.behind(begins=False)
+        self.progressed()
+
+    def sending(self) -> Sending:
+        return Sending(
             send_some=self.send_some,
             outlet=self.outlet,
             tenant=lambda: self.tenant,
@@ -419,11 +455,6 @@ class Connection:
             progressed=self.progressed,
             meters=self.services.meters,
         )
-        with scope, Boundary(self):
-            await sending.run()
-        self.sender = None
-        self.transport.behind(begins=False)
-        self.progressed()
 
     async def send_some(self, data: memoryview) -> int:
         return await (self.pace or self.transport).send_some(data)
@@ -499,12 +530,13 @@ class Connection:
 
     def drain(self, reconnect_after: float) -> None:
         """Asks the client to come back elsewhere, or to us, in `reconnect_after` seconds."""
-        self.session.draining = True
-        self.tell(
-            messages.Draining(
-                reconnect_after_ms=int(reconnect_after * 1000), position=self.position() or UNSET
+        with Boundary(self):
+            self.session.draining = True
+            self.tell(
+                messages.Draining(
+                    reconnect_after_ms=int(reconnect_after * 1000), position=self.position() or UNSET
+                )
             )
-        )
 
     def dismiss(self, code: CloseCode) -> None:
         """Ends the connection because the broker stops; what the client has asked for is answered first."""
@@ -518,7 +550,8 @@ class Connection:
         if not self.closing:
             self.close_code, self.close_reason, self.ended_by = code, reason, by
             self.retire()
-            self.outlet.push(self.transport.close(code, reason))
+            with Boundary(self):
+                self.outlet.push(self.transport.close(code, reason))
             self.scope.cancel()
 
     def leave(self, closed: Closed) -> None:
@@ -532,16 +565,26 @@ class Connection:
                 self.lost = True
 
     def retire(self) -> None:
-        """Gives up its place in the tenant and its timer. What is unsent stays."""
+        """Gives up its place in the tenant, its timer and all that it holds. What is unsent stays."""
         if self.closing:
             return
         self.closing = True
-        self.last = self.position()
-        self.services.wheel.cancel(self)
-        if self.outlet.fanout:
-            self.outlet.fanout.detach(self.outlet)
-        self.outlet.catch_ups = []
-        self.drop_cursors(list(self.cursors))
+        each(
+            self.note_position,
+            partial(self.services.wheel.cancel, self),
+            self.outlet.detach,
+            lambda: self.drop_cursors(list(self.cursors)),
+            self.lift_pace,
+            self.return_budgets,
+            failed=self.crashed,
+        )
+
+    def lift_pace(self) -> None:
         if self.pace:
             self.pace.lift()
+
+    def note_position(self) -> None:
+        self.last = self.position()
+
+    def return_budgets(self) -> None:
         self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)

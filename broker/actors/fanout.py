@@ -113,8 +113,9 @@ class Fanout:
         return topic
 
     def release(self, topic: Topic) -> None:
+        """Gives back a topic; also one of a fan-out that is given up, which means nothing here."""
         topic.uses -= 1
-        if not topic.uses:
+        if not topic.uses and self.topics.get((topic.pattern, topic.deny)) is topic:
             del self.topics[topic.pattern, topic.deny]
             self.router.remove(topic)
 
@@ -192,7 +193,16 @@ class Fanout:
         """Begins to send a tick: bytes, each with the share that they are, for the outlets that get it."""
         for framing, shares in self.groups(tick).items():
             for mask, outlets in shares.items():
-                yield tick.join(mask) if framing is None else self.join(tick, mask, framing), mask, outlets
+                if framing is None:
+                    yield tick.join(mask), mask, outlets
+                    continue
+                try:
+                    data = self.join(tick, mask, framing)
+                except Exception as error:  # what one kind of link cannot carry, others can
+                    for outlet in outlets:
+                        outlet.client.crashed(error)
+                else:
+                    yield data, mask, outlets
 
     def join(self, tick: Tick, mask: int, framing: Framing | None) -> bytes:
         """A share of the running tick as a kind of link takes it: each event is framed once for all of them.
@@ -263,6 +273,8 @@ class Fanout:
         Whatever is between `position` and now it reads from the ring or the stream. Positions and floors
         of another incarnation of the stream (`same_stream` False) mean nothing here and are dropped.
         """
+        if outlet.fanout is not None:
+            outlet.fanout.outlets.pop(outlet, None)  # whatever happens now, it is in one of them
         self.enter(outlet)
         outlet.mask = 0
         for topics in (outlet.stored, outlet.live, *(catch_up.topics for catch_up in outlet.catch_ups)):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from broker.actors.fanout import Fanout
+    from broker.actors.tenant import Notice
     from broker.ring import Ring, Tick
     from broker.routing import Topic
     from broker.wire.frames import Framing
@@ -51,7 +52,8 @@ class Client(Protocol):
     `lost`: nothing can be sent any more.
     """
 
-    lost: bool
+    @property
+    def lost(self) -> bool: ...
 
     def who(self) -> Who:
         """Who it is, for operators."""
@@ -62,6 +64,9 @@ class Client(Protocol):
     def link_lost(self) -> None:
         """The link is gone."""
 
+    def crashed(self, error: Exception) -> None:
+        """Something is wrong with it that nobody expects: the end of it alone."""
+
     def too_slow(self) -> None:
         """More waits than a subscription with lag "close" allows."""
 
@@ -70,6 +75,25 @@ class Client(Protocol):
 
     def tell(self, message: ServerMessage) -> None:
         """Sends the client a message in its turn."""
+
+    def heed_notice(self, notice: Notice) -> None:
+        """Sends the client what all are told."""
+
+
+class Nobody:
+    """Whom the outlet of a connection that has ended tells, should its last piece of work be under way."""
+
+    lost = True
+
+    def who(self) -> Who:
+        return {"connection": "", "peer": "", "tenant": None, "user": None}
+
+    def nothing(self, *_: object) -> None: ...
+
+    fell_behind = link_lost = crashed = too_slow = send_away = tell = heed_notice = nothing
+
+
+NOBODY = Nobody()
 
 
 class Group:
@@ -421,6 +445,14 @@ class Outlet:
         return len(backlog.left) + backlog.waits >= limit
 
     # --- subscriptions -----------------------------------------------------------------------------
+
+    def detach(self) -> None:
+        """Ends all subscriptions, and leaves the tenant. What is unsent stays."""
+        try:
+            if self.fanout:
+                self.fanout.detach(self)
+        finally:
+            self.catch_ups = []
 
     def join(self, topic: Topic, floor: int) -> None:
         """Makes a topic part of the main flow, from what is above `floor` on."""

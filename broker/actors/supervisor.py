@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from broker.actors import snapshot, usage
+from broker.actors.boundary import each, kept
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
@@ -21,8 +22,10 @@ from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
 from broker.actors.posting import Posting
 from broker.actors.services import Services
+from broker.actors.tenant import Notice, Tenant
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
+from broker.actors.turns import Turn
 from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
@@ -35,7 +38,7 @@ from broker.features.deadletter import DeadLetters
 from broker.features.starts import Starts
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
-from broker.wire.messages import Gap, Source, named
+from broker.wire.messages import Source
 from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
 
     from broker.actors.intake import Address
     from broker.actors.posting import Answer
-    from broker.actors.tenant import Tenant
     from broker.actors.transport import Hello, Transport
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus, Record, StreamState
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
 
 TIDY_SECONDS = 5.0
 OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
-AT_ONCE = 32  # connections, before others have a turn; those of a busy loop take milliseconds
 
 log = structlog.get_logger()
 
@@ -140,9 +141,24 @@ class Supervisor:
                 *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
                 self.sharing.run,
             ):
-                nursery.start_soon(part)
-            await nursery.start(self.bus.run, self)
+                nursery.start_soon(kept, part.__qualname__, part)
+            await nursery.start(self.feed)
             task_status.started()
+
+    async def feed(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Runs the bus; what it had in hand when it crashed the tenants read from the stream."""
+        statuses = iter([task_status])
+
+        async def work() -> None:
+            await self.bus.run(self, task_status=next(statuses, trio.TASK_STATUS_IGNORED))
+
+        def crashed() -> None:
+            if self.connected:
+                self.interrupted()
+            for tenant in self.tenants.running.values():
+                tenant.inbox.lose()
+
+        await kept("bus", work, crashed)
 
     async def reload(self, config: Config, verifier: Verifier) -> None:
         """Goes on with another configuration; of the connections those end that it does not allow."""
@@ -157,10 +173,10 @@ class Supervisor:
         services.cursors.per_user = limits.durables_per_user
         self.tenants.adopt(config)
         self.bans_changed()  # a tenant may be suspended now
-        for number, connection in enumerate(list(self.connections)):
+        turn = Turn()
+        for connection in list(self.connections):
             await connection.adopt(verifier if read_alike else None)
-            if number % AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
+            await turn.pass_on()
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
 
@@ -184,9 +200,7 @@ class Supervisor:
         self.sharing.reached.set()
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
-            for connection in self.connections:
-                connection.tell(Source(state="restored"))
-            self.tell_live("source")
+            self.announce(Notice(Source(state="restored"), "source"))
 
     def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
         intake = self.intake
@@ -239,22 +253,22 @@ class Supervisor:
     def live_lost(self) -> None:
         self.meters.live_losses += 1
         log.warning("live_events_lost")
-        self.tell_live("lag")
+        self.announce(Notice(None, "lag"))
 
     def interrupted(self) -> None:
         self.connected = self.services.live_subjects.connected = False
         self.meters.interruptions += 1
         self.canary.fault = "the connection was lost"
         log.warning("source_interrupted")
-        for connection in self.connections:
-            connection.tell(Source(state="interrupted"))
+        self.announce(Notice(Source(state="interrupted"), None))
 
-    def tell_live(self, reason: str) -> None:
-        """Says to each live subscription that something of it may be missing."""
+    def announce(self, notice: Notice) -> None:
+        """Says something to everybody: by the tenants, each in its turn among the events."""
+        for tenant in self.tenants.running.values():
+            tenant.inbox.announce(notice)
         for connection in self.connections:
-            if live := connection.outlet.live:
-                channel = named(topic.pattern for topic in live)
-                connection.tell(Gap(channel=channel, reason="source" if reason == "source" else "lag"))
+            if connection.tenant is None:  # it has not been given a place: few, and for a short time
+                connection.heed_notice(notice)
 
     # --- connections ---------------------------------------------------------------------------------
 
@@ -266,10 +280,10 @@ class Supervisor:
         while True:
             await self.banned.wait()
             self.banned = trio.Event()
-            for number, connection in enumerate(list(self.connections)):
+            turn = Turn()
+            for connection in list(self.connections):
                 connection.keep_out()
-                if number % AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
+                await turn.pass_on()
 
     @contextmanager
     def admission(self, peer: str) -> Iterator[None]:
@@ -306,8 +320,15 @@ class Supervisor:
         return connection.run()
 
     def ended(self, connection: Connection) -> None:
-        del self.connections[connection]
-        hold(connection.session.budgets, CONNECTIONS, -1)
+        each(
+            lambda: self.connections.pop(connection, None),
+            lambda: hold(connection.session.budgets, CONNECTIONS, -1),
+            lambda: self.note_end(connection),
+            self.look_empty,
+            failed=connection.note_crash,
+        )
+
+    def note_end(self, connection: Connection) -> None:
         # A client may say any code, so that each would be a label that it chose.
         code = connection.close_code
         known = connection.ended_by != "client" or code in OF_RFC_6455
@@ -324,7 +345,6 @@ class Supervisor:
                 seconds=ended.seconds,
                 **connection.who(),
             )
-        self.look_empty()
 
     def look_empty(self) -> None:
         if not (self.connections or self.admitting):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import structlog
@@ -14,6 +14,7 @@ import trio
 from broker.actors.boundary import Boundary
 from broker.actors.fanout import TICK_BYTES, TICK_EVENTS, Fanout
 from broker.actors.transport import LinkLost
+from broker.actors.turns import Turn
 from broker.limits import Window
 from broker.metrics.meters import Traffic
 from broker.wire.messages import Gap, named
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
     from broker.metrics.meters import Meters
     from broker.ring import Tick
     from broker.tracing import Tracing
+    from broker.wire.messages import Source
 
 INBOX_EVENTS = 16384  # beyond either bound the tenant is behind, and reads from the stream instead
 INBOX_BYTES = 16 * 1024 * 1024
 SENDS_BETWEEN_LOOKS = 32  # at the clock
-TURN_SECONDS = 0.002  # of sends before other tasks get their turn
 RESTART_SECONDS = 0.1, 5.0  # back-off after a crash: at first, at most
 CRASHES, CRASH_SECONDS = 8, 60.0  # so many within this time are too many
 REST_SECONDS = 30.0  # after too many
@@ -42,10 +43,19 @@ REST_SECONDS = 30.0  # after too many
 log = structlog.get_logger()
 
 
+@attrs.frozen
+class Notice:
+    """What all clients are told at once: a message, and that live events may be missing for a `reason`."""
+
+    message: Source | None
+    reason: Literal["source", "lag"] | None
+
+
 class Inbox:
     """What has arrived and is not fanned out yet, bounded. `lost`: the bound was passed, all was dropped.
 
-    `renewed`: the stream began anew; what was in here belonged to the old one.
+    `renewed`: the stream began anew; what was in here belonged to the old one. `notices` stand among the
+    events: each comes after so many that were ever taken.
     """
 
     def __init__(self) -> None:
@@ -56,6 +66,7 @@ class Inbox:
         self.stored_at: float | None = None  # the oldest of the last tick's worth, where it is known
         self.lost = False
         self.renewed = False
+        self.notices: deque[tuple[int, Notice]] = deque()
         self.arrived = trio.Event()
 
     def put(self, channel: str, record: Record) -> None:
@@ -72,7 +83,18 @@ class Inbox:
             self.marks.append((self.taken + len(self.records), stored_at))
         self.arrived.set()
 
+    def announce(self, notice: Notice) -> None:
+        self.notices.append((self.taken + len(self.records), notice))
+        self.arrived.set()
+
+    def due(self) -> Notice | None:
+        """The notice that comes before the next event."""
+        if self.notices and self.notices[0][0] <= self.taken:
+            return self.notices.popleft()[1]
+        return None
+
     def clear(self) -> None:
+        self.notices = deque((self.taken, notice) for _, notice in self.notices)
         self.marks.clear()
         self.records.clear()
         self.size = 0
@@ -88,8 +110,9 @@ class Inbox:
         self.arrived.set()
 
     def take(self) -> list[Checked]:
-        """The next tick's worth."""
-        batch = take(self.records)
+        """The next tick's worth, up to the next notice."""
+        before = self.notices[0][0] - self.taken if self.notices else TICK_EVENTS
+        batch = take(self.records, min(before, TICK_EVENTS))
         self.size -= sum(len(record[2]) for _, record in batch)
         self.taken += len(batch)
         self.stored_at = None
@@ -99,7 +122,7 @@ class Inbox:
         return batch
 
     def empty(self) -> bool:
-        return not (self.records or self.lost or self.renewed)
+        return not (self.records or self.lost or self.renewed or self.notices)
 
     async def wait(self) -> None:
         if self.empty():
@@ -107,11 +130,11 @@ class Inbox:
             await self.arrived.wait()
 
 
-def take(records: deque[Checked]) -> list[Checked]:
+def take(records: deque[Checked], most: int = TICK_EVENTS) -> list[Checked]:
     """Takes off a tick's worth."""
     batch: list[Checked] = []
     size = 0
-    while records and len(batch) < TICK_EVENTS and size < TICK_BYTES:
+    while records and len(batch) < most and size < TICK_BYTES:
         checked = records.popleft()
         size += len(checked[1][2])
         batch.append(checked)
@@ -203,33 +226,51 @@ class Tenant:
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
             self.failed_until = trio.current_time() + REST_SECONDS
             log.error("tenant_gave_up", tenant=self.name, seconds=REST_SECONDS)
+            turn = Turn()
             for outlet in list(self.fanout.outlets):
                 outlet.client.send_away()
+                await turn.pass_on()
 
     async def work(self) -> None:
-        inbox = self.inbox
+        inbox, turn = self.inbox, Turn()
         while True:
-            await inbox.wait()
-            if inbox.renewed or inbox.lost:
+            await inbox.wait()  # which is no pause while something waits
+            await turn.pass_on()
+            if notice := inbox.due():
+                for outlet in list(self.fanout.outlets):
+                    outlet.client.heed_notice(notice)
+                    await turn.pass_on()
+            elif inbox.renewed or inbox.lost:
                 log.warning("tenant_rebuilt", tenant=self.name, new_stream=inbox.renewed)
                 self.rebuild(same_stream=not inbox.renewed)
                 inbox.renewed = inbox.lost = False
             elif batch := inbox.take():
                 if self.tracing is None:
                     tick = self.fanout.add(batch)
-                    await self.send(tick)
+                    await self.send(tick, turn)
                 else:
-                    tick = await self.send_traced(batch, self.tracing)
+                    tick = await self.send_traced(batch, turn, self.tracing)
                 self.fanout.finish()
                 self.advanced.unpark_all()
-                slow = [outlet for outlet in self.fanout.strict if outlet.unsent(self.outbound_bytes)]
+                slow = await self.overflowing(turn)
                 if self.followers:
                     with Boundary(self.followers):
                         self.followers.sent(self.name, self.fanout, batch, tick, slow)
                 for outlet in slow:
-                    outlet.overflow()
+                    with Boundary(outlet.client):
+                        outlet.overflow()
 
-    async def send_traced(self, batch: list[Checked], tracing: Tracing) -> Tick:
+    async def overflowing(self, turn: Turn) -> list[Outlet]:
+        """The connections for which more waits than their policy allows."""
+        slow = []
+        for outlet in list(self.fanout.strict):
+            with Boundary(outlet.client):
+                if outlet.unsent(self.outbound_bytes):
+                    slow.append(outlet)
+            await turn.pass_on()
+        return slow
+
+    async def send_traced(self, batch: list[Checked], turn: Turn, tracing: Tracing) -> Tick:
         """Fans out a batch with a span for each event that is traced."""
         with tracing.fanning_out(self.name, batch) as spans:
             tick = self.fanout.add(batch)
@@ -237,13 +278,11 @@ class Tenant:
                 span.set_attribute("broker.audience", self.fanout.audience(tick, index))
                 if sequence := batch[index][1][0]:
                     span.set_attribute("broker.position", self.fanout.text(sequence))
-            await self.send(tick)
+            await self.send(tick, turn)
         return tick
 
-    async def send(self, tick: Tick) -> None:
+    async def send(self, tick: Tick, turn: Turn) -> None:
         """One write for each connection that gets something of the tick."""
-        clock = trio.current_time
-        until = clock() + TURN_SECONDS
         sends = deliveries = total = 0
         for data, mask, outlets in self.fanout.shares(tick):
             size = len(data)
@@ -252,21 +291,23 @@ class Tenant:
                 if outlet.mask and outlet.backlog is None:
                     try:
                         sent = outlet.send(data)
+                        outlet.mask = 0
+                        if sent != size:
+                            outlet.took(tick, mask, data, sent)
+                            passed += 1  # counted there
                     except LinkLost:
+                        outlet.mask = 0
                         outlet.client.link_lost()
-                        sent = size
                         passed += 1
-                    outlet.mask = 0
-                    if sent != size:
-                        outlet.took(tick, mask, data, sent)
-                        passed += 1  # counted there
+                    except Exception as error:  # whatever it is, it is that connection's
+                        outlet.client.crashed(error)
+                        passed += 1
                 else:
                     outlet.mask = 0  # its share went with a reply, or it reads the ring by itself
                     passed += 1
                 sends += 1
-                if not sends % SENDS_BETWEEN_LOOKS and clock() > until:
-                    await trio.lowlevel.checkpoint()
-                    until = clock() + TURN_SECONDS
+                if not sends % SENDS_BETWEEN_LOOKS:
+                    await turn.pass_on()
             reached = len(outlets) - passed
             deliveries += mask.bit_count() * reached
             total += size * reached
@@ -285,16 +326,16 @@ class Tenant:
     def rebuild(self, *, same_stream: bool) -> None:
         """Moves all connections into a new fan-out, to go on from where each has come to.
 
-        Should it break in the middle, the old one still has all of them, for the next try.
+        Without a new one the old one keeps them, for the next try. A connection that cannot be moved ends.
         """
         self.inbox.clear()
-        old = self.fanout
-        new = self.make_fanout(count=old.count + 1)
-        for outlet in old.outlets:
-            position = old.reached(outlet) if same_stream else 0
-            new.adopt(outlet, position=position, same_stream=same_stream)
-            tell_of_loss(outlet, new, same_stream=same_stream)
+        old, new = self.fanout, self.make_fanout(count=self.fanout.count + 1)
         self.fanout, self.history = new, self.make_history(self.name, new)
+        for outlet in list(old.outlets):
+            with Boundary(outlet.client):
+                position = old.reached(outlet) if same_stream else 0
+                new.adopt(outlet, position=position, same_stream=same_stream)
+                tell_of_loss(outlet, new, same_stream=same_stream)
 
     def statistics(self) -> TenantStatistics:
         ring, head = self.fanout.ring.statistics(), self.fanout.head

@@ -11,6 +11,8 @@ from typing import Protocol
 import attrs
 import trio
 
+from broker.actors.turns import Turn
+
 BUCKET_SECONDS = 0.25
 FAR_SECONDS = 3600.0  # later is asked again then, so that the wheel holds no far future
 
@@ -21,7 +23,7 @@ class Timed(Protocol):
     slot: int | None
 
     def on_timer(self, now: float) -> float:
-        """Does what is due; says when to ask again (`inf`: never)."""
+        """Does what is due; says when to ask again (`inf`: never). Must not raise."""
 
 
 @attrs.define(eq=False)
@@ -49,12 +51,17 @@ class Wheel:
         member.slot = None
 
     async def run(self) -> None:
+        turn = Turn()
         self.done = math.floor(trio.current_time() / BUCKET_SECONDS)
         while True:
             await trio.sleep_until((self.done + 1) * BUCKET_SECONDS)
-            now = trio.current_time()
-            while (self.done + 1) * BUCKET_SECONDS <= now:
+            while (self.done + 1) * BUCKET_SECONDS <= trio.current_time():
                 self.done += 1
-                for member in self.buckets.pop(self.done, {}):
+                # It stays where it is until it is empty: whoever leaves meanwhile leaves it, too.
+                due = self.buckets.get(self.done, {})
+                while due:
+                    member, _ = due.popitem()
                     member.slot = None
-                    self.schedule(member, member.on_timer(now))
+                    self.schedule(member, member.on_timer(trio.current_time()))
+                    await turn.pass_on()
+                self.buckets.pop(self.done, None)

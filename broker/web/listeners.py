@@ -161,16 +161,22 @@ async def accept_on(listener: socket.socket, handle: Handle, nursery: trio.Nurse
 
 
 async def connection(raw: socket.socket, peer: str, handle: Handle, context: Context) -> None:
-    tls = context()
-    link = Link(raw, peer) if tls is None else TlsLink(raw, peer, tls)
+    """One accepted connection to its end. Whatever has broken in it, others go on."""
     try:
-        serving = await handle(link)
-        if serving is not None:
-            await serving
-    except LinkLost:
-        log.debug("connection_lost", peer=link.peer)
+        tls = context()
+        link = Link(raw, peer) if tls is None else TlsLink(raw, peer, tls)
+        try:
+            serving = await handle(link)
+            if serving is not None:
+                await serving
+        except LinkLost:
+            log.debug("connection_lost", peer=link.peer)
+        finally:
+            link.abort()
+    except Exception:  # nobody beyond this would know what to do but to end
+        log.exception("link_crashed", peer=peer)
     finally:
-        link.abort()
+        raw.close()
 
 
 def shown(address: tuple[str | int, ...]) -> str:

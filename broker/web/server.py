@@ -163,7 +163,11 @@ class PublicPort:
         transport.feed(trailing)
         certificate = link.certificate
         hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
-        return self.serve(transport, hello)
+        try:
+            return self.serve(transport, hello)
+        except Exception as error:  # too late for an answer in HTTP
+            log.exception("request_crashed", peer=link.peer)
+            raise LinkLost from error
 
     def events(self, link: Link, request: Request, shared: Headers) -> Awaitable[None]:
         """`GET /sse`: the link carries events from now on."""

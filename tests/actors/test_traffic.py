@@ -10,6 +10,7 @@ import pytest
 
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
+from broker.actors.turns import Turn
 from tests.actors.test_fanout import ENDLESS, Link
 from tests.support.scripted import ScriptedBus, ScriptedVerifier
 
@@ -54,7 +55,7 @@ async def test_counts_only_grow(nursery: trio.Nursery, room: int, whole: bool) -
         tenant.fanout.attach(link.outlet)
         link.outlet.join(tenant.fanout.acquire("a", ()), 0)
     tick = tenant.fanout.add([("a", (number, "events.t.a", b"1", None)) for number in (1, 2, 3, 4)])
-    await tenant.send(tick)
+    await tenant.send(tick, Turn())
     tenant.fanout.finish()
     quick.look()
     assert min(quick.seen) >= (0, 0)

@@ -42,6 +42,9 @@ def quiet_logs() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+CUT = 1006  # what a client sees of a crash: the broker says nothing more where something is broken
+
+
 class Sabotage(Exception):
     """Nothing in the broker expects this."""
 
@@ -110,14 +113,14 @@ async def listened(publisher: RawNats, subject: str) -> bool:
 async def test_crash_of_a_request_ends_that_connection_alone(
     broker: Broker, publisher: RawNats, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
-    """1011 for the one, a further event for the other; and the one may come back at once."""
+    """A cut for the one, a further event for the other; and the one may come back at once."""
     async with broker.client(user="bob") as other:
         await other.subscribe("a")
         async with broker.client() as client:
             with monkeypatch.context() as patch:
                 crashed = crash_once(patch, owner, name)
                 await client.send("subscribe", {"channel": ["a", "live.a"]})
-                assert await client.closed() == 1011
+                assert await client.closed() == CUT
                 assert crashed
             assert all(message["type"] != "error" for message in client.log)
         await publisher.store("events.acme.a", b"1")
@@ -144,7 +147,7 @@ async def test_crash_of_a_timer_ends_that_connection_alone(
                 return real(self, now)
 
             monkeypatch.setattr(Connection, "heartbeat", heartbeat)
-            assert await client.closed() == 1011
+            assert await client.closed() == CUT
         await publisher.store("events.acme.a", b"1")
         assert (await other.expect("event"))["event"] == 1
         async with open_raw(broker.running.ws) as raw:
@@ -156,7 +159,7 @@ async def test_crash_of_a_timer_ends_that_connection_alone(
 async def test_crash_of_the_sending_task_ends_that_connection_alone(
     broker: Broker, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1011 also where it breaks while a client is catching up."""
+    """A cut also where it breaks while a client is catching up."""
     async with broker.client(user="bob") as other:
         position = (await other.subscribe("a"))["position"]
         await publisher.store("events.acme.a", b"1")
@@ -165,7 +168,7 @@ async def test_crash_of_the_sending_task_ends_that_connection_alone(
             with monkeypatch.context() as patch:
                 assert not crash_once(patch, Sending, "read_on")
                 await client.send("subscribe", {"channel": "a", "position": position})
-                assert await client.closed() == 1011
+                assert await client.closed() == CUT
         await publisher.store("events.acme.a", b"2")
         assert (await other.expect("event"))["event"] == 2
 
