@@ -443,8 +443,8 @@ class Connection:
                     await self.sending().run()
             finally:
                 self.sender = None
+                self.progressed()
                 self.transport.behind(begins=False)
-        self.progressed()
 
     def sending(self) -> Sending:
         return Sending(

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from broker.actors import snapshot, usage
-from broker.actors.boundary import each, kept
+from broker.actors.boundary import Boundary, each, kept
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
@@ -268,7 +268,8 @@ class Supervisor:
             tenant.inbox.announce(notice)
         for connection in self.connections:
             if connection.tenant is None:  # it has not been given a place: few, and for a short time
-                connection.heed_notice(notice)
+                with Boundary(connection):
+                    connection.heed_notice(notice)
 
     # --- connections ---------------------------------------------------------------------------------
 

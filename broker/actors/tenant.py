@@ -238,7 +238,8 @@ class Tenant:
             await turn.pass_on()
             if notice := inbox.due():
                 for outlet in list(self.fanout.outlets):
-                    outlet.client.heed_notice(notice)
+                    with Boundary(outlet.client):
+                        outlet.client.heed_notice(notice)
                     await turn.pass_on()
             elif inbox.renewed or inbox.lost:
                 log.warning("tenant_rebuilt", tenant=self.name, new_stream=inbox.renewed)

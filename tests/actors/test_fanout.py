@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.actors.outlet import Backlog, Who
+    from broker.actors.tenant import Notice
     from broker.features.replay import Checked
     from broker.ring import Tick
     from broker.routing import Topic
@@ -79,6 +80,12 @@ class Link:
 
     def link_lost(self) -> None:
         self.calls["link_lost"] += 1
+
+    def crashed(self, error: Exception) -> None:
+        raise error
+
+    def heed_notice(self, notice: Notice) -> None:
+        self.calls["heed_notice"] += 1
 
     def too_slow(self) -> None:
         self.calls["too_slow"] += 1

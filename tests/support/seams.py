@@ -1,0 +1,151 @@
+"""Faults in one connection, at each seam between it and the rest of the broker.
+
+A client chooses its fault by the name of its user, "SEAM:once" or "SEAM:ever"; all others are left alone. The
+broker knows nothing of it: `install` puts something before the methods of its classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import attrs
+
+from broker.actors.connection import Connection
+from broker.actors.fanout import Fanout
+from broker.actors.outlet import Outlet
+from broker.actors.sending import Sending
+from broker.actors.services import Services
+from broker.actors.supervisor import Supervisor
+from broker.actors.wheel import Wheel
+from broker.features.audit import Audit
+from broker.wire.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Sabotage(Exception):
+    """Nothing in the broker expects this."""
+
+
+def first(*given: Any) -> Any:
+    return given[0]
+
+
+def second(*given: Any) -> Any:
+    return given[1]
+
+
+@attrs.frozen
+class Seam:
+    """A method of a class, and which of its arguments belongs to a connection."""
+
+    owner: type
+    method: str
+    part: Callable[..., Any] = first
+
+    @property
+    def name(self) -> str:
+        return f"{self.owner.__name__}.{self.method}"
+
+
+# Which of them are reached depends on what the client does.
+ACTORS = (
+    *(Seam(Connection, name) for name in (
+        "begin", "heed", "carry_out", "verify", "subscribe", "join", "acknowledge", "publish", "drop_cursors",
+        "note_token", "note_refusal", "tell", "sending", "progressed", "when_due", "heartbeat",
+        "heed_notice", "say_goodbye", "position", "note_position", "return_budgets", "fell_behind",
+    )),
+    *(Seam(Session, name) for name in ("receive", "timers", "adopt", "subscribed", "recount")),
+    *(Seam(Outlet, name) for name in (
+        "push", "settle", "try_send", "took", "fall_behind", "give", "hand_over", "rejoin", "next_live",
+        "next_stored", "reading", "next_of", "next_of_snapshot", "watch", "overflow", "unsent", "join",
+        "leave", "sent", "detach",
+    )),
+    *(Seam(Fanout, name, second) for name in ("attach", "enter", "detach", "adopt", "reached")),
+    *(Seam(Sending, name) for name in ("read_on", "catch_up", "from_stream", "announce", "finish")),
+    *(Seam(Wheel, name, second) for name in ("schedule", "cancel")),
+    Seam(Services, "check", second),
+    Seam(Supervisor, "note_end", second),
+    Seam(Audit, "note"),
+)  # fmt: skip
+TRANSPORT = (
+    "receive", "send_nowait", "send_some", "frame", "ping", "close", "behind", "adopt", "linger", "abort",
+)  # fmt: skip
+
+
+def transports(*owners: type) -> tuple[Seam, ...]:
+    return tuple(Seam(owner, name) for owner in owners for name in TRANSPORT if hasattr(owner, name))
+
+
+@attrs.define(eq=False)
+class Seams:
+    """`hits` counts the faults by the user, and `arms` the calls that could have been one."""
+
+    users: WeakKeyDictionary[Any, str] = attrs.Factory(WeakKeyDictionary)
+    hits: Counter[str] = attrs.Factory(Counter)
+    armed: bool = True
+
+    def user_of(self, part: Any) -> str | None:
+        """Whose fault it would be."""
+        match part:
+            case Outlet():
+                return self.user_of(part.client)
+            case Sending():
+                return self.user_of(part.outlet)
+            case None:
+                return None
+        if (user := getattr(part, "user", None)) is not None:  # a principal
+            return str(user)
+        try:
+            return self.users.get(part)
+        except TypeError:  # no weak references
+            return None
+
+    def install(self, seams: Iterable[Seam], patch: Callable[[Any, str, Any], None] = setattr) -> None:
+        for seam in seams:
+            patch(seam.owner, seam.method, self.before(seam))
+        real = Connection.run
+
+        async def run(connection: Connection) -> None:
+            self.enlist(connection)
+            await real(connection)
+
+        patch(Connection, "run", run)
+
+    def before(self, seam: Seam) -> Callable[..., Any]:
+        real = getattr(seam.owner, seam.method)
+
+        @wraps(real)
+        def call(*given: Any, **options: Any) -> Any:
+            user = options.get("user") if seam.owner is Audit else self.user_of(seam.part(*given))
+            name, _, how = (user or "").partition(":")
+            if self.armed and name == seam.name and user and (how == "ever" or not self.hits[user]):
+                self.hits[user] += 1
+                raise Sabotage(user)
+            return real(*given, **options)
+
+        return call
+
+    def enlist(self, connection: Connection) -> None:
+        if connection.token is None:
+            return
+        user = subject_of(connection.token)
+        link = getattr(connection.transport, "link", None)
+        for part in (connection, connection.session, connection.transport, link):
+            if part is not None:
+                self.users[part] = user
+
+
+def subject_of(token: str) -> str:
+    """The user that a token names: a JWT, or what a scripted verifier takes for one."""
+    parts = token.split(".")
+    if len(parts) == 3 and parts[0].startswith("eyJ"):
+        padded = parts[1] + "=" * (-len(parts[1]) % 4)
+        return str(json.loads(base64.urlsafe_b64decode(padded))["sub"])
+    return token.partition(":")[2]
