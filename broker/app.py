@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 # longest pause is 14 ms. No cycle may then be left behind by a connection.
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
+MILESTONE_FILE = "stream.json"
 CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
 READY_POLL_SECONDS = 0.02
 DEMO_TOKEN_SECONDS = 300.0  # short, so that whoever looks sees it renewed
@@ -128,7 +129,13 @@ async def serve(
         if not nats.urls:
             embedded = EmbeddedServer(directory=data_dir / "nats", event_bytes=config.limits.event_bytes)
             nats = attrs.evolve(nats, urls=(await engine.start(embedded.run),))
-        bus = NatsBus(nats=nats, stream=config.stream, names=names, audit=config.audit)
+        bus = NatsBus(
+            nats=nats,
+            stream=config.stream,
+            names=names,
+            audit=config.audit,
+            milestones=data_dir / MILESTONE_FILE,
+        )
         supervisor = Supervisor(
             config=config,
             bus=bus,

@@ -5,7 +5,7 @@ whichever connection is up.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
 MESSAGE_TOO_LARGE = 10054
 WRONG_LAST_SEQUENCE = 10071  # another one than was expected
-GENERATION = "broker_generation"  # key in the stream's metadata, see `incarnation`
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NOT_THERE = (10037, 10043)  # no message found, sequence not found
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -74,29 +73,25 @@ def decode(body: bytes, path: str) -> dict[str, Any]:
     return answer
 
 
-def stream_state(info: Mapping[str, Any]) -> StreamState:
-    """What `STREAM.INFO` says of the stream."""
+def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState:
+    """What `STREAM.INFO` says of the stream, which is in that generation (see `bus.generations`)."""
     state = info["state"]
     last = state["last_seq"]
     first = state["first_seq"] if state["messages"] else last + 1
-    return StreamState(incarnation=incarnation(info), first=first, last=last)
+    incarnation = created(info) + (base36(generation) if generation else "")
+    return StreamState(incarnation=incarnation, first=first, last=last)
 
 
-def incarnation(info: Mapping[str, Any]) -> str:
-    """The name of this creation of the stream: when it was created (µs, base 36) and its generation.
-
-    A server that lost the end of its store hands out sequences for the second time, under the same
-    `created`. Whichever broker sees that counts the generation up in the stream's metadata, where all
-    others find it; since they count from the same number it does not matter which one is first.
-    """
-    created = (datetime.fromisoformat(info["created"]) - EPOCH) // timedelta(microseconds=1)
-    number = generation(info)
-    return base36(created) + (base36(number) if number else "")
+def created(info: Mapping[str, Any]) -> str:
+    """The stream's name among all that were ever made: when that was (µs, base 36)."""
+    return base36(nanoseconds(info["created"]) // 1000)
 
 
-def generation(info: Mapping[str, Any]) -> int:
-    text = info["config"].get("metadata", {}).get(GENERATION, "0")
-    return int(text) if text.isdecimal() else 0
+def nanoseconds(text: str) -> int:
+    """A time of the server's (RFC 3339, in UTC), which has more digits than a `datetime` holds."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
+    return seconds * 10**9 + int(fraction.ljust(9, "0"))
 
 
 def base36(number: int) -> str:

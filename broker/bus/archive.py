@@ -11,12 +11,10 @@ import attrs
 from broker.bus import api, headers
 from broker.bus.base import Entry
 from broker.bus.history import ADDED, PAGE_BYTES, History
-from broker.bus.values import HISTORY_LOST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NOT_THERE = (HISTORY_LOST, 10043)  # the server's `err_code`s: no message found, sequence not found
 PAGE = 256
 WIDER = 4  # how much further back each step looks for enough
 
@@ -86,7 +84,7 @@ class StreamArchive:
         try:
             answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.history.stream}", {"seq": sequence})
         except api.ApiError as error:
-            if error.number in NOT_THERE:
+            if error.number in api.NOT_THERE:
                 return None
             raise
         message = answer["message"]
@@ -104,7 +102,7 @@ class StreamArchive:
                 f"STREAM.MSG.DELETE.{self.history.stream}", {"seq": sequence, "no_erase": True}
             )
         except api.ApiError as error:
-            if error.number in NOT_THERE:
+            if error.number in api.NOT_THERE:
                 return False
             raise
         return True

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 import trio
 
+from broker.ranges import NOTHING, Ranges
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
@@ -27,12 +29,17 @@ class StreamState:
     """What the stream holds: sequences `first` to `last` (`first` is `last + 1` when it is empty).
 
     `incarnation` names this creation of the stream: `[a-z0-9]+`, the same for every broker. Sequences
-    of different incarnations have nothing to do with each other.
+    of different incarnations have nothing to do with each other. `deleted` are those between `first` and
+    `last` that are not there; up to `unnamed` there are more, too many to be named. Of a subject the
+    stream keeps `per_subject` messages (0: all).
     """
 
     incarnation: str
     first: int
     last: int
+    deleted: Ranges = NOTHING
+    unnamed: int = 0
+    per_subject: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -111,8 +118,8 @@ class Values(Protocol):
     async def count(self, prefix: str) -> int:
         """How many keys there are under `prefix`."""
 
-    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """What has been put since `mark` (None: all there is), oldest first, and how far that goes.
+    async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
+        """What has been put under `prefix` since `mark` (None: all there is), oldest first; how far it goes.
 
         Of a key that was put twice only the newest, or others before it.
         """

@@ -16,15 +16,19 @@ import attrs
 import structlog
 import trio
 
-from broker.bus import api, headers, streams
+from broker.bus import headers, streams
+from broker.bus.api import ApiError
 from broker.bus.bridge import INBOX, away
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from broker.bus.api import JetStream
     from broker.bus.base import Record, Sink, StreamState
     from broker.bus.bridge import Link
+    from broker.bus.generations import Generations
     from broker.bus.history import History
+    from broker.bus.looks import Looks
 
 log = structlog.get_logger("broker.bus")
 
@@ -39,8 +43,6 @@ HEAD_START_SECONDS = 10  # of recent events for the rings, at the first start
 HEAD_START_RECORDS = 20_000
 HELD_RECORDS = 131_072  # between asyncio and Trio; flow control keeps the server below it
 HELD_BYTES = 64 * 1024 * 1024
-CUT_OFF_LOOKS = 4  # a stream that ends early is looked at again: a new leader may not have caught up
-CUT_OFF_SECONDS = 0.5
 
 
 @attrs.define(eq=False)
@@ -50,7 +52,9 @@ class Ingest:
     `head` is the last sequence handed over, in `state.incarnation`. `wake` is called when frames arrive.
     """
 
-    jetstream: api.JetStream
+    jetstream: JetStream
+    generations: Generations
+    looks: Looks
     history: History
     stream: str
     wake: Callable[[], None]
@@ -111,7 +115,8 @@ class Ingest:
         """Hands over a batch. False when the consumer cannot be trusted any more."""
         records: list[Record] = []
         stalled: list[bytes] = []
-        stored_at: float | None = None
+        stored_at: int | None = None
+        newest = b""
         sound = True
         if self.waiting:
             self.heard = self.signed = trio.current_time()
@@ -136,16 +141,19 @@ class Ingest:
             self.delivered = count
             if not records:
                 stored_at = time_of(reply)
+            newest = reply
             records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
         self.give(sink, records, stored_at)
+        if newest:
+            self.generations.advance(self.head, time_of(newest))
         for inbox in stalled:
             await (await self.jetstream.up()).send(inbox.decode(), b"")
         return sound
 
-    def give(self, sink: Sink, records: list[Record], stored_at: float | None) -> None:
+    def give(self, sink: Sink, records: list[Record], stored_at: int | None) -> None:
         if records:
             self.head = records[-1][0]
-            sink.stored(records, self.head, stored_at)
+            sink.stored(records, self.head, None if stored_at is None else stored_at / 1e9)
 
     def control(self, reply: bytes, fields: dict[str, str], status: int, stalled: list[bytes]) -> bool:
         """A message of the consumer itself: flow control, a heartbeat, or its end. False: it is no good.
@@ -168,7 +176,7 @@ class Ingest:
         holds for all frames that are waiting now. False: it is not even the stream that is being read.
         """
         self.verified = len(self.waiting)
-        state = await self.look()
+        state = await self.looks.look()
         if self.state is None or state.incarnation != self.state.incarnation:
             return False
         if state.first > last + 1:
@@ -177,14 +185,15 @@ class Ingest:
             sink.restored(state)
         return True
 
-    async def look(self) -> StreamState:
-        return api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
-
     def compare(self, state: StreamState) -> None:
         """Notes that the stream is not the one that is being read: somebody asked for its state."""
         if self.state is not None and state.incarnation != self.state.incarnation:
-            self.stale = True
-            self.wake()
+            self.outdated()
+
+    def outdated(self) -> None:
+        """The stream has another generation than the one that is being read."""
+        self.stale = True
+        self.wake()
 
     async def replace(self, sink: Sink, *, restored: bool = False) -> None:
         """A new consumer behind the head, or from the beginning of a new incarnation of the stream."""
@@ -194,7 +203,7 @@ class Ingest:
         again = self.state is not None and state.incarnation == self.state.incarnation
         await self.create(link, start)
         # It was made on that very stream only if the stream is still the same afterwards.
-        if (await self.look()).incarnation != state.incarnation:
+        if (await self.looks.look()).incarnation != state.incarnation:
             raise away(f"the stream {self.stream} was made anew just now")
         if not restored and (not again or state.first > start):
             sink.interrupted()
@@ -208,37 +217,17 @@ class Ingest:
 
     async def resolve(self) -> tuple[StreamState, int]:
         """The stream as it is, and the sequence to read on from."""
-        state = await self.look()
-        known = self.state
-        if known is None:
+        state = await self.looks.understand(await self.generations.settle())
+        if self.state is None:
             return state, await self.head_start(state)
-        if state.incarnation == known.incarnation:
-            if state.last >= self.head:
-                return state, self.head + 1
-            state = await self.cut_off(known)
-            if state.incarnation == known.incarnation:
-                return state, self.head + 1
-        return state, state.first
+        same = state.incarnation == self.state.incarnation
+        return state, self.head + 1 if same else state.first
 
     async def head_start(self, state: StreamState) -> int:
         """Where a broker that has just started begins to read: a few seconds back."""
         since = datetime.now(UTC) - timedelta(seconds=HEAD_START_SECONDS)
         recent = await self.history.sequence_at(since) or state.last + 1
         return max(min(recent, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
-
-    async def cut_off(self, known: StreamState) -> StreamState:
-        """The state of a stream that ended before our head: of its next generation, if it still does."""
-        for _ in range(CUT_OFF_LOOKS):
-            await trio.sleep(CUT_OFF_SECONDS)
-            info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
-            state = api.stream_state(info)
-            if state.last >= self.head or state.incarnation != known.incarnation:
-                return state
-        await streams.count_up(self.jetstream, self.stream, api.generation(info))
-        state = await self.look()
-        if state.incarnation == known.incarnation:
-            raise away(f"the stream {self.stream} does not show its new generation yet")
-        return state
 
     async def create(self, link: Link, start: int) -> None:
         self.consumer = f"broker_{secrets.token_hex(8)}"
@@ -279,7 +268,7 @@ class Ingest:
             name, self.consumer = self.consumer, None
             try:
                 await self.jetstream.call(f"CONSUMER.DELETE.{self.stream}.{name}")
-            except api.ApiError as error:  # as a rule the server has forgotten it by itself
+            except ApiError as error:  # as a rule the server has forgotten it by itself
                 log.debug("consumer_not_deleted", consumer=name, error=error.message)
 
 
@@ -294,7 +283,7 @@ def sequences(reply: bytes) -> tuple[int, int]:
     return int(tokens[at]), int(tokens[at + 1])
 
 
-def time_of(reply: bytes) -> float:
-    """When NATS stored the message, out of the same: nanoseconds there, Unix seconds here."""
+def time_of(reply: bytes) -> int:
+    """When NATS stored the message, out of the same: nanoseconds since 1970."""
     tokens = reply.split(b".")
-    return int(tokens[7 if len(tokens) == 9 else 9]) / 1e9
+    return int(tokens[7 if len(tokens) == 9 else 9])

@@ -16,10 +16,12 @@ from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
 from broker.bus.base import Page, PublishAck, StreamState, Usage
 from broker.bus.bridge import Link, away, open_link, shown
+from broker.bus.generations import Generations
 from broker.bus.headers import check_lines
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.live import HELD_MESSAGES, Live
+from broker.bus.looks import Looks
 from broker.bus.probe import Probe
 from broker.bus.values import Values, control_bucket, cursor_bucket
 from broker.errors import TooLarge, Unavailable
@@ -27,6 +29,7 @@ from broker.errors import TooLarge, Unavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import datetime
+    from pathlib import Path
 
     from broker import config
     from broker.bus.base import Message, Record, Sink
@@ -59,6 +62,7 @@ class Signal:
 class NatsBus:
     """`bus.base.Bus` over NATS JetStream. Runs inside of `bridge.open_loop`.
 
+    `milestones` is the file that says, outside of NATS, how far the stream had come (see `bus.generations`).
     `held_records`, `held_bytes` and `held_live` bound what may wait between asyncio and Trio.
     """
 
@@ -66,6 +70,7 @@ class NatsBus:
     stream: config.Stream
     names: Names
     audit: config.Audit
+    milestones: Path | None = None
     held_records: int = HELD_RECORDS
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
@@ -73,13 +78,15 @@ class NatsBus:
     signal: Signal = attrs.field(factory=Signal, init=False)
     jetstream: api.JetStream = attrs.field(init=False)
     history: History = attrs.field(init=False)
+    generations: Generations = attrs.field(init=False)
+    looks: Looks = attrs.field(init=False)
     ingest: Ingest = attrs.field(init=False)
     live: Live = attrs.field(init=False)
     takes: Probe = attrs.field(init=False)
     cursors: Values = attrs.field(init=False)
     control: Values = attrs.field(init=False)
     looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
-    looks: int = attrs.field(default=0, init=False)  # requests of `state` begun
+    questions: int = attrs.field(default=0, init=False)  # requests of `state` begun
     seen: StreamState | Unavailable | None = attrs.field(default=None, init=False)  # outcome of the last
 
     def __attrs_post_init__(self) -> None:
@@ -87,8 +94,19 @@ class NatsBus:
         prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self.jetstream = api.JetStream(prefix, self.nats.request_seconds)
         self.history = History(self.jetstream, self.stream.name)
+        self.control = Values(self.jetstream, self.stream.control_bucket)
+        self.generations = Generations(
+            jetstream=self.jetstream,
+            values=self.control,
+            stream=self.stream.name,
+            file=self.milestones,
+            changed=lambda: self.ingest.outdated(),
+        )
+        self.looks = Looks(self.generations)
         self.ingest = Ingest(
             self.jetstream,
+            self.generations,
+            self.looks,
             self.history,
             self.stream.name,
             self.signal.set,
@@ -98,11 +116,16 @@ class NatsBus:
         self.live = Live(self.signal.set, held_messages=self.held_live)
         self.takes = Probe(self.jetstream, self.stream.name, self.names)
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
-        self.control = Values(self.jetstream, self.stream.control_bucket)
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
-        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.generations.keep)
+            task_status.started()
+            await self.connect_again(sink)
+
+    async def connect_again(self, sink: Sink) -> None:
+        """Feeds the sink over one connection after the other."""
         pause, said = FIRST_PAUSE_SECONDS, ""
         for url in cycle(random.sample(self.nats.urls, len(self.nats.urls))):
             told = False
@@ -241,12 +264,12 @@ class NatsBus:
 
         It is never older than the request: whoever comes while one is under way shares the next.
         """
-        begun = self.looks
+        begun = self.questions
         async with self.looking:
-            if self.looks == begun or self.seen is None:
-                self.looks, self.seen = self.looks + 1, None
+            if self.questions == begun or self.seen is None:
+                self.questions, self.seen = self.questions + 1, None
                 try:
-                    self.seen = await self.ingest.look()
+                    self.seen = await self.looks.look()
                     self.ingest.compare(self.seen)
                 except Unavailable as error:
                     self.seen = error

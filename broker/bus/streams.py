@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from broker.bus.api import GENERATION, STREAM_NOT_FOUND, ApiError, JetStream, generation
+from broker.bus.api import STREAM_NOT_FOUND, ApiError, JetStream
 from broker.bus.bridge import away
 
 if TYPE_CHECKING:
@@ -158,13 +158,3 @@ def way_out(name: str, key: str, held: object) -> str:
         f"`nats stream backup {name} {name}.backup`, put {json.dumps(key)}: {value} into the config of "
         f"{name}.backup/backup.json, `nats stream rm {name}`, `nats stream restore {name}.backup`"
     )
-
-
-async def count_up(jetstream: JetStream, name: str, seen: int) -> None:
-    """Begins the next generation of the stream, unless another broker did since `seen`."""
-    info = await jetstream.call(f"STREAM.INFO.{name}")
-    if generation(info) != seen:
-        return
-    metadata = {**info["config"].get("metadata", {}), GENERATION: str(seen + 1)}
-    await jetstream.call(f"STREAM.UPDATE.{name}", {**info["config"], "metadata": metadata})
-    log.error("stream_end_lost", stream=name)

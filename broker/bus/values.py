@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from broker import config
 
-HISTORY_LOST = 10037  # the server's `err_code`s: no message found
 PAGE = 1000
 LONGEST_SECONDS = 100 * 366 * 86400  # the server counts nanoseconds in 64 bits: 292 years
 
@@ -65,7 +64,7 @@ class Values:
         try:
             answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", query)
         except api.ApiError as error:
-            if error.number == HISTORY_LOST:
+            if error.number in api.NOT_THERE:
                 return None
             raise
         message = answer["message"]
@@ -93,8 +92,8 @@ class Values:
         info = await self.jetstream.call(f"STREAM.INFO.{self.stream}", query)
         return len(info["state"].get("subjects") or {})
 
-    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """What has been put since `mark`: nothing is read while the leader knows of nothing newer.
+    async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
+        """What has been put under a prefix since `mark`; nothing is read while there is nothing newer at all.
 
         Pages come from any replica. One that has nothing more may be late, so the leader is asked, too.
         """
@@ -104,7 +103,7 @@ class Values:
         found: list[bytes] = []
         reached = mark.sequence
         history = History(self.jetstream, self.stream)
-        everything = f"$KV.{self.name}.>"
+        everything = f"$KV.{self.name}.{prefix}.>"
         while reached < state.last:
             page = await history.read(everything, after=reached, limit=PAGE)
             found += [body for _, _, body, _ in page.records]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Kind: TypeAlias = Literal["token", "user", "tenant", "suspension"]
 Unix: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253402300800)]  # seconds, before the year 10000
 
+BANS = "bans"  # what their keys begin with
 EVERY_TENANT = "*"  # stands for the tenant of monitoring tokens
 NEWS = "control"  # what brokers tell each other under, by plain NATS: the bucket has it too
 LOOK_SECONDS = 1.0
@@ -64,7 +65,7 @@ class Ban:
     @property
     def key(self) -> str:
         """Where it stands in the bucket."""
-        return f"{self.kind}.{subjects.digest(self.tenant, self.name)}"
+        return f"{BANS}.{self.kind}.{subjects.digest(self.tenant, self.name)}"
 
     @property
     def who(self) -> Who:
@@ -211,7 +212,7 @@ class Control:
         if not self.listening:
             await self.bus.subscribe_live(f"{self.names.own}.{NEWS}")
             self.listening = True  # from now on, whatever becomes of the connection
-        values, mark = await self.bus.control.news(self.mark)
+        values, mark = await self.bus.control.news(BANS, self.mark)
         for start in range(0, len(values), AT_ONCE):
             self.learn(understood(values[start : start + AT_ONCE]))
             await trio.lowlevel.checkpoint()

@@ -387,18 +387,18 @@ async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:
     """`news` brings what was put since the mark, once and in order; a put needs the revision it replaces."""
     async with ready_bus(nats.url) as (bus, _):
         values = bus.control
-        found, mark = await values.news(None)
+        found, mark = await values.news("user", None)
         assert found == []
         first = await values.put("user.a", b"1", revision=0)
         await values.put("user.b", b"2", revision=0, ttl=3600)
         with pytest.raises(Stale):
             await values.put("user.a", b"3", revision=0)
-        found, mark = await values.news(mark)
+        found, mark = await values.news("user", mark)
         assert found == [b"1", b"2"]
-        assert (await values.news(mark)) == ([], mark)
+        assert (await values.news("user", mark)) == ([], mark)
         await values.put("user.a", b"4", revision=first)
-        assert (await values.news(mark))[0] == [b"4"]
-        assert (await values.news(None))[0] == [b"2", b"4"]
+        assert (await values.news("user", mark))[0] == [b"4"]
+        assert (await values.news("user", None))[0] == [b"2", b"4"]
         value = await values.get("user.a")
         assert value
         assert value.data == b"4"
@@ -418,9 +418,9 @@ async def test_a_late_replica_hides_nothing_new(nats: NatsServer, monkeypatch: p
     async with ready_bus(nats.url) as (bus, _):
         for number in range(4):
             await bus.control.put(f"user.{number}", b"%d" % number, revision=0)
-        found, mark = await bus.control.news(None)
+        found, mark = await bus.control.news("user", None)
         assert found == [b"0", b"1", b"2", b"3"]
-        assert await bus.control.news(mark) == ([], mark)
+        assert await bus.control.news("user", mark) == ([], mark)
 
 
 async def test_a_value_goes_at_its_time(nats: NatsServer) -> None:
@@ -431,7 +431,7 @@ async def test_a_value_goes_at_its_time(nats: NatsServer) -> None:
             while await bus.control.get("user.a"):
                 await trio.sleep(0.05)
         await bus.control.put("user.a", b"2", revision=0)
-        assert (await bus.control.news(None))[0] == [b"2"]
+        assert (await bus.control.news("user", None))[0] == [b"2"]
 
 
 async def test_a_bucket_made_anew_is_read_anew(nats: NatsServer) -> None:
@@ -439,13 +439,13 @@ async def test_a_bucket_made_anew_is_read_anew(nats: NatsServer) -> None:
     async with ready_bus(nats.url) as (bus, _):
         for number in range(3):
             await bus.control.put(f"user.{number}", b"old", revision=0)
-        _, mark = await bus.control.news(None)
+        _, mark = await bus.control.news("user", None)
         await bus.jetstream.call(f"STREAM.DELETE.{bus.control.stream}")
         with pytest.raises(Unavailable):
-            await bus.control.news(mark)
+            await bus.control.news("user", mark)
         await streams.ensure(bus.jetstream, control_bucket(bus.stream))
         await bus.control.put("user.x", b"new", revision=0)
-        assert (await bus.control.news(mark))[0] == [b"new"]
+        assert (await bus.control.news("user", mark))[0] == [b"new"]
 
 
 async def test_how_much_the_stream_holds_and_of_whom(nats: NatsServer, publisher: RawNats) -> None:

@@ -228,10 +228,11 @@ class ScriptedValues:
         await self.delay()
         return sum(key.startswith(prefix + ".") for key in self.values)
 
-    async def news(self, mark: Mark | None) -> tuple[list[bytes], Mark]:
+    async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
         await self.delay()
         after = mark.sequence if mark else 0
-        found = sorted(self.values.values(), key=lambda value: value.revision)
+        under = [value for key, value in self.values.items() if key.startswith(prefix + ".")]
+        found = sorted(under, key=lambda value: value.revision)
         return [each.data for each in found if each.revision > after], Mark(
             incarnation="inc", sequence=self.last
         )

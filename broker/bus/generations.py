@@ -1,0 +1,303 @@
+"""Which life of the stream this is: what its store has lost is noticed, and makes positions new.
+
+A server that comes back with an older or a damaged store hands out sequences for the second time, under the
+same `created`. So the sequence of a recent event and the time at which NATS stored it are kept: here, for
+other brokers in the control bucket, and, since that lies in the same store as a rule, in a file. Whoever does
+not find that event again counts the generation up in the bucket, where all others take it from.
+
+The bucket is what counts. The stream's metadata repeats the number, for a bucket that is lost; it may be
+wiped by any edit of the stream, and is put back. A generation is the Unix time at which it began, so that a
+number that was forgotten with the store is not given again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from broker.bus import api
+from broker.bus.base import Stale
+from broker.bus.bridge import away
+from broker.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from broker.bus.values import Values
+
+log = structlog.get_logger("broker.bus")
+
+GENERATION = "broker_generation"  # key in the stream's metadata
+KEEP_SECONDS = 5.0
+LOOKS = 4  # at what seems to be lost: a new leader may not have caught up
+LOOK_SECONDS = 0.5
+TRIES = 5  # against other brokers that notice the same
+
+
+@attrs.frozen(kw_only=True)
+class Milestone:
+    """An event that the stream held in one of its generations.
+
+    `created` names the stream, `time` is when NATS stored the event, in nanoseconds since 1970; 0: of that
+    sequence it is only known that it had been given out.
+    """
+
+    created: str
+    generation: int
+    sequence: int = 0
+    time: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Loss:
+    """What is gone after the sequence `after` (None: not known from where on), up to a milestone at least."""
+
+    after: int | None
+    since: str | None
+    milestone: Milestone
+
+    def tell(self, stream: str, generation: int) -> None:
+        log.error(
+            "stream_lost_events",
+            stream=stream,
+            after=self.after,
+            count=None if self.after is None else self.milestone.sequence - self.after,
+            since=self.since,
+            known=self.milestone.sequence,
+            known_stored=rfc3339(self.milestone.time) if self.milestone.time else None,
+            generation=generation,
+        )
+
+
+@attrs.define(eq=False, kw_only=True)
+class Generations:
+    """Finds out the stream's generation, and keeps the milestones.
+
+    `values` is the control bucket, `file` is where the milestone is kept outside of NATS. `changed` is called
+    when another broker has begun a new generation.
+    """
+
+    jetstream: api.JetStream
+    values: Values
+    stream: str
+    file: Path | None
+    changed: Callable[[], None]
+    newest: Milestone | None = None
+    filed: Milestone | None = None  # what the file says
+    reported: Mapping[str, Any] = attrs.Factory(dict)  # what the server said that it has lost
+    trouble: str = ""  # with the file
+
+    def number(self, info: Mapping[str, Any]) -> int:
+        """The generation of what `STREAM.INFO` describes, so far as is known."""
+        known = self.newest
+        mine = known.generation if known and of(known, info) else 0
+        return max(mine, repeated(info))
+
+    def advance(self, sequence: int, stored: int) -> None:
+        """The feed has come to an event that was stored at `stored` (nanoseconds)."""
+        if self.newest is not None:
+            self.newest = attrs.evolve(self.newest, sequence=sequence, time=stored)
+
+    async def settle(self) -> dict[str, Any]:
+        """The stream as `STREAM.INFO` says, once it is certain which generation it is in.
+
+        Raises `Unavailable`.
+        """
+        if self.filed is None:
+            await self.read_file()
+        for _ in range(TRIES):
+            info = await self.info()
+            held = await self.values.get(key(info))
+            in_bucket = understood(held.data) if held else None
+            known = [each for each in (in_bucket, self.newest, self.filed) if each and of(each, info)]
+            number = max([repeated(info), *(each.generation for each in known)])
+            known = sorted(
+                (each for each in known if each.generation == number and each.sequence),
+                key=lambda each: each.sequence,
+            )
+            if loss := await self.loss(known):
+                number, known = max(number + 1, int(time.time())), []
+            if number != (in_bucket.generation if in_bucket else 0):
+                fresh = msgspec.json.encode(Milestone(created=api.created(info), generation=number))
+                try:
+                    await self.values.put(key(info), fresh, revision=held.revision if held else 0)
+                except Stale:
+                    continue
+            if loss:
+                loss.tell(self.stream, number)
+            info = await self.repeat(number)
+            self.tell_reported(info)
+            self.newest = known[-1] if known else await self.last(info, number)
+            return info
+        raise away(f"other brokers keep changing the generation of the stream {self.stream}")
+
+    def tell_reported(self, info: Mapping[str, Any]) -> None:
+        """Says what the server itself has found to be lost. It does so until it is started again."""
+        lost = info["state"].get("lost") or {}
+        if lost != self.reported:
+            self.reported = lost
+            if lost:
+                messages = lost.get("msgs") or []
+                log.error(
+                    "stream_reports_loss", stream=self.stream, count=len(messages), bytes=lost.get("bytes")
+                )
+
+    async def info(self, **query: object) -> dict[str, Any]:
+        return await self.jetstream.call(f"STREAM.INFO.{self.stream}", query or None)
+
+    async def loss(self, known: list[Milestone]) -> Loss | None:
+        """What is lost, when it still seems so after some looks; `known` is in stream order."""
+        for look in range(LOOKS):
+            if look:
+                await trio.sleep(LOOK_SECONDS)
+            found = await self.look_for(reversed(known))
+            if found is None:
+                return None
+        return found
+
+    async def look_for(self, milestones: Iterable[Milestone]) -> Loss | None:
+        """The newest milestone that was not deleted decides: all before it is there when it is."""
+        for milestone in milestones:
+            sequence = milestone.sequence
+            stored = await self.stored(sequence)
+            if stored is not None and milestone.time:
+                same = stored == milestone.time
+                return None if same else Loss(after=None, since=None, milestone=milestone)
+            state = (await self.info(deleted_details=True))["state"]
+            if sequence > state["last_seq"]:
+                return Loss(after=state["last_seq"], since=state["last_ts"], milestone=milestone)
+            trimmed = not state["messages"] or sequence < state["first_seq"]
+            if milestone.time and not trimmed and sequence not in (state.get("deleted") or ()):
+                return Loss(after=sequence - 1, since=None, milestone=milestone)
+        return None
+
+    async def stored(self, sequence: int) -> int | None:
+        """When the message at a sequence was stored, by the stream's leader; None when there is none."""
+        try:
+            answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", {"seq": sequence})
+        except api.ApiError as error:
+            if error.number in api.NOT_THERE:
+                return None
+            raise
+        return api.nanoseconds(answer["message"]["time"])
+
+    async def last(self, info: Mapping[str, Any], number: int) -> Milestone:
+        """The end of the stream, for want of a milestone."""
+        sequence = info["state"]["last_seq"]
+        stored = await self.stored(sequence) if sequence else None
+        return Milestone(created=api.created(info), generation=number, sequence=sequence, time=stored or 0)
+
+    async def repeat(self, number: int) -> dict[str, Any]:
+        """Has the stream's metadata say the generation too; the stream as it then is."""
+        info = await self.info()
+        if number == repeated(info):
+            return info
+        metadata = {**info["config"].get("metadata", {}), GENERATION: str(number)}
+        try:
+            await self.jetstream.call(
+                f"STREAM.UPDATE.{self.stream}", {**info["config"], "metadata": metadata}
+            )
+        except api.ApiError as error:  # the bucket has it, and that is what counts
+            log.warning("generation_not_repeated", stream=self.stream, error=error.message)
+        return await self.info()
+
+    # --- keeping -------------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Keeps a milestone every few seconds, and hears of new generations, until cancelled."""
+        while True:
+            await trio.sleep(KEEP_SECONDS)
+            await self.write_file()
+            try:
+                await self.store()
+            except (Unavailable, Stale) as error:  # another broker has, or the next time
+                log.debug("milestone_not_stored", error=repr(error))
+
+    async def store(self) -> None:
+        newest = self.newest
+        if newest is None:
+            return
+        held = await self.values.get(f"stream.{newest.created}")
+        in_bucket = understood(held.data) if held else None
+        if in_bucket and in_bucket.generation > newest.generation:
+            self.changed()
+        elif in_bucket is None or standing(in_bucket) < standing(newest):
+            await self.values.put(
+                f"stream.{newest.created}",
+                msgspec.json.encode(newest),
+                revision=held.revision if held else 0,
+            )
+
+    async def read_file(self) -> None:
+        if self.file is None:
+            return
+        try:
+            self.filed = understood(await trio.Path(self.file).read_bytes())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.file_fails(error)
+
+    async def write_file(self) -> None:
+        newest = self.newest
+        if self.file is None or newest is None or newest == self.filed:
+            return
+        try:
+            await trio.to_thread.run_sync(replace, self.file, msgspec.json.encode(newest))
+        except OSError as error:
+            self.file_fails(error)
+        else:
+            self.filed, self.trouble = newest, ""
+
+    def file_fails(self, error: OSError) -> None:
+        if self.trouble != (trouble := error.strerror or repr(error)):
+            self.trouble = trouble
+            log.warning("milestone_file_unusable", path=str(self.file), error=trouble)
+
+
+def of(milestone: Milestone, info: Mapping[str, Any]) -> bool:
+    return milestone.created == api.created(info)
+
+
+def standing(milestone: Milestone) -> tuple[int, int]:
+    return milestone.generation, milestone.sequence
+
+
+def key(info: Mapping[str, Any]) -> str:
+    return f"stream.{api.created(info)}"
+
+
+def repeated(info: Mapping[str, Any]) -> int:
+    """The generation in the metadata."""
+    text = info["config"].get("metadata", {}).get(GENERATION, "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def understood(data: bytes) -> Milestone | None:
+    try:
+        return msgspec.json.decode(data, type=Milestone)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        log.warning("milestone_not_understood", bytes=len(data))
+        return None
+
+
+def rfc3339(stored: int) -> str:
+    return datetime.fromtimestamp(stored / 1e9, UTC).isoformat()
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file so that a power cut leaves the old one or the new one."""
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
