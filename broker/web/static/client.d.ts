@@ -63,12 +63,23 @@ export interface Status {
   readonly source?: "interrupted" | "restored";
 }
 
-/** `code` is one of the protocol's, or `closed`, `queue_full`, `timeout`, `token`. */
+/**
+ * `code` is one of the protocol's, or the client's own: `closed`, `queue_full`, `timeout`, `token`, and of a publish
+ * `duplicate` (an event with this id had been stored before, and not by a try of this publish: yours is not stored;
+ * `position` is where the other one is) and `unknown_outcome`.
+ */
 export class BrokerError extends Error {
   readonly code: string;
   readonly retryable: boolean;
   /** In ms. */
   readonly retryAfter?: number;
+  /**
+   * Of a publish: perhaps it was sent. Its answer was lost, and to send it again could make two of it: a live
+   * channel knows no ids, and the stream only for a while (10 minutes by default).
+   */
+  readonly unknownOutcome: boolean;
+  /** Of a `duplicate`. */
+  readonly position?: string;
 }
 
 export interface EventItem<T = Json> {
@@ -154,12 +165,15 @@ export interface Published {
   readonly id: string;
   /** Absent for live channels. */
   readonly position?: string;
-  /** Whether an event with this id had been there before; the position is that one's. */
+  /** Whether it took more than one try, and an earlier one had been stored: once all the same. */
   readonly duplicate: boolean;
 }
 
 export interface PublishOptions {
-  /** Makes a retry harmless; by default a random one. */
+  /**
+   * By which the stream knows a second try, for as long as its duplicate window; 1 to 64 bytes, by default a random
+   * one. An id is one event's: give none that the thing has which the event is about.
+   */
   id?: string;
   /** In ms: then it is given up, and not sent if it has not been. By default it waits for a connection. */
   timeout?: number;
@@ -182,13 +196,24 @@ export class Client implements Emitter<ClientEvents> {
   readonly position?: string;
   /** How many publishes wait for their answer. */
   readonly queued: number;
+  /**
+   * What is refused ends with a `BrokerError`, at once where it can be told. Where the connection has all the
+   * subscriptions that it may have, it waits some seconds for a place, and then ends with `limit_subscriptions`.
+   */
   subscribe<T = Json>(
     channels: string | string[],
     options?: SubscribeOptions,
     onEvent?: (item: EventItem<T>) => void,
   ): Subscription<T>;
   subscribe<T = Json>(channels: string | string[], onEvent: (item: EventItem<T>) => void): Subscription<T>;
-  /** Publishes, as soon as there is a connection. Retries are harmless. Rejects with a `BrokerError`. */
+  /**
+   * Publishes, as soon as there is a connection and the limits allow it; `null` is a tombstone. It is sent again
+   * where an answer was lost, but only while no second one can come of it.
+   *
+   * Rejects with a `TypeError` that says where, if the event is no JSON (`undefined`, `NaN`, functions, half an
+   * emoji, integers of more than 64 bits …), and else with a `BrokerError`. Properties that are `undefined` are
+   * left out.
+   */
   publish(channel: string, event: unknown, options?: PublishOptions): Promise<Published>;
   /** After `disconnect`, or after it was told that its token is no good. */
   connect(): void;

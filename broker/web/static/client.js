@@ -47,7 +47,27 @@ const IMPATIENT_MS = 1_000; // a callback that takes longer is called once more 
 const RENEW_MS = 30_000; // before the expiry, or at half of a life that is shorter than twice that
 const BRIEF_MS = 120_000; // a token that lives no longer may be said to expire from its beginning on
 const SMALL = 4_096; // characters of channels that every proxy lets through
-const IN_FLIGHT = 16; // publishes without an answer: below the 50 refusals that end a connection
+const REPLY_MS = 30_000; // for what was asked for; then the two sides no longer agree, and begin anew
+const TRIES = 3; // so many times what ends a connection, or has no answer, is sent
+const ROOM_MS = 5_000; // for a place, where the connection has no more
+const REFUSALS = 16; // for their rate, within REFUSALS_MS: 50 end a connection
+const REFUSALS_MS = 60_000;
+const IN_FLIGHT = 16; // without an answer, of publishes and of the rest: with those below the 50
+const SHARE = 0.75; // of a burst: the network bunches up what was apart
+const PACE = 0.9; // of a rate
+const WINDOW = 0.9; // of the one in which the broker knows an id again
+const DEPTH = 1024; // of an event
+const FAULTY = [1002, 1003, 1007, 4510]; // the broker could not read something, and does not say what
+
+// Until the broker says its own (PROTOCOL.md, "Limits"). Sizes are not known before.
+const LIMITS = {
+  subscriptions_per_connection: 128,
+  requests_per_second: 10,
+  requests_burst: 200,
+  messages_per_minute: 100,
+  messages_burst: 50,
+  duplicate_window_seconds: 600,
+};
 
 // The states of a record, in this order.
 const NEW = 0; // to be asked for, once no other of the same channel is under way
@@ -63,13 +83,15 @@ const STATES = ["pending", "pending", "catching-up", "live", "paused"];
 
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
 export class BrokerError extends Error {
-  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number}} payload */
-  constructor({ code, message, retryable, retry_after_ms }) {
+  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number, unknown?: boolean, position?: string}} payload */
+  constructor({ code, message, retryable, retry_after_ms, unknown, position }) {
     super(message || code);
     this.name = "BrokerError";
     this.code = code;
     this.retryable = !!retryable;
     this.retryAfter = retry_after_ms;
+    this.unknownOutcome = !!unknown;
+    this.position = position;
   }
 }
 
@@ -77,6 +99,7 @@ const now = () => performance.now();
 const failure = (code, message) => new BrokerError({ code, message });
 const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
 const many = (value) => [value].flat(); // a list of our own
+const bytes = (value) => new TextEncoder().encode(JSON.stringify(value)).length;
 const settleAll = (calls, error, value) => calls.forEach(({ resolve, reject }) => (error ? reject(error) : resolve(value)));
 /** What is not undefined of an object. */
 const given = (object) => Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined));
@@ -84,6 +107,101 @@ const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byt
 
 /** A channel as the broker names it: `me.…` written out. */
 const expand = (name, room) => name.replace(/^(live\.)?me\./, (all, live = "") => (room ? `${live}${room}.` : all));
+
+const torn = (text) => /\p{Cs}/u.test(text); // holds half of a surrogate pair, as a text that was cut in an emoji
+const TORN = "holds half a character: the text was cut in the middle of one";
+
+/**
+ * A copy of a value as JSON has it. Throws a `TypeError` that says where there is something that JSON has not, or
+ * that the broker would refuse. As with `JSON.stringify` a property that is `undefined` is left out.
+ */
+const json = (value, path = "event", above = []) => {
+  const wrong = (what) => {
+    throw new TypeError(`${path} ${what}`);
+  };
+  if (value instanceof Date && Number.isNaN(+value)) wrong("is an invalid date");
+  if (typeof value?.toJSON === "function") value = value.toJSON();
+  if ([String, Number, Boolean].some((kind) => value instanceof kind)) value = value.valueOf();
+  if (value === null || typeof value === "boolean") return value;
+  if (typeof value === "string") return torn(value) ? wrong(TORN) : value;
+  if (typeof value === "number") {
+    if (!Number.isFinite(value)) wrong(`is ${value}, which JSON has not`);
+    // From 1e21 on it is written with an exponent, and no integer any more.
+    if (Number.isInteger(value) && Math.abs(value) < 1e21 && !(value >= -(2 ** 63) && value < 2 ** 64)) wrong("is an integer of more than 64 bits: send it as a string");
+    return value;
+  }
+  if (value === undefined) wrong("is undefined, which JSON has not; null is a tombstone, or a value that is none");
+  if (typeof value !== "object") wrong(`is a ${typeof value}, which JSON has not`);
+  if (above.includes(value)) wrong("holds itself");
+  if (above.length === DEPTH) wrong(`is nested deeper than ${DEPTH}`);
+  const within = [...above, value];
+  if (Array.isArray(value)) return Array.from(value, (each, i) => json(each, `${path}[${i}]`, within));
+  const made = Object.getPrototypeOf(value);
+  const keys = Object.keys(value).filter((key) => value[key] !== undefined);
+  if (!keys.length && made && Object.getPrototypeOf(made)) wrong(`is a ${made.constructor?.name}, of which JSON would keep nothing`);
+  const found = keys.find(torn);
+  if (found !== undefined) wrong(`has a name that ${TORN}`);
+  return Object.fromEntries(keys.map((key) => [key, json(value[key], `${path}.${key}`, within)]));
+};
+
+/** What is wrong with the name of a channel, or of a pattern (PROTOCOL.md, section 1). */
+const misnamed = (name, pattern) => {
+  if (typeof name !== "string") return "a channel is a string";
+  if (torn(name)) return TORN;
+  const tokens = name.split(".");
+  const wild = (token, i) => pattern && (token === "*" || (token === ">" && i === tokens.length - 1));
+  if (bytes(name) > 258) return "a channel has 256 bytes at most"; // beside its quotes
+  if (tokens.length > 16) return "a channel has 16 tokens at most";
+  if (/^[@_$]/.test(name)) return "a channel does not begin with @, _ or $";
+  if (tokens.some((token) => !token)) return "a token is empty";
+  if (tokens.some((token, i) => /[*>\p{Z}\p{Cc}]/u.test(token) && !wild(token, i))) return pattern ? "* and > stand for whole tokens, > at the end; white space does not belong there" : "a channel has no *, > or white space";
+  if (name === "live") return "a live channel is live.<name>";
+};
+
+/**
+ * What the broker would say to the options of a subscription.
+ * @param {any} record
+ * @param {any} limits
+ */
+const mistaken = ({ names, start: { position, since, last, durable }, lag }, { last_events = Infinity }) => {
+  if (!names.length) return "there is no channel";
+  if (position !== undefined && typeof position !== "string") return "position: send one back as it was received";
+  if (since !== undefined && !/^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)$/.test(since)) return "since: a time as 2026-01-31T12:00:00Z";
+  if (last !== undefined && !(Number.isInteger(last) && last > 0 && last <= last_events)) return `last: 1 to ${last_events}`;
+  if (durable !== undefined && !/^[\w-]{1,64}$/.test(durable)) return "durable: 1 to 64 of the characters A-Z a-z 0-9 _ -";
+  if (lag !== undefined && !["replay", "latest", "drop", "close"].includes(lag)) return "lag: replay, latest, drop or close";
+  if (lag === "replay" && names.some((name) => /^live\./.test(name))) return "lag: what is live is not stored, and cannot be replayed";
+};
+
+/** What may be spent: so much at once, and so much a second. */
+class Bucket {
+  #spent = 0;
+  #at = now();
+
+  adopt(rate, burst) {
+    this.rate = (rate * PACE) / 1000;
+    this.burst = Math.max(1, burst * SHARE);
+    return this;
+  }
+
+  /** In how many ms one more may be spent. */
+  wait() {
+    const at = now();
+    this.#spent = Math.max(0, this.#spent - (at - this.#at) * this.rate);
+    this.#at = at;
+    return Math.max(0, Math.ceil((this.#spent + 1 - this.burst) / this.rate));
+  }
+
+  spend() {
+    this.#spent++;
+  }
+
+  /** The broker says that there is nothing left. */
+  drain() {
+    this.wait();
+    this.#spent = Math.max(this.#spent, this.burst);
+  }
+}
 
 /** The incarnation of a position and its sequence. */
 const parts = (position) => {
@@ -308,6 +426,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
     } else if (type === "unsubscribe") {
       for (const name of payload.channel) for (const list of [channels, ...beside]) list.delete(name);
       main?.abort();
+      heard({ type: "unsubscribed", messageId, payload });
     } else if (type === "authenticate") {
       token = payload.token;
       main?.abort();
@@ -553,6 +672,7 @@ const otherTab = ({ hub }, heard, over) => {
   hub.over = over;
   hello();
   return {
+    patient: true, // it answers when the broker has answered it
     send: (message) => hub.post("leader", message),
     close: () => {
       clearInterval(again);
@@ -578,11 +698,19 @@ export class Client extends EventTarget {
   #position;
   #private;
   #records = new Set();
-  #names = new Map(); // what the broker has been asked for and has not refused → by which message
-  #calls = new Map(); // messageId → the acknowledgements that it answers
-  #outbox = new Map(); // id → a publish that has no answer yet
-  #pace = 0; // ms between publishes, once a limit was hit
-  #paceTimer;
+  #names = new Map(); // what the broker has, or is being asked for: {held, asked, leaving}, the latter by message
+  #calls = new Map(); // messageId → what was asked for and has no answer
+  #outbox = new Map(); // channel and id → a publish that has no answer yet
+  #limits = LIMITS;
+  #largest = Infinity; // bytes of a message, as far as we had to learn
+  #requests = new Bucket();
+  #posts = new Bucket();
+  #refusals = []; // when something was refused for its rate
+  #holdUntil = 0; // nothing is sent before
+  #postAt = 0; // nothing is published before
+  #syncTimer;
+  #syncAt = Infinity;
+  #syncs; // at the end of this turn
   #count = 0;
   /** @type {Tokens} */ #tokens;
   #renewTimer;
@@ -598,6 +726,7 @@ export class Client extends EventTarget {
     super();
     this.#options = { transports: ["websocket", "sse", "poll"], queue: 100, ...options };
     this.#tokens = new Tokens(options.token, options.tokenTimeout);
+    this.#adopt();
     this.#url = String(options.url ?? new URL(".", import.meta.url)).replace(/^ws/, "http").replace(/\/$/, "");
     this.#say({ state: "connecting" });
     for (const type of WAKERS) globalThis.addEventListener?.(type, this.#hurry);
@@ -641,7 +770,7 @@ export class Client extends EventTarget {
     this.disconnect();
     for (const type of WAKERS) globalThis.removeEventListener?.(type, this.#hurry);
     for (const record of [...this.#records]) this.#end(record);
-    for (const id of [...this.#outbox.keys()]) this.#settle(id, failure("closed", CLOSED));
+    for (const entry of [...this.#outbox.values()]) this.#settle(entry, failure("closed", CLOSED));
   }
 
   /**
@@ -676,18 +805,8 @@ export class Client extends EventTarget {
    * @param {any} event any JSON
    * @param {{id?: string, timeout?: number}} options `id` makes a retry harmless, `timeout` is in ms
    */
-  async publish(channel, event, { id = random(), timeout } = {}) {
-    if (this.#outbox.has(id)) return this.#outbox.get(id).promise;
-    if (this.#outbox.size >= this.#options.queue) throw failure("queue_full", `${this.#outbox.size} publishes are waiting`);
-    if (!this.#running) throw failure("closed", "not connected: connect()");
-    /** @type {any} */
-    const entry = { payload: { channel, event: JSON.parse(JSON.stringify(event ?? null)), id } }; // as it is now
-    entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
-    if (timeout)
-      entry.timer = setTimeout(() => this.#settle(id, failure("timeout", `no answer after ${timeout} ms`)), timeout);
-    this.#outbox.set(id, entry);
-    this.#flush();
-    return entry.promise;
+  async publish(channel, event, options = {}) {
+    return this.#publish(channel, json(event), options);
   }
 
   // --- connecting ------------------------------------------------------------------------------------
@@ -755,7 +874,7 @@ export class Client extends EventTarget {
       if (run !== this.#running || this.#away) return false;
       end = await this.#attempt(name, token);
       if (run !== this.#running) return false;
-      if (end.code === 1009) this.#dropLargest();
+      this.#blame(end.code);
       if (end.opened) this.#lost();
       if (this.#away || this.#tooLong(name, end)) return false;
       // Cut again and again without a word: something between us and the broker does not like it.
@@ -921,25 +1040,28 @@ export class Client extends EventTarget {
     for (const record of this.#records) this.#expand(record);
     this.#say({ state: "open", transport: name, tenant, user, private: room, error: undefined, source: "restored" });
     this.#hub?.announce();
-    this.#askAll();
-    this.#flush();
+    this.#sync();
   }
 
   /** The connection is gone: what was live stands where the connection stood. */
   #lost() {
     clearTimeout(this.#renewTimer);
-    clearTimeout(this.#paceTimer);
-    this.#paceTimer = this.#link = undefined;
+    clearTimeout(this.#syncTimer);
+    this.#syncAt = Infinity;
+    this.#link = undefined;
     this.#names.clear();
     this.#hub?.announce(); // the other tabs come again, from where they stand
     for (const record of this.#records)
       if (record.peer) this.#records.delete(record);
       else if (record.state !== PAUSED) this.#turn(record, NEW);
-    for (const entry of this.#outbox.values()) entry.sent = undefined;
-    for (const { record, acks } of this.#calls.values())
-      if (this.#records.has(record)) record.acks.unshift(...acks);
-      else settleAll(acks, failure("closed", CLOSED));
+    const calls = [...this.#calls.values()];
     this.#calls.clear();
+    for (const { timer, entry, record, acks } of calls) {
+      clearTimeout(timer);
+      if (entry) this.#unanswered(entry);
+      else if (acks && this.#records.has(record)) record.acks.unshift(...acks.filter(({ doubts }) => doubts !== TRIES));
+      else if (acks) settleAll(acks, failure("closed", CLOSED));
+    }
   }
 
   /** The page is seen again or the network is back: no need to wait; or it has gone: look whether it has. */
@@ -982,7 +1104,7 @@ export class Client extends EventTarget {
       const token = await this.#tokens.next();
       if (link !== this.#link) return;
       this.#renewing = `t${++this.#count}`;
-      this.#send("authenticate", { token }, this.#renewing);
+      link.send({ type: "authenticate", payload: { token }, messageId: this.#renewing });
     } catch (error) {
       if (link !== this.#link) return;
       const wait = Math.random() * Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** failures);
@@ -991,17 +1113,100 @@ export class Client extends EventTarget {
     }
   }
 
-  // --- messages --------------------------------------------------------------------------------------
+  // --- what is asked for and answered ----------------------------------------------------------------
 
-  #send(type, payload, messageId) {
-    this.#link?.send({ type, payload, messageId });
+  /** Goes by the limits that the broker has said. */
+  #adopt(said = {}) {
+    const limits = (this.#limits = { ...LIMITS, ...said });
+    this.#requests.adopt(limits.requests_per_second, limits.requests_burst);
+    this.#posts.adopt(limits.messages_per_minute / 60, limits.messages_burst);
+  }
+
+  /** So many bytes a message may have. */
+  get #most() {
+    return Math.min(this.#largest, this.#limits.message_bytes ?? Infinity);
+  }
+
+  /** What was done in one breath is said at the end of it. */
+  #soon() {
+    if (this.#syncs) return;
+    this.#syncs = true;
+    queueMicrotask(() => {
+      this.#syncs = false;
+      this.#sync();
+    });
+  }
+
+  /** Once more in so many ms. */
+  #again(ms) {
+    const at = now() + ms;
+    if (!this.#link || at >= this.#syncAt) return;
+    this.#syncAt = at;
+    clearTimeout(this.#syncTimer);
+    this.#syncTimer = setTimeout(() => {
+      this.#syncAt = Infinity;
+      this.#sync();
+    }, Math.ceil(ms));
+  }
+
+  /** Says what is to be said, as far as the limits allow it now; what is left out comes as soon as they do. */
+  #sync() {
+    for (const record of [...this.#records]) this.#examine(record);
+    if (!this.#link) return;
+    this.#leave();
+    this.#askAll();
+    for (const record of [...this.#records]) this.#sendAcks(record);
+    this.#flush();
+  }
+
+  /**
+   * Whether a message may be sent now: at the pace of `bucket`, with fewer than `most` of `types` under way. What is
+   * in doubt goes alone, so that nothing else is blamed for it. Where only time is in the way, `#sync` follows.
+   */
+  #may(bucket, types, most, doubts) {
+    const calls = [...this.#calls.values()];
+    if (calls.some((call) => call.doubts) || (doubts && calls.length)) return false;
+    if (calls.filter(({ type }) => types.includes(type)).length >= most) return false;
+    const wait = Math.max(this.#holdUntil - now(), bucket.wait());
+    if (wait > 0) this.#again(wait);
+    return wait <= 0;
+  }
+
+  #mayAsk(doubts) {
+    return this.#may(this.#requests, "subscribe unsubscribe acknowledge", IN_FLIGHT, doubts);
+  }
+
+  /** Sends what is to be answered; `about` is for who gets the answer. */
+  #call(type, payload, about = {}) {
+    const id = `${type[0]}${++this.#count}`;
+    (type === "publish" ? this.#posts : this.#requests).spend();
+    /** @type {any} */
+    const call = { ...about, type, size: bytes(payload) + 100 };
+    this.#calls.set(id, call);
+    const late = () => {
+      call.late = true;
+      this.#over?.({ code: 4009, reason: `no answer to ${type} within ${REPLY_MS} ms` });
+    };
+    if (!this.#link.patient) call.timer = setTimeout(late, REPLY_MS);
+    this.#link.send({ type, payload, messageId: id });
+    return id;
+  }
+
+  /** The call that a message answers, which then is no more. */
+  #answered(messageId) {
+    const call = this.#calls.get(messageId);
+    if (!call) return;
+    clearTimeout(call.timer);
+    this.#calls.delete(messageId);
+    this.#soon(); // whoever waited for it
+    return call;
   }
 
   #heard({ type, payload, messageId }) {
     const { position, catch_up: mark } = payload;
-    const asked = messageId ? [...this.#records].filter((record) => record.id === messageId) : [];
     // These say where the connection stands, whatever else they are about.
     if (/^sub|pong|draining/.test(type)) this.#position = position ?? this.#position;
+    const call = messageId && /^(subscribed|unsubscribed|published|acknowledged|error)$/.test(type) ? this.#answered(messageId) : undefined;
     switch (type) {
       case "event":
       case "gap":
@@ -1009,6 +1214,9 @@ export class Client extends EventTarget {
         else this.#event(payload, mark);
         // Not before all have it: who leaves in the middle of it stands where it stood.
         if (mark === undefined) this.#position = (type === "gap" ? payload.to : position) ?? this.#position;
+        break;
+      case "connection.established":
+        this.#adopt(payload.limits);
         break;
       case "connection.authenticated":
         if (!payload.expires_at) break; // another tab sees to it
@@ -1020,140 +1228,239 @@ export class Client extends EventTarget {
         this.#renewIn(0);
         break;
       case "subscribed":
-        this.#subscribed(asked, payload, mark);
+        if (call) this.#subscribed(call, messageId, payload, mark);
         break;
       case "subscription.live":
         for (const record of [...this.#records])
           if (mark === undefined ? record.state === LIVE : record.state === CATCHING && record.mark === mark)
             this.#live(record, true);
-        this.#askAll();
+        this.#soon();
         break;
       case "unsubscribed":
-        if (!messageId) this.#refuse(many(payload.channel), payload);
+        if (call) this.#gone(call.names, messageId);
+        else if (!messageId) this.#refuse(many(payload.channel), payload);
         break;
       case "published":
-        this.#settle(payload.id, undefined, payload);
+        if (call) this.#published(call.entry, payload);
         break;
       case "acknowledged":
-        this.#acknowledged(messageId, undefined, position);
+        if (call) this.#acknowledged(call, undefined, position);
         break;
       case "source":
         this.#say({ source: payload.state });
         break;
       case "error":
-        this.#failed(payload, messageId, asked);
+        this.#failed(new BrokerError(payload), messageId, call);
     }
   }
 
-  #failed(payload, messageId, asked) {
-    const error = new BrokerError(payload);
+  #failed(error, messageId, call) {
     if (!messageId || messageId === this.#renewing) {
       if (messageId && error.retryable) this.#renewTimer = setTimeout(() => this.#renew(), error.retryAfter ?? BACKOFF_MS);
       return emit(this, "error", error);
     }
-    const mine = asked.filter((record) => record.state === ASKED);
-    const [id, entry] = [...this.#outbox].find(([, { sent }]) => sent === messageId) ?? [];
-    if (mine.length) {
-      for (const [name, by] of this.#names) if (by === messageId) this.#names.delete(name);
-      if (!error.retryable) return mine.forEach((record) => this.#end(record, error));
-      const wait = (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS;
-      for (const record of mine) {
-        record.later = true;
-        this.#turn(record, NEW);
-      }
-      this.#askAll(); // whoever waited for these
-      setTimeout(() => {
-        for (const record of mine) record.later = false;
-        this.#askAll();
-      }, wait);
-    } else if (entry) {
-      if (!error.retryable) return this.#settle(id, error);
-      entry.sent = undefined;
-      const wait = error.retryAfter ?? BACKOFF_MS;
-      if (error.code === "rate_limited") this.#pace = wait;
-      this.#flushIn(wait);
-    } else this.#acknowledged(messageId, error); // or for what was given up meanwhile
+    if (!call) return; // for what was given up meanwhile
+    const { type } = call;
+    if (error.code === "rate_limited") this.#limited(error, type === "publish" ? this.#posts : this.#requests);
+    else if (!error.retryable) this.#posts.spend(); // as the broker does
+    if (type === "publish") this.#unpublished(call.entry, error);
+    else if (type === "subscribe") this.#unsubscribed(call, messageId, error);
+    else if (type === "unsubscribe") this.#stayed(call.names, messageId, error);
+    else this.#acknowledged(call, error);
+  }
+
+  /** There is a limit that others of this user reach with us: all wait, and the more the more often it happens. */
+  #limited({ retryAfter = BACKOFF_MS }, bucket) {
+    const at = now();
+    bucket.drain();
+    this.#refusals = [...this.#refusals.filter((each) => each > at - REFUSALS_MS), at];
+    const often = this.#refusals.length >= REFUSALS ? this.#refusals[0] + REFUSALS_MS : 0;
+    this.#holdUntil = Math.max(this.#holdUntil, at + retryAfter, often);
+  }
+
+  /** The connection has ended with this code: whose fault it may be. */
+  #blame(code) {
+    const calls = [...this.#calls.values()];
+    const [largest] = calls.sort((a, b) => b.size - a.size);
+    const suspects = code === 1009 ? [] : calls.filter(({ late }) => late || FAULTY.includes(code));
+    if (code === 1009 && largest) {
+      this.#largest = Math.min(this.#largest, largest.size - 1);
+      if (largest.entry) this.#settle(largest.entry, this.#tooLarge(largest.size));
+    }
+    for (const { entry, records = [], acks = [], late } of suspects) {
+      const error = failure(late ? "timeout" : "bad_message", `there is no answer to it, after ${TRIES} tries`);
+      if (entry && ++entry.doubts === TRIES) this.#settle(entry, error);
+      for (const record of records) if (++record.doubts === TRIES) this.#end(record, error);
+      for (const ack of acks) if ((ack.doubts = (ack.doubts ?? 0) + 1) === TRIES) ack.reject(error);
+    }
+  }
+
+  #tooLarge(size) {
+    return failure("too_large", `${size} bytes; a message may have ${this.#most}`);
   }
 
   // --- subscriptions ---------------------------------------------------------------------------------
 
   #add(record) {
-    Object.assign(record, { state: NEW, was: 0, acks: [] });
+    Object.assign(record, { state: NEW, was: 0, acks: [], doubts: 0 });
     this.#expand(record);
     this.#records.add(record);
-    this.#askSoon();
+    this.#soon();
   }
 
   /** The names as the broker writes them; in tokens too. */
   #expand(record) {
-    record.full = record.names.map((name) => expand(name, this.#private));
+    record.full = record.names.map((name) => expand(String(name), this.#private));
     record.patterns = record.full.map((name) => name.split("."));
   }
 
-  #askSoon() {
-    queueMicrotask(() => this.#askAll()); // what is asked for in one breath may go into one message
+  /** What the broker would refuse is not asked for. */
+  #examine(record) {
+    if (record.examined) return;
+    record.examined = true;
+    const wrong = mistaken(record, this.#limits);
+    if (wrong) return this.#end(record, failure("bad_message", wrong));
+    for (const [name, full] of record.names.map((name, i) => [name, record.full[i]])) {
+      const fault = misnamed(name, true);
+      if (fault) this.#refuseOf(record, [full], failure("invalid_channel", `${JSON.stringify(name)}: ${fault}`));
+    }
   }
 
-  #askAll() {
-    if (!this.#link) return;
-    for (const record of [...this.#records].sort((a, b) => b.was - a.was))
-      if (record.state === NEW && this.#records.has(record) && !record.later) this.#ask(record);
+  /** Who has what the broker has. Who has yet to ask has not: what is under way for another is not what it wants. */
+  get #used() {
+    const users = [...this.#records].filter(({ on, state }) => on === this.#link || state === ASKED);
+    return new Set(users.flatMap(({ full }) => full));
+  }
+
+  /** Unsubscribes from what nobody has any more. The broker refuses a list with a name that it does not know. */
+  #leave() {
+    const used = this.#used;
+    const idle = ([name, { held, asked, leaving, let_go }]) => held && !asked && !leaving && (let_go || !used.has(name));
+    const names = [...this.#names].filter(idle).map(([name]) => name);
+    while (names.length && this.#mayAsk()) {
+      const channel = [names.shift()];
+      const alone = this.#names.get(channel[0]).alone; // a list that it was in was refused
+      while (!alone && names.length && !this.#names.get(names[0]).alone && bytes([...channel, names[0]]) + 100 <= this.#most)
+        channel.push(names.shift());
+      const id = this.#call("unsubscribe", { channel }, { names: channel });
+      for (const name of channel) if (this.#names.has(name)) this.#names.get(name).leaving = id;
+    }
+  }
+
+  #gone(names, id) {
+    for (const name of names) if (this.#names.get(name)?.leaving === id) this.#note(name, { held: false, leaving: undefined, let_go: false });
+  }
+
+  /** An `unsubscribe` was refused: for now, or since one of the names is no subscription any more. */
+  #stayed(names, id, { retryable, retryAfter = BACKOFF_MS }) {
+    if (!retryable && names.length === 1) return this.#gone(names, id);
+    for (const name of names) if (this.#names.get(name)?.leaving === id) this.#note(name, { leaving: undefined, alone: !retryable });
+    if (retryable) this.#holdUntil = Math.max(this.#holdUntil, now() + retryAfter);
+  }
+
+  /** Notes what the broker has of a name. */
+  #note(name, change) {
+    const noted = { ...this.#names.get(name), ...change };
+    if (noted.held || noted.asked || noted.leaving) this.#names.set(name, noted);
+    else this.#names.delete(name);
   }
 
   /**
-   * Asks for a record, with all that must come along. The broker has one subscription of each name, and a
-   * start begins it anew for all who share it. So who shares a name is asked for together, from the oldest
-   * position; unless the new one has a start of its own: then the others wait until it is live.
+   * Asks for what is not had yet, with all that must come along. The broker has one subscription of each name, and
+   * a start begins it anew for all who share it. So who shares a name is asked for together, from the oldest
+   * position; unless the new one has a start of its own: then the others wait until it is live. What is asked for
+   * alike goes into one message, unless a start means the whole list of it.
    */
-  #ask(record) {
-    const shares = (a, b) => a.full.some((name) => b.full.includes(name));
-    const alike = (a, b) => a.seen && a.seen === b.seen && a.lag === b.lag && a.durable === b.durable && !b.state;
-    const group = new Set([record]);
-    for (const each of group)
-      for (const other of this.#records)
-        if (other.state !== PAUSED && (shares(each, other) || alike(each, other))) group.add(other);
-    const kin = [...group].filter((each) => each !== record);
-    const busy = ({ state }) => state > NEW && state < LIVE;
+  #askAll() {
+    const at = now();
+    const plan = new Plan(this.#records, this.#names, this.#used, this.#limits.subscriptions_per_connection);
+    for (const record of [...this.#records].sort((a, b) => b.was - a.was)) {
+      if (record.state !== NEW || plan.taken.has(record)) continue;
+      if (record.after > at) this.#again(record.after - at);
+      else this.#ask(plan, record);
+    }
+    for (const { records, anew, start, lag, channel, doubts } of plan.messages) {
+      if (!this.#link || !this.#mayAsk(doubts)) break;
+      for (const each of anew) this.#turn(each, NEW);
+      for (const each of records) this.#turn(each, ASKED);
+      if (!this.#link) return; // whoever heard of it has left
+      const id = this.#call("subscribe", { channel, ...start, lag }, { records, names: channel, doubts });
+      for (const each of records) each.id = id;
+      for (const name of channel) this.#note(name, { asked: id });
+    }
+    for (const record of plan.freed.filter(({ state }) => state === LIVE)) this.#turn(record, NEW); // it knows where it stands
+    for (const [record, same] of plan.joined)
+      if (record.state === NEW && same.state === LIVE && this.#records.has(record)) {
+        record.seen = same.seen; // which may be above the position of the connection
+        this.#live(record, true);
+      }
+  }
+
+  #ask(plan, record) {
+    const kin = plan.kin(record);
+    const busy = (each) => plan.taken.has(each) || (each.state > NEW && each.state < LIVE);
     if (kin.some(busy)) return; // its turn comes when they are live
     const own = !record.seen && Object.keys(record.start).length;
     if (own) {
       // A connection may have few snapshots under way: one after the other.
-      const shoots = (each) => each.start.snapshot && !each.seen && busy(each);
+      const shoots = (each) => each.start.snapshot && !each.seen && each.state > NEW && each.state < LIVE;
       if (record.start.snapshot && [...this.#records].some(shoots)) return;
-      for (const each of kin) if (each.state === LIVE) this.#turn(each, NEW);
-      this.#turn(record, ASKED);
-      return this.#request([record], record.start, group);
+      return this.#place(plan, [record], record.start, kin.filter(({ state }) => state === LIVE));
     }
     const same = kin.find((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name)));
-    if (!record.seen && same) {
-      record.seen = same.seen; // which may be above the position of the connection
-      return this.#live(record, true);
-    }
-    const together = [...group].filter((each) => each.seen || each.state === LIVE || each === record);
-    for (const each of together) this.#turn(each, ASKED);
-    if (together.length > 1 && this.#position) record.seen ??= this.#position;
+    if (!record.seen && same) return plan.joined.push([record, same]);
+    const stands = (each) => each.seen || each.state === LIVE;
+    const together = [record, ...kin.filter((each) => stands(each) || !Object.keys(each.start).length)];
+    if (together.some(stands) && this.#position) for (const each of together) each.seen ??= this.#reached(each) ?? this.#position;
     const [incarnation] = parts(this.#position ?? "");
-    const position = together.reduce((oldest, { seen }) => {
+    const position = together.reduce((oldest, each) => {
+      const seen = this.#reached(each);
       if (!oldest || !seen || passed(oldest, seen)) return oldest ?? seen;
       if (passed(seen, oldest)) return seen;
       // One is of a stream that is no more: who asks from there gets all that there is.
       return `${parts(parts(seen)[0] === incarnation ? oldest : seen)[0]}-0`;
     }, undefined);
-    this.#request(together, { position, durable: together.find((each) => each.durable)?.durable }, group);
+    const durable = together.find((each) => each.durable)?.durable;
+    this.#place(plan, together, given({ position, durable }), []);
   }
 
-  #request(records, start, group) {
-    // One subscribe of a connection holds a durable name, which is let go of before it is asked for again.
-    if (start.durable) this.#drop([...group].flatMap(({ full }) => full.filter((name) => !name.startsWith("live."))));
-    const id = `s${++this.#count}`;
-    for (const record of records) record.id = id;
-    const channel = [...new Set(records.flatMap(({ full }) => full))];
-    for (const name of channel) if (!this.#names.has(name)) this.#names.set(name, id);
-    this.#send("subscribe", { channel, ...start, lag: records[0].lag }, id);
+  /** Puts records into a message, if there is room for them at the broker; they wait for it for a while. */
+  #place(plan, records, start, anew) {
+    const [record] = records;
+    const { lag } = record;
+    const most = this.#limits.subscriptions_per_connection;
+    const over = [...new Set(record.full)].slice(most); // of a list that will never fit
+    const short = plan.fresh(records).length > plan.room;
+    if (over.length || (short && record.waits + ROOM_MS <= now())) {
+      const own = plan.fresh([record]);
+      const names = over.length ? over : own.slice(Math.min(plan.room, own.length - 1));
+      return this.#refuseOf(record, names, failure("limit_subscriptions", `${names[0]}: the connection has its ${most} subscriptions`));
+    }
+    if (short) {
+      record.waits ??= now();
+      return this.#again(record.waits + ROOM_MS - now());
+    }
+    if (start.durable) {
+      // Its name is let go of before it is asked for again: one subscribe of a connection has it.
+      const held = plan.held(records);
+      if (held.some((name) => !this.#names.get(name).let_go)) this.#soon();
+      for (const name of held) this.#note(name, { let_go: true });
+      if (held.length) return plan.freed.push(...records, ...anew);
+    } else if (!Object.keys(start).length && plan.stale(records)) return; // it would take over what stands there
+    const doubts = Math.max(...records.map((each) => each.doubts));
+    const alone = doubts || record.alone || start.last || start.durable;
+    if (!plan.add({ records, start, lag, anew, doubts }, alone, this.#most))
+      this.#end(record, this.#tooLarge(bytes(record.full)));
   }
 
-  #subscribed(asked, { refused, live }, mark) {
-    for (const record of asked) {
+  #subscribed({ records, names }, id, { refused, live }, mark) {
+    const not = new Set(refused.map(({ channel }) => channel));
+    for (const name of names)
+      this.#note(name, { ...(!not.has(name) && { held: true }), ...(this.#names.get(name)?.asked === id && { asked: undefined }) });
+    for (const record of records) {
+      if (record.id !== id) continue; // it wants something else by now
+      record.doubts = 0;
+      record.alone = false;
       record.on = this.#link; // what is not stored comes from now on, wherever the rest stands
       if (mark === undefined) this.#live(record, live);
       else {
@@ -1162,7 +1469,24 @@ export class Client extends EventTarget {
       }
     }
     for (const each of refused) this.#refuse([each.channel], each);
-    this.#askAll();
+  }
+
+  /** A `subscribe` was refused as a whole. */
+  #unsubscribed({ records, names }, id, error) {
+    for (const name of names) if (this.#names.get(name)?.asked === id) this.#note(name, { asked: undefined });
+    const mine = records.filter((record) => record.id === id);
+    // One of them may have spoilt it for the others; these are refused name by name, so all were.
+    const each = /^(forbidden|invalid_channel|limit_subscriptions)$/.test(error.code);
+    const after = now() + (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS;
+    for (const record of mine) {
+      if (!error.retryable && (each || mine.length === 1)) {
+        this.#end(record, error);
+        continue;
+      }
+      record.alone = !error.retryable;
+      if (error.retryable) record.after = after;
+      this.#turn(record, NEW);
+    }
   }
 
   /** Takes names out of a record; whether there were any. */
@@ -1173,15 +1497,18 @@ export class Client extends EventTarget {
     return record.names.length < length;
   }
 
-  /** Ends these names in all records, and the records that have no other. */
+  /** The broker has these names no more: they end in all records. */
   #refuse(names, error) {
-    for (const name of names) this.#names.delete(name);
-    for (const record of [...this.#records]) {
-      if (!this.#strip(record, names)) continue;
-      const fault = new BrokerError(error);
-      if (record.names.length) record.sub.warn(fault, names);
-      else this.#end(record, fault);
-    }
+    for (const name of names) this.#note(name, { held: false });
+    for (const record of [...this.#records]) this.#refuseOf(record, names, new BrokerError(error));
+  }
+
+  /** Ends these names in a record, and the record if it has no other. */
+  #refuseOf(record, names, fault) {
+    if (!this.#records.has(record) || !this.#strip(record, names)) return;
+    if (record.names.length) record.sub.warn(fault, names);
+    else this.#end(record, fault);
+    this.#soon();
   }
 
   /** From now on the record takes what is unmarked; `caught`: it has caught up with the present. */
@@ -1189,6 +1516,7 @@ export class Client extends EventTarget {
     record.was = 1;
     record.on = this.#link;
     record.caught = caught;
+    record.waits = undefined;
     this.#turn(record, LIVE);
     this.#sendAcks(record);
   }
@@ -1211,8 +1539,7 @@ export class Client extends EventTarget {
     if (record.state === PAUSED || !this.#records.has(record)) return;
     this.#turn(record, PAUSED);
     record.on = undefined;
-    this.#drop();
-    this.#askSoon();
+    this.#soon();
     // What is kept nowhere cannot be had later.
     const channel = record.names.filter((name) => name.startsWith("live."));
     if (channel.length) record.sub.take(gapItem({ channel, reason: "lag" }));
@@ -1221,7 +1548,7 @@ export class Client extends EventTarget {
   #resume(record) {
     if (record.state !== PAUSED) return;
     this.#turn(record, NEW);
-    this.#askSoon();
+    this.#soon();
   }
 
   /** From its start again, as if nothing had been seen. */
@@ -1231,28 +1558,14 @@ export class Client extends EventTarget {
     record.was = 0;
     record.on = undefined;
     record.seen = record.start.position;
-    this.#drop();
-    this.#askSoon();
+    this.#soon();
   }
 
   #end(record, error) {
     if (!this.#records.delete(record)) return;
-    this.#drop();
     settleAll(record.acks, error ?? failure("closed", CLOSED));
     record.sub.finish(error);
-    this.#askSoon();
-  }
-
-  /**
-   * Unsubscribes from these names, or from what nobody has any more. Who has yet to ask does not count: what is
-   * under way for another is not what it wants. The broker refuses a list with a name that it does not know.
-   */
-  #drop(names) {
-    const users = [...this.#records].filter(({ on, state }) => on === this.#link || state === ASKED);
-    const used = new Set(users.flatMap(({ full }) => full));
-    const channel = [...this.#names.keys()].filter((name) => (names ? names.includes(name) : !used.has(name)));
-    for (const name of channel) this.#names.delete(name);
-    if (channel.length) this.#send("unsubscribe", { channel }, `u${++this.#count}`);
+    this.#soon();
   }
 
   #event({ channel, position, event, publisher }, mark) {
@@ -1293,28 +1606,29 @@ export class Client extends EventTarget {
     const { channel } = payload ?? {};
     const mine = [...this.#records].filter((record) => record.peer === peer);
     const answer = (kind) => (given) => this.#hub.post(peer, { type: kind, messageId, payload: { ...given } });
-    const refuse = ({ code, message, retryable, retryAfter }) =>
-      answer("error")({ code, message, retryable, retry_after_ms: retryAfter });
+    const refuse = ({ code, message, retryable, retryAfter, unknownOutcome }) =>
+      answer("error")({ code, message, retryable, retry_after_ms: retryAfter, unknown: unknownOutcome });
     if (type === "tab.hello") {
       if (!this.#link) return answer("tab.wait")();
       const { connectionId: connection_id, tenant, user } = this.#status;
-      answer("connection.established")({ connection_id, heartbeat_seconds: 10 });
+      answer("connection.established")({ connection_id, heartbeat_seconds: 10, limits: this.#limits });
       answer("connection.authenticated")({ tenant, user, private: this.#private });
     }
     if (/^tab/.test(type)) for (const record of mine) this.#end(record);
     if (!this.#link) return;
     if (type === "ping") answer("pong")({ position: this.#position });
-    if (type === "publish") this.publish(channel, payload.event, payload).then(answer("published"), refuse);
+    if (type === "publish") this.#publish(channel, payload.event, { id: payload.id }, true).then(answer("published"), refuse);
     if (type === "acknowledge") {
       const record = mine.find(({ durable }) => durable === payload.durable);
-      if (record) this.#acknowledge(record, payload).then((position) => answer("acknowledged")({ position }), refuse);
+      if (!record) refuse(failure("not_subscribed", "the subscription is not durable"));
+      else this.#acknowledge(record, payload).then((position) => answer("acknowledged")({ position }), refuse);
     }
     if (/subscribe$/.test(type))
       for (const record of mine) {
         this.#strip(record, channel);
         if (!record.names.length) this.#end(record);
       }
-    this.#drop();
+    if (type === "unsubscribe") answer("unsubscribed")({ channel });
     if (type !== "subscribe") return;
     const { channel: names, position: seen, lag, ...start } = given(payload);
     /** @type {any} */
@@ -1364,78 +1678,190 @@ export class Client extends EventTarget {
     const { acks, durable } = record;
     // While it catches up, the broker may not have sent that far on this connection.
     if (!acks.length || record.state !== LIVE || record.acking === this.#link) return;
+    const wait = record.ackAt - now();
+    const doubts = Math.max(...acks.map((each) => each.doubts ?? 0));
+    if (wait > 0) return this.#again(wait);
+    if (!this.#mayAsk(doubts)) return;
     const { position } = acks.reduce((newest, each) => (passed(each.position, newest.position) ? newest : each));
-    const id = `a${++this.#count}`;
     record.acking = this.#link;
     record.acks = [];
-    this.#calls.set(id, { record, acks });
-    this.#send("acknowledge", { durable, position }, id);
+    this.#call("acknowledge", { durable, position }, { record, acks, doubts });
   }
 
-  #acknowledged(id, error, position) {
-    const call = this.#calls.get(id);
-    if (!call) return;
-    this.#calls.delete(id);
-    const { record, acks } = call;
-    const again = error?.retryable && this.#records.has(record);
-    if (again) record.acks.unshift(...acks);
-    else settleAll(acks, error, position);
-    const next = () => {
-      record.acking = undefined;
-      this.#sendAcks(record);
-    };
-    if (again) setTimeout(next, error.retryAfter ?? BACKOFF_MS);
-    else next();
-  }
-
-  /** A message was too large for the broker: the one that it must have been would end every connection. */
-  #dropLargest() {
-    const size = ({ payload }) => JSON.stringify(payload).length;
-    const [largest] = [...this.#outbox.values()].filter(({ sent }) => sent).sort((a, b) => size(b) - size(a));
-    if (largest) this.#settle(largest.payload.id, failure("too_large", "no message may be this large"));
+  #acknowledged({ record, acks }, error, position) {
+    record.acking = undefined;
+    if (error?.retryable && this.#records.has(record)) {
+      record.acks.unshift(...acks);
+      record.ackAt = now() + (error.retryAfter ?? BACKOFF_MS);
+    } else settleAll(acks, error, position);
+    this.#sendAcks(record);
   }
 
   // --- publishing ------------------------------------------------------------------------------------
 
   /**
-   * Sends what waits, one for each channel at a time, which keeps their order, and a few in all; or one by one
-   * at the pace that the broker asked for.
+   * @param {string} channel
+   * @param {any} event
+   * @param {{id?: string, timeout?: number}} options
+   * @param {boolean} relayed for another tab, which itself judges what a duplicate means
    */
+  async #publish(channel, event, { id = random(), timeout }, relayed = false) {
+    const fault = misnamed(channel, false);
+    if (fault) throw failure("invalid_channel", `${JSON.stringify(channel)}: ${fault}`);
+    if (typeof id !== "string" || torn(id) || !id || bytes(id) > 66) throw failure("bad_message", "id: a string of 1 to 64 bytes");
+    const key = `${channel} ${id}`;
+    const before = this.#outbox.get(key);
+    if (before && JSON.stringify(before.payload.event) === JSON.stringify(event)) return before.promise;
+    if (before) throw failure("conflict", `${id}: another event with this id is under way`);
+    if (this.#outbox.size >= this.#options.queue) throw failure("queue_full", `${this.#outbox.size} publishes are waiting`);
+    if (!this.#running) throw failure("closed", "not connected: connect()");
+    /** @type {any} */
+    const entry = { key, payload: { channel, event, id }, relayed, size: bytes(event), sends: 0, doubts: 0 };
+    entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
+    if (timeout) entry.timer = setTimeout(() => this.#settle(entry, failure("timeout", `no answer after ${timeout} ms`)), timeout);
+    this.#outbox.set(key, entry);
+    this.#flush();
+    return entry.promise;
+  }
+
+  /** Sends what waits, one for each channel at a time, which keeps their order, and a few in all. */
   #flush() {
-    if (!this.#link || this.#paceTimer) return;
-    let flying = [...this.#outbox.values()].filter(({ sent }) => sent).length;
+    if (!this.#link) return;
     const busy = new Set();
     for (const entry of this.#outbox.values()) {
-      const { channel } = entry.payload;
-      if (flying >= (this.#pace ? 1 : IN_FLIGHT)) return;
-      if (!entry.sent && !busy.has(channel)) {
-        flying++;
-        entry.sent = `p${++this.#count}`;
-        this.#send("publish", entry.payload, entry.sent);
-        if (this.#pace) return this.#flushIn(this.#pace);
+      const { payload, size, doubts } = entry;
+      if (!entry.flying && !busy.has(payload.channel)) {
+        const error = this.#hopeless(entry, size);
+        if (error) return this.#settle(entry, error); // and on with the next
+        const wait = this.#postAt - now();
+        if (wait > 0) return this.#again(wait);
+        if (!this.#may(this.#posts, "publish", IN_FLIGHT, doubts)) return;
+        entry.first ??= [Date.now(), now()];
+        entry.sends++;
+        entry.flying = true;
+        this.#call("publish", payload, { entry, doubts });
       }
-      busy.add(channel);
+      busy.add(payload.channel);
     }
   }
 
-  #flushIn(ms) {
-    this.#paceTimer ??= setTimeout(() => {
-      this.#paceTimer = undefined;
-      this.#flush();
-    }, ms);
+  /** Why a publish is not sent, or not once more. */
+  #hopeless({ payload, first }, size) {
+    const { publish_bytes = Infinity, duplicate_window_seconds } = this.#limits;
+    if (size > publish_bytes) return failure("too_large", `event: ${size} bytes; the limit is ${publish_bytes}`);
+    if (bytes(payload) + 100 > this.#most) return this.#tooLarge(bytes(payload));
+    // The one clock may have stood still, in a sleep, and the other may have been set.
+    const gone = first ? Math.max(Date.now() - first[0], now() - first[1]) : 0;
+    if (gone > duplicate_window_seconds * 1000 * WINDOW) return this.#lostAnswer("another try could store it twice");
+  }
+
+  #lostAnswer(why) {
+    return failure("unknown_outcome", `perhaps it was sent: its answer was lost, and ${why}`);
+  }
+
+  /** Its answer will not come. What is not stored has no id by which a second one would be known. */
+  #unanswered(entry) {
+    entry.flying = false;
+    if (entry.payload.channel.startsWith("live.")) this.#settle(entry, this.#lostAnswer("what is live would arrive twice"));
+  }
+
+  #published(entry, { position, duplicate = false }) {
+    // Only a try of our own makes it the same event.
+    if (duplicate && entry.sends < 2 && !entry.relayed)
+      this.#settle(entry, new BrokerError({ code: "duplicate", message: `${entry.payload.id}: an event with this id was stored before; this one is not`, position }));
+    else this.#settle(entry, undefined, { position, duplicate });
+  }
+
+  /** A publish was refused; `unknownOutcome`: by somebody who cannot know what the broker did with it. */
+  #unpublished(entry, error) {
+    const { channel } = entry.payload;
+    const { code, retryable, retryAfter, unknownOutcome } = error;
+    if (!retryable) return this.#settle(entry, error);
+    if (unknownOutcome) this.#unanswered(entry);
+    else if (code === "rate_limited" || channel.startsWith("live.")) {
+      entry.sends--; // for sure nothing came of it
+      if (!entry.sends) entry.first = undefined;
+    }
+    entry.flying = false;
+    if (code !== "rate_limited") this.#postAt = now() + (retryAfter ?? Math.min(BACKOFF_MOST_MS, BACKOFF_MS * 2 ** entry.sends));
+    this.#flush();
   }
 
   /** @param {{position?: string, duplicate?: boolean}} answer */
-  #settle(id, error, answer = {}) {
-    const { position, duplicate = false } = answer;
-    const entry = this.#outbox.get(id);
-    if (!entry) return;
-    this.#outbox.delete(id);
+  #settle(entry, error, answer = {}) {
+    if (!this.#outbox.delete(entry.key)) return;
     clearTimeout(entry.timer);
-    if (!this.#outbox.size) this.#pace = 0;
+    if (error && entry.sends) error.unknownOutcome ||= ["closed", "timeout", "unknown_outcome"].includes(error.code);
     if (error) entry.reject(error);
-    else entry.resolve({ id, position, duplicate });
+    else entry.resolve({ id: entry.payload.id, ...answer });
     this.#flush();
+  }
+}
+
+/** What goes into which message: a draft, of which nothing is done yet. */
+class Plan {
+  messages = [];
+  taken = new Set(); // records that are in one of them, or wait for one that is
+  joined = []; // records that have all that they want, with one that has it
+  freed = []; // records whose names are let go of first
+  #users = new Map(); // name → the records that have it
+  #names;
+  #used;
+  #new = new Set(); // names that are further subscriptions of the connection
+
+  constructor(records, names, used, most) {
+    this.#names = names;
+    this.#used = used;
+    this.most = most;
+    for (const record of records)
+      if (record.state !== PAUSED)
+        for (const name of record.full) this.#users.set(name, [...(this.#users.get(name) ?? []), record]);
+  }
+
+  /** Who shares a name with a record, or with one who does. */
+  kin(record) {
+    const found = new Set([record]);
+    for (const each of found) for (const name of each.full) for (const other of this.#users.get(name) ?? []) found.add(other);
+    found.delete(record);
+    return [...found];
+  }
+
+  get room() {
+    return Math.max(0, this.most - this.#names.size - this.#new.size);
+  }
+
+  /** The names of records that the broker has not got. */
+  fresh(records) {
+    return [...new Set(records.flatMap(({ full }) => full))].filter((name) => !this.#names.has(name) && !this.#new.has(name));
+  }
+
+  /** The names that the broker has, of what is stored. */
+  held(records) {
+    return records.flatMap(({ full }) => full.filter((name) => this.#names.has(name) && !name.startsWith("live.")));
+  }
+
+  /** Whether it has one that nobody has any more. */
+  stale(records) {
+    return records.some(({ full }) => full.some((name) => this.#names.has(name) && !this.#used.has(name)));
+  }
+
+  /** Adds records to a message of their kind, or to one of their own; false if they do not fit into any. */
+  add({ records, start, lag, anew, doubts }, alone, most) {
+    const names = [...new Set(records.flatMap(({ full }) => full))];
+    const key = JSON.stringify([start, lag]);
+    const room = most - bytes(start) - 120;
+    if (bytes(names) > room) return false;
+    let message = this.messages.findLast((each) => !alone && each.key === key);
+    if (!message || bytes([...message.channel, ...names]) > room) {
+      message = { key: alone ? undefined : key, records: [], anew: [], channel: [], start, lag, doubts };
+      this.messages.push(message);
+    }
+    for (const name of this.fresh(records)) this.#new.add(name);
+    message.channel = [...new Set([...message.channel, ...names])];
+    message.records.push(...records);
+    message.anew.push(...anew);
+    for (const each of [...records, ...anew]) this.taken.add(each);
+    return true;
   }
 }
 
@@ -1624,8 +2050,8 @@ class Hub {
 /**
  * The newest event of each channel, kept up to date, with changes of our own ahead of the broker's word.
  *
- * A change is shown at once and stays on top of whatever arrives until it is confirmed: by the event that the
- * broker made of it (its position, or an `id` in its body), or taken back.
+ * A change is shown at once and stays on top of whatever arrives until it is confirmed, by the event that the
+ * broker made of it and no other (it is known by its position), or taken back.
  */
 export class Store extends EventTarget {
   #client;
@@ -1680,8 +2106,9 @@ export class Store extends EventTarget {
   }
 
   /** Shows the change at once and publishes it. Rejects, with the change taken back, when it did not come about. */
-  async put(channel, event, { id = typeof event?.id === "string" ? event.id : random(), timeout = this.#timeout } = {}) {
-    const change = { id, channel, event };
+  async put(channel, given, /** @type {{id?: string, timeout?: number}} */ { id, timeout = this.#timeout } = {}) {
+    const event = json(given); // as it is now
+    const change = { channel, event };
     this.#pending.push(change);
     this.#changed();
     try {
@@ -1720,7 +2147,7 @@ export class Store extends EventTarget {
   #take({ channel, event, position }) {
     this.#apply(this.#confirmed, channel, event);
     if (this.#next) this.#apply(this.#next, channel, event);
-    this.#settle((each) => each.id === event?.id || (each.position && passed(each.position, position)));
+    this.#settle((each) => each.position && passed(each.position, position));
   }
 
   /** The snapshot is complete: what was not in it has gone. */
@@ -1729,7 +2156,10 @@ export class Store extends EventTarget {
     this.#confirmed = this.#next;
     this.#next = undefined;
     this.#ready = true;
-    this.#settle(({ position }) => position && passed(position, this.#sub.position));
+    // Of a stream that is no more nothing will come.
+    const over = (one, other) => one[0] !== other[0];
+    const { position: at } = this.#sub;
+    this.#settle(({ position }) => position && at && (passed(position, at) || over(parts(position), parts(at))));
     emit(this, "ready");
   }
 

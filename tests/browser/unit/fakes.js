@@ -103,8 +103,8 @@ export class FakeWebSocket {
     this.onclose?.({ code, reason });
   }
 
-  welcome({ expires_in = 3600, user = "alice" } = {}) {
-    this.say("connection.established", { connection_id: "c1", heartbeat_seconds: 25, features: [], limits: {} });
+  welcome({ expires_in = 3600, user = "alice", limits = {} } = {}) {
+    this.say("connection.established", { connection_id: "c1", heartbeat_seconds: 25, features: [], limits });
     const expires_at = new Date(Date.now() + expires_in * 1000).toISOString();
     this.say("connection.authenticated", { tenant: "acme", user, private: `users.${user}`, expires_at });
   }
@@ -123,6 +123,18 @@ export class FakeWebSocket {
     const { messageId, payload: asked } = this.last("subscribe");
     const channel = asked.channel.map((name) => name.replace(/^me\./, "users.alice."));
     this.say("subscribed", { channel, refused: [], position, recovered: true, live: true, ...payload }, messageId);
+  }
+
+  /** Answers the newest `unsubscribe`. */
+  unsubscribed() {
+    const { messageId, payload } = this.last("unsubscribe");
+    this.say("unsubscribed", payload, messageId);
+  }
+
+  /** Answers the newest `publish`. */
+  published(position, payload = {}) {
+    const { messageId, payload: asked } = this.last("publish");
+    this.say("published", { id: asked.id, position, ...payload }, messageId);
   }
 
   event(channel, position, event = {}, rest = {}) {
@@ -174,9 +186,9 @@ export class World {
   }
 
   /** A client that is connected. */
-  async connected(options) {
+  async connected({ limits, ...options } = {}) {
     const client = await this.client(options);
-    this.socket.welcome();
+    this.socket.welcome({ limits });
     await settle();
     return client;
   }

@@ -27,10 +27,7 @@ const opened = async (options, events = START) => {
 };
 
 const shown = (store) => Object.fromEntries(store.value);
-const published = (position, payload = {}) => {
-  const { messageId, payload: asked } = world.socket.last("publish");
-  world.socket.say("published", { id: asked.id, position, ...payload }, messageId);
-};
+const published = (position, payload) => world.socket.published(position, payload);
 const refuse = () => world.socket.say("error", { code: "forbidden", message: "no", retryable: false }, world.socket.last("publish").messageId);
 
 test("asks for a snapshot, is ready when it is whole, and goes on with what comes", async () => {
@@ -80,12 +77,58 @@ test("its event may come before the answer", async () => {
   assert.deepEqual([store.get("state.a"), store.pending("state.a")], [10, false]);
 });
 
-test("an event with the same id confirms it without an answer", async () => {
+test("it is confirmed by its position alone: not by what looks like it", async () => {
   const store = await opened();
-  store.put("state.a", { id: "e1", n: 10 }).catch(() => {});
-  assert.equal(world.socket.last("publish").payload.id, "e1");
-  world.socket.event("state.a", "x-3", { id: "e1", n: 10 });
-  assert.equal(store.pending("state.a"), false);
+  const put = store.put("state.a", { id: "e1", n: 10 });
+  published("x-4");
+  await put;
+  world.socket.event("state.a", "x-3", { id: "e1", n: 9 });
+  assert.deepEqual([store.get("state.a").n, store.pending("state.a")], [10, true]);
+  world.socket.event("state.a", "x-4", { id: "e1", n: 10 });
+  assert.deepEqual([store.get("state.a").n, store.pending("state.a")], [10, false]);
+});
+
+test("changes of one entity, which bears an id of its own, are publishes of their own", async () => {
+  const store = await opened();
+  const ids = new Set();
+  for (const [n, position] of [[1, "x-3"], [2, "x-4"], [3, "x-5"]]) {
+    const put = store.put("state.a", { id: "e1", n });
+    ids.add(world.socket.last("publish").payload.id);
+    published(position);
+    assert.equal((await put).position, position);
+    world.socket.event("state.a", position, { id: "e1", n });
+  }
+  assert.deepEqual([ids.size, ids.has("e1"), store.get("state.a").n], [3, false, 3]);
+});
+
+test("a change that the broker takes for an old one is rejected and taken back", async () => {
+  const store = await opened();
+  const put = store.put("state.a", 10, { id: "mine" });
+  assert.equal(world.socket.last("publish").payload.id, "mine");
+  published("x-1", { duplicate: true });
+  await assert.rejects(put, { code: "duplicate", position: "x-1" });
+  assert.deepEqual([store.get("state.a"), store.pending("state.a")], [1, false]);
+});
+
+test("what is no JSON is not shown, and what is shown is the change as it was", async () => {
+  const store = await opened();
+  for (const event of [undefined, NaN, { at: [Infinity] }, () => 1]) await assert.rejects(store.put("state.a", event), TypeError);
+  assert.equal(store.get("state.a"), 1);
+  const event = { n: 10, at: new Date(0), no: undefined };
+  store.put("state.a", event).catch(() => {});
+  event.n = 11;
+  assert.deepEqual(store.get("state.a"), { n: 10, at: "1970-01-01T00:00:00.000Z" });
+});
+
+test("a change whose stream is no more waits for nothing", async () => {
+  const store = await opened();
+  store.put("state.a", 10).catch(() => {});
+  published("x-3");
+  await settle();
+  world.socket.say("gap", { channel: "state.>", reason: "reset" });
+  await settle();
+  await snapshot([["state.b", "y-1", 7]], "y-1", 2);
+  assert.deepEqual([shown(store), store.pending("state.a")], [{ "state.b": 7 }, false]);
 });
 
 test("a live event of somebody else never covers a change that waits, and is what remains if that is refused", async () => {
@@ -248,13 +291,14 @@ test("the event of a change that was taken back counts when it comes after all",
   assert.deepEqual([store.get("state.c"), store.pending("state.c")], [3, false]);
 });
 
-test("the same change twice is published once, and both are settled", async () => {
+test("the same change twice, under one id, is published once, and both are settled", async () => {
   const store = await opened();
-  const puts = [store.put("state.a", { id: "e1" }), store.put("state.a", { id: "e1" })];
+  const puts = [store.put("state.a", 5, { id: "e1" }), store.put("state.a", 5, { id: "e1" })];
+  await assert.rejects(store.put("state.a", 6, { id: "e1" }), { code: "conflict" });
   assert.equal(world.socket.count("publish"), 1);
   published("x-3");
   await Promise.all(puts);
-  world.socket.event("state.a", "x-3", { id: "e1" });
+  world.socket.event("state.a", "x-3", 5);
   assert.equal(store.pending("state.a"), false);
 });
 
