@@ -318,6 +318,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
     message: reason,
     retryable: status !== 413 && (!own || status === 401 || status === 429 || status >= 500),
     retry_after_ms: after,
+    unknown: !own && status !== 413, // what became of it
   });
   const failed = (error) => {
     const { status, own, reason = error.message, after } = error;
