@@ -71,10 +71,11 @@ class AdminPort:
         exchange = Exchange(link.peer, "admin_request_crashed")
         with Boundary(exchange):
             try:
-                answer = await self.answer(link)
+                request, trailing = await heads.read(link, self.limits)
+                answer = await self.answer(link, request, trailing)
                 if isinstance(answer, Lines):
                     exchange.response = None
-                    await pour(link, answer)
+                    await pour(link, answer, request.version)
                 else:
                     exchange.response = answer
             except Refused as refused:
@@ -84,8 +85,14 @@ class AdminPort:
         if exchange.response and not exchange.lost:
             await respond(link, exchange.response)
 
-    async def answer(self, link: Link) -> Response | Lines:
-        request, trailing = await heads.read(link, self.limits)
+    async def answer(self, link: Link, request: Request, trailing: bytes) -> Response | Lines:
+        try:
+            found = await self.find(link, request, trailing)
+        except Refused as refused:
+            found = refused.response
+        return found.to(request.method) if isinstance(found, Response) else found
+
+    async def find(self, link: Link, request: Request, trailing: bytes) -> Response | Lines:
         configured, _ = host_port(self.server.admin_listen)
         if request.host not in {*LOOPBACK, link.local_host, configured.lower()}:
             raise Refused(421, "The admin port answers to localhost and to its own address only.")
@@ -94,9 +101,10 @@ class AdminPort:
             self.authorize(request, link.peer)
             most = self.limits.event_bytes + ENVELOPE_BYTES
             seconds = self.limits.body_seconds
-            body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds)
+            limit = f"limits.event_bytes and {ENVELOPE_BYTES}"
+            body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds, limit=limit)
             return await self.router.answer(request, body, link.peer)
-        check(request, dict.fromkeys((*PAGES, API), ("GET",)))
+        check(request, dict.fromkeys((*PAGES, API), ("GET", "HEAD")))
         return self.metrics(request) if request.path == "/metrics" else health(request, self.health)
 
     def authorize(self, request: Request, peer: str) -> None:

@@ -1,8 +1,8 @@
 """A request: its head read within bounds, checked, and parsed by h11; its body where somebody wants one.
 
 h11 is generous where an origin server need not be: line ends without CR, control characters, folded
-lines, anything twice. What it lets through is what proxies in front of us may understand otherwise,
-so it is refused here (RFC 9112 sections 2.2, 3.2, 5.2 and 11).
+lines, anything twice. What proxies in front of us may understand otherwise is refused here (RFC 9112
+sections 2.2, 3.2, 5.2, 6.3 and 11). What nobody here reads may be as odd as it likes. README has the table.
 """
 
 from __future__ import annotations
@@ -28,18 +28,33 @@ END = b"\r\n\r\n"
 HEADERS = 100
 # The longest token in a query, and as much again as a list of channels or a proxy's path may need.
 TARGET_BYTES_BESIDE_TOKEN = 2048
-# Bare CR or LF, a folded line, and whatever is neither printable ASCII nor a tab.
-FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n(?=[ \t])|[^\t\r\n\x20-\x7e]")
+# Bare CR or LF, a folded line, and control characters but for the tab (RFC 9110 section 5.5).
+FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n(?=[ \t])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+LENGTHS = re.compile(rb"\r\ncontent-length[ \t]*:([^\r]*)", re.IGNORECASE)
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._~%!$&'()*+,;=-]+))(?::([0-9]{1,5}))?\Z", re.IGNORECASE)
-# Twice in one head each of these has two meanings.
-SINGLE = {"authorization", "connection", "content-length", "host", "origin", "transfer-encoding", "upgrade"}
+# The headers that are read here, and in ASCII. Twice in one head each of the first has two meanings; the
+# others are lists, of which several lines are one (RFC 9110 section 5.3).
+SINGLE = {
+    "authorization", "content-length", "host", "last-event-id", "origin", "sec-websocket-key",
+    "sec-websocket-version", "transfer-encoding",
+}  # fmt: skip
+LISTS = {
+    "accept", "accept-encoding", "connection", "expect", "if-none-match", "sec-websocket-protocol", "upgrade",
+    "x-forwarded-for", "x-forwarded-host",
+}  # fmt: skip
+VERSIONS = (b"1.0", b"1.1")
 
 
 @attrs.frozen(kw_only=True)
 class Request:
-    """A checked request. Header names are in lower case, `host` too; an IPv6 `host` is without brackets."""
+    """A checked request.
+
+    `headers` are those of `SINGLE` and `LISTS`, by their names in lower case. `host` is in lower case, too;
+    an IPv6 one is without brackets. `version` is "1.0" or "1.1": the former understands no chunks.
+    """
 
     method: str
+    version: str
     path: str
     query: str
     host: str
@@ -61,7 +76,7 @@ async def read(
     `LinkLost` where there is nobody who would understand an answer.
     """
     buffer = bytearray()
-    scanned = 0
+    scanned, line = 0, -1  # the end of the request line
     with trio.move_on_after(limits.head_seconds):
         await (begin or link.open)()
         while True:
@@ -71,27 +86,39 @@ async def read(
             buffer += data
             found = buffer.find(END, max(0, scanned - len(END) + 1))
             size = len(buffer) if found < 0 else found + len(END)
-            if FORBIDDEN.search(buffer, max(0, scanned - 1), size):
-                if not buffer[:1].isalpha():
+            odd = FORBIDDEN.search(buffer, max(0, scanned - 1), size) is not None
+            if line < 0:
+                line = buffer.find(b"\n", scanned, size)
+                odd = odd or not buffer[scanned : line if line >= 0 else size].isascii()
+            if odd:
+                if not (buffer[:1].isalpha() and buffer[:1].isascii()):
                     raise LinkLost  # a TLS hello, or noise: this was never HTTP
-                raise Refused(400, "A head is printable ASCII in unfolded lines that end with CR LF.")
+                raise Refused(
+                    400, "A head is unfolded lines that end with CR LF, without control characters."
+                )
             if size > limits.head_bytes:
-                status = 431 if b"\r\n" in buffer[: limits.head_bytes] else 414
-                raise Refused(status, f"The head is longer than {limits.head_bytes} bytes.")
+                status = 431 if 0 <= line < limits.head_bytes else 414
+                raise Refused(
+                    status, f"The head is longer than {limits.head_bytes} bytes (limits.head_bytes)."
+                )
             if found >= 0:
-                return parse(bytes(buffer[:size]), limits), bytes(buffer[size:])
+                return parse(bytes(buffer[:size]), limits, link.local_host), bytes(buffer[size:])
             scanned = size
     if not buffer:
         raise LinkLost
     raise Refused(408, f"The head was not complete after {limits.head_seconds:g} s.")
 
 
-async def read_body(link: Link, request: Request, trailing: bytes, *, most: int, seconds: float) -> bytes:
+async def read_body(
+    link: Link, request: Request, trailing: bytes, *, most: int, seconds: float, limit: str = ""
+) -> bytes:
     """The body of a request, by Content-Length or in chunks; `trailing` came with its head.
 
-    Bounds: `most` bytes, `seconds` for all of it. Raises `Refused` (400, 408, 413).
+    Bounds: `most` bytes, which are the key `limit` of the configuration where it names one, and `seconds` for
+    all of it. Raises `Refused` (400, 408, 413).
     """
-    too_long = Refused(413, f"The body is longer than {most} bytes.")
+    named = f" ({limit})" if limit else ""
+    too_long = Refused(413, f"The body is longer than {most} bytes{named}.")
     if int(request.headers.get("content-length", "0")) > most:
         raise too_long
     framing = request.framing
@@ -121,10 +148,16 @@ def next_event(framing: h11.Connection) -> object:
         raise Refused(400, "The body ends early, or its chunks are malformed.") from None
 
 
-def parse(head: bytes, limits: Limits) -> Request:
-    """A head of which every byte is known to be allowed. Raises `Refused`."""
+def parse(head: bytes, limits: Limits, local_host: str) -> Request:
+    """A head of which every byte is known to be allowed. Raises `Refused`.
+
+    `local_host` is the address that the client reached, for one of HTTP/1.0 that names none.
+    """
     if head.count(b"\r\n") - 2 > HEADERS:
         raise Refused(431, f"More than {HEADERS} headers.")
+    lengths: list[bytes] = LENGTHS.findall(head)
+    if len(lengths) > 1 or (lengths and b"," in lengths[0]):  # h11 passes over those that agree
+        raise Refused(400, "The header content-length stands there twice.")
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
     connection.receive_data(head)
     try:
@@ -135,17 +168,26 @@ def parse(head: bytes, limits: Limits) -> Request:
         raise Refused(
             error.error_status_hint, "Not a request line, one Host and well-formed header lines."
         ) from None
-    if not isinstance(event, h11.Request) or event.http_version != b"1.1":
-        raise Refused(400, "Only HTTP/1.1 is spoken here.")
-    if len(event.target) > limits.token_bytes + TARGET_BYTES_BESIDE_TOKEN:
-        raise Refused(414, "The request target is too long.")
+    if not isinstance(event, h11.Request) or event.http_version not in VERSIONS:
+        raise Refused(400, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    most = limits.token_bytes + TARGET_BYTES_BESIDE_TOKEN
+    if len(event.target) > most:
+        raise Refused(
+            414,
+            f"The request target is longer than {most} bytes"
+            f" (limits.token_bytes and {TARGET_BYTES_BESIDE_TOKEN}).",
+        )
     if not event.target.startswith(b"/"):
         raise Refused(400, "The request target is a path.")
+    version = event.http_version.decode("ascii")
     headers = checked(event.headers)
-    host, port = authority(headers["host"])
+    if "transfer-encoding" in headers and ("content-length" in headers or version == "1.0"):
+        raise Refused(400, "Transfer-Encoding excludes Content-Length and HTTP/1.0.")
+    host, port = authority(headers["host"]) if "host" in headers else (local_host, None)
     path, _, query = event.target.decode("ascii").partition("?")
     return Request(
         method=event.method.decode("ascii"),
+        version=version,
         path=path,
         query=query,
         host=host,
@@ -156,17 +198,21 @@ def parse(head: bytes, limits: Limits) -> Request:
 
 
 def checked(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Of the headers those that are read here. Raises `Refused`."""
     headers: dict[str, str] = {}
-    for name_bytes, value_bytes in raw:
-        name, value = name_bytes.decode("ascii"), value_bytes.decode("ascii")
+    for name_bytes, value in raw:
+        name = name_bytes.decode("ascii")
+        if name not in SINGLE and name not in LISTS:
+            continue
+        if not value.isascii():
+            raise Refused(400, f"The header {name} is not ASCII.")
+        text = value.decode("ascii")
         if name not in headers:
-            headers[name] = value
-        elif name in SINGLE or name.startswith("sec-websocket-"):
+            headers[name] = text
+        elif name in SINGLE:
             raise Refused(400, f"The header {name} stands there twice.")
         else:
-            headers[name] += f", {value}"
-    if "content-length" in headers and "transfer-encoding" in headers:
-        raise Refused(400, "Content-Length and Transfer-Encoding exclude each other.")
+            headers[name] += f", {text}"
     return headers
 
 

@@ -52,7 +52,7 @@ def health(request: Request, reason: Callable[[], str | None]) -> Response:
 
 
 def revalidated(request: Request, response: Response) -> Response:
-    """A file as its reader needs it: small, or its head; or not again (RFC 9110 section 13.1.2)."""
+    """A file as its reader needs it: small; or not again (RFC 9110 section 13.1.2)."""
     headers = [("Vary", "Accept-Encoding")]
     if ZIPPED.search(request.headers.get("accept-encoding", "")):
         response = attrs.evolve(response, body=zipped(response.body))
@@ -62,7 +62,7 @@ def revalidated(request: Request, response: Response) -> Response:
     tagged = attrs.evolve(response.beside((*headers, ("ETag", tag))), caching="no-cache")
     if tag in [each.strip(" \t").removeprefix("W/") for each in known]:
         return attrs.evolve(tagged, status=304, body=b"")
-    return attrs.evolve(tagged, silent=request.method == "HEAD")
+    return tagged
 
 
 @lru_cache(maxsize=FILES)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from broker import subjects
-from broker.web.problems import Refused
+from broker.web.problems import JSON, Refused, Response
 from broker.web.queries import NO_CHANNEL
 from broker.wire import codec, messages, sse
 from broker.wire.codec import nearest
@@ -21,6 +21,7 @@ Kind = TypeVar("Kind", bound=attrs.AttrsInstance)
 
 STARTS = ("since", "last", "snapshot", "durable")
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
+HEAD = Response(status=200, body=b"", media_type=JSON, framing="close")  # of an answer that nobody makes
 payload = msgspec.json.Decoder(sse.Payload)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from email.utils import formatdate
 from http import HTTPStatus
+from typing import Literal, TypeAlias
 
 import attrs
 from msgspec import UNSET, UnsetType
 
 JSON, PROBLEM = "application/json", "application/problem+json"
 BODILESS = (204, 304)  # RFC 9110 section 6.4.1
+Framing: TypeAlias = Literal["length", "chunks", "close"]
 
 
 @attrs.frozen(kw_only=True)
@@ -26,18 +28,27 @@ class Problem:
 
 @attrs.frozen(kw_only=True)
 class Response:
-    """A whole answer, after which the connection is closed. `silent`: of the body only the length is told."""
+    """An answer, after which the connection is closed.
+
+    `framing`: how the reader finds its end. All of the body is here (`length`), or it follows in chunks, or
+    up to the close, which an HTTP/1.0 client needs and cannot tell from a cut. `silent`: it stays away.
+    """
 
     status: int
     body: bytes
     media_type: str
     headers: tuple[tuple[str, str], ...] = ()
     caching: str = "no-store"
+    framing: Framing = "length"
     silent: bool = False
 
     def beside(self, headers: tuple[tuple[str, str], ...]) -> Response:
         """With further headers."""
         return attrs.evolve(self, headers=self.headers + headers)
+
+    def to(self, method: str) -> Response:
+        """As the answer to a request of this method: one to HEAD has no body (RFC 9110 section 9.3.2)."""
+        return attrs.evolve(self, silent=True) if method == "HEAD" else self
 
     def encode(self) -> bytes:
         """As HTTP/1.1 bytes. Header values are ours, never the client's."""
@@ -49,7 +60,11 @@ class Response:
             *(f"{name}: {value}" for name, value in self.headers),
         ]
         if self.status not in BODILESS:
-            lines += [f"Content-Type: {self.media_type}", f"Content-Length: {len(self.body)}"]
+            lines.append(f"Content-Type: {self.media_type}")
+            if self.framing == "length":
+                lines.append(f"Content-Length: {len(self.body)}")
+            elif self.framing == "chunks":
+                lines.append("Transfer-Encoding: chunked")
         return "\r\n".join([*lines, "\r\n"]).encode("ascii") + (b"" if self.silent else self.body)
 
 

@@ -32,6 +32,7 @@ COMMON: dict[str, Document] = {
     "tenant": TEXT | {"description": "For monitoring tokens: the tenant to look at."},
     "access_token": TEXT | {"description": "The token, only where the broker is configured to take it here."},
 }
+PLACE = "Of an event stream: the last `id:`. It beats the start in the query."
 CHANNEL: Document = {
     "type": "array",
     "items": TEXT,
@@ -92,11 +93,13 @@ def table(components: Mapping[str, Document]) -> list[Operation]:
         }
 
     streamed = [kind.type for kind in STREAMED]
+    stream = query(sse.PARAMETERS, "Subscribe")
+    stream["properties"][sse.LAST_EVENT_ID] = TEXT | {"description": PLACE}
     return [
         Operation(
             method="GET",
             path="/sse",
-            query=query(sse.PARAMETERS, "Subscribe"),
+            query=stream,
             request="request",
             replies=streamed,
         ),
@@ -131,7 +134,7 @@ def plain(schema: Document) -> Document:
 def messages() -> Iterator[tuple[str, Document]]:
     """What goes to and fro, but for the messages that a stream has in common with a WebSocket."""
     token = {"Authorization": TEXT | {"description": "`Bearer` and the token."}}
-    place = TEXT | {"description": "Of an event stream: the last `id:`. It beats the start in the query."}
+    place = TEXT | {"description": PLACE}
     yield "request", message("A request without a body.", headers=token | {"Last-Event-ID": place})
     body = {"payload": {"oneOf": [reference("Ask"), reference("Leave")]}}
     yield "poll", message("The body of a poll, or of the last word to its session.", headers=token) | body

@@ -16,7 +16,7 @@ import msgspec
 
 from broker.errors import BrokerError
 from broker.web.problems import Refused, Response, problem
-from broker.web.streaming import Lines, to_json
+from broker.web.streaming import Lines, head, to_json
 from broker.web.upgrade import parameters
 from broker.wire.codec import nearest
 
@@ -139,7 +139,7 @@ class Router:
             if isawaitable(found):
                 found = await found
             if isinstance(found, Lines):
-                return found
+                return head(request.version) if request.method == "HEAD" else found
             response = Response(status=route.status, body=to_json(found), media_type=route.media_type)
             status = response.status
         except BrokerError as error:
@@ -156,13 +156,14 @@ class Router:
             segments = [unquote(each, errors="strict") for each in request.path.split("/")]
         except UnicodeDecodeError:
             raise Refused(400, "The path is not percent-encoded UTF-8.") from None
-        allowed = []
+        allowed: list[str] = []
         for route in self.routes:
             values = route.match(segments)
             if values is not None:
-                if route.method == request.method:
+                methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+                if request.method in methods:
                     return route, values
-                allowed.append(route.method)
+                allowed += methods
         if allowed:
             raise Refused(405, f"There is {', '.join(allowed)} here.", ("Allow", ", ".join(allowed)))
         known = dict.fromkeys(route.path for route in self.routes)

@@ -17,6 +17,7 @@ from broker.errors import BrokerError
 from broker.web import heads, longpoll, origins, polls, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
 from broker.web.longpoll import PollTransport
+from broker.web.origins import Strangers
 from broker.web.pages import Exchange, check, health, respond, revalidated
 from broker.web.problems import Refused, Response
 from broker.web.refusals import credentials, refused
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from broker.web.links import Link
     from broker.web.posts import Post
 
-HEALTH = {"/healthz": ("GET",), "/readyz": ("GET",)}
+HEALTH = {"/healthz": ("GET", "HEAD"), "/readyz": ("GET", "HEAD")}
 # What a page of another origin asks for beforehand takes OPTIONS, too.
 PAGES: dict[str, Sequence[str]] = {
-    "/ws": ("GET",),
-    "/sse": ("GET", "OPTIONS"),
-    "/poll": ("GET", "POST", "OPTIONS"),
+    "/ws": ("GET", "HEAD"),
+    "/sse": ("GET", "HEAD", "OPTIONS"),
+    "/poll": ("GET", "HEAD", "POST", "OPTIONS"),
     **dict.fromkeys(posts.PAGES, ("POST", "OPTIONS")),
     **HEALTH,
 }
@@ -74,6 +75,7 @@ class PublicPort:
     responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
     site: Site = attrs.field(kw_only=True, factory=Site)
     polls: dict[str, PollTransport] = attrs.field(init=False, factory=dict)
+    strangers: Strangers = attrs.field(init=False, factory=Strangers)
     nursery: trio.Nursery = attrs.field(init=False)
 
     async def run(
@@ -113,38 +115,53 @@ class PublicPort:
         request, trailing = await heads.read(link, self.limits, partial(self.begin, link))
         request = self.believe(link, request)
         try:
-            check(request, PAGES | self.site.pages)
-            if request.path in HEALTH:
-                await self.answer(link, health(request, self.health))
-            elif request.path in self.site.pages:
-                await self.answer(link, await self.page(link, request, trailing))
-            else:
-                return await self.exchange(link, request, trailing)
+            found = await self.find(link, request, trailing)
         except Refused as refused:
-            if request.method == "HEAD":
-                raise Refused.by(attrs.evolve(refused.response, silent=True)) from None
-            raise
-        return None
+            raise Refused.by(refused.response.to(request.method)) from None
+        if isinstance(found, Response):
+            await self.answer(link, found.to(request.method))
+            return None
+        return found
 
-    async def exchange(self, link: Link, request: Request, trailing: bytes) -> Awaitable[None] | None:
-        """What the port is there for, for pages of the allowed origins and for whoever is none."""
-        shared = origins.shared(origins.check(request, frozenset(self.server.origins)))
+    async def find(self, link: Link, request: Request, trailing: bytes) -> Response | Awaitable[None] | None:
+        """The answer, unless it has been given, or what the link is from then on. Raises `Refused`."""
+        check(request, PAGES | self.site.pages)
+        if request.path in HEALTH:
+            return health(request, self.health)
+        if request.path in self.site.pages:
+            return await self.page(link, request, trailing)
+        shared = origins.shared(self.origin(link, request))
         try:
-            match request.method, request.path:
-                case "OPTIONS", path:
-                    await self.answer(link, origins.preflight(PAGES[path][:-1]).beside(shared))
-                case _, "/ws":
-                    return await self.websocket(link, request, trailing)
-                case _, "/sse":
-                    return self.events(link, request, shared)
-                case _, "/poll":
-                    response = await self.polled(link, request, trailing)
-                    await self.answer(link, response.beside(shared))
-                case _, path:
-                    await self.posted(link, request, trailing, shared, posts.PAGES[path])
+            found = await self.exchange(link, request, trailing, shared)
         except Refused as refused:
             raise Refused.by(refused.response.beside(shared)) from None
+        return found.beside(shared) if isinstance(found, Response) else found
+
+    async def exchange(
+        self, link: Link, request: Request, trailing: bytes, shared: Headers
+    ) -> Response | Awaitable[None] | None:
+        """What the port is there for, for pages of the allowed origins and for whoever is none."""
+        match request.method, request.path:
+            case "OPTIONS", path:
+                return origins.preflight(PAGES[path][:-1])
+            case _, "/ws":
+                return await self.websocket(link, request, trailing)
+            case _, "/sse":
+                return self.events(link, request, shared)
+            case _, "/poll":
+                return await self.polled(link, request, trailing)
+            case _, path:
+                await self.posted(link, request, trailing, shared, posts.PAGES[path])
         return None
+
+    def origin(self, link: Link, request: Request) -> str | None:
+        """Of the page that the request is from, if it is from one. Raises `Refused`."""
+        listed = self.server.origins
+        try:
+            return origins.check(request, frozenset(listed), loopback=self.site.development)
+        except origins.NotAllowed as refused:
+            self.strangers.note(refused.origin, request, link.peer, listed)
+            raise
 
     async def answer(self, link: Link, response: Response) -> None:
         self.responses[response.status] += 1
@@ -169,20 +186,22 @@ class PublicPort:
             log.exception("request_crashed", peer=link.peer)
             raise LinkLost from error
 
-    def events(self, link: Link, request: Request, shared: Headers) -> Awaitable[None]:
+    def events(self, link: Link, request: Request, shared: Headers) -> Response | Awaitable[None]:
         """`GET /sse`: the link carries events from now on."""
-        query = queries.fields(request.query, sse.PARAMETERS, repeated=("channel",))
+        known = (*sse.PARAMETERS, sse.LAST_EVENT_ID)
+        query = queries.fields(request.query, known, repeated=("channel",), spellings=sse.SPELLINGS)
         token, tenant = credentials(request, query, query_token=self.server.query_token)
         wish = sse.subscribe(query, request.headers.get("last-event-id"))
+        if request.method == "HEAD":  # of what would come; nothing is subscribed for it
+            return sse.head(request.version)
         link.give_up_after(self.limits.stall_seconds)
+        transport = SseTransport(link, wish, self.responses, shared, request.version)
         with self.place(link):
-            return self.serve(
-                SseTransport(link, wish, self.responses, shared), self.hello(link, token, tenant)
-            )
+            return self.serve(transport, self.hello(link, token, tenant))
 
     async def polled(self, link: Link, request: Request, trailing: bytes) -> Response:
         """`GET` and `POST /poll`."""
-        in_query = request.method == "GET"
+        in_query = request.method != "POST"
         names, repeated = (polls.PARAMETERS, ("channel",)) if in_query else ((), ())
         query = queries.fields(request.query, names, repeated=repeated)
         body = b"" if in_query else await self.body(link, request, trailing)
@@ -191,6 +210,8 @@ class PublicPort:
             longpoll.leave(self.polls, ask.session)
             return LEFT
         token, tenant = credentials(request, query, query_token=self.server.query_token)
+        if request.method == "HEAD":  # no session begins for it, and none is asked
+            return polls.HEAD
         tenant = ask.tenant if tenant is None else tenant
         session = longpoll.find(self.polls, ask.session) or self.begin_session(link, tenant)
         response = None
@@ -234,7 +255,12 @@ class PublicPort:
     async def body(self, link: Link, request: Request, trailing: bytes) -> bytes:
         limits = self.limits
         return await heads.read_body(
-            link, request, trailing, most=limits.message_bytes, seconds=limits.body_seconds
+            link,
+            request,
+            trailing,
+            most=limits.message_bytes,
+            seconds=limits.body_seconds,
+            limit="limits.message_bytes",
         )
 
     @contextmanager

@@ -62,6 +62,11 @@ class Site:
         pages |= dict.fromkeys(self.documents, GET)
         return pages if self.sign is None else pages | dict.fromkeys(DEMO, GET) | {TOKEN: POST}
 
+    @property
+    def development(self) -> bool:
+        """Whether this is a broker to try things out with, on the machine of who does."""
+        return self.sign is not None
+
     def file(self, request: Request, peer: str) -> Response:
         """One of `pages`. Raises `Refused`."""
         if document := self.documents.get(request.path):

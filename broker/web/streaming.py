@@ -1,4 +1,4 @@
-"""Answers that come bit by bit: JSON lines in chunks (RFC 9112 section 7.1), until one side has enough."""
+"""Answers that come bit by bit, in chunks (RFC 9112 section 7.1); JSON lines, until one side has enough."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from broker.web.links import Link
+    from broker.web.problems import Framing
 
 Write: TypeAlias = "Callable[[object], Awaitable[None]]"
 
 MEDIA_TYPE = "application/x-ndjson"
+LAST_CHUNK = b"0\r\n\r\n"
 WRITE_SECONDS = 10.0  # a reader that takes nothing for so long has gone
 
 
@@ -30,9 +32,19 @@ class Lines:
     run: Callable[[Write], Awaitable[None]]
 
 
-def head() -> bytes:
-    whole = Response(status=200, body=b"", media_type=MEDIA_TYPE)
-    return whole.encode().replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+def framing_for(version: str) -> Framing:
+    """How an answer of unknown length is sent to a client of this HTTP version."""
+    return "close" if version == "1.0" else "chunks"
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk; there is none of nothing, which would be the last."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def head(version: str) -> Response:
+    """How JSON lines begin."""
+    return Response(status=200, body=b"", media_type=MEDIA_TYPE, framing=framing_for(version))
 
 
 def to_json(value: Any) -> bytes:
@@ -40,16 +52,18 @@ def to_json(value: Any) -> bytes:
     return msgspec.json.encode(attrs.asdict(value) if attrs.has(type(value)) else value)
 
 
-async def pour(link: Link, lines: Lines) -> None:
+async def pour(link: Link, lines: Lines, version: str) -> None:
     """Sends lines until they end or the client leaves. Raises `BrokerError`, then nothing was sent."""
     begun = False
+    beginning = head(version)
+    in_chunks = beginning.framing == "chunks"
 
     async def write(value: object) -> None:
         nonlocal begun
-        data = to_json(value) + b"\n"
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
+        line = to_json(value) + b"\n"
+        data = (b"" if begun else beginning.encode()) + (chunk(line) if in_chunks else line)
         with trio.fail_after(WRITE_SECONDS):
-            await link.send_all(chunk if begun else head() + chunk)
+            await link.send_all(data)
         begun = True
 
     refusal: BrokerError | None = None
@@ -58,7 +72,7 @@ async def pour(link: Link, lines: Lines) -> None:
         try:
             await lines.run(write)
             with trio.fail_after(WRITE_SECONDS):
-                await link.send_all(b"0\r\n\r\n")
+                await link.send_all(LAST_CHUNK if in_chunks else b"")
         except BrokerError as error:
             refusal = error
         except (LinkLost, trio.TooSlowError):

@@ -53,6 +53,8 @@ def decide(request: Request, *, peer: str, query_token: bool) -> Upgrade:
 
 def handshake_key(request: Request) -> bytes:
     headers = request.headers
+    if request.version == "1.0":
+        raise Refused(426, "A WebSocket opens by HTTP/1.1 (nginx: proxy_http_version 1.1).", *UPGRADE)
     upgrades, options = items(headers.get("upgrade", "")), items(headers.get("connection", ""))
     if "websocket" not in upgrades or "upgrade" not in options:
         raise Refused(426, "A WebSocket opens with Upgrade: websocket and Connection: Upgrade.", *UPGRADE)
@@ -76,7 +78,7 @@ def subprotocol(request: Request) -> tuple[str | None, str | None]:
     header = request.headers.get("sec-websocket-protocol")
     if header is None:
         return None, None
-    offers = [offer.strip(" \t") for offer in header.split(",")]
+    offers = [offer for each in header.split(",") if (offer := each.strip(" \t"))]
     if len(set(offers)) < len(offers) or not all(TOKEN.match(offer) for offer in offers):
         raise Refused(400, "Sec-WebSocket-Protocol is not a list of different tokens.")
     if PROTOCOL not in offers:

@@ -123,14 +123,17 @@ async def broker(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Broker]:
         yield running
 
 
-@pytest.fixture(
-    params=[pytest.param("nginx", marks=needs_nginx), pytest.param("haproxy", marks=needs_haproxy)]
-)
+UPGRADING = [pytest.param("nginx", marks=needs_nginx), pytest.param("haproxy", marks=needs_haproxy)]
+
+
+@pytest.fixture(params=[*UPGRADING, pytest.param("nginx by HTTP/1.0", marks=needs_nginx)])
 async def front(request: pytest.FixtureRequest, tmp_path: Path, broker: Broker) -> AsyncIterator[int]:
     """A proxy before the broker; its port."""
     back = urlsplit(broker.running.http).port
     if request.param == "nginx":
         proxy = nginx(tmp_path, back, http=NGINX_HTTP)
+    elif request.param == "nginx by HTTP/1.0":  # as it is by default
+        proxy = nginx(tmp_path, back, http=NGINX_HTTP, upgrading="")
     else:
         proxy = haproxy(tmp_path, back, mode="http", seconds=PATIENCE_SECONDS, defaults=HAPROXY_DEFAULTS)
     async with proxy as port:
@@ -160,6 +163,7 @@ async def test_a_quiet_stream_is_kept(broker: Broker, front: int, publisher: Raw
         assert (await sse.until("event"))["event"] == 1
 
 
+@pytest.mark.parametrize("front", UPGRADING, indirect=True)
 async def test_a_quiet_websocket_is_kept(broker: Broker, front: int, publisher: RawNats) -> None:
     """By the broker's pings, and the client's answers."""
     async with connect(f"ws://127.0.0.1:{front}/ws", token=broker.token()) as client:

@@ -80,13 +80,13 @@ async def test_preflight(broker: Broker, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("POST", "/sse", "GET, OPTIONS"),
-        ("HEAD", "/sse", "GET, OPTIONS"),
+        ("POST", "/sse", "GET, HEAD, OPTIONS"),
         ("GET", "/publish", "POST, OPTIONS"),
         ("GET", "/acknowledge", "POST, OPTIONS"),
-        ("DELETE", "/poll", "GET, POST, OPTIONS"),
-        ("OPTIONS", "/ws", "GET"),
-        ("OPTIONS", "/healthz", "GET"),
+        ("HEAD", "/publish", "POST, OPTIONS"),
+        ("DELETE", "/poll", "GET, HEAD, POST, OPTIONS"),
+        ("OPTIONS", "/ws", "GET, HEAD"),
+        ("OPTIONS", "/healthz", "GET, HEAD"),
     ],
 )
 async def test_other_methods(broker: Broker, method: str, path: str, allow: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,13 +11,14 @@ import trio
 
 from tests.e2e.test_lag import EVENTS, SMALL, flood, settled
 from tests.support.broker import Broker, configure, run_broker
-from tests.support.http import ask
-from tests.support.sse import listen
+from tests.support.http import ask, opened, parsed
+from tests.support.sse import Parser, listen
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from broker.actors.supervisor import Supervisor
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
     from tests.support.sse import Stream
@@ -74,6 +77,54 @@ async def test_last_event_id_beats_the_start_in_the_address(broker: Broker) -> N
     async with stream(broker, "orders.>", last="2", headers={"Last-Event-ID": positions[0]}) as sse:
         assert [each["event"] for each in await sse.events(4)] == [1, 2, 3, 4]
         assert (await sse.until("subscription.live"))["position"] == sse.place
+
+
+@pytest.mark.parametrize("name", ["lastEventId", "Last-Event-ID", "last-event-id", "lasteventid"])
+async def test_polyfills_say_the_last_event_id_in_the_address(broker: Broker, name: str) -> None:
+    """As those do that cannot set the header; empty it says nothing, and the header is the newer one."""
+    positions = await publish(broker, "orders.7", *range(5))
+    async with stream(broker, "orders.>", last="2", **{name: positions[1]}) as sse:
+        assert [each["event"] for each in await sse.events(3)] == [2, 3, 4]
+    async with stream(broker, "orders.>", last="2", **{name: ""}) as sse:
+        assert [each["event"] for each in await sse.events(2)] == [3, 4]
+    later = {"Last-Event-ID": positions[3]}
+    async with stream(broker, "orders.>", headers=later, **{name: positions[1]}) as sse:
+        assert [each["event"] for each in await sse.events(1)] == [4]
+
+
+async def test_a_cut_is_no_end(broker: Broker, supervisors: list[Supervisor]) -> None:
+    """What the broker ends is complete by HTTP; what is cut in the middle is not."""
+    async with stream(broker, "a", token=broker.token(ttl=2)) as sse:
+        await sse.ended()
+        assert sse.chunks.complete
+    async with stream(broker, "a") as sse:
+        await sse.until("subscribed")
+        for connection in supervisors[0].connections:
+            connection.transport.abort()
+        with suppress(trio.BrokenResourceError):
+            await sse.ended()
+        assert not sse.chunks.complete
+
+
+async def test_http_1_0(broker: Broker) -> None:
+    """No chunks, and the end is that of the link; without Host, as it needs none."""
+    token = f"Authorization: Bearer {broker.token(ttl=2)}"
+    asked = f"GET /sse?channel=a&last=1 HTTP/1.0\r\n{token}\r\n\r\n".encode()
+    [position] = await publish(broker, "a", 1)
+    async with opened(broker.running.http, asked) as link:
+        received = b""
+        with trio.fail_after(15):
+            async for data in link:
+                received += data
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, headers = parsed(head)
+    assert (status, headers["connection"]) == (200, "close")
+    assert "transfer-encoding" not in headers
+    parser = Parser()
+    told = [json.loads(text) for text, _ in parser.feed(body)]
+    assert [each["payload"]["event"] for each in told if each["type"] == "event"] == [1]
+    assert parser.last_event_id == position
+    assert parser.comments[-1].startswith("closed: 4002")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +258,7 @@ async def test_heartbeats(tmp_path: Path, nats: NatsServer) -> None:
         [position] = await publish(broker, "elsewhere", 1)
         with trio.fail_after(15):
             while sse.parser.last_event_id.rpartition("-")[2] < position.rpartition("-")[2]:
-                sse.ready += sse.parser.feed(await sse.stream.receive_some())
+                sse.feed(await sse.stream.receive_some())
         assert not sse.ready
 
 

@@ -52,13 +52,19 @@ http {{
     listen 127.0.0.1:{front};
     location / {{
       proxy_pass http://127.0.0.1:{back};
-      proxy_http_version 1.1;
-      proxy_set_header Upgrade $http_upgrade;
-      proxy_set_header Connection "Upgrade";
+      {upgrading}
       {location}
     }}
   }}
 }}
+"""
+
+
+# What a WebSocket needs of nginx, which speaks HTTP/1.0 to those behind it.
+UPGRADING = """
+      proxy_http_version 1.1;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection "Upgrade";
 """
 
 
@@ -75,11 +81,12 @@ async def haproxy(
 
 @asynccontextmanager
 async def nginx(
-    directory: Path, back: int | None, *, http: str = "", location: str = ""
+    directory: Path, back: int | None, *, http: str = "", location: str = "", upgrading: str = UPGRADING
 ) -> AsyncIterator[int]:
     """Before a port; its own."""
     command = [NGINX, "-p", str(directory), "-c"]
-    async with proxied(directory, command, NGINX_CONF, back=back, http=http, location=location) as front:
+    values = {"http": http, "location": location, "upgrading": upgrading}
+    async with proxied(directory, command, NGINX_CONF, back=back, **values) as front:
         yield front
 
 

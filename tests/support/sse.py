@@ -54,6 +54,28 @@ class Parser:
 
 
 @attrs.define(eq=False)
+class Chunks:
+    """A body in chunks (RFC 9112 section 7.1); `complete` once its end has come."""
+
+    rest: bytes = b""
+    complete: bool = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What the chunks hold that are whole now."""
+        self.rest += data
+        found = b""
+        while not self.complete and (line := self.rest.find(b"\r\n")) >= 0:
+            start, size = line + 2, int(self.rest[:line], 16)
+            if len(self.rest) < start + size + 2:
+                break
+            assert self.rest[start + size :][:2] == b"\r\n"
+            found += self.rest[start : start + size]
+            self.rest = self.rest[start + size + 2 :]
+            self.complete = size == 0
+        return found
+
+
+@attrs.define(eq=False)
 class Stream:
     """An answer that has begun; `log` has all messages that were read, `place` the id after the newest."""
 
@@ -62,6 +84,7 @@ class Stream:
     headers: dict[str, str]
     rest: bytes
     parser: Parser = attrs.Factory(Parser)
+    chunks: Chunks = attrs.Factory(Chunks)
     ready: list[tuple[str, str]] = attrs.Factory(list)
     place: str = ""
     log: list[dict[str, Any]] = attrs.Factory(list)
@@ -74,11 +97,15 @@ class Stream:
                 self.rest = b""
                 if not data:
                     return None
-                self.ready += self.parser.feed(data)
+                self.feed(data)
         text, self.place = self.ready.pop(0)
         message: dict[str, Any] = json.loads(text)
         self.log.append(message)
         return message
+
+    def feed(self, data: bytes) -> None:
+        in_chunks = self.headers.get("transfer-encoding") == "chunked"
+        self.ready += self.parser.feed(self.chunks.feed(data) if in_chunks else data)
 
     async def until(self, kind: str) -> dict[str, Any]:
         """The payload of the next message of this type."""

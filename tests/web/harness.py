@@ -19,6 +19,7 @@ from broker.actors.transport import Closed, Control, Hello, LinkLost, Text
 from broker.config import Limits, Server
 from broker.web.listeners import open_listeners
 from broker.web.server import PublicPort
+from broker.web.site import Site
 from broker.wire.messages import Published
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ async def running(
     limits: Limits | None = None,
     listen: str = "127.0.0.1:0",
     tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+    site: Site | None = None,
 ) -> AsyncIterator[Running]:
     """A real port on real sockets; when it is left, nothing of it may be there any more."""
     base = descriptors()
@@ -276,6 +278,7 @@ async def running(
             admission=run.admission,
             health=lambda: run.reason,
             ssl_context=tls[0] if tls else None,
+            site=site or Site(),
         )
 
         async def accept(task_status: trio.TaskStatus[None]) -> None:

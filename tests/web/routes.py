@@ -10,6 +10,7 @@ import trio
 
 from broker.errors import NotFound, Unavailable
 from broker.web.router import Route
+from broker.web.streaming import Lines, Write
 
 TOKEN = "operator-token-of-the-tests"
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
@@ -43,6 +44,14 @@ def broken() -> Said:
     raise ZeroDivisionError
 
 
+def count() -> Lines:
+    async def run(write: Write) -> None:
+        for number in range(3):
+            await write(Said(text=str(number)))
+
+    return Lines(run)
+
+
 ROUTES = [
     Route(
         method="PUT",
@@ -63,5 +72,6 @@ ROUTES = [
         answer=Said,
     ),
     Route(method="GET", path="/api/v1/later", summary="Is late", handle=later, answer=Said),
+    Route(method="GET", path="/api/v1/count", summary="Counts", handle=count, answer=Said),
     Route(method="GET", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said),
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.web.harness import head
+from tests.web.routes import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,6 +34,23 @@ async def test_health(ask: Callable[[bytes], Awaitable[Answer]], reasons: list[s
     answer = await ask(head("/readyz", host="127.0.0.1"))
     assert (answer.status, answer.problem["detail"]) == (503, "No event came back for 5 s.")
     assert (await ask(head("/healthz", host="127.0.0.1"))).status == 200
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/none", "/api/openapi.json"])
+async def test_head(ask: Callable[[bytes], Awaitable[Answer]], path: str) -> None:
+    """Says what GET would, without a word of it; so does HTTP/1.0, without `Host`."""
+    whole = await ask(head(path, host="localhost", authorization=f"Bearer {TOKEN}"))
+    assert len(whole.body) == int(whole.headers["content-length"])
+    for request in (
+        head(path, host="localhost", authorization=f"Bearer {TOKEN}", method="HEAD"),
+        head(path, host=None, authorization=f"Bearer {TOKEN}", method="HEAD", version="HTTP/1.0"),
+    ):
+        only = await ask(request)
+        assert (only.status, only.body) == (whole.status, b"")
+        assert only.headers["content-type"] == whole.headers["content-type"]
+        assert only.headers["content-length"] == whole.headers["content-length"]
+    old = await ask(head(path, host=None, authorization=f"Bearer {TOKEN}", version="HTTP/1.0"))
+    assert (old.status, len(old.body)) == (whole.status, len(whole.body))
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1:8081", "[::1]", "metrics.example"])

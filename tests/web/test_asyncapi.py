@@ -175,11 +175,11 @@ def test_requests_are_those_of_the_port() -> None:
         path = described.resolved(operation["channel"])["address"]
         described_pages.setdefault(path, set()).add(binding["method"])
         known = {
-            "get_sse": {"channel", *sse.PARAMETERS},
+            "get_sse": {"channel", *sse.PARAMETERS, sse.LAST_EVENT_ID},
             "get_poll": {"channel", *polls.PARAMETERS},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
-    pages = {path: {*methods} - {"OPTIONS"} for path, methods in server.PAGES.items()}
+    pages = {path: {*methods} - {"OPTIONS", "HEAD"} for path, methods in server.PAGES.items()}
     assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws", *server.HEALTH}}
     subscribe = {field.name for field in attrs.fields(m.Subscribe)}
     assert {"channel", *sse.PARAMETERS} == subscribe

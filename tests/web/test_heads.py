@@ -56,7 +56,6 @@ ROWS = {
     "non-ASCII Host": (head(host="brök"), 400),
     "non-ASCII Connection": (head(connection="Upgrade, ü"), 400),
     "non-ASCII Sec-WebSocket-Protocol": (head(sec_websocket_protocol="broker.v1, ü"), 400),
-    "non-ASCII Sec-WebSocket-Extensions": (head(sec_websocket_extensions="ü"), 400),
     "non-ASCII target": (head("/ws?tenant=ü"), 400),
     "bare LF": (with_line(b"a: b\nc: d"), 400),
     "bare CR": (with_line(b"a: b\rc: d"), 400),
@@ -71,8 +70,8 @@ ROWS = {
     "1 MB request line": (head("/ws?" + "a" * 1_000_000), 414),
     "12 KB target": (head("/ws?" + "a" * 12_000), 414),
     # the request line
-    "HTTP/1.0": (head(version="HTTP/1.0"), 400),
-    "HTTP/1.0 without Host": (head(version="HTTP/1.0", host=None), 400),
+    "HTTP/1.0": (head(version="HTTP/1.0"), 426),
+    "HTTP/1.0 without Host": (head(version="HTTP/1.0", host=None), 426),
     "HTTP/1.2": (head(version="HTTP/1.2"), 400),
     "POST": (head(method="POST"), 405),
     "lower-case method": (head(method="get"), 405),
@@ -90,10 +89,8 @@ ROWS = {
     "Host with a port too high": (head(host="broker.example:65536"), 400),
     "empty Host": (head(host=""), 400),
     "no Upgrade": (head(upgrade=None), 426),
-    "two Upgrades": (with_line(b"Upgrade: websocket"), 400),
     "Upgrade to h2c": (head(upgrade="h2c"), 426),
     "no Connection": (head(connection=None), 426),
-    "two Connections": (with_line(b"Connection: keep-alive"), 400),
     "Connection: close": (head(connection="close"), 426),
     "no version": (head(sec_websocket_version=None), 400),
     "two versions": (with_line(b"Sec-WebSocket-Version: 13"), 400),
@@ -137,7 +134,7 @@ async def test_refused(port: Running, request_bytes: bytes, status: int) -> None
 async def test_details(port: Running) -> None:
     """What must come with 404, 405 and 426 comes with them."""
     assert "/publish, /acknowledge, /healthz, /readyz" in (await port.ask(head("/metrics"))).problem["detail"]
-    assert (await port.ask(head(method="DELETE"))).headers["allow"] == "GET"
+    assert (await port.ask(head(method="DELETE"))).headers["allow"] == "GET, HEAD"
     answer = await port.ask(head(sec_websocket_version="12"))
     assert answer.headers["sec-websocket-version"] == "13"
     assert answer.headers["upgrade"] == "websocket"
@@ -234,6 +231,6 @@ def test_any_head(lines: list[str]) -> None:
     """Whatever the lines hold, a head is parsed or refused: nothing else comes out of the parser."""
     head_bytes = "\r\n".join([*lines, "\r\n"]).encode()
     with contextlib.suppress(Refused):
-        request = parse(head_bytes, Limits())
+        request = parse(head_bytes, Limits(), "127.0.0.1")
         assert request.path.startswith("/")
         assert request.host

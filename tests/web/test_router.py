@@ -11,6 +11,7 @@ import structlog
 
 from broker.web.heads import Request
 from broker.web.router import Action, Route, Router
+from tests.support.sse import Chunks
 from tests.web.harness import head
 from tests.web.routes import TOKEN, Said, broken
 
@@ -46,6 +47,21 @@ async def test_a_body_in_chunks(ask: Ask) -> None:
     chunks = b'5;a=b\r\n{"col\r\n0c\r\nour": "red"}\r\n0\r\nx: y\r\n\r\n'
     answer = await ask(request(method="PUT", transfer_encoding="chunked") + chunks)
     assert json.loads(answer.body) == {"text": "north red 100"}
+
+
+async def test_lines(ask: Ask) -> None:
+    """They go in chunks, to HTTP/1.0 up to the close; HEAD has none of them."""
+    target = "/api/v1/count"
+    lines = "".join(f'{{"text":"{number}"}}\n' for number in range(3)).encode()
+    answer = await ask(request(target))
+    assert (answer.status, answer.headers["transfer-encoding"]) == (200, "chunked")
+    chunks = Chunks()
+    assert (chunks.feed(answer.body), chunks.complete) == (lines, True)
+    old = await ask(request(target, version="HTTP/1.0"))
+    assert (old.status, "transfer-encoding" in old.headers, old.body) == (200, False, lines)
+    only = await ask(request(target, method="HEAD"))
+    assert (only.status, only.headers["transfer-encoding"], only.body) == (200, "chunked", b"")
+    assert "content-length" not in {**answer.headers, **old.headers, **only.headers}
 
 
 async def test_expect(ask: Ask) -> None:
@@ -115,7 +131,7 @@ async def test_paths(ask: Ask) -> None:
     hint = "no such path; /api/openapi.json lists all; did you mean '/api/v1/walls/{wall}'?"
     assert answer.problem["detail"] == f"/api/v1/wals/north: {hint}"
     answer = await ask(request(method="DELETE"))
-    assert (answer.status, answer.headers["allow"]) == (405, "PUT, GET")
+    assert (answer.status, answer.headers["allow"]) == (405, "PUT, GET, HEAD")
     assert (await ask(request("/api/v1/paint/%ff?colour=red"))).status == 400
     assert (await ask(request("/api/v1/walls/"))).status == 404
     assert (await ask(request("/api/v1/later?x=1"))).status == 400
@@ -170,6 +186,7 @@ async def test_what_breaks_in_the_middle_was_done_too() -> None:
     route = Route(method="DELETE", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said)
     wish = Request(
         method="DELETE",
+        version="1.1",
         path="/api/v1/broken",
         query="",
         host="localhost",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import TYPE_CHECKING
 
 import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 from wsproto.utilities import generate_accept_token
 
 from broker.config import Server
 from broker.errors import BrokerError, TooManyConnections, TooManyConnects, Unavailable
 from broker.web import upgrade
 from broker.web.heads import Request
+from broker.web.origins import Strangers
 from broker.web.problems import Refused
+from broker.web.site import Site
 from tests.web.harness import KEY, head, running
 
 if TYPE_CHECKING:
@@ -74,12 +78,80 @@ async def test_same_origin(port: Running, host: str, origin: str, status: int) -
     await expect(port, head(host=host, origin=origin), status)
 
 
+NEAR = {
+    "vite": ("http://localhost:5173", 101),
+    "IPv4": ("http://127.0.0.1:3000", 101),
+    "IPv6": ("https://[::1]:3000", 101),
+    "no port": ("http://localhost", 101),
+    "listed": ("https://app.example", 101),
+    "elsewhere": ("http://192.168.1.2:3000", 403),
+    "name that begins so": ("http://localhost.evil.example", 403),
+    "address that begins so": ("http://127.0.0.1.evil.example", 403),
+    "extension": ("chrome-extension://localhost", 403),
+    "null": ("null", 403),
+}
+
+
+@pytest.mark.parametrize(("origin", "status"), NEAR.values(), ids=NEAR)
+async def test_pages_of_this_machine(origin: str, status: int) -> None:
+    """In development they are let in from whichever port, beside those that are listed; else they are not."""
+    async with running(server=LISTED, site=Site(sign="{}:{}".format)) as port:
+        await expect(port, head(origin=origin), status)
+    async with running(server=LISTED) as port:
+        await expect(port, head(origin=origin), 101 if origin in LISTED.origins else 403)
+
+
+async def test_a_refused_origin_is_a_warning_once() -> None:
+    """With the whole line for the configuration; without a list the own pages stay let in by it."""
+    for server, kept in ((LISTED, list(LISTED.origins)), (Server(), ["https://broker.example"])):
+        async with running(server=server) as port:
+            with capture_logs() as logs:
+                for origin in ("https://new.example", "HTTPS://NEW.example:443", "null", "null"):
+                    await expect(port, head(origin=origin), 403)
+            told = [each for each in logs if each["event"] == "origin_refused"]
+            assert [(each["log_level"], each["origin"]) for each in told] == [
+                ("warning", "https://new.example"),
+                ("warning", "null"),
+            ]
+            line = told[0]["next"].partition("[server] ")[2]
+            assert tomllib.loads(line) == {"origins": [*kept, "https://new.example"]}
+            advised = Server(origins=tuple(tomllib.loads(line)["origins"]))
+        async with running(server=advised) as port:
+            for origin in (*kept, "https://new.example"):
+                await expect(port, head(origin=origin), 101)
+
+
+async def test_refused_origins_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who makes up origins fills no memory."""
+    monkeypatch.setattr("broker.web.origins.STRANGERS", 3)
+    strangers = Strangers()
+    request = Request(
+        method="GET",
+        version="1.1",
+        path="/ws",
+        query="",
+        host="a",
+        port=None,
+        headers={},
+        framing=h11.Connection(h11.SERVER),
+    )
+    with capture_logs() as logs:
+        for number in (0, 1, 2, 2, 3, 4, 5, 5, 0):
+            strangers.note(f"https://{number}.example", request, "127.0.0.1:1", ())
+    assert len(logs) == 7
+    assert len(strangers.seen) == 3
+
+
 TOKENS = {
     "none": (head(), None),
     "Authorization": (head(authorization="Bearer a.b.c"), "a.b.c"),
     "case of the scheme": (head(authorization="bearer  a.b.c"), "a.b.c"),
     "a proxy's": (head(authorization="Basic YTpi"), None),
     "subprotocol": (head(sec_websocket_protocol="broker.v1, bearer.a.b.c"), "a.b.c"),
+    "subprotocols in two lines, one empty": (
+        head(sec_websocket_protocol="broker.v1,,")[:-2] + b"Sec-WebSocket-Protocol: bearer.a.b.c\r\n\r\n",
+        "a.b.c",
+    ),
     "subprotocol first": (head(sec_websocket_protocol="bearer.a.b.c,broker.v1"), "a.b.c"),
     "query": (head("/ws?access_token=a.b.c"), "a.b.c"),
     "the same thrice": (
@@ -110,7 +182,6 @@ REFUSED = {
     "Bearer and two": head(authorization="Bearer a b"),
     "other subprotocol": head(sec_websocket_protocol="broker.v2"),
     "only a token": head(sec_websocket_protocol="bearer.a"),
-    "empty offer": head(sec_websocket_protocol="broker.v1,,bearer.a"),
     "no offer": head(sec_websocket_protocol=""),
     "offer twice": head(sec_websocket_protocol="broker.v1, broker.v1"),
     "offer no token": head(sec_websocket_protocol="broker.v1, a b"),
@@ -193,6 +264,7 @@ def test_any_values(query: str, header: str) -> None:
     }
     request = Request(
         method="GET",
+        version="1.1",
         path="/ws",
         query=query,
         host="a",

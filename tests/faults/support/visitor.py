@@ -12,7 +12,7 @@ import trio
 
 from tests.faults.support.follower import OPENING_SECONDS, Follower, Lost, Noted, Stay
 from tests.support.http import parsed, request
-from tests.support.sse import Parser, target
+from tests.support.sse import Chunks, Parser, target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -59,6 +59,7 @@ class Listener(Visitor):
     """
 
     parser: Parser = attrs.field(factory=Parser)
+    chunks: Chunks = attrs.field(factory=Chunks)
 
     async def open(self, address: str) -> bytearray:
         headers = {"Last-Event-ID": self.position} if self.position else {}
@@ -70,13 +71,13 @@ class Listener(Visitor):
             assert status in COME_AGAIN, (status, rest)
             raise Lost
         assert told["content-type"] == "text/event-stream"
-        self.parser = Parser()
+        self.parser, self.chunks = Parser(), Chunks()
         return rest
 
     async def read(self, buffer: bytearray) -> None:
         data = bytes(buffer)
         while True:
-            for text, place in self.parser.feed(data):
+            for text, place in self.parser.feed(self.chunks.feed(data)):
                 await self.hear(msgspec.json.decode(text))
                 self.position = place or self.position
             self.position = self.parser.last_event_id or self.position
