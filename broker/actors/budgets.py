@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 CONNECTIONS_RETRY_SECONDS = 5.0  # nobody knows when a place is free
 SHOWN = (
     "message_bytes", "publish_bytes", "event_bytes", "connections_per_user", "subscriptions_per_connection",
-    "messages_per_minute", "requests_per_second", "authentication_seconds", "last_events",
-    "snapshot_channels", "replay_events", "catch_ups_per_connection",
+    "messages_per_minute", "messages_burst", "requests_per_second", "requests_burst",
+    "authentication_seconds", "last_events", "snapshot_channels", "replay_events", "catch_ups_per_connection",
 )  # fmt: skip
 
 

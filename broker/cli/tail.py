@@ -79,7 +79,7 @@ def tail(
     named = context.get_parameter_source("tenant") is click.core.ParameterSource.COMMANDLINE
     session = Session(
         url=websocket(url or local.running(where, "ws")),
-        token=token or signer(where, tenant, user),
+        token=given(token) if token else signer(where, tenant, user),
         tenant=tenant if token and named else None,
     )
 
@@ -100,6 +100,15 @@ def websocket(url: str) -> str:
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise click.BadParameter(f"{url!r} is not ws://HOST[:PORT] or wss://HOST[:PORT]", param_hint="--url")
     return parts._replace(path=parts.path.rstrip("/") or "/ws").geturl()
+
+
+def given(token: str) -> str:
+    from broker.client.tokens import looked_at
+
+    try:
+        return looked_at(token)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--token") from None
 
 
 def signer(data_dir: Path, tenant: str, user: str) -> Token:

@@ -4,14 +4,27 @@
 """
 
 from broker.client.asyncio_session import AsyncioSession
+from broker.client.checks import TOMBSTONE
 from broker.client.engine import Backoff
-from broker.client.items import Event, Gap, Item, Message, Published, Reconnecting, SessionEnded
+from broker.client.items import (
+    Duplicate,
+    Event,
+    Gap,
+    Item,
+    Message,
+    Published,
+    Reconnecting,
+    SessionEnded,
+    UnknownOutcome,
+)
 from broker.client.publisher import Publisher, Stored
 from broker.client.session import Session
 
 __all__ = [
+    "TOMBSTONE",
     "AsyncioSession",
     "Backoff",
+    "Duplicate",
     "Event",
     "Gap",
     "Item",
@@ -22,4 +35,5 @@ __all__ = [
     "Session",
     "SessionEnded",
     "Stored",
+    "UnknownOutcome",
 ]

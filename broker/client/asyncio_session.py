@@ -18,7 +18,6 @@ It does what `Session` does on Trio: the same engine is in both. It leaves async
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from contextlib import suppress
 from math import inf
@@ -27,20 +26,21 @@ from urllib.parse import urlsplit
 
 import attrs
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from broker.client.calls import Calls
 from broker.client.engine import SUBPROTOCOL, UNHEARD
 from broker.client.items import Item, Lost, Reconnecting, SessionEnded
-from broker.errors import CloseCode, Unavailable
+from broker.errors import CloseCode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
 QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
-OPEN_SECONDS = 10.0
+OPEN_SECONDS = 8.0
 CLOSE_SECONDS = 1.0
 
 # For DEBUG the library writes out each header, the token among them.
@@ -59,9 +59,9 @@ class Connect(connect):
 class AsyncioSession(Calls):
     """One client. `token` may be a function, which is then asked for each connection and before one expires.
 
-    Where it raises `OSError` or `Unavailable` it is asked again later. `tenant` is for monitoring tokens.
-    It connects, again and again, for as long as the `async with` lasts; iterate to receive. Iteration
-    raises `SessionEnded` when reconnecting cannot help.
+    Where it raises, hangs or returns what is no token it is asked again later, and `Reconnecting` says so.
+    `tenant` is for monitoring tokens. It connects, again and again, for as long as the `async with` lasts;
+    iterate to receive. Iteration raises `SessionEnded` when the broker has refused the same token twice.
     """
 
     task: asyncio.Task[None] | None = attrs.field(init=False, default=None, repr=False)
@@ -89,23 +89,34 @@ class AsyncioSession(Calls):
         ended: SessionEnded | None = None
         try:
             while not isinstance(end := await self.connect(), SessionEnded):
-                after = self.engine.wait(end)
-                self.items.put_nowait(Reconnecting(reason=end.reason, after=after))
+                after = self.engine.wait(end, asyncio.get_running_loop().time())
+                self.tell(Reconnecting(reason=end.reason, after=after, cause=end.cause))
                 await asyncio.sleep(after)
             ended = end
         finally:
             self.engine.end(ended)
             self.items.put_nowait(None)
 
+    def tell(self, reconnecting: Reconnecting) -> None:
+        items: list[Item] = [*self.engine.notices, reconnecting]
+        self.engine.notices = []
+        for item in items:
+            if not self.unheard(item):
+                self.items.put_nowait(item)
+
+    def unheard(self, item: Item) -> bool:
+        """Whether there is no use in keeping it."""
+        return self.engine.is_free(item) and self.items.qsize() >= UNHEARD
+
     def __aiter__(self) -> AsyncioSession:
         return self
 
     async def __anext__(self) -> Item:
         self.taker = self.current_task()
-        item = await self.items.get()
-        self.taken.set()
-        if item is not None:
-            return item
+        while (item := await self.items.get()) is not None:
+            self.taken.set()
+            if self.engine.is_wanted(item):
+                return item
         self.items.put_nowait(None)
         if self.task is not None:
             await asyncio.wait([self.task])
@@ -123,12 +134,29 @@ class AsyncioSession(Calls):
 
     # --- one connection ----------------------------------------------------------------------------
 
+    async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:
+        # A task of its own: it is left behind where it does not heed its cancellation.
+        task = asyncio.ensure_future(ask())
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            await asyncio.wait([task], timeout=self.token_timeout)
+        finally:
+            done = task.done()
+            task.cancel()
+        if not done:
+            raise TimeoutError(f"no answer within {self.token_timeout:g} s")
+        if task.cancelled():
+            raise TimeoutError("it was cancelled")
+        return task.result()
+
     async def connect(self) -> Lost | SessionEnded:
         """One connection from the handshake to its end."""
+        token = await self.current_token()
+        if isinstance(token, Lost):
+            return token
+        self.engine.begin(token, asyncio.get_running_loop().time())
+        self.expiring.clear()
         try:
-            token = await self.current_token()
-            self.engine.begin()
-            self.expiring.clear()
             async with self.opening(token) as link:
                 return await self.converse(link)
         except InvalidStatus as rejected:
@@ -137,10 +165,8 @@ class AsyncioSession(Calls):
             return self.engine.refused(answer.status_code, after, bytes(answer.body or b""))
         except InvalidMessage:
             return Lost("no answer to the WebSocket handshake")
-        except (OSError, Unavailable) as error:
-            return Lost(str(error))
-        except InvalidHandshake as error:
-            return SessionEnded(f"{self.url} does not speak {SUBPROTOCOL}: {error}")
+        except (OSError, WebSocketException) as error:
+            return Lost(str(error) or type(error).__name__)
 
     def opening(self, token: str) -> Connect:
         secured = self.ssl_context is not None and urlsplit(self.url).scheme == "wss"
@@ -177,24 +203,22 @@ class AsyncioSession(Calls):
             self.engine.listening(clock())
             self.changed.set()
             try:
-                item = self.engine.receive(await link.recv(decode=False), clock())
+                text = await link.recv()
             except ConnectionClosed as closed:
                 return self.closed(closed)
-            except SessionEnded as ended:
-                return ended
+            item = self.engine.receive(text, clock())
+            if isinstance(item, Lost):
+                return item
             self.changed.set()
-            if self.engine.expiring:
-                self.expiring.set()
             if item is not None:
                 await self.hand_over(item)
 
     async def hand_over(self, item: Item) -> None:
         """Waits until it is taken, where somebody must be there to take it."""
-        free = self.engine.is_free(item)
-        if free and self.items.qsize() >= UNHEARD:
+        if self.unheard(item):
             return
         self.items.put_nowait(item)
-        while not free and self.items.qsize() > self.ahead():
+        while not self.engine.is_free(item) and self.items.qsize() > self.ahead():
             self.taken.clear()
             await self.taken.wait()
 
@@ -204,28 +228,29 @@ class AsyncioSession(Calls):
             self.changed.clear()
             if lost := self.engine.overdue(clock()):
                 return lost
+            if self.engine.token_wanted(clock()):
+                self.expiring.set()
             try:
                 for text in self.engine.outgoing(clock()):
                     await link.send(text)
             except ConnectionClosed as closed:
                 return self.closed(closed)
-            due = self.engine.due()
+            due = self.engine.due(clock())
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due == inf else due):
                     await self.changed.wait()
 
     async def renew(self) -> Lost | SessionEnded:
         """Presents another token when one is wanted. Until there is one the old one holds."""
+        clock = asyncio.get_running_loop().time
         while True:
             await self.expiring.wait()
-            for attempt in itertools.count():
-                try:
-                    token = await self.current_token()
-                    break
-                except (OSError, Unavailable):
-                    await asyncio.sleep(self.backoff.delay(attempt))
             self.expiring.clear()
-            self.engine.renewed(token)
+            token = await self.current_token()
+            if isinstance(token, Lost):
+                self.engine.token_missing(clock())
+            else:
+                self.engine.renewed(token, clock())
             self.changed.set()
 
     def closed(self, closed: ConnectionClosed) -> Lost | SessionEnded:

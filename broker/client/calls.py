@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import attrs
 
 from broker.client.engine import READ_AHEAD, Backoff, Engine
+from broker.client.items import Lost
+from broker.client.tokens import looked_at
 
 if TYPE_CHECKING:
     import ssl
 
-    from broker.client.engine import Lag
+    from broker.client.checks import Lag
     from broker.client.items import Published
     from broker.client.outbox import Pending
 
@@ -36,6 +38,7 @@ class Calls(ABC):
 
     url: str
     token: Token = attrs.field(repr=False)
+    token_timeout: float = 10.0  # seconds for a token function to return
     tenant: str | None = None
     ssl_context: ssl.SSLContext | None = None
     backoff: Backoff = attrs.field(factory=Backoff)
@@ -46,7 +49,9 @@ class Calls(ABC):
     taker_waits: bool = attrs.field(init=False, default=False)  # for an answer, and takes nothing
 
     def __attrs_post_init__(self) -> None:
-        renewable = not isinstance(self.token, str)
+        renewable = callable(self.token)
+        if not renewable:
+            self.token = looked_at(self.token)
         self.engine = Engine(url=self.url, tenant=self.tenant, renewable=renewable, backoff=self.backoff)
 
     @abstractmethod
@@ -70,6 +75,11 @@ class Calls(ABC):
         At most one start: after a `position`, from a time (`since`, RFC 3339), from the newest `last`
         events, or the newest of each channel (`snapshot`). Else from now. Under a `durable` name it starts
         after what was last acknowledged under it, and elsewhere only the first time.
+
+        What is asked for in one turn, and begins alike, is asked in one message and has one reply. A list
+        that is longer than the broker takes goes in several, and what it says is the reply to the first.
+        Raises, before anything is sent, `TypeError`, `ValueError` or a `BrokerError` for what the broker
+        would refuse for its form.
         """
         starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
         message_id = self.engine.subscribe(channels, starts, lag, durable)
@@ -77,20 +87,25 @@ class Calls(ABC):
         return message_id
 
     async def unsubscribe(self, *channels: str) -> None:
-        """Ends subscriptions; `unsubscribed` is the last that is heard of them."""
+        """Ends subscriptions: no event that is for them alone is handed over from here on.
+
+        The broker is asked until it has confirmed it.
+        """
         self.engine.unsubscribe(channels)
         await self.say()
 
     async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
         """Publishes an event, and returns once the broker has said where it is.
 
-        `event` is any JSON value, or JSON as bytes; b"" is a tombstone. Without a connection it waits for
-        one; after a cut, and when the broker has no time for it, it is sent again, with the same id (one is
-        made up where none is given), so that it is stored once. Those that are under way at the same time
-        may be stored in any order. When this is cancelled before it was sent, it will not be.
+        `event` is any JSON value, or JSON as bytes; `TOMBSTONE` (b"") removes the channel from snapshots.
+        Without a connection it waits for one; after a cut, and when the broker has no time for it, it is
+        sent again, with the same id (a random one where none is given), for as long as the broker's stream
+        compares ids. Those that are under way at the same time may be stored in any order. When this is
+        cancelled before it was sent, it will not be.
 
-        Raises the `BrokerError` that the broker answers; `Unavailable` when it cannot be known any more
-        whether it was stored, or a live event sent; `SessionEnded`.
+        Raises, before anything is sent, `TypeError`, `ValueError` or a `BrokerError` for what is no event;
+        later the `BrokerError` that the broker answers; `Duplicate` when another event has the id;
+        `UnknownOutcome` when the answer was lost and cannot be had any more; `SessionEnded`.
         """
         done = self.signal()
         return await self.answer(self.engine.publish(channel, event, event_id, done.set), done)
@@ -130,5 +145,17 @@ class Calls(ABC):
         """How many items may wait to be taken while the next ones are read."""
         return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
 
-    async def current_token(self) -> str:
-        return self.token if isinstance(self.token, str) else await self.token()
+    @abstractmethod
+    async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:
+        """Awaits the token function. Raises what that raises, and `TimeoutError` after `token_timeout`."""
+
+    async def current_token(self) -> str | Lost:
+        """The token to present now, or why there is none: it is asked for again later."""
+        if isinstance(self.token, str):
+            return self.token
+        try:
+            return looked_at(await self.ask_for_token(self.token))
+        except TimeoutError as error:
+            return Lost(f"the token function: {error or 'no answer'}", cause=error)
+        except Exception as error:  # whatever it is, it may be gone the next time
+            return Lost(f"the token function: {type(error).__name__}: {error}", cause=error)

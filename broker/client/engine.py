@@ -8,52 +8,44 @@ monotonic clock).
 
 from __future__ import annotations
 
-from contextlib import suppress
+import time
 from math import inf
 from secrets import SystemRandom
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 import attrs
 import msgspec
 
-from broker import subjects
+from broker.client import checks, said, tokens
+from broker.client.asking import Asking
+from broker.client.gate import Allowed, Gate
 from broker.client.items import Event, Gap, Item, Lost, Message, SessionEnded
 from broker.client.outbox import Outbox
 from broker.client.resume import Resume
-from broker.errors import BadMessage, CloseCode, NotSubscribed
+from broker.client.tokens import Credentials
+from broker.errors import CloseCode, NotSubscribed, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from broker.client.checks import Lag
     from broker.client.items import Payload, Published
     from broker.client.outbox import Pending
-
-Lag = Literal["replay", "latest", "drop", "close"]
+    from broker.client.said import Delivery
 
 SUBPROTOCOL = "broker.v1"
 HEARTBEAT_SECONDS = 25.0  # until the broker says its own
+LONGEST_HEARTBEAT = 300.0
+OPENED_SECONDS = 9.0  # from the first byte to the answer to the token
+ASKED_SECONDS = 20.0  # for how long at most anybody can send us away: it may be an error page
+DRAIN_SECONDS = 300.0  # a broker that goes spreads its clients
 READ_AHEAD = 10_000  # items, while some task waits for an answer, which comes behind them
 UNHEARD = 16  # messages that are kept for somebody who need not take them
 STOPPED = "the session was stopped"
-TRY_AGAIN = (408, 425, 429)  # of the HTTP 4xx the ones that pass; all 5xx do
 SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "pong")
 
 jitter = SystemRandom()
-
-
-class Envelope(msgspec.Struct, rename={"message_id": "messageId"}):
-    type: str
-    payload: msgspec.Raw = msgspec.Raw(b"{}")
-    message_id: str | None = None
-
-
-class Delivery(msgspec.Struct):
-    channel: str
-    event: msgspec.Raw
-    position: str | None = None
-    publisher: dict[str, Any] | None = None
-    catch_up: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -75,56 +67,66 @@ class Engine:
     tenant: str | None
     renewable: bool
     backoff: Backoff
+    wall: Callable[[], float] = time.time
     resume: Resume = attrs.field(factory=Resume)
-    outbox: Outbox = attrs.field(factory=Outbox)
+    gate: Gate = attrs.field(factory=Gate)
+    outbox: Outbox = attrs.field(init=False)
+    asking: Asking = attrs.field(init=False)
+    credentials: Credentials = attrs.field(init=False)
     ended: SessionEnded | None = None
     over: bool = False
     failures: int = 0
     # Of the connection that there is.
     authenticated: bool = False
-    expiring: bool = False  # a new token is wanted: `renewed` is to be called with it
+    opened_by: float = inf  # or it is left
+    token_due: float = inf  # when another token is wanted
+    token_failures: int = 0
+    renewal: str | None = None  # the messageId of the token that is under way
     heartbeat: float = HEARTBEAT_SECONDS
     quiet_since: float = inf
     pinged: bool = False
     leave_at: float = inf  # when the broker asked us to go elsewhere
-    retries: dict[str, float] = attrs.field(factory=dict)  # when a refused `subscribe` is sent again
     last_error: Payload = attrs.field(factory=dict)
     frames: list[str] = attrs.field(factory=list)
+    notices: list[Message] = attrs.field(factory=list)  # what is to be told of a connection that is over
+
+    def __attrs_post_init__(self) -> None:
+        self.outbox = Outbox(gate=self.gate, wall=self.wall)
+        self.asking = Asking(self.resume, self.gate, self.backoff.delay)
+        self.credentials = Credentials(renewable=self.renewable, wall=self.wall)
 
     # --- the application's side --------------------------------------------------------------------
 
     def subscribe(
         self, channels: tuple[str, ...], starts: Mapping[str, Any], lag: Lag | None, durable: str | None
     ) -> str:
-        start = {name: value for name, value in starts.items() if value not in (None, False)}
-        if len(start) > 1:
-            raise ValueError(f"a subscription has one start, not {' and '.join(start)}")
-        message_id = self.resume.ask(channels, start, lag, durable)
-        self.say("subscribe", self.resume.requests[message_id].payload, message_id)
-        return message_id
+        self.check_running()
+        start = {name: value for name, value in starts.items() if value is not None and value is not False}
+        allowed = self.gate.allowed
+        checks.check_subscribe(channels, start, lag, durable, allowed.last_events)
+        if durable is not None and self.asking.fitting(list(channels)) < len(channels):
+            raise TooLarge(f"durable: {len(channels)} channels do not fit into one message to this broker")
+        return self.resume.ask(channels, start, lag, durable)
 
     def unsubscribe(self, channels: tuple[str, ...]) -> None:
-        self.resume.forget(channels)
-        self.resume.count += 1
-        self.say("unsubscribe", {"channel": list(channels)}, str(self.resume.count))
+        self.check_running()
+        checks.check_patterns(channels)
+        self.asking.unsubscribe(channels)
 
     def publish(
         self, channel: str, event: Any, event_id: str | None, on_done: Callable[[], None]
     ) -> Pending[Published]:
         self.check_running()
-        subjects.parse_channel(channel)
-        if isinstance(event, bytes):
-            try:
-                event = msgspec.json.decode(event or b"null")
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise BadMessage(f"the event is refused: {error}") from None
-        msgspec.json.encode(event)  # what is no JSON is the caller's mistake, here and now
-        return self.outbox.publish(channel, event, event_id, on_done)
+        checks.check_channel(channel)
+        if event_id is not None:
+            checks.check_id(event_id)
+        return self.outbox.publish(channel, checks.event_json(event), event_id, on_done)
 
     def acknowledge(self, durable: str, position: str, on_done: Callable[[], None] | None) -> Pending[str]:
         self.check_running()
+        checks.check_position(position)
         if not self.resume.holds(durable):
-            raise NotSubscribed(f"{durable}: no subscription of this session has this name")
+            raise NotSubscribed(f"{durable!r:.80}: no subscription of this session has this name")
         return self.outbox.acknowledge(durable, position, on_done)
 
     def check_running(self) -> None:
@@ -138,31 +140,31 @@ class Engine:
             return self.url
         return f"{self.url}{'&' if urlsplit(self.url).query else '?'}{urlencode({'tenant': self.tenant})}"
 
-    def begin(self) -> None:
-        """There is a new connection."""
-        self.authenticated = self.expiring = self.pinged = False
-        self.quiet_since = self.leave_at = inf
-        self.retries, self.last_error, self.frames = {}, {}, []
+    def begin(self, token: str, now: float) -> None:
+        """There is to be a new connection, with this token."""
+        self.credentials.presented(token, now)
+        self.authenticated = self.pinged = False
+        self.opened_by = now + OPENED_SECONDS
+        self.quiet_since = self.leave_at = self.token_due = inf
+        self.heartbeat, self.renewal = HEARTBEAT_SECONDS, None
+        self.last_error, self.frames = {}, []
 
     def say(self, kind: str, payload: Payload, message_id: str | None = None) -> None:
-        """Sends a message when there is a connection. After a cut the subscriptions are sent anyway."""
-        if self.authenticated:
-            document = {"type": kind, "payload": payload}
-            if message_id is not None:
-                document["messageId"] = message_id
-            self.frames.append(msgspec.json.encode(document).decode())
+        document = {"type": kind, "payload": payload}
+        if message_id is not None:
+            document["messageId"] = message_id
+        self.frames.append(msgspec.json.encode(document).decode())
 
     def outgoing(self, now: float) -> list[str]:
         """What is to be sent now."""
-        for message_id in [key for key, at in self.retries.items() if now >= at]:
-            del self.retries[message_id]
-            if message_id in self.resume.requests:
-                self.say("subscribe", self.resume.requests[message_id].payload, message_id)
         if self.authenticated:
+            for frame in self.asking.take(now):
+                self.say(*frame)
             for frame in self.outbox.take(self.resume, now):
                 self.say(*frame)
         if now >= self.ping_at() and not self.pinged:
             self.quiet_since, self.pinged = now, True
+            self.gate.count("requests", now)
             self.say("ping", {})
         frames, self.frames = self.frames, []
         return frames
@@ -170,10 +172,12 @@ class Engine:
     def ping_at(self) -> float:
         return self.quiet_since + self.heartbeat / 2
 
-    def due(self) -> float:
+    def due(self, now: float) -> float:
         """When to ask again, if nothing happens before."""
-        outbox = self.outbox.due() if self.authenticated else inf
-        return min(self.ping_at(), self.leave_at, outbox, *self.retries.values())
+        own = min(self.ping_at(), self.leave_at, self.token_due)
+        if not self.authenticated:
+            return min(own, self.opened_by)
+        return min(own, self.asking.due(now), self.outbox.due(now))
 
     def overdue(self, now: float) -> Lost | None:
         """Why to leave this connection now."""
@@ -181,33 +185,41 @@ class Engine:
             return Lost("the broker is going down")
         if self.pinged and now >= self.ping_at():
             return Lost(f"silent for {self.heartbeat:g} s")
+        if not self.authenticated and now >= self.opened_by:
+            return Lost("no answer to the token", after=self.asked_away())
         return None
 
     def listening(self, now: float) -> None:
         """From here on silence is the broker's; until then nobody listened."""
         self.quiet_since, self.pinged = now, False
 
-    def receive(self, text: str | bytes, now: float) -> Item | None:
-        """What a message is for the application; None when it is nothing. Raises `SessionEnded`."""
+    def receive(self, text: str | bytes, now: float) -> Item | Lost | None:
+        """What a message is for the application; None when it is nothing."""
         self.quiet_since = inf
         try:
-            envelope = msgspec.json.decode(text, type=Envelope)
-            if envelope.type == "event":
-                return self.event(msgspec.json.decode(envelope.payload, type=Delivery))
-            payload = msgspec.json.decode(envelope.payload, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise SessionEnded(f"{self.url} does not speak {SUBPROTOCOL}: {error}") from None
-        self.resume.received(envelope.type, payload, envelope.message_id)
-        self.heed(envelope.type, payload, envelope.message_id, now)
-        if self.outbox.answered(envelope.type, payload, envelope.message_id, now):
+            envelope, payload = said.read(text)
+        except said.Nonsense as error:
+            return Lost(f"{self.url} does not speak {SUBPROTOCOL}: {error}")
+        if not isinstance(payload, dict):
+            return self.event(payload)
+        kind, message_id = envelope.type, envelope.message_id
+        self.heed(kind, payload, message_id, now)
+        if self.asking.answered(kind, payload, message_id, now):
             return None
-        if envelope.type == "gap":
-            return gap(payload)
-        return Message(type=envelope.type, payload=payload, message_id=envelope.message_id)
+        self.resume.received(kind, payload, message_id)
+        if self.outbox.answered(kind, payload, message_id, now):
+            return None
+        if kind == "gap":
+            return said.gap(payload)
+        return Message(type=kind, payload=payload, message_id=message_id)
 
     def is_free(self, item: Item) -> bool:
         """Whether nobody need take it: who subscribes to nothing, and only publishes, does not listen."""
-        return isinstance(item, Message) and not self.resume.requests
+        return not isinstance(item, Event | Gap) and not self.resume.requests
+
+    def is_wanted(self, item: Item) -> bool:
+        """Whether it is still for anybody: what was let go meanwhile is not."""
+        return not isinstance(item, Event) or self.resume.wants(item.channel)
 
     def event(self, found: Delivery) -> Event | None:
         noted = {"position": found.position, "catch_up": found.catch_up}
@@ -224,58 +236,113 @@ class Engine:
 
     def heed(self, kind: str, payload: Payload, message_id: str | None, now: float) -> None:
         """Does what a message asks of the client itself."""
-        after = (payload.get("retry_after_ms") or payload.get("reconnect_after_ms") or 0) / 1000
         match kind:
             case "connection.established":
-                self.heartbeat = payload.get("heartbeat_seconds", HEARTBEAT_SECONDS)
-            case "connection.authenticated" if not self.authenticated:
-                self.authenticated = True
-                self.resume.again()
-                self.outbox.again(now)
-                for key, request in self.resume.requests.items():
-                    self.say("subscribe", request.payload, key)
-            case "connection.expiring":
-                self.expiring = self.renewable
+                heartbeat = payload.get("heartbeat_seconds", HEARTBEAT_SECONDS)
+                self.heartbeat = min(heartbeat, LONGEST_HEARTBEAT) if heartbeat > 0 else HEARTBEAT_SECONDS
+                self.gate.begin(Allowed.said(payload.get("limits") or {}), now)
+            case "connection.authenticated":
+                self.token_failures = 0
+                self.credentials.accepted()
+                if not self.authenticated:
+                    self.opened(payload)
+            case "connection.expiring" if self.renewable:
+                self.token_due = self.credentials.renew_at(now)
             case "connection.draining":
-                self.leave_at = now + after
+                self.leave_at = now + bounded(payload.get("reconnect_after_ms"), DRAIN_SECONDS)
             case "error":
                 self.last_error = payload
-                if message_id in self.resume.requests:
-                    self.retries[message_id] = now + after + self.backoff.delay(0)
+                if message_id == self.renewal and (message_id or not self.authenticated):
+                    self.token_answered(payload, now)
         if kind in SIGNS_OF_SUCCESS:
             self.failures = 0
 
-    def renewed(self, token: str) -> None:
+    def opened(self, payload: Payload) -> None:
+        self.authenticated = True
+        self.resume.private = payload.get("private")
+        self.resume.again()
+        self.asking.again()
+
+    # --- tokens ------------------------------------------------------------------------------------
+
+    def token_wanted(self, now: float) -> bool:
+        """Whether to get another token now; it is asked for once."""
+        if now < self.token_due:
+            return False
+        self.token_due = inf
+        return True
+
+    def token_missing(self, now: float) -> None:
+        """There was none to be had for now."""
+        self.token_due = now + self.backoff.delay(self.token_failures)
+        self.token_failures += 1
+
+    def renewed(self, token: str, now: float) -> None:
         """Another token, for the connection that there is."""
-        self.expiring = False
-        self.say("authenticate", {"token": token})
+        self.credentials.presented(token, now)
+        self.credentials.renewed = now
+        self.renewal = f"t{self.resume.next_id()}"
+        self.gate.count("requests", now)
+        self.say("authenticate", {"token": token}, self.renewal)
+
+    def token_answered(self, payload: Payload, now: float) -> None:
+        """The token was refused: of a live connection the old one holds, and of a new one it may do later."""
+        after = bounded(payload.get("retry_after_ms"), ASKED_SECONDS)
+        if payload.get("retryable"):
+            self.token_due = now + max(after, self.backoff.delay(self.token_failures))
+            self.opened_by = max(self.opened_by, self.token_due + OPENED_SECONDS)
+        elif self.authenticated:
+            self.token_due = now + max(tokens.RENEW_SECONDS, self.backoff.delay(self.token_failures))
+        self.token_failures += 1
 
     # --- how it ends -------------------------------------------------------------------------------
 
-    def closed(self, code: int, said: str | None, now: float) -> Lost | SessionEnded:
+    def closed(self, code: int, words: str | None, now: float) -> Lost | SessionEnded:
         """What a close code asks for. Codes of the broker's own follow an `error` that says more."""
         if code >= 4000:
-            said = self.last_error.get("message", said)
-        reason = f"closed with {int(code)}" + (f": {said}" if said else "")
+            words = self.last_error.get("message", words)
+        reason = f"closed with {int(code)}" + (f": {words}" if words else "")
         if code == CloseCode.TOO_BIG:
-            self.outbox.too_big()
-        same_again = code == CloseCode.TOKEN_EXPIRED and not self.renewable
-        if 4500 <= code <= 4999 or same_again:
+            self.too_big()
+        if self.credentials.is_final(code):
             return SessionEnded(reason, closed_with=code)
         if self.leave_at < inf:
-            return Lost(reason, after=self.leave_at - now)
-        return Lost(reason, after=self.last_error.get("retry_after_ms", 0) / 1000)
+            return Lost(reason, after=max(self.leave_at - now, 0.0))
+        return Lost(reason, after=self.asked_away())
 
-    def refused(self, status: int, retry_after: str, body: bytes) -> Lost | SessionEnded:
-        """What an HTTP answer instead of the upgrade asks for."""
-        reason = f"refused with HTTP {status}{title(body)}"
-        if status < 500 and status not in TRY_AGAIN:
-            return SessionEnded(reason, status=status)
-        return Lost(reason, after=float(retry_after) if retry_after.isdigit() else 0.0)
+    def asked_away(self) -> float:
+        return bounded(self.last_error.get("retry_after_ms"), ASKED_SECONDS)
 
-    def wait(self, lost: Lost) -> float:
+    def too_big(self) -> None:
+        """A message was over somebody's limit. The largest will not do; a list can be cut."""
+        lists = {key: self.asking.size(key) for key in self.asking.asked}
+        largest = max(lists, key=lambda key: lists[key], default=None)
+        if largest is None or lists[largest] < self.outbox.largest():
+            if self.outbox.sent:
+                self.outbox.too_big()
+        elif not self.asking.shorten(largest):
+            refused = {
+                "code": TooLarge.code,
+                "message": "more than anybody on the way takes",
+                "retryable": False,
+            }
+            self.resume.received("error", refused, largest)
+            self.notices.append(Message(type="error", payload=refused, message_id=largest))
+
+    def refused(self, status: int, retry_after: str, body: bytes) -> Lost:
+        """What an HTTP answer instead of the upgrade asks for.
+
+        It is not known whose it is: proxies, and what stands in the broker's place for a while, answer too.
+        """
+        after = retry_after if retry_after.isascii() and retry_after.isdecimal() else "0"
+        return Lost(
+            f"refused with HTTP {status}{said.title(body)}", after=bounded(1000 * float(after), ASKED_SECONDS)
+        )
+
+    def wait(self, lost: Lost, now: float) -> float:
         """How long to stay away after a connection was lost, in seconds."""
         self.authenticated = False
+        self.outbox.cut(now)
         self.failures += 1
         return max(lost.after, self.backoff.delay(self.failures - 1))
 
@@ -285,22 +352,6 @@ class Engine:
         self.outbox.end(why or SessionEnded(STOPPED))
 
 
-def gap(payload: Mapping[str, Any]) -> Gap:
-    channel = payload.get("channel", ())
-    return Gap(
-        channels=(channel,) if isinstance(channel, str) else tuple(channel),
-        reason=payload.get("reason", ""),
-        start=payload.get("from"),
-        end=payload.get("to"),
-        count=payload.get("count"),
-        catch_up=payload.get("catch_up"),
-    )
-
-
-def title(body: bytes) -> str:
-    """What an `application/problem+json` body (RFC 9457) says, for a sentence."""
-    said = None
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
-        problem = msgspec.json.decode(body, type=dict[str, Any])
-        said = problem.get("detail") or problem.get("title")
-    return f": {said}" if isinstance(said, str) else ""
+def bounded(milliseconds: float | None, most: float) -> float:
+    """What the other side asks for, in seconds and within reason."""
+    return min(max(milliseconds or 0.0, 0.0) / 1000, most)

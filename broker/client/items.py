@@ -55,10 +55,14 @@ class Message:
 
 @attrs.frozen(kw_only=True)
 class Reconnecting:
-    """The connection is gone, and will be tried again after so many seconds."""
+    """The connection is gone, or could not be had, and is tried again after so many seconds.
+
+    `cause` is what the token function raised, where that was the reason.
+    """
 
     reason: str
     after: float
+    cause: BaseException | None = attrs.field(default=None, eq=False)
 
 
 Item: TypeAlias = Event | Gap | Message | Reconnecting
@@ -66,7 +70,10 @@ Item: TypeAlias = Event | Gap | Message | Reconnecting
 
 @attrs.frozen(kw_only=True)
 class Published:
-    """The stream has the event, or its first copy, at `position`. A live event has none."""
+    """The stream has the event at `position`; a live event has none.
+
+    `duplicate`: it was there already, by an earlier try of this publish whose answer was lost.
+    """
 
     position: str | None
     duplicate: bool
@@ -84,9 +91,39 @@ class SessionEnded(BrokerError):
         self.status = status
 
 
+class UnknownOutcome(BrokerError):
+    """It cannot be known any more whether an event was sent or stored, and another try might double it.
+
+    The answer was lost, and the event is a live one, or the time is over for which the stream compares ids.
+    Look whether it arrived before you send it again, as another event. `event_id` is the id that it had.
+    """
+
+    code = "unknown_outcome"
+
+    def __init__(self, message: str, *, event_id: str) -> None:
+        super().__init__(f"perhaps it was sent: {message}")
+        self.event_id = event_id
+
+
+class Duplicate(BrokerError):
+    """Not stored: under this id another event was published before, which lies at `position`.
+
+    No try of this publish can have been that. Whoever repeats one of an earlier process under its id, on
+    purpose, finds here that it had arrived.
+    """
+
+    code = "duplicate"
+
+    def __init__(self, message: str, *, event_id: str, position: str | None) -> None:
+        super().__init__(message)
+        self.event_id = event_id
+        self.position = position
+
+
 @attrs.frozen
 class Lost:
     """This connection is over, another may do: at the earliest after so many seconds."""
 
     reason: str
     after: float = 0.0
+    cause: BaseException | None = attrs.field(default=None, eq=False)

@@ -23,7 +23,7 @@ Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
 QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
-OPEN_SECONDS = 10.0
+OPEN_SECONDS = 8.0
 CLOSE_SECONDS = 1.0
 
 

@@ -1,11 +1,14 @@
 """What a client has said and wants confirmed: publishes and acknowledgements, kept until the broker answers.
 
-A publish has an id, so that sending it again after a cut stores nothing twice. Of the acknowledgements of a
-durable subscription only the newest counts. No I/O, and the time is an argument.
+A publish has an id, so that sending it again after a cut stores nothing twice: for as long as the stream
+compares ids. After that, and for live channels, whose events nobody compares, it is said that it was perhaps
+sent. Of the acknowledgements of a durable subscription only the newest counts. No I/O, and the time is an
+argument.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from itertools import count
 from math import inf
@@ -14,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from uuid import uuid4
 
 import attrs
+import msgspec
 
 from broker import errors, subjects
-from broker.client.items import Published
+from broker.client.gate import Gate, seconds
+from broker.client.items import Duplicate, Published, UnknownOutcome
 from broker.client.resume import not_after
 from broker.errors import BrokerError
 
@@ -30,8 +35,9 @@ T = TypeVar("T")
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
 IN_FLIGHT = 16  # publishes that wait for their answer: many refusals for rate would end the connection
-RESEND_SECONDS = 540.0  # less than the stream compares ids for: `stream.duplicate_window` is 10 min
-WAIT_SECONDS = 1.0  # before what was refused for now is sent again, when the broker does not say
+# Of the time for which the stream compares ids: another try is on its way for a while, and the broker
+# itself tries for some seconds.
+MARGIN, MARGIN_SECONDS = 0.1, 30.0
 
 
 @attrs.define(eq=False)
@@ -40,6 +46,7 @@ class Pending(Generic[T]):
 
     on_done: Callable[[], None] | None
     outcome: T | BrokerError | None = None
+    withdrawn: bool = False
 
     def settle(self, outcome: T | BrokerError) -> None:
         if self.outcome is None:
@@ -58,10 +65,35 @@ class Pending(Generic[T]):
 
 @attrs.define(eq=False)
 class Publish:
+    """`unsure`: an earlier try had no answer, or one that does not say whether the event is stored."""
+
     number: int
-    payload: Payload
+    channel: str
+    event: bytes
+    id: str
     promise: Pending[Published]
-    first_sent: float | None = None
+    first_sent: tuple[float, float] | None = None  # on the monotonic clock, and on the wall's
+    unsure: bool = False
+
+    @property
+    def payload(self) -> Payload:
+        return {"channel": self.channel, "event": msgspec.Raw(self.event), "id": self.id}
+
+    @property
+    def size(self) -> int:
+        """Of the message, in bytes."""
+        document = {"type": "publish", "payload": self.payload, "messageId": "p" + "0" * 10}
+        return len(msgspec.json.encode(document))
+
+    def perhaps(self, why: str) -> None:
+        self.promise.settle(UnknownOutcome(f"{self.channel}: {why}", event_id=self.id))
+
+    def fails(self, error: BrokerError) -> None:
+        """There will be no other try."""
+        if self.unsure:
+            self.perhaps(f"an earlier try had no answer; now {error.message}")
+        else:
+            self.promise.settle(error)
 
 
 @attrs.define(eq=False)
@@ -79,25 +111,30 @@ class Acknowledgement:
 class Outbox:
     """`waiting` and `sent` together are the publishes without an answer, in their order."""
 
+    gate: Gate = attrs.field(factory=Gate)
+    wall: Callable[[], float] = time.time
     waiting: list[Publish] = attrs.field(factory=list)
     sent: dict[str, Publish] = attrs.field(factory=dict)
     acknowledgements: dict[str, Acknowledgement] = attrs.field(factory=dict)
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
     not_before: float = -inf
+    acknowledges: bool = False  # one could go, but for the gate
     pace: float = 0.0  # seconds from one publish to the next, once the broker has refused some for their rate
 
     # --- the application's side --------------------------------------------------------------------
 
     def publish(
-        self, channel: str, event: Any, event_id: str | None, on_done: Callable[[], None]
+        self, channel: str, event: bytes, event_id: str | None, on_done: Callable[[], None]
     ) -> Pending[Published]:
+        if event_id is not None and any(each.id == event_id for each in (*self.sent.values(), *self.waiting)):
+            raise errors.Conflict(f"{subjects.shown(event_id)}: another event with this id is under way")
         promise: Pending[Published] = Pending(on_done)
-        payload = {"channel": channel, "event": event, "id": event_id or uuid4().hex}
-        self.waiting.append(Publish(next(self.numbers), payload, promise))
+        self.waiting.append(Publish(next(self.numbers), channel, event, event_id or uuid4().hex, promise))
         return promise
 
     def withdraw(self, promise: Pending[Any]) -> None:
-        """Nobody waits any more: a publish that was not sent will not be."""
+        """Nobody waits any more: a publish that is not under way will not be sent."""
+        promise.withdrawn = True
         self.waiting = [each for each in self.waiting if each.promise is not promise]
         for entry in self.acknowledgements.values():
             entry.promises = [each for each in entry.promises if each[1] is not promise]
@@ -120,45 +157,85 @@ class Outbox:
 
     # --- the connection's side ---------------------------------------------------------------------
 
-    def again(self, now: float) -> None:
-        """The connection is a new one: what had no answer on the last one is to be sent there."""
+    def cut(self, now: float) -> None:
+        """The connection is gone: what had no answer is to be sent on the next one, if it may be."""
         unanswered = list(self.sent.values())
         self.sent, self.not_before, self.pace = {}, -inf, 0.0
         for each in self.acknowledgements.values():
             each.sent = None
         for publish in unanswered:
-            if subjects.is_live(publish.payload["channel"]):
-                publish.promise.settle(errors.Unavailable("the connection was lost; perhaps it was sent"))
-            elif now - (publish.first_sent or now) > RESEND_SECONDS:
-                late = "no answer for so long that another try could store it twice"
-                publish.promise.settle(errors.Unavailable(late))
-            else:
+            publish.unsure = True
+            if subjects.is_live(publish.channel):
+                publish.perhaps("the connection was lost before the answer, and a live event is sent once")
+            elif not publish.promise.withdrawn:
                 insort(self.waiting, publish, key=attrgetter("number"))
+        self.waiting = [each for each in self.waiting if not self.too_late(each, now)]
 
-    def due(self) -> float:
+    def due(self, now: float) -> float:
         """When there is something to send that is held back now."""
         held = [each.not_before for each in self.acknowledgements.values() if each.not_before > -inf]
+        if self.acknowledges:
+            held.append(self.gate.opens("requests", now))
         if self.waiting and len(self.sent) < IN_FLIGHT:
-            held.append(self.not_before)
+            held.append(max(self.not_before, self.gate.opens("publishes", now)))
         return min(held, default=inf)
 
     def take(self, resume: Resume, now: float) -> Iterator[Frame]:
         """What can be sent."""
+        self.acknowledges = False
         for durable, entry in self.acknowledgements.items():
             if now < entry.not_before:
                 continue
             entry.not_before = -inf
-            if entry.sent is None and resume.reached(durable, entry.wanted):
-                entry.sent, entry.message_id = entry.wanted, f"a{next(self.numbers)}"
-                yield "acknowledge", {"durable": durable, "position": entry.sent}, entry.message_id
+            if entry.sent is not None or not resume.reached(durable, entry.wanted):
+                continue
+            if not self.gate.passes("requests", now):
+                self.acknowledges = True
+                break
+            entry.sent, entry.message_id = entry.wanted, f"a{next(self.numbers)}"
+            yield "acknowledge", {"durable": durable, "position": entry.sent}, entry.message_id
         while self.waiting and len(self.sent) < IN_FLIGHT and now >= self.not_before:
+            if self.too_late(self.waiting[0], now) or self.too_large(self.waiting[0]):
+                self.waiting.pop(0)
+                continue
+            if not self.gate.passes("publishes", now):
+                return
             publish = self.waiting.pop(0)
             message_id = f"p{next(self.numbers)}"
             self.sent[message_id] = publish
-            publish.first_sent = publish.first_sent or now
+            publish.first_sent = publish.first_sent or (now, self.wall())
             if self.pace:
                 self.not_before = now + self.pace
             yield "publish", publish.payload, message_id
+
+    def too_late(self, publish: Publish, now: float) -> bool:
+        """Gives up what the stream may have, and would not know again."""
+        if not publish.unsure or self.age(publish, now) <= self.resend_seconds:
+            return False
+        publish.perhaps("no answer, and the stream compares ids no longer: another try could store it twice")
+        return True
+
+    def too_large(self, publish: Publish) -> bool:
+        """Gives up what the broker has said that it does not take."""
+        allowed, size = self.gate.allowed, len(publish.event)
+        limit, most = "publish_bytes", allowed.publish_bytes
+        if size <= most:
+            limit, most, size = "message_bytes", allowed.message_bytes, publish.size
+        if size > most:
+            publish.fails(errors.TooLarge(f"{size} bytes; the broker's `{limit}` is {most:g}"))
+        return size > most
+
+    def age(self, publish: Publish, now: float) -> float:
+        """Since it was first sent, by the clock that says more: one stands still while a machine sleeps."""
+        if publish.first_sent is None:
+            return 0.0
+        monotonic, wall = publish.first_sent
+        return max(now - monotonic, self.wall() - wall)
+
+    @property
+    def resend_seconds(self) -> float:
+        window = self.gate.allowed.duplicate_window_seconds
+        return window - max(MARGIN * window, MARGIN_SECONDS)
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
         """Whether this message is an answer for here. A refusal that nobody waits for is none."""
@@ -172,17 +249,36 @@ class Outbox:
 
     def publish_answered(self, publish: Publish, kind: str, payload: Mapping[str, Any], now: float) -> None:
         if kind != "error":
-            position, duplicate = payload.get("position"), bool(payload.get("duplicate"))
-            publish.promise.settle(Published(position=position, duplicate=duplicate))
-        elif payload.get("retryable"):
-            self.not_before = max(self.not_before, now + seconds(payload))
-            if payload.get("code") == errors.RateLimited.code:
-                self.pace = max(self.pace, seconds(payload))
-            insort(self.waiting, publish, key=attrgetter("number"))
+            self.published(publish, payload.get("position"), bool(payload.get("duplicate")))
         else:
-            publish.promise.settle(refusal(payload))
+            self.gate.refused("publishes", payload, now)
+            if payload.get("retryable"):
+                self.publish_refused(publish, payload, now)
+            else:
+                publish.fails(refusal(payload))
         if not self.waiting and not self.sent:
             self.pace = 0.0
+
+    def published(self, publish: Publish, position: str | None, duplicate: bool) -> None:
+        if duplicate and not publish.unsure:
+            taken = f"{publish.channel}: another event has the id {subjects.shown(publish.id)}"
+            publish.promise.settle(Duplicate(taken, event_id=publish.id, position=position))
+        else:
+            publish.promise.settle(Published(position=position, duplicate=duplicate))
+
+    def publish_refused(self, publish: Publish, payload: Mapping[str, Any], now: float) -> None:
+        """For now: it is to be sent again, unless it is a live one that was perhaps sent."""
+        wait = seconds(payload)
+        self.not_before = max(self.not_before, now + wait)
+        if payload.get("code") == errors.RateLimited.code:
+            self.pace = max(self.pace, wait)
+        elif subjects.is_live(publish.channel):
+            return publish.perhaps(f"{refusal(payload).message}; and a live event is sent once")
+        else:
+            publish.unsure = True  # NATS may have it, and only its answer be lost
+        if not publish.promise.withdrawn:
+            insort(self.waiting, publish, key=attrgetter("number"))
+        return None
 
     def acknowledge_answered(
         self,
@@ -194,6 +290,8 @@ class Outbox:
         now: float,
     ) -> bool:
         entry.sent = None
+        if kind == "error":
+            self.gate.refused("requests", payload, now)
         if kind == "error" and payload.get("retryable"):
             entry.not_before = now + seconds(payload)
             return True
@@ -206,26 +304,27 @@ class Outbox:
             promise.settle(outcome)
         return kind != "error" or bool(answered)
 
+    def largest(self) -> int:
+        """The bytes of the largest publish that is under way."""
+        return max((each.size for each in self.sent.values()), default=0)
+
     def too_big(self) -> None:
-        """The connection was closed for a message over the limit: it is the largest."""
-        if self.sent:
-            largest = max(self.sent, key=lambda each: len(repr(self.sent[each].payload)))
-            refused = errors.TooLarge("the broker closed the connection: the message is over `message_bytes`")
-            self.sent.pop(largest).promise.settle(refused)
+        """The connection was closed for a message over the limit, which is the largest publish."""
+        message_id = max(self.sent, key=lambda each: self.sent[each].size)
+        refused = errors.TooLarge("the broker closed the connection: the message is over `message_bytes`")
+        self.sent.pop(message_id).promise.settle(refused)
 
     def end(self, why: BrokerError) -> None:
         """Nothing will be answered any more."""
-        promises: list[Pending[Any]] = [each.promise for each in (*self.sent.values(), *self.waiting)]
-        promises += [promise for entry in self.acknowledgements.values() for _, promise in entry.promises]
+        for publish in self.sent.values():
+            publish.unsure = True
+        publishes = [*self.sent.values(), *self.waiting]
+        promises = [promise for entry in self.acknowledgements.values() for _, promise in entry.promises]
         self.sent, self.waiting, self.acknowledgements = {}, [], {}
+        for each in publishes:
+            each.fails(why)
         for promise in promises:
             promise.settle(why)
-
-
-def seconds(payload: Mapping[str, Any]) -> float:
-    """How long to wait after a refusal that passes."""
-    wait: float = payload.get("retry_after_ms", WAIT_SECONDS * 1000) / 1000
-    return wait
 
 
 def refusal(payload: Mapping[str, Any]) -> BrokerError:

@@ -9,6 +9,7 @@ handed over again.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from broker.client.items import Payload
+
+REMEMBERED = 10_000  # channels of which it is known whether they are wanted
 
 
 @attrs.define(eq=False)
@@ -35,11 +38,20 @@ class Request:
     catch_up: int | None = None  # the number that marks its frames, until it is live
     newest: str | None = None  # the newest marked position
     floor: str | None = None  # of a durable one: what was handed over before this connection
+    sent: bool = False
+    calls: int = 1  # of the application, which are asked for together
+    tries: int = 0  # that were refused for now
+    not_before: float = -inf
 
     @property
     def live(self) -> bool:
         """Whether the live position says all that is known about it."""
         return self.accepted and self.catch_up is None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether others can go with it."""
+        return not (self.sent or self.accepted or self.tries or self.durable)
 
     @property
     def payload(self) -> Payload:
@@ -59,19 +71,38 @@ class Resume:
     private: str | None = None
     requests: dict[str, Request] = attrs.field(factory=dict)
     count: int = 0
+    let_go: bool = False  # something was: events of it may be on their way
+    wanted: dict[str, bool] = attrs.field(factory=dict)  # channels that had an event, while nothing changes
 
     def ask(
         self, channels: Iterable[str], start: Payload, lag: str | None = None, durable: str | None = None
     ) -> str:
-        """Notes a `subscribe`; says its `messageId`. With a start it takes over what stood before."""
+        """Notes a `subscribe`; says its `messageId`. With a start it takes over what stood before.
+
+        What is not sent yet and begins at the same place is asked for in one message with it; of the newest
+        so many (`last`) only the caller can say over which list they are counted.
+        """
+        channels = list(dict.fromkeys(channels))
         if start or durable:
             self.forget(channels)
+        self.wanted.clear()
+        if durable is None and "last" not in start:
+            for key, other in self.requests.items():
+                if other.is_new and (other.start, other.lag) == (start, lag):
+                    other.channels += [each for each in channels if each not in other.channels]
+                    other.calls += 1
+                    return key
+        key = self.next_id()
+        self.requests[key] = Request(channels, start, lag, durable)
+        return key
+
+    def next_id(self) -> str:
         self.count += 1
-        self.requests[str(self.count)] = Request(list(channels), start, lag, durable)
         return str(self.count)
 
     def forget(self, channels: Iterable[str]) -> None:
         """These subscriptions are over."""
+        self.wanted.clear()
         gone = {self.expanded(channel) for channel in channels}
         for key, request in list(self.requests.items()):
             request.channels = [name for name in request.channels if self.expanded(name) not in gone]
@@ -81,18 +112,22 @@ class Resume:
     def again(self) -> None:
         """The connection is a new one: puts into `requests` what is to be asked there, in order."""
         before, self.requests = self.requests, {}
-        lists: dict[str | None, dict[str, None]] = {}
+        self.wanted.clear()
+        lags: dict[str, str | None] = {}  # the last one that was asked for holds
         for request in before.values():
             if request.live and request.durable is None:
-                lists.setdefault(request.lag, {}).update(dict.fromkeys(request.channels))
-        for lag, channels in lists.items():
-            self.ask(channels, {} if self.position is None else {"position": self.position}, lag)
+                lags |= dict.fromkeys(request.channels, request.lag)
+        start = {} if self.position is None else {"position": self.position}
+        for lag in dict.fromkeys(lags.values()):
+            channels = [channel for channel, its in lags.items() if its == lag]
+            self.requests[self.next_id()] = Request(channels, start, lag)
         for key, request in before.items():
             if request.durable is not None:
                 self.requests[key] = self.durably(request)
             elif not request.live:
-                start = request.start if request.newest is None else {"position": request.newest}
-                self.requests[key] = Request(request.channels, start, request.lag)
+                begin = request.start if request.newest is None else {"position": request.newest}
+                again = Request(request.channels, begin, request.lag, calls=request.calls)
+                self.requests[key] = again
 
     def durably(self, before: Request) -> Request:
         """A durable subscription as it is asked for on another connection.
@@ -129,7 +164,26 @@ class Resume:
             channel = payload["channel"]
             self.forget([channel] if isinstance(channel, str) else channel)
         elif kind == "error" and request is not None and not payload.get("retryable"):
-            self.requests.pop(message_id or "")
+            self.drop(message_id or "")
+
+    def drop(self, message_id: str) -> None:
+        """The broker will not have this one."""
+        self.wanted.clear()
+        self.requests.pop(message_id)
+
+    def wants(self, channel: str) -> bool:
+        """Whether an event of this channel is for a subscription that there still is."""
+        if not self.let_go:
+            return True
+        if channel not in self.wanted:
+            if len(self.wanted) >= REMEMBERED:
+                self.wanted.clear()
+            self.wanted[channel] = any(
+                subjects.covers(self.expanded(each), channel)
+                for request in self.requests.values()
+                for each in request.channels
+            )
+        return self.wanted[channel]
 
     def moved(self, catch_up: int, position: str | None) -> None:
         for request in self.marked(catch_up):

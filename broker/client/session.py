@@ -19,7 +19,6 @@ time; while nobody takes it, nothing more is read and the broker notices.
 
 from __future__ import annotations
 
-import itertools
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from broker.client.calls import Calls
 from broker.client.engine import SUBPROTOCOL, UNHEARD
 from broker.client.items import Item, Lost, Reconnecting, SessionEnded
 from broker.client.link import use_link
-from broker.errors import CloseCode, Unavailable
+from broker.errors import CloseCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -42,9 +41,9 @@ if TYPE_CHECKING:
 class Session(Calls):
     """One client. `token` may be a function, which is then asked for each connection and before one expires.
 
-    Where it raises `OSError` or `Unavailable` it is asked again later. `tenant` is for monitoring tokens.
-    `run` connects, again and again; iterate to receive. Iteration raises `SessionEnded` when reconnecting
-    cannot help.
+    Where it raises, hangs or returns what is no token it is asked again later, and `Reconnecting` says so.
+    `tenant` is for monitoring tokens. `run` connects, again and again; iterate to receive. Iteration raises
+    `SessionEnded` when the broker has refused the same token twice.
     """
 
     changed: trio.Event = attrs.field(factory=trio.Event, repr=False)  # there may be something to send
@@ -60,27 +59,41 @@ class Session(Calls):
         ended: SessionEnded | None = None
         try:
             while not isinstance(end := await self.connect(), SessionEnded):
-                after = self.engine.wait(end)
-                self.channels[0].send_nowait(Reconnecting(reason=end.reason, after=after))
+                after = self.engine.wait(end, trio.current_time())
+                self.tell(Reconnecting(reason=end.reason, after=after, cause=end.cause))
                 await trio.sleep(after)
             ended = end
         finally:
             self.engine.end(ended)
             self.channels[0].close()
 
+    def tell(self, reconnecting: Reconnecting) -> None:
+        items: list[Item] = [*self.engine.notices, reconnecting]
+        self.engine.notices = []
+        for item in items:
+            if not self.unheard(item):
+                self.channels[0].send_nowait(item)
+
+    def unheard(self, item: Item) -> bool:
+        """Whether there is no use in keeping it."""
+        waiting = self.channels[1].statistics().current_buffer_used
+        return self.engine.is_free(item) and waiting >= UNHEARD
+
     def __aiter__(self) -> Session:
         return self
 
     async def __anext__(self) -> Item:
         self.taker = self.current_task()
-        try:
-            item = await self.channels[1].receive()
-        except trio.EndOfChannel:
-            if self.engine.ended is not None:
-                raise self.engine.ended from None
-            raise StopAsyncIteration from None
-        self.taken.set()
-        return item
+        while True:
+            try:
+                item = await self.channels[1].receive()
+            except trio.EndOfChannel:
+                if self.engine.ended is not None:
+                    raise self.engine.ended from None
+                raise StopAsyncIteration from None
+            self.taken.set()
+            if self.engine.is_wanted(item):
+                return item
 
     async def say(self) -> None:
         await super().say()
@@ -94,12 +107,19 @@ class Session(Calls):
 
     # --- one connection ----------------------------------------------------------------------------
 
+    async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:
+        with trio.move_on_after(self.token_timeout):
+            return await ask()
+        raise TimeoutError(f"no answer within {self.token_timeout:g} s")
+
     async def connect(self) -> Lost | SessionEnded:
         """One connection from the handshake to its end."""
+        token = await self.current_token()
+        if isinstance(token, Lost):
+            return token
+        self.engine.begin(token, trio.current_time())
+        self.expiring = trio.Event()
         try:
-            token = await self.current_token()
-            self.engine.begin()
-            self.expiring = trio.Event()
             return await use_link(
                 self.engine.address(),
                 self.converse,
@@ -110,7 +130,7 @@ class Session(Calls):
         except ConnectionRejected as rejected:
             after = dict(rejected.headers or ()).get(b"retry-after", b"").decode("latin-1")
             return self.engine.refused(rejected.status_code, after, rejected.body or b"")
-        except (OSError, Unavailable) as error:
+        except OSError as error:
             return Lost(str(error))
 
     async def converse(self, link: WebSocketConnection) -> Lost | SessionEnded:
@@ -132,25 +152,22 @@ class Session(Calls):
             self.changed.set()
             try:
                 text = await link.get_message()
-                item = self.engine.receive(text, trio.current_time())
             except ConnectionClosed as closed:
                 return self.closed(closed)
-            except SessionEnded as ended:
-                return ended
+            item = self.engine.receive(text, trio.current_time())
+            if isinstance(item, Lost):
+                return item
             self.changed.set()
-            if self.engine.expiring:
-                self.expiring.set()
             if item is not None:
                 await self.hand_over(item)
 
     async def hand_over(self, item: Item) -> None:
         """Waits until it is taken, where somebody must be there to take it."""
         send, receive = self.channels
-        free = self.engine.is_free(item)
-        if free and receive.statistics().current_buffer_used >= UNHEARD:
+        if self.unheard(item):
             return
         send.send_nowait(item)
-        while not free and receive.statistics().current_buffer_used > self.ahead():
+        while not self.engine.is_free(item) and receive.statistics().current_buffer_used > self.ahead():
             self.taken = trio.Event()
             await self.taken.wait()
 
@@ -160,26 +177,26 @@ class Session(Calls):
             now = trio.current_time()
             if lost := self.engine.overdue(now):
                 return lost
+            if self.engine.token_wanted(now):
+                self.expiring.set()
             try:
                 for text in self.engine.outgoing(now):
                     await link.send_message(text)
             except ConnectionClosed as closed:
                 return self.closed(closed)
-            with trio.move_on_at(self.engine.due()):
+            with trio.move_on_at(self.engine.due(trio.current_time())):
                 await self.changed.wait()
 
     async def renew(self) -> Lost | SessionEnded:
         """Presents another token when one is wanted. Until there is one the old one holds."""
         while True:
             await self.expiring.wait()
-            for attempt in itertools.count():
-                try:
-                    token = await self.current_token()
-                    break
-                except (OSError, Unavailable):
-                    await trio.sleep(self.backoff.delay(attempt))
             self.expiring = trio.Event()
-            self.engine.renewed(token)
+            token = await self.current_token()
+            if isinstance(token, Lost):
+                self.engine.token_missing(trio.current_time())
+            else:
+                self.engine.renewed(token, trio.current_time())
             self.changed.set()
 
     def closed(self, closed: ConnectionClosed) -> Lost | SessionEnded:

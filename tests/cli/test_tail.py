@@ -130,19 +130,33 @@ async def test_it_goes_on_after_a_cut_and_tells(data_dir: Path) -> None:
 
 
 async def test_a_given_token_and_the_tenant_it_looks_at(data_dir: Path) -> None:
-    """--token is sent as it is, --tenant beside it; a refusal ends with the broker's own words."""
+    """--token is sent as it is, --tenant beside it; a second refusal ends, with the broker's own words."""
 
     async def script(peer: Peer) -> None:
-        assert dict(peer.request.headers)[b"authorization"] == b"Bearer t0ken"
+        assert dict(peer.request.headers)[b"authorization"] == b"Bearer to.k.en"
         assert peer.request.path == "/ws?tenant=acme"
         await peer.say("error", {"code": "token_invalid", "message": "exp: missing", "retryable": False})
         await peer.link.aclose(4500)
 
-    async with broker(script) as url:
+    async with broker(script, script) as url:
         result = await command.broker(
-            *("tail", "a", "--token", "t0ken", "--tenant", "acme"), "--url", url, "--data-dir", data_dir
+            *("tail", "a", "--token", "to.k.en", "--tenant", "acme"), "--url", url, "--data-dir", data_dir
         )
-    assert (result.code, result.out, result.err) == (1, "", "closed with 4500: exp: missing\n")
+    assert (result.code, result.out) == (1, "")
+    once, twice = result.err.splitlines()
+    assert once.startswith("closed with 4500: exp: missing; reconnecting in ")
+    assert twice == "closed with 4500: exp: missing"
+
+
+async def test_a_token_that_is_none(data_dir: Path) -> None:
+    """What cannot be a token is used wrongly, and not shown."""
+    result = await command.broker(
+        *("tail", "a", "--token", "s3cret", "--url", "ws://127.0.0.1:1"), "--data-dir", data_dir
+    )
+    assert (result.code, result.out) == (2, "")
+    assert "--token" in result.err
+    assert "three base64url parts" in result.err
+    assert "s3cret" not in result.err
 
 
 async def test_a_subscription_that_is_refused(data_dir: Path) -> None:

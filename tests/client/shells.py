@@ -70,7 +70,7 @@ Shell: TypeAlias = Session | Elsewhere
 
 
 @asynccontextmanager
-async def on_trio(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterator[Shell]:
+async def on_trio(url: str, token: Any = "to.k.en", **options: Any) -> AsyncIterator[Shell]:
     session = Session(url=url, token=token, **{"backoff": QUICK} | options)
     async with trio.open_nursery() as nursery:
         await nursery.start(session.run)
@@ -79,7 +79,7 @@ async def on_trio(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterat
 
 
 @asynccontextmanager
-async def on_asyncio(url: str, token: Any = "t0ken", **options: Any) -> AsyncIterator[Shell]:
+async def on_asyncio(url: str, token: Any = "to.k.en", **options: Any) -> AsyncIterator[Shell]:
     home = trio.lowlevel.current_trio_token()
     ready = trio.Event()
     made: list[tuple[Elsewhere, asyncio.Event]] = []

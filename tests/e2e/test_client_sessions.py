@@ -15,7 +15,7 @@ import trio
 
 from broker import config
 from broker.auth import tokens
-from broker.client import Event, Gap, Message, Published, Reconnecting, SessionEnded
+from broker.client import Duplicate, Event, Gap, Message, Published, Reconnecting, SessionEnded
 from broker.errors import Forbidden, InvalidPosition, NotSubscribed, TooLarge, Unavailable
 from tests.client.shells import SHELLS, Running
 from tests.e2e.test_control import ban, within
@@ -181,9 +181,9 @@ async def test_queued_while_there_is_no_broker(file: Path, running: Running) -> 
             with trio.fail_after(PATIENCE_SECONDS):
                 while len(kept) < 2:
                     await trio.sleep(0.01)
-                again = await other.publish("a", 1, event_id="id-1")
-            assert again.duplicate
-            assert again.position in [each.position for each in kept]
+                with pytest.raises(Duplicate, match="another event has the id 'id-1'") as again:
+                    await other.publish("a", 1, event_id="id-1")
+            assert again.value.position in [each.position for each in kept]
             await other.subscribe("a", last=10)
             assert sorted(numbers([await until(other, Event) for _ in range(2)])) == [1, 2]
 

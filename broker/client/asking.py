@@ -1,0 +1,182 @@
+"""What is asked for and let go on a connection: in few messages, as the broker allows it, until it holds.
+
+`Resume` has what the application wants; here it becomes `subscribe` and `unsubscribe`. Few are under way
+at a time, so that what is asked for meanwhile goes together. What is let go is asked to end until the broker
+says that it has ended, before anything else is asked for: else it would hold a place.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import attrs
+import msgspec
+
+from broker import errors
+from broker.client.gate import seconds
+from broker.client.resume import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from broker.client.gate import Gate
+    from broker.client.items import Payload
+    from broker.client.resume import Resume
+
+Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
+
+UNDER_WAY = 4  # `subscribe` messages that wait for their answer
+AROUND_BYTES = 512  # of a message, beside its list of channels
+
+
+@attrs.define(eq=False)
+class Asking:
+    resume: Resume
+    gate: Gate
+    delay: Callable[[int], float]  # how long to wait after so many refusals
+    held: set[str] = attrs.field(factory=set)  # what the broker holds for this connection, by full names
+    asked: dict[str, list[str]] = attrs.field(factory=dict)  # under way: messageId → full names
+    leaving: dict[str, None] = attrs.field(factory=dict)  # let go, and not confirmed
+    left: list[str] = attrs.field(factory=list)  # the part of it that is under way
+    left_id: str = ""
+    one_by_one: bool = False  # a list of what is let go was refused as a whole
+    list_bytes: float = inf  # a longer one was too much for somebody on the way
+
+    def again(self) -> None:
+        """The connection is a new one, and holds nothing."""
+        self.held, self.asked, self.leaving, self.left, self.one_by_one = set(), {}, {}, [], False
+
+    def unsubscribe(self, channels: Iterable[str]) -> None:
+        names = [self.resume.expanded(each) for each in channels]
+        self.resume.forget(names)
+        self.resume.let_go = True
+        under_way = {name for asked in self.asked.values() for name in asked}
+        self.leaving |= dict.fromkeys(name for name in names if name in self.held or name in under_way)
+
+    def due(self, now: float) -> float:
+        """When there is something to send that is held back now."""
+        if self.to_leave() or self.left:
+            return inf if self.left else self.gate.opens("requests", now)
+        waiting = [each.not_before for each in self.resume.requests.values() if not each.sent]
+        if not waiting or len(self.asked) >= UNDER_WAY:
+            return inf
+        return max(min(waiting), self.gate.opens("requests", now))
+
+    def take(self, now: float) -> Iterator[Frame]:
+        """What can be sent."""
+        if self.leaving:
+            wanted = {
+                self.resume.expanded(c) for each in self.resume.requests.values() for c in each.channels
+            }
+            self.leaving = {name: None for name in self.leaving if name not in wanted}
+        if names := self.to_leave():
+            if not self.left and self.gate.passes("requests", now):
+                self.left, self.left_id = names, f"u{self.resume.next_id()}"
+                yield "unsubscribe", {"channel": names}, self.left_id
+            return
+        if self.left:
+            return
+        for key, request in list(self.resume.requests.items()):
+            if request.sent or now < request.not_before:
+                continue
+            if len(self.asked) >= UNDER_WAY or not self.gate.passes("requests", now):
+                return
+            self.cut(request)
+            request.sent = True
+            self.asked[key] = [self.resume.expanded(each) for each in request.channels]
+            yield "subscribe", request.payload, key
+
+    def to_leave(self) -> list[str]:
+        names = [name for name in self.leaving if name in self.held]
+        return names[:1] if self.one_by_one else names[: self.fitting(names)]
+
+    def cut(self, request: Request) -> None:
+        """Leaves in it what fits into one message; the rest is another one. A durable name goes with one."""
+        most = self.fitting(request.channels)
+        if most < len(request.channels) and request.durable is None:
+            self.split(request, most)
+
+    def split(self, request: Request, most: int) -> None:
+        rest = Request(request.channels[most:], request.start, request.lag, calls=request.calls)
+        request.channels = request.channels[:most]
+        self.resume.requests[self.resume.next_id()] = rest
+
+    def fitting(self, channels: list[str]) -> int:
+        """How many of these the broker takes in one message, and at least one."""
+        allowed = self.gate.allowed
+        room = min(self.list_bytes, max(allowed.message_bytes - AROUND_BYTES, 0))
+        for count, channel in enumerate(channels):
+            room -= len(msgspec.json.encode(channel)) + 1
+            if count and (room < 0 or count >= allowed.subscriptions_per_connection):
+                return count
+        return len(channels)
+
+    def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
+        """Takes note of an answer; True when it is nothing for the application."""
+        if kind == "unsubscribed" and message_id != self.left_id:
+            channel = payload["channel"]
+            self.held.difference_update([channel] if isinstance(channel, str) else channel)
+        elif message_id is not None and message_id == self.left_id and self.left:
+            return self.left_answered(kind, payload, now)
+        elif message_id in self.asked:
+            return self.subscribe_answered(kind, payload, message_id, now)
+        return False
+
+    def subscribe_answered(self, kind: str, payload: Mapping[str, Any], key: str, now: float) -> bool:
+        names = self.asked.pop(key)
+        request = self.resume.requests.get(key)
+        if kind == "subscribed":
+            self.held.update(payload["channel"])
+        elif kind == "error":
+            self.gate.refused("requests", payload, now)
+            if request is not None and payload.get("retryable"):
+                request.sent = False
+                request.not_before = now + seconds(payload) + self.delay(request.tries)
+                request.tries += 1
+            elif request is not None and self.taken_apart(request, payload):
+                request.sent = False
+                return True
+        under_way = {name for asked in self.asked.values() for name in asked}
+        for name in names:
+            if name not in self.held and name not in under_way:
+                self.leaving.pop(name, None)
+        return False
+
+    def taken_apart(self, request: Request, payload: Mapping[str, Any]) -> bool:
+        """Of several calls each is to fail or succeed for itself."""
+        several = request.calls > 1 and len(request.channels) > 1
+        if several and payload.get("code") == errors.SnapshotTooLarge.code:
+            self.split(request, len(request.channels) // 2)
+            return True
+        return False
+
+    def left_answered(self, kind: str, payload: Mapping[str, Any], now: float) -> bool:
+        names, self.left = self.left, []
+        if kind == "error":
+            self.gate.refused("requests", payload, now)
+            if payload.get("retryable"):
+                self.gate.hold("requests", now + seconds(payload))
+                return True
+            if len(names) > 1:  # one of them had ended meanwhile, and none was taken
+                self.one_by_one = True
+                return True
+        self.held.difference_update(names)
+        for name in names:
+            self.leaving.pop(name, None)
+        self.one_by_one = self.one_by_one and bool(self.leaving)
+        return kind == "error"
+
+    def size(self, key: str) -> int:
+        """Of the list in a message that is under way, in bytes."""
+        return len(msgspec.json.encode(self.asked[key]))
+
+    def shorten(self, key: str) -> bool:
+        """Its list ended the connection: whether shorter ones remain to be tried."""
+        request = self.resume.requests.get(key)
+        if request is None:
+            return True
+        if request.durable is not None or len(request.channels) == 1:
+            return False
+        self.list_bytes = min(self.list_bytes, self.size(key)) // 2
+        return True

@@ -1,0 +1,174 @@
+"""What an application may ask for, looked at before anything is sent: the mistake is told where it was made.
+
+A broker that has to refuse ten messages as ill-formed within a minute ends the connection, so none that
+it would refuse for its form alone gets there. `TypeError` is for what is no JSON, or of the wrong type;
+`ValueError` for a value that JSON cannot carry; a `BrokerError` for what the protocol does not allow.
+"""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import attrs
+import msgspec
+
+from broker import subjects
+from broker.errors import BadMessage, InvalidPosition
+from broker.wire.events import MAX_DEPTH
+from broker.wire.times import parse_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+Lag: TypeAlias = Literal["replay", "latest", "drop", "close"]
+
+TOMBSTONE = b""  # as an event: it removes its channel from snapshots
+MAX_ID_BYTES = 64
+DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
+
+
+@attrs.frozen
+class Part:
+    """A value within an event, and how it is got at."""
+
+    value: Any
+    depth: int = 0
+    parent: Part | None = None
+    key: str | int = ""
+
+    def within(self) -> Iterator[Part]:
+        """What it holds itself."""
+        if isinstance(self.value, dict):
+            for key, value in self.value.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"{self}: the key {key!r:.80} is no string")
+                if fault := text_fault(key):
+                    raise ValueError(f"{self}: the key {subjects.shown(key)} holds {fault}")
+                yield Part(value, self.depth + 1, self, key)
+        elif isinstance(self.value, list | tuple):
+            for index, value in enumerate(self.value):
+                yield Part(value, self.depth + 1, self, index)
+
+    def __str__(self) -> str:
+        steps, part = [], self
+        while part.parent is not None:
+            step = str(part.key) if isinstance(part.key, int) else subjects.shown(part.key)
+            steps.append(f"[{step}]")
+            part = part.parent
+        return "event" + "".join(reversed(steps[-8:])) + ("…" if len(steps) > 8 else "")
+
+
+def event_json(event: Any) -> bytes:
+    """An event as JSON: any value that JSON has, or JSON as bytes; `TOMBSTONE` is written `null`.
+
+    None alone is refused: what a function returns that forgot to must not remove a channel.
+    """
+    if event is None:
+        raise TypeError('event: None; a tombstone is TOMBSTONE (b""), and JSON null is b"null"')
+    if isinstance(event, bytes):
+        try:
+            event = msgspec.json.decode(event or b"null")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadMessage(f"event: no JSON: {error}") from None
+    pending = [Part(event)]
+    while pending:
+        part = pending.pop()
+        check_value(part)
+        pending += part.within()
+    return msgspec.json.encode(event)
+
+
+def check_value(part: Part) -> None:
+    value = part.value
+    if isinstance(value, str):
+        if fault := text_fault(value):
+            raise ValueError(f"{part}: holds {fault}")
+    elif isinstance(value, float):
+        if not isfinite(value):
+            raise ValueError(f"{part}: {value} is no number of JSON")
+    elif isinstance(value, int):
+        if not LEAST_INTEGER <= value <= MOST_INTEGER:
+            raise ValueError(f"{part}: an integer of more than 64 bits; send it as a string")
+    elif isinstance(value, dict | list | tuple):
+        if part.depth >= MAX_DEPTH:
+            raise ValueError(f"{part}: nested deeper than {MAX_DEPTH}, or within itself")
+    elif value is not None:
+        raise TypeError(f"{part}: {type(value).__name__} is no JSON")
+
+
+def text_fault(text: str) -> str | None:
+    """Why no UTF-8 can carry a text: half of a pair of surrogates, as a cut UTF-16 text has one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"a lone surrogate at character {error.start}"
+    return None
+
+
+def check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: a string is wanted, not {type(value).__name__}")
+    if fault := text_fault(value):
+        raise ValueError(f"{name}: {subjects.shown(value)} holds {fault}")
+
+
+def check_channel(channel: Any) -> None:
+    if not isinstance(channel, str):
+        raise TypeError(f"channel: a string is wanted, not {type(channel).__name__}")
+    subjects.parse_channel(channel)
+
+
+def check_id(event_id: Any) -> None:
+    check_text("event_id", event_id)
+    if not 1 <= len(event_id.encode()) <= MAX_ID_BYTES:
+        raise BadMessage(f"event_id: {subjects.shown(event_id)}: 1 to {MAX_ID_BYTES} bytes")
+
+
+def check_durable(durable: Any) -> None:
+    check_text("durable", durable)
+    if not DURABLE.match(durable):
+        raise BadMessage(f"durable: {subjects.shown(durable)}: 1 to 64 of A-Z a-z 0-9 _ -")
+
+
+def check_patterns(channels: Iterable[Any]) -> None:
+    if not channels:
+        raise TypeError("channel: at least one")
+    for channel in channels:
+        if not isinstance(channel, str):
+            raise TypeError(f"channel: strings are wanted, not {type(channel).__name__}")
+        subjects.parse_pattern(channel)
+
+
+def check_subscribe(
+    channels: tuple[Any, ...], start: Mapping[str, Any], lag: Any, durable: Any, most_last: float
+) -> None:
+    """`most_last`: the broker's limit `last_events`."""
+    check_patterns(channels)
+    if len(start) > 1:
+        raise ValueError(f"a subscription has one start, not {' and '.join(start)}")
+    if lag is not None and lag not in get_args(Lag):
+        raise ValueError(f"lag: {lag!r:.40} is none of {', '.join(get_args(Lag))}")
+    if lag == "replay" and (live := [each for each in channels if subjects.is_live(each)]):
+        raise ValueError(f"lag: {live[0]} is not stored and cannot be replayed")
+    if durable is not None:
+        check_durable(durable)
+    match start:
+        case {"position": position}:
+            check_position(position)
+        case {"since": since}:
+            check_text("since", since)
+            parse_time(since, "since")
+        case {"last": last}:
+            if type(last) is not int:
+                raise TypeError(f"last: a whole number is wanted, not {type(last).__name__}")
+            if not 1 <= last <= most_last:
+                raise BadMessage(f"last: {last}: must be 1 to {most_last:g}")
+
+
+def check_position(position: Any) -> None:
+    check_text("position", position)
+    if not position or len(position) > 256:
+        raise InvalidPosition(f"position: {subjects.shown(position)}; send one back as it was received")

@@ -1,0 +1,122 @@
+"""What the broker allows, as it has said itself, and when the next message may go: we stay below it.
+
+Two lanes: publishes, and all other requests. Refusals are counted for both together, since the broker
+closes the connection after 50 for their rate, or 10 for their form, within a minute.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import attrs
+
+from broker import errors
+from broker.limits import TokenBucket, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Lane: TypeAlias = Literal["publishes", "requests"]
+
+SHARE = 0.8  # of the rates and bursts: what is sent evenly arrives in heaps
+RATE_REFUSALS, FORM_REFUSALS = 25, 5  # of the 50 and the 10: what is under way may be refused, too
+REFUSAL_SECONDS = 61.0
+WAIT_SECONDS = 1.0  # before what was refused for now is sent again, when the broker does not say
+LONGEST_WAIT = 300.0  # that we let ourselves be asked for
+INSTANT = 1e-6  # seconds: less is the rounding of a float
+
+
+@attrs.frozen(kw_only=True)
+class Allowed:
+    """`connection.established.limits`; the defaults are the protocol page's, for what is not said there."""
+
+    message_bytes: float = 65536
+    publish_bytes: float = inf
+    subscriptions_per_connection: float = 128
+    last_events: float = inf
+    requests_per_second: float = 10
+    requests_burst: float = 10
+    messages_per_minute: float = 100
+    messages_burst: float = 50
+    duplicate_window_seconds: float = 600
+
+    @classmethod
+    def said(cls, limits: Mapping[str, Any]) -> Allowed:
+        known = attrs.fields_dict(cls)
+        return cls(**{
+            name: value
+            for name, value in limits.items()
+            if name in known and isinstance(value, int | float) and value > 0
+        })  # fmt: skip
+
+
+@attrs.define(eq=False)
+class Gate:
+    """Time is an argument: seconds on a monotonic clock."""
+
+    allowed: Allowed = attrs.field(factory=Allowed)
+    buckets: dict[Lane, TokenBucket] = attrs.field(factory=dict)
+    held: dict[Lane, float] = attrs.field(factory=dict)  # closed until then
+    refusals: Window = attrs.field(factory=lambda: Window(limit=RATE_REFUSALS, seconds=REFUSAL_SECONDS))
+    bad: Window = attrs.field(factory=lambda: Window(limit=FORM_REFUSALS, seconds=REFUSAL_SECONDS))
+
+    def begin(self, allowed: Allowed, now: float) -> None:
+        """A new connection has said what it allows. Publishes are counted for the user, over connections."""
+        self.allowed = allowed
+        self.refusals.times.clear()
+        self.bad.times.clear()
+        self.held = {}
+        rates: dict[Lane, tuple[float, float]] = {
+            "publishes": (allowed.messages_per_minute / 60, allowed.messages_burst),
+            "requests": (allowed.requests_per_second, allowed.requests_burst),
+        }
+        for lane, (rate, burst) in rates.items():
+            rate, burst = SHARE * rate, max(1.0, SHARE * burst)
+            if lane == "publishes" and lane in self.buckets:
+                self.buckets[lane].adopt(rate=rate, burst=burst)
+            else:
+                self.buckets[lane] = TokenBucket(rate=rate, burst=burst, now=now)
+
+    def opens(self, lane: Lane, now: float) -> float:
+        """When the next message of this lane may go: `now`, or later."""
+        if not self.buckets:
+            self.begin(self.allowed, now)
+        opens = [now, now + self.buckets[lane].wait(now), self.held.get(lane, now)]
+        for window in (self.refusals, self.bad):
+            recent = [each for each in window.times if each > now - window.seconds]
+            if len(recent) >= window.limit:
+                opens.append(recent[-window.limit] + window.seconds)
+        return max(opens)
+
+    def passes(self, lane: Lane, now: float) -> bool:
+        """Whether one may go now; it is counted then."""
+        if self.opens(lane, now) > now + INSTANT:
+            return False
+        self.buckets[lane].spend(now, 1)
+        return True
+
+    def count(self, lane: Lane, now: float) -> None:
+        """Counts what goes in any case."""
+        if self.buckets:
+            self.buckets[lane].spend(now, 1)
+
+    def hold(self, lane: Lane, until: float) -> None:
+        self.held[lane] = max(self.held.get(lane, -inf), until)
+
+    def refused(self, lane: Lane, payload: Mapping[str, Any], now: float) -> None:
+        """Notes an `error`: after some for rate, or for form, there is a pause."""
+        code = payload.get("code")
+        if code == errors.RateLimited.code:
+            self.refusals.hit(now)
+            self.hold(lane, now + seconds(payload))
+        elif code in (errors.BadMessage.code, errors.UnknownType.code):
+            self.bad.hit(now)
+        if not payload.get("retryable"):
+            self.count("publishes", now)  # the broker counts what fails with them
+
+
+def seconds(payload: Mapping[str, Any]) -> float:
+    """How long to wait after a refusal that passes."""
+    wait: float = payload.get("retry_after_ms") or WAIT_SECONDS * 1000
+    return min(max(wait, 0.0) / 1000, LONGEST_WAIT)

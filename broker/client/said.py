@@ -1,0 +1,117 @@
+"""What the broker says, read with care: anything may stand on the way, and speak in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from broker.client.items import Gap
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from broker.client.items import Payload
+
+
+class Nonsense(Exception):
+    """A message that no broker says. The connection is left for another one."""
+
+
+class Envelope(msgspec.Struct, rename={"message_id": "messageId"}):
+    type: str
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+    message_id: str | None = None
+
+
+class Delivery(msgspec.Struct):
+    channel: str
+    event: msgspec.Raw
+    position: str | None = None
+    publisher: dict[str, Any] | None = None
+    catch_up: int | None = None
+
+
+class Refused(msgspec.Struct):
+    channel: str
+    code: str = ""
+
+
+class Fields(msgspec.Struct):
+    """The fields that are heeded, whichever message they are in; a known message has no other types."""
+
+    channel: str | list[str] = ()  # type: ignore[assignment]
+    refused: list[Refused] = ()  # type: ignore[assignment]
+    position: str | None = None
+    catch_up: int | None = None
+    start: str | None = msgspec.field(default=None, name="from")
+    end: str | None = msgspec.field(default=None, name="to")
+    count: int | None = None
+    reason: str = ""
+    code: str = ""
+    message: str = ""
+    state: str = ""
+    retryable: bool = False
+    duplicate: bool | None = None
+    live: bool = True
+    private: str | None = None
+    durable: str | None = None
+    heartbeat_seconds: float = 25.0
+    retry_after_ms: float | None = None
+    reconnect_after_ms: float | None = None
+    limits: dict[str, Any] = {}
+
+
+REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "subscribed": ("channel",),
+    "unsubscribed": ("channel",),
+    "gap": ("channel",),
+    "error": ("code",),
+}
+KNOWN = {
+    "connection.established", "connection.authenticated", "connection.expiring", "connection.draining",
+    "subscribed", "subscription.live", "unsubscribed", "gap", "source", "published", "acknowledged", "pong",
+    "error",
+}  # fmt: skip
+
+
+def read(text: str | bytes) -> tuple[Envelope, Delivery | Payload]:
+    """A message with what is in it. Raises `Nonsense`."""
+    if not isinstance(text, str):
+        raise Nonsense("a frame that is no text")
+    try:
+        envelope = msgspec.json.decode(text, type=Envelope)
+        if envelope.type == "event":
+            return envelope, msgspec.json.decode(envelope.payload, type=Delivery)
+        payload = msgspec.json.decode(envelope.payload, type=dict[str, Any])
+        if envelope.type in KNOWN:
+            msgspec.convert(payload, Fields)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise Nonsense(str(error)) from None
+    for name in REQUIRED.get(envelope.type, ()):
+        if name not in payload:
+            raise Nonsense(f"{envelope.type} without {name}")
+    return envelope, payload
+
+
+def gap(payload: Mapping[str, Any]) -> Gap:
+    channel = payload.get("channel", ())
+    return Gap(
+        channels=(channel,) if isinstance(channel, str) else tuple(channel),
+        reason=payload.get("reason", ""),
+        start=payload.get("from"),
+        end=payload.get("to"),
+        count=payload.get("count"),
+        catch_up=payload.get("catch_up"),
+    )
+
+
+def title(body: bytes) -> str:
+    """What an `application/problem+json` body (RFC 9457) says, for a sentence."""
+    said = None
+    try:
+        problem = msgspec.json.decode(body, type=dict[str, Any])
+        said = problem.get("detail") or problem.get("title")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    return f": {said[:200]}" if isinstance(said, str) else ""

@@ -1,0 +1,111 @@
+"""A token from the client's side: whether it can be one, how long it lives, and when it is no good for ever.
+
+Only the broker can say that a token is bad, and only about a token: an error page that the token's source
+gave instead of one is no reason to end, and what was refused once may have been refused by mistake.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from base64 import urlsafe_b64decode
+from contextlib import suppress
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from broker.errors import CloseCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")  # RFC 7515, section 7.1
+RENEW_SECONDS = 15.0  # between two renewals at least, or half of a shorter life
+SOON_SECONDS = 30.0  # when the broker wants another token, it gets one within
+
+
+class Claims(msgspec.Struct):
+    exp: float | None = None
+    iat: float | None = None
+    nbf: float | None = None
+
+
+def looked_at(token: Any) -> str:
+    """The token without white space around it. Raises `ValueError` when it cannot be one.
+
+    What it was is not repeated: it may be a secret.
+    """
+    if not isinstance(token, str):
+        raise ValueError(f"the token is of type {type(token).__name__}, not a string")
+    trimmed = token.strip()
+    if not TOKEN.match(trimmed):
+        raise ValueError(f"no token: {len(token)} characters that are not three base64url parts with dots")
+    return trimmed
+
+
+def claims(token: str) -> Claims:
+    """The times that a token says of itself; nothing where they cannot be read."""
+    part = token.split(".")[1]
+    with suppress(ValueError, msgspec.DecodeError):
+        return msgspec.json.decode(urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=Claims)
+    return Claims()
+
+
+def life(token: str) -> float | None:
+    """For how many seconds a token is good that was made just now; by its own times, so by one clock."""
+    found = claims(token)
+    begin = found.iat if found.iat is not None else found.nbf
+    if found.exp is None or begin is None or found.exp <= begin:
+        return None
+    return found.exp - begin
+
+
+@attrs.define(eq=False, kw_only=True)
+class Credentials:
+    """The token that was presented last. `renewable`: another one can be had."""
+
+    renewable: bool
+    wall: Callable[[], float] = time.time
+    token: str = ""
+    since: float = -inf  # when it was had, on the monotonic clock
+    renewed: float = -inf  # when one was last presented to a connection that had one
+    refused: str | None = None  # the one that was refused since one was last good
+
+    def presented(self, token: str, now: float) -> None:
+        if token != self.token:
+            self.token, self.since = token, now
+
+    def accepted(self) -> None:
+        self.refused = None
+
+    def renew_at(self, now: float) -> float:
+        """When to ask for another one, once the broker wants it: as half of this one's life is over.
+
+        A source that gives tokens of a minute would else be asked for one after the other. Our clock is
+        believed only where it agrees that the token lives.
+        """
+        lives = life(self.token)
+        if lives is None:
+            return max(now, self.renewed + RENEW_SECONDS)
+        half, left = self.since + lives / 2, (claims(self.token).exp or 0.0) - self.wall()
+        if 0 < left <= lives:  # it was not made just now
+            half = min(half, now + left / 2)
+        return max(now, min(half, now + SOON_SECONDS), self.renewed + min(RENEW_SECONDS, lives / 2))
+
+    def is_final(self, code: int) -> bool:
+        """Whether a close ends it all: one that refuses the token which was refused before."""
+        if code == CloseCode.TOKEN_EXPIRED:
+            if self.renewable or not self.expired:
+                return False
+        elif not 4500 <= code <= 4999 or code == CloseCode.PROTOCOL_VIOLATION:
+            return False
+        again, self.refused = self.refused == self.token, self.token
+        return again
+
+    @property
+    def expired(self) -> bool:
+        """Whether the token has run out by our clock, too: the broker's may be wrong."""
+        exp = claims(self.token).exp
+        return exp is None or exp <= self.wall()
