@@ -39,10 +39,11 @@ def weigh(pattern: str, allowing: tuple[str, ...], denying: tuple[str, ...]) -> 
 class Principal:
     """A verified token: one user of one tenant, until `expires_at` (Unix seconds).
 
-    `issued_at` too, where the token says. The patterns have no placeholders left. `room` is the encoded
-    user, the token of its private channels. A monitoring principal only subscribes. `signer` is the key
-    behind the token, as `auth` knows it; `standard`: the token said nothing of permissions, so these are the
-    configuration's.
+    That is by the clock of the moment at which it was verified, from which on it is good for `life` seconds;
+    clocks may be put right meanwhile. `issued_at` is in Unix seconds too, where the token says. The patterns
+    have no placeholders left. `room` is the encoded user, the token of its private channels. A monitoring
+    principal only subscribes. `signer` is the key behind the token, as `auth` knows it; `standard`: the token
+    said nothing of permissions, so these are the configuration's.
     """
 
     tenant: str
@@ -52,6 +53,7 @@ class Principal:
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
     deny: tuple[str, ...] = ()
+    life: float = 0.0
     monitoring: bool = False
     token_id: str | None = None
     issued_at: float | None = None

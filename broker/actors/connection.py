@@ -5,7 +5,6 @@ What a message means is decided in `wire.session`, what is sent next in `outlet`
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -292,9 +291,7 @@ class Connection:
         now = trio.current_time()
         if self.session.principal is None:
             self.spend_from(services.budgets.claim(self.session.budgets, principal, now))
-        for effect in self.session.authenticated(
-            principal, now=now, unix_now=time.time(), message_id=wish.message_id
-        ):
+        for effect in self.session.authenticated(principal, now=now, message_id=wish.message_id):
             await self.carry_out(effect)
         services.wheel.schedule(self, self.on_timer(now))
         with suppress(Unavailable):  # before NATS was reached: then with the first subscription

@@ -1,19 +1,15 @@
-"""Keys from an address: a JWK Set (RFC 7517) that is fetched over HTTPS and kept."""
+"""Keys from an address: a JWK Set (RFC 7517) that is fetched and kept."""
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import re
-import ssl
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
 
 import attrs
-import h11
 import structlog
 import trio
 
+from broker.auth.fetching import get
 from broker.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -22,9 +18,9 @@ if TYPE_CHECKING:
     from broker import config
     from broker.auth.keys import VerifyingKey
 
-MAX_BYTES = 256 * 1024  # some hundred RSA keys; real sets have two to ten
 MAX_RETRY_DOUBLINGS = 6  # a failing address is asked after 2, 4 … 64 s
-PRINTABLE = re.compile(r"[!-~]+\Z")
+MAX_MISSED = 1024  # names of keys that are remembered, of the many that anybody can make up
+SOON_SECONDS = 1.0  # the shortest time after which to come again
 
 log = structlog.get_logger()
 
@@ -35,12 +31,28 @@ class Timing:
 
     `fetch_seconds`: the limit for a whole answer. `refresh_seconds`: between two regular fetches, so the
     time for which a withdrawn key is still believed. `apart_seconds`: tokens that name unknown keys cause
-    no fetch within that time of the last one; anybody can send such tokens.
+    no fetch within that time of the last one; anybody can send such tokens. `settled_seconds`: how long a key
+    is waited for that tokens name and the set does not have, before that is an answer: a new one may be in
+    use before the caches of its provider have it (those of Supabase hold a set for ten minutes).
     """
 
     fetch_seconds: float = 5.0
     refresh_seconds: float = 600.0
     apart_seconds: float = 60.0
+    settled_seconds: float = 600.0
+
+
+@attrs.frozen(kw_only=True)
+class RemoteStatistics:
+    """Of one address: `fault` is why the last fetch failed, `age` how old the keys are in seconds.
+
+    `unknown` counts tokens that named a key which it does not have.
+    """
+
+    keys: int
+    fault: str | None
+    age: float | None
+    unknown: int
 
 
 @attrs.define(eq=False)
@@ -58,8 +70,11 @@ class Remote:
     keys: tuple[VerifyingKey, ...] = ()
     fault: str | None = "not asked yet"  # of the last fetch
     asked_at: float = -math.inf  # Trio's time, as all of these
+    read_at: float | None = None  # when the keys were asked for that there are
     due_at: float = -math.inf
     fetching: bool = False
+    unknown: int = 0
+    missed: dict[int, float] = attrs.field(factory=dict)  # since when, by the hash of a key's name
     wanted: trio.Event = attrs.field(factory=trio.Event)
     answered: trio.Event = attrs.field(factory=trio.Event)
 
@@ -87,84 +102,40 @@ class Remote:
         else:
             if self.fault:
                 log.info("jwks_fetched", key=self.entry.name, keys=len(self.keys))
-            self.fault = None
+            self.fault, self.read_at = None, self.asked_at
 
-    async def refresh(self) -> None:
-        """Returns after the fetch that is under way or a new one; at once when the last was too recently."""
+    async def refresh(self) -> bool:
+        """Waits for the fetch that is under way or a new one; False at once where the last was too recent."""
         if not self.fetching:
             if trio.current_time() - self.asked_at < self.timing.apart_seconds:
-                return
+                return False
             self.wanted.set()
         await self.answered.wait()
+        return True
 
+    def wait(self, kid: str | None, *, fresh: bool) -> float | None:
+        """In how many seconds a key that is not here may be; None once it is settled that there is none.
 
-def address_fault(url: str) -> str | None:
-    """Why keys cannot be fetched from `url`; None when they can."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if host is None or parts.scheme not in ("http", "https") or not PRINTABLE.match(url):
-        return "is no https address"
-    if "@" in parts.netloc:
-        return "may not hold a user or password; a JWK Set is public"
-    if parts.scheme == "http" and not is_loopback(host):
-        return "needs https: over http anybody on the way could put in keys"
-    return None
+        That takes a `fresh` look, and as many seconds as the timing says since a token first named it.
+        """
+        now = trio.current_time()
+        self.unknown += 1
+        if self.fault or self.fetching:
+            return max(SOON_SECONDS, self.due_at - now)
+        since = self.missed.get(name := hash(kid))
+        if since is None:
+            if len(self.missed) >= MAX_MISSED:
+                del self.missed[next(iter(self.missed))]  # the oldest; it is waited for a little longer
+            since = self.missed[name] = now
+            log.warning("key_unknown", key=self.entry.name, kid=(kid or "")[:80], keys=len(self.keys))
+        if fresh and now - since >= self.timing.settled_seconds:
+            return None
+        return max(SOON_SECONDS, self.asked_at + self.timing.apart_seconds - now)
 
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-async def get(url: str, *, seconds: float) -> bytes:
-    """The body at `url`: 200 only, at most 256 KiB, within `seconds`. Raises `Unavailable` with the reason.
-
-    A redirect is not followed: the address in the configuration is the one that is trusted.
-    """
-    parts = urlsplit(url)
-    client = h11.Connection(h11.CLIENT)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    headers = [("Host", parts.netloc), ("Accept", "application/json"), ("Connection", "close")]
-    try:
-        with trio.fail_after(seconds):
-            stream = await connect(parts)
-            async with stream:
-                request = client.send(h11.Request(method="GET", target=target, headers=headers))
-                await stream.send_all(request)
-                client.send(h11.EndOfMessage())
-                return await read_body(client, stream)
-    except trio.TooSlowError:
-        raise Unavailable(f"no whole answer within {seconds:g} s") from None
-    except (OSError, trio.BrokenResourceError, h11.ProtocolError, UnicodeError) as error:
-        raise Unavailable(f"the address cannot be read: {error.__cause__ or error}") from error
-
-
-async def connect(parts: SplitResult) -> trio.abc.Stream:
-    host = parts.hostname or ""
-    if parts.scheme == "http":
-        return await trio.open_tcp_stream(host, parts.port or 80)
-    context = ssl.create_default_context()  # made for each fetch: the system's authorities change
-    return await trio.open_ssl_over_tcp_stream(
-        host, parts.port or 443, ssl_context=context, https_compatible=True
-    )
-
-
-async def read_body(client: h11.Connection, stream: trio.abc.Stream) -> bytes:
-    body = bytearray()
-    while True:
-        event = client.next_event()
-        if event is h11.NEED_DATA:
-            client.receive_data(bytes(await stream.receive_some(65536)))
-        elif isinstance(event, h11.Response) and event.status_code != 200:
-            raise Unavailable(f"the address answered {event.status_code} instead of 200")
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > MAX_BYTES:
-                raise Unavailable(f"the answer is longer than {MAX_BYTES} bytes")
-        elif isinstance(event, h11.EndOfMessage):
-            return bytes(body)
+    def statistics(self) -> RemoteStatistics:
+        return RemoteStatistics(
+            keys=len(self.keys),
+            fault=self.fault,
+            age=None if self.read_at is None else trio.current_time() - self.read_at,
+            unknown=self.unknown,
+        )

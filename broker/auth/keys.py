@@ -24,7 +24,9 @@ from jwt.algorithms import Algorithm, get_default_algorithms
 from jwt.exceptions import PyJWTError
 
 from broker import config, subjects
-from broker.auth.jwks import MAX_BYTES, Remote, Timing, address_fault
+from broker.auth.claims import ANY
+from broker.auth.fetching import MAX_BYTES, address_fault
+from broker.auth.jwks import Remote, Timing
 from broker.errors import ConfigError, TokenInvalid, Unavailable
 
 if TYPE_CHECKING:
@@ -40,15 +42,34 @@ ALGORITHMS: dict[str, Algorithm] = {
     if name in (*SECRET_BYTES, *RSA, *CURVES, "EdDSA")
 }
 RSA_BITS = (2048, 8192)  # RFC 7518 section 3.3; above, one signature costs a millisecond
+UNBOUND = (
+    "audience: it or issuer is required beside jwks_url, since a provider signs for others with the same "
+    f"keys: write what your tokens have in `aud` (or `iss`), or '{ANY}' to believe them all"
+)
 SOURCES = ("secret_file", "secret", "pem_file", "jwks_file", "jwks_url")
 # Hears of each step of a verification that held, by its name, and what it found.
 Passed: TypeAlias = "Callable[[str, str], None]"
-MAX_TRIES = 16  # keys that are tried for a token that does not say which one it was signed with
+# Why a token whose signature holds is not for an entry all the same; None when it is.
+Unfit: TypeAlias = "Callable[[config.Key], str | None]"
+MAX_TRIES = 16  # keys that are tried for one token
+
+
+@attrs.frozen(kw_only=True)
+class Signed:
+    """What a token has of its signature: which algorithm and key it says, and what was signed with it."""
+
+    algorithm: str
+    kid: str | None
+    message: bytes
+    signature: bytes = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
 class VerifyingKey:
-    """One key for one algorithm, and the entry of the configuration that says what it may sign."""
+    """One key for one algorithm, and the entry of the configuration that says what it may sign.
+
+    One without a `kid`, as a secret and a PEM are, takes tokens with any.
+    """
 
     entry: config.Key = attrs.field(repr=False)  # may hold a secret, as does `material`
     kid: str | None
@@ -60,20 +81,30 @@ class VerifyingKey:
         """What of it decides whether a token is believed, but for whom it may sign."""
         return self.kid, self.algorithm, self.material, self.entry.issuer, self.entry.audience
 
-    def signed(self, message: bytes, signature: bytes) -> bool:
-        return ALGORITHMS[self.algorithm].verify(message, self.material, signature)
+    def named(self, kid: str | None) -> bool:
+        """Whether a token means this key."""
+        return kid in (self.kid, self.entry.name)
+
+    def signed(self, token: Signed) -> bool:
+        return ALGORITHMS[self.algorithm].verify(token.message, self.material, token.signature)
+
+
+@attrs.frozen
+class Local:
+    """The keys of an entry that is read from the configuration and its files."""
+
+    keys: tuple[VerifyingKey, ...]
 
 
 @attrs.define(eq=False)
 class Keys:
-    """All keys of a configuration.
+    """All keys of a configuration, in its order.
 
-    The `kid` of a secret or PEM is the name of its entry. Each JWK Set is a room of its own: its keys
-    never leave the entry, so the same `kid` at two issuers is two keys.
+    Each JWK Set is a room of its own: its keys never leave the entry, so the same `kid` at two issuers is two
+    keys.
     """
 
-    fixed: tuple[VerifyingKey, ...]
-    remotes: tuple[Remote, ...] = ()
+    sources: tuple[Local | Remote, ...]
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # of `run`
 
     @classmethod
@@ -84,29 +115,31 @@ class Keys:
         on. Raises `ConfigError` with one sentence for each fault.
         """
         faults: list[str] = []
-        fixed: list[VerifyingKey] = []
-        remotes: list[Remote] = []
+        sources: list[Local | Remote] = []
         if not auth.keys:
             faults.append("auth.keys: there is none, so no token could be believed")
         for index, entry in enumerate(auth.keys):
-            found = list(entry_faults(entry))
+            told = list(entry_faults(entry))
             if entry.name in [other.name for other in auth.keys[:index]]:
-                found.append(f"name: {entry.name!r} is the name of an earlier key too")
+                told.append(f"name: {entry.name!r} is the name of an earlier key too")
             try:
                 if entry.jwks_url is not None:
                     parse = partial(read_set, entry=entry)
                     known = (source for source in before if source.entry == entry)
-                    remotes.append(
-                        next(known, None) or Remote(entry, entry.jwks_url, parse, timing or Timing())
-                    )
-                elif not found:
-                    fixed += read_keys(entry)
+                    remote = Remote(entry, entry.jwks_url, parse, timing or Timing())
+                    sources.append(next(known, remote))
+                elif not told:
+                    sources.append(Local(read_keys(entry)))
             except ConfigError as error:
-                found += error.faults
-            faults += [f"auth.keys.{index}.{fault}" for fault in found]
+                told += error.faults
+            faults += [f"auth.keys.{index}.{fault}" for fault in told]
         if faults:
             raise ConfigError(faults)
-        return cls(tuple(fixed), tuple(remotes))
+        return cls(tuple(sources))
+
+    @property
+    def remotes(self) -> tuple[Remote, ...]:
+        return tuple(source for source in self.sources if isinstance(source, Remote))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keeps the keys from addresses fresh, until `scope` is cancelled. Reports started at once."""
@@ -116,46 +149,66 @@ class Keys:
                     nursery.start_soon(source.run)
                 task_status.started()
 
-    async def signer(
-        self, algorithm: str, kid: str | None, message: bytes, signature: bytes, passed: Passed
-    ) -> VerifyingKey:
-        """The key that `message` was signed with. Waits only for addresses that may know an unknown key.
+    async def signer(self, token: Signed, unfit: Unfit, passed: Passed) -> VerifyingKey:
+        """The first key that has signed the token and whose entry it fits; that entry decides all else.
 
-        `passed` hears of "key" once a key is chosen, even where the signature does not match. Raises
-        `TokenInvalid`, or `Unavailable` when such an address does not answer.
+        Waits only for addresses that may know an unknown key. `passed` hears of "key" once there is one that
+        may have signed, and of "signature" when one has. Raises `TokenInvalid`, or `Unavailable` while it is
+        not known whether such an address has the key.
         """
-        if key := self.match(algorithm, kid, message, signature):
-            return key
-        lacking = [source for source in self.remotes if lacks(source, algorithm, kid)]
+        signers = self.signers(token)
+        key = fitting(signers, unfit)
+        lacking = [] if key else [source for source in self.remotes if lacks(source, token)]
         if lacking:
-            with trio.move_on_after(max(source.timing.fetch_seconds for source in lacking)):
-                async with trio.open_nursery() as nursery:
-                    for source in lacking:
-                        nursery.start_soon(source.refresh)
-            if key := self.match(algorithm, kid, message, signature):
-                return key
-        for source in lacking:
-            if source.fault or source.fetching:
-                wait = max(1.0, source.due_at - trio.current_time())
-                raise Unavailable("the token's key cannot be fetched at the moment", retry_after=wait)
-        if candidates := self.candidates(algorithm, kid):
-            passed("key", " or ".join(dict.fromkeys(key.entry.name for key in candidates)))
-            raise TokenInvalid("signature: it does not match")
-        raise TokenInvalid("alg, kid: no configured key has them")
+            fresh = await asked(lacking)
+            signers = self.signers(token)
+            key = fitting(signers, unfit)
+        if candidates := signers or self.candidates(token):
+            passed("key", " or ".join(dict.fromkeys(each.entry.name for each in candidates)))
+        if signers:
+            passed("signature", "matches")
+        if key:
+            passed("key", key.entry.name)
+            return key
+        still = [source for source in lacking if lacks(source, token)]
+        waits = [wait for each in still if (wait := each.wait(token.kid, fresh=each in fresh)) is not None]
+        if waits:
+            raise Unavailable(missing(still, token.kid), retry_after=min(waits))
+        if signers:
+            raise TokenInvalid("; ".join(dict.fromkeys(unfit(each.entry) or "" for each in signers)))
+        raise TokenInvalid(self.unsigned(token, candidates))
 
-    def match(self, algorithm: str, kid: str | None, message: bytes, signature: bytes) -> VerifyingKey | None:
-        candidates = self.candidates(algorithm, kid)
-        if kid is None and len(candidates) > MAX_TRIES:
-            raise TokenInvalid(f"kid: missing, and more than {MAX_TRIES} keys may have signed")
-        return next((key for key in candidates if key.signed(message, signature)), None)
+    def unsigned(self, token: Signed, candidates: list[VerifyingKey]) -> str:
+        """Why no key has signed the token."""
+        if len(candidates) > MAX_TRIES:
+            return f"kid: {len(candidates)} keys may have signed, and no more than {MAX_TRIES} are tried"
+        if candidates:
+            return "signature: it does not match"
+        algorithm = subjects.shown(token.algorithm)
+        if token.algorithm not in self.algorithms():
+            return f"alg: no configured key is for {algorithm}"
+        return f"kid: no configured key for {algorithm} is called {subjects.shown(token.kid or '')}"
 
-    def candidates(self, algorithm: str, kid: str | None) -> list[VerifyingKey]:
-        return [key for key in self.known() if key.algorithm == algorithm and (kid is None or key.kid == kid)]
+    def algorithms(self) -> set[str]:
+        remote = {name for source in self.remotes for name in source.entry.algorithms}
+        return remote | {key.algorithm for key in self.known()}
+
+    def signers(self, token: Signed) -> list[VerifyingKey]:
+        """The keys that have signed it, in order."""
+        return [key for key in self.candidates(token)[:MAX_TRIES] if key.signed(token)]
+
+    def candidates(self, token: Signed) -> list[VerifyingKey]:
+        """The keys that may have, those that it names first."""
+        may = [
+            key
+            for key in self.known()
+            if key.algorithm == token.algorithm and (None in (token.kid, key.kid) or key.kid == token.kid)
+        ]
+        return sorted(may, key=lambda key: not key.named(token.kid))
 
     def known(self) -> Iterator[VerifyingKey]:
         """All keys that there are now."""
-        yield from self.fixed
-        for source in self.remotes:
+        for source in self.sources:
             yield from source.keys
 
     def successor(self, signer: object) -> VerifyingKey | None:
@@ -165,18 +218,52 @@ class Keys:
         return next((key for key in self.known() if key.identity == signer.identity), None)
 
 
-def lacks(source: Remote, algorithm: str, kid: str | None) -> bool:
+def fitting(signers: Iterable[VerifyingKey], unfit: Unfit) -> VerifyingKey | None:
+    return next((key for key in signers if unfit(key.entry) is None), None)
+
+
+def lacks(source: Remote, token: Signed) -> bool:
     """Whether a fetch from `source` may bring a key for the token that its present keys are not."""
-    known = source.keys and (kid is None or any(key.kid == kid for key in source.keys))
-    return not known and algorithm in source.entry.algorithms
+    if token.algorithm not in source.entry.algorithms:
+        return False
+    if token.kid is None:  # where all keys have a name, tokens name them
+        return not source.keys or any(key.kid is None for key in source.keys)
+    return all(key.kid != token.kid for key in source.keys)
+
+
+def missing(sources: list[Remote], kid: str | None) -> str:
+    """Why nobody can say yet whether a token is good."""
+    if down := [each.entry.name for each in sources if each.fault or each.fetching]:
+        return f"kid: the keys of {' and '.join(down)} cannot be fetched at the moment"
+    names = " and ".join(each.entry.name for each in sources)
+    return f"kid: no key of {names} is called {subjects.shown(kid or '')} so far"
+
+
+async def asked(lacking: list[Remote]) -> list[Remote]:
+    """Waits for fetches from these; which of them have been."""
+    fresh: list[Remote] = []
+
+    async def ask(source: Remote) -> None:
+        if await source.refresh():
+            fresh.append(source)
+
+    with trio.move_on_after(max(source.timing.fetch_seconds for source in lacking)):
+        async with trio.open_nursery() as nursery:
+            for source in lacking:
+                nursery.start_soon(ask, source)
+    return fresh
 
 
 def entry_faults(entry: config.Key) -> Iterator[str]:
     """What is wrong with an entry as it is written, before its source is read."""
     if not entry.name:
         yield "name: may not be empty"
-    if not entry.tenants:
-        yield "tenants: name those that the key may sign for, or '*' for all"
+    if not entry.tenants and entry.tenant is None:
+        yield "tenants: name those that the key may sign for, or '*' for all; or fix the one by tenant"
+    if entry.tenant is not None and not subjects.is_tenant(entry.tenant):
+        yield f"tenant: {subjects.shown(entry.tenant)} is no name of a tenant"
+    if entry.tenant is not None and entry.tenants not in ((), (entry.tenant,)):
+        yield f"tenants: leave it out, since tenant fixes {subjects.shown(entry.tenant)} as the only one"
     for tenant in entry.tenants:
         if tenant != "*" and not subjects.is_tenant(tenant):
             yield f"tenants: {subjects.shown(tenant)} is no name of a tenant"
@@ -200,6 +287,8 @@ def entry_faults(entry: config.Key) -> Iterator[str]:
             yield f"algorithms: {name} takes a secret; with a public key everybody could sign"
     if entry.jwks_url is not None and (fault := address_fault(entry.jwks_url)):
         yield f"jwks_url: {fault}"
+    if entry.jwks_url is not None and entry.issuer is None and entry.audience is None:
+        yield UNBOUND
 
 
 def read_keys(entry: config.Key) -> tuple[VerifyingKey, ...]:
@@ -217,7 +306,7 @@ def read_keys(entry: config.Key) -> tuple[VerifyingKey, ...]:
     else:
         material = read_secret(entry)
     return tuple(
-        VerifyingKey(entry=entry, kid=entry.name, algorithm=name, material=material)
+        VerifyingKey(entry=entry, kid=None, algorithm=name, material=material)
         for name in algorithms_of(entry)
     )
 

@@ -119,8 +119,9 @@ class Key:
     jwks_file: Path | None = None
     jwks_url: str | None = None
     tenants: tuple[str, ...] = ()  # exact names that it may sign for; "*" for all
+    tenant: str | None = None  # instead: the one tenant, for tokens that name none
     monitoring: bool = False  # may sign monitoring tokens
-    issuer: str | None = None
+    issuer: str | None = None  # of a JWKS address one of the two is required; "*" is any
     audience: str | None = None
 
 
@@ -130,9 +131,9 @@ class Auth:
 
     keys: tuple[Key, ...] = ()
     tenant_claim: str = "tenant"  # a path: "app.tenant"
-    type: str = "JWT"  # what `typ` must be where it is given
-    leeway: Span = 5.0
-    expiring_seconds: Seconds = 60.0  # how long before the expiry `connection.expiring` is sent
+    type: tuple[str, ...] = ("JWT", "at+jwt")  # what `typ` may be; without "JWT" it has to be there
+    leeway: Span = 60.0
+    expiring_seconds: Seconds = 60.0  # so long before the expiry, or half-way: `connection.expiring`
 
 
 @attrs.frozen(kw_only=True)

@@ -74,6 +74,7 @@ class Session:
     counted: int = 0  # subscriptions that are held in the budgets
     draining: bool = False
     expires: float | None = None  # on the monotonic clock
+    life: float = 0.0  # what the token had left of it when it came
     warned: bool = False
     requests: TokenBucket | None = None  # these three are made when first needed: most clients
     bad: Window | None = None  # send one or two messages, and memory per idle connection counts
@@ -130,10 +131,8 @@ class Session:
 
     # --- tokens ------------------------------------------------------------------------------------
 
-    def authenticated(
-        self, principal: Principal, *, now: float, unix_now: float, message_id: str | None
-    ) -> list[Effect]:
-        """What follows from a good token; `unix_now` is the time that its `exp` is measured against."""
+    def authenticated(self, principal: Principal, *, now: float, message_id: str | None) -> list[Effect]:
+        """What follows from a good token, which has just been verified."""
         held = self.principal
         if held and (held.user, held.tenant) != (principal.user, principal.tenant):
             other = errors.Forbidden(
@@ -141,7 +140,7 @@ class Session:
             )
             return self.failed(other, message_id, now)
         self.principal = principal
-        self.expires = now + principal.expires_at - unix_now
+        self.expires, self.life = now + principal.life, principal.life
         self.warned = False
         reply = m.Authenticated(
             tenant=principal.tenant,
@@ -351,10 +350,12 @@ class Session:
             expired = errors.TokenExpired("the token has expired")
             close = Close(CloseCode.TOKEN_EXPIRED, "token expired")
             return [Reply(to_message(expired)), close], float("inf")
-        if not self.warned and now >= self.expires - self.expiring_seconds:
+        # A token that does not live for long is renewed half-way, and not as soon as it has come.
+        warning = self.expires - min(self.expiring_seconds, self.life / 2)
+        if not self.warned and now >= warning:
             self.warned = True
             return [Reply(m.Expiring(expires_at=rfc3339(self.principal.expires_at)))], self.expires
-        return [], self.expires if self.warned else self.expires - self.expiring_seconds
+        return [], self.expires if self.warned else warning
 
 
 def check_name(durable: str) -> None:

@@ -8,6 +8,7 @@ import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from broker import config, subjects
 from broker.auth.tokens import fill
@@ -40,19 +41,41 @@ async def test_user() -> None:
     assert (found.user, found.room, found.token_id) == ("a.b@x", "a%2Eb@x", "t1")
 
 
-@pytest.mark.parametrize("user", [..., None, 7, "", [], "x" * 129, "." * 43])
+@pytest.mark.parametrize(
+    "user", [..., None, True, False, 7.5, 1e3, -7, "", [], [7], {"a": 7}, "x" * 129, 10**128, "." * 43]
+)
 async def test_bad_user(user: object) -> None:
-    """A user that is missing, no text, empty or too long once encoded is refused."""
+    """A user that is missing, no name, empty or too long once encoded is refused."""
     assert (await refusal(TokenInvalid, sub=user)).startswith("sub")
 
 
 async def test_bad_token_id() -> None:
     """A `jti` is text: revocation compares it."""
-    assert await refusal(TokenInvalid, jti=7) == "sub, jti: must be text"
+    assert await refusal(TokenInvalid, jti=7) == "jti: must be text"
 
 
 @pytest.mark.parametrize(
-    "tenant", [..., None, 7, "", "a.b", "_all", "_broker", "*", ">", "x" * 65, "acmé", "acme\n", ["acme"]]
+    "tenant",
+    [
+        ...,
+        None,
+        True,
+        7.0,
+        -1,
+        10**64,
+        "",
+        "a.b",
+        "_all",
+        "_broker",
+        "*",
+        ">",
+        "x" * 65,
+        "acmé",
+        "acme\n",
+        ["acme"],
+        [7],
+        {"id": "acme"},
+    ],
 )
 async def test_bad_tenant(tenant: object) -> None:
     """A tenant that is missing, no name or reserved is refused, even by a key that may sign for all."""
@@ -110,16 +133,19 @@ async def test_monitoring() -> None:
 
 
 @pytest.mark.parametrize("tenants", [["acme"], ["*", "acme"], [], "*", None, {"*": 1}, [["*"]], True])
-async def test_bad_tenants(tenants: object) -> None:
-    """`tenants` is the list with `*` and nothing else."""
+async def test_tenants_of_others(tenants: object) -> None:
+    """`tenants` is the list with `*` and nothing else; anything else is not ours, and opens nothing."""
+    found = await principal(ALL, wanted="acme", tenants=tenants)
+    assert (found.tenant, found.monitoring) == ("acme", False)
+    await refusal(TenantForbidden, ALL, wanted="globex", tenants=tenants)
     message = await refusal(TokenInvalid, ALL, wanted="acme", tenant=..., tenants=tenants)
-    assert message.startswith("tenants: may only be ['*']")
+    assert message.startswith("tenant: must be the name of a tenant")
 
 
 async def test_monitoring_refused() -> None:
     """Monitoring takes a key that may sign for it, no `tenant` in the token, and one asked for."""
     both = await refusal(TokenInvalid, ALL, wanted="acme", tenants=["*"])
-    assert both == "tenants: may only be ['*'], and stands instead of tenant"
+    assert both == "tenants: ['*'] stands instead of tenant, not beside it"
     plain = attrs.evolve(ALL, monitoring=False)
     message = await refusal(TokenInvalid, plain, wanted="acme", tenant=..., tenants=["*"])
     assert message == "tenants: this key may not sign monitoring tokens"
@@ -158,8 +184,8 @@ async def test_claim_replaces_defaults() -> None:
     ("claim", "told"),
     [
         (None, "permissions: must be an object"),
-        ([], "permissions: must be an object"),
-        ("*", "permissions: must be an object"),
+        (True, "permissions: must be an object"),
+        (7, "permissions: must be an object"),
         ({"subscribe": [], "read": []}, "permissions: must be an object with nothing but"),
         ({"subscribe": "a"}, "permissions.subscribe: must be a list"),
         ({"publish": None}, "permissions.publish: must be a list"),
@@ -180,6 +206,62 @@ async def test_claim_replaces_defaults() -> None:
 async def test_bad_permissions(claim: object, told: str) -> None:
     """A claim that is not understood wholly is refused, and the message names the pattern at fault."""
     assert (await refusal(TokenInvalid, permissions=claim)).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "claim", [[], ["read:orders"], [">"], "", "*", "read:orders publish", [{"a": 1}], [7]]
+)
+async def test_permissions_of_others(claim: object) -> None:
+    """A list or text under `permissions` is not ours (Auth0's RBAC): the defaults hold, and nothing more."""
+    how = {"permissions": config.Permissions(subscribe=("a",), deny=("b",))}
+    found = await principal(how=how, permissions=claim)
+    assert (found.subscribe, found.publish, found.deny, found.standard) == (("a",), (), ("b",), True)
+
+
+async def test_claims_of_others_are_said_once() -> None:
+    """The log names key and claim, once for each."""
+    believer = verifier(KEY, attrs.evolve(KEY, name="l", secret="t" * 64))
+    with capture_logs() as logs:
+        for key in ("s" * 64, "t" * 64):
+            for _ in range(3):
+                token = forge(claims(permissions=["read"], tenants=["x"]), key=key.encode())
+                await believer.verify(token, now=NOW)
+    assert [(each["event"], each["key"], each["claim"]) for each in logs] == [
+        ("claim_ignored", key, claim) for key in ("k", "l") for claim in ("permissions", "tenants")
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 7, 42, 2**53 + 1, 10**40])
+async def test_a_number_is_its_digits(number: int) -> None:
+    """An integer as the user is its digits, all of them, and so is one as the tenant."""
+    found = await principal(attrs.evolve(KEY, tenants=(str(number),)), sub=number, tenant=number)
+    assert (found.user, found.room, found.tenant) == (str(number),) * 3
+
+
+FIXED = attrs.evolve(KEY, tenants=(), tenant="main")
+
+
+@pytest.mark.parametrize("named", [..., None, "main"])
+async def test_a_fixed_tenant(named: object) -> None:
+    """Where the entry fixes the tenant, tokens that name none are for it, and those that name it."""
+    assert (await principal(FIXED, tenant=named)).tenant == "main"
+    assert (await principal(FIXED, tenant=named, wanted="main")).tenant == "main"
+
+
+@pytest.mark.parametrize("named", ["acme", "", "*", 7, ["main"], {"main": 1}, "_all", True])
+async def test_a_fixed_tenant_is_nobody_elses(named: object) -> None:
+    """A token that names another tenant, or anything that is none, is not let into the fixed one."""
+    assert (await refusal(TokenInvalid, FIXED, tenant=named)).startswith("tenant: ")
+    for wanted in ("acme", "_all", ""):
+        assert await refusal(TenantForbidden, FIXED, wanted=wanted, tenant=...)
+
+
+async def test_a_fixed_tenant_and_monitoring() -> None:
+    """A monitoring token of such a key looks at that tenant alone."""
+    key = attrs.evolve(FIXED, monitoring=True)
+    found = await principal(key, wanted="main", tenant=..., tenants=["*"])
+    assert (found.tenant, found.monitoring) == ("main", True)
+    await refusal(TenantForbidden, key, wanted="acme", tenant=..., tenants=["*"])
 
 
 async def test_256_patterns() -> None:

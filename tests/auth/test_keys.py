@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from broker import config
-from broker.auth.jwks import MAX_BYTES
+from broker.auth.fetching import MAX_BYTES
 from broker.auth.keys import Keys
 from broker.errors import ConfigError
 from tests.auth.forge import (
@@ -50,9 +50,14 @@ def set_key(tmp_path: Path, document: object, *algorithms: str) -> config.Key:
 
 ENTRIES: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "auth.keys.0.name: may not be empty"),
-    ({"tenants": ()}, "auth.keys.0.tenants: name those that the key may sign for, or '*' for all"),
+    (
+        {"tenants": ()},
+        "auth.keys.0.tenants: name those that the key may sign for, or '*' for all; or fix the one",
+    ),
     ({"tenants": ("_all",)}, "auth.keys.0.tenants: '_all' is no name of a tenant"),
     ({"tenants": ("acme", "a.b")}, "auth.keys.0.tenants: 'a.b' is no name of a tenant"),
+    ({"tenants": (), "tenant": "a.b"}, "auth.keys.0.tenant: 'a.b' is no name of a tenant"),
+    ({"tenant": "main"}, "auth.keys.0.tenants: leave it out, since tenant fixes 'main' as the only one"),
     ({"secret": None}, "auth.keys.0.secret_file: exactly one of"),
     ({"pem_file": Path("x")}, "auth.keys.0.secret: exactly one of"),
     ({"algorithms": ("none",)}, "auth.keys.0.algorithms: 'none' would believe everybody"),
@@ -107,7 +112,7 @@ def test_duplicate_names() -> None:
 
 def test_secret_is_not_shown() -> None:
     """A loaded key shows no secret when it is printed."""
-    assert SECRET not in repr(Keys.load(config.Auth(keys=(KEY,))).fixed)
+    assert SECRET not in repr(list(Keys.load(config.Auth(keys=(KEY,))).known()))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_secret_file_mode(tmp_path: Path, mode: int, good: bool) -> None:
     path.chmod(mode)
     key = config.Key(name="k", secret_file=path, tenants=("acme",))
     if good:
-        assert [found.material for found in Keys.load(config.Auth(keys=(key,))).fixed] == [SECRET.encode()]
+        assert [found.material for found in Keys.load(config.Auth(keys=(key,))).known()] == [SECRET.encode()]
     else:
         told = f"auth.keys.0.secret_file: {path} is readable by everybody (mode {mode:04o}); chmod 600 it"
         assert faults(key) == [told]
@@ -165,7 +170,13 @@ def test_public_key_as_a_secret(tmp_path: Path, algorithm: str) -> None:
     for key in (
         pem_key(tmp_path, public_pem(algorithm), algorithm, "HS256"),
         set_key(tmp_path, {"keys": [jwk(algorithm)]}, algorithm, "HS256"),
-        config.Key(name="u", algorithms=("HS256",), jwks_url="https://id.example/jwks", tenants=("acme",)),
+        config.Key(
+            name="u",
+            algorithms=("HS256",),
+            jwks_url="https://id.example/jwks",
+            audience="b",
+            tenants=("acme",),
+        ),
     ):
         assert faults(key) == [
             "auth.keys.0.algorithms: HS256 takes a secret; with a public key everybody could sign"
@@ -194,7 +205,7 @@ def test_kind_and_algorithm(tmp_path: Path, kind: str, algorithm: str) -> None:
     """A PEM takes exactly the algorithms of its kind, for elliptic curves the one of its curve."""
     key = pem_key(tmp_path, public_pem(kind), algorithm)
     if algorithm in KINDS[kind]:
-        assert [found.algorithm for found in Keys.load(config.Auth(keys=(key,))).fixed] == [algorithm]
+        assert [found.algorithm for found in Keys.load(config.Auth(keys=(key,))).known()] == [algorithm]
     else:
         (told,) = faults(key)
         assert told.startswith(f"auth.keys.0.algorithms: {algorithm} cannot be checked with a")
@@ -242,7 +253,7 @@ async def test_set_in_a_file(tmp_path: Path) -> None:
         head = {"alg": algorithm, "kid": kid}
         token = forge(head=head, algorithm=algorithm, key=private_key(algorithm))
         assert (await believer.verify(token, now=NOW)).user == "alice"
-    assert len(believer.keys.fixed) == len(kids)
+    assert len(list(believer.keys.known())) == len(kids)
 
 
 UNUSABLE: list[dict[str, Any]] = [
@@ -272,7 +283,7 @@ def test_unusable_members(tmp_path: Path, changes: dict[str, Any]) -> None:
     bad = {**jwk("RS256"), **changes}
     good = jwk("RS256", 1, kid="good")
     loaded = Keys.load(config.Auth(keys=(set_key(tmp_path, {"keys": [bad, 7, good]}, "RS256"),)))
-    assert [key.kid for key in loaded.fixed] == ["good"]
+    assert [key.kid for key in loaded.known()] == ["good"]
     (told,) = faults(set_key(tmp_path, {"keys": [bad]}, "RS256"))
     assert told.endswith("keys.json: no key for RS256 among the 1 of the set")
 
@@ -315,7 +326,8 @@ def test_no_set(tmp_path: Path, document: str) -> None:
 )
 def test_bad_address(url: str, told: str) -> None:
     """Keys come over https, without credentials in the address; plain http is for loopback alone."""
-    (found,) = faults(config.Key(name="u", algorithms=("RS256",), jwks_url=url, tenants=("acme",)))
+    key = config.Key(name="u", algorithms=("RS256",), jwks_url=url, audience="b", tenants=("acme",))
+    (found,) = faults(key)
     assert found.startswith(f"auth.keys.0.jwks_url: {told}")
 
 
@@ -325,5 +337,16 @@ def test_bad_address(url: str, told: str) -> None:
 )
 def test_good_address(url: str) -> None:
     """An address is only noted at load: the broker starts while the issuer is down."""
-    key = config.Key(name="u", algorithms=("RS256",), jwks_url=url, tenants=("acme",))
+    key = config.Key(name="u", algorithms=("RS256",), jwks_url=url, issuer="i", tenants=("acme",))
     assert [source.url for source in Keys.load(config.Auth(keys=(key,))).remotes] == [url]
+
+
+def test_an_address_needs_a_party() -> None:
+    """Who says neither issuer nor audience would believe everybody's tokens; "*" says that this is meant."""
+    entry = config.Key(name="u", algorithms=("RS256",), jwks_url="https://id.example/jwks", tenants=("acme",))
+    (told,) = faults(entry)
+    assert told.startswith("auth.keys.0.audience: it or issuer is required beside jwks_url")
+    assert "'*' to believe them all" in told
+    parties: list[dict[str, Any]] = [{name: text} for name in ("issuer", "audience") for text in ("x", "*")]
+    for party in parties:
+        assert Keys.load(config.Auth(keys=(attrs.evolve(entry, **party),))).remotes

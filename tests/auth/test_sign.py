@@ -28,7 +28,7 @@ def believer(auth: config.Auth) -> Verifier:
 async def test_round_trip(path: str, algorithm: str) -> None:
     """What is signed is believed, with everything that was asked for, wherever the tenant stands."""
     key = attrs.evolve(KEY, issuer="me", audience="broker", algorithms=(algorithm,))
-    auth = config.Auth(keys=(key,), tenant_claim=path, type="at+jwt")
+    auth = config.Auth(keys=(key,), tenant_claim=path, type=("at+jwt",))
     token = sign(auth, tenant="acme", user="ä b", now=NOW, ttl=60, subscribe=["a.>"], deny=["a.{user}"])
     found = await believer(auth).verify(token, now=NOW)
     assert (found.tenant, found.user, found.expires_at) == ("acme", "ä b", NOW + 60)

@@ -26,6 +26,7 @@ ALICE = Principal(
     user="alice",
     room="alice",
     expires_at=2e9,
+    life=1e9,
     subscribe=("a.*",),
     publish=("a.*",),
     deny=(),
@@ -166,7 +167,7 @@ def test_what_counts_as_one_address(one: str, other: str, *, same: bool) -> None
 
 def make_session(*budgets: Budget) -> Session:
     made = Session(config.Limits(), 0.0, 60.0)
-    made.authenticated(ALICE, now=0.0, unix_now=1e9, message_id=None)
+    made.authenticated(ALICE, now=0.0, message_id=None)
     made.budgets = budgets
     return made
 
@@ -278,7 +279,7 @@ def test_subscriptions_are_counted_exactly(
                 twin.patterns -= set(gone)
             case "narrow":
                 only = attrs.evolve(ALICE, subscribe=(patterns[0],))
-                twin.session.authenticated(only, now=0.0, unix_now=1e9, message_id=None)
+                twin.session.authenticated(only, now=0.0, message_id=None)
                 twin.patterns &= {patterns[0]}
                 twin.session.principal = ALICE
             case "close":

@@ -46,17 +46,17 @@ ALICE = Principal(
     user="alice",
     room="alice",
     expires_at=2_000_000_000.0,
+    life=1000.0,
     subscribe=("orders.>", "live.>", "b.*", "x.>"),
     publish=("orders.>", "live.>", "users.bob.inbox"),
     deny=("orders.secret.>", "live.secret"),
 )
-UNIX_NOW = ALICE.expires_at - 1000  # a token with 1,000 s left
 
 
 def make_session(*, principal: Principal | None = ALICE, bucket: bool = True, **changes: Any) -> Session:
     made = Session(config.Limits(**changes), 0.0, 60.0)
     if principal:
-        made.authenticated(principal, now=0.0, unix_now=UNIX_NOW, message_id=None)
+        made.authenticated(principal, now=0.0, message_id=None)
         if bucket:
             made.budgets = (user_budget(rate=100 / 60, burst=50),)
     return made
@@ -156,7 +156,7 @@ def test_a_refusal_that_has_nothing_to_do_with_the_token_closes_nothing() -> Non
 def test_authenticated() -> None:
     """The reply says who the client is, until when, and what it may do."""
     it = make_session(principal=None)
-    effects = it.authenticated(ALICE, now=5.0, unix_now=UNIX_NOW, message_id="1")
+    effects = it.authenticated(ALICE, now=5.0, message_id="1")
     assert one(effects, Reply) == Reply(
         m.Authenticated(
             tenant="acme",
@@ -180,7 +180,7 @@ def test_renewal_for_another(change: dict[str, str]) -> None:
     it = make_session()
     it.subscriptions["orders.1"] = ()
     other = attrs.evolve(ALICE, **change, expires_at=ALICE.expires_at + 5)  # type: ignore[arg-type]
-    effects = it.authenticated(other, now=1.0, unix_now=UNIX_NOW, message_id="1")
+    effects = it.authenticated(other, now=1.0, message_id="1")
     assert refusal(effects).code == "forbidden"
     assert (it.principal, it.expires, it.subscriptions) == (ALICE, 1000.0, {"orders.1": ()})
 
@@ -191,7 +191,7 @@ def test_renewal_narrows_what_stands() -> None:
     joined(it, {"channel": ["orders.>", "orders.1", "b.*", "live.x", "me.>", "x.y"]})
     assert it.subscriptions["orders.>"] == ("orders.secret.>",)
     narrower = attrs.evolve(ALICE, subscribe=("orders.>", "b.*"), deny=("orders.*.x", "b.1"))
-    reply, *effects = it.authenticated(narrower, now=1.0, unix_now=UNIX_NOW, message_id=None)
+    reply, *effects = it.authenticated(narrower, now=1.0, message_id=None)
     assert isinstance(reply, Reply), "the reply comes before its consequences"
     assert effects == [
         Retune(pattern="orders.>", deny=("orders.*.x",)),
@@ -205,9 +205,9 @@ def test_renewal_narrows_what_stands() -> None:
         "b.*": ("b.1",),
         "users.alice.>": (),
     }
-    assert one(it.authenticated(narrower, now=2.0, unix_now=UNIX_NOW, message_id=None), Reply)
+    assert one(it.authenticated(narrower, now=2.0, message_id=None), Reply)
     denied = attrs.evolve(narrower, deny=("orders.>",))
-    _, *effects = it.authenticated(denied, now=3.0, unix_now=UNIX_NOW, message_id=None)
+    _, *effects = it.authenticated(denied, now=3.0, message_id=None)
     assert [effect.patterns for effect in effects if isinstance(effect, Leave)] == [
         ["orders.>"],
         ["orders.1"],
@@ -219,9 +219,7 @@ def test_renewal_widens_what_stands() -> None:
     it = make_session()
     joined(it, {"channel": "orders.>"})
     wider = attrs.evolve(ALICE, deny=())
-    assert it.authenticated(wider, now=1.0, unix_now=UNIX_NOW, message_id=None)[1:] == [
-        Retune(pattern="orders.>", deny=())
-    ]
+    assert it.authenticated(wider, now=1.0, message_id=None)[1:] == [Retune(pattern="orders.>", deny=())]
 
 
 # --- time ------------------------------------------------------------------------------------------
@@ -261,21 +259,35 @@ def test_renewal_moves_the_expiry() -> None:
     """After a renewal the new expiry counts, with a warning of its own."""
     it = make_session()
     it.timers(940.0)
-    later = attrs.evolve(ALICE, expires_at=ALICE.expires_at + 500)
-    it.authenticated(later, now=950.0, unix_now=UNIX_NOW + 950, message_id=None)
+    later = attrs.evolve(ALICE, expires_at=ALICE.expires_at + 500, life=550.0)
+    it.authenticated(later, now=950.0, message_id=None)
     assert it.timers(1000.0) == ([], 1440.0)
     effects, again = it.timers(1440.0)
     assert one(effects, Reply).message == m.Expiring(expires_at="2033-05-18T03:41:40Z")
     assert again == 1500.0
 
 
-def test_a_short_token_is_warned_of_at_once() -> None:
-    """A token with less time left than the warning has."""
+@pytest.mark.parametrize("life", [0.5, 5.0, 60.0, 90.0, 119.0])
+def test_a_short_token_is_renewed_half_way(life: float) -> None:
+    """Where the warning would come at once it comes half-way: renewed as it asks, once in half a life."""
     it = make_session()
-    it.authenticated(ALICE, now=0.0, unix_now=ALICE.expires_at - 5, message_id=None)
-    effects, again = it.timers(0.0)
-    assert isinstance(one(effects, Reply).message, m.Expiring)
-    assert again == 5.0
+    now = 0.0
+    for _ in range(5):
+        it.authenticated(attrs.evolve(ALICE, life=life), now=now, message_id=None)
+        assert it.timers(now) == ([], now + life / 2)
+        now += life / 2
+        effects, again = it.timers(now)
+        assert isinstance(one(effects, Reply).message, m.Expiring)
+        assert again == now + life / 2
+
+
+def test_another_warning_by_a_reload() -> None:
+    """A configuration that wants the warning sooner or later is gone by, but not beyond half of the life."""
+    it = make_session()
+    it.adopt(config.Limits(), 100.0, ALICE)
+    assert it.timers(0.0) == ([], 900.0)
+    it.adopt(config.Limits(), 5000.0, ALICE)
+    assert it.timers(0.0) == ([], 500.0)
 
 
 # --- subscribe -------------------------------------------------------------------------------------
@@ -631,7 +643,7 @@ def test_a_renewal_ends_durable_subscriptions_too() -> None:
     it = make_session()
     joined(it, {"channel": "x.y", "durable": "d"})
     narrower = attrs.evolve(ALICE, subscribe=("orders.>",))
-    it.authenticated(narrower, now=1.0, unix_now=UNIX_NOW, message_id=None)
+    it.authenticated(narrower, now=1.0, message_id=None)
     assert it.forget_durables() == ["d"]
 
 

@@ -60,13 +60,13 @@ class Served:
         file.write_text(content or secrets.token_hex(32))
         return name
 
-    def token(self, key: str = "main", **claims: Any) -> str:
+    def token(self, key: str = "main", *, ttl: float = 3600, **claims: Any) -> str:
         """A token signed with the key of that name, as the file has it now."""
         auth = config.load(self.file, {}, production=True).auth
         chosen = [each for each in auth.keys if each.name == key]
         signing = attrs.evolve(auth, keys=tuple(chosen))
         claims = {"tenant": "acme", "user": "alice"} | claims
-        return tokens.sign(signing, now=time.time(), ttl=3600, **claims)
+        return tokens.sign(signing, now=time.time(), ttl=ttl, **claims)
 
     def client(self, token: str) -> AbstractAsyncContextManager[websocket.Client]:
         return websocket.connect(self.ws, token=token)
@@ -233,9 +233,10 @@ async def test_trusted_proxies(tmp_path: Path, nats: NatsServer) -> None:
 async def test_connections_that_are_there(tmp_path: Path, nats: NatsServer) -> None:
     """They too may send larger messages from then on, or no longer, and are told of the expiry sooner."""
     async with serve(tmp_path, nats) as served, served.client(served.token()) as client:
-        served.write(limits={"message_bytes": "1MiB"}, auth={"expiring_seconds": "1d"})
-        await served.hup()
-        assert (await client.until("connection.expiring"))["expires_at"]
+        served.write(limits={"message_bytes": "1MiB"}, auth={"expiring_seconds": "1h"})
+        async with served.client(served.token(ttl=4)) as brief:
+            await served.hup()
+            assert (await brief.until("connection.expiring"))["expires_at"]
         await client.send("subscribe", {"channel": "x" * 100_000})
         assert (await client.until("error"))["code"] == "invalid_channel"  # it was read
         served.write(limits={"message_bytes": "20KiB"})

@@ -79,7 +79,7 @@ async def test_bad_address(open_world: OpenWorld) -> None:
     """
     known = jwk("ES256", kid="known")
     issuer = Issuer(key_set(known))
-    entry = {"name": "idp", "algorithms": ["ES256"], "tenants": [TENANTS[0]]}
+    entry = {"name": "idp", "algorithms": ["ES256"], "tenants": [TENANTS[0]], "audience": "*"}
     async with trio.open_nursery() as nursery, run_proxy(lambda: issuer.port) as address:
         (listener,) = await nursery.start(partial(trio.serve_tcp, issuer.serve, 0, host="127.0.0.1"))
         issuer.port = listener.socket.getsockname()[1]

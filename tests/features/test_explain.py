@@ -75,10 +75,12 @@ async def test_every_step_of_a_good_token() -> None:
     ("changes", "failed"),
     [
         ({"exp": NOW - 1}, "times"),
+        ({"nbf": NOW + 70}, "times"),
         ({"exp": NOW + 10**7}, "times"),
         ({"sub": ""}, "user"),
         ({"tenant": "globex"}, "tenant"),
         ({"permissions": {"subscribe": "x"}}, "permissions"),
+        ({"permissions": None}, "permissions"),
     ],
 )
 async def test_a_bad_token_ends_at_its_step(changes: dict[str, Any], failed: str) -> None:

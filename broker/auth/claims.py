@@ -1,0 +1,201 @@
+"""What the claims of a token whose signature holds come to: its times, for whom it is, and what it may do."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from broker import config, subjects
+from broker.auth.parts import Integer, name_of
+from broker.errors import TenantForbidden, TokenExpired, TokenInvalid, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+ANY = "*"  # tenant, or in an entry's `issuer` or `audience`
+LISTS = ("subscribe", "publish", "deny")
+MAX_PATTERNS = 256  # in one list: each subscribe is compared with all of them
+MAX_SHOWN = 4  # of a list in a refusal
+# A token that is not good yet is looked at again after so long at the latest: the clock that is wrong may be
+# ours, and be put right at any moment.
+EARLY_SECONDS = 30.0
+
+
+class TooEarly(Unavailable):
+    """A token that is not good yet by our clock: `claim` lies `ahead` seconds ahead of it."""
+
+    def __init__(self, claim: str, ahead: float, leeway: float) -> None:
+        wait = min(ahead - leeway, EARLY_SECONDS)
+        super().__init__(f"{claim}: {shown(ahead)} ahead of the broker's clock", retry_after=wait)
+        self.claim = claim
+        self.ahead = ahead
+
+
+# --- times ------------------------------------------------------------------------------------------
+
+
+def good_until(claims: dict[str, Any], *, now: float, leeway: float, longest: float) -> float:
+    """Until when the token is good that comes at the Unix time `now`.
+
+    That is `exp`, without leeway: delivery stops then, and whoever is sent away could come back with the same
+    token. Raises `TokenExpired`, `TooEarly`, and `TokenInvalid` for one that lives for more than `longest`
+    seconds or that no time would make good.
+    """
+    expires = read_time(claims, "exp")
+    starts = [(read_time(claims, name), name) for name in ("nbf", "iat") if name in claims]
+    if expires <= now:
+        raise TokenExpired(f"exp: the token expired {shown(now - expires)} ago")
+    start, name = max([*starts, (now, "")])
+    if expires - start > longest + leeway:
+        raise TokenInvalid(f"exp: {shown(expires - start)} away; at most {longest:g} s are allowed")
+    if start - now > leeway:
+        if start >= expires:
+            raise TokenInvalid(f"{name}: not before exp, so the token is never good")
+        raise TooEarly(name, start - now, leeway)
+    return expires
+
+
+def shown(seconds: float) -> str:
+    return f"{round(seconds, 1):g} s"
+
+
+def read_time(claims: dict[str, Any], name: str) -> float:
+    value = claims.get(name)
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise TokenInvalid(f"{name}: must be a time in seconds since 1970")
+    return float(value)
+
+
+# --- who ----------------------------------------------------------------------------------------------
+
+
+def parties_fault(claims: dict[str, Any], key: config.Key) -> str | None:
+    """Why a token is not for an entry by its `iss` and `aud` (RFC 7519 section 4.1); None when it is."""
+    issuer, named = claims.get("iss"), claims.get("aud")
+    if key.issuer not in (None, ANY) and issuer != key.issuer:
+        return f"iss: {found(issuer)} is not {key.issuer!r}"
+    audiences = named if isinstance(named, list) else [named]
+    if key.audience not in (None, ANY) and key.audience not in audiences:
+        verb = "does not name" if isinstance(named, list) else "is not"
+        return f"aud: {found(named)} {verb} {key.audience!r}"
+    return None
+
+
+def found(value: object) -> str:
+    """A claim's value for a refusal: names as they are, shortened; of anything else the kind."""
+    match value:
+        case None:
+            return "nothing"
+        case str():
+            return subjects.shown(value)
+        case list() if all(isinstance(each, str) for each in value):
+            more = ", …" if len(value) > MAX_SHOWN else ""
+            return f"[{', '.join(subjects.shown(each) for each in value[:MAX_SHOWN])}{more}]"
+        case bool():
+            return str(value).lower()
+        case Integer():
+            return value.digits[:20]
+        case float():
+            return f"{value:g}"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def user_of(claims: dict[str, Any]) -> tuple[str, str]:
+    """The user and its encoded form."""
+    user = name_of(claims.get("sub"))
+    if user is None:
+        raise TokenInvalid(f"sub: must be text or a whole number, not {found(claims.get('sub'))}")
+    return user, encode_user(user)
+
+
+def encode_user(user: str) -> str:
+    try:
+        return subjects.encode_user(user)
+    except ValueError as error:
+        raise TokenInvalid(f"sub: {error}") from None
+
+
+def token_id_of(claims: dict[str, Any]) -> str | None:
+    token_id = claims.get("jti")
+    if not isinstance(token_id, str | None):
+        raise TokenInvalid("jti: must be text")
+    return token_id
+
+
+def tenant_of(claims: dict[str, Any], key: config.Key, *, claim: str, wanted: str | None) -> tuple[str, bool]:
+    """The tenant, and whether the token is one for monitoring, which takes the tenant `wanted`.
+
+    Where the entry fixes the tenant a token need not name it, and may name no other.
+    """
+    named = read_path(claims, claim_path(claim))
+    if monitors(claims):
+        if named is not None:
+            raise TokenInvalid(f"tenants: ['*'] stands instead of {claim}, not beside it")
+        if not key.monitoring:
+            raise TokenInvalid("tenants: this key may not sign monitoring tokens")
+        if wanted is None:
+            raise TokenInvalid("tenants: a monitoring token needs `tenant` beside it, the one to look at")
+        if not subjects.is_tenant(wanted) or not may_sign(key, wanted):
+            raise TenantForbidden(f"tenant: {subjects.shown(wanted)} is not within the token's tenants")
+        return wanted, True
+    tenant = key.tenant if named is None else name_of(named)
+    if tenant is None or not subjects.is_tenant(tenant):
+        rule = "[A-Za-z0-9_-]{1,64} with no _ first"
+        raise TokenInvalid(f"{claim}: must be the name of a tenant, {rule}, not {found(named)}")
+    if key.tenant not in (None, tenant):
+        raise TokenInvalid(f"{claim}: {tenant!r} is not {key.tenant!r}, which is the tenant of this key")
+    if not may_sign(key, tenant):
+        raise TokenInvalid(f"{claim}: {tenant!r} may not be signed by this key")
+    if wanted not in (None, tenant):
+        raise TenantForbidden(f"tenant: the token is for {tenant!r} alone")
+    return tenant, False
+
+
+def monitors(claims: dict[str, Any]) -> bool:
+    """Whether the token says that it is one for monitoring. Anything else under `tenants` is not ours."""
+    return bool(claims.get("tenants") == [ANY])
+
+
+def may_sign(key: config.Key, tenant: str) -> bool:
+    return bool({tenant, ANY} & set(key.tenants or (key.tenant,)))
+
+
+def claim_path(claim: str) -> list[str]:
+    """Where the claim stands: "app.tenant" is `tenant` within `app`. A URI (Auth0 has them) is one name."""
+    return [claim] if "://" in claim else claim.split(".")
+
+
+def read_path(claims: dict[str, Any], path: list[str]) -> object:
+    value: object = claims
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+# --- what it may do -----------------------------------------------------------------------------------
+
+
+def permissions_of(claims: dict[str, Any]) -> dict[str, Sequence[str]] | None:
+    """The lists of the claim `permissions`; None where the token has none that is ours."""
+    if "permissions" not in claims or isinstance(claims["permissions"], list | str):
+        return None
+    claim = claims["permissions"]
+    if not isinstance(claim, dict) or not claim.keys() <= set(LISTS):
+        raise TokenInvalid(f"permissions: must be an object with nothing but {', '.join(LISTS)}")
+    for name, patterns in claim.items():
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise TokenInvalid(f"permissions.{name}: must be a list of patterns")
+        if len(patterns) > MAX_PATTERNS:
+            raise TokenInvalid(f"permissions.{name}: {len(patterns)} patterns; at most {MAX_PATTERNS}")
+    return {name: claim.get(name, ()) for name in LISTS}
+
+
+def foreign(claims: dict[str, Any]) -> Iterator[str]:
+    """The claims that have the name of one of ours and mean something else.
+
+    Auth0, WorkOS and FusionAuth have lists of their own there. An object under `permissions` is meant for us.
+    """
+    if isinstance(claims.get("permissions"), list | str):
+        yield "permissions"
+    if "tenants" in claims and not monitors(claims):
+        yield "tenants"
