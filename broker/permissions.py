@@ -50,10 +50,10 @@ class Principal:
     user: str
     room: str
     expires_at: float
+    life: float
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
     deny: tuple[str, ...] = ()
-    life: float = 0.0
     monitoring: bool = False
     token_id: str | None = None
     issued_at: float | None = None

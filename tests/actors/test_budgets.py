@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def who(tenant: str, user: str) -> Principal:
-    return Principal(tenant=tenant, user=user, room=user, expires_at=2e9, subscribe=(), publish=(), deny=())
+    return Principal(tenant=tenant, user=user, room=user, expires_at=2e9, life=1e9, subscribe=(), publish=())
 
 
 # --- the registry ----------------------------------------------------------------------------------

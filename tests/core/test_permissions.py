@@ -24,6 +24,7 @@ def principal(
         user="a.b",
         room="a%2Eb",
         expires_at=1.0,
+        life=1.0,
         subscribe=subscribe,
         publish=publish,
         deny=deny,

@@ -34,6 +34,7 @@ def principal(**values: Any) -> Principal:
         "user": "alice",
         "room": "alice",
         "expires_at": NOW + 3600,
+        "life": 3600.0,
         "subscribe": (">",),
         "publish": (),
         "token_id": "t1",

@@ -424,6 +424,7 @@ class ScriptedVerifier:
             user=user,
             room=subjects.encode_user(user),
             expires_at=now + 80000,
+            life=80000.0,
             subscribe=(">", "live.>"),
             publish=(">", "live.>"),
             deny=self.deny,
