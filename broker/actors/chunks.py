@@ -16,7 +16,7 @@ from broker.ring import bits, indices
 from broker.wire import frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from broker.actors.fanout import Fanout
     from broker.ring import Tick
@@ -93,6 +93,13 @@ class Chunk:
             del self.frames[keep:], self.positions[keep:], self.counters[keep:]
             self.cursor, self.position = self.counters[-1], self.positions[-1]
             self.passed = [each for each in self.passed if each <= (self.cursor, self.position)]
+
+    def leave_out(self, *, upto: int, but: Container[int]) -> None:
+        """Leaves out the events up to a position whose sequences are not in `but`."""
+        keep = [position > upto or position in but for position in self.positions]
+        self.frames = list(compress(self.frames, keep))
+        self.counters = list(compress(self.counters, keep))
+        self.positions = list(compress(self.positions, keep))
 
     def limit(self, position: int) -> None:
         """Leaves out what is above a position."""

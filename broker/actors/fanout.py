@@ -287,9 +287,9 @@ class Fanout:
         for catch_up in outlet.catch_ups:
             if not same_stream:
                 catch_up.position = position
-                catch_up.snapshot = None
+                catch_up.snapshot = catch_up.newer = None
             elif catch_up.snapshot:
-                catch_up.snapshot.move(self)
+                catch_up.snapshot.base.move(self)
         outlet.version += 1
         backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
         backlog.cursor, backlog.position, backlog.live_cursor = -1, position, self.count

@@ -16,8 +16,9 @@ from broker import subjects
 from broker.actors.outlet import NO_LAGS, CatchUp, Group
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features.starts import Beginning, Scope
-from broker.ring import Tick, indices
-from broker.wire.effects import After, Last, Snapshot
+from broker.ring import indices
+from broker.wire import effects
+from broker.wire.effects import After, Last
 from broker.wire.messages import Gap, Subscribed, named
 from broker.wire.positions import Position
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from broker.actors.outlet import Outlet
     from broker.actors.services import Services
     from broker.features.cursors import Cursor
+    from broker.features.snapshots import Snapshot
     from broker.features.starts import Lost
     from broker.permissions import Principal
     from broker.routing import Topic
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from broker.wire.messages import ServerMessage
 
 REACH_SECONDS = 5.0  # another broker may be ahead of this one, by milliseconds
-TRIES = 3
-TOMBSTONE_END = b'"event":null}}'
 
 
 @attrs.frozen
@@ -88,7 +88,7 @@ class Joiner:
     wish: Join
     topics: dict[str, Topic]
     beginning: Beginning | None = None
-    snapshot: Tick | None = None
+    snapshot: Snapshot | None = None
     cursor: Cursor | None = None
 
     async def prepare(self) -> None:
@@ -103,7 +103,7 @@ class Joiner:
                 await self.services.live_subjects.hold(subject)
 
     async def resolve(self, start: Start) -> None:
-        if isinstance(start, Snapshot):
+        if isinstance(start, effects.Snapshot):
             self.snapshot = await self.take_snapshot()
         else:
             self.beginning = await self.services.starts.resolve(start, self.scope())
@@ -162,51 +162,16 @@ class Joiner:
             return
         raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
 
-    async def take_snapshot(self) -> Tick:
-        """The newest event of each channel at P: from the stream below the ring, from the ring above."""
-        most = self.services.config.limits.catch_ups_per_connection
+    async def take_snapshot(self) -> Snapshot:
+        """The newest event of each channel at P."""
+        limits = self.services.config.limits
+        most = limits.catch_ups_per_connection
         if sum(each.snapshot is not None for each in self.outlet.catch_ups) >= most:
             raise SnapshotTooLarge(f"{most} snapshots are under way on this connection; wait for one to end")
-        for _ in range(TRIES):
-            scope = self.scope()
-            records = await self.services.starts.snapshot(scope)
-            if self.floor() <= scope.floor:
-                break
-        else:
-            raise Unavailable("events come too fast for this snapshot; try again", retry_after=1.0)
-        newest = self.newest_in_ring(scope.floor)
-        below = [(channel, record) for channel, record in records.items() if channel not in newest]
-        page = self.fanout.encode(below, first=0, base=0)
-        found = [*zip(page.sequences, page.channels, page.frames, strict=True)]
-        found += [(sequence, channel, frame) for channel, (sequence, frame) in newest.items()]
-        found = sorted(each for each in found if not each[2].endswith(TOMBSTONE_END))
-        most = self.services.config.limits.snapshot_channels
-        if len(found) > most:
-            raise SnapshotTooLarge(f"{len(found)} channels; a snapshot has at most {most}; ask for fewer")
-        return Tick(
-            first=0,
-            sequences=[sequence for sequence, _, _ in found],
-            channels=[channel for _, channel, _ in found],
-            frames=[frame for _, _, frame in found],
-            masks={},
-            base=0,
-            head=self.outlet.position(),
-            serial=0,  # who gets what of it is worked out when it is sent
-            topics=self.fanout,
-            time=trio.current_time(),
-        )
-
-    def newest_in_ring(self, floor: int) -> dict[str, tuple[int, bytes]]:
-        found: dict[str, tuple[int, bytes]] = {}
-        limit = self.outlet.position()
-        ring = self.fanout.ring
-        if limit < ring.floor_head:
-            return found
-        for tick in ring.after(ring.cursor(floor)):
-            mask = tick.share(self.floors(), after=tick.before(floor)) & (1 << tick.before(limit)) - 1
-            for index in indices(mask):
-                found[tick.channels[index]] = (tick.sequences[index], tick.frames[index])
-        return found
+        tenant = self.services.tenants.get(self.principal.tenant)
+        if tenant.fanout is not self.fanout:
+            raise Unavailable("the tenant begins anew; subscribe again", retry_after=0.1)
+        return await tenant.snapshots.take(self.floors(), self.scope, most=limits.snapshot_channels)
 
     # --- without an await from here on --------------------------------------------------------------
 

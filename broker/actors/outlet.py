@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from msgspec import UNSET
 
-from broker.actors.chunks import CHUNK_BYTES, Chunk, Reading, from_ring
+from broker.actors.chunks import Chunk, Reading, from_ring
 from broker.actors.transport import LinkLost
 from broker.metrics.meters import RING, STREAM
-from broker.ring import indices
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from broker.actors.fanout import Fanout
     from broker.actors.tenant import Notice
+    from broker.features.snapshots import Snapshot
     from broker.ring import Ring, Tick
     from broker.routing import Topic
     from broker.wire.frames import Framing
@@ -116,15 +116,15 @@ class Group:
 class CatchUp:
     """A start in the past beside the live flow: its own position, which follows P and ends at it.
 
-    A snapshot comes first, where there is one: the newest event of each channel, up to its `head`. `told`
+    A snapshot comes first, where there is one, up to its `head`, and then what is `newer`. `told`
     is the newest P that the client is known to have been told. It `began` then, by the loop's clock,
     and `source` is where it was read so far.
     """
 
-    __slots__ = ("began", "groups", "number", "position", "snapshot", "source", "told", "topics")
+    __slots__ = ("began", "groups", "newer", "number", "position", "snapshot", "source", "told", "topics")
 
     def __init__(
-        self, number: int, *, position: int, told: int, began: float, snapshot: Tick | None = None
+        self, number: int, *, position: int, told: int, began: float, snapshot: Snapshot | None = None
     ) -> None:
         self.number = number
         self.told = told
@@ -132,8 +132,24 @@ class CatchUp:
         self.source = RING if snapshot is None else STREAM
         self.position = position
         self.snapshot = snapshot
+        self.newer = snapshot and snapshot.newer
         self.topics: dict[Topic, int] = {}
         self.groups: list[Group] = []
+
+    def move(self, position: int) -> None:
+        """Has everything up to a position. What of a snapshot lies behind it is let go."""
+        self.position = position
+        if self.snapshot and position >= self.snapshot.head:
+            self.snapshot = None
+        if self.newer and position >= self.newer.head:
+            self.newer = None
+
+    def choose(self, chunk: Chunk) -> Chunk:
+        """A chunk of what follows a snapshot, without what is superseded; marked."""
+        if self.newer:
+            chunk.leave_out(upto=self.newer.head, but=self.newer.sequences)
+        chunk.mark(self.number)
+        return chunk
 
 
 class Backlog:
@@ -361,21 +377,18 @@ class Outlet:
                 break
         else:
             chunk.position = max(limit, chunk.position)
-        chunk.mark(catch_up.number)
-        return chunk
+        return catch_up.choose(chunk)
 
-    def next_of_snapshot(self, catch_up: CatchUp, snapshot: Tick) -> Chunk:
+    def next_of_snapshot(self, catch_up: CatchUp, snapshot: Snapshot) -> Chunk:
         """The next events of a snapshot; the catch-up goes on after its head."""
         chunk = Chunk(cursor=-1, position=snapshot.head)
-        mask = snapshot.share(catch_up.topics, after=snapshot.before(catch_up.position))
-        size = 0
-        for index in indices(mask):
-            size += len(snapshot.frames[index])
-            if size >= CHUNK_BYTES:
-                chunk.position = snapshot.sequences[index]
-                mask &= (2 << index) - 1
+        for page, left in snapshot.after(catch_up.position):
+            if chunk.full():
                 break
-        chunk.add(snapshot, mask)
+            chunk.add(page, page.share(catch_up.topics, after=page.before(catch_up.position)) & left)
+            chunk.position = page.head
+        else:
+            chunk.position = snapshot.head
         chunk.mark(catch_up.number)
         return chunk
 

@@ -168,9 +168,7 @@ class Sending:
         if outlet.backlog and outlet.backlog.left:
             return  # what had to come first filled the link
         left = outlet.hand_over(chunk)
-        current.position = chunk.position
-        if current.snapshot and current.position >= current.snapshot.head:
-            current.snapshot = None
+        current.move(chunk.position)
         if left and outlet.backlog:
             outlet.backlog.left = left
         elif left:
@@ -207,7 +205,7 @@ class Sending:
         chunk, trimmed = found
         current.source = STREAM
         if trimmed > after:
-            current.position = trimmed
+            current.move(trimmed)
             channel = named(topic.pattern for topic in topics)
             outlet.client.tell(
                 Gap(
@@ -220,8 +218,7 @@ class Sending:
             )
             return None
         chunk.limit(outlet.position())
-        chunk.mark(current.number)
-        return chunk
+        return current.choose(chunk)
 
     def finish(self, current: CatchUp) -> None:
         """A catch-up has come to P: its topics join the live flow."""

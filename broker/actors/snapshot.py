@@ -48,6 +48,7 @@ def take(supervisor: Supervisor) -> Statistics:
         ring_events=sum(each.ring_events for each in taken.values()),
         ring_bytes=sum(each.ring_bytes for each in taken.values()),
         reads_waiting=tenants.gate.waits(),
+        snapshots=tenants.holdings.statistics(),
         limits=limits_hit(services.budgets),
         dead_letters=dict(supervisor.letters.counts),
         audit_dropped=services.audit.dropped,

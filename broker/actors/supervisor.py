@@ -101,17 +101,19 @@ class Supervisor:
         budgets = Budgets(config.limits)
         self.sharing = Sharing(bus, names, self.broker, budgets)
         self.intake = Intake(names, config.limits.event_bytes, self.letters)
+        thinned = config.stream.max_msgs_per_subject > 0
+        starts = Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned)
         self.tenants = Tenants(
             config=config,
             bus=bus,
             names=names,
             intake=self.intake,
             meters=self.meters,
+            starts=starts,
             tracing=self.tracing,
             followers=followers,
         )
         self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
-        thinned = config.stream.max_msgs_per_subject > 0
         self.services = Services(
             config=config,
             bus=bus,
@@ -121,7 +123,7 @@ class Supervisor:
             tenants=self.tenants,
             budgets=budgets,
             live_subjects=LiveSubjects(bus),
-            starts=Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned),
+            starts=starts,
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
             audit=Audit(bus, config.audit, self.broker),
             control=self.control,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
     from broker.features.replay import Checked, History
+    from broker.features.snapshots import Snapshots
     from broker.metrics.meters import Meters
     from broker.ring import Tick
     from broker.tracing import Tracing
@@ -166,6 +167,7 @@ class Tenant:
     outbound_bytes: int
     intake: Intake
     make_history: Callable[[str, Fanout], History]
+    make_snapshots: Callable[[str, Fanout], Snapshots]
     followers: Followers
     advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
     meters: Meters
@@ -175,6 +177,7 @@ class Tenant:
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     fanout: Fanout = attrs.field(init=False)
     history: History = attrs.field(init=False)
+    snapshots: Snapshots = attrs.field(init=False)
     used: float = 0.0  # when it last had a connection
     failed_until: float | None = None  # it has crashed too often, and rests
     restarts: int = 0
@@ -182,6 +185,7 @@ class Tenant:
     def __attrs_post_init__(self) -> None:
         self.fanout = self.make_fanout(count=0)
         self.history = self.make_history(self.name, self.fanout)
+        self.snapshots = self.make_snapshots(self.name, self.fanout)
 
     def make_fanout(self, *, count: int) -> Fanout:
         """A fan-out without clients, whose ring holds what the intake remembers."""
@@ -332,6 +336,7 @@ class Tenant:
         self.inbox.clear()
         old, new = self.fanout, self.make_fanout(count=self.fanout.count + 1)
         self.fanout, self.history = new, self.make_history(self.name, new)
+        self.snapshots = self.make_snapshots(self.name, new)
         for outlet in list(old.outlets):
             with Boundary(outlet.client):
                 position = old.reached(outlet) if same_stream else 0

@@ -15,6 +15,7 @@ from broker.actors.tenant import Tenant
 from broker.errors import Unavailable
 from broker.features.gate import FairGate
 from broker.features.replay import History
+from broker.features.snapshots import KEPT_SECONDS, Holdings, Snapshots
 from broker.metrics.tenants import OTHER, Ledger
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from broker.actors.intake import Intake
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.features.starts import Starts
     from broker.metrics.meters import Meters
     from broker.tracing import Tracing
 
@@ -41,17 +43,20 @@ class Tenants:
     names: subjects.Names
     intake: Intake
     meters: Meters
+    starts: Starts
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
     followers: Followers = attrs.Factory(Followers)
     gate: FairGate = attrs.field(init=False)
+    holdings: Holdings = attrs.field(init=False)
     restarts: int = 0  # of those that are gone
     ledger: Ledger = attrs.Factory(Ledger)
 
     def __attrs_post_init__(self) -> None:
         self.gate = FairGate(self.config.limits.catch_ups)
+        self.holdings = Holdings(self.config.limits.snapshot_memory_bytes)
 
     def get(self, name: str) -> Tenant:
         """The tenant's actor, started when there is none.
@@ -78,6 +83,7 @@ class Tenants:
                 outbound_bytes=self.config.limits.outbound_bytes,
                 intake=self.intake,
                 make_history=self.history,
+                make_snapshots=self.snapshots,
                 followers=self.followers,
                 advanced=self.advanced,
                 meters=self.meters,
@@ -97,6 +103,7 @@ class Tenants:
     def adopt(self, config: Config) -> None:
         """Goes on with other limits."""
         self.gate.widen(config.limits.catch_ups - self.config.limits.catch_ups)
+        self.holdings.limit = config.limits.snapshot_memory_bytes
         self.config = config
         for tenant in self.running.values():
             tenant.outbound_bytes = config.limits.outbound_bytes
@@ -110,6 +117,17 @@ class Tenants:
             gate=self.gate,
             check=self.intake.check,
             remembered=partial(self.intake.between, name),
+            encode=lambda checked: fanout.encode(checked, first=0, base=0),
+            clock=trio.current_time,
+        )
+
+    def snapshots(self, name: str, fanout: Fanout) -> Snapshots:
+        return Snapshots(
+            tenant=name,
+            holdings=self.holdings,
+            ring=fanout.ring,
+            topics=fanout,
+            read=self.starts.snapshot,
             encode=lambda checked: fanout.encode(checked, first=0, base=0),
             clock=trio.current_time,
         )
@@ -130,6 +148,7 @@ class Tenants:
         for name, tenant in list(self.running.items()):
             tenant.fanout.ring.expire(now)
             tenant.history.expire(now)
+            tenant.snapshots.expire(now - KEPT_SECONDS)
             if tenant.fanout.outlets or self.followers.need(name, live=False):
                 tenant.used = now
             elif now - tenant.used > IDLE_SECONDS:

@@ -199,6 +199,7 @@ class Limits:
     heartbeat_timeout_seconds: Seconds = 10.0
     stall_seconds: Seconds = 120.0
     snapshot_channels: Count = 10000
+    snapshot_memory_bytes: Bytes = 134217728
     last_events: Count = 1000
     replay_events: Count = 100000
     catch_ups_per_connection: Count = 2

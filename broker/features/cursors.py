@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WRITE_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0  # of a request that waits for that
+WRITES_AT_ONCE = 64  # NATS syncs its disk for several at a time; one after the other each waits for its own
 TRIES = 5  # at a write, against other brokers that write the same cursor
 RENEWALS = 8  # writes of an unchanged cursor in use, within the time after which it would expire
 
@@ -139,16 +140,23 @@ class Cursors:
         """Writes now what is not written yet, as far as NATS takes it."""
         async with self.writing:
             now = trio.current_time()
+            places = trio.CapacityLimiter(WRITES_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for cursor in list(self.used.values()):
+                    due = self.max_age and now > cursor.written + self.max_age / RENEWALS
+                    if cursor.position != cursor.stored or (cursor.holders and due):
+                        nursery.start_soon(self.attempt, cursor, places)
             for cursor in list(self.used.values()):
-                due = self.max_age and now > cursor.written + self.max_age / RENEWALS
-                if cursor.position != cursor.stored or (cursor.holders and due):
-                    try:
-                        await self.write(cursor)
-                    except BrokerError as error:
-                        log.debug("cursor_not_written", error=error.message)
-                        continue
                 if not cursor.holders and cursor.position == cursor.stored:
                     del self.used[cursor.key]
+
+    async def attempt(self, cursor: Cursor, places: trio.CapacityLimiter) -> None:
+        """Writes a cursor, if NATS takes it; else the next round tries again."""
+        async with places:
+            try:
+                await self.write(cursor)
+            except BrokerError as error:
+                log.debug("cursor_not_written", error=error.message)
 
     async def write(self, cursor: Cursor) -> None:
         for _ in range(TRIES):

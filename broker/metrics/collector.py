@@ -154,7 +154,7 @@ def lag(taken: Statistics) -> Iterator[Metric]:
     family = HistogramMetricFamily(
         "broker_replay_duration_seconds",
         "From the start of a resume or catch-up to where it was live, by where it was read: in memory alone "
-        "(ring) or in the stream too. A snapshot is read in the stream.",
+        "(ring) or in the stream too. A snapshot counts as read in the stream.",
         labels=["source"],
     )
     for source, durations in taken.meters.replays.items():
@@ -162,6 +162,23 @@ def lag(taken: Statistics) -> Iterator[Metric]:
     yield family
     yield gauge(
         "broker_stream_reads_waiting", "Reads of the stream that wait for their turn.", taken.reads_waiting
+    )
+    yield gauge(
+        "broker_snapshot_bytes",
+        "Bytes of snapshots in memory: of those that clients are being sent, and of those kept for the next.",
+        taken.snapshots.bytes,
+    )
+    yield gauge(
+        "broker_snapshot_bytes_limit",
+        "Bytes of snapshots that this process may hold (limits.snapshot_memory_bytes).",
+        taken.snapshots.limit,
+    )
+    yield counters(
+        "broker_snapshots",
+        "Snapshots that clients asked for: read from the stream (read), made of one that was in memory (shared), "
+        "or refused with unavailable for want of memory (refused).",
+        ("from",),
+        taken.snapshots.by,
     )
 
 

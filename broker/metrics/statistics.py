@@ -28,6 +28,15 @@ class StreamUsage:
 
 
 @attrs.frozen(kw_only=True)
+class Snapshots:
+    """What is held for clients that read snapshots, in bytes, and where snapshots came from until now."""
+
+    bytes: int
+    limit: int
+    by: Mapping[str, int]
+
+
+@attrs.frozen(kw_only=True)
 class Tasks:
     """Of the loop, see `trio.lowlevel.current_statistics`."""
 
@@ -54,6 +63,7 @@ class Statistics:
     ring_events: int
     ring_bytes: int
     reads_waiting: int
+    snapshots: Snapshots
     limits: Mapping[tuple[str, str], int]  # by scope and resource
     dead_letters: Mapping[str, int]
     audit_dropped: int

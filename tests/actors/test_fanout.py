@@ -17,6 +17,7 @@ from broker.actors.chunks import CHUNK_BYTES, Chunk
 from broker.actors.fanout import Fanout
 from broker.actors.outlet import CatchUp, Group, Outlet
 from broker.actors.transport import LinkLost
+from broker.features.snapshots import PAGE_BYTES, Snapshot, events_of, make_base
 from broker.wire import codec, frames, sse
 from broker.wire.messages import Pong, ServerMessage
 from tests.support.scripted import parse_frame
@@ -202,7 +203,7 @@ class Bench:
         self.fanout.finish()
         return tick
 
-    def catch_up(self, link: Link, pattern: str, *, after: int, snapshot: Tick | None = None) -> CatchUp:
+    def catch_up(self, link: Link, pattern: str, *, after: int, snapshot: Snapshot | None = None) -> CatchUp:
         catch_up = CatchUp(7, position=after, told=self.fanout.position(), began=0.0, snapshot=snapshot)
         catch_up.topics[self.fanout.acquire(pattern, ())] = 0
         catch_up.groups.append(Group([pattern], listed=False, number=7))
@@ -546,27 +547,29 @@ def test_retune() -> None:
     assert not bench.fanout.topics
 
 
-def snapshot_of(bench: Bench, *channels: str, size: int = 0) -> Tick:
-    """What `joining` makes: frames of the newest events, up to P."""
+def snapshot_of(bench: Bench, *channels: str, size: int = 0) -> Snapshot:
+    """A snapshot of the newest events, up to P."""
     page = bench.fanout.encode(bench.records(*channels, size=size), first=0, base=0)
     bench.fanout.head = page.head
-    page.masks, page.serial = {}, 0
-    return page
+    base = make_base(events_of(page), tenant="acme", head=page.head, topics=bench.fanout, now=0.0)
+    return Snapshot(base=base, head=page.head)
 
 
 def test_snapshot_in_parts() -> None:
     """A large snapshot is sent a chunk at a time, each channel once, marked, and ends at its head."""
     bench = Bench()
     link = bench.attach()
-    catch_up = bench.catch_up(link, ">", after=0, snapshot=snapshot_of(bench, *["a"] * 20, size=20_000))
+    catch_up = bench.catch_up(
+        link, ">", after=0, snapshot=snapshot_of(bench, *map(str, range(20)), size=20_000)
+    )
     sizes = []
-    while catch_up.snapshot and catch_up.position < catch_up.snapshot.head:
+    while catch_up.snapshot:
         chunk = link.outlet.next_of_snapshot(catch_up, catch_up.snapshot)
         assert not link.outlet.hand_over(chunk)
         sizes.append(len(chunk.frames))
-        catch_up.position = chunk.position
+        catch_up.move(chunk.position)
     assert link.events() == list(range(1, 21))
-    assert max(sizes) * 20_000 <= CHUNK_BYTES + 20_000
+    assert max(sizes) * 20_000 <= CHUNK_BYTES + PAGE_BYTES
     assert all(each["payload"]["catch_up"] == 7 for each in link.messages())
 
 

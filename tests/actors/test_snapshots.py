@@ -1,0 +1,227 @@
+"""Snapshots through the real actors: exact, read once for many, and bounded."""
+
+from __future__ import annotations
+
+import json
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import pytest
+import trio
+
+from broker import config, subjects
+from broker.actors.supervisor import Supervisor
+from broker.actors.transport import Hello
+from broker.features import snapshots
+from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+ROOM = 4000  # bytes that a link holds
+CHANNELS = 40
+
+
+@attrs.define(eq=False)
+class Reader:
+    """A client that asks for a snapshot and notes all that comes."""
+
+    link: ScriptedLink
+    pattern: str
+    messages: list[dict[str, Any]] = attrs.Factory(list)
+
+    def first(self, kind: str) -> dict[str, Any] | None:
+        return next((each["payload"] for each in self.messages if each["type"] == kind), None)
+
+    @property
+    def events(self) -> list[tuple[int, str, Any]]:
+        """Sequence, channel and event of each event so far."""
+        found = [each["payload"] for each in self.messages if each["type"] == "event"]
+        return [(int(each["position"].rpartition("-")[2]), each["channel"], each["event"]) for each in found]
+
+    async def read(self, most: int = 1000) -> None:
+        for opcode, payload in await self.link.read(most):
+            if opcode == 1:
+                self.messages.append(json.loads(payload))
+        assert not self.link.cut, self.messages[-1:]
+
+    async def until(self, done: Callable[[], object], most: int = 1000) -> None:
+        with trio.fail_after(1000):
+            while not done():
+                await self.read(most)
+
+    def answered(self) -> bool:
+        return bool(self.first("subscribed") or self.first("error"))
+
+    def live(self) -> bool:
+        return self.first("subscription.live") is not None
+
+
+@attrs.define(eq=False)
+class World:
+    bus: ScriptedBus
+    supervisor: Supervisor
+    nursery: trio.Nursery
+
+    @property
+    def holdings(self) -> snapshots.Holdings:
+        return self.supervisor.tenants.holdings
+
+    async def reader(self, pattern: str, *, user: str = "u", tenant: str = "acme") -> Reader:
+        link = ScriptedLink(room=ROOM)
+        self.nursery.start_soon(self.supervisor.serve, link, Hello(peer="test", token=f"{tenant}:{user}"))
+        found = Reader(link, pattern)
+        await found.until(lambda: found.first("connection.authenticated"))
+        link.say("subscribe", {"channel": "elsewhere"})  # so that P moves by itself
+        await found.until(lambda: found.first("subscribed"))
+        found.messages.clear()
+        link.say("subscribe", {"channel": pattern, "snapshot": True})
+        return found
+
+    def publish(self, rng: random.Random, tenant: str = "acme") -> None:
+        channel = f"a.{rng.randrange(CHANNELS)}"
+        body = b"" if rng.random() < 0.1 else json.dumps([len(self.bus.records), "x" * 50]).encode()
+        self.bus.put(f"events.{tenant}.{channel}", body)
+
+    def newest(self, upto: int) -> list[tuple[int, str]]:
+        """What a naive reader finds: sequence and channel of the newest event of each, no tombstones."""
+        found: dict[str, tuple[int, bytes]] = {}
+        for sequence, subject, body, _ in self.bus.records:
+            if sequence <= upto and subject.startswith("events.acme.a."):
+                found[subject.removeprefix("events.acme.")] = (sequence, body)
+        return sorted((sequence, channel) for channel, (sequence, body) in found.items() if body)
+
+
+@asynccontextmanager
+async def open_world(*, seed: int = 1, ring: int = 100, memory: int = 1 << 27) -> AsyncIterator[World]:
+    bus = ScriptedBus(random=random.Random(seed))
+    limits = config.Limits(snapshot_memory_bytes=memory, connections_per_user=100)
+    supervisor = Supervisor(
+        config=config.Config(ring=config.Ring(events=ring), limits=limits),
+        bus=bus,
+        names=subjects.Names(),
+        verifier=ScriptedVerifier(),  # type: ignore[arg-type]
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await until_let_in(supervisor)
+        yield World(bus, supervisor, nursery)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_exact(seed: int, autojump_clock: trio.abc.Clock) -> None:
+    """Of each channel the newest event at the position in `subscribed`, once and in order, then what follows.
+
+    Whenever it is asked for, beside others, however slowly it is read, and while events go on.
+    """
+    rng = random.Random(seed)
+    async with (
+        open_world(seed=seed, ring=rng.choice((20, 100, 1000))) as world,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(200):
+            world.publish(rng)
+        readers: list[Reader] = []
+
+        async def follow(reader: Reader, pace: int) -> None:
+            while not reader.live():
+                await reader.read(pace)
+                await trio.sleep(rng.uniform(0, 0.2))
+
+        for _ in range(30):
+            for _ in range(rng.choice((0, 0, 1, 10, 60))):
+                world.publish(rng)
+            await trio.sleep(rng.choice((0, 0.01, 1, 15)))
+            reader = await world.reader("a.*")
+            readers.append(reader)
+            nursery.start_soon(follow, reader, rng.choice((100, 1000, 100_000)))
+        with trio.fail_after(2000):
+            while not all(each.live() for each in readers):
+                await trio.sleep(1)
+        assert world.holdings.shared > 0
+        for reader in readers:
+            subscribed, live = reader.first("subscribed"), reader.first("subscription.live")
+            assert subscribed
+            assert live
+            at = int(subscribed["position"].rpartition("-")[2])
+            end = int(live["position"].rpartition("-")[2])
+            snapshot = [(sequence, channel) for sequence, channel, _ in reader.events if sequence <= at]
+            assert snapshot == world.newest(at)
+            after = [sequence for sequence, _, _ in reader.events if at < sequence <= end]
+            assert after == [
+                sequence
+                for sequence, subject, _, _ in world.bus.records
+                if at < sequence <= end and subject.startswith("events.acme.a.")
+            ]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_storm_reads_once(autojump_clock: trio.abc.Clock) -> None:
+    """A hundred clients that ask for the same at once cost one read, and hold the same bytes."""
+    async with open_world(ring=20) as world:
+        rng = random.Random(1)
+        for _ in range(500):
+            world.publish(rng)
+        first = await world.reader("a.*")
+        await first.until(first.live)
+        held, read = world.holdings.size(), world.holdings.read
+        assert held > 0
+        readers = [await world.reader("a.*", user=f"u{number}") for number in range(100)]
+        for each in readers:
+            await each.until(each.answered, most=100)
+        assert world.holdings.read == read == 1
+        assert world.holdings.size() == held
+        for each in readers:
+            await each.until(each.live)
+            assert each.events == first.events
+
+
+async def test_unread_snapshots_are_bounded(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for one snapshot after the other and reads nothing gets no more memory than there is for it.
+
+    Others of the tenant are told to ask again, other tenants get theirs; and all is given back.
+    """
+    monkeypatch.setattr(snapshots, "SNAPSHOT_BYTES", 40_000)
+    async with open_world(ring=20, memory=200_000) as world:
+        for tenant in ("acme", "globex"):
+            for number in range(20):
+                for room in range(10):
+                    world.bus.put(f"events.{tenant}.a.{room}.{number}", b'"%s"' % (b"x" * 1000))
+        rude = [await world.reader(f"a.{room}.*") for room in range(10)]
+        refused = []
+        for each in rude:
+            await each.until(each.answered, most=1)
+            if error := each.first("error"):
+                refused.append(error)
+        assert refused
+        assert {(each["code"], each["retryable"]) for each in refused} == {("unavailable", True)}
+        assert all(each["retry_after_ms"] > 0 for each in refused)
+        assert world.holdings.refused == len(refused)
+        assert 0 < world.holdings.size() <= 100_000
+        other = await world.reader("a.1.*", tenant="globex")
+        await other.until(other.live)
+        assert len(other.events) == 20
+        for each in rude:
+            each.link.drop()
+        with trio.fail_after(100):
+            while world.holdings.size():
+                await trio.sleep(1)
+        again = await world.reader("a.9.*")
+        await again.until(again.live)
+        assert len(again.events) == 20
+
+
+async def test_what_is_not_asked_for_any_more_is_let_go(autojump_clock: trio.abc.Clock) -> None:
+    """A base that nobody reads and nobody has asked for lately takes no memory."""
+    async with open_world() as world:
+        world.bus.put("events.acme.a.1", b"1")
+        reader = await world.reader("a.*")
+        await reader.until(reader.live)
+        assert len(world.holdings.bases) == 1
+        await trio.sleep(snapshots.KEPT_SECONDS * 2)
+        assert not world.holdings.bases
