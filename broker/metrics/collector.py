@@ -175,8 +175,8 @@ def lag(taken: Statistics) -> Iterator[Metric]:
     )
     yield counters(
         "broker_snapshots",
-        "Snapshots that clients asked for: read from the stream (read), made of one that was in memory (shared), "
-        "or refused with unavailable for want of memory (refused).",
+        "Snapshots that clients asked for: read from the stream (read), made of one that was in memory "
+        "(shared), or refused with unavailable for want of memory (refused).",
         ("from",),
         taken.snapshots.by,
     )
