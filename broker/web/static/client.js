@@ -46,7 +46,7 @@ const TOKEN_MS = 10_000; // for the token callback; `tokenTimeout`
 const IMPATIENT_MS = 1_000; // a callback that takes longer is called once more when the page is shown
 const RENEW_MS = 30_000; // before the expiry, or at half of a life that is shorter than twice that
 const BRIEF_MS = 120_000; // a token that lives no longer may be said to expire from its beginning on
-const SMALL = 4_096; // characters of channels that every proxy lets through
+const SMALL = 1_024; // bytes of channels that everybody lets through
 const REPLY_MS = 30_000; // for what was asked for; then the two sides no longer agree, and begin anew
 const TRIES = 3; // so many times what ends a connection, or has no answer, is sent
 const ROOM_MS = 5_000; // for a place, where the connection has no more
@@ -658,7 +658,7 @@ const claims = (token) => {
   const { sub, tenant, exp } = decode(token);
   const encode = (c) => ({ ".": "%2E", "*": "%2A" })[c] ?? encodeURIComponent(c);
   const user = sub.replace(/[.*>%$\s\p{Cc}\p{Cf}\p{Z}]/gu, encode);
-  return { tenant, user: sub, private: `users.${user}`, expires_at: new Date(exp * 1000).toISOString() };
+  return { tenant, user: sub, private: `users.${user}`, expires_at: exp };
 };
 
 /** Another tab has the connection, and plays the broker for us. */
@@ -896,7 +896,7 @@ export class Client extends EventTarget {
 
   /** How much there is to subscribe to. */
   get #load() {
-    return [...this.#records].reduce((sum, { full }) => sum + full.join().length, 0);
+    return [...this.#records].reduce((sum, { full }) => sum + full.join("&channel=").length, 0);
   }
 
   /** The transports that may carry that. */
@@ -906,16 +906,15 @@ export class Client extends EventTarget {
 
   /** Whether the list was too long for the transport: then another one may carry it, and at once. */
   #tooLong(name, end) {
-    if (!TOO_LONG.includes(end.status)) return false;
-    if (end.status !== 413) {
-      this.#narrow.set(name, this.#load);
-      end.at_once = !!this.#carriers.length;
-    } else if (this.#load > SMALL) {
-      // It stood in a body: there is no other way, and the longest part of it has to go.
+    const { status } = end;
+    if (!TOO_LONG.includes(status) || this.#load <= SMALL || (name === "poll" && status !== 413)) return false;
+    end.at_once = true;
+    this.#narrow.set(name, this.#load);
+    // It stood in a body, or there is no other way, unless the first one is free again: the longest part has to go.
+    if (status === 413 || this.#carriers.every((each) => each === "websocket")) {
       const length = ({ full }) => full.join().length;
       const [longest] = [...this.#records].sort((a, b) => length(b) - length(a));
       this.#end(longest, failure("too_large", "so many channels are too much for what stands before the broker"));
-      end.at_once = true;
     }
     return true;
   }
@@ -934,12 +933,17 @@ export class Client extends EventTarget {
   }
 
   /** Whether the broker's host answers at all: then it is the transport that is in the way. */
-  #reachable() {
-    const look = { mode: /** @type {const} */ ("no-cors"), cache: /** @type {const} */ ("no-store"), signal: AbortSignal.timeout(PONG_MS) };
-    return fetch(`${this.#url}/healthz`, look).then(
-      () => true,
-      () => false,
-    );
+  async #reachable() {
+    const late = new AbortController();
+    const timer = setTimeout(() => late.abort(), PONG_MS);
+    try {
+      await fetch(`${this.#url}/healthz`, { mode: "no-cors", cache: "no-store", signal: late.signal });
+      return true;
+    } catch {
+      return false;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** One connection, from its first byte to its end: `{code?, status?, reason, opened, lived, after?}`. */
