@@ -33,6 +33,7 @@ from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.errors import CloseCode
 from broker.metrics.collector import Collector
+from broker.metrics.keysets import KeySets
 from broker.metrics.process import Pauses, Process
 from broker.operations.bans import Bans
 from broker.operations.diagnosis import Diagnosis
@@ -151,6 +152,7 @@ async def serve(
             registry.register(Collector(supervisor.statistics))
             process = Process(certificate_expires=expiry(config.server))
             registry.register(process)
+            registry.register(KeySets(lambda: supervisor.verifier.keys.statistics()))
             pauses = Pauses()
             registry.register(pauses)
             ProcessCollector(registry=registry)
@@ -161,6 +163,7 @@ async def serve(
                 post=supervisor.post,
                 admission=supervisor.admission,
                 health=supervisor.not_ready,
+                remarks=lambda: supervisor.verifier.keys.remarks(),
                 ssl_context=context,
                 responses=process.responses,
                 site=Site(
@@ -173,6 +176,7 @@ async def serve(
                 config.limits,
                 registry=registry,
                 health=supervisor.not_ready,
+                remarks=lambda: supervisor.verifier.keys.remarks(),
                 router=Router(
                     api.routes(
                         Operations(supervisor),

@@ -243,7 +243,10 @@ class Connection:
             protocol=PROTOCOL,
             features=[traces.PARENT],
             heartbeat_seconds=self.limits.heartbeat_seconds,
-            limits=dict(self.services.budgets.shown),
+            limits={
+                **self.services.budgets.shown,
+                "duplicate_window_seconds": self.services.duplicate_window,
+            },
         )
 
     async def carry_out(self, effect: Effect) -> None:

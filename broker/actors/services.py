@@ -53,7 +53,11 @@ class Services:
     meters: Meters
     ended: Callable[[Connection], None]
     tracing: Tracing | None = None
+    duplicate_window: float = attrs.field(init=False)  # of the stream as it is, in seconds
     nursery: trio.Nursery = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.duplicate_window = self.config.stream.duplicate_window  # until the stream has been seen
 
     async def verify(self, token: str, tenant: str | None) -> Principal:
         """Whose token it is, by the configuration in force at the end. Raises as `Verifier.verify`."""

@@ -197,6 +197,8 @@ class Supervisor:
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
         self.connected = self.services.live_subjects.connected = True
+        if state.duplicate_window:
+            self.services.duplicate_window = state.duplicate_window
         self.control.restored()
         self.services.audit.restored()
         self.sharing.reached.set()

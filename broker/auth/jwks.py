@@ -11,6 +11,7 @@ import trio
 
 from broker.auth.fetching import get
 from broker.errors import Unavailable
+from broker.metrics.statistics import KeySet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,19 +41,6 @@ class Timing:
     refresh_seconds: float = 600.0
     apart_seconds: float = 60.0
     settled_seconds: float = 600.0
-
-
-@attrs.frozen(kw_only=True)
-class RemoteStatistics:
-    """Of one address: `fault` is why the last fetch failed, `age` how old the keys are in seconds.
-
-    `unknown` counts tokens that named a key which it does not have.
-    """
-
-    keys: int
-    fault: str | None
-    age: float | None
-    unknown: int
 
 
 @attrs.define(eq=False)
@@ -132,8 +120,8 @@ class Remote:
             return None
         return max(SOON_SECONDS, self.asked_at + self.timing.apart_seconds - now)
 
-    def statistics(self) -> RemoteStatistics:
-        return RemoteStatistics(
+    def statistics(self) -> KeySet:
+        return KeySet(
             keys=len(self.keys),
             fault=self.fault,
             age=None if self.read_at is None else trio.current_time() - self.read_at,

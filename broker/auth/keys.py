@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from broker.metrics.statistics import KeySet
+
 SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}  # RFC 7518 section 3.2: at least the hash's size
 CURVES = {"ES256": "secp256r1", "ES384": "secp384r1", "ES512": "secp521r1"}  # section 3.4
 RSA = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
@@ -149,6 +151,18 @@ class Keys:
                     nursery.start_soon(source.run)
                 task_status.started()
 
+    def statistics(self) -> dict[str, KeySet]:
+        """Of the addresses that keys come from, by the entry's name."""
+        return {source.entry.name: source.statistics() for source in self.remotes}
+
+    def remarks(self) -> list[str]:
+        """A line on each address that cannot be read: known keys go on, so that it makes nobody unready."""
+        return [
+            f"key set {name}: cannot be fetched, see jwks_failed in the log; {kept(each)}"
+            for name, each in self.statistics().items()
+            if each.fault
+        ]
+
     async def signer(self, token: Signed, unfit: Unfit, passed: Passed) -> VerifyingKey:
         """The first key that has signed the token and whose entry it fits; that entry decides all else.
 
@@ -216,6 +230,12 @@ class Keys:
         if not isinstance(signer, VerifyingKey):
             return None
         return next((key for key in self.known() if key.identity == signer.identity), None)
+
+
+def kept(of: KeySet) -> str:
+    if of.age is None:
+        return "there are no keys, and tokens of its issuer let nobody in"
+    return f"{of.keys} keys are kept, {of.age:.0f} s old"
 
 
 def fitting(signers: Iterable[VerifyingKey], unfit: Unfit) -> VerifyingKey | None:

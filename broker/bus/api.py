@@ -79,7 +79,12 @@ def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState
     last = state["last_seq"]
     first = state["first_seq"] if state["messages"] else last + 1
     incarnation = created(info) + (base36(generation) if generation else "")
-    return StreamState(incarnation=incarnation, first=first, last=last)
+    return StreamState(
+        incarnation=incarnation,
+        first=first,
+        last=last,
+        duplicate_window=info["config"].get("duplicate_window", 0) / 1e9,
+    )
 
 
 def created(info: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ class StreamState:
     `incarnation` names this creation of the stream: `[a-z0-9]+`, the same for every broker. Sequences
     of different incarnations have nothing to do with each other. `deleted` are those between `first` and
     `last` that are not there; up to `unnamed` there are more, too many to be named. Of a subject the
-    stream keeps `per_subject` messages (0: all).
+    stream keeps `per_subject` messages (0: all). A message's id is known for `duplicate_window`
+    seconds (0: nobody has said).
     """
 
     incarnation: str
@@ -40,6 +41,7 @@ class StreamState:
     deleted: Ranges = NOTHING
     unnamed: int = 0
     per_subject: int = 0
+    duplicate_window: float = 0.0
 
 
 @attrs.frozen(kw_only=True)

@@ -45,6 +45,19 @@ class Tasks:
 
 
 @attrs.frozen(kw_only=True)
+class KeySet:
+    """Of one address that keys come from: why the last fetch failed, and how old the keys are in seconds.
+
+    `unknown` counts tokens that named a key which it does not have.
+    """
+
+    keys: int
+    fault: str | None
+    age: float | None
+    unknown: int
+
+
+@attrs.frozen(kw_only=True)
 class Statistics:
     """Mappings by tenant have the bounded set of names, see `tenants`."""
 

@@ -54,6 +54,7 @@ class AdminPort:
     limits: config.Limits
     registry: Collector = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
+    remarks: Callable[[], Sequence[str]] = attrs.field(kw_only=True, default=tuple)
     router: Router = attrs.field(kw_only=True)
     token: str = attrs.field(kw_only=True, repr=False)
 
@@ -105,7 +106,11 @@ class AdminPort:
             body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds, limit=limit)
             return await self.router.answer(request, body, link.peer)
         check(request, dict.fromkeys((*PAGES, API), ("GET", "HEAD")))
-        return self.metrics(request) if request.path == "/metrics" else health(request, self.health)
+        return (
+            self.metrics(request)
+            if request.path == "/metrics"
+            else health(request, self.health, self.remarks)
+        )
 
     def authorize(self, request: Request, peer: str) -> None:
         """Raises `Refused` (401) unless the request has the admin token."""

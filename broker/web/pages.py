@@ -43,12 +43,20 @@ def check(request: Request, pages: Mapping[str, Sequence[str]]) -> None:
         raise Refused(405, f"Allowed here: {', '.join(methods)}.", ("Allow", ", ".join(methods)))
 
 
-def health(request: Request, reason: Callable[[], str | None]) -> Response:
-    """`/healthz`: we live. `/readyz`: 503 with the `reason` why no event can travel now, if any."""
-    fault = reason() if request.path == "/readyz" else None
+def health(
+    request: Request, reason: Callable[[], str | None], remarks: Callable[[], Sequence[str]]
+) -> Response:
+    """`/healthz`: we live. `/readyz`: 503 with the `reason` why no event can travel now, if any.
+
+    Else a line for each of the `remarks`: what does not work, and is no reason.
+    """
+    asked = request.path == "/readyz"
+    fault = reason() if asked else None
     if fault is not None:
         return problem(503, fault, ("Retry-After", "1"))
-    return Response(status=200, body=b"ok\n", media_type="text/plain; charset=utf-8")
+    lines = ["ok", *(remarks() if asked else ())]
+    body = "".join(f"{line}\n" for line in lines).encode()
+    return Response(status=200, body=body, media_type="text/plain; charset=utf-8")
 
 
 def revalidated(request: Request, response: Response) -> Response:

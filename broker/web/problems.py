@@ -17,13 +17,14 @@ Framing: TypeAlias = Literal["length", "chunks", "close"]
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """Why a request was not served (RFC 9457). `code` is the protocol's, where it has one for that."""
+    """Why a request was not served (RFC 9457). `code` and `retry_after_ms` are the protocol's."""
 
     type: str
     title: str
     status: int
     detail: str
     code: str | UnsetType = UNSET
+    retry_after_ms: int | UnsetType = UNSET
 
 
 @attrs.frozen(kw_only=True)
@@ -83,10 +84,21 @@ class Refused(Exception):
         return made
 
 
-def problem(status: int, detail: str, *headers: tuple[str, str], code: str | UnsetType = UNSET) -> Response:
+def problem(
+    status: int,
+    detail: str,
+    *headers: tuple[str, str],
+    code: str | UnsetType = UNSET,
+    retry_after_ms: int | UnsetType = UNSET,
+) -> Response:
     """`detail` is a sentence for the client's developer: what and where, never a secret."""
     document = Problem(
-        type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, code=code
+        type="about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        code=code,
+        retry_after_ms=retry_after_ms,
     )
     shown = attrs.asdict(document, filter=lambda _, value: value is not UNSET)
     return Response(status=status, body=json.dumps(shown).encode(), media_type=PROBLEM, headers=headers)

@@ -52,7 +52,8 @@ def told(error: Error) -> Response:
         headers.append(("Retry-After", str(max(1, ceil(error.retry_after_ms / 1000)))))
     elif error.retryable:
         headers.append(("Retry-After", str(RETRY_SECONDS)))
-    return problem(status, error.message.removeprefix("payload."), *headers, code=error.code)
+    detail = error.message.removeprefix("payload.")
+    return problem(status, detail, *headers, code=error.code, retry_after_ms=error.retry_after_ms)
 
 
 def refused(error: BrokerError) -> Response:

@@ -62,7 +62,7 @@ class PublicPort:
 
     What `serve` returns has a client for as long as it runs, and cuts its link at the end. `admission` keeps
     a place for a peer on its way to `serve` or for its `post`, or raises why there is none now. `health`
-    says why no event can travel now.
+    says why no event can travel now, `remarks` what else does not work.
     """
 
     server: config.Server
@@ -71,6 +71,7 @@ class PublicPort:
     post: Post = attrs.field(kw_only=True)
     admission: Callable[[str], AbstractContextManager[None]] = attrs.field(kw_only=True)
     health: Callable[[], str | None] = attrs.field(kw_only=True)
+    remarks: Callable[[], Sequence[str]] = attrs.field(kw_only=True, default=tuple)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
     responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
     site: Site = attrs.field(kw_only=True, factory=Site)
@@ -127,7 +128,7 @@ class PublicPort:
         """The answer, unless it has been given, or what the link is from then on. Raises `Refused`."""
         check(request, PAGES | self.site.pages)
         if request.path in HEALTH:
-            return health(request, self.health)
+            return health(request, self.health, self.remarks)
         if request.path in self.site.pages:
             return await self.page(link, request, trailing)
         shared = origins.shared(self.origin(link, request))

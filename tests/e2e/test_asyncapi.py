@@ -35,8 +35,8 @@ async def test_it_is_served(broker: Broker) -> None:
 async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """A session in which every type comes: each is as described, and each reply is one of those promised."""
     sent: dict[str, str] = {}
-    settings = configure(tmp_path / "b", nats.url, auth={"expiring_seconds": 4000.0})
-    async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
+    settings = configure(tmp_path / "b", nats.url)
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client(ttl=6) as client:
 
         async def say(kind: str, **payload: object) -> None:
             message = {"type": kind, "payload": payload, "messageId": str(len(sent))}
@@ -45,6 +45,9 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
             await client.socket.send_message(json.dumps(message))
 
         await publisher.store("events.acme.a", b"1")
+        await client.until("connection.expiring")
+        await say("authenticate", token=broker.token())
+        await client.until("connection.authenticated")
         await say("subscribe", channel="a", durable="d")
         await client.until("subscribed")
         await say("publish", channel="a", event={"n": 1}, id="x")
@@ -61,8 +64,6 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
         await client.until("unsubscribed")
         await say("ping")
         await client.until("pong")
-        await say("authenticate", token=broker.token())
-        await client.until("connection.authenticated")
         await say("unsubscribe", channel="never")
         assert (await client.until("error"))["code"] == "not_subscribed"
         await nats.restart()
@@ -138,7 +139,7 @@ async def test_polls(supervisors: list[Supervisor], broker: Broker, publisher: R
 
 async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """Every type that a stream has: each is as described, and one of those promised."""
-    settings = configure(tmp_path / "b", nats.url, auth={"expiring_seconds": 4000.0})
+    settings = configure(tmp_path / "b", nats.url)
     async with run_broker(tmp_path / "b", settings) as broker:
         url, token = broker.running.http, broker.token()
         await publisher.store("events.acme.a", b"1")
@@ -146,7 +147,10 @@ async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: Ra
             listen(url, "a", "live.x", "b..c", token=token, durable="e") as sse,
             listen(url, "a", token=token, snapshot="true") as snapshot,
             listen(url, "a", token=token, headers={"Last-Event-ID": "other-1"}) as reset,
+            listen(url, "a", token=broker.token(ttl=2)) as brief,
         ):
+            await brief.until("connection.expiring")
+            expiring = brief.log[-1]
             await sse.until("subscribed")
             await publisher.publish("live.acme.x", b"1")
             await sse.until("event")
@@ -158,7 +162,7 @@ async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: Ra
             broker.stop.wanted.set()
             for each in (sse, snapshot, reset):
                 await each.ended()
-            log = [*sse.log, *snapshot.log, *reset.log]
+            log = [*sse.log, *snapshot.log, *reset.log, expiring]
     promised = described.document()["operations"]["get_sse"]["reply"]["messages"]
     for message in log:
         described.check(message)

@@ -88,6 +88,7 @@ async def test_established_is_the_first_frame(broker: Broker) -> None:
         assert established["heartbeat_seconds"] == 25
         limits = broker.config.limits
         assert established["limits"]["message_bytes"] == limits.message_bytes
+        assert established["limits"]["duplicate_window_seconds"] == broker.config.stream.duplicate_window
         assert established["limits"]["subscriptions_per_connection"] == limits.subscriptions_per_connection
         assert len(established["connection_id"]) >= 16
 

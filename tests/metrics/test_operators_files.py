@@ -9,10 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 import trio
 import trustme
 
+from broker import config
 from tests.support.broker import configure, run_broker
 from tests.support.metrics import Scrape, scrape, scraped
 
@@ -74,6 +76,11 @@ async def shown(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> Scrape:
     server = {"tls_certificate": certificate, "tls_key": key}
     often = {"share_seconds": 0.2}
     settings = configure(tmp_path / "b", nats.url, server=server, metrics=often)
+    away = config.Key(
+        name="idp", algorithms=("RS256",), jwks_url="http://127.0.0.1:1/", audience="*", tenants=("acme",)
+    )
+    auth = attrs.evolve(settings.auth, keys=(*settings.auth.keys, away))
+    settings = attrs.evolve(settings, auth=auth)
     async with run_broker(tmp_path / "b", settings) as broker:
         await publisher.store("events.acme.a")
         return await scraped(
