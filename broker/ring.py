@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from broker.config import Ring as Bounds
+    from broker.ranges import Ranges
 
 BITS = bytes.maketrans(b"01", b"\0\1")
 SMALL, SMALL_BYTES = 16, 4096  # events and bytes of a tick that is merged with others, at most
@@ -69,11 +70,11 @@ class Tick:
     `first` is the tenant's counter at its first event; live events count too. `sequences` has for each
     the position after it: its own sequence, or, for a live one, that of the stored one before it.
     `base` is the position before all of it and `head` the one after, `serial` that of the newest of the
-    `topics` that its masks know.
+    `topics` that its masks know. `gone` are the events that nobody is given any more.
     """
 
     __slots__ = (
-        "base", "channels", "first", "frames", "head", "index", "masks", "rooms",
+        "base", "channels", "first", "frames", "gone", "head", "index", "masks", "rooms",
         "sequences", "serial", "size", "time", "topics",
     )  # fmt: skip
 
@@ -104,6 +105,7 @@ class Tick:
         self.topics = topics
         self.index: dict[str, int] = {}  # the events of each channel, once somebody has asked
         self.rooms: set[str | None] = set()
+        self.gone = 0
 
     @property
     def last(self) -> int:
@@ -148,7 +150,7 @@ class Tick:
         for topic, floor in topics.items():
             if found := self.mask(topic):
                 mask |= self.above(found, floor, live=topic.live)
-        return mask & (-1 << after)
+        return mask & (-1 << after) & ~self.gone
 
     def above(self, mask: int, floor: int, *, live: bool) -> int:
         if live:
@@ -163,6 +165,18 @@ class Tick:
         """How many of its events are at or before a position."""
         return bisect_right(self.sequences, position)
 
+    def blank(self, deleted: Ranges) -> int:
+        """Takes the stored events out that are among the deleted; how many bytes that sets free."""
+        freed = 0
+        for first, last in deleted.within(self.base + 1, self.sequences[-1]):
+            for index in range(bisect_left(self.sequences, first), self.before(last)):
+                if not subjects.is_live(self.channels[index]):
+                    freed += len(self.frames[index])
+                    self.frames[index] = b""
+                    self.gone |= 1 << index
+        self.size -= freed
+        return freed
+
     def join(self, mask: int) -> bytes:
         """The frames of a share, which is not empty, as one."""
         if mask & (mask - 1) == 0:
@@ -174,13 +188,14 @@ def merged(ticks: Sequence[Tick]) -> Tick:
     """Ticks that follow each other, as one. What it knows of topics is what the oldest one knew."""
     serial = min(tick.serial for tick in ticks)
     masks: dict[Any, int] = {}
-    shift = 0
+    shift = gone = 0
     for tick in ticks:
+        gone |= tick.gone << shift
         for topic, mask in tick.masks.items():
             if topic.serial <= serial:
                 masks[topic] = masks.get(topic, 0) | mask << shift
         shift += len(tick.frames)
-    return Tick(
+    whole = Tick(
         first=ticks[0].first,
         sequences=list(chain.from_iterable(tick.sequences for tick in ticks)),
         channels=list(chain.from_iterable(tick.channels for tick in ticks)),
@@ -192,6 +207,8 @@ def merged(ticks: Sequence[Tick]) -> Tick:
         topics=ticks[0].topics,
         time=ticks[-1].time,
     )
+    whole.gone = gone
+    return whole
 
 
 @attrs.frozen(kw_only=True)
@@ -260,6 +277,17 @@ class Ring:
         if self.start > 64 and self.start * 2 > len(self.ticks):
             del self.ticks[: self.start], self.lasts[: self.start], self.heads[: self.start]
             self.start = 0
+
+    @property
+    def oldest(self) -> int | None:
+        """The position before its oldest tick; None without any."""
+        return self.ticks[self.start].base if self.start < len(self.ticks) else None
+
+    def blank(self, deleted: Ranges, *, but: Tick | None) -> None:
+        """Takes deleted events out of all ticks but the one that is being sent."""
+        for tick in self.ticks[self.start :]:
+            if tick is not but:
+                self.size -= tick.blank(deleted)
 
     def after(self, cursor: int) -> Sequence[Tick]:
         """The ticks that hold something after the counter `cursor`, which is not below `floor`."""

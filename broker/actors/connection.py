@@ -421,7 +421,14 @@ class Connection:
         """Tells the client what all are told."""
         if notice.message:
             self.tell(notice.message)
-        if notice.reason and (live := self.outlet.live):
+        outlet = self.outlet
+        if notice.reason == "trimmed":
+            # Who is behind comes to it, and hears of it then.
+            if outlet.stored and outlet.fanout and outlet.backlog is None:
+                channel = messages.named(topic.pattern for topic in outlet.stored)
+                start = outlet.fanout.text(outlet.position())
+                self.tell(messages.Gap(channel=channel, reason="trimmed", start=start))
+        elif notice.reason and (live := outlet.live):
             channel = messages.named(topic.pattern for topic in live)
             self.tell(messages.Gap(channel=channel, reason=notice.reason))
 

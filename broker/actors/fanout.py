@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 
 from broker.metrics.meters import Traffic
+from broker.ranges import NOTHING
 from broker.ring import Ring, Tick, indices
 from broker.routing import Router, Topic
 from broker.wire import events, frames, positions, traces
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from broker import config
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
+    from broker.ranges import Ranges
     from broker.wire.frames import Framing
 
 TICK_EVENTS = 512
@@ -79,6 +81,7 @@ class Fanout:
         self.running: Tick | None = None  # the same while it is being sent
         self.outlets: dict[Outlet, None] = {}
         self.framings: Counter[Framing] = Counter()  # of outlets that have one
+        self.deleted_late = NOTHING  # events that are to be blanked when the unfinished tick has been sent
         self.framed: dict[Framing, dict[int, bytes]] = {}  # events of the running tick, by their index
         self.strict: set[Outlet] = set()  # behind, with a policy for more than may wait
 
@@ -225,7 +228,19 @@ class Fanout:
 
     def finish(self) -> None:
         self.unfinished = self.running = None
+        if self.deleted_late:
+            deleted, self.deleted_late = self.deleted_late, NOTHING
+            self.drop(deleted)
         self.framed.clear()
+
+    def drop(self, deleted: Ranges) -> None:
+        """Blanks what was deleted.
+
+        The tick that is being sent comes later: who has not got it yet would not hear that something is gone.
+        """
+        self.ring.blank(deleted, but=self.unfinished)
+        if self.unfinished and deleted.meets(self.unfinished.base, self.unfinished.head):
+            self.deleted_late |= deleted
 
     def reached(self, outlet: Outlet) -> int:
         """Up to where a connection has been given everything, also when a tick broke off in the middle."""
@@ -286,13 +301,15 @@ class Fanout:
                     new.members[outlet] = None
         for catch_up in outlet.catch_ups:
             if not same_stream:
-                catch_up.position = position
+                catch_up.position, catch_up.warned = position, 0
                 catch_up.snapshot = catch_up.newer = None
             elif catch_up.snapshot:
                 catch_up.snapshot.base.move(self)
         outlet.version += 1
         backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
         backlog.cursor, backlog.position, backlog.live_cursor = -1, position, self.count
+        if not same_stream:
+            backlog.warned = 0
         outlet.watch()
 
 

@@ -14,6 +14,7 @@ import attrs
 from broker import subjects
 from broker.errors import InvalidChannel
 from broker.features.deadletter import DeadLetters, Letter
+from broker.features.gone import Gone
 from broker.wire import events
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from broker.bus.base import Record
     from broker.features.replay import Checked
+    from broker.ranges import Ranges
 
 KEPT_SECONDS = 10.0
 KEPT_BYTES = 32 * 1024 * 1024
@@ -45,6 +47,7 @@ class Intake:
     event_bytes: int
     letters: DeadLetters
     incarnation: str = ""
+    gone: Gone = attrs.Factory(Gone)
     addresses: dict[str, Address] = attrs.Factory(dict)
     recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
     sequences: list[int] = attrs.Factory(list)  # of what is in `recent`
@@ -64,7 +67,9 @@ class Intake:
         return found
 
     def check(self, record: Record) -> Checked | None:
-        """A record as an event of its channel; None when it is none: a dead letter."""
+        """A record as an event of its channel; None when it is none: a dead letter, or deleted meanwhile."""
+        if self.gone.has(record[0]):
+            return None  # a replica that is late still has it
         address = self.address(record[1])
         return (address.channel, record) if self.admit(address, record) else None
 
@@ -92,12 +97,12 @@ class Intake:
         self.sequences.append(checked[1][0])
         self.recent_bytes += OVERHEAD + len(checked[1][2])
 
-    def forget(self, now: float) -> None:
-        """Drops what is old or too much."""
+    def forget(self, *, before: float) -> None:
+        """Drops what came before a time, or is too much."""
         recent = self.recent
         while self.start < len(recent):
             at, _, (_, record) = recent[self.start]
-            if at >= now - KEPT_SECONDS and self.recent_bytes <= KEPT_BYTES:
+            if at >= before and self.recent_bytes <= KEPT_BYTES:
                 break
             self.start += 1
             self.recent_bytes -= OVERHEAD + len(record[2])
@@ -106,8 +111,19 @@ class Intake:
             del recent[: self.start], self.sequences[: self.start]
             self.start = 0
 
+    def drop(self, deleted: Ranges) -> None:
+        """Forgets events that were deleted."""
+        if not deleted.meets(self.floor, self.head):
+            return
+        kept = [each for each in self.recent[self.start :] if each[2][1][0] not in deleted]
+        self.recent[:], self.start = kept, 0
+        self.sequences[:] = [each[2][1][0] for each in kept]
+        self.recent_bytes = sum(OVERHEAD + len(each[2][1][2]) for each in kept)
+
     def begin(self, incarnation: str, floor: int) -> None:
         """Forgets everything: the feed goes on after `floor`, perhaps in another stream."""
+        if incarnation != self.incarnation:
+            self.gone = Gone(incarnation=incarnation)
         self.incarnation = incarnation
         self.recent.clear()
         self.sequences.clear()

@@ -223,6 +223,7 @@ class Joiner:
             position=position,
             told=self.outlet.position(),
             began=trio.current_time(),
+            warned=self.beginning.warned if self.beginning else 0,
             snapshot=self.snapshot,
         )
         for topic in stored.values():
@@ -243,6 +244,7 @@ class Joiner:
             backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
             backlog.cursor, backlog.position, backlog.resuming = -1, after, True
             backlog.began = trio.current_time()
+            backlog.warned = self.beginning.warned if self.beginning else 0
             self.fanout.strict.discard(outlet)
         return self.live_unless_resuming(stored)
 
@@ -284,7 +286,7 @@ class Joiner:
             channel=channels if self.wish.listed else named(channels),
             reason=lost.reason,
             start=UNSET if lost.start is None else self.fanout.text(lost.start),
-            end=self.fanout.text(lost.end),
+            end=UNSET if lost.end is None else self.fanout.text(lost.end),
             count=UNSET if lost.count is None else lost.count,
             catch_up=UNSET if number is None else number,
         )

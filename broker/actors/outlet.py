@@ -117,17 +117,27 @@ class CatchUp:
     """A start in the past beside the live flow: its own position, which follows P and ends at it.
 
     A snapshot comes first, where there is one, up to its `head`, and then what is `newer`. `told`
-    is the newest P that the client is known to have been told. It `began` then, by the loop's clock,
-    and `source` is where it was read so far.
+    is the newest P that the client is known to have been told. Up to `warned` it knows that something was
+    deleted. It `began` then, by the loop's clock, and `source` is where it was read so far.
     """
 
-    __slots__ = ("began", "groups", "newer", "number", "position", "snapshot", "source", "told", "topics")
+    __slots__ = (
+        "began", "groups", "newer", "number", "position", "snapshot", "source", "told", "topics", "warned",
+    )  # fmt: skip
 
     def __init__(
-        self, number: int, *, position: int, told: int, began: float, snapshot: Snapshot | None = None
+        self,
+        number: int,
+        *,
+        position: int,
+        told: int,
+        began: float,
+        warned: int = 0,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.number = number
         self.told = told
+        self.warned = warned
         self.began = began
         self.source = RING if snapshot is None else STREAM
         self.position = position
@@ -164,7 +174,7 @@ class Backlog:
 
     __slots__ = (
         "began", "counted", "counted_from", "cursor", "left", "live_cursor", "position", "replies",
-        "resuming", "source", "waiting", "waits",
+        "resuming", "source", "waiting", "waits", "warned",
     )  # fmt: skip
 
     def __init__(self, *, cursor: int, live_cursor: int, position: int) -> None:
@@ -176,6 +186,7 @@ class Backlog:
         self.counted_from: tuple[int, int] | None = None  # the cursor and version for which ...
         self.counted = 0  # ... up to this counter
         self.waits = 0  # so many bytes wait
+        self.warned = 0  # the client knows that something up to there was deleted
         self.resuming = False
         self.began = 0.0
         self.source = RING

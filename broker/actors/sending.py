@@ -86,6 +86,9 @@ class Sending:
             chunk = await self.stored_from_stream(backlog, outlet.fanout)
         if chunk is None:
             return
+        self.tell_gone(backlog, chunk, outlet.stored)
+        if backlog.left:
+            return  # likewise; it is read again
         self.tell_passed(chunk, outlet.stored, start=backlog.position)
         outlet.give(chunk, backlog)
         groups = outlet.rejoin()
@@ -117,6 +120,34 @@ class Sending:
                     reason="lag",
                     start=UNSET if start is None else outlet.fanout.text(start),
                     count=len(chunk.passed),
+                )
+            )
+
+    def tell_gone(
+        self,
+        reader: Backlog | CatchUp,
+        chunk: Chunk,
+        topics: Mapping[Topic, int],
+        *,
+        number: int | None = None,
+    ) -> None:
+        """Says ahead of a chunk that events among its own were deleted. That moves no position either."""
+        outlet, tenant = self.outlet, self.tenant()
+        after = max(reader.position, reader.warned)
+        if tenant is None or outlet.fanout is None or after >= chunk.position:
+            return
+
+        def admits(channel: str) -> bool:
+            return any(topic.admits(channel) for topic in topics)
+
+        if topics and tenant.intake.gone.between(tenant.name, after, chunk.position, admits):
+            reader.warned = chunk.position
+            outlet.client.tell(
+                Gap(
+                    channel=named(topic.pattern for topic in topics),
+                    reason="trimmed",
+                    start=outlet.fanout.text(reader.position),
+                    catch_up=UNSET if number is None else number,
                 )
             )
 
@@ -164,6 +195,8 @@ class Sending:
         if outlet.backlog and (outlet.backlog.left or outlet.backlog.replies):
             return
         outlet.settle()
+        if not current.snapshot:
+            self.tell_gone(current, chunk, current.topics, number=current.number)
         self.tell_position(current, chunk)
         if outlet.backlog and outlet.backlog.left:
             return  # what had to come first filled the link

@@ -16,8 +16,9 @@ from broker.actors.boundary import Boundary, each, kept
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
+from broker.actors.deletions import Deletions
 from broker.actors.following import Followers
-from broker.actors.intake import Intake
+from broker.actors.intake import KEPT_SECONDS, Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
 from broker.actors.posting import Posting
@@ -88,6 +89,7 @@ class Supervisor:
     control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
+    deletions: Deletions = attrs.field(init=False)
     services: Services = attrs.field(init=False)
     sharing: Sharing = attrs.field(init=False)
 
@@ -102,7 +104,16 @@ class Supervisor:
         self.sharing = Sharing(bus, names, self.broker, budgets)
         self.intake = Intake(names, config.limits.event_bytes, self.letters)
         thinned = config.stream.max_msgs_per_subject > 0
-        starts = Starts(bus, names, config.limits, self.intake.check, self.intake.between, thinned=thinned)
+        starts = Starts(
+            bus,
+            names,
+            config.limits,
+            self.intake.check,
+            self.intake.between,
+            look=lambda: self.deletions.look(),
+            gone=lambda *stretch: self.intake.gone.between(*stretch),
+            thinned=thinned,
+        )
         self.tenants = Tenants(
             config=config,
             bus=bus,
@@ -113,6 +124,7 @@ class Supervisor:
             tracing=self.tracing,
             followers=followers,
         )
+        self.deletions = self.tenants.deletions = Deletions(bus, self.intake, self.tenants)
         self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
         self.services = Services(
             config=config,
@@ -141,7 +153,7 @@ class Supervisor:
                 *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
                 *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
                 *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
-                self.sharing.run,
+                *(self.sharing.run, self.deletions.run),
             ):
                 nursery.start_soon(kept, part.__qualname__, part)
             await nursery.start(self.feed)
@@ -196,6 +208,7 @@ class Supervisor:
             self.intake.begin(state.incarnation, state.first - 1)
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
+        self.deletions.note(state)
         self.connected = self.services.live_subjects.connected = True
         if state.duplicate_window:
             self.services.duplicate_window = state.duplicate_window
@@ -211,12 +224,18 @@ class Supervisor:
         now = trio.current_time()
         if not records and not intake.recent:
             intake.floor = max(intake.floor, head)  # the feed begins here
+        late = intake.gone.late(records)
         for address, record in self.hand_on(records, stored_at):
-            intake.remember(now, address.tenant, (address.channel, record))
-        intake.forget(now)
+            if record[0] not in late:
+                intake.remember(now, address.tenant, (address.channel, record))
+        intake.forget(before=now - KEPT_SECONDS)
         intake.head = head
         self.meters.received["stored"] += len(records)
         self.tenants.advanced.unpark_all()
+
+    def skipped(self, state: StreamState) -> None:
+        self.deletions.note(state)
+        self.announce(Notice(None, "trimmed"))
 
     def live(self, records: list[Record]) -> None:
         prefix = f"{self.names.own}."
@@ -233,11 +252,15 @@ class Supervisor:
     def hand_on(self, records: list[Record], stored_at: float | None) -> Iterator[tuple[Address, Record]]:
         """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
         woken: set[Tenant] = set()
+        now = trio.current_time()
         if self.tracing is not None:
             records = self.tracing.received(records, self.intake.incarnation)
         for record in records:
             address = self.intake.address(record[1])
-            if self.intake.admit(address, record):
+            admitted = self.intake.admit(address, record)
+            if record[0]:
+                self.intake.gone.saw(record, address if admitted else None, now)
+            if admitted:
                 for tenant in self.tenants.audience(address.tenant):
                     tenant.inbox.put(address.channel, record)
                     woken.add(tenant)
@@ -370,7 +393,7 @@ class Supervisor:
         while True:
             await trio.sleep(TIDY_SECONDS)
             now = trio.current_time()
-            self.intake.forget(now)
+            self.intake.forget(before=now - KEPT_SECONDS)
             self.tenants.tidy(now)
             self.services.budgets.tidy(now)
             try:

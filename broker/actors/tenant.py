@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import deque
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from broker.features.replay import Checked, History
     from broker.features.snapshots import Snapshots
     from broker.metrics.meters import Meters
+    from broker.ranges import Ranges
     from broker.ring import Tick
     from broker.tracing import Tracing
     from broker.wire.messages import Source
@@ -46,10 +48,13 @@ log = structlog.get_logger()
 
 @attrs.frozen
 class Notice:
-    """What all clients are told at once: a message, and that live events may be missing for a `reason`."""
+    """What all clients are told at once: a message, and that events may be missing for a `reason`.
+
+    They are live ones, but for `trimmed`: then they are stored ones.
+    """
 
     message: Source | None
-    reason: Literal["source", "lag"] | None
+    reason: Literal["source", "lag", "trimmed"] | None
 
 
 class Inbox:
@@ -87,6 +92,10 @@ class Inbox:
     def announce(self, notice: Notice) -> None:
         self.notices.append((self.taken + len(self.records), notice))
         self.arrived.set()
+
+    def announce_first(self, notice: Notice) -> None:
+        """Ahead of whatever waits."""
+        self.notices.appendleft((self.taken, notice))
 
     def due(self) -> Notice | None:
         """The notice that comes before the next event."""
@@ -250,6 +259,11 @@ class Tenant:
                 self.rebuild(same_stream=not inbox.renewed)
                 inbox.renewed = inbox.lost = False
             elif batch := inbox.take():
+                if late := self.intake.gone.late([record for _, record in batch]):
+                    batch = [checked for checked in batch if checked[1][0] not in late]
+                    inbox.announce_first(Notice(None, "trimmed"))
+                    if not batch:
+                        continue
                 if self.tracing is None:
                     tick = self.fanout.add(batch)
                     await self.send(tick, turn)
@@ -342,6 +356,20 @@ class Tenant:
                 position = old.reached(outlet) if same_stream else 0
                 new.adopt(outlet, position=position, same_stream=same_stream)
                 tell_of_loss(outlet, new, same_stream=same_stream)
+
+    def drop(self, deleted: Ranges) -> None:
+        """Gives nobody what was deleted."""
+        self.fanout.drop(deleted)
+        self.history.blank(deleted)
+        self.snapshots.blank(deleted)
+
+    def shorten(self, before: float) -> None:
+        """Forgets the events that came before a time; the stream is read for them."""
+        ring = self.fanout.ring
+        while ring.oldest is not None and ring.ticks[ring.start].time < before and not self.fanout.running:
+            ring.drop()
+        self.history.clear()
+        self.snapshots.expire(math.inf)
 
     def statistics(self) -> TenantStatistics:
         ring, head = self.fanout.ring.statistics(), self.fanout.head

@@ -21,6 +21,7 @@ from broker.metrics.tenants import OTHER, Ledger
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from broker.actors.deletions import Deletions
     from broker.actors.fanout import Fanout
     from broker.actors.intake import Intake
     from broker.bus.base import Bus
@@ -46,6 +47,7 @@ class Tenants:
     starts: Starts
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
+    deletions: Deletions = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
     followers: Followers = attrs.Factory(Followers)
@@ -115,6 +117,7 @@ class Tenants:
             names=self.names,
             incarnation=fanout.incarnation,
             gate=self.gate,
+            look=self.deletions.look,
             check=self.intake.check,
             remembered=partial(self.intake.between, name),
             encode=lambda checked: fanout.encode(checked, first=0, base=0),
@@ -129,6 +132,7 @@ class Tenants:
             topics=fanout,
             read=self.starts.snapshot,
             encode=lambda checked: fanout.encode(checked, first=0, base=0),
+            deleted=lambda sequence: self.intake.gone.has(sequence),
             clock=trio.current_time,
         )
 

@@ -149,6 +149,9 @@ class Sink(Protocol):
         `stored_at` is when NATS stored the first of them, in Unix seconds by its clock; None without any.
         """
 
+    def skipped(self, state: StreamState) -> None:
+        """Between the last and the next `stored` something is missing that was deleted unread."""
+
     def live(self, records: list[Record]) -> None:
         """Live messages in order of arrival."""
 

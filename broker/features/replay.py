@@ -17,10 +17,11 @@ from broker import subjects
 from broker.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-    from broker.bus.base import Bus, Record
+    from broker.bus.base import Bus, Record, StreamState
     from broker.features.gate import FairGate
+    from broker.ranges import Ranges
     from broker.ring import Tick
 
 PAGE_EVENTS = 256  # 25 µs an event at this size, 60 µs at 16
@@ -60,7 +61,8 @@ class History:
 
     `check` makes an event of a record or answers None (a dead letter); `encode` makes a tick. `gate` bounds
     the reads of the whole process. `remembered` has the tenant's newest events from the feed, after one
-    position up to another: a replica that answers late has not got them yet, and does not say so.
+    position up to another: a replica that answers late has not got them yet, and does not say so. `look`
+    has the stream's state, with what was deleted from it taken out of memory.
     """
 
     tenant: str
@@ -68,6 +70,7 @@ class History:
     names: subjects.Names
     incarnation: str
     gate: FairGate
+    look: Callable[[], Awaitable[StreamState]]
     check: Callable[[Record], Checked | None]
     remembered: Callable[[int, int], Iterable[Checked]]
     encode: Callable[[list[Checked]], Tick]
@@ -116,7 +119,7 @@ class History:
     async def read(self, subject: str, *, after: int, below: int) -> Segment:
         page = await self.bus.read(subject, after=after, limit=PAGE_EVENTS)
         # Asked after the read: what has been cut off before cannot have been cut out of the page unseen.
-        state = await self.bus.state()
+        state = await self.look()
         if state.incarnation != self.incarnation:
             raise Unavailable("the stream was recreated")
         upto = min(below, page.records[-1][0]) if page.pending else below
@@ -140,6 +143,18 @@ class History:
         self.order.append(subject)
         self.size += segment.tick.size
         while self.size > KEPT_BYTES and len(self.order) > 1:
+            self.drop()
+
+    def blank(self, deleted: Ranges) -> None:
+        """Takes deleted events out of what was read."""
+        for segments in self.kept.values():
+            for segment in segments:
+                if segment.tick.frames and deleted.meets(segment.after, segment.upto):
+                    self.size -= segment.tick.blank(deleted)
+
+    def clear(self) -> None:
+        """Forgets all that was read."""
+        while self.order:
             self.drop()
 
     def expire(self, now: float) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
     from broker.features.replay import Checked
     from broker.features.starts import Scope
+    from broker.ranges import Ranges
     from broker.ring import Ring, Topic, Topics
 
 PAGE_EVENTS = 256
@@ -69,6 +70,12 @@ class Base:
     starts: Sequence[int]
     size: int
     made: float
+
+    def blank(self, deleted: Ranges) -> bool:
+        """Takes deleted events out; whether there were any."""
+        freed = sum(page.blank(deleted) for page in self.pages)
+        self.size -= freed
+        return freed > 0
 
     def move(self, topics: Topics) -> None:
         """From now on it is matched against other topics."""
@@ -180,7 +187,8 @@ class Line:
 class Snapshots:
     """The snapshots of a tenant, with one fan-out.
 
-    `read` has the newest record of each channel below the ring, `encode` makes a tick of such.
+    `read` has the newest record of each channel below the ring, `encode` makes a tick of such. `deleted`
+    says whether a sequence has left the stream.
     """
 
     tenant: str
@@ -189,6 +197,7 @@ class Snapshots:
     topics: Topics
     read: Callable[[Scope], Awaitable[Mapping[str, Record]]]
     encode: Callable[[list[Checked]], Tick]
+    deleted: Callable[[int], bool]
     clock: Callable[[], float]
     lines: dict[Patterns, Line] = attrs.Factory(dict)
 
@@ -225,6 +234,7 @@ class Snapshots:
                 if now.floor <= wanted.floor:
                     newest = self.newest(topics, wanted.floor, now.head)
                     below = [each for each in records.items() if each[0] not in newest]
+                    below = [each for each in below if not self.deleted(each[1][0])]
                     del records
                     return self.add(line, [*events_of(self.encode(below)), *newest.items()], now.head)
         raise Unavailable("events come too fast for this snapshot; try again", retry_after=1.0)
@@ -264,6 +274,14 @@ class Snapshots:
             for index in indices(mask):
                 found[tick.channels[index]] = (tick.sequences[index], tick.frames[index])
         return found
+
+    def blank(self, deleted: Ranges) -> None:
+        """Takes deleted events out. Who asks next gets what was there before them, by another read."""
+        for base in self.holdings.bases:
+            if base.tenant == self.tenant and base.blank(deleted):
+                for line in self.lines.values():
+                    line.bases.discard(base)
+                    line.kept = None if line.kept is base else line.kept
 
     def expire(self, before: float) -> None:
         """Lets go of what nobody has asked for since then."""

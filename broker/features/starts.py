@@ -15,7 +15,7 @@ from broker.features.replay import filters, narrowed
 from broker.wire import effects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Limits
@@ -29,20 +29,24 @@ SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot bu
 
 @attrs.frozen(kw_only=True)
 class Lost:
-    """A stretch of history that cannot be had: after `start` (None: of another incarnation) up to `end`."""
+    """A stretch of history that cannot be had: after `start` (None: of another incarnation) up to `end`.
+
+    Without an `end` some of what follows `start` is gone.
+    """
 
     reason: Literal["trimmed", "reset", "limit"]
     start: int | None
-    end: int
+    end: int | None
     count: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Beginning:
-    """Events follow after the sequence `after`."""
+    """Events follow after the sequence `after`. Of what is gone up to `warned` nothing more need be said."""
 
     after: int
     lost: tuple[Lost, ...] = ()
+    warned: int = 0
 
     @property
     def recovered(self) -> bool:
@@ -82,7 +86,9 @@ class Starts:
 
     `check` makes an event of a record or answers None (a dead letter). `remembered` has a tenant's newest
     events from the feed, after one position up to another, which a replica that is late has not got yet.
-    `thinned`: the stream keeps only so many messages of each subject.
+    `look` has the stream's state; `gone` says whether anything was deleted that a tenant would have got
+    after one position up to another, in channels that a function admits. `thinned`: the stream keeps only
+    so many messages of each subject.
     """
 
     bus: Bus
@@ -90,6 +96,8 @@ class Starts:
     limits: Limits
     check: Callable[[Record], Checked | None]
     remembered: Callable[[str, int, int], Iterable[Checked]]
+    look: Callable[[], Awaitable[StreamState]]
+    gone: Callable[[str, int, int, Callable[[str], bool]], bool]
     thinned: bool
 
     async def resolve(self, start: effects.After | effects.Since | effects.Last, scope: Scope) -> Beginning:
@@ -100,14 +108,22 @@ class Starts:
             case effects.Since():
                 beginning = await self.since(start, scope)
             case effects.Last(count):
-                return await self.last(count, scope)
-        return await self.limited(beginning, scope)
+                return attrs.evolve(await self.last(count, scope), warned=scope.head)
+        return await self.limited(self.whole(beginning, scope), scope)
+
+    def whole(self, beginning: Beginning, scope: Scope) -> Beginning:
+        """Says so when something was deleted of what follows."""
+        after = beginning.after
+        if not self.gone(scope.tenant, after, scope.head, scope.admits):
+            return beginning
+        hole = Lost(reason="trimmed", start=after, end=None)
+        return attrs.evolve(beginning, lost=(*beginning.lost, hole), warned=scope.head)
 
     async def after(self, position: Position, scope: Scope) -> Beginning:
         known = position.incarnation == scope.incarnation
         if known and scope.floor <= position.sequence <= scope.head:
             return Beginning(after=position.sequence)
-        state = await self.bus.state()
+        state = await self.look()
         if position.incarnation != state.incarnation or position.sequence > max(state.last, scope.head):
             oldest = state.first - 1
             return Beginning(after=oldest, lost=(Lost(reason="reset", start=None, end=oldest),))
@@ -115,7 +131,7 @@ class Starts:
 
     def from_stream(self, after: int, state: StreamState, scope: Scope) -> Beginning:
         """A start below the ring, told truly: what the stream has cut off, or may have."""
-        oldest = min(state.first - 1, scope.floor)  # what has left the stream may still be in the ring
+        oldest = min(state.first - 1, scope.head)
         if after < oldest:
             return Beginning(after=oldest, lost=(Lost(reason="trimmed", start=after, end=oldest),))
         if self.thinned and after < scope.floor:
@@ -127,7 +143,7 @@ class Starts:
         sequence = await self.bus.sequence_at(start.time)
         if sequence is None:
             return Beginning(after=scope.head)
-        state = await self.bus.state()
+        state = await self.look()
         if sequence <= state.first and state.first > 1:
             # The oldest message that is left is within the wish, and there have been older ones.
             sequence = state.first - 1
@@ -146,7 +162,7 @@ class Starts:
         rest = await self.count(wanted, cut)
         known = scope.plain() and count == await self.count(wanted, beginning.after)  # no event came between
         skipped = Lost(reason="limit", start=beginning.after, end=cut, count=count - rest if known else None)
-        return Beginning(after=cut, lost=(*beginning.lost, skipped))
+        return attrs.evolve(beginning, after=cut, lost=(*beginning.lost, skipped))
 
     async def last(self, count: int, scope: Scope) -> Beginning:
         if len(scope.held) >= count:
@@ -154,7 +170,7 @@ class Starts:
         missing = guess = count - len(scope.held)
         wanted = self.weights(scope)
         above = await self.count(wanted, scope.floor)
-        oldest = min((await self.bus.state()).first - 1, scope.floor)
+        oldest = min((await self.look()).first - 1, scope.floor)
         while True:
             # The filters may match more than the patterns: denied channels, several filters at once,
             # dead letters. So what they count is only a guess, and what is there decides.

@@ -43,6 +43,7 @@ def make_history(bus: Stream, *, at_once: int = 8, remembered: Sequence[Checked]
         names=NAMES,
         incarnation="inc0",
         gate=FairGate(at_once),
+        look=bus.state,
         check=check,
         remembered=lambda after, upto: [event for event in remembered if after < event[1][0] <= upto],
         encode=lambda checked: fanout.encode(checked, first=0, base=0),

@@ -33,6 +33,8 @@ def make_starts(bus: Stream, *, thinned: bool = False, **limits: Any) -> Starts:
         limits=config.Limits(**limits),
         check=check,
         remembered=bus.remembered,
+        look=bus.state,
+        gone=lambda *_: False,
         thinned=thinned,
     )
 
@@ -98,14 +100,14 @@ async def test_position_that_was_trimmed(sequence: int, autojump_clock: trio.abc
 
 
 async def test_purged_stream_and_a_ring_that_remembers(autojump_clock: trio.abc.Clock) -> None:
-    """Only what lies below the ring is gone, when a stream was emptied."""
+    """What the stream does not hold any more is gone, also where the ring had it."""
     bus = filled(100)
     scope = make_scope(bus, A, floor=60)
     bus.trim(101)
     found = await make_starts(bus).resolve(after(20), scope)
-    assert found == Beginning(after=60, lost=(Lost(reason="trimmed", start=20, end=60),))
+    assert found == Beginning(after=100, lost=(Lost(reason="trimmed", start=20, end=100),))
     found = await make_starts(bus).resolve(Last(50), scope)
-    assert found == Beginning(after=60)
+    assert found == Beginning(after=60, warned=100)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +351,9 @@ async def test_last_in_the_ring_asks_nothing(autojump_clock: trio.abc.Clock) -> 
     """What the ring holds needs no stream."""
     bus = filled(100)
     bus.failures = 1.0
-    assert await make_starts(bus).resolve(Last(40), make_scope(bus, A, floor=60)) == Beginning(after=60)
+    assert await make_starts(bus).resolve(Last(40), make_scope(bus, A, floor=60)) == Beginning(
+        after=60, warned=100
+    )
 
 
 async def test_last_reads_little(autojump_clock: trio.abc.Clock) -> None:
@@ -377,7 +381,7 @@ async def test_last_gives_up_where_it_would_read_everything(autojump_clock: trio
     assert (lost.reason, lost.start, lost.end, lost.count) == ("limit", 0, found.after, None)
     assert len(bus.asked) < 1000
     found = await make_starts(bus).resolve(Last(1), make_scope(bus, patterns))
-    assert found == Beginning(after=0)
+    assert found == Beginning(after=0, warned=3001)
 
 
 # --- snapshots -------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Recorder:
     heads: list[int] = attrs.field(factory=list)
     times: list[float | None] = attrs.field(factory=list)
     messages: list[Record] = attrs.field(factory=list)
+    skips: list[StreamState] = attrs.field(factory=list)
     lost: int = 0
     interruptions: int = 0
     up: bool = False
@@ -57,6 +58,11 @@ class Recorder:
         self.records += records
         self.times.append(stored_at)
         self.heads.append(head)
+        self.change()
+
+    def skipped(self, state: StreamState) -> None:
+        assert self.up, "skipped while interrupted"
+        self.skips.append(state)
         self.change()
 
     def live(self, records: list[Record]) -> None:

@@ -1,0 +1,198 @@
+"""What has been deleted from the stream, and whose it was: what nobody is given any more, and where a gap is.
+
+The stream names the sequences. Whose events they were it does not say; of those that this broker has seen
+arriving, lately, that is remembered, so that a tenant hears of no gap when another one's events go. Of
+others it is not known, and everybody hears of them.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections import deque
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from broker import subjects
+from broker.ranges import NOTHING, Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from broker.bus.base import Record, StreamState
+
+SEEN = 131_072  # events whose owner is remembered: 10 MB
+TIMED = 100_000  # events that end at a time; those of more are found out by looking at the stream
+LOOKED_AT = 1000  # events of a stretch, before it is called a gap without looking at the rest
+TTL = "Nats-TTL"  # https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-43.md
+DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Owner(Protocol):
+    """Whose an event is. The same object for all events of a channel, as a rule."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def channel(self) -> str: ...
+
+
+@attrs.define(eq=False)
+class Gone:
+    """What is known of one incarnation of the stream.
+
+    `named` is what the stream says, `first` where it begins. `expired` are those whose time is over and that
+    the stream has not named yet. Where it keeps so many messages `per_subject` only, an event that was
+    replaced is not gone: `chosen` are those that were deleted all the same.
+    """
+
+    incarnation: str = ""
+    first: int = 1
+    named: Ranges = NOTHING
+    unnamed: int = 0
+    expired: Ranges = NOTHING
+    per_subject: int = 0
+    chosen: Ranges = NOTHING
+    sequences: list[int] = attrs.Factory(list)  # seen, ascending; from `start` on they are remembered
+    owners: list[Owner | None] = attrs.Factory(list)  # of these; None: no event
+    start: int = 0
+    newest: dict[tuple[str, str], deque[int]] = attrs.Factory(dict)  # of each channel, with `per_subject`
+    timed: list[tuple[float, int]] = attrs.Factory(list)  # a heap: when each is over, by the loop's clock
+
+    # --- what comes ----------------------------------------------------------------------------------
+
+    def saw(self, record: Record, owner: Owner | None, now: float) -> None:
+        """The next record of the feed; `owner` is None when it is no event."""
+        self.sequences.append(record[0])
+        self.owners.append(owner)
+        if len(self.sequences) - self.start > SEEN:
+            self.start += 1
+            if self.start > SEEN:
+                del self.sequences[: self.start], self.owners[: self.start]
+                self.start = 0
+        if self.per_subject and owner:
+            channel = owner.tenant, owner.channel
+            self.newest.setdefault(channel, deque(maxlen=self.per_subject)).append(record[0])
+        if record[3] and TTL in record[3] and len(self.timed) < TIMED:
+            seconds = duration(record[3][TTL])
+            if seconds is not None:
+                heappush(self.timed, (now + seconds, record[0]))
+
+    # --- what goes -----------------------------------------------------------------------------------
+
+    def note(self, state: StreamState, *, above: int) -> Ranges:
+        """What was deleted since the stream was looked at last, of the sequences above `above`."""
+        before = self.all_of(above)
+        if self.per_subject != state.per_subject:
+            self.per_subject = state.per_subject
+            self.newest.clear()
+        if state.deleted is not self.named:
+            self.named = state.deleted
+            self.expired -= self.named.above(self.expired.firsts[0] - 1) if self.expired else NOTHING
+        self.first = max(self.first, state.first)
+        self.expired = self.expired.above(self.first - 1)
+        self.unnamed = max(self.unnamed, state.unnamed)
+        fresh = self.all_of(above) - before
+        if self.per_subject and fresh:
+            fresh = self.deliberate(fresh)
+            self.chosen = (self.chosen | fresh).above(self.oldest - 1)
+        return fresh
+
+    def all_of(self, above: int) -> Ranges:
+        """Everything that is not in the stream any more, above a sequence."""
+        front = Ranges.joined([(above + 1, self.first - 1)])
+        return front | self.named.above(above) | self.expired.above(above)
+
+    def expire(self, now: float) -> Ranges:
+        """What has come to its time since the last call."""
+        over: list[int] = []
+        while self.timed and self.timed[0][0] <= now:
+            over.append(heappop(self.timed)[1])
+        fresh = Ranges.of(each for each in sorted(over) if not self.has(each))
+        self.expired |= fresh
+        if self.per_subject:
+            self.chosen |= fresh
+        return fresh
+
+    def deliberate(self, fresh: Ranges) -> Ranges:
+        """Of what is missing now the events that were not merely replaced by newer ones in their channel.
+
+        Where one of the newest has gone, all that it had replaced is gone for good.
+        """
+        hit: set[tuple[str, str]] = set()
+        for first, last in fresh:
+            for sequence, owner in self.seen(first, last):
+                channel = (owner.tenant, owner.channel) if owner else ("", "")
+                if sequence in self.newest.get(channel, ()):
+                    hit.add(channel)
+        if not hit:
+            return NOTHING
+        return Ranges.of(
+            sequence
+            for sequence, owner in self.seen(self.oldest, self.sequences[-1])
+            if owner and (owner.tenant, owner.channel) in hit and self.has(sequence)
+        )
+
+    # --- questions -----------------------------------------------------------------------------------
+
+    def has(self, sequence: int) -> bool:
+        """Whether the stream does not hold it any more."""
+        return sequence < self.first or sequence in self.named or sequence in self.expired
+
+    def late(self, records: Sequence[Record]) -> Ranges:
+        """Those of some records of the feed that were deleted before they came here."""
+        numbers = [record[0] for record in records if record[0]]
+        newest = max(self.first - 1, *(each.lasts[-1] for each in (self.named, self.expired) if each), 0)
+        if not numbers or numbers[0] > newest or self.per_subject:
+            return NOTHING
+        return Ranges.of(number for number in numbers if self.has(number))
+
+    def between(self, tenant: str, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
+        """Whether something is gone, after a position up to another, that would have been for somebody.
+
+        Those are the tenant's events and broadcasts in channels that `admits` says yes to.
+        """
+        if after < self.unnamed and after < upto:
+            return True
+        looked = 0
+        for first, last in self.holes(after + 1, upto):
+            seen = self.seen(first, last)
+            looked += len(seen)
+            if len(seen) < last + 1 - first or looked > LOOKED_AT:
+                return True
+            for _, owner in seen:
+                if owner and owner.tenant in (tenant, subjects.BROADCAST) and admits(owner.channel):
+                    return True
+        return False
+
+    def holes(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        if self.per_subject:
+            yield from self.chosen.within(first, last)
+            return
+        if first < self.first:
+            yield first, min(last, self.first - 1)
+        yield from self.named.within(first, last)
+        yield from self.expired.within(first, last)
+
+    @property
+    def oldest(self) -> int:
+        """The first sequence whose owner is remembered."""
+        return self.sequences[self.start] if self.start < len(self.sequences) else 0
+
+    def seen(self, first: int, last: int) -> list[tuple[int, Owner | None]]:
+        low = bisect_left(self.sequences, first, self.start)
+        high = bisect_right(self.sequences, last, low)
+        return list(zip(self.sequences[low:high], self.owners[low:high], strict=True))
+
+
+def duration(text: str) -> float | None:
+    """A time to live in seconds, as Go writes durations or as whole seconds; None: for good."""
+    if text.isdecimal():
+        return float(text)
+    parts = DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum(float(number) * SECONDS[unit] for number, unit in parts)
