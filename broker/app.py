@@ -39,6 +39,7 @@ from broker.operations.bans import Bans
 from broker.operations.diagnosis import Diagnosis
 from broker.operations.process import Operations
 from broker.operations.storage import Storage
+from broker.operations.streams import Streams
 from broker.reloading import Hangups, Reloader
 from broker.subjects import Names
 from broker.web import api, asyncapi, diagnosis
@@ -136,6 +137,7 @@ async def serve(
             names=names,
             audit=config.audit,
             milestones=data_dir / MILESTONE_FILE,
+            embedded=not config.nats.urls,
         )
         supervisor = Supervisor(
             config=config,
@@ -182,6 +184,7 @@ async def serve(
                         Operations(supervisor),
                         Storage(supervisor),
                         Bans(supervisor),
+                        Streams(bus),
                         *diagnosis.routes(Diagnosis(supervisor)),
                     ),
                     acted=partial(note_action, supervisor.services.audit),

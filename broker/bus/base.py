@@ -98,6 +98,35 @@ class Mark:
     sequence: int
 
 
+@attrs.frozen(kw_only=True)
+class Change:
+    """A setting in which a stream differs from the configuration.
+
+    `setting` is the server's name, `key` ours where it has one. With `loses` what is `wanted` would delete
+    events, copies of them, or the memory of ids.
+    """
+
+    setting: str
+    key: str | None
+    found: str
+    wanted: str
+    loses: bool
+
+    def __str__(self) -> str:
+        """Ours → theirs."""
+        return f"{self.key or self.setting}: {self.wanted} → {self.found}"
+
+
+@attrs.frozen(kw_only=True)
+class Standing:
+    """A stream that the broker works with: whether it is `ours`, and why it cannot be used, if so."""
+
+    stream: str
+    ours: bool
+    fault: str | None
+    changes: tuple[Change, ...]
+
+
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
 
@@ -236,6 +265,19 @@ class Bus(Protocol):
 
     async def prepare_audit(self) -> None:
         """Makes the stream of the audit trail when it is missing. Events do not wait for it."""
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """The names of the streams that the broker works with, those of buckets among them."""
+
+    async def examine(self, stream: str) -> Standing:
+        """How one of the streams that the broker works with stands to the configuration.
+
+        Raises `NotFound` for another stream, and where there is none yet.
+        """
+
+    async def adopt(self, stream: str) -> Standing:
+        """Makes it ours, and as the configuration has it; what it was before. Raises as `examine` does."""
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

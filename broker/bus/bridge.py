@@ -62,6 +62,10 @@ def away(message: str) -> Unavailable:
     return Unavailable(message, retry_after=RETRY_AFTER_SECONDS)
 
 
+class NotPermitted(Unavailable):
+    """The server does not let our login publish, and so ask, there."""
+
+
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[None]:
     """The asyncio loop that every bus inside runs on: opened once, at the top of the program.
@@ -90,7 +94,9 @@ def background_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
 class Answer:
     """What came for one request. `many`: until a message with a status, else one message."""
 
+    subject: str
     many: bool
+    refusal: str = ""  # why there will be none
     parts: list[Part] = attrs.field(factory=list)
     done: trio.Event = attrs.field(factory=trio.Event)
 
@@ -156,7 +162,7 @@ class Link:
         All requests share one inbox. Cancelling is safe: a late answer finds nobody.
         """
         token = str(next(self.tokens))
-        answer = self.answers[token.encode()] = Answer(many)
+        answer = self.answers[token.encode()] = Answer(subject, many)
         try:
             await self.send(subject, body, reply=f"{self.inbox}.{token}", fields=fields)
             with trio.move_on_after(seconds):
@@ -166,6 +172,8 @@ class Link:
         self.check()
         if not answer.done.is_set():
             raise away(f"NATS did not answer within {seconds:g} s")
+        if answer.refusal:
+            raise NotPermitted(f"NATS refuses: {answer.refusal}", retry_after=RETRY_AFTER_SECONDS)
         if headers.status(answer.parts[-1][0]) == 503:
             raise away(f"nobody answers on {subject}: is JetStream enabled?")
         return answer.parts
@@ -173,7 +181,7 @@ class Link:
     async def request_all(self, messages: Sequence[Message], *, seconds: float) -> list[Part]:
         """The answers to messages of which none is waited for before all are sent."""
         tokens = [str(next(self.tokens)) for _ in messages]
-        answers = [Answer(many=False) for _ in messages]
+        answers = [Answer(subject, many=False) for subject, _, _ in messages]
         self.answers.update(zip((token.encode() for token in tokens), answers, strict=True))
         try:
             await self.cross(self.send_all, messages, [f"{self.inbox}.{token}" for token in tokens])
@@ -186,6 +194,8 @@ class Link:
         self.check()
         if patience.cancelled_caught:
             raise away(f"NATS did not answer within {seconds:g} s")
+        if refused := next((answer for answer in answers if answer.refusal), None):
+            raise NotPermitted(f"NATS refuses: {refused.refusal}", retry_after=RETRY_AFTER_SECONDS)
         if any(headers.status(answer.parts[0][0]) == 503 for answer in answers):
             raise away(f"nobody answers on {messages[0][0]}: is JetStream enabled?")
         return [answer.parts[0] for answer in answers]
@@ -258,6 +268,10 @@ class Link:
         if "permissions violation" in message.lower():
             log.error("nats_refused", error=message)
             self.refused.append(message)
+            for answer in self.answers.values():
+                if f'publish to "{answer.subject.lower()}"' in message.lower():
+                    answer.refusal = message
+                    answer.done.set()
         else:
             self.lose(f"NATS closed the connection: {message}")
 

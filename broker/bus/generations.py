@@ -24,7 +24,7 @@ import trio
 
 from broker.bus import api
 from broker.bus.base import Stale
-from broker.bus.bridge import away
+from broker.bus.bridge import NotPermitted, away
 from broker.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Generations:
     """Finds out the stream's generation, and keeps the milestones.
 
     `values` is the control bucket, `file` is where the milestone is kept outside of NATS. `changed` is called
-    when another broker has begun a new generation.
+    when another broker has begun a new generation. Only what `owns` says is ours is written to.
     """
 
     jetstream: api.JetStream
@@ -90,6 +90,7 @@ class Generations:
     stream: str
     file: Path | None
     changed: Callable[[], None]
+    owns: Callable[[Mapping[str, Any]], bool]
     newest: Milestone | None = None
     filed: Milestone | None = None  # what the file says
     reported: Mapping[str, Any] = attrs.Factory(dict)  # what the server said that it has lost
@@ -198,14 +199,14 @@ class Generations:
     async def repeat(self, number: int) -> dict[str, Any]:
         """Has the stream's metadata say the generation too; the stream as it then is."""
         info = await self.info()
-        if number == repeated(info):
+        if number == repeated(info) or not self.owns(info):
             return info
         metadata = {**info["config"].get("metadata", {}), GENERATION: str(number)}
         try:
             await self.jetstream.call(
                 f"STREAM.UPDATE.{self.stream}", {**info["config"], "metadata": metadata}
             )
-        except api.ApiError as error:  # the bucket has it, and that is what counts
+        except (api.ApiError, NotPermitted) as error:  # the bucket has it, and that is what counts
             log.warning("generation_not_repeated", stream=self.stream, error=error.message)
         return await self.info()
 

@@ -14,16 +14,17 @@ import trio
 
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
-from broker.bus.base import Page, PublishAck, StreamState, Usage
+from broker.bus.base import Page, PublishAck, Standing, StreamState, Usage
 from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.generations import Generations
 from broker.bus.headers import check_lines
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
+from broker.bus.keeper import Keeper
 from broker.bus.live import HELD_MESSAGES, Live
 from broker.bus.looks import Looks
 from broker.bus.probe import Probe
-from broker.bus.values import Values, control_bucket, cursor_bucket
+from broker.bus.values import Values
 from broker.errors import TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from broker import config
     from broker.bus.base import Message, Record, Sink
+    from broker.bus.streams import Wanted
     from broker.subjects import Names
 
 log = structlog.get_logger("broker.bus")
@@ -63,7 +65,8 @@ class NatsBus:
     """`bus.base.Bus` over NATS JetStream. Runs inside of `bridge.open_loop`.
 
     `milestones` is the file that says, outside of NATS, how far the stream had come (see `bus.generations`).
-    `held_records`, `held_bytes` and `held_live` bound what may wait between asyncio and Trio.
+    `embedded` says that the server is the broker's own. `held_records`, `held_bytes` and `held_live` bound
+    what may wait between asyncio and Trio.
     """
 
     nats: config.Nats
@@ -71,6 +74,7 @@ class NatsBus:
     names: Names
     audit: config.Audit
     milestones: Path | None = None
+    embedded: bool = False
     held_records: int = HELD_RECORDS
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
@@ -78,6 +82,7 @@ class NatsBus:
     signal: Signal = attrs.field(factory=Signal, init=False)
     jetstream: api.JetStream = attrs.field(init=False)
     history: History = attrs.field(init=False)
+    keeper: Keeper = attrs.field(init=False)
     generations: Generations = attrs.field(init=False)
     looks: Looks = attrs.field(init=False)
     ingest: Ingest = attrs.field(init=False)
@@ -95,12 +100,20 @@ class NatsBus:
         self.jetstream = api.JetStream(prefix, self.nats.request_seconds)
         self.history = History(self.jetstream, self.stream.name)
         self.control = Values(self.jetstream, self.stream.control_bucket)
+        self.keeper = Keeper(
+            jetstream=self.jetstream,
+            control=self.control,
+            wanted={each.name: each for each in self.wanted()},
+            embedded=self.embedded,
+            adopted=frozenset([self.stream.name] if self.stream.adopt else []),
+        )
         self.generations = Generations(
             jetstream=self.jetstream,
             values=self.control,
             stream=self.stream.name,
             file=self.milestones,
             changed=lambda: self.ingest.outdated(),
+            owns=self.keeper.owns,
         )
         self.looks = Looks(self.generations)
         self.ingest = Ingest(
@@ -159,12 +172,21 @@ class NatsBus:
             self.live.forget()
             await link.close()
 
+    def wanted(self) -> list[Wanted]:
+        """The streams that the broker works with; first the bucket that knows which are ours."""
+        found = [
+            streams.control(self.stream),
+            streams.events(self.stream, self.names),
+            streams.dead_letters(self.stream, self.names),
+            streams.own(self.stream, self.names),
+            streams.cursors(self.stream),
+        ]
+        return [*found, streams.audit(self.audit, self.stream.replicas)] if self.audit.enabled else found
+
     async def prepare(self, link: Link) -> None:
-        await streams.ensure(self.jetstream, streams.events(self.stream, self.names))
-        await streams.ensure(self.jetstream, streams.dead_letters(self.stream, self.names))
-        await streams.ensure(self.jetstream, streams.own(self.stream, self.names))
-        await streams.ensure(self.jetstream, cursor_bucket(self.stream))
-        await streams.ensure(self.jetstream, control_bucket(self.stream))
+        for each in self.wanted():
+            if each.name != self.audit.name:
+                await self.keeper.ensure(each.name)
         await self.live.renew(link)
 
     async def feed(self, link: Link, sink: Sink) -> None:
@@ -202,8 +224,11 @@ class NatsBus:
                     raise TooLarge(error.message) from error
                 self.takes.refused(subject, error)
                 raise
-            except Unavailable:
-                if attempt == PUBLISH_TRIES or self.jetstream.link is None:
+            except Unavailable as error:
+                if self.jetstream.link is None:
+                    raise
+                if attempt == PUBLISH_TRIES:
+                    self.takes.refused(subject, error)
                     raise
                 await trio.sleep(RETRY_SECONDS)
             else:
@@ -237,7 +262,33 @@ class NatsBus:
 
     async def prepare_audit(self) -> None:
         """Makes the stream of the audit trail when it is missing."""
-        await streams.ensure(self.jetstream, streams.audit(self.audit, self.stream.replicas))
+        await self.keeper.ensure(self.audit.name)
+
+    @property
+    def streams(self) -> list[str]:
+        """The names of the streams that the broker works with."""
+        return list(self.keeper.wanted)
+
+    async def examine(self, stream: str) -> Standing:
+        """How one of our streams stands to the configuration. Raises `NotFound` for another one."""
+        async with self.aside() as keeper:
+            return await keeper.examine(stream)
+
+    async def adopt(self, stream: str) -> Standing:
+        """Makes it ours, and as the configuration has it; what it was before."""
+        async with self.aside() as keeper:
+            return await keeper.adopt(stream)
+
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[Keeper]:
+        """The keeper over a connection of its own, since there is no other while a stream cannot be used."""
+        link = await open_link(random.choice(self.nats.urls), self.nats, on_lost=lambda: None)  # noqa: S311
+        try:
+            jetstream = attrs.evolve(self.jetstream, link=link)
+            control = attrs.evolve(self.control, jetstream=jetstream)
+            yield attrs.evolve(self.keeper, jetstream=jetstream, control=control)
+        finally:
+            await link.close()
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

@@ -20,6 +20,7 @@ from broker.subjects import BROKER
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from broker.errors import Unavailable
     from broker.subjects import Names
 
 ANSWER_SECONDS = 2.0
@@ -43,7 +44,8 @@ class Probe:
         if self.concerns(subject):
             self.refusal = ""
 
-    def refused(self, subject: str, error: api.ApiError) -> None:
+    def refused(self, subject: str, error: Unavailable) -> None:
+        """It was, or it was not answered: so a server does whose disk is full."""
         if self.concerns(subject) and PER_SUBJECT not in error.message:
             self.refusal, self.refused_at = error.message, trio.current_time()
 
@@ -65,7 +67,7 @@ class Probe:
         if fault := full(await self.jetstream.call(f"STREAM.INFO.{self.stream}")):
             raise away(f"the stream {self.stream} is full: {fault}")
         if self.refusal and trio.current_time() < self.refused_at + REMEMBERED_SECONDS:
-            raise away(f"the stream {self.stream} refused the last event: {self.refusal}")
+            raise away(f"the stream {self.stream} did not take the last event: {self.refusal}")
 
 
 def full(info: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -19,29 +19,8 @@ from broker.bus.history import History
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from broker import config
-
 PAGE = 1000
 LONGEST_SECONDS = 100 * 366 * 86400  # the server counts nanoseconds in 64 bits: 292 years
-
-
-def cursor_bucket(section: config.Stream) -> dict[str, Any]:
-    """The configuration of the stream behind the bucket for cursors."""
-    return bucket(section.cursor_bucket, section) | {"max_age": round(section.cursor_max_age * 1e9)}
-
-
-def control_bucket(section: config.Stream) -> dict[str, Any]:
-    """The configuration of the stream behind the bucket for who may not come in; each value has its time."""
-    return bucket(section.control_bucket, section) | {"allow_msg_ttl": True}
-
-
-def bucket(name: str, section: config.Stream) -> dict[str, Any]:
-    return {
-        "name": f"KV_{name}",
-        "subjects": [f"$KV.{name}.>"],
-        "max_msgs_per_subject": 1,
-        "num_replicas": section.replicas,
-    }
 
 
 @attrs.define(eq=False)

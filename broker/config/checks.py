@@ -36,8 +36,8 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
     prefixes = attrs.asdict(config.subjects)
     if config.audit.prefix in prefixes.values():
         yield "audit.prefix", f"{config.audit.prefix!r} stands in section subjects; records need their own"
-    if config.audit.name in (config.stream.name, config.stream.deadletter_name):
-        yield "audit.name", "is the stream of the events or of dead letters; records need their own"
+    if config.audit.name in (config.stream.name, config.stream.deadletter_name, config.stream.own_name):
+        yield "audit.name", "is another stream of section stream; records need their own"
     for name in prefixes:
         if list(prefixes.values()).count(prefixes[name]) > 1:
             yield f"subjects.{name}", f"{prefixes[name]!r} stands for more than one kind of subject"
@@ -90,6 +90,10 @@ def nats_faults(nats: Nats) -> Iterator[Fault]:
 def stream_faults(stream: Stream, *, embedded: bool) -> Iterator[Fault]:
     if stream.name == stream.deadletter_name:
         yield "stream.deadletter_name", "is stream.name; dead letters are kept in a stream of their own"
+    if stream.own_name in (stream.name, stream.deadletter_name):
+        yield "stream.own_name", "is the stream of the events or of dead letters; canaries need their own"
+    if stream.control_bucket == stream.cursor_bucket:
+        yield "stream.control_bucket", "is stream.cursor_bucket; each is a bucket of its own"
     if stream.duplicate_window > stream.max_age:
         yield "stream.duplicate_window", "is longer than stream.max_age, which NATS refuses"
     if embedded and stream.replicas > 1:

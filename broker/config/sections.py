@@ -105,6 +105,7 @@ class Stream:
     cursor_max_age: Seconds = 30 * 86400.0
     control_bucket: StreamName = "broker_control"
     own_name: StreamName = "BROKER"  # of the canaries
+    adopt: bool = False  # `name` where others made it, and changes of ours that delete events
 
 
 @attrs.frozen(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from broker.operations import reports
+from broker.operations import streams as whose
 from broker.web import openapi
 from broker.web.router import DOCUMENT, Route
 from broker.web.schemas import Document
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from broker.operations.bans import Bans
     from broker.operations.process import Operations
     from broker.operations.storage import Storage
+    from broker.operations.streams import Streams
 
 V1 = "/api/v1"
 
@@ -31,8 +33,11 @@ def described(routes: Sequence[Route]) -> list[Route]:
     return described
 
 
-def routes(operations: Operations, storage: Storage, bans: Bans, *others: Route) -> list[Route]:
-    return described([*process_routes(operations), *stored_routes(storage), *ban_routes(bans), *others])
+def routes(
+    operations: Operations, storage: Storage, bans: Bans, streams: Streams, *others: Route
+) -> list[Route]:
+    ours = [*process_routes(operations), *stored_routes(storage), *ban_routes(bans), *stream_routes(streams)]
+    return described([*ours, *others])
 
 
 def process_routes(do: Operations) -> list[Route]:
@@ -218,5 +223,32 @@ def ban_routes(do: Bans) -> list[Route]:
             summary="Lift the suspension of a tenant",
             handle=do.resume,
             answer=reports.BanReport,
+        ),
+    ]
+
+
+def stream_routes(do: Streams) -> list[Route]:
+    """Whose the streams are, and how they stand to the configuration."""
+    return [
+        Route(
+            method="GET",
+            path=f"{V1}/streams",
+            summary="List the streams and buckets that the broker works with",
+            handle=do.streams,
+            answer=whose.StreamList,
+        ),
+        Route(
+            method="GET",
+            path=f"{V1}/streams/{{stream}}",
+            summary="Show whether a stream is ours, and in what it differs from the configuration",
+            handle=do.stream,
+            answer=whose.StreamReport,
+        ),
+        Route(
+            method="POST",
+            path=f"{V1}/streams/{{stream}}/adopt",
+            summary="Make a stream ours, and as the configuration has it; answers what it was before",
+            handle=do.adopt,
+            answer=whose.StreamReport,
         ),
     ]

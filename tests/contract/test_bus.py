@@ -10,10 +10,8 @@ import pytest
 import trio
 
 from broker import config
-from broker.bus import streams
 from broker.bus.base import Page, Stale
 from broker.bus.history import History
-from broker.bus.values import control_bucket
 from broker.errors import TooLarge, Unavailable
 from tests.support.bus import Recorder, ready_bus, running_bus
 
@@ -358,8 +356,10 @@ async def test_requests_may_be_cancelled(nats: NatsServer) -> None:
 
 
 async def test_streams_are_made_as_configured(nats: NatsServer, publisher: RawNats) -> None:
-    """The limits of the configuration are those of the streams, and a changed one is changed there too."""
-    async with ready_bus(nats.url, stream=config.Stream(max_age=3600.0, max_bytes=10_000_000)):
+    """The limits of the configuration are those of the streams, and one that grew has grown there too."""
+    async with ready_bus(
+        nats.url, stream=config.Stream(max_age=3600.0, max_bytes=10_000_000, max_msgs_per_subject=5)
+    ):
         found = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
         assert (found["max_age"], found["max_bytes"]) == (3600 * 10**9, 10_000_000)
         assert found["subjects"] == ["events.>"]
@@ -443,7 +443,7 @@ async def test_a_bucket_made_anew_is_read_anew(nats: NatsServer) -> None:
         await bus.jetstream.call(f"STREAM.DELETE.{bus.control.stream}")
         with pytest.raises(Unavailable):
             await bus.control.news("user", mark)
-        await streams.ensure(bus.jetstream, control_bucket(bus.stream))
+        await bus.keeper.ensure(bus.control.stream)
         await bus.control.put("user.x", b"new", revision=0)
         assert (await bus.control.news("user", mark))[0] == [b"new"]
 

@@ -60,6 +60,9 @@ async def letters(admin: Admin, publisher: RawNats, *messages: tuple[str, bytes]
     return listed
 
 
+STREAMS = ("KV_broker_control", "EVENTS", "DEADLETTER", "BROKER", "KV_broker_cursors", "AUDIT")
+
+
 @pytest.mark.usefixtures("own_logging")
 async def test_every_route(broker: Broker, admin: Admin, publisher: RawNats) -> None:
     """The document is valid OpenAPI 3.1, and everything in it answers as it says."""
@@ -98,6 +101,11 @@ async def test_every_route(broker: Broker, admin: Admin, publisher: RawNats) -> 
         level = await admin.ask("GET", "/log-level")
         await admin.ask("PUT", "/log-level", json.dumps(level))
         await admin.ask("GET", "/configuration")
+        names = {each["stream"]: each["ours"] for each in (await admin.ask("GET", "/streams"))["streams"]}
+        assert names == dict.fromkeys(STREAMS, True)
+        assert (await admin.ask("GET", "/streams/AUDIT"))["fault"] is None
+        assert (await admin.ask("POST", "/streams/EVENTS/adopt"))["differences"] == []
+        await admin.ask("GET", "/streams/ORDERS", status=404)
     documented = {
         operation["operationId"] for path in admin.document["paths"].values() for operation in path.values()
     }

@@ -141,6 +141,29 @@ async def test_by_address_and_token_file(broker: Broker, tmp_path: Path) -> None
     assert found.code == 0
 
 
+async def test_adopt(broker: Broker, here: tuple[str, Path], publisher: RawNats) -> None:
+    """Old and new are shown and it is asked, or it is told not to; until then nothing changes."""
+    found = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
+    by_hand = {"max_age": 30 * 86400 * 10**9, "metadata": {"team": "7"}}
+    await publisher.api("STREAM.UPDATE.EVENTS", **found | by_hand)
+    assert "stream.max_age: 30d → 7d" in await on_terminal("streams", *here)
+    refused = await run("admin", "adopt", "EVENTS", *here)
+    assert (refused.code, refused.out) == (2, "")
+    assert "  stream.max_age: 30d → 7d  (deletes)\n" in refused.err
+    assert "say --yes" in refused.err
+    kept = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
+    assert kept["max_age"] == by_hand["max_age"]
+    was = await document("adopt", "EVENTS", "--yes", *here)
+    assert [(each["key"], each["found"], each["wanted"]) for each in was["differences"]] == [
+        ("stream.max_age", "30d", "7d")
+    ]
+    now = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
+    assert (now["max_age"], now["metadata"]["team"]) == (found["max_age"], "7")
+    assert (await document("streams", *here))["streams"][1]["differences"] == []
+    unknown = await run("admin", "adopt", "ORDERS", "--yes", *here)
+    assert (unknown.code, "the broker works with" in unknown.err) == (1, True)
+
+
 async def test_errors_say_what_to_do(broker: Broker, here: tuple[str, Path], tmp_path: Path) -> None:
     """1 for what failed, 2 for what was used wrongly, and a sentence with the next step."""
     wrong = tmp_path / "wrong"

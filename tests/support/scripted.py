@@ -24,6 +24,7 @@ from broker.bus.base import (
     Record,
     Sink,
     Stale,
+    Standing,
     StreamState,
     Usage,
     Value,
@@ -152,6 +153,16 @@ class ScriptedBus:
         self.noted += messages
 
     async def prepare_audit(self) -> None: ...
+
+    @property
+    def streams(self) -> list[str]:
+        return []
+
+    async def examine(self, stream: str) -> Standing:
+        raise AssertionError("nobody looks at a scripted stream's settings")
+
+    async def adopt(self, stream: str) -> Standing:
+        raise AssertionError("a scripted stream is nobody's")
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

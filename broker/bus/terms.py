@@ -1,0 +1,141 @@
+"""What a stream has against what the broker would give it: what cannot work, what differs, what may change.
+
+Pure. `found` is a stream's configuration as the server gives it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from broker.bus.base import Change
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from broker.bus.streams import Wanted
+
+FIXED = {"workqueue"}  # values that a stream has for ever
+# The option of `nats stream edit` that mends each; the others cannot be changed.
+OPTIONS = {
+    "retention": "--retention limits",
+    "allow_direct": "--allow-direct",
+    "no_ack": "--ack",
+    "allow_msg_ttl": "--allow-msg-ttl",
+}
+LIMITS = {"max_age", "max_bytes", "max_msgs_per_subject"}  # of which 0 and less are none
+SPANS = {"max_age", "duplicate_window"}  # in nanoseconds
+# What a setting is that the server does not mention; others are off.
+UNMENTIONED: Mapping[str, object] = {"persist_mode": "default", "republish": None, "subjects": None}
+
+
+MISSING = object()
+
+
+def held(found: Mapping[str, Any], key: str) -> Any:
+    return found.get(key, UNMENTIONED.get(key, False))
+
+
+def unusable(found: Mapping[str, Any], wanted: Wanted) -> str | None:
+    """Why the broker cannot work with the stream, or None: what is wrong, and each way out."""
+    name = wanted.name
+    for key, value in wanted.required.items():
+        theirs = held(found, key)
+        if theirs == value:
+            continue
+        ours = " or ".join(dict.fromkeys([wanted.keys["name"], *filter(None, [wanted.keys.get(key)])]))
+        if key == "subjects":
+            [subject] = value
+            fault = f"keeps {theirs or 'what no publisher reaches'} and not {subject} alone"
+            way = f"`nats stream edit {name} --subjects '{subject}'`"
+        else:
+            fault = f"has {key}={theirs!r}, not {value!r}"
+            way = way_out(name, key, theirs, value)
+        return f"the stream {name} {fault}. Set {ours} to use another one, or mend this one: {way}"
+    return None
+
+
+def way_out(name: str, key: str, theirs: object, value: object) -> str:
+    """How an operator gets the setting changed (https://github.com/nats-io/natscli)."""
+    if key == "republish" and isinstance(value, dict):
+        source, place = value["src"], value["dest"]
+        return f"`nats stream edit {name} --republish-source '{source}' --republish-destination '{place}'`"
+    if key in OPTIONS and theirs not in FIXED:
+        return f"`nats stream edit {name} {OPTIONS[key]}`"
+    return (
+        "that cannot be edited. Stop the brokers, "
+        f"`nats stream backup {name} {name}.backup`, put {json.dumps(key)}: {json.dumps(value)} into the "
+        f"config of {name}.backup/backup.json, `nats stream rm {name}`, `nats stream restore {name}.backup`"
+    )
+
+
+def changes(found: Mapping[str, Any], settings: Mapping[str, Any], wanted: Wanted) -> Iterator[Change]:
+    """Where the stream has something else than these settings."""
+    for key, value in settings.items():
+        if (theirs := held(found, key)) != value:
+            yield Change(
+                setting=key,
+                key=wanted.keys.get(key),
+                found=shown(key, theirs),
+                wanted=shown(key, value),
+                loses=shrinks(key, theirs, value),
+            )
+
+
+def all_changes(found: Mapping[str, Any], wanted: Wanted) -> tuple[Change, ...]:
+    """What would have to be changed for the stream to be just as the configuration has it."""
+    return tuple(changes(found, {**wanted.required, **wanted.settings}, wanted))
+
+
+def plan(
+    found: Mapping[str, Any], wanted: Wanted, left: Mapping[str, Any], *, consent: bool
+) -> dict[str, Any]:
+    """What to change of a stream of ours, in which we last `left` these settings.
+
+    Only what is still as we left it: what somebody has changed by hand stays. And nothing shrinks without
+    `consent`, so that brokers with different files do not undo each other's work for ever. With it everything
+    becomes as it is wanted.
+    """
+    whole = {**wanted.required, **wanted.settings}
+    if consent:
+        changed = {key: value for key, value in whole.items() if held(found, key) != value}
+    else:
+        changed = {
+            key: whole[key]
+            for each in changes(found, wanted.settings, wanted)
+            if not each.loses and left.get(key := each.setting, MISSING) == held(found, key)
+        }
+    becomes = {**found, **changed}
+    age = becomes.get("max_age", 0)
+    if 0 < age < becomes.get("duplicate_window", 0):  # which the server refuses
+        changed["duplicate_window"] = age
+    return changed
+
+
+def shrinks(key: str, theirs: Any, value: Any) -> bool:
+    """Whether the change takes something away: events, copies of them, or the memory of ids."""
+    if key in LIMITS:
+        return bounded(value) < bounded(theirs)
+    return key in ("num_replicas", "duplicate_window") and value < theirs
+
+
+def bounded(limit: Any) -> float:
+    return limit if limit and limit > 0 else math.inf
+
+
+def shown(key: str, value: Any) -> str:
+    """A value for people."""
+    if key in LIMITS and math.isinf(bounded(value)):
+        return "unlimited"
+    if key in SPANS:
+        return span(value / 1e9)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def span(seconds: float) -> str:
+    """A duration as it stands in the configuration: "7d"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
