@@ -173,33 +173,44 @@ const mistaken = ({ names, start: { position, since, last, durable }, lag }, { l
   if (lag === "replay" && names.some((name) => /^live\./.test(name))) return "lag: what is live is not stored, and cannot be replayed";
 };
 
-/** What may be spent: so much at once, and so much a second. */
+/** What may be spent: so much at once, and so much a second; less for a while, where others spend it too. */
 class Bucket {
   #spent = 0;
   #at = now();
+  #most; // at once
+  #share = 1; // of the rate
 
   adopt(rate, burst) {
     this.rate = (rate * PACE) / 1000;
     this.burst = Math.max(1, burst * SHARE);
-    return this;
+    this.#most = Math.min(this.#most ?? this.burst, this.burst);
   }
 
   /** In how many ms one more may be spent. */
   wait() {
     const at = now();
-    this.#spent = Math.max(0, this.#spent - (at - this.#at) * this.rate);
+    const rate = this.rate * this.#share;
+    this.#spent = Math.max(0, this.#spent - (at - this.#at) * rate);
     this.#at = at;
-    return Math.max(0, Math.ceil((this.#spent + 1 - this.burst) / this.rate));
+    return Math.max(0, Math.ceil((this.#spent + 1 - this.#most) / rate));
   }
 
   spend() {
     this.#spent++;
   }
 
+  /** The broker has taken what was sent. */
+  taken() {
+    this.#most = Math.min(this.burst, this.#most + 1);
+    this.#share = Math.min(1, this.#share + 1 / 16);
+  }
+
   /** The broker says that there is nothing left. */
   drain() {
     this.wait();
-    this.#spent = Math.max(this.#spent, this.burst);
+    this.#most = 1;
+    this.#share = Math.max(1 / 4, this.#share / 2);
+    this.#spent = Math.max(this.#spent, 1);
   }
 }
 
@@ -1177,16 +1188,21 @@ export class Client extends EventTarget {
     return wait <= 0;
   }
 
+  #bucket({ type }) {
+    return type === "publish" ? this.#posts : this.#requests;
+  }
+
   #mayAsk(doubts) {
     return this.#may(this.#requests, "subscribe unsubscribe acknowledge", IN_FLIGHT, doubts);
   }
 
-  /** Sends what is to be answered; `about` is for who gets the answer. */
-  #call(type, payload, about = {}) {
+  /** Sends what is to be answered; `about` is for who gets the answer, `noted` is called with its id before. */
+  #call(type, payload, about, noted = (_) => {}) {
     const id = `${type[0]}${++this.#count}`;
-    (type === "publish" ? this.#posts : this.#requests).spend();
+    noted(id);
     /** @type {any} */
     const call = { ...about, type, size: bytes(payload) + 100 };
+    this.#bucket(call).spend();
     this.#calls.set(id, call);
     const late = () => {
       call.late = true;
@@ -1194,7 +1210,6 @@ export class Client extends EventTarget {
     };
     if (!this.#link.patient) call.timer = setTimeout(late, REPLY_MS);
     this.#link.send({ type, payload, messageId: id });
-    return id;
   }
 
   /** The call that a message answers, which then is no more. */
@@ -1203,6 +1218,7 @@ export class Client extends EventTarget {
     if (!call) return;
     clearTimeout(call.timer);
     this.#calls.delete(messageId);
+    this.#bucket(call).taken();
     this.#soon(); // whoever waited for it
     return call;
   }
@@ -1266,7 +1282,7 @@ export class Client extends EventTarget {
     }
     if (!call) return; // for what was given up meanwhile
     const { type } = call;
-    if (error.code === "rate_limited") this.#limited(error, type === "publish" ? this.#posts : this.#requests);
+    if (error.code === "rate_limited") this.#limited(error, this.#bucket(call));
     else if (!error.retryable) this.#posts.spend(); // as the broker does
     if (type === "publish") this.#unpublished(call.entry, error);
     else if (type === "subscribe") this.#unsubscribed(call, messageId, error);
@@ -1347,8 +1363,9 @@ export class Client extends EventTarget {
       const alone = this.#names.get(channel[0]).alone; // a list that it was in was refused
       while (!alone && names.length && !this.#names.get(names[0]).alone && bytes([...channel, names[0]]) + 100 <= this.#most)
         channel.push(names.shift());
-      const id = this.#call("unsubscribe", { channel }, { names: channel });
-      for (const name of channel) if (this.#names.has(name)) this.#names.get(name).leaving = id;
+      this.#call("unsubscribe", { channel }, { names: channel }, (leaving) => {
+        for (const name of channel) this.#note(name, { leaving });
+      });
     }
   }
 
@@ -1389,9 +1406,10 @@ export class Client extends EventTarget {
       for (const each of anew) this.#turn(each, NEW);
       for (const each of records) this.#turn(each, ASKED);
       if (!this.#link) return; // whoever heard of it has left
-      const id = this.#call("subscribe", { channel, ...start, lag }, { records, names: channel, doubts });
-      for (const each of records) each.id = id;
-      for (const name of channel) this.#note(name, { asked: id });
+      this.#call("subscribe", { channel, ...start, lag }, { records, names: channel, doubts }, (asked) => {
+        for (const each of records) each.id = asked;
+        for (const name of channel) this.#note(name, { asked });
+      });
     }
     for (const record of plan.freed.filter(({ state }) => state === LIVE)) this.#turn(record, NEW); // it knows where it stands
     for (const [record, same] of plan.joined)

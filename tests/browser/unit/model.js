@@ -15,14 +15,63 @@ export const matches = (pattern, channel) => {
   return p.length === c.length && p.every((each, i) => each === "*" || each === c[i]);
 };
 
+/** PROTOCOL, "Limits". */
+export const LIMITS = {
+  subscriptions_per_connection: 128,
+  requests_per_second: 10,
+  requests_burst: 200,
+  messages_per_minute: 100,
+  messages_burst: 50,
+  message_bytes: 65_536,
+  publish_bytes: 10_240,
+  duplicate_window_seconds: 600,
+};
+
+/** So many at once, and so many a second. */
+class Bucket {
+  at = performance.now();
+
+  constructor(rate, burst) {
+    Object.assign(this, { rate, burst, level: burst });
+  }
+
+  /** Takes one, or says in how many ms there is one. */
+  take() {
+    const now = performance.now();
+    this.level = Math.min(this.burst, this.level + ((now - this.at) * this.rate) / 1000);
+    this.at = now;
+    if (this.level < 1) return Math.ceil(((1 - this.level) * 1000) / this.rate);
+    this.level--;
+    return 0;
+  }
+}
+
+/** How often something happened within a minute. */
+class Window {
+  times = [];
+
+  hit() {
+    const now = performance.now();
+    this.times = [...this.times.filter((at) => at > now - 60_000), now];
+    return this.times.length;
+  }
+}
+
 export class Model {
   incarnation = 1;
   first = 1; // what came before has been trimmed
-  events = []; // {sequence, channel, event, id}
+  events = []; // {sequence, channel, event, id, at}
+  lives = []; // events of live channels
   links = new Set();
+  closes = []; // the codes with which it ended connections
+  most = 0; // refusals for their rate within a minute, on one connection
 
-  constructor(chance) {
+  /** `told`: the limits as clients are told them. */
+  constructor(chance, limits = {}, told = limits) {
     this.chance = chance;
+    this.limits = { ...LIMITS, ...limits };
+    this.told = told;
+    this.posts = new Bucket(this.limits.messages_per_minute / 60, this.limits.messages_burst);
   }
 
   get end() {
@@ -39,12 +88,15 @@ export class Model {
 
   publish(channel, event, id) {
     if (channel.startsWith("live.")) {
+      this.lives.push(event);
       for (const link of this.links)
         if ([...link.subs.keys()].some((name) => matches(name, channel))) link.say("event", { channel, event });
       return {};
     }
-    const before = id && this.events.find((each) => each.id === id);
-    if (!before) this.events.push({ sequence: this.end + 1, channel, event, id });
+    const at = Date.now();
+    const since = at - this.limits.duplicate_window_seconds * 1000;
+    const before = id && this.events.find((each) => each.id === id && each.channel === channel && each.at > since);
+    if (!before) this.events.push({ sequence: this.end + 1, channel, event, id, at });
     return { position: this.position(before?.sequence ?? this.end), duplicate: !!before };
   }
 
@@ -84,10 +136,13 @@ class Link {
 
   constructor(model, socket) {
     this.model = model;
+    this.requests = new Bucket(model.limits.requests_per_second, model.limits.requests_burst);
+    this.refusals = new Window();
+    this.bad = new Window();
     this.socket = socket;
     this.at = model.end;
     socket.onsent = (message) => this.inbox.push(structuredClone(message));
-    this.say("connection.established", { connection_id: "c", heartbeat_seconds: 25, features: [], limits: {} });
+    this.say("connection.established", { connection_id: "c", heartbeat_seconds: 25, features: [], limits: model.told });
     const expires_at = new Date(Date.now() + 3.6e6).toISOString();
     this.say("connection.authenticated", { tenant: "acme", user: "alice", private: "users.alice", expires_at });
   }
@@ -99,6 +154,19 @@ class Link {
   cut() {
     this.model.links.delete(this);
     this.socket.cut();
+  }
+
+  end(code) {
+    this.model.closes.push(code);
+    this.model.links.delete(this);
+    while (this.outbox.length) this.deliver();
+    this.socket.cut(code);
+  }
+
+  /** Takes a right away, as a renewed token may. */
+  revoke(name) {
+    this.leave([name]);
+    this.say("unsubscribed", { channel: name, code: "forbidden" });
   }
 
   get live() {
@@ -175,31 +243,57 @@ class Link {
     for (const [durable, held] of this.durables) if (!held.some((name) => this.subs.has(name))) this.durables.delete(durable);
   }
 
-  take({ type, payload, messageId }) {
+  take(message) {
     const { model } = this;
-    const refuse = (code, retryable) =>
-      this.say("error", { code, message: code, retryable, ...(retryable && { retry_after_ms: 20 }) }, messageId);
+    const { limits } = model;
+    const { type, payload, messageId } = message;
+    const text = JSON.stringify(message);
+    const refuse = (code, retryable = false, after = 20) => {
+      this.say("error", { code, message: code, retryable, ...(retryable && { retry_after_ms: after }) }, messageId);
+      if (code === "rate_limited") {
+        const count = this.refusals.hit();
+        model.most = Math.max(model.most, count);
+        if (count >= 50) this.end(4029);
+      } else if (!retryable) model.posts.take();
+      if (code === "bad_message" && this.bad.hit() >= 10) this.end(4510);
+    };
+    if (new TextEncoder().encode(text).length > limits.message_bytes) return this.end(1009);
+    const wait = (type === "publish" ? model.posts : this.requests).take();
+    if (wait) return refuse("rate_limited", true, wait);
+    if (/\\ud[89a-f]/.test(text)) return refuse("bad_message");
     if (type === "ping") this.say("pong", this.live.length ? { position: model.position(this.at) } : {}, messageId);
     else if (type === "publish") {
-      if (model.chance() < 0.1) return refuse("unavailable", true);
-      this.say("published", { id: payload.id, ...model.publish(payload.channel, payload.event, payload.id) }, messageId);
+      if (JSON.stringify(payload.event).length > limits.publish_bytes) return refuse("too_large");
+      const publish = () => model.publish(payload.channel, payload.event, payload.id);
+      if (model.chance() < 0.1) {
+        // It may be stored all the same: what was late is the answer of NATS.
+        if (!payload.channel.startsWith("live.") && model.chance() < 0.3) publish();
+        return refuse("unavailable", true);
+      }
+      this.say("published", { id: payload.id, ...publish() }, messageId);
     } else if (type === "acknowledge") {
-      if (!this.durables.has(payload.durable)) return refuse("not_subscribed", false);
+      if (!this.durables.has(payload.durable)) return refuse("not_subscribed");
       this.say("acknowledged", payload, messageId);
     } else if (type === "unsubscribe") {
-      if (!payload.channel.every((name) => this.subs.has(name))) return refuse("not_subscribed", false);
+      if (!payload.channel.every((name) => this.subs.has(name))) return refuse("not_subscribed");
       this.leave(payload.channel);
       this.say("unsubscribed", payload, messageId);
     } else if (type === "subscribe") {
-      if (this.durables.has(payload.durable)) return refuse("conflict", false);
+      if (this.durables.has(payload.durable)) return refuse("conflict");
+      const most = limits.subscriptions_per_connection;
+      if (payload.channel.length > most) return refuse("limit_subscriptions");
       if (model.chance() < 0.1) return refuse("unavailable", true);
-      this.subscribe(payload, messageId);
+      const held = new Set(this.subs.keys());
+      const fits = payload.channel.filter((name) => held.has(name) || (held.size < most && held.add(name)));
+      if (!fits.length) return refuse("limit_subscriptions");
+      const refused = payload.channel.filter((name) => !fits.includes(name)).map((channel) => ({ channel, code: "limit_subscriptions" }));
+      this.subscribe({ ...payload, channel: fits, refused }, messageId);
     }
   }
 
-  subscribe({ channel: names, position, last, snapshot, durable }, messageId) {
+  subscribe({ channel: names, refused, position, last, snapshot, durable }, messageId) {
     const { model } = this;
-    const answer = { channel: names, refused: [], recovered: true };
+    const answer = { channel: names, refused, recovered: true };
     const stored = names.filter((name) => !name.startsWith("live."));
     const stand = (state) => names.forEach((name) => this.subs.set(name, { ...state, ...(name.startsWith("live.") && { live: true }) }));
     if (!stored.length) {
