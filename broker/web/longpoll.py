@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 import msgspec
 import trio
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, Text
@@ -102,6 +102,7 @@ class PollTransport:
     start: dict[str, Any] = attrs.Factory(dict)  # where it began
     is_behind: bool = False
     reconnect_after_ms: int | None = None
+    limits: msgspec.Raw | UnsetType = UNSET  # to be told with the next answer
     error: messages.Error | None = None  # which ends the connection
     ended: bool = False
     left_by_client: bool = False
@@ -315,7 +316,9 @@ class PollTransport:
             recovered=gathered.recovered,
             refused=gathered.refused or UNSET,
             reconnect_after_ms=UNSET if self.reconnect_after_ms is None else self.reconnect_after_ms,
+            limits=self.limits,
         )
+        self.limits = UNSET
         return Response(status=200, body=msgspec.json.encode(polled), media_type=JSON)
 
     # --- the conversation between the two -----------------------------------------------------------
@@ -358,6 +361,8 @@ class PollTransport:
                 channel = message.field("channel")
                 self.held.discard(channel)
                 self.gathered.refused.append({"channel": channel, "code": message.field("code")})
+            case "connection.established":
+                self.limits = msgspec.json.decode(message.payload, type=dict[str, msgspec.Raw])["limits"]
             case "connection.draining":
                 self.reconnect_after_ms = told.payload.reconnect_after_ms
             case "error" if message.message_id is None:

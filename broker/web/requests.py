@@ -76,6 +76,7 @@ def complete(components: dict[str, Document]) -> None:
     components["Leave"]["properties"]["leave"] = {"const": True}
     polled["events"]["items"], polled["gaps"]["items"] = reference("Event"), reference("Gap")
     polled["refused"]["items"] = {"anyOf": [reference("Refused"), reference("Unsubscribed")]}
+    polled["limits"] = components["Established"]["properties"]["limits"]
     components["Problem"]["properties"]["code"] = reference("ErrorCode")
 
 

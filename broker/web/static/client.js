@@ -525,6 +525,7 @@ const poll = (pause) => async function* (request, { channel, position, tenant, l
     const { refused = [], recovered, session, events, gaps } = answer;
     if (!session || !events || !gaps) throw new TypeError("no answer to a poll");
     notes.session = session;
+    if (answer.limits) yield { type: "connection.established", payload: { limits: answer.limits, heartbeat_seconds: POLL_S } };
     if (!begun) {
       yield { type: "connection.authenticated", payload: claims(token) };
       yield { type: "subscribed", payload: { channel: [], refused, position, recovered, live: false } };
