@@ -17,7 +17,7 @@ export const never = (signal) =>
 
 export class Site {
   asked = []; // paths, in order
-  fault; // (path, init) → what stands before the broker answers
+  fault; // (path, init, url) → what stands before the broker answers
   events = []; // of the channel `a.x`; the position of the n-th is `i-n`
   cut; // bytes of a body that come through
   ends; // whether it ends properly there
@@ -36,7 +36,7 @@ export class Site {
     signal?.addEventListener("abort", () => cut.abort());
     init = { ...init, signal: cut.signal };
     if (signal?.aborted) throw new DOMException("aborted", "AbortError");
-    const other = await this.fault?.(url.pathname, init);
+    const other = await this.fault?.(url.pathname, init, url);
     if (other) return other;
     if (url.pathname === "/healthz") return answer("ok");
     this.open.add(() => cut.abort());
