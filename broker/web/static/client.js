@@ -250,13 +250,6 @@ const memory = (key, value) => {
 // Each is a function of where to connect, what hears messages, and what hears the end; it gives
 // `{send, close, passive?}`. A `passive` link cannot be asked whether it lives.
 
-/** A message; what else may come from there is none, and throws. */
-const parse = (text) => {
-  const message = JSON.parse(text);
-  if (typeof message?.type !== "string" || !message.payload) throw new TypeError("no message of the protocol");
-  return message;
-};
-
 const suffix = (tenant) => (tenant ? `?tenant=${encodeURIComponent(tenant)}` : "");
 
 const websocket = ({ url, token, tenant }, heard, over) => {
@@ -266,7 +259,7 @@ const websocket = ({ url, token, tenant }, heard, over) => {
   );
   socket.onmessage = ({ data }) => {
     try {
-      heard(parse(data));
+      heard(JSON.parse(data));
     } catch (error) {
       over({ code: 1002, reason: error.message });
     }
@@ -504,7 +497,7 @@ async function* eventStream(request, { channel, ...start }, signal) {
         else if (line.startsWith("id:")) position = line.slice(3).trim();
         else if (!line.trim() || line[0] === ":") {
           // The position counts only with the blank line: what it belongs to is complete then.
-          yield data ? parse(data) : { type: "pong", payload: { position } };
+          yield data ? JSON.parse(data) : { type: "pong", payload: { position } };
           data = position = undefined;
         }
       }

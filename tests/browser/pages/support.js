@@ -13,8 +13,8 @@ const PYTHON = process.env.BROKER_PYTHON ?? "python3";
 const CHROMIUM = process.env.BROKER_CHROMIUM ?? "/usr/bin/chromium";
 const READY_MS = 30_000;
 
-export const until = async (condition, what = String(condition)) => {
-  const deadline = Date.now() + READY_MS;
+export const until = async (condition, what = String(condition), within = READY_MS) => {
+  const deadline = Date.now() + within;
   for (;;) {
     const found = await condition();
     if (found) return found;
@@ -70,6 +70,7 @@ export class Proxy {
   refuse = false; // answers an upgrade by itself
   cutAfter = Infinity; // bytes that come back after an upgrade
   upgrades = 0;
+  cutAt = 0; // bytes that come back to the next request of which it is about
 
   constructor(broker) {
     this.broker = broker;
@@ -91,7 +92,9 @@ export class Proxy {
     this.links.add(near);
     let upgrade = false;
     let back = 0;
+    let most = Infinity;
     near.once("data", (head) => {
+      if (this.cutting?.test(head)) (most = this.cutAt), (this.cutAt += this.step);
       upgrade = /^upgrade: websocket/im.test(head);
       this.upgrades += upgrade;
       if (upgrade && this.refuse) near.end("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
@@ -99,7 +102,10 @@ export class Proxy {
     });
     far.on("data", (data) => {
       back += data.length;
-      if (upgrade && back > this.cutAfter) near.destroy();
+      if (back > most) {
+        near.write(data.subarray(0, data.length - (back - most)), () => near.destroy());
+        far.destroy();
+      } else if (upgrade && back > this.cutAfter) near.destroy();
       else near.write(data);
     });
     for (const [one, other] of [[near, far], [far, near]]) {
@@ -107,6 +113,11 @@ export class Proxy {
       one.on("close", () => other.destroy());
     }
     near.on("close", () => this.links.delete(near));
+  }
+
+  /** Requests that begin like this are cut off on their way back, each `step` bytes later than the one before. */
+  cutNext(cutting, step = 1) {
+    Object.assign(this, { cutting, step, cutAt: 0 });
   }
 
   cut() {

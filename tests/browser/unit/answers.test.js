@@ -11,6 +11,7 @@ import { FakeWebSocket, World, jwt, settle } from "./fakes.js";
 import { Site, answer, never, problem } from "./site.js";
 
 const WITHIN_MS = 30_000;
+const good = jwt();
 const WHILES = [0, 7_000, 47_000]; // how long the cause lasts; 0: it strikes once
 
 const faults = [];
@@ -40,8 +41,8 @@ const go = async (ms, step = 1_000) => {
     await world.clock.go(step);
   }
 };
-const assertBack = async (client, what) => {
-  for (let waited = 0; waited < WITHIN_MS && client.status.state !== "open"; waited += 500) await go(500, 500);
+const assertBack = async (client, what, within = WITHIN_MS) => {
+  for (let waited = 0; waited < within && client.status.state !== "open"; waited += 500) await go(500, 500);
   assert.equal(client.status.state, "open", `${what}: ${JSON.stringify(client.status)}`);
 };
 
@@ -217,9 +218,26 @@ describe("over WebSocket", () => {
     });
 });
 
+test("what hangs may go at any moment, also at the one that is worst for the waits", async () => {
+  for (let lasts = 60_000; lasts < 100_000; lasts += 2_000)
+    for (const hangs of ["token", "websocket", "sse", "poll"]) {
+      end();
+      begin();
+      let gone = false;
+      sockets(() => {})("on");
+      const made = FakeWebSocket.onmade;
+      FakeWebSocket.onmade = (socket) => (gone ? queueMicrotask(() => socket.welcome()) : made(socket));
+      site.fault = (path, { signal }) => (gone ? undefined : never(signal));
+      const token = () => (hangs === "token" && !gone ? new Promise(() => {}) : good);
+      const client = await world.client({ transports: [hangs === "token" ? "websocket" : hangs], token });
+      await go(lasts);
+      gone = true;
+      await assertBack(client, `${hangs} for ${lasts} ms`, 25_000); // a real network takes its time too
+    }
+});
+
 // --- the token callback ------------------------------------------------------------------------------
 
-const good = jwt();
 const LIES = {
   "nothing": () => undefined,
   "null": () => null,

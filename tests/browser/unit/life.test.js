@@ -11,7 +11,10 @@ const JUMPS = [HOUR, -HOUR, 9 * HOUR, -9 * HOUR];
 
 let world, site;
 beforeEach(() => (world = new World()));
-afterEach(() => world.end());
+afterEach(() => {
+  world.end();
+  delete globalThis.localStorage;
+});
 
 /** Time in which what is read gets its turns. */
 const go = async (ms) => {
@@ -122,7 +125,6 @@ describe("clocks", () => {
       world.clock.ahead += jump;
       await world.client();
       assert.equal(world.sockets.length, 1);
-      delete globalThis.localStorage;
     });
   }
 
