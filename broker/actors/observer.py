@@ -1,10 +1,12 @@
-"""What nobody sees who only does his work: how late the loop is, and how much the stream holds."""
+"""What nobody sees who only does his work: how late the loop is, the clock, and how much the stream holds."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import attrs
+import structlog
 import trio
 
 from broker.errors import Unavailable
@@ -20,28 +22,43 @@ if TYPE_CHECKING:
     from broker.subjects import Names
 
 LOOP_SECONDS = 0.5
+JUMP_SECONDS = 5.0  # by which the clock is set within that time; what is less is corrected, not set
 STREAM_SECONDS = 5.0
 AWAY_SECONDS = 1.0  # before the next try
+CLOCK_HINT = "tokens are judged by this clock: see timedatectl; connections that stand go by another"
+
+log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Observer:
-    """Looks now and then, for the metrics. `shares` has the messages of each tenant in the stream."""
+    """Looks now and then, for the metrics. `shares` has the messages of each tenant in the stream.
+
+    `jumped` is called when this machine's clock has been set. `clock` gives Unix seconds.
+    """
 
     bus: Bus
     names: Names
     meters: Meters
     intake: Intake
     settings: Callable[[], config.Metrics]
+    jumped: Callable[[], None]
+    clock: Callable[[], float] = time.time
     stream: StreamUsage | None = None  # None: not known just now
     shares: Mapping[str, int] = attrs.Factory(dict)
 
     async def watch_loop(self) -> None:
-        """Measures how late a task wakes up that wants to at a certain time."""
+        """Measures how late a task wakes up that wants to at a certain time, and whether the clock jumps."""
+        ahead = self.clock() - trio.current_time()
         while True:
             due = trio.current_time() + LOOP_SECONDS
             await trio.sleep_until(due)
-            self.meters.loop_lag.observe(trio.current_time() - due)
+            now = trio.current_time()
+            self.meters.loop_lag.observe(now - due)
+            before, ahead = ahead, self.clock() - now
+            if abs(ahead - before) > JUMP_SECONDS:
+                log.warning("clock_jumped", seconds=round(ahead - before), next=CLOCK_HINT)
+                self.jumped()
 
     async def watch_stream(self) -> None:
         while True:

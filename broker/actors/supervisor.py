@@ -125,7 +125,9 @@ class Supervisor:
             followers=followers,
         )
         self.deletions = self.tenants.deletions = Deletions(bus, self.intake, self.tenants)
-        self.observer = Observer(bus, names, self.meters, self.intake, lambda: self.config.metrics)
+        self.observer = Observer(
+            bus, names, self.meters, self.intake, lambda: self.config.metrics, self.control.read_again
+        )
         self.services = Services(
             config=config,
             bus=bus,

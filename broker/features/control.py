@@ -107,6 +107,7 @@ class Control:
     listening: bool = False
     loaded: bool = False  # all that was there has been read
     mark: Mark | None = None
+    stale: bool = False  # what the mark says is known may have been forgotten
     wake: trio.Event = attrs.Factory(trio.Event)
     trouble: str = "revocations have not been read yet"
 
@@ -193,6 +194,11 @@ class Control:
         """NATS is back: what was missed is read at once."""
         self.wake.set()
 
+    def read_again(self) -> None:
+        """The clock was set: what it made us forget, as over, may hold after all."""
+        self.stale = True
+        self.wake.set()
+
     async def run(self) -> None:
         """Keeps up with the bucket, until cancelled; from the first `restored` on."""
         pause = math.inf
@@ -212,6 +218,8 @@ class Control:
         if not self.listening:
             await self.bus.subscribe_live(f"{self.names.own}.{NEWS}")
             self.listening = True  # from now on, whatever becomes of the connection
+        if self.stale:
+            self.mark, self.stale = None, False
         values, mark = await self.bus.control.news(BANS, self.mark)
         for start in range(0, len(values), AT_ONCE):
             self.learn(understood(values[start : start + AT_ONCE]))

@@ -33,8 +33,13 @@ class Bans:
         listed = [ban for ban in control.listed() if wish.tenant in (None, ban.tenant)]
         return reports.BanList(revocations=[report(ban) for ban in listed])
 
+    def now(self) -> float:
+        """The time: not before the newest token in use here was issued, should our clock be behind."""
+        principals = (connection.session.principal for connection in self.supervisor.connections)
+        return max([time.time(), *(each.issued_at or 0.0 for each in principals if each)])
+
     async def revoke(self, wish: reports.Revoke) -> reports.BanReport:
-        now = time.time()
+        now = self.now()
         until = now + self.supervisor.config.limits.token_max_seconds
         if wish.until is not None:
             until = ending(wish.until, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,12 +13,16 @@ import msgspec
 import trio
 
 from broker.features.control import Ban
+from broker.operations import bans, reports
+from broker.wire.times import parse_time
 from tests.faults.support.proxy import run_proxy
 from tests.support.broker import configure, run_broker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    import pytest
 
     from broker.actors.supervisor import Supervisor
     from tests.support.broker import Broker
@@ -99,6 +104,21 @@ async def test_a_user_comes_back_with_a_newer_token(broker: Broker, supervisors:
         await client.quiet()
     await within(supervisors[0], supervisors[0].control.put, made)
     await turned_away(broker, old)
+
+
+async def test_a_revocation_by_a_broker_whose_clock_is_late(
+    broker: Broker, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It means the tokens in use all the same, and lasts for as long as they may live."""
+    late = SimpleNamespace(time=lambda: time.time() - 7200)
+    async with broker.client() as alice, broker.client(user="bob") as bob:
+        monkeypatch.setattr(bans, "time", late)
+        wish = reports.Revoke(tenant="acme", user="alice")
+        made = await within(supervisors[0], bans.Bans(supervisors[0]).revoke, wish)
+        assert (await alice.until("error"))["code"] == "token_revoked"
+        assert await alice.closed() == 4501
+        await bob.quiet()
+    assert parse_time(made.until).timestamp() > time.time() + broker.config.limits.token_max_seconds - 60
 
 
 async def test_a_suspended_tenant_until_it_is_lifted(broker: Broker, supervisors: list[Supervisor]) -> None:

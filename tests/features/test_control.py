@@ -122,6 +122,25 @@ async def test_lifted_for_a_broker_whose_clock_is_late(autojump_clock: trio.abc.
     assert not kept_out(theirs, newer), "it is remembered that it was lifted"
 
 
+async def test_a_clock_that_was_set(autojump_clock: trio.abc.Clock) -> None:
+    """What was forgotten while the clock was far ahead holds again once that has been noticed.
+
+    However often that happens, and though the bucket has nothing that is new.
+    """
+    bus = ScriptedBus(random=random.Random(1))
+    bus.sink = Deaf()  # type: ignore[assignment]
+    time = NOW
+    ours = Control(bus, Names(), lambda: None, lambda: time)
+    await ours.put(ban("user", "alice"))
+    await ours.look()
+    for hours in (48, -48) * 2:
+        time = NOW + max(hours, 0) * 3600
+        ours.read_again()
+        await ours.look()
+        ours.forget()
+        assert bool(ours.bans) is kept_out(ours, principal()) is (hours < 0)
+
+
 async def test_what_is_known_is_beaten(autojump_clock: trio.abc.Clock) -> None:
     """A ban comes into force over a newer version that the bucket has lost, or that a late clock made."""
     bus = ScriptedBus(random=random.Random(1))

@@ -4,7 +4,7 @@
 file of FAULTS_TASKS, and has the allocator give back what is free, so that what is resident is what is held.
 FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
 how often, in seconds, it asks an address for keys, and how long it waits for an answer; FAULTS_SESSION is how
-long a session without a poll lives.
+long a session without a poll lives; FAULTS_CLOCK is a file that says by how many seconds its clock is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ctypes
 import json
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def hurry(seconds: float) -> None:
 
     timing = partial(jwks.Timing, refresh_seconds=seconds, fetch_seconds=seconds)
     vars(keys)["Timing"] = timing
+
+
+def set_clock(path: Path) -> None:
+    """Has `time.time` be wrong from now on, by what the file says at the time."""
+    right = time.time
+    time.time = lambda: right() + float(path.read_text() or 0)  # an empty one is just being written
 
 
 def forget(seconds: float) -> None:
@@ -53,6 +60,8 @@ def name_tasks(number: int, frame: object) -> None:
 
 
 def main() -> None:
+    if clock := os.environ.get("FAULTS_CLOCK"):
+        set_clock(Path(clock))  # before anybody takes it for a default
     if held := os.environ.get("FAULTS_HELD"):
         narrow(int(held))  # before `broker.bus.nats` takes them for its defaults
     if seconds := os.environ.get("FAULTS_REFRESH"):

@@ -113,8 +113,8 @@ class BrokerProcess:
         file.write_text(tomlkit.dumps({**sections, "auth": {"keys": [key, *self.keys]}}))
         self.auth = config.load(file, {}, production=True).auth
 
-    def token(self, tenant: str, user: str, **claims: Any) -> str:
-        return tokens.sign(self.auth, tenant=tenant, user=user, now=time.time(), ttl=3600, **claims)
+    def token(self, tenant: str, user: str, *, ttl: float = 3600, **claims: Any) -> str:
+        return tokens.sign(self.auth, tenant=tenant, user=user, now=time.time(), ttl=ttl, **claims)
 
     async def launch(self) -> None:
         """Starts it, and does not wait until it is ready."""
