@@ -21,6 +21,7 @@ from broker.features.snapshots import PAGE_BYTES, Snapshot, events_of, make_base
 from broker.wire import codec, frames, sse
 from broker.wire.messages import Pong, ServerMessage
 from tests.support.scripted import parse_frame
+from tests.support.seeds import simulated
 from tests.support.sse import Parser
 
 if TYPE_CHECKING:
@@ -388,7 +389,7 @@ class Simulation:
                 assert before == len([each for each in expected if each <= position])
 
 
-@pytest.mark.parametrize("seed", range(150))
+@simulated(150)
 def test_as_a_list_of_all_events_says(seed: int) -> None:
     """Each event once and in order, each reply in its place: whatever happens in and between ticks."""
     rng = random.Random(seed)

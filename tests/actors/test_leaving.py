@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import pytest
 import trio
 
 from broker import config, subjects
@@ -18,11 +16,11 @@ from broker.config import Allowance, TenantAllowance
 from broker.errors import BrokerError, CloseCode
 from broker.features.control import Ban
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from broker.actors.connection import Connection
 
-SEEDS = int(os.environ.get("LEAVING_SEEDS", "20"))
 SECONDS = 20.0
 ALL = Allowance(connections=30, subscriptions=40, connects_per_second=20, messages_per_second=50)
 PACED = attrs.evolve(ALL, delivered_bytes_per_second=2000)
@@ -115,7 +113,7 @@ class Crowd:
                     self.end(rng.choice(list(supervisor.connections)))
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@simulated(20)
 async def test_all_that_was_held_is_given_back(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """After crashes, cuts, bans, reloads and interruptions at any moment no budget holds anything."""
     rng = random.Random(seed)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +23,11 @@ from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedStream, ScriptedVerifier, until_let_in
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SEEDS = range(int(os.environ.get("SIMULATION_SEEDS", "40")))
 CHANNELS = ["a", "a.b", "a.b.c", "b", "b.c", "c.d.e", "secret.x", "users.u0.i", "users.u1.i"]
 PATTERNS = ["a", "a.>", "a.*", "*.b", ">", "b.c", "c.*.e", "*", "me.>", "secret.x", "a.b.c", "b"]
 LIVE = "live.x"  # to which every client subscribes, on each of its links
@@ -286,7 +285,7 @@ def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
     raise AssertionError((client.name, each))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@simulated(40)
 async def test_everyone_sees_what_a_naive_reader_would(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import pytest
 import trio
 
 from broker import config, subjects
@@ -16,9 +15,12 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.features import snapshots
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import pytest
 
 ROOM = 4000  # bytes that a link holds
 CHANNELS = 40
@@ -111,7 +113,7 @@ async def open_world(*, seed: int = 1, ring: int = 100, memory: int = 1 << 27) -
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("seed", range(40))
+@simulated(40)
 async def test_exact(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Of each channel the newest event at the position in `subscribed`, once and in order, then what follows.
 

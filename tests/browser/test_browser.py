@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STATIC = HERE.parents[1] / "broker" / "web" / "static"
+UNITS = [
+    pytest.param(path.name, marks=pytest.mark.simulation if "simulation" in path.name else ())
+    for path in sorted((HERE / "unit").glob("*.test.js"))
+]
 PAGES = sorted(path.name for path in (HERE / "pages").glob("*.test.js"))
 # What a page pays for it: minified as an application's bundler does it, and as it travels.
 MINIFIED_BYTES, COMPRESSED_BYTES = 46_000, 18_000
@@ -32,7 +36,7 @@ def assert_passed(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in (HERE / "unit").glob("*.test.js")))
+@pytest.mark.parametrize("file", UNITS)
 def test_logic(node: str, file: str) -> None:
     """Back-off, close codes, tokens, resume, order, pauses, publishing, the optimistic store."""
     assert_passed(run(node, "--test", f"unit/{file}"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import trio
 
 from broker.features.gate import FairGate
+from tests.support.seeds import simulated
 
 
-@pytest.mark.parametrize("seed", range(30))
+@simulated(30)
 async def test_never_more_than_it_lets_through(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Also while the bound changes and waiters give up; in the end everybody had a turn."""
     rng = random.Random(seed)

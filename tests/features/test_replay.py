@@ -19,6 +19,7 @@ from broker.features.gate import FairGate
 from broker.features.replay import History, Span, filters, narrowed
 from tests.features.stream import BAD, NAMES, Stream, check, matching
 from tests.support.scripted import subjects_match
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ async def walk(history: History, patterns: list[str], *, after: int, below: int)
     return sorted(found)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@simulated(40)
 async def test_a_walk_finds_each_event(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

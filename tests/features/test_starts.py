@@ -15,6 +15,7 @@ from broker.features.starts import Beginning, Lost, Scope, Starts
 from broker.wire.effects import After, Last, Since
 from broker.wire.positions import Position
 from tests.features.stream import BAD, NAMES, Patterns, Stream, check, matching
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     import trio
@@ -318,7 +319,7 @@ async def test_no_count_where_none_is_known(autojump_clock: trio.abc.Clock) -> N
 # --- the newest N ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(60))
+@simulated(60)
 async def test_last(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Exactly the newest N of what the patterns match, from ring and stream, or all there are.
 
@@ -387,7 +388,7 @@ async def test_last_gives_up_where_it_would_read_everything(autojump_clock: trio
 # --- snapshots -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(40))
+@simulated(40)
 async def test_snapshot(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """The newest event at or below the ring's beginning of each matching channel, broadcasts included.
 

@@ -4,13 +4,12 @@ Clients poll, wait, lose answers, leave while they wait, stay away for longer th
 their channels, while events keep arriving and requests to NATS fail. In the end each must have seen exactly
 what a naive reader of the stream would give it, as the WebSocket clients of `tests/actors/test_simulation`.
 
-`POLL_SEEDS=1000` runs more seeds; a failing test names its seed, which replays it exactly.
+`SIMULATION_SEEDS=1000` runs more seeds; a failing test names its seed, which replays it exactly.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +25,11 @@ from broker.actors.transport import Hello
 from broker.web import polls
 from broker.web.longpoll import PollTransport
 from tests.support.scripted import ScriptedBus, ScriptedVerifier, until_let_in
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SEEDS = range(int(os.environ.get("POLL_SEEDS", "15")))
 CHANNELS = ["a", "a.b", "b.c", "c.d.e", "users.u0.i", "users.u1.i"]
 LISTS = [["a", "b.c"], ["a.>"], [">"], ["me.>", "a"], ["c.*.e", "live.x"], ["*", "b.c", "live.>"]]
 BODIES = 2, 60, 5000, 40000
@@ -173,7 +172,7 @@ async def publish(bus: ScriptedBus, rng: random.Random) -> None:
         await trio.sleep(rng.choice((0, 0.1, 5)))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@simulated(15)
 async def test_everyone_sees_what_a_naive_reader_would(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from broker.errors import CloseCode
 from broker.web.links import UNSENT_BYTES, Link
 from broker.web.websocket import MESSAGE_SECONDS, WebSocketTransport
 from broker.wire import frames
+from tests.support.seeds import simulated
 from tests.web.harness import CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ async def test_reset(pair: Pair) -> None:
         await transport.send_some(b"a")
 
 
-@pytest.mark.parametrize("seed", range(40))
+@simulated(40)
 async def test_cut_in_the_middle(pair: Pair, seed: int) -> None:
     """A client that leaves within a frame, under whatever mask, is one that has left, and nothing worse."""
     transport, client = pair

@@ -1,6 +1,6 @@
 /**
  * Whole lives of a client, drawn by lot, against a model of the broker: starts of all kinds, shared names, pauses,
- * restarts, cuts, trimmed and new streams, all in any order. `SEEDS=1000` or `SEED=17` for more, or for one.
+ * restarts, cuts, trimmed and new streams, all in any order. `SIMULATION_SEEDS=1000` or `SEED=17` for more, or for one.
  */
 
 import assert from "node:assert/strict";
@@ -181,7 +181,7 @@ class Life {
 }
 
 test("every stored event once and in order, whatever happens", async () => {
-  const { SEED, SEEDS = 150 } = process.env;
+  const { SEED, SIMULATION_SEEDS: SEEDS = 150 } = process.env;
   const faults = [];
   for (const seed of SEED ? [Number(SEED)] : [...Array(Number(SEEDS)).keys()]) {
     const world = new World();
