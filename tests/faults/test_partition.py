@@ -46,7 +46,7 @@ def clients_of(world: World, broker: BrokerProcess) -> list[Follower]:
     found = []
     for number in range(CLIENTS):
         patterns = LISTS[number % len(LISTS)]
-        client = world.client(patterns, tenant=TENANTS[number % len(TENANTS)], user="u0", denied=[])
+        client = world.client(patterns, tenant=TENANTS[number % len(TENANTS)], user=f"v{number}", denied=[])
         client.address = lambda: broker.ws
         found.append(client)
     return found
