@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import systemd
 from broker.actors.supervisor import Supervisor
+from broker.actors.turns import Turn
 from broker.auth import admin as admin_token
 from broker.auth import tokens
 from broker.auth.keys import Keys
@@ -298,8 +299,10 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
     spread = len(leaving) / settings.reconnects_per_second
     spread = min(spread, settings.grace_seconds * 0.8)
     delays = [spread * index / len(leaving) for index in range(len(leaving))]
+    turn = Turn()
     for connection, delay in zip(leaving, delays, strict=True):
         connection.drain(delay)
+        await turn.pass_on()
     log.info("draining", connections=len(leaving), seconds=round(spread, 1))
     began = trio.current_time()
     with trio.move_on_after(settings.grace_seconds) as grace:

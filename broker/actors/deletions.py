@@ -69,7 +69,8 @@ class Deletions:
 
     def floor(self) -> int:
         """The position before everything that is in memory."""
-        rings = [tenant.fanout.ring for tenant in self.tenants.running.values()]
+        running = self.tenants.running.values()
+        rings = [fanout.ring for tenant in running for fanout in tenant.fanouts()]
         return min([self.intake.floor, *(ring.oldest for ring in rings if ring.oldest is not None)])
 
     def drop(self, gone: Ranges) -> None:

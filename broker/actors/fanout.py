@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from broker import config
     from broker.actors.outlet import Outlet
     from broker.bus.base import Record
+    from broker.features.replay import History
+    from broker.features.snapshots import Snapshots
     from broker.ranges import Ranges
     from broker.wire.frames import Framing
 
@@ -51,8 +53,12 @@ class Fanout:
     """The topics, the ring and the outlets of a tenant, in one incarnation of the stream.
 
     `count` numbers events, live ones included, and `head` is the position after the newest tick. `traced`:
-    clients get the trace of an event with it.
+    clients get the trace of an event with it. `history` reads what is below the ring, `snapshots` the
+    newest event of each channel.
     """
+
+    history: History
+    snapshots: Snapshots
 
     def __init__(
         self,
@@ -288,8 +294,6 @@ class Fanout:
         Whatever is between `position` and now it reads from the ring or the stream. Positions and floors
         of another incarnation of the stream (`same_stream` False) mean nothing here and are dropped.
         """
-        if outlet.fanout is not None:
-            outlet.fanout.outlets.pop(outlet, None)  # whatever happens now, it is in one of them
         self.enter(outlet)
         outlet.mask = 0
         for topics in (outlet.stored, outlet.live, *(catch_up.topics for catch_up in outlet.catch_ups)):

@@ -157,7 +157,7 @@ class Joiner:
     async def reach(self, position: int) -> None:
         """Waits until this broker has seen what another one has already shown the client."""
         with trio.move_on_after(REACH_SECONDS):
-            while self.fanout.position() < position:
+            while self.fanout.position() < position and self.outlet.fanout is self.fanout:
                 await self.services.tenants.advanced.park()
             return
         raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
@@ -171,7 +171,7 @@ class Joiner:
         tenant = self.services.tenants.get(self.principal.tenant)
         if tenant.fanout is not self.fanout:
             raise Unavailable("the tenant begins anew; subscribe again", retry_after=0.1)
-        return await tenant.snapshots.take(self.floors(), self.scope, most=limits.snapshot_channels)
+        return await self.fanout.snapshots.take(self.floors(), self.scope, most=limits.snapshot_channels)
 
     # --- without an await from here on --------------------------------------------------------------
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Backlog, CatchUp, Group, Outlet
-    from broker.actors.tenant import Tenant
     from broker.metrics.meters import Meters
     from broker.routing import Topic
 
@@ -38,7 +37,6 @@ class Sending:
 
     send_some: Callable[[memoryview], Awaitable[int]]
     outlet: Outlet
-    tenant: Callable[[], Tenant | None]
     catch_ups_at_once: int
     progressed: Callable[[], None]
     meters: Meters
@@ -271,12 +269,11 @@ class Sending:
 
         None after a while when the stream cannot be read.
         """
-        tenant = self.tenant()
         patterns = [topic.pattern for topic in (*reading.every, *reading.latest)]
-        if tenant is None or not patterns:
+        if not patterns:
             return None
         try:
-            span = await tenant.history.span(patterns, after=after, below=fanout.ring.floor_head)
+            span = await fanout.history.span(patterns, after=after, below=fanout.ring.floor_head)
         except Unavailable as error:
             if self.outlet.fanout is fanout:  # else the connection may have ended meanwhile
                 log.debug("history_unavailable", error=error.message, **self.outlet.client.who())

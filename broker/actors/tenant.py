@@ -21,7 +21,7 @@ from broker.metrics.meters import Traffic
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from broker import config
     from broker.actors.following import Followers
@@ -109,6 +109,11 @@ class Inbox:
         self.records.clear()
         self.size = 0
 
+    def begin(self) -> None:
+        """Takes in again what comes."""
+        self.clear()
+        self.lost = self.renewed = False
+
     def lose(self) -> None:
         self.clear()
         self.lost = True
@@ -185,19 +190,18 @@ class Tenant:
     traffic: Traffic = attrs.Factory(Traffic)  # since it was last read
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     fanout: Fanout = attrs.field(init=False)
-    history: History = attrs.field(init=False)
-    snapshots: Snapshots = attrs.field(init=False)
+    moving: Fanout | None = None  # the next one while it is filled, then the one before while it is left
     used: float = 0.0  # when it last had a connection
     failed_until: float | None = None  # it has crashed too often, and rests
     restarts: int = 0
 
     def __attrs_post_init__(self) -> None:
-        self.fanout = self.make_fanout(count=0)
-        self.history = self.make_history(self.name, self.fanout)
-        self.snapshots = self.make_snapshots(self.name, self.fanout)
+        self.fanout, filling = self.begin_fanout(count=0)
+        for _ in filling:
+            pass
 
-    def make_fanout(self, *, count: int) -> Fanout:
-        """A fan-out without clients, whose ring holds what the intake remembers."""
+    def begin_fanout(self, *, count: int) -> tuple[Fanout, Iterator[None]]:
+        """A fan-out without clients, and what fills its ring with what the intake remembers, bit by bit."""
         floor, recent = self.intake.recent_of(self.name)
         fanout = Fanout(
             bounds=self.bounds,
@@ -209,14 +213,33 @@ class Tenant:
             count=count,
             traced=self.tracing is not None and self.tracing.settings.clients,
         )
-        remembered = deque(recent)
-        while remembered:
-            fanout.add(take(remembered))
+        fanout.history = self.make_history(self.name, fanout)
+        fanout.snapshots = self.make_snapshots(self.name, fanout)
+        return fanout, self.fill(fanout, deque(recent))
+
+    def fill(self, fanout: Fanout, remembered: deque[Checked]) -> Iterator[None]:
+        """Puts events into the ring, a tick at a time, but for what is deleted meanwhile."""
+        while batch := take(remembered):
+            late = self.intake.gone.late([record for _, record in batch])
+            if batch := [checked for checked in batch if checked[1][0] not in late]:
+                fanout.add(batch)
+            yield
         fanout.finish()
-        return fanout
+
+    def fanouts(self) -> tuple[Fanout, ...]:
+        """All that hold something: two while everybody moves."""
+        return (self.fanout, self.moving) if self.moving else (self.fanout,)
+
+    def outlets(self) -> list[Outlet]:
+        """All of its connections."""
+        return [outlet for fanout in self.fanouts() for outlet in fanout.outlets]
+
+    def needs_live(self) -> bool:
+        """Whether a connection has a subscription to a live channel, or is about to have one."""
+        return any(topic.live for fanout in self.fanouts() for topic in fanout.topics.values())
 
     def quiet_at(self) -> int | None:
-        return self.intake.head if self.inbox.empty() else None
+        return self.intake.head if self.inbox.empty() and self.moving is None else None
 
     async def run(self) -> None:
         """Works until cancelled through `scope`; a crash costs a moment, and no event.
@@ -240,7 +263,7 @@ class Tenant:
             self.failed_until = trio.current_time() + REST_SECONDS
             log.error("tenant_gave_up", tenant=self.name, seconds=REST_SECONDS)
             turn = Turn()
-            for outlet in list(self.fanout.outlets):
+            for outlet in self.outlets():
                 outlet.client.send_away()
                 await turn.pass_on()
 
@@ -255,9 +278,7 @@ class Tenant:
                         outlet.client.heed_notice(notice)
                     await turn.pass_on()
             elif inbox.renewed or inbox.lost:
-                log.warning("tenant_rebuilt", tenant=self.name, new_stream=inbox.renewed)
-                self.rebuild(same_stream=not inbox.renewed)
-                inbox.renewed = inbox.lost = False
+                await self.rebuild(turn)
             elif batch := inbox.take():
                 if late := self.intake.gone.late([record for _, record in batch]):
                     batch = [checked for checked in batch if checked[1][0] not in late]
@@ -342,40 +363,52 @@ class Tenant:
             if stored_at is not None:
                 meters.latency.observe(max(0.0, time.time() - stored_at))
 
-    def rebuild(self, *, same_stream: bool) -> None:
+    async def rebuild(self, turn: Turn) -> None:
         """Moves all connections into a new fan-out, to go on from where each has come to.
 
-        Without a new one the old one keeps them, for the next try. A connection that cannot be moved ends.
+        They stand still meanwhile. Without a new one the old one keeps them, for the next try, and a
+        connection that cannot be moved ends: so each is in one of the two at any time.
         """
-        self.inbox.clear()
-        old, new = self.fanout, self.make_fanout(count=self.fanout.count + 1)
-        self.fanout, self.history = new, self.make_history(self.name, new)
-        self.snapshots = self.make_snapshots(self.name, new)
-        for outlet in list(old.outlets):
+        same_stream = self.fanout.incarnation == self.intake.incarnation
+        log.warning("tenant_rebuilt", tenant=self.name, new_stream=not same_stream)
+        old = self.fanout
+        self.inbox.begin()  # what comes from now on comes after what the intake remembers now
+        new, filling = self.begin_fanout(count=old.count + 1)
+        self.moving = new
+        for _ in filling:
+            await turn.pass_on()
+        self.fanout, self.moving = new, old
+        while old.outlets:
+            outlet, _ = old.outlets.popitem()
             with Boundary(outlet.client):
                 position = old.reached(outlet) if same_stream else 0
                 new.adopt(outlet, position=position, same_stream=same_stream)
                 tell_of_loss(outlet, new, same_stream=same_stream)
+            await turn.pass_on()
+        self.moving = None
+        self.advanced.unpark_all()
 
     def drop(self, deleted: Ranges) -> None:
         """Gives nobody what was deleted."""
-        self.fanout.drop(deleted)
-        self.history.blank(deleted)
-        self.snapshots.blank(deleted)
+        for fanout in self.fanouts():
+            fanout.drop(deleted)
+            fanout.history.blank(deleted)
+            fanout.snapshots.blank(deleted)
 
     def shorten(self, before: float) -> None:
         """Forgets the events that came before a time; the stream is read for them."""
-        ring = self.fanout.ring
-        while ring.oldest is not None and ring.ticks[ring.start].time < before and not self.fanout.running:
-            ring.drop()
-        self.history.clear()
-        self.snapshots.expire(math.inf)
+        for fanout in self.fanouts():
+            ring = fanout.ring
+            while ring.oldest is not None and ring.ticks[ring.start].time < before and not fanout.running:
+                ring.drop()
+            fanout.history.clear()
+            fanout.snapshots.expire(math.inf)
 
     def statistics(self) -> TenantStatistics:
-        ring, head = self.fanout.ring.statistics(), self.fanout.head
-        lags = [max(0, head - each.backlog.position) for each in self.fanout.outlets if each.backlog]
+        ring, head, outlets = self.fanout.ring.statistics(), self.fanout.head, self.outlets()
+        lags = [max(0, head - each.backlog.position) for each in outlets if each.backlog]
         return TenantStatistics(
-            connections=len(self.fanout.outlets),
+            connections=len(outlets),
             behind=len(lags),
             lag_sum=sum(lags),
             lag_max=max(lags, default=0),

@@ -144,16 +144,16 @@ class Tenants:
         """Whether a connection has a subscription that needs this subject, or is about to have one."""
         name, _ = self.names.split(subject)
         return self.followers.need(name, live=True) or any(
-            topic.live for tenant in self.audience(name) for topic in tenant.fanout.topics.values()
+            tenant.needs_live() for tenant in self.audience(name)
         )
 
     def tidy(self, now: float) -> None:
         """Drops what is old, and who has been idle."""
         for name, tenant in list(self.running.items()):
             tenant.fanout.ring.expire(now)
-            tenant.history.expire(now)
-            tenant.snapshots.expire(now - KEPT_SECONDS)
-            if tenant.fanout.outlets or self.followers.need(name, live=False):
+            tenant.fanout.history.expire(now)
+            tenant.fanout.snapshots.expire(now - KEPT_SECONDS)
+            if tenant.outlets() or self.followers.need(name, live=False):
                 tenant.used = now
             elif now - tenant.used > IDLE_SECONDS:
                 del self.running[name]

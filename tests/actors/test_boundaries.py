@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 import structlog
 import trio
+import trio.testing
 
 from broker import config, subjects
-from broker.actors.supervisor import Supervisor
+from broker.actors.boundary import Boundary, kept
+from broker.actors.fanout import Fanout
+from broker.actors.outlet import Outlet
+from broker.actors.supervisor import TIDY_SECONDS, Supervisor
+from broker.actors.tenants import IDLE_SECONDS
 from broker.actors.transport import Hello
 from broker.errors import CloseCode
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
@@ -179,3 +186,99 @@ async def test_a_fault_ends_its_connection_alone(
             assert supervisor.services.budgets.process.connections == 1
             assert not any(cursor.holders for cursor in supervisor.services.cursors.used.values())
         nursery.cancel_scope.cancel()
+
+
+async def test_a_tenant_that_cannot_be_rebuilt_keeps_nobody_who_has_left(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rebuild breaks for ever, after some have been moved; who leaves meanwhile is gone for good."""
+    bus = ScriptedBus(random=random.Random(1))
+    supervisor = Supervisor(
+        config=settings(),
+        bus=bus,
+        names=subjects.Names(),
+        verifier=ScriptedVerifier(),  # type: ignore[arg-type]
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await until_let_in(supervisor)
+        links = [ScriptedLink(room=1 << 20) for _ in range(5)]
+        for link in links:
+            nursery.start_soon(supervisor.serve, link, Hello(peer="192.0.2.1:1", token="acme:alice"))
+            link.say("subscribe", {"channel": ["a", "live.a"]})
+        await trio.sleep(1)
+        tenant = supervisor.tenants.running["acme"]
+        real, calls = Fanout.adopt, Counter[Outlet]()
+
+        def adopt(self: Fanout, outlet: Outlet, **options: Any) -> None:
+            calls[outlet] += 1
+            real(self, outlet, **options)
+            if len(calls) > 2:
+                raise RuntimeError("broken on purpose")
+
+        monkeypatch.setattr(Fanout, "adopt", adopt)
+        tenant.inbox.lose()
+        await trio.sleep(5)
+        assert len(supervisor.connections) == 2
+        assert len(tenant.fanout.outlets) == 2
+        for link in links:
+            link.drop()
+        await trio.sleep(5)
+        tenant.inbox.lose()
+        await trio.sleep(5)
+        assert set(calls.values()) == {1}
+        assert tenant.statistics().connections == 0
+        assert not tenant.fanout.topics
+        await trio.sleep(IDLE_SECONDS + TIDY_SECONDS * 2)
+        assert not supervisor.tenants.running
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_goes_wrong_while_it_is_cancelled() -> None:
+    """What is found beside a cancellation ends at the boundary, the cancellation goes on."""
+    part = Part()
+    with trio.CancelScope() as scope:
+        with Boundary(part):
+            async with trio.open_nursery() as nursery:
+
+                async def breaks() -> None:
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        raise RuntimeError("broken on purpose")
+
+                nursery.start_soon(breaks)
+                nursery.start_soon(trio.sleep_forever)
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        raise AssertionError("the cancellation was swallowed")
+    assert scope.cancelled_caught
+    assert len(part.crashes) == 1
+
+
+@attrs.define(eq=False)
+class Part:
+    crashes: list[Exception] = attrs.Factory(list)
+
+    def link_lost(self) -> None:
+        raise AssertionError("no link is lost here")
+
+    def crashed(self, error: Exception) -> None:
+        self.crashes.append(error)
+
+
+async def test_a_part_of_the_background_begins_again(autojump_clock: trio.abc.Clock) -> None:
+    """However often it breaks: after growing pauses, and nothing else ends for it."""
+    times: list[float] = []
+
+    async def work() -> None:
+        times.append(trio.current_time())
+        raise OSError("no space left on device")
+
+    with trio.move_on_after(60):
+        await kept("work", work)
+    pauses = [after - before for before, after in pairwise(times)]
+    assert len(pauses) > 10
+    assert pauses[0] < 0.2
+    assert 2 < max(pauses) <= 5

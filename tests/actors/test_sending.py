@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 
 from broker.actors.chunks import Reading
+from broker.actors.outlet import NOBODY
 from broker.actors.sending import Sending
 from broker.errors import Unavailable
 from broker.metrics.meters import Meters
@@ -18,18 +19,14 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Ending:
-    """A tenant whose history cannot be read, which turns out when the connection has gone."""
+    """A history that cannot be read, which turns out when the connection has gone."""
 
     bench: Bench
     link: Link
 
-    @property
-    def history(self) -> Ending:
-        return self
-
     async def span(self, *_: object, **__: object) -> NoReturn:
         self.bench.fanout.detach(self.link.outlet)
-        del self.link.outlet.client
+        self.link.outlet.client = NOBODY
         raise Unavailable("the connection to NATS is lost")
 
 
@@ -38,11 +35,10 @@ async def test_a_read_that_fails_after_the_end(autojump_clock: trio.abc.Clock) -
     bench = Bench()
     link = bench.attach()
     topic = bench.join(link, "a")
-    tenant: Any = Ending(bench, link)
+    bench.fanout.history = cast("Any", Ending(bench, link))
     sending = Sending(
         send_some=link_takes,
         outlet=link.outlet,
-        tenant=lambda: tenant,
         catch_ups_at_once=1,
         progressed=lambda: None,
         meters=Meters(),
