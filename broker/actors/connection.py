@@ -457,6 +457,7 @@ class Connection:
         return Sending(
             send_some=self.send_some,
             outlet=self.outlet,
+            tenant=lambda: self.tenant,
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
             meters=self.services.meters,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from broker.actors.fanout import Fanout
     from broker.actors.outlet import Backlog, CatchUp, Group, Outlet
+    from broker.actors.tenant import Tenant
     from broker.metrics.meters import Meters
     from broker.routing import Topic
 
@@ -37,6 +38,7 @@ class Sending:
 
     send_some: Callable[[memoryview], Awaitable[int]]
     outlet: Outlet
+    tenant: Callable[[], Tenant | None]
     catch_ups_at_once: int
     progressed: Callable[[], None]
     meters: Meters

@@ -39,6 +39,7 @@ async def test_a_read_that_fails_after_the_end(autojump_clock: trio.abc.Clock) -
     sending = Sending(
         send_some=link_takes,
         outlet=link.outlet,
+        tenant=lambda: None,
         catch_ups_at_once=1,
         progressed=lambda: None,
         meters=Meters(),
