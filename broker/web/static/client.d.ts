@@ -49,6 +49,7 @@ export interface Status {
    * `close`, `disconnect`, or because the broker has refused the same token twice, and then `error` says why.
    */
   readonly state: "connecting" | "open" | "waiting" | "closed";
+  /** `poll` also where SSE leaves the few connections of HTTP/1.1 to other tabs. */
   readonly transport?: Transport | "tabs";
   readonly connectionId?: string;
   readonly tenant?: string;

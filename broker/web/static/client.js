@@ -39,6 +39,7 @@ const SLOW_MS = 5_000; // a request that takes longer waits for a connection, ov
 const ANSWER_MS = 20_000; // then it is given up, and made again
 const HELD = 3; // of the six connections that a browser has to a host over HTTP/1.1, for all tabs together
 const PAUSE_MS = 1_500; // between polls that may hold none
+const ASIDE_MS = 60_000; // for which who holds one lets others have it
 const HELLO_MS = 3_000;
 const TICK_MS = 5_000; // how soon it is noticed that the device has slept
 const JUMP_MS = 2_000; // by which the clocks must differ for that
@@ -299,7 +300,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
     const after = retry_after_ms ?? (1000 * Number(answer.headers.get("Retry-After")) || undefined);
     throw { status, code: VERDICTS[code], reason: detail ?? `HTTP ${status}`, problem: code, after, own: !!detail };
   };
-  let reading;
+  let reading, aside;
   let own = {}; // what `reading` remembers from one request to the next
   const spare = []; // the same for what is read beside, for whoever is next
   const source = (start, signal, notes) => reading(request, { ...start, tenant }, signal, token, notes);
@@ -401,7 +402,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
   };
 
   const post = async (type, payload, messageId) => {
-    const slow = setTimeout(() => scarce(url) && turn(glance), SLOW_MS);
+    const slow = setTimeout(giveWay, SLOW_MS);
     const late = new AbortController();
     const stop = () => late.abort();
     const timer = setTimeout(stop, ANSWER_MS);
@@ -437,11 +438,19 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
       main?.abort();
     } else post(type, payload, messageId);
   };
-  hold(url, closing.signal, () => turn(read)).then(() => {
+  const held = () => turn(read);
+  // Something waits, perhaps for the connection that this one holds.
+  const giveWay = () => {
+    if (reading !== read || !scarce(url)) return;
+    turn(glance);
+    aside = setTimeout(held, ASIDE_MS);
+  };
+  hold(url, closing.signal, held).then(() => {
     if (!reading) turn(glance);
     follow();
   });
   const close = () => {
+    clearTimeout(aside);
     closing.abort();
     main?.abort();
     leave(own, ...spare);
@@ -474,7 +483,7 @@ const hold = async (url, signal, then) => {
     return left;
   };
   for (let i = 0; i < HELD; i++) locks.request(`broker.v1 ${url} ${i}`, { signal: waiting.signal }, take).catch(() => {});
-  await locks.query(); // answered once it is clear which of them are free
+  await locks.query().catch(() => void take()); // answered once it is clear which of them are free; frames without an origin have none
 };
 
 /** Messages of `GET /sse`: the WebSocket's own, and a `pong` for each heartbeat. */
@@ -1003,7 +1012,7 @@ export class Client extends EventTarget {
           leaving = setTimeout(() => over({ code: 1012, reason: "it is going down" }), payload.reconnect_after_ms);
         } else if (type === "error" && !message.messageId) {
           problem = payload;
-          // The token cannot be judged yet: later, with whichever the callback gives then.
+          // The token cannot be judged yet.
           if (!opened && payload.code === "unavailable") return over({ code: 1013, answered: true });
         }
         if (type === "tab.wait") deadline = at + OPEN_MS; // it is there, and not connected either

@@ -119,3 +119,14 @@ test("a subscription from now on disturbs nobody in the other tabs", async () =>
   assert.deepEqual(await leader.evaluate(() => states), states);
   await page.context().close();
 });
+
+test("a tab that goes hands over, and shares again when somebody comes back to it", async () => {
+  const [leader, page] = await open("alice", "alice");
+  const happens = (type) => leader.evaluate((type) => void window.dispatchEvent(new PageTransitionEvent(type, { persisted: true })), type);
+  await happens("pagehide");
+  await until(async () => (await transport(page)) === "websocket", "the other one leads");
+  assert.equal(await leader.evaluate(() => client.status.state), "waiting");
+  await happens("pageshow");
+  await shares(leader);
+  await page.context().close();
+});

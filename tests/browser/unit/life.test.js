@@ -171,6 +171,52 @@ describe("clocks", () => {
     });
 });
 
+describe("a token that cannot be judged yet", () => {
+  const later = (messageId) =>
+    world.socket.say("error", { code: "unavailable", message: "the key set is being fetched", retryable: true, retry_after_ms: 4_000 }, messageId);
+
+  test("is shown again when the broker asked for it, and not before", async () => {
+    const client = await world.client();
+    later();
+    await world.clock.go(3_999);
+    assert.equal(world.sockets.length, 1);
+    assert.deepEqual(client.status.error, { code: 1013, message: "the key set is being fetched" });
+    await world.clock.go(1);
+    assert.equal(world.sockets.length, 2);
+    assert.equal(world.socket.protocols[1], `bearer.${jwt()}`);
+  });
+
+  test("at a renewal is shown again on the same link", async () => {
+    let asked = 0;
+    const client = await world.connected({ token: () => jwt(`t${++asked}`) });
+    world.socket.say("connection.expiring", { expires_at: "2030-01-01T00:00:00Z" });
+    await world.clock.go(5_000);
+    assert.equal(world.socket.count("authenticate"), 1);
+    for (let i = 2; i < 4; i++) {
+      later(world.socket.last("authenticate").messageId);
+      await world.clock.go(3_999);
+      assert.equal(world.socket.count("authenticate"), i - 1);
+      await world.clock.go(1);
+      assert.equal(world.socket.count("authenticate"), i);
+    }
+    assert.equal(world.sockets.length, 1);
+    assert.equal(client.status.state, "open");
+  });
+
+  for (const transport of ["sse", "poll"])
+    test(`over ${transport} is shown again when the broker asked for it, and not before`, async () => {
+      (site = new Site()).install();
+      const body = JSON.stringify({ detail: "later", code: "unavailable", retry_after_ms: 4_000 });
+      site.token = () => answer(body, { status: 503, type: "application/problem+json", "Retry-After": "4" });
+      const client = await world.client({ transports: [transport] });
+      await go(3_500);
+      assert.equal(site.asked.length, 1);
+      site.token = () => {};
+      await go(1_500);
+      assert.equal(client.status.state, "open");
+    });
+});
+
 describe("a page that goes", () => {
   const happens = async (type) => {
     world.page.dispatchEvent(new Event(type));
@@ -330,6 +376,40 @@ describe("the connections of a browser", () => {
     assert.equal(client.status.transport, "poll");
     assert.equal(client.status.state, "open");
     assert.equal(site.asked.filter((path) => path === "/publish").length, 1, "and it was sent once");
+  });
+
+  test("who has made room takes its stream up again a minute later", async () => {
+    (site = new Site()).install();
+    const client = await world.client({ transports: ["sse"] });
+    await go(1_000);
+    site.fault = (path, init) => path === "/publish" && never(init.signal);
+    client.publish("a.x", "e1").catch(() => {});
+    await go(6_000);
+    assert.equal(client.status.transport, "poll");
+    site.fault = undefined;
+    await go(60_000);
+    assert.equal(client.status.transport, "sse");
+    assert.equal(client.status.state, "open");
+    client.close();
+    await settle();
+    assert.equal(world.clock.timers.size, 0);
+  });
+
+  test("where a frame may have no locks, each has its own", async () => {
+    (site = new Site()).install();
+    const refuse = async () => {
+      throw new DOMException("access to the Lock Manager is denied", "SecurityError");
+    };
+    globalThis.navigator ??= {};
+    globalThis.navigator.locks = { request: refuse, query: refuse };
+    try {
+      const client = await world.client({ transports: ["sse"] });
+      await go(1_000);
+      assert.equal(client.status.transport, "sse");
+      client.close();
+    } finally {
+      delete globalThis.navigator.locks;
+    }
   });
 
   test("a publish that is never answered is sent again under its id", async () => {
