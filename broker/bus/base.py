@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Record: TypeAlias = "tuple[int, str, bytes, Mapping[str, str] | None]"
 
 Message: TypeAlias = "tuple[str, bytes, str]"  # subject, body, and the id under which it is stored once
+Put: TypeAlias = "tuple[str, bytes, int]"  # key, data, and the revision that is replaced (0: there is none)
 
 
 @attrs.frozen(kw_only=True)
@@ -144,6 +145,12 @@ class Values(Protocol):
         """Replaces a revision (0: there is none yet) for `ttl` seconds (None: for good); the new one.
 
         Raises `Stale` when it was another.
+        """
+
+    async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
+        """Replaces revisions of different keys, a hundred or so; the new ones, None where it was another.
+
+        Where it raises, any of them may have been stored.
         """
 
     async def count(self, prefix: str) -> int:

@@ -35,7 +35,6 @@ from broker.errors import TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from broker import config
-    from broker.bus.base import Message
 
 log = structlog.get_logger("broker.bus")
 
@@ -43,6 +42,7 @@ log = structlog.get_logger("broker.bus")
 # it must not raise, and whatever takes time is done elsewhere.
 Handler: TypeAlias = Callable[[bytes, bytes, bytes, bytes], None]
 Part: TypeAlias = tuple[bytes, bytes]  # header block and body of an answer
+Said: TypeAlias = "tuple[str, bytes, Mapping[str, str]]"  # subject, body and headers of a message
 
 OLDEST_SERVER = (2, 11)
 CONNECT_SECONDS = 2
@@ -178,7 +178,7 @@ class Link:
             raise away(f"nobody answers on {subject}: is JetStream enabled?")
         return answer.parts
 
-    async def request_all(self, messages: Sequence[Message], *, seconds: float) -> list[Part]:
+    async def request_all(self, messages: Sequence[Said], *, seconds: float) -> list[Part]:
         """The answers to messages of which none is waited for before all are sent."""
         tokens = [str(next(self.tokens)) for _ in messages]
         answers = [Answer(subject, many=False) for subject, _, _ in messages]
@@ -200,10 +200,10 @@ class Link:
             raise away(f"nobody answers on {messages[0][0]}: is JetStream enabled?")
         return [answer.parts[0] for answer in answers]
 
-    async def send_all(self, messages: Sequence[Message], replies: Sequence[str]) -> None:
+    async def send_all(self, messages: Sequence[Said], replies: Sequence[str]) -> None:
         """On the asyncio side: all of them for one crossing."""
-        for (subject, body, message_id), reply in zip(messages, replies, strict=True):
-            await self.client.publish(subject, body, reply, {"Nats-Msg-Id": message_id})
+        for (subject, body, fields), reply in zip(messages, replies, strict=True):
+            await self.client.publish(subject, body, reply, dict(fields))
 
     def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
         answer = self.answers.get(subject[len(self.inbox) + 1 :])

@@ -247,7 +247,8 @@ class NatsBus:
     async def publish_all(self, messages: Sequence[Message]) -> None:
         """Stores messages, all on their way at once; returns when the stream has acknowledged each."""
         link = await self.jetstream.up()
-        answers = await link.request_all(messages, seconds=self.nats.request_seconds)
+        said = [(subject, body, {"Nats-Msg-Id": message_id}) for subject, body, message_id in messages]
+        answers = await link.request_all(said, seconds=self.nats.request_seconds)
         for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
             api.decode(body, subject)
 

@@ -31,19 +31,21 @@ OWN_BYTES = 1024 * 1024
 class Wanted:
     """A stream: what it has to be (`required`), and what it is made with (`settings`).
 
-    Both are fields of the server's stream configuration; `keys` says under which key of ours each stands.
+    `initial` is said when it is made and never compared: what is good to have where the server knows it.
+    All are fields of the server's stream configuration; `keys` says under which key of ours each stands.
     """
 
     name: str
     required: Mapping[str, Any]
     settings: Mapping[str, Any]
     keys: Mapping[str, str]
+    initial: Mapping[str, Any] = attrs.Factory(dict)
 
     @property
     def creation(self) -> dict[str, Any]:
         """The configuration to make it with."""
         said = {key: value for key, value in self.required.items() if key not in UNSAID}
-        return {"name": self.name, **said, **self.settings}
+        return {"name": self.name, **said, **self.settings, **self.initial}
 
     @property
     def version(self) -> str:
@@ -156,6 +158,7 @@ def cursors(section: config.Stream) -> Wanted:
         section.cursor_bucket,
         settings={"max_age": nanoseconds(section.cursor_max_age), "num_replicas": section.replicas},
         keys={"name": "stream.cursor_bucket", "max_age": "stream.cursor_max_age"},
+        initial={"allow_atomic": True},  # nats-server 2.12 (ADR-50), see `Values.put_all`
     )
 
 
@@ -169,13 +172,21 @@ def control(section: config.Stream) -> Wanted:
     )
 
 
-def bucket(name: str, *, settings: Mapping[str, Any], keys: Mapping[str, str], **required: object) -> Wanted:
+def bucket(
+    name: str,
+    *,
+    settings: Mapping[str, Any],
+    keys: Mapping[str, str],
+    initial: Mapping[str, Any] | None = None,
+    **required: object,
+) -> Wanted:
     """The stream behind a key-value bucket (ADR-8)."""
     return Wanted(
         name=f"KV_{name}",
         required={"subjects": [f"$KV.{name}.>"], **REQUIRED, **required},
         settings={"max_msgs_per_subject": 1, **settings},
         keys={"num_replicas": "stream.replicas", **keys},
+        initial=initial or {},
     )
 
 

@@ -7,6 +7,8 @@ Reads of a key ask the stream's leader, since a replica may not have the newest 
 from __future__ import annotations
 
 import base64
+import json
+import secrets
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,14 @@ from broker.bus.base import Mark, Stale, Value
 from broker.bus.history import History
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from broker.bus.base import Put
+    from broker.bus.bridge import Part
 
 PAGE = 1000
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+BATCHES_DISABLED = 10174  # the server's `err_code`
 LONGEST_SECONDS = 100 * 366 * 86400  # the server counts nanoseconds in 64 bits: 292 years
 
 
@@ -29,6 +36,7 @@ class Values:
 
     jetstream: api.JetStream
     name: str
+    atomic: bool = True  # until the server says that the bucket takes no batches
 
     @property
     def stream(self) -> str:
@@ -52,7 +60,7 @@ class Values:
     async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
         """Replaces a revision of a value. Raises `Stale`. Times to live are whole seconds (ADR-43)."""
         link = await self.jetstream.up()
-        fields = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        fields = {EXPECTED: str(revision)}
         if ttl is not None:
             fields["Nats-TTL"] = f"{min(max(1, ceil(ttl)), LONGEST_SECONDS)}s"
         parts = await link.request(
@@ -64,6 +72,43 @@ class Values:
             if error.number == api.WRONG_LAST_SEQUENCE:
                 raise Stale from error
             raise
+
+    async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
+        """Replaces revisions of different keys; the new ones, None where it was another.
+
+        As one batch where the bucket takes such (ADR-50): then the server syncs its disk once, and not for
+        each. Of a batch it takes all or nothing; after nothing each goes by itself, all on their way at once.
+        """
+        if self.atomic and len(puts) > 1 and (revisions := await self.put_batch(puts)) is not None:
+            return revisions
+        return outcomes(puts, await self.ask(puts, [{} for _ in puts]))
+
+    async def put_batch(self, puts: Sequence[Put]) -> list[int | None] | None:
+        """The revisions of a batch; None where nothing of it was stored."""
+        batch = secrets.token_hex(8)
+        fields = [
+            {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} for number in range(1, len(puts) + 1)
+        ]
+        fields[-1]["Nats-Batch-Commit"] = "1"
+        answers = await self.ask(puts, fields)
+        told = [json.loads(body) for _, body in answers if body]
+        last = told[-1] if told else {}
+        if "batch" in last:
+            return list(range(last["seq"] - len(puts) + 1, last["seq"] + 1))
+        if any("error" not in each for each in told):
+            self.atomic = False  # the server knows of no batches, and has taken each by itself
+            return outcomes(puts, answers)
+        if any(each["error"].get("err_code") == BATCHES_DISABLED for each in told):
+            self.atomic = False
+        return None
+
+    async def ask(self, puts: Sequence[Put], fields: Sequence[Mapping[str, str]]) -> list[Part]:
+        link = await self.jetstream.up()
+        messages = [
+            (f"$KV.{self.name}.{key}", data, {EXPECTED: str(revision), **more})
+            for (key, data, revision), more in zip(puts, fields, strict=True)
+        ]
+        return await link.request_all(messages, seconds=self.jetstream.seconds)
 
     async def count(self, prefix: str) -> int:
         """How many keys there are under a prefix."""
@@ -94,3 +139,16 @@ class Values:
             else:
                 reached = state.last  # what stood there is over
         return found, Mark(incarnation=state.incarnation, sequence=reached)
+
+
+def outcomes(puts: Sequence[Put], answers: Sequence[Part]) -> list[int | None]:
+    """The revision of each that was stored, None for what was stale. Raises `ApiError` for other refusals."""
+    found: list[int | None] = []
+    for (key, _, _), (_, body) in zip(puts, answers, strict=True):
+        try:
+            found.append(int(api.decode(body, key)["seq"]))
+        except api.ApiError as error:
+            if error.number != api.WRONG_LAST_SEQUENCE:
+                raise
+            found.append(None)
+    return found

@@ -19,14 +19,14 @@ from broker.errors import BrokerError, TooManySubscriptions, Unavailable
 from broker.wire import positions
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from broker.bus.base import Bus
     from broker.wire.positions import Position
 
 WRITE_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0  # of a request that waits for that
-WRITES_AT_ONCE = 64  # NATS syncs its disk for several at a time; one after the other each waits for its own
+WRITTEN_AT_ONCE = 100
 TRIES = 5  # at a write, against other brokers that write the same cursor
 RENEWALS = 8  # writes of an unchanged cursor in use, within the time after which it would expire
 
@@ -59,6 +59,11 @@ class Cursor:
         if position.incarnation == self.position.incarnation or self.position == self.stored:
             self.raise_to(position)
         self.stored, self.revision = position, value.revision
+        self.settle()
+
+    def written_as(self, position: Position, revision: int, now: float) -> None:
+        """Notes what is in NATS now."""
+        self.stored, self.revision, self.written = position, revision, now
         self.settle()
 
     def settle(self) -> None:
@@ -140,23 +145,35 @@ class Cursors:
         """Writes now what is not written yet, as far as NATS takes it."""
         async with self.writing:
             now = trio.current_time()
-            places = trio.CapacityLimiter(WRITES_AT_ONCE)
-            async with trio.open_nursery() as nursery:
-                for cursor in list(self.used.values()):
-                    due = self.max_age and now > cursor.written + self.max_age / RENEWALS
-                    if cursor.position != cursor.stored or (cursor.holders and due):
-                        nursery.start_soon(self.attempt, cursor, places)
+            due = [cursor for cursor in self.used.values() if self.is_due(cursor, now)]
+            try:
+                for start in range(0, len(due), WRITTEN_AT_ONCE):
+                    await self.write_all(due[start : start + WRITTEN_AT_ONCE])
+            except BrokerError as error:
+                log.debug("cursors_not_written", error=error.message)
             for cursor in list(self.used.values()):
                 if not cursor.holders and cursor.position == cursor.stored:
                     del self.used[cursor.key]
 
-    async def attempt(self, cursor: Cursor, places: trio.CapacityLimiter) -> None:
-        """Writes a cursor, if NATS takes it; else the next round tries again."""
-        async with places:
-            try:
+    def is_due(self, cursor: Cursor, now: float) -> bool:
+        """Whether it is to be written: it has moved, or is in use and would expire."""
+        late = self.max_age and now > cursor.written + self.max_age / RENEWALS
+        return cursor.position != cursor.stored or bool(cursor.holders and late)
+
+    async def write_all(self, cursors: Sequence[Cursor]) -> None:
+        """Writes cursors together, and those by themselves that another broker has written."""
+        positions = [cursor.position for cursor in cursors]
+        puts = [
+            (cursor.key, str(position).encode(), cursor.revision)
+            for cursor, position in zip(cursors, positions, strict=True)
+        ]
+        revisions = await self.bus.cursors.put_all(puts)
+        for cursor, position, revision in zip(cursors, positions, revisions, strict=True):
+            if revision is not None:
+                cursor.written_as(position, revision, trio.current_time())
+        for cursor, revision in zip(cursors, revisions, strict=True):
+            if revision is None:
                 await self.write(cursor)
-            except BrokerError as error:
-                log.debug("cursor_not_written", error=error.message)
 
     async def write(self, cursor: Cursor) -> None:
         for _ in range(TRIES):
@@ -172,8 +189,7 @@ class Cursors:
                 else:
                     cursor.revision = 0
                 continue
-            cursor.stored, cursor.written = position, trio.current_time()
-            cursor.settle()
+            cursor.written_as(position, cursor.revision, trio.current_time())
             return
         raise Unavailable("other brokers keep writing the same cursor")
 

@@ -14,6 +14,7 @@ from broker.bus.base import Page, Stale
 from broker.bus.history import History
 from broker.errors import TooLarge, Unavailable
 from tests.support.bus import Recorder, ready_bus, running_bus
+from tests.support.scripted import ScriptedValues
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -404,6 +405,33 @@ async def test_values_and_what_is_new_in_a_bucket(nats: NatsServer) -> None:
         assert value.data == b"4"
         assert await values.get("user.c") is None
         assert await values.count("user") == 2
+
+
+@pytest.mark.parametrize("kind", ["scripted", "batches", "no batches"])
+async def test_values_put_together(nats: NatsServer, publisher: RawNats, kind: str) -> None:
+    """Each is as if it had been put alone, whichever of them are stale, and with batches or without."""
+    async with ready_bus(nats.url) as (bus, _):
+        values = ScriptedValues(trio.lowlevel.checkpoint) if kind == "scripted" else bus.cursors
+        if kind == "no batches":
+            settings = (await publisher.api("STREAM.INFO.KV_broker_cursors"))["config"]
+            await publisher.api("STREAM.UPDATE.KV_broker_cursors", **settings | {"allow_atomic": False})
+        first = await values.put_all([(f"u.{n}", b"a", 0) for n in range(50)])
+        assert len({*first}) == 50
+        for round_ in range(3):
+            wrong = {7, 30} if round_ else set()
+            puts = [
+                (f"u.{n}", b"%d" % round_, 999_999 if n in wrong else revision or 0)
+                for n, revision in enumerate(first)
+            ]
+            revisions = await values.put_all(puts)
+            assert {n for n, revision in enumerate(revisions) if revision is None} == wrong
+            for n, revision in enumerate(revisions):
+                held = await values.get(f"u.{n}")
+                assert held
+                assert held.data == (b"0" if n in wrong else b"%d" % round_)
+                assert held.revision == (revision or first[n])
+            first = [revision or first[n] for n, revision in enumerate(revisions)]
+        assert await values.put_all([("u.0", b"x", first[0] or 0)]) == [max(each or 0 for each in first) + 1]
 
 
 async def test_a_late_replica_hides_nothing_new(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,50 @@ async def acknowledge(cursors: Cursors, position: str) -> None:
     cursors.release(cursor)
 
 
+async def test_many_are_written_together(bus: Bus, autojump_clock: Any) -> None:
+    """What was acknowledged at once takes a request for a hundred, not one for each."""
+    cursors = broker(bus)
+
+    async def begin() -> Position:
+        return positions.parse("a-1")
+
+    held = [await cursors.hold("acme", f"u{number}", "d", begin) for number in range(800)]
+    for cursor in held:
+        cursor.raise_to(positions.parse("a-5"))
+    requests = 0
+
+    async def count() -> None:
+        nonlocal requests
+        requests += 1
+        await trio.sleep(0.01)
+
+    bus.cursors.delay = count
+    await cursors.flush()
+    assert requests == 8
+    assert {value.data for value in bus.cursors.values.values()} == {b"a-5"}
+    assert all(cursor.stored == cursor.position for cursor in held)
+
+
+async def test_of_many_some_were_written_elsewhere(bus: Bus, autojump_clock: Any) -> None:
+    """Those are read again, and the higher position stays; the others are none the worse for it."""
+    one, two = broker(bus), broker(bus)
+
+    async def begin() -> Position:
+        return positions.parse("a-1")
+
+    held = [await one.hold("acme", f"u{number}", "d", begin) for number in range(10)]
+    others = [await two.hold("acme", f"u{number}", "d", begin) for number in range(10)]
+    for number, (cursor, other) in enumerate(zip(held, others, strict=True)):
+        cursor.raise_to(positions.parse("a-5"))
+        if number < 4:
+            other.raise_to(positions.parse("a-9" if number % 2 else "a-3"))
+    await two.flush()
+    await one.flush()
+    found = sorted(value.data.decode() for value in bus.cursors.values.values())
+    assert found == ["a-5"] * 8 + ["a-9"] * 2
+    assert all(cursor.stored == cursor.position for cursor in held)
+
+
 async def test_who_waits_is_told_by_what_another_broker_stored(bus: Bus, autojump_clock: Any) -> None:
     """When the cursor is read again before it was written here, there is nothing left to write."""
     one, two = broker(bus), broker(bus)

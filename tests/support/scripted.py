@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from broker.actors.supervisor import Supervisor
-    from broker.bus.base import Archive
+    from broker.bus.base import Archive, Put
     from broker.wire.frames import Framing
 
 CANARIES = "_broker.canary."
@@ -234,6 +234,19 @@ class ScriptedValues:
         self.last += 1
         self.values[key] = Value(data=data, revision=self.last)
         return self.last
+
+    async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
+        await self.delay()
+        found: list[int | None] = []
+        for key, data, revision in puts:
+            held = self.values.get(key)
+            if (held.revision if held else 0) != revision:
+                found.append(None)
+                continue
+            self.last += 1
+            self.values[key] = Value(data=data, revision=self.last)
+            found.append(self.last)
+        return found
 
     async def count(self, prefix: str) -> int:
         await self.delay()
