@@ -113,7 +113,7 @@ class Polled:
 
     There is no `position` while a snapshot is under way. `recovered` false: events that could have matched
     are gone. `refused`: channels that are not subscribed, or not any more. With `reconnect_after_ms` this
-    broker is about to stop. The first answer of a session says the `limits`, as `connection.established` does.
+    broker is about to stop. The first answer of a session says the `limits` of `connection.established`.
     """
 
     session: str

@@ -288,8 +288,8 @@ async def test_an_operator_finds_the_way_out(tmp_path: Path, nats: NatsServer, p
         """
     )
     advice = (
-        "the stream EVENTS has allow_direct=False, not True. Set stream.name to use another one, or mend this "
-        "one: `nats stream edit EVENTS --allow-direct`"
+        "the stream EVENTS has allow_direct=False, not True. Set stream.name to use another one, or mend "
+        "this one: `nats stream edit EVENTS --allow-direct`"
     )
     async with command.start("serve", "--config", tmp_path / "broker.toml") as running:
         assert advice in await running.until("nats_unreachable", "stderr")
