@@ -217,7 +217,11 @@ class Keeper:
                 self.not_changed(name, error)
                 if consent:
                     return False
-        same = {each: value for each, value in wanted.settings.items() if terms.held(config, each) == value}
+        same = {
+            each: value
+            for each, value in wanted.settings.items()
+            if terms.alike(each, terms.held(config, each), value)
+        }
         agreed = memory.agreed
         if consent:
             agreed = (*(each for each in agreed if each != wanted.version), wanted.version)[-REMEMBERED:]

@@ -30,9 +30,6 @@ SPANS = {"max_age", "duplicate_window"}  # in nanoseconds
 UNMENTIONED: Mapping[str, object] = {"persist_mode": "default", "republish": None, "subjects": None}
 
 
-MISSING = object()
-
-
 def held(found: Mapping[str, Any], key: str) -> Any:
     return found.get(key, UNMENTIONED.get(key, False))
 
@@ -73,7 +70,7 @@ def way_out(name: str, key: str, theirs: object, value: object) -> str:
 def changes(found: Mapping[str, Any], settings: Mapping[str, Any], wanted: Wanted) -> Iterator[Change]:
     """Where the stream has something else than these settings."""
     for key, value in settings.items():
-        if (theirs := held(found, key)) != value:
+        if not alike(key, theirs := held(found, key), value):
             yield Change(
                 setting=key,
                 key=wanted.keys.get(key),
@@ -99,18 +96,23 @@ def plan(
     """
     whole = {**wanted.required, **wanted.settings}
     if consent:
-        changed = {key: value for key, value in whole.items() if held(found, key) != value}
+        changed = {key: value for key, value in whole.items() if not alike(key, held(found, key), value)}
     else:
         changed = {
             key: whole[key]
             for each in changes(found, wanted.settings, wanted)
-            if not each.loses and left.get(key := each.setting, MISSING) == held(found, key)
+            if not each.loses and (key := each.setting) in left and alike(key, left[key], held(found, key))
         }
     becomes = {**found, **changed}
     age = becomes.get("max_age", 0)
     if 0 < age < becomes.get("duplicate_window", 0):  # which the server refuses
         changed["duplicate_window"] = age
     return changed
+
+
+def alike(key: str, one: Any, other: Any) -> bool:
+    """Whether two values mean the same: there are several words for no limit."""
+    return bounded(one) == bounded(other) if key in LIMITS else bool(one == other)
 
 
 def shrinks(key: str, theirs: Any, value: Any) -> bool:

@@ -32,6 +32,7 @@ LEFT_OUT: dict[int | str, str] = {
     23: "the end-to-end tests cover it as well",
     25: "four servers, one of them late",
     26: "minutes of random rows",
+    31: "the tests of the bus cover it as well",
     33: "three brokers, one of them cut off for a while",
     "http": "hundreds of requests, a storm of them, and a gigabyte of junk",
     "frames": "messages that are not finished for half a minute",

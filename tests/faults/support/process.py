@@ -92,12 +92,16 @@ class BrokerProcess:
     def log(self) -> Path:
         return self.directory / "broker.log"
 
-    def configure(self) -> None:
+    def prepare(self) -> None:
         self.directory.mkdir()
         for name, content in {"secret": secrets.token_hex(32), **self.files}.items():
             file = self.directory / name
             file.touch(mode=0o600)
             file.write_text(content)
+        self.configure()
+
+    def configure(self) -> None:
+        """Writes the configuration, which the next start reads."""
         sections: dict[str, dict[str, Any]] = {
             "server": {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "data_dir": "state"},
             "nats": self.nats,
@@ -119,7 +123,7 @@ class BrokerProcess:
     async def launch(self) -> None:
         """Starts it, and does not wait until it is ready."""
         if not self.starts:
-            self.configure()
+            self.prepare()
         self.starts += 1
         with self.log.open("ab") as log:
             self.process = await trio.lowlevel.open_process(

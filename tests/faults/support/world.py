@@ -367,6 +367,7 @@ async def open_world(
     keys: list[dict[str, Any]] | None = None,
     embedded: bool = False,
     mixed: bool = False,
+    before: Callable[[RawNats], Awaitable[None]] | None = None,
     **sections: dict[str, Any],
 ) -> AsyncIterator[World]:
     """NATS, a broker, publishers and clients at work; afterwards everything of "Held after every test".
@@ -374,7 +375,8 @@ async def open_world(
     `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there;
     `sections`, `nats_section`, `files`, `variables` and `keys` are for the broker: its configuration, what it
     refers to, its environment, and whom else it believes. `embedded`: with a nats-server of its own.
-    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket.
+    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket. `before` is done
+    with NATS before the broker is there.
     """
     if mixed:
         sections["limits"] = OFTEN | sections.get("limits", {})
@@ -416,6 +418,8 @@ async def open_world(
                 embedded=embedded,
             )
             try:
+                if before:
+                    await world.with_nats(before)
                 await broker.start()
                 base = await held.in_nats(world)
                 nursery.start_soon(world.watch)
