@@ -246,6 +246,15 @@ async def test_brokers_with_different_files_do_not_fight(nats: NatsServer, strea
     assert await streams.found() == settled
 
 
+async def test_a_broker_that_runs_does_not_undo_another(nats: NatsServer, streams: Streams) -> None:
+    """What was agreed to beside it stays when it connects again, though its own file has more."""
+    async with started(nats, stream=config.Stream(max_age=7 * 86400.0)) as (bus, _):
+        async with started(nats, stream=config.Stream(max_age=3600.0)) as (other, _):
+            await other.adopt("EVENTS")
+        await bus.keeper.ensure("EVENTS")
+        assert (await streams.found())["max_age"] == 3600 * 10**9
+
+
 @pytest.mark.parametrize("left", [{}, {"team": "7"}, {"broker_stream": "OTHER x"}])
 async def test_a_mark_that_was_wiped(nats: NatsServer, streams: Streams, left: dict[str, str]) -> None:
     """By an edit without metadata, as Terraform's: it is put back, beside what others have put there."""
