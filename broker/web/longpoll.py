@@ -133,7 +133,7 @@ class PollTransport:
                 return Closed(code=CloseCode.NORMAL, reason="the client left", by="client")
             if self.ended or trio.current_time() >= until:
                 self.ended = True
-                reason = f"no poll for {SESSION_SECONDS:g} s"
+                reason = f"no poll for {SESSION_SECONDS:g} s" if self.room else "no token was believed"
                 return Closed(code=CloseCode.GOING_AWAY, reason=reason, by="broker")
             with trio.move_on_at(until):
                 await self.changed.park()
@@ -195,6 +195,8 @@ class PollTransport:
             await self.gather(turn, 0 if at_once else ask.wait)
             return self.taken() if self.turn is turn else self.document(Gathered(), stands, called)
         except Failed as failed:
+            if not self.room:  # nobody was let in, and has been told its name
+                self.end()
             return failed.response
         finally:
             if self.turn is turn:

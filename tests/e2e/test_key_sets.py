@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from broker.actors.supervisor import Supervisor
     from tests.support.nats import NatsServer
 
 APART = 2.0  # seconds between two fetches
@@ -125,10 +126,16 @@ async def test_the_deadline_holds(
 
 @pytest.mark.parametrize("early", ["kid", "iat"])
 async def test_over_http(
-    tmp_path: Path, nats: NatsServer, monkeypatch: pytest.MonkeyPatch, issuer: Issuer, early: str
+    tmp_path: Path,
+    nats: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+    issuer: Issuer,
+    supervisors: list[Supervisor],
+    early: str,
 ) -> None:
-    """Streams, polls and posts are 503 with the time after which to come again, and no 401."""
-    async with served(tmp_path, nats, monkeypatch, issuer) as broker:
+    """Streams, polls and posts are 503 with the time after which to come again, and no 401; nothing stays."""
+    limits = {"authentication_seconds": 1000.0}
+    async with served(tmp_path, nats, monkeypatch, issuer, limits=limits) as broker:
         made = token("new", 1) if early == "kid" else token("old", iat=int(time.time()) + 300)
         for method, path, body in (
             ("GET", "/sse?channel=a", None),
@@ -142,6 +149,9 @@ async def test_over_http(
             assert answer.problem["code"] == "unavailable"
             assert 0 < answer.problem["retry_after_ms"] <= 30_000
             assert 1 <= int(answer.headers["retry-after"]) <= 30
+        with trio.fail_after(20):
+            while supervisors[0].connections:
+                await trio.sleep(0.02)
 
 
 async def test_a_dead_set_is_said(
