@@ -9,6 +9,7 @@ import attrs
 import structlog
 import trio
 
+from broker import subjects
 from broker.auth.fetching import get
 from broker.errors import Unavailable
 from broker.metrics.statistics import KeySet
@@ -87,6 +88,9 @@ class Remote:
         except (Unavailable, ValueError) as error:
             self.fault = str(error)
             log.warning("jwks_failed", key=self.entry.name, error=self.fault, keys_kept=len(self.keys))
+        except Exception:  # what nobody expects of an answer ends neither the fetches nor the broker
+            self.fault = "this failed; the broker's log says why"
+            log.exception("jwks_failed", key=self.entry.name, keys_kept=len(self.keys))
         else:
             if self.fault:
                 log.info("jwks_fetched", key=self.entry.name, keys=len(self.keys))
@@ -115,7 +119,9 @@ class Remote:
             if len(self.missed) >= MAX_MISSED:
                 del self.missed[next(iter(self.missed))]  # the oldest; it is waited for a little longer
             since = self.missed[name] = now
-            log.warning("key_unknown", key=self.entry.name, kid=(kid or "")[:80], keys=len(self.keys))
+            log.warning(
+                "key_unknown", key=self.entry.name, kid=subjects.shown(kid or ""), keys=len(self.keys)
+            )
         if fresh and now - since >= self.timing.settled_seconds:
             return None
         return max(SOON_SECONDS, self.asked_at + self.timing.apart_seconds - now)

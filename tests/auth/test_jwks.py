@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
+from structlog.testing import capture_logs
 
 from broker import config
 from broker.auth.jwks import MAX_MISSED, Timing
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.auth.jwks import Remote
+    from broker.auth.keys import VerifyingKey
 
 ALGORITHMS = ("RS256", "ES256", "EdDSA")
 PATIENT = Timing(apart_seconds=0.0, fetch_seconds=30.0)  # each unknown key causes a fetch
@@ -317,6 +319,32 @@ async def test_bad_answers(issuer: Issuer, nursery: trio.Nursery, how: str) -> N
     assert remote(verifier).fault is None
     with pytest.raises(TokenInvalid):
         await verifier.verify(token("b", which=1), now=NOW)
+
+
+async def test_what_nobody_expects(issuer: Issuer, nursery: trio.Nursery) -> None:
+    """An answer that breaks us, again and again, ends neither known keys nor the fetches, and is told."""
+    verifier = await started(issuer.url, nursery, EAGER)
+    source, crashes = remote(verifier), 0
+    parse = source.parse
+
+    def crash(data: bytes) -> tuple[VerifyingKey, ...]:
+        nonlocal crashes
+        crashes += 1
+        raise RuntimeError(data)
+
+    source.parse = crash
+    with capture_logs() as logs:
+        for count in (1, 2, 3):
+            await source.refresh()
+            assert crashes == count
+            with pytest.raises(Unavailable):
+                await verifier.verify(token("b", which=1), now=NOW)
+            assert (await verifier.verify(token("a"), now=NOW)).user == "alice"
+            crashes = count
+    assert {each["log_level"] for each in logs} == {"error"}
+    source.parse = parse
+    await source.refresh()
+    assert source.fault is None
 
 
 async def test_redirect_is_not_followed(issuer: Issuer, nursery: trio.Nursery) -> None:
