@@ -58,7 +58,7 @@ class CloseCode(IntEnum):
     TOKEN_EXPIRED = 4002, "The token expired; reconnect with a new one."
     TOO_SLOW = 4008, "The client fell behind a subscription with lag `close`."
     HEARTBEAT = 4009, "The client answered no ping, or took nothing for too long."
-    CONNECTION_LIMIT = 4010, "Too many connections; the new one is the one refused."
+    CONNECTION_LIMIT = 4010, "Too many connections, and all are alive: the new one is the one refused."
     RATE_LIMIT = 4029, "Rate limits were exceeded persistently."
     TOKEN_INVALID = 4500, "The token is not valid."
     TOKEN_REVOKED = 4501, "The token or its user was revoked, or the tenant is suspended."

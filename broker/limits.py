@@ -10,7 +10,7 @@ import ipaddress
 from collections import deque
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -150,12 +150,17 @@ class Excess:
 class Budget:
     """What one holder has and has spent, over all its connections to this broker.
 
+    `holders` are the connections that are a user's, also those that hold no place in here for now.
+
     `key` names a holder that other brokers may know too: (tenant,) or (tenant, user). Of such a one
     `elsewhere` is what it holds there, `spent` what they have not been told of yet, and it puts itself into
     `touched` whenever it has taken something.
     """
 
-    __slots__ = ("bounds", "buckets", "connections", "elsewhere", "key", "spent", "subscriptions", "touched")
+    __slots__ = (
+        "bounds", "buckets", "connections", "elsewhere", "holders", "key", "spent", "subscriptions",
+        "touched",
+    )  # fmt: skip
 
     def __init__(
         self, bounds: Bounds, *, key: tuple[str, ...] = (), touched: set[Budget] | None = None
@@ -165,6 +170,7 @@ class Budget:
         self.touched = touched
         self.connections = 0
         self.subscriptions = 0
+        self.holders: tuple[Any, ...] = ()
         self.elsewhere = NOTHING
         self.buckets: Mapping[str, TokenBucket] = MappingProxyType({})  # made when first needed
         self.spent: Mapping[str, float] = MappingProxyType({})
@@ -212,7 +218,7 @@ class Budget:
 
     def idle(self, now: float) -> bool:
         """Whether it says nothing any more: it may be forgotten and made anew."""
-        return not (self.connections or self.subscriptions) and all(
+        return not (self.connections or self.subscriptions or self.holders) and all(
             bucket.full(now) for bucket in self.buckets.values()
         )
 

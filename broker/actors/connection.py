@@ -22,7 +22,7 @@ from broker.actors.outlet import NOBODY, Outlet
 from broker.actors.pacing import Pace
 from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
-from broker.actors.transport import Alive, Closed, Control, Text
+from broker.actors.transport import Alive, Closed, Control, Resting, Text
 from broker.errors import (
     BrokerError,
     CloseCode,
@@ -98,9 +98,11 @@ class Connection:
     pinged: float | None = None  # when the heartbeat that is not answered yet was sent
     heard: float = 0.0  # when the last heartbeat was answered
     progress: float = 0.0  # when the link last took something of what had been left
+    spoke: float = 0.0  # when anything last came from the client
+    resting: bool = False  # it has given up its place among its user's connections
 
     def __attrs_post_init__(self) -> None:
-        now = self.heard = trio.current_time()
+        now = self.heard = self.spoke = trio.current_time()
         config = self.services.config
         budgets = self.services.budgets
         self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
@@ -213,12 +215,15 @@ class Connection:
     async def heed(self, inbound: Inbound) -> None:
         """Does what one message is about."""
         await trio.lowlevel.checkpoint_if_cancelled()  # what came in just as we closed is void
+        if not isinstance(inbound, Resting):
+            self.spoke = trio.current_time()
         match inbound:
             case Text(data=data):
                 self.busy = True
                 self.received += 1
-                for effect in self.session.receive(data, trio.current_time()):
-                    await self.carry_out(effect)
+                if not self.resting or await self.come_back(data):
+                    for effect in self.session.receive(data, trio.current_time()):
+                        await self.carry_out(effect)
                 self.busy = False
                 if self.dismissed is not None:
                     self.end(self.dismissed, STOPPING)
@@ -226,6 +231,8 @@ class Connection:
                 self.outlet.push(data)
             case Alive():
                 self.heard, self.pinged = trio.current_time(), None
+            case Resting():
+                self.services.places.rest(self)
             case Closed() as closed:
                 self.leave(closed)
         await self.let_drain()
@@ -291,9 +298,11 @@ class Connection:
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
         services.check(principal)
-        now = trio.current_time()
         if self.session.principal is None:
-            self.spend_from(services.budgets.claim(self.session.budgets, principal, now))
+            await services.places.claim(self, principal)
+            if self.closing:
+                return
+        now = trio.current_time()
         for effect in self.session.authenticated(principal, now=now, message_id=wish.message_id):
             await self.carry_out(effect)
         services.wheel.schedule(self, self.on_timer(now))
@@ -533,6 +542,41 @@ class Connection:
         """When to look again for the answer to a ping; with one the next ping is due, perhaps sooner."""
         return min(pinged + self.limits.heartbeat_timeout_seconds, now + self.limits.heartbeat_seconds)
 
+    # --- its place among its user's connections ------------------------------------------------------
+
+    async def come_back(self, data: bytes) -> bool:
+        """Takes a place again before it heeds a message; or the message is refused, and it rests on."""
+        try:
+            await self.services.places.come_back(self)
+        except BrokerError as error:
+            self.tell(to_message(error), codec.stray_id(data))
+            return False
+        return not self.closing
+
+    def ask(self) -> None:
+        """Asks the client for a sign of life."""
+        with Boundary(self):
+            self.outlet.push(self.transport.ask())
+
+    @property
+    def unsent(self) -> bool:
+        backlog = self.outlet.backlog
+        return bool(backlog and (backlog.left or backlog.replies))
+
+    def held_back(self, since: float) -> bool:
+        """Whether it is us who keep what is unsent from the client."""
+        return self.pace is not None and self.unsent and self.pace.until > since
+
+    def give_up_place(self) -> None:
+        """For another connection of its user, as nobody seems to be there."""
+        if self.transport.comes_and_goes:
+            self.services.places.rest(self)
+        else:
+            self.end(CloseCode.HEARTBEAT, "no sign of life, and its place was wanted")
+
+    def end_rest(self) -> None:
+        self.end(CloseCode.GOING_AWAY, "more sessions without a poll than a user may have")
+
     # --- the end ------------------------------------------------------------------------------------
 
     def drain(self, reconnect_after: float) -> None:
@@ -594,4 +638,5 @@ class Connection:
         self.last = self.position()
 
     def return_budgets(self) -> None:
+        self.services.places.leave(self)
         self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from broker.actors.connection import Connection
     from broker.actors.intake import Intake
     from broker.actors.live import LiveSubjects
+    from broker.actors.places import Places
     from broker.actors.tenants import Tenants
     from broker.actors.wheel import Wheel
     from broker.auth.tokens import Verifier
@@ -44,6 +45,7 @@ class Services:
     intake: Intake
     tenants: Tenants
     budgets: Budgets
+    places: Places
     live_subjects: LiveSubjects
     starts: Starts
     cursors: Cursors

@@ -21,6 +21,7 @@ from broker.actors.following import Followers
 from broker.actors.intake import KEPT_SECONDS, Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
+from broker.actors.places import Places
 from broker.actors.posting import Posting
 from broker.actors.services import Services
 from broker.actors.tenant import Notice, Tenant
@@ -136,6 +137,7 @@ class Supervisor:
             intake=self.intake,
             tenants=self.tenants,
             budgets=budgets,
+            places=Places(budgets),
             live_subjects=LiveSubjects(bus),
             starts=starts,
             cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),

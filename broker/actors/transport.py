@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
@@ -43,7 +44,29 @@ class Closed:
     answer: bytes = b""
 
 
-Inbound: TypeAlias = Text | Control | Alive | Closed
+@attrs.frozen
+class Resting:
+    """Nobody is there for now, and nothing is to be said; the next `Text` is from who has come back."""
+
+
+Inbound: TypeAlias = Text | Control | Alive | Resting | Closed
+
+
+@attrs.frozen(kw_only=True)
+class LinkState:
+    """What the kernel knows of a link, in bytes and seconds; not `known` where it does not say.
+
+    `acknowledged`: taken by the other side's kernel, which may be a proxy's; `received`: from there, read or
+    not; `pending`: sent and not acknowledged. `round_trip`: the way there and back; `silence`: since it last
+    acknowledged anything, be it that it cannot take more now.
+    """
+
+    known: bool = True
+    acknowledged: int = 0
+    received: int = 0
+    pending: int = 0
+    round_trip: float = 0.0
+    silence: float = inf
 
 
 @attrs.frozen(kw_only=True)
@@ -68,7 +91,8 @@ class Transport(Protocol):
 
     `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
     all or nothing. `answers`: the client answers a heartbeat; where none can, it lives as long as its link
-    takes what it is sent. `framing`: what becomes of the frames of events; None: they go out as they are.
+    takes what it is sent. `comes_and_goes`: it is `Resting` now and then. `framing`: what becomes of the
+    frames of events; None: they go out as they are.
     """
 
     @property
@@ -80,6 +104,9 @@ class Transport(Protocol):
 
     @property
     def answers(self) -> bool: ...
+
+    @property
+    def comes_and_goes(self) -> bool: ...
 
     @property
     def framing(self) -> Framing | None: ...
@@ -110,6 +137,12 @@ class Transport(Protocol):
 
     def ping(self, position: str | None) -> bytes:
         """A heartbeat as this link's bytes, with P where it is carried; an answer arrives as `Alive`."""
+
+    def ask(self) -> bytes:
+        """Asks the client for a sign of life at once, by these bytes; it arrives as `Alive` or as `Text`."""
+
+    def state(self) -> LinkState:
+        """What has become of the bytes."""
 
     def close(self, code: int, reason: str) -> bytes:
         """The link's last frame."""

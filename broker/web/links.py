@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import trio
 from cryptography import x509
 
-from broker.actors.transport import LinkLost
+from broker.actors.transport import LinkLost, LinkState
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ LINGER_SECONDS = 2.0
 # Without it the kernel takes up to 4 MiB for a client that does not read: memory that no RSS shows,
 # and a lag policy that starts 4 MiB too late.
 UNSENT_BYTES = 64 * 1024
+TCP_INFO_BYTES, TCPI_LAST_ACK_RECV, TCPI_RTT, TCPI_BYTES_ACKED = 136, 56, 68, 120  # of struct tcp_info
 LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -67,6 +70,24 @@ class Link:
     def local_host(self) -> str:
         """The address of ours that the client reached."""
         return str(self.raw.getsockname()[0])
+
+    def state(self) -> LinkState:
+        """What has become of the bytes, by tcp(7) and linux/tcp.h."""
+        try:
+            info = self.raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            (pending,) = struct.unpack("i", fcntl.ioctl(self.raw, termios.TIOCOUTQ, bytes(4)))
+            (milliseconds,) = struct.unpack_from("I", info, TCPI_LAST_ACK_RECV)
+            (microseconds,) = struct.unpack_from("I", info, TCPI_RTT)
+            acknowledged, received = struct.unpack_from("QQ", info, TCPI_BYTES_ACKED)
+        except (OSError, ValueError, AttributeError, struct.error):  # it is gone, or this is not Linux
+            return LinkState(known=False)
+        return LinkState(
+            acknowledged=acknowledged,
+            received=received,
+            pending=pending,
+            round_trip=microseconds / 1e6,
+            silence=milliseconds / 1e3,
+        )
 
     async def open(self) -> None:
         """What has to happen before the first byte of HTTP. Raises `LinkLost`."""

@@ -19,7 +19,7 @@ import trio
 from msgspec import UNSET, UnsetType
 
 from broker import subjects
-from broker.actors.transport import Closed, Inbound, LinkLost, Text
+from broker.actors.transport import Closed, Inbound, LinkLost, LinkState, Resting, Text
 from broker.errors import CloseCode, Unavailable
 from broker.web.polls import Ask, Gathered, Polled, lag, payload
 from broker.web.problems import JSON, Response
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SESSION_SECONDS = 60.0  # without a poll
+GRACE_SECONDS = 5.0  # after a poll, for the next one: so long it keeps its place among its user's connections
 DOT = "."  # between a session's id and the count of answers behind it
 ANSWER_BYTES = 64 * 1024  # an answer that has so much is given; what is beyond it waits for the next poll
 CATCH_UP_SECONDS = 5.0  # which a poll waits for what there is already, whatever it asked for
@@ -77,6 +78,7 @@ class PollTransport:
     name: ClassVar[str] = "poll"
     partial_sends: ClassVar[bool] = True  # all or nothing, and it says which
     answers: ClassVar[bool] = False
+    comes_and_goes: ClassVar[bool] = True
     framing: ClassVar[None] = None  # it reads the frames that WebSocket clients get
     sessions: dict[str, PollTransport]
     id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
@@ -94,6 +96,7 @@ class PollTransport:
     size: int = 0  # of what was sent and is not answered
     turn: object = None  # the poll that is being answered
     left: float = attrs.Factory(trio.current_time)  # when the last one was
+    expected: float = attrs.Factory(lambda: trio.current_time() + GRACE_SECONDS)  # the next one, until then
     asked: tuple[object, ...] | None = None  # the channels that it has, and their lag policy
     held: set[str] = attrs.Factory(set)  # the subscriptions that came of it
     room: str = ""
@@ -104,6 +107,7 @@ class PollTransport:
     reconnect_after_ms: int | None = None
     limits: msgspec.Raw | UnsetType = UNSET  # to be told with the next answer
     error: messages.Error | None = None  # which ends the connection
+    resting: bool = False  # its connection knows that nobody polls
     ended: bool = False
     left_by_client: bool = False
     gathered: Gathered = attrs.Factory(Gathered)
@@ -128,10 +132,15 @@ class PollTransport:
     async def receive(self) -> Inbound:
         while not self.said:
             polled = self.turn is not None or self.talking.locked()
-            until = math.inf if polled else self.left + SESSION_SECONDS
+            until = math.inf if polled else self.left + SESSION_SECONDS if self.resting else self.expected
             if self.left_by_client:
                 return Closed(code=CloseCode.NORMAL, reason="the client left", by="client")
-            if self.ended or trio.current_time() >= until:
+            if self.ended:
+                return Closed(code=CloseCode.GOING_AWAY, reason="a poll was broken off", by="link")
+            if trio.current_time() >= until:
+                if not self.resting:
+                    self.resting = True
+                    return Resting()
                 self.ended = True
                 reason = f"no poll for {SESSION_SECONDS:g} s" if self.room else "no token was believed"
                 return Closed(code=CloseCode.GOING_AWAY, reason=reason, by="broker")
@@ -165,6 +174,16 @@ class PollTransport:
     def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - each poll asks for it
         return b""
 
+    def ask(self) -> bytes:
+        """Answers a poll that waits with nothing: whoever is there polls again."""
+        if self.turn is not None:
+            self.let_go(GRACE_SECONDS)
+            self.changed.unpark_all()
+        return b""
+
+    def state(self) -> LinkState:
+        return LinkState()
+
     def close(self, code: int, reason: str) -> bytes:  # noqa: ARG002 - an error has said why
         self.end()
         return b""
@@ -184,9 +203,10 @@ class PollTransport:
 
     async def answer(self, ask: Ask, token: str, tenant: str | None) -> Response:
         """What there is for a poll, at once or when there is something. A newer poll ends an older one."""
-        turn = object()
+        turn, grace = object(), GRACE_SECONDS
         try:
             async with self.talking:
+                self.resting = False
                 await self.authenticate(token, tenant)
                 self.turn = turn
                 self.changed.unpark_all()
@@ -198,10 +218,18 @@ class PollTransport:
             if not self.room:  # nobody was let in, and has been told its name
                 self.end()
             return failed.response
+        except trio.Cancelled:
+            grace = 0.0  # its client has gone, and does not come again
+            raise
         finally:
             if self.turn is turn:
-                self.turn, self.left = None, trio.current_time()
+                self.let_go(grace)
             self.changed.unpark_all()
+
+    def let_go(self, grace: float) -> None:
+        """Nobody polls any more; the next poll is expected within so many seconds."""
+        self.turn, self.left = None, trio.current_time()
+        self.expected = self.left + grace
 
     async def authenticate(self, token: str, tenant: str | None) -> None:
         """Makes sure that the token is good, and that of the session's user."""

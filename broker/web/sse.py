@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping, Sequence
 
+    from broker.actors.transport import LinkState
     from broker.web.links import Link
     from broker.wire.frames import Framing
 
@@ -96,6 +97,7 @@ class SseTransport:
 
     name: ClassVar[str] = "sse"
     answers: ClassVar[bool] = False
+    comes_and_goes: ClassVar[bool] = False
     link: Link
     wish: bytes | None
     responses: Counter[int]
@@ -163,6 +165,12 @@ class SseTransport:
         if self.held is not None:
             return b""
         return self.framed(sse.heartbeat(None if self.place.unfinished else position))
+
+    def ask(self) -> bytes:
+        return b"" if self.held is not None else self.framed(sse.heartbeat(None))
+
+    def state(self) -> LinkState:
+        return self.link.state()
 
     def close(self, code: int, reason: str) -> bytes:
         """What was wrong, where the answer has not begun; else a comment for people, and the proper end."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from wsproto.frame_protocol import Frame
 
+    from broker.actors.transport import LinkState
     from broker.web.links import Link
 
 # A message, once begun, is complete within this, however it is cut up: 64 KiB take 18 s at 30 kbit/s.
@@ -106,6 +107,7 @@ class WebSocketTransport:
 
     name: ClassVar[str] = "websocket"
     answers: ClassVar[bool] = True
+    comes_and_goes: ClassVar[bool] = False
     framing: ClassVar[None] = None
     link: Link
     message_bytes: int
@@ -168,6 +170,12 @@ class WebSocketTransport:
 
     def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - clients ask for it by a ping of theirs
         return frames.frame(frames.PING, b"")
+
+    def ask(self) -> bytes:
+        return frames.frame(frames.PING, b"")
+
+    def state(self) -> LinkState:
+        return self.link.state()
 
     def close(self, code: int, reason: str) -> bytes:
         return frames.close(code, reason)

@@ -11,7 +11,7 @@ import trio
 
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
-from broker.actors.transport import Hello, LinkLost
+from broker.actors.transport import Hello, LinkLost, Resting
 from broker.config import Allowance, TenantAllowance
 from broker.errors import BrokerError, CloseCode
 from broker.features.control import Ban
@@ -62,7 +62,7 @@ class Crowd:
         for _ in range(rng.randint(0, 6)):
             channel = rng.choice(["a", "b.*", "live.c", ["a", "b.x", "live.d"]])
             start: dict[str, object] = rng.choice([{}, {"last": 3}, {"snapshot": True}, {"durable": "d"}])
-            match rng.randint(0, 5):
+            match rng.randint(0, 6):
                 case 0 | 1 | 2:
                     link.say("subscribe", {"channel": channel, **start})
                 case 3:
@@ -71,6 +71,8 @@ class Crowd:
                     link.say("publish", {"channel": "a", "event": [1]})
                 case 5:
                     link.say("authenticate", {"token": token})
+                case 6:
+                    link.to_broker.send_nowait(Resting())
         await serving
 
     async def reads(self) -> None:

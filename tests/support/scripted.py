@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from broker import subjects
-from broker.actors.transport import Closed, Inbound, LinkLost, Text
+from broker.actors.transport import Closed, Inbound, LinkLost, LinkState, Text
 from broker.bus.base import (
     Mark,
     Message,
@@ -285,12 +285,14 @@ class ScriptedLink:
 
     name: ClassVar[str] = "scripted"
     answers: ClassVar[bool] = True
+    comes_and_goes: ClassVar[bool] = False
     framing: Framing | None = None
     room: int
     buffer: bytearray = attrs.Factory(bytearray)
     readable: trio.Event = attrs.Factory(trio.Event)
     writable: trio.Event = attrs.Factory(trio.Event)
     cut: bool = False
+    known: LinkState = attrs.Factory(LinkState)
     partial_sends: bool = True
     breaks: random.Random | None = None  # makes sends crash now and then, those by the tenant's task
 
@@ -344,6 +346,12 @@ class ScriptedLink:
 
     def close(self, code: int, reason: str) -> bytes:
         return frames.close(code, reason)
+
+    def ask(self) -> bytes:
+        return self.ping(None)
+
+    def state(self) -> LinkState:
+        return self.known
 
     async def linger(self) -> None: ...
 

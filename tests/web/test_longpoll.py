@@ -100,7 +100,8 @@ class Poller:
         if answer is None or (answer.get("events") and self.random.random() < 0.1):
             return  # it has left, or the answer did not arrive: then it asks again from where it was
         if status != 200:
-            assert (status, answer["code"]) in ((503, "unavailable"), (429, "rate_limited")), answer
+            refused = (503, "unavailable"), (429, "rate_limited"), (429, "limit_connections")
+            assert (status, answer["code"]) in refused, answer
             await trio.sleep(1)
             return
         assert answer["recovered"] or (self.session and not self.position), answer
@@ -186,7 +187,9 @@ async def test_everyone_sees_what_a_naive_reader_would(
     settings = config.Config(
         ring=config.Ring(events=rng.choice((5, 100, 8192)), seconds=rng.choice((0.5, 300))),
         limits=config.Limits(
-            connections_per_user=1000, requests_burst=1000, connection=config.Allowance(**delivered)
+            connections_per_user=rng.choice((1, 2, 1000)),
+            requests_burst=1000,
+            connection=config.Allowance(**delivered),
         ),
     )
     supervisor = Supervisor(
