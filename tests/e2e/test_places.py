@@ -153,8 +153,11 @@ async def test_a_stream_that_takes_nothing(
         assert end.transport == "sse"
 
 
-async def test_page_after_page(broker: Broker, supervisors: list[Supervisor]) -> None:
+async def test_page_after_page(
+    broker: Broker, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each polls, waits, and is left for the next within a moment: none of them is locked out."""
+    monkeypatch.setattr("broker.web.longpoll.GRACE_SECONDS", 1000.0)  # nothing is to be waited for
     (supervisor,) = supervisors
     url, token = broker.running.http, broker.token()
     for _ in range(6 * PLACES):
