@@ -57,8 +57,11 @@ class Ranges:
     def __sub__(self, other: Ranges) -> Ranges:
         if not (self and other):
             return self
+        # Of two that are nearly the same, which may be long, what both have takes no loop.
+        mine, theirs = set(self), set(other)
+        other = Ranges.joined(sorted(theirs - mine))
         left: list[tuple[int, int]] = []
-        for first, last in self:
+        for first, last in sorted(mine - theirs):
             for start, end in other.within(first, last):
                 left.append((first, start - 1))
                 first = end + 1

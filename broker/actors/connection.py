@@ -433,10 +433,9 @@ class Connection:
         outlet = self.outlet
         if notice.reason == "trimmed":
             # Who is behind comes to it, and hears of it then.
-            if outlet.stored and outlet.fanout and outlet.backlog is None:
+            if outlet.stored and outlet.backlog is None:
                 channel = messages.named(topic.pattern for topic in outlet.stored)
-                start = outlet.fanout.text(outlet.position())
-                self.tell(messages.Gap(channel=channel, reason="trimmed", start=start))
+                self.tell(messages.Gap(channel=channel, reason="trimmed", start=str(notice.start)))
         elif notice.reason and (live := outlet.live):
             channel = messages.named(topic.pattern for topic in live)
             self.tell(messages.Gap(channel=channel, reason=notice.reason))

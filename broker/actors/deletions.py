@@ -65,13 +65,7 @@ class Deletions:
         if state.unnamed > gone.unnamed:
             self.doubt = LOOKS_IN_DOUBT
             log.info("deleted_unnamed", upto=state.unnamed)
-        self.drop(gone.note(state, above=self.floor()))
-
-    def floor(self) -> int:
-        """The position before everything that is in memory."""
-        running = self.tenants.running.values()
-        rings = [fanout.ring for tenant in running for fanout in tenant.fanouts()]
-        return min([self.intake.floor, *(ring.oldest for ring in rings if ring.oldest is not None)])
+        self.drop(gone.note(state))
 
     def drop(self, gone: Ranges) -> None:
         if gone:

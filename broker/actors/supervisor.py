@@ -41,6 +41,7 @@ from broker.features.starts import Starts
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
 from broker.wire.messages import Source
+from broker.wire.positions import Position
 from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ class Supervisor:
 
     def skipped(self, state: StreamState) -> None:
         self.deletions.note(state)
-        self.announce(Notice(None, "trimmed"))
+        self.announce(Notice(None, "trimmed", Position(self.intake.incarnation, self.intake.head)))
 
     def live(self, records: list[Record]) -> None:
         prefix = f"{self.names.own}."

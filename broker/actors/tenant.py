@@ -19,6 +19,7 @@ from broker.actors.turns import Turn
 from broker.limits import Window
 from broker.metrics.meters import Traffic
 from broker.wire.messages import Gap, named
+from broker.wire.positions import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,11 +51,12 @@ log = structlog.get_logger()
 class Notice:
     """What all clients are told at once: a message, and that events may be missing for a `reason`.
 
-    They are live ones, but for `trimmed`: then they are stored ones.
+    They are live ones, but for `trimmed`: then they are stored ones, after the position `start`.
     """
 
     message: Source | None
     reason: Literal["source", "lag", "trimmed"] | None
+    start: Position | None = None
 
 
 class Inbox:
@@ -282,7 +284,8 @@ class Tenant:
             elif batch := inbox.take():
                 if late := self.intake.gone.late([record for _, record in batch]):
                     batch = [checked for checked in batch if checked[1][0] not in late]
-                    inbox.announce_first(Notice(None, "trimmed"))
+                    start = Position(self.fanout.incarnation, self.fanout.head)
+                    inbox.announce_first(Notice(None, "trimmed", start))
                     if not batch:
                         continue
                 if self.tracing is None:

@@ -83,9 +83,11 @@ class Gone:
 
     # --- what goes -----------------------------------------------------------------------------------
 
-    def note(self, state: StreamState, *, above: int) -> Ranges:
-        """What was deleted since the stream was looked at last, of the sequences above `above`."""
-        before = self.all_of(above)
+    def note(self, state: StreamState) -> Ranges:
+        """What was deleted since the stream was looked at last."""
+        front = Ranges.joined([(self.first, state.first - 1)])
+        known = Ranges.joined(self.named.within(self.first, state.first - 1)) | self.expired
+        fresh = (front | (state.deleted - self.named)) - known
         if self.per_subject != state.per_subject:
             self.per_subject = state.per_subject
             self.newest.clear()
@@ -95,16 +97,10 @@ class Gone:
         self.first = max(self.first, state.first)
         self.expired = self.expired.above(self.first - 1)
         self.unnamed = max(self.unnamed, state.unnamed)
-        fresh = self.all_of(above) - before
         if self.per_subject and fresh:
             fresh = self.deliberate(fresh)
             self.chosen = (self.chosen | fresh).above(self.oldest - 1)
         return fresh
-
-    def all_of(self, above: int) -> Ranges:
-        """Everything that is not in the stream any more, above a sequence."""
-        front = Ranges.joined([(above + 1, self.first - 1)])
-        return front | self.named.above(above) | self.expired.above(above)
 
     def expire(self, now: float) -> Ranges:
         """What has come to its time since the last call."""

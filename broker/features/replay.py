@@ -107,7 +107,7 @@ class History:
             if found is None:
                 async with self.gate.turn(self.tenant):
                     found = await self.read(subject, after=after, below=below)
-                self.keep(subject, found)
+                    self.keep(subject, found)  # at once: what is deleted from now on is blanked in there
             return found
 
     def find(self, subject: str, after: int) -> Segment | None:

@@ -9,6 +9,7 @@ import json
 import math
 from bisect import bisect_right
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -31,12 +32,13 @@ from broker.bus.base import (
 )
 from broker.errors import TokenInvalid, Unavailable
 from broker.permissions import Principal
+from broker.ranges import Ranges
 from broker.wire import frames, sse
 from tests.support.sse import Parser
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from datetime import datetime
 
     from broker.actors.supervisor import Supervisor
@@ -50,7 +52,8 @@ CANARIES = "_broker.canary."
 class ScriptedBus:
     """A stream in memory. Everything takes a random time, and reads fail at a random rate.
 
-    Each read is answered by a replica that may be up to `late` seconds behind what `run` has delivered.
+    Each read is answered by a replica that may be up to `late` seconds behind what `run` has delivered, and
+    behind what was deleted.
     """
 
     random: random.Random
@@ -62,6 +65,8 @@ class ScriptedBus:
     delivered: list[tuple[float, int]] = attrs.Factory(list)  # when, up to which sequence
     last_sequence: int = 0
     first: int = 1
+    sent: int = 0  # how far `run` has come
+    deleted: dict[int, tuple[float, Record]] = attrs.Factory(dict)  # by sequence: when, and what it was
     sink: Sink | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     reads: int = 0
@@ -86,21 +91,58 @@ class ScriptedBus:
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         self.sink = sink
-        sink.restored(StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence))
-        sent = self.last_sequence
-        self.delivered.append((-math.inf, sent))
-        sink.stored([], sent, None)
+        sink.restored(self.now())
+        self.sent = self.last_sequence
+        self.delivered.append((-math.inf, self.sent))
+        sink.stored([], self.sent, None)
         task_status.started()
         while True:
             await self.arrived.wait()
             self.arrived = trio.Event()
             await trio.sleep(self.random.uniform(0, 0.02))
-            while sent < self.last_sequence:
-                batch = [record for record in self.records if record[0] > sent][: self.random.randint(1, 40)]
-                sent = batch[-1][0]
-                self.delivered.append((trio.current_time(), sent))
-                sink.stored(batch, sent, None)
+            while batch := self.unsent()[: self.random.randint(1, 40)]:
+                stepped = batch[-1][0] - self.sent > len(batch)
+                self.sent = batch[-1][0]
+                self.delivered.append((trio.current_time(), self.sent))
+                if stepped:
+                    sink.skipped(self.now())
+                sink.stored(batch, self.sent, None)
                 await trio.lowlevel.checkpoint()
+
+    def now(self) -> StreamState:
+        """The stream as its leader knows it."""
+        gone = sorted(sequence for sequence in self.deleted if sequence >= self.first)
+        return StreamState(
+            incarnation=self.incarnation,
+            first=self.first,
+            last=self.last_sequence,
+            deleted=Ranges.of(gone),
+        )
+
+    def unsent(self) -> list[Record]:
+        return self.records[bisect_right(self.records, self.sent, key=itemgetter(0)) :]
+
+    def delete(self, sequences: Collection[int]) -> None:
+        """Takes messages out. Where they were the first ones the stream begins later."""
+        for record in self.records:
+            if record[0] in sequences:
+                self.deleted[record[0]] = trio.current_time(), record
+        self.records = [record for record in self.records if record[0] not in self.deleted]
+        self.first = self.records[0][0] if self.records else self.last_sequence + 1
+
+    def lose_end(self, count: int) -> None:
+        """The store comes back without its newest `count` sequences, in another generation."""
+        assert self.sink
+        self.sink.interrupted()
+        self.last_sequence = max(self.first - 1, self.last_sequence - count)
+        self.records = [record for record in self.records if record[0] <= self.last_sequence]
+        self.deleted = {each: told for each, told in self.deleted.items() if each <= self.last_sequence}
+        self.incarnation = f"inc{int(self.incarnation.removeprefix('inc')) + 1}"
+        self.sent = self.first - 1
+        self.delivered = [(-math.inf, self.sent)]
+        self.sink.restored(self.now())
+        self.sink.stored([], self.sent, None)
+        self.arrived.set()
 
     async def delay(self) -> None:
         self.reads += 1
@@ -116,15 +158,15 @@ class ScriptedBus:
             return self.records
         since = trio.current_time() - self.random.uniform(0, self.late)
         there = max(sequence for at, sequence in self.delivered if at <= since)
-        return self.records[: bisect_right(self.records, there, key=lambda record: record[0])]
+        found = self.records[: bisect_right(self.records, there, key=itemgetter(0))]
+        late = [record for at, record in self.deleted.values() if at > since and record[0] <= there]
+        return sorted(found + late, key=itemgetter(0)) if late else found
 
     def interrupt(self) -> None:
         """NATS is away for a moment: what arrives meanwhile comes after it."""
         assert self.sink
         self.sink.interrupted()
-        self.sink.restored(
-            StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence)
-        )
+        self.sink.restored(self.now())
 
     async def publish(
         self,
@@ -176,7 +218,7 @@ class ScriptedBus:
 
     async def state(self) -> StreamState:
         await self.delay()
-        return StreamState(incarnation=self.incarnation, first=self.first, last=self.last_sequence)
+        return self.now()
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         await self.delay()
