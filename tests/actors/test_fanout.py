@@ -18,6 +18,7 @@ from broker.actors.fanout import Fanout
 from broker.actors.outlet import CatchUp, Group, Outlet
 from broker.actors.transport import LinkLost
 from broker.features.snapshots import PAGE_BYTES, Snapshot, events_of, make_base
+from broker.ranges import Ranges
 from broker.wire import codec, frames, sse
 from broker.wire.messages import Pong, ServerMessage
 from tests.support.scripted import parse_frame
@@ -623,6 +624,25 @@ def test_catch_up_from_the_ring() -> None:
     catch_up.position = -1
     bench.fanout.ring.drop()
     assert link.outlet.next_of(catch_up) is None, "older than the ring"
+
+
+def test_deleted_while_it_is_sent() -> None:
+    """The tick on its way goes to everybody; afterwards nobody is given what was deleted of it."""
+    bench = Bench()
+    quick, slow = bench.attach(), bench.attach(room=0)
+    for link in (quick, slow):
+        bench.join(link, "a")
+    bench.publish("a")
+    bench.publish("a", "a", between=lambda: bench.fanout.drop(Ranges.of([2])))
+    assert quick.events() == [1, 2, 3]
+    slow.room = ENDLESS
+    slow.write()
+    assert slow.events() == [1, 3]
+    bench.fanout.drop(Ranges.of([1, 3]))
+    catch_up = bench.catch_up(quick, "a", after=0)
+    chunk = quick.outlet.next_of(catch_up)
+    assert chunk
+    assert (chunk.frames, chunk.position) == ([], 3)
 
 
 # --- lag: close ------------------------------------------------------------------------------------

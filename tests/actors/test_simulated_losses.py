@@ -273,7 +273,7 @@ async def test_what_is_gone_is_not_given_and_is_said(
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
     monkeypatch.setattr("trio._core._run._r", random.Random(seed))
     rng = random.Random(seed)
-    bus = ScriptedBus(random=rng, late=rng.choice((0, 0, 7)))
+    bus = ScriptedBus(random=rng, late=rng.choice((0, 0, 7)), stalls=rng.choice((0, 0.1)))
     world = World(bus, rng)
     settings = config.Config(
         ring=config.Ring(events=rng.choice((5, 100, 8192)), seconds=rng.choice((0.5, 300))),

@@ -49,7 +49,7 @@ async def kept(bus: NatsBus) -> None:
 
 
 @pytest.mark.parametrize("harm", KINDS)
-async def test_a_broker_that_was_running(nats: NatsServer, harm: Callable[[NatsServer], None]) -> None:
+async def test_a_broker_that_was_running(nats: NatsServer, harm: Callable[[Path], None]) -> None:
     """It knows what it has read last: when that is gone all brokers agree on a new life."""
     async with ready_bus(nats.url) as (_, one), ready_bus(nats.url) as (_, other):
         async with connect(nats.url) as client:
@@ -57,14 +57,14 @@ async def test_a_broker_that_was_running(nats: NatsServer, harm: Callable[[NatsS
             await fed(one, 50)
             await fed(other, 50)
             await nats.term()
-            damage.keep_copy(nats)
+            damage.keep_copy(nats.directory)
             await nats.start()
         async with connect(nats.url) as client:
             await fill(client, 50)
             await fed(one, 100)
             await fed(other, 100)
         await nats.term()
-        harm(nats)
+        harm(nats.directory)
         with capture_logs() as logs:
             await nats.start()
             await one.until(lambda: len(incarnations(one)) == 2)
@@ -82,14 +82,14 @@ async def test_the_end_was_used_again(nats: NatsServer, tmp_path: Path) -> None:
             await fill(client, 50)
             await fed(sink, 50)
             await nats.term()
-            damage.keep_copy(nats)
+            damage.keep_copy(nats.directory)
             await nats.start()
         async with connect(nats.url) as client:
             await fill(client, 50)
             await fed(sink, 100)
         port = nats.port
         await nats.term()
-        damage.restore_copy(nats)
+        damage.restore_copy(nats.directory)
         nats.port = -1  # where the bus does not find it
         await nats.start()
         async with connect(nats.url) as client:
@@ -108,7 +108,7 @@ async def test_the_end_was_used_again(nats: NatsServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bucket", ["kept", "lost"])
 @pytest.mark.parametrize("harm", KINDS)
 async def test_a_broker_that_starts(
-    nats: NatsServer, tmp_path: Path, harm: Callable[[NatsServer], None], bucket: str
+    nats: NatsServer, tmp_path: Path, harm: Callable[[Path], None], bucket: str
 ) -> None:
     """Its data directory knows, also when the bucket was in the damaged store."""
     file = tmp_path / "stream.json"
@@ -119,7 +119,7 @@ async def test_a_broker_that_starts(
         await kept(bus)
         before = sink.states[-1].incarnation
         await nats.term()
-        damage.keep_copy(nats)
+        damage.keep_copy(nats.directory)
         await nats.start()
         await sink.until(lambda: sink.up)
         async with connect(nats.url) as client:
@@ -127,9 +127,9 @@ async def test_a_broker_that_starts(
         await fed(sink, 100)
         await kept(bus)
     await nats.term()
-    harm(nats)
+    harm(nats.directory)
     if bucket == "lost":
-        damage.forget_bucket(nats)
+        damage.forget_bucket(nats.directory)
     await nats.start()
     with capture_logs() as logs:
         async with ready_bus(nats.url, milestones=file) as (_, sink):
@@ -148,7 +148,7 @@ async def test_another_broker_has_seen_it(nats: NatsServer) -> None:
         await kept(bus)
         before = sink.states[-1].incarnation
     await nats.term()
-    damage.truncate(nats)
+    damage.truncate(nats.directory)
     await nats.start()
     async with ready_bus(nats.url) as (_, sink):
         assert sink.states[0].incarnation != before
@@ -166,7 +166,7 @@ async def test_twice(nats: NatsServer, tmp_path: Path) -> None:
                     await fill(client, 20)
                     await fed(sink, 20)
                     await nats.term()
-                    damage.keep_copy(nats)
+                    damage.keep_copy(nats.directory)
                     await nats.start()
                     await sink.until(lambda sink=sink: sink.up)  # type: ignore[misc]
             async with connect(nats.url) as client:
@@ -174,7 +174,7 @@ async def test_twice(nats: NatsServer, tmp_path: Path) -> None:
             await fed(sink, 50)
             await kept(bus)
         await nats.term()
-        damage.restore_copy(nats)
+        damage.restore_copy(nats.directory)
         await nats.start()
     assert len(set(seen)) == 3
 
@@ -198,13 +198,13 @@ async def delete_the_newest(nats: NatsServer, client: RawNats) -> None:
 
 async def lose_the_index(nats: NatsServer, client: RawNats) -> None:
     await nats.term()
-    damage.forget_index(nats)
+    damage.forget_index(nats.directory)
     await nats.start()
 
 
 async def lose_the_bucket(nats: NatsServer, client: RawNats) -> None:
     await nats.term()
-    damage.forget_bucket(nats)
+    damage.forget_bucket(nats.directory)
     await nats.start()
 
 
@@ -230,7 +230,7 @@ async def test_no_reason(nats: NatsServer, tmp_path: Path, what: Any, generation
             await fed(sink, 70)
             await kept(bus)
         await nats.term()
-        damage.truncate(nats, 0.3)
+        damage.truncate(nats.directory, 0.3)
         await nats.start()
     with capture_logs() as logs:
         async with ready_bus(nats.url, milestones=file) as (bus, sink):

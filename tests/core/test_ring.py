@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import config, ring, subjects
+from broker.ranges import Ranges
 from broker.ring import Ring, Tick
 from broker.routing import Topic
 
@@ -119,6 +120,44 @@ def test_share_is_what_one_by_one_would_be(
     assert [index for index, bit in enumerate(ring.bits(mask)) if bit] == expected
     if mask:
         assert tick.join(mask) == b"".join(events[index].frame for index in expected)
+
+
+@settings(deadline=None, max_examples=200)
+@given(channels=EVENTS, deleted=st.sets(st.integers(8, 60)), parts=st.integers(1, 4), merge=st.booleans())
+def test_what_was_deleted_is_in_no_share(
+    channels: list[tuple[str, int]], deleted: set[int], parts: int, merge: bool
+) -> None:
+    """Whatever the topic, also after ticks have become one. Live events stay; what was freed is counted."""
+    events = make_events(channels, counter=20, base=10)
+    topics = [Topic(">", (), 1), Topic("live.>", (), 2), Topic("a", (), 3), Topic("users.u.>", (), 4)]
+    held = Ring(config.Ring(), floor=19, floor_head=10)
+    size = -(-len(events) // parts)
+    for start in range(0, len(events), size):
+        base = events[start - 1].sequence if start else 10
+        held.add(make_tick(events[start : start + size], topics[:2], base=base, known=Known(topics)))
+    before = held.size
+    held.blank(Ranges.of(sorted(deleted)), but=None)
+    held.blank(Ranges.of(sorted(deleted)), but=None)
+    if merge:
+        held.merge()
+    left = [event for event in events if subjects.is_live(event.channel) or event.sequence not in deleted]
+    for topic in topics:
+        shares = [(tick, tick.share({topic: 0})) for tick in held.after(19)]
+        found = [tick.join(mask) for tick, mask in shares if mask]
+        wanted = [event.frame for event in left if topic.admits(event.channel)]
+        assert b"".join(found) == b"".join(wanted)
+    assert held.size == before - sum(len(event.frame) for event in events if event not in left)
+    assert sum(tick.size for tick in held.after(19)) == held.size
+
+
+def test_the_tick_that_is_being_sent_is_left_alone() -> None:
+    """Who has not got it yet would hear of no gap."""
+    events = make_events([("a", 0), ("b", 0)], counter=20, base=10)
+    held = Ring(config.Ring(), floor=19, floor_head=10)
+    tick = make_tick(events, [], base=10)
+    held.add(tick)
+    held.blank(Ranges.of([11]), but=tick)
+    assert tick.frames == [event.frame for event in events]
 
 
 def test_every_floor() -> None:

@@ -60,6 +60,7 @@ class ScriptedBus:
     failures: float = 0.0  # how often a request is `Unavailable`
     crashes: float = 0.0  # how often one breaks in a way that nobody expects, under a connection
     late: float = 0.0
+    stalls: float = 0.0  # how often the feed comes to rest with something in hand
     incarnation: str = "inc0"
     records: list[Record] = attrs.Factory(list)
     delivered: list[tuple[float, int]] = attrs.Factory(list)  # when, up to which sequence
@@ -101,7 +102,11 @@ class ScriptedBus:
             self.arrived = trio.Event()
             await trio.sleep(self.random.uniform(0, 0.02))
             while batch := self.unsent()[: self.random.randint(1, 40)]:
-                stepped = batch[-1][0] - self.sent > len(batch)
+                stepped, generation = batch[-1][0] - self.sent > len(batch), self.incarnation
+                if self.random.random() < self.stalls:  # what is under way may be deleted meanwhile
+                    await trio.sleep(self.random.uniform(0, 3))
+                    if generation != self.incarnation:
+                        continue
                 self.sent = batch[-1][0]
                 self.delivered.append((trio.current_time(), self.sent))
                 if stepped:
