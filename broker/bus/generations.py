@@ -214,13 +214,17 @@ class Generations:
 
     async def keep(self) -> None:
         """Keeps a milestone every few seconds, and hears of new generations, until cancelled."""
-        while True:
-            await trio.sleep(KEEP_SECONDS)
-            await self.write_file()
-            try:
-                await self.store()
-            except (Unavailable, Stale) as error:  # another broker has, or the next time
-                log.debug("milestone_not_stored", error=repr(error))
+        try:
+            while True:
+                await trio.sleep(KEEP_SECONDS)
+                await self.write_file()
+                try:
+                    await self.store()
+                except (Unavailable, Stale) as error:  # another broker has, or the next time
+                    log.debug("milestone_not_stored", error=repr(error))
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.write_file()
 
     async def store(self) -> None:
         newest = self.newest

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from tests.faults.support.world import SLACK
+from tests.faults.support.world import PATIENCE_SECONDS, POLL_SECONDS, SLACK
 from tests.support import damage
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ HARMS = [
 @pytest.mark.fault(27)
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 async def test_store_damaged(open_world: OpenWorld, report: Report, harm: Callable[[Path], None]) -> None:
-    """Three times over, under a broker that runs: what is gone is announced to everybody who has not got it."""
+    """Three times over, under a broker that runs: what is gone is announced to who has not got it."""
     async with open_world(mixed=True, churning=20) as world:
         world.trims = True
         await world.flows(100)
@@ -84,6 +85,7 @@ async def test_embedded_store_damaged(open_world: OpenWorld, harm: Callable[[Pat
         directory = world.broker.directory / "state" / "nats"
         for life in range(3):
             await world.flows(150)
+            await kept(world, max(entry.sequence for entry in world.ledger.stored.values()))
             await world.broker.kill9()
             if life:
                 harm(directory)
@@ -92,6 +94,14 @@ async def test_embedded_store_damaged(open_world: OpenWorld, harm: Callable[[Pat
             await world.broker.start()
             await world.all_subscribed()
         await world.flows(100)
+
+
+async def kept(world: World, sequence: int) -> None:
+    """Waits until the data directory knows of an event."""
+    file = world.broker.directory / "state" / "stream.json"
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not file.exists() or json.loads(file.read_text())["sequence"] < sequence:
+            await trio.sleep(POLL_SECONDS)
 
 
 async def purge(world: World, client: RawNats) -> list[int]:
@@ -121,7 +131,7 @@ async def delete(world: World, client: RawNats) -> list[int]:
 
 @pytest.mark.fault(32)
 async def test_deleted_under_load(open_world: OpenWorld, report: Report) -> None:
-    """Channels purged, messages deleted, times over, while clients come and go: two seconds later nothing of it."""
+    """Channels purged, messages deleted, times to live over: two seconds later nothing of it is given."""
     async with open_world(mixed=True, churning=25) as world:
         world.trims = True
         gone: dict[int, float] = {}

@@ -175,9 +175,9 @@ def announced(client: Follower, entry: Entry) -> bool:
         gap = note.payload
         if gap["reason"] == "reset":
             return True
-        if gap["reason"] == "trimmed" and number(gap["from"]) < entry.sequence:
-            if "to" not in gap or entry.sequence <= number(gap["to"]):
-                return True
+        above = gap["reason"] == "trimmed" and number(gap["from"]) < entry.sequence
+        if above and ("to" not in gap or entry.sequence <= number(gap["to"])):
+            return True
     return False
 
 
