@@ -40,6 +40,8 @@ const ANSWER_MS = 20_000; // then it is given up, and made again
 const HELD = 3; // of the six connections that a browser has to a host over HTTP/1.1, for all tabs together
 const PAUSE_MS = 1_500; // between polls that may hold none
 const ASIDE_MS = 60_000; // for which who holds one lets others have it
+const NOTHING = ["me.-"]; // a list is never empty; nobody publishes there
+const HEAD = 6_000; // characters of a query
 const HELLO_MS = 3_000;
 const TICK_MS = 5_000; // how soon it is noticed that the device has slept
 const JUMP_MS = 2_000; // by which the clocks must differ for that
@@ -200,6 +202,12 @@ class Bucket {
     this.#spent++;
   }
 
+  /** Spends one as soon as there is one. Throws once `signal` says that it is not wanted any more. */
+  async turn(signal) {
+    for (let ms; (ms = this.wait()); signal.throwIfAborted()) await rest(signal, ms);
+    this.spend();
+  }
+
   /** The broker has taken what was sent. */
   taken() {
     this.#most = Math.min(this.burst, this.#most + 1);
@@ -282,8 +290,8 @@ const websocket = ({ url, token, tenant }, heard, over) => {
  *
  * Only so many tabs of a browser hold a connection open, see `HELD`: the others ask now and then (`glance`).
  */
-const http = (read) => ({ url, token, tenant, became }, heard, over) => {
-  const channels = new Set(["me.-"]); // a list is never empty; nobody publishes there
+const http = (read, rate, burst) => ({ url, token, tenant, became }, heard, over) => {
+  const channels = new Set();
   const closing = new AbortController();
   let main, position, stood; // `stood`: as the broker has said it, and not who joins
   let marks = 0;
@@ -303,7 +311,19 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
   let reading, aside;
   let own = {}; // what `reading` remembers from one request to the next
   const spare = []; // the same for what is read beside, for whoever is next
-  const source = (start, signal, notes) => reading(request, { ...start, tenant }, signal, token, notes);
+  // A connection that was left may count as one for a moment yet, and polls have a rate: lists change as often as that
+  // allows. What is read beside is read one after the other.
+  const [changes, starts] = [new Bucket(), new Bucket()];
+  changes.adopt(rate, burst);
+  starts.adopt(10, 10);
+  const source = (bucket, start, signal, notes) => {
+    const paced = async (path, init) => {
+      await bucket.turn(signal);
+      return request(path, init);
+    };
+    return reading(paced, { ...start, tenant }, signal, token, notes);
+  };
+  let before = Promise.resolve();
   /** The broker need not keep what nobody will ask for. */
   const leave = (...notes) => {
     for (const { session } of notes)
@@ -342,7 +362,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
         return said.splice(0);
       };
       try {
-        for await (const message of source({ channel: [...channels], position }, signal, own)) {
+        for await (const message of source(changes, { channel: channels.size ? [...channels] : NOTHING, position }, signal, own)) {
           if (signal.aborted) break;
           const { type, payload } = message;
           delete payload.catch_up; // a list that changed is caught up with as a whole
@@ -381,7 +401,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
     let wrong = {};
     beside.add(list);
     try {
-      for await (const { type, payload } of source({ channel: names, ...start }, closing.signal, notes)) {
+      for await (const { type, payload } of source(starts, { channel: names, ...start }, closing.signal, notes)) {
         reached = payload.position ?? (type === "gap" ? payload.to : undefined) ?? reached;
         if (type === "subscribed") {
           for (const { channel } of payload.refused) list.delete(channel);
@@ -424,7 +444,7 @@ const http = (read) => ({ url, token, tenant, became }, heard, over) => {
   const send = ({ type, payload, messageId }) => {
     if (type === "subscribe") {
       const { channel, position: from, lag, ...start } = payload;
-      if (Object.keys(given(start)).length) return begin(channel, { ...start, lag, position: from }, messageId);
+      if (Object.keys(given(start)).length) return (before = before.then(() => begin(channel, { ...start, lag, position: from }, messageId)));
       join(channel, from, ({ refused, ...rest }) => {
         refused = refused.filter((each) => channel.includes(each.channel));
         heard({ type: "subscribed", messageId, payload: { ...rest, channel: [], refused, live: true, position } });
@@ -490,6 +510,8 @@ const hold = async (url, signal, then) => {
 async function* eventStream(request, { channel, ...start }, signal) {
   const query = new URLSearchParams(channel.map((name) => ["channel", name]));
   for (const [name, value] of Object.entries(given(start))) query.append(name, value);
+  // What may be longer is refused by some on the way, and beside a long token by the broker.
+  if (`${query}`.length > HEAD) throw { status: 431, reason: "so many channels do not fit into an address" };
   const { body, headers } = await request(`/sse?${query}`, { signal });
   if (!/^text\/event-stream/.test(headers.get("Content-Type"))) throw new TypeError("no event stream");
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
@@ -696,7 +718,7 @@ const otherTab = ({ hub }, heard, over) => {
   };
 };
 
-const TRANSPORTS = { websocket, sse: http(eventStream), poll: http(longPoll), tabs: otherTab };
+const TRANSPORTS = { websocket, sse: http(eventStream, 4, 4), poll: http(longPoll, 4, 40), tabs: otherTab };
 
 // --- the client --------------------------------------------------------------------------------------
 
@@ -1312,7 +1334,7 @@ export class Client extends EventTarget {
       if (largest.entry) this.#settle(largest.entry, this.#tooLarge(largest.size));
     }
     for (const { entry, records = [], acks = [], late } of suspects) {
-      const error = failure(late ? "timeout" : "bad_message", `there is no answer to it, after ${TRIES} tries`);
+      const error = new BrokerError({ code: late ? "timeout" : "bad_message", message: `there is no answer to it, after ${TRIES} tries`, unknown: !!entry });
       if (entry && ++entry.doubts === TRIES) this.#settle(entry, error);
       for (const record of records) if (++record.doubts === TRIES) this.#end(record, error);
       for (const ack of acks) if ((ack.doubts = (ack.doubts ?? 0) + 1) === TRIES) ack.reject(error);
@@ -1430,7 +1452,7 @@ export class Client extends EventTarget {
     if (own) {
       // A connection may have few snapshots under way: one after the other.
       const shoots = (each) => each.start.snapshot && !each.seen && each.state > NEW && each.state < LIVE;
-      if (record.start.snapshot && [...this.#records].some(shoots)) return;
+      if (record.start.snapshot && ([...this.#records].some(shoots) || plan.messages.some(({ start, alone }) => start.snapshot && (alone || record.alone)))) return;
       return this.#place(plan, [record], record.start, kin.filter(({ state }) => state === LIVE));
     }
     const same = kin.find((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name)));
@@ -1877,9 +1899,9 @@ class Plan {
     const key = JSON.stringify([start, lag]);
     const room = most - bytes(start) - 120;
     if (bytes(names) > room) return false;
-    let message = this.messages.findLast((each) => !alone && each.key === key);
+    let message = this.messages.findLast((each) => !alone && !each.alone && each.key === key);
     if (!message || bytes([...message.channel, ...names]) > room) {
-      message = { key: alone ? undefined : key, records: [], anew: [], channel: [], start, lag, doubts };
+      message = { key, alone, records: [], anew: [], channel: [], start, lag, doubts };
       this.messages.push(message);
     }
     for (const name of this.fresh(records)) this.#new.add(name);
