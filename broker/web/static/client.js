@@ -60,7 +60,8 @@ const SHARE = 0.75; // of a burst: the network bunches up what was apart
 const PACE = 0.9; // of a rate
 const WINDOW = 0.9; // of the one in which the broker knows an id again
 const DEPTH = 1024; // of an event
-const FAULTY = [1002, 1003, 1007, 4510]; // the broker could not read something, and does not say what
+const FAULTY = [1002, 1003, 1007, 1009, 4510]; // the broker could not read something, and does not say what
+const LEAST = 1_000; // bytes that a message may always have
 
 // Until the broker says its own (PROTOCOL.md, "Limits"). Sizes are not known before.
 const LIMITS = {
@@ -1328,8 +1329,9 @@ export class Client extends EventTarget {
   #blame(code) {
     const calls = [...this.#calls.values()];
     const [largest] = calls.sort((a, b) => b.size - a.size);
-    const suspects = code === 1009 ? [] : calls.filter(({ late }) => late || FAULTY.includes(code));
-    if (code === 1009 && largest) {
+    const sized = code === 1009 && largest?.size > LEAST;
+    const suspects = sized ? [] : calls.filter(({ late }) => late || FAULTY.includes(code));
+    if (sized) {
       this.#largest = Math.min(this.#largest, largest.size - 1);
       if (largest.entry) this.#settle(largest.entry, this.#tooLarge(largest.size));
     }
@@ -1399,10 +1401,16 @@ export class Client extends EventTarget {
   }
 
   /** An `unsubscribe` was refused: for now, or since one of the names is no subscription any more. */
-  #stayed(names, id, { retryable, retryAfter = BACKOFF_MS }) {
-    if (!retryable && names.length === 1) return this.#gone(names, id);
-    for (const name of names) if (this.#names.get(name)?.leaving === id) this.#note(name, { leaving: undefined, alone: !retryable });
-    if (retryable) this.#holdUntil = Math.max(this.#holdUntil, now() + retryAfter);
+  #stayed(names, id, { code, retryable, retryAfter = BACKOFF_MS }) {
+    const unknown = code === "not_subscribed";
+    if (unknown && names.length === 1) return this.#gone(names, id);
+    for (const name of names) {
+      const { leaving, refused = 0 } = this.#names.get(name) ?? {};
+      if (leaving !== id) continue;
+      this.#note(name, { leaving: undefined, alone: unknown, refused: refused + !retryable });
+      if (refused + 1 === TRIES && !retryable) this.#over?.({ code: 4009, reason: `${name} cannot be unsubscribed from` });
+    }
+    if (!unknown) this.#holdUntil = Math.max(this.#holdUntil, now() + retryAfter);
   }
 
   /** Notes what the broker has of a name. */

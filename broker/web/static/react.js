@@ -25,6 +25,23 @@ const CONNECTING = Object.freeze({ state: "connecting" });
 const Context = createContext(null);
 const feeds = new WeakMap(); // client → key → feed
 
+let leaving; // the feeds that lost their last listener in this turn
+
+/** Closes a feed in a moment, with all those of the same turn: what a page lets go of at once is one message. */
+function leave(feed) {
+  if (!leaving) {
+    const feeds = (leaving = new Set());
+    queueMicrotask(() => (leaving = undefined));
+    setTimeout(() => feeds.forEach((each) => each.close()), LINGER_MS);
+  }
+  leaving.add(feed);
+  return leaving;
+}
+
+/** The same for the same channels, in whatever order, and for the same options. */
+const keyOf = (channels, options) =>
+  JSON.stringify([[...new Set([channels].flat())].sort(), Object.entries(options).sort(([a], [b]) => (a < b ? -1 : 1))]);
+
 export const BrokerProvider = ({ client, children }) => createElement(Context.Provider, { value: client }, children);
 
 /** The client of the nearest provider. */
@@ -55,7 +72,7 @@ class Feed {
   #keep;
   #listeners = new Set();
   #subscription;
-  #lingering;
+  #leaving; // with these, if nobody comes back
   idle = false; // nobody has shown it for a while
   value = EMPTY;
 
@@ -68,19 +85,21 @@ class Feed {
 
   listen = (listener) => {
     this.#listeners.add(listener);
-    clearTimeout(this.#lingering);
-    if (!this.#subscription) this.#open();
+    this.#leaving?.delete(this);
+    // There may be room for it by now.
+    if (!this.#subscription || this.value.error?.code === "limit_subscriptions") this.#open();
     return () => {
       this.#listeners.delete(listener);
-      if (this.#listeners.size) return;
-      this.#lingering = setTimeout(() => {
-        const subscription = this.#subscription;
-        this.#subscription = undefined;
-        this.idle = true;
-        subscription.close();
-      }, LINGER_MS);
+      if (!this.#listeners.size) this.#leaving = leave(this);
     };
   };
+
+  close() {
+    const subscription = this.#subscription;
+    this.#subscription = undefined;
+    this.idle = true;
+    subscription.close();
+  }
 
   get = () => this.value;
 
@@ -125,7 +144,7 @@ class Feed {
 
 function useFeed(channels, options) {
   const client = useClient();
-  const key = JSON.stringify([channels, options]);
+  const key = keyOf(channels, options);
   if (!feeds.has(client)) feeds.set(client, new Map());
   const known = feeds.get(client);
   const feed = known.get(key) ?? new Feed(client, channels, options);

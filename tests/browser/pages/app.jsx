@@ -48,10 +48,22 @@ function Page() {
   );
 }
 
+function Row({ n }) {
+  const { state, error } = useChannel(`rows.${n}`);
+  return <li data-state={state} data-error={error?.code}>{n}</li>;
+}
+
+/** A virtual list: 40 rows of many. */
+function Rows() {
+  const [top, setTop] = useState();
+  window.scrollRows = (to) => flushSync(() => setTop(to));
+  return <ul id="rows">{top !== undefined && Array.from({ length: 40 }, (_, i) => <Row key={top + i} n={top + i} />)}</ul>;
+}
+
 window.mount = (token) => {
   window.client = new Client({ url: location.origin, token });
   const root = createRoot(document.body.appendChild(document.createElement("div")));
   const render = (node) => flushSync(() => root.render(node));
-  render(<StrictMode><BrokerProvider client={client}><Page /></BrokerProvider></StrictMode>);
+  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /></BrokerProvider></StrictMode>);
   return () => render(null);
 };

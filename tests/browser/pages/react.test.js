@@ -124,6 +124,37 @@ test("what a server renders, and a page takes over, is the same however far the 
   assert.equal(module.exports.render(client), "connecting pending");
 });
 
+test("a list of rows that is scrolled far and fast: what is shown is live, in few messages, and is left in one", async () => {
+  const page = await open();
+  await page.locator('#one[data-state="live"]').waitFor({ state: "attached" });
+  const found = await page.evaluate(async () => {
+    const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+    const asked = (kind) => sent.filter(({ type }) => type === kind);
+    const rows = [...document.getElementsByTagName("li")];
+    sent.length = 0;
+    const errors = new Set();
+    client.addEventListener("status", ({ detail }) => errors.add(detail.state));
+    let frames = 0;
+    for (let top = 0; top < 3000; top += 17, frames++) {
+      scrollRows(top);
+      await pause(16);
+    }
+    const shown = () => [...document.getElementsByTagName("li")];
+    while (shown().some(({ dataset }) => dataset.state !== "live")) await pause(20);
+    for (const { dataset } of shown()) if (dataset.error) errors.add(dataset.error);
+    const messages = asked("subscribe").length;
+    await pause(1000);
+    sent.length = 0;
+    scrollRows(undefined);
+    while (!asked("unsubscribe").length) await pause(20);
+    await pause(500);
+    const left = asked("unsubscribe").map(({ payload }) => payload.channel.length);
+    return { rows: rows.length, few: messages <= frames, errors: [...errors], left };
+  });
+  assert.deepEqual(found, { rows: 0, few: true, errors: [], left: [40] });
+  await page.context().close();
+});
+
 test("a refused channel is an error of its own component", async () => {
   const page = await open();
   await page.locator("#error", { hasText: "forbidden" }).waitFor();

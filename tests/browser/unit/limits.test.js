@@ -282,7 +282,7 @@ describe("what cannot succeed", () => {
     const client = await world.connected();
     const large = assert.rejects(client.publish("a", "x".repeat(5_000)), { code: "too_large" });
     client.publish("b", "small").catch(() => {});
-    const subs = Array.from({ length: 50 }, (_, i) => client.subscribe(`row.${i}`));
+    const subs = Array.from({ length: 50 }, (_, i) => client.subscribe(`row.${i}.${"x".repeat(20)}`));
     await settle();
     await back(1009);
     await large;

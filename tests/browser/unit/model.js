@@ -64,6 +64,7 @@ export class Model {
   lives = []; // events of live channels
   links = new Set();
   closes = []; // the codes with which it ended connections
+  spoil; // what takes a message in place of a link, where it gives true
   most = 0; // refusals for their rate within a minute, on one connection
 
   /** `told`: the limits as clients are told them. */
@@ -257,6 +258,7 @@ class Link {
       } else if (!retryable) model.posts.take();
       if (code === "bad_message" && this.bad.hit() >= 10) this.end(4510);
     };
+    if (model.spoil?.(this, message)) return;
     if (new TextEncoder().encode(text).length > limits.message_bytes) return this.end(1009);
     const wait = (type === "publish" ? model.posts : this.requests).take();
     if (wait) return refuse("rate_limited", true, wait);
