@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it here
@@ -14,6 +15,9 @@ from tests.support.rawnats import RawNats, connect
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are busy with other things too
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
