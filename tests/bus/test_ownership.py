@@ -126,6 +126,19 @@ async def test_others_streams_are_not_changed(nats: NatsServer, streams: Streams
     assert after["messages"] == before["messages"] or name == "KV_broker_control", "that is written to"
 
 
+async def test_a_generation_is_not_written_into_streams_of_others(nats: NatsServer, streams: Streams) -> None:
+    """The bucket has it, and that is enough; ours say it too."""
+    made = await streams.make("EVENTS", **ANYHOW | THEIRS["EVENTS"])
+    async with started(nats) as (bus, _):
+        await bus.generations.repeat(7)
+        assert await streams.found() == made
+        await bus.adopt("EVENTS")
+    async with started(nats) as (bus, _):
+        await bus.generations.repeat(7)
+        assert (await streams.found())["metadata"]["broker_generation"] == "7"
+        assert (await streams.found())["metadata"]["team"] == "7"
+
+
 async def test_a_stream_of_others_that_is_made_as_we_would(nats: NatsServer, streams: Streams) -> None:
     """As an earlier version has made it: nothing differs, so nothing is warned of, and it may be adopted."""
     async with started(nats):
