@@ -101,7 +101,11 @@ CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
 
 @attrs.frozen(kw_only=True)
 class Established:
-    """The first message of a connection."""
+    """The first message of a connection.
+
+    `limits` has those of the configuration by name, and `duplicate_window_seconds`: for how long the id of a
+    publication is known.
+    """
 
     type: ClassVar[str] = "connection.established"
     connection_id: str
