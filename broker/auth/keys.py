@@ -170,10 +170,9 @@ class Keys:
         may have signed, and of "signature" when one has. Raises `TokenInvalid`, or `Unavailable` while it is
         not known whether such an address has the key.
         """
-        signers = self.signers(token)
+        signers, fresh = self.signers(token), list[Remote]()
         key = fitting(signers, unfit)
-        lacking = [] if key else [source for source in self.remotes if lacks(source, token)]
-        if lacking:
+        if not key and (lacking := self.lacking(token, signers)):
             fresh = await asked(lacking)
             signers = self.signers(token)
             key = fitting(signers, unfit)
@@ -184,7 +183,7 @@ class Keys:
         if key:
             passed("key", key.entry.name)
             return key
-        still = [source for source in lacking if lacks(source, token)]
+        still = self.lacking(token, signers)
         waits = [wait for each in still if (wait := each.wait(token.kid, fresh=each in fresh)) is not None]
         if waits:
             raise Unavailable(missing(still, token.kid), retry_after=min(waits))
@@ -206,6 +205,14 @@ class Keys:
     def algorithms(self) -> set[str]:
         remote = {name for source in self.remotes for name in source.entry.algorithms}
         return remote | {key.algorithm for key in self.known()}
+
+    def lacking(self, token: Signed, signers: list[VerifyingKey]) -> list[Remote]:
+        """The addresses that may have a key for the token which they did not have so far.
+
+        Where it is known who has signed it, only other entries of the same address, read at another time.
+        """
+        urls = {each.entry.jwks_url for each in signers}
+        return [each for each in self.remotes if lacks(each, token) and (not signers or each.url in urls)]
 
     def signers(self, token: Signed) -> list[VerifyingKey]:
         """The keys that have signed it, in order."""

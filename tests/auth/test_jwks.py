@@ -161,34 +161,50 @@ async def test_a_set_without_names_rotates(issuer: Issuer, nursery: trio.Nursery
     assert len(issuer.requests) == 2
 
 
-async def test_one_set_for_two_audiences(issuer: Issuer, nursery: trio.Nursery) -> None:
-    """While the set of one entry is there and that of another is not, whose token it is remains open."""
-    late = await listening(nursery)
-    late.publish(jwk("RS256", kid="a"))
-    late.gate = trio.Event()
-    web = config.Key(
-        name="web", algorithms=("RS256",), jwks_url=issuer.url, audience="web", tenants=("acme",)
+def for_audience(name: str) -> str:
+    return forge(
+        claims(aud=name), head={"alg": "RS256", "kid": "a"}, algorithm="RS256", key=private_key("RS256")
     )
-    ios = attrs.evolve(web, name="ios", audience="ios", jwks_url=late.url)
-    auth = config.Auth(keys=(web, ios))
-    keys = Keys.load(auth, timing=HASTY)
-    verifier = Verifier(auth, config.Limits(), config.Permissions(), keys)
-    await nursery.start(keys.run)
+
+
+async def entries(
+    nursery: trio.Nursery, web: str, ios: str, timing: Timing | None = None
+) -> tuple[Verifier, Remote]:
+    """A verifier with entries for two audiences; of the second one nobody fetches the keys yet."""
+    first = config.Key(name="web", algorithms=("RS256",), jwks_url=web, audience="web", tenants=("acme",))
+    auth = config.Auth(keys=(first, attrs.evolve(first, name="ios", jwks_url=ios, audience="ios")))
+    keys = Keys.load(auth, timing=timing)
+    nursery.start_soon(keys.remotes[0].run)
     await keys.remotes[0].refresh()
-    for_ios, for_tv = (
-        forge(
-            claims(aud=name), head={"alg": "RS256", "kid": "a"}, algorithm="RS256", key=private_key("RS256")
-        )
-        for name in ("ios", "tv")
-    )
+    return Verifier(auth, config.Limits(), config.Permissions(), keys), keys.remotes[1]
+
+
+async def test_one_set_for_two_audiences(issuer: Issuer, nursery: trio.Nursery) -> None:
+    """While one entry has the set and another of the same address has not, whose token it is remains open."""
+    verifier, late = await entries(nursery, issuer.url, issuer.url, HASTY)
     with pytest.raises(Unavailable, match="the keys of ios cannot be fetched"):
-        await verifier.verify(for_ios, now=NOW)
-    late.gate.set()
-    while not keys.remotes[1].keys:
-        await keys.remotes[1].answered.wait()
-    assert (await verifier.verify(for_ios, now=NOW)).user == "alice"
+        await verifier.verify(for_audience("ios"), now=NOW)
+    nursery.start_soon(late.run)
+    await late.refresh()
+    assert (await verifier.verify(for_audience("ios"), now=NOW)).user == "alice"
     with pytest.raises(TokenInvalid, match="aud: 'tv' is not 'web'; aud: 'tv' is not 'ios'"):
-        await verifier.verify(for_tv, now=NOW)
+        await verifier.verify(for_audience("tv"), now=NOW)
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_another_providers_set_does_not_matter(
+    issuer: Issuer, nursery: trio.Nursery, alive: bool
+) -> None:
+    """A token that one provider has signed for somebody else is refused at once, with the reason."""
+    other = await listening(nursery, jwk("RS256", 1, kid="b"))
+    verifier, second = await entries(nursery, issuer.url, other.url)
+    if alive:
+        nursery.start_soon(second.run)
+        await second.refresh()
+    for _ in range(2):
+        with pytest.raises(TokenInvalid, match="aud: 'ios' is not 'web'"):
+            await verifier.verify(for_audience("ios"), now=NOW)
+    assert len(other.requests) == alive
 
 
 async def test_time_spent_on_a_key_counts(issuer: Issuer, nursery: trio.Nursery) -> None:

@@ -40,6 +40,17 @@ def test_a_good_file_is_printed_as_it_takes_effect(tmp_path: Path) -> None:
     assert effective["auth"]["keys"][0]["secret_file"] == str(tmp_path / "secret")
 
 
+def test_a_key_set_of_everybody(tmp_path: Path) -> None:
+    """An address without issuer and audience is a fault that says what to write instead."""
+    entry = GOOD.replace(
+        'secret_file = "secret"', 'jwks_url = "https://id.example/jwks"\nalgorithms = ["RS256"]'
+    )
+    result = check(tmp_path, entry)
+    assert result.exit_code == 1
+    assert "auth.keys.0.audience: it or issuer is required beside jwks_url" in result.stderr
+    assert check(tmp_path, f'{entry}audience = "*"\n').exit_code == 0
+
+
 def test_no_secret_is_printed(tmp_path: Path) -> None:
     """A secret from the environment does not come out again."""
     secret = "fedcba9876543210" * 4
