@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
 UNDER_WAY = 4  # `subscribe` messages that wait for their answer
+SMALL = 1024  # bytes that everybody takes
 AROUND_BYTES = 512  # of a message, beside its list of channels
 
 
@@ -56,8 +57,10 @@ class Asking:
 
     def due(self, now: float) -> float:
         """When there is something to send that is held back now."""
-        if self.to_leave() or self.left:
-            return inf if self.left else self.gate.opens("requests", now)
+        if self.left:
+            return inf
+        if self.leaving:
+            return self.gate.opens("requests", now) if self.to_leave() else inf
         waiting = [each.not_before for each in self.resume.requests.values() if not each.sent]
         if not waiting or len(self.asked) >= UNDER_WAY:
             return inf
@@ -70,12 +73,12 @@ class Asking:
                 self.resume.expanded(c) for each in self.resume.requests.values() for c in each.channels
             }
             self.leaving = {name: None for name in self.leaving if name not in wanted}
-        if names := self.to_leave():
+        if (names := self.to_leave()) or self.left:
             if not self.left and self.gate.passes("requests", now):
                 self.left, self.left_id = names, f"u{self.resume.next_id()}"
                 yield "unsubscribe", {"channel": names}, self.left_id
             return
-        if self.left:
+        if self.leaving:  # it is asked for yet, and can be let go after the answer
             return
         for key, request in list(self.resume.requests.items()):
             if request.sent or now < request.not_before:
@@ -116,7 +119,7 @@ class Asking:
         """Takes note of an answer; True when it is nothing for the application."""
         if kind == "unsubscribed" and message_id != self.left_id:
             channel = payload["channel"]
-            self.held.difference_update([channel] if isinstance(channel, str) else channel)
+            self.forget([channel] if isinstance(channel, str) else channel)
         elif message_id is not None and message_id == self.left_id and self.left:
             return self.left_answered(kind, payload, now)
         elif message_id in self.asked:
@@ -130,6 +133,8 @@ class Asking:
             self.held.update(payload["channel"])
         elif kind == "error":
             self.gate.refused("requests", payload, now)
+            if payload.get("retryable"):  # perhaps it came to be held all the same
+                self.held.update(names)
             if request is not None and payload.get("retryable"):
                 request.sent = False
                 request.not_before = now + seconds(payload) + self.delay(request.tries)
@@ -161,22 +166,26 @@ class Asking:
             if len(names) > 1:  # one of them had ended meanwhile, and none was taken
                 self.one_by_one = True
                 return True
-        self.held.difference_update(names)
-        for name in names:
-            self.leaving.pop(name, None)
+        self.forget(names)
         self.one_by_one = self.one_by_one and bool(self.leaving)
         return kind == "error"
+
+    def forget(self, names: Iterable[str]) -> None:
+        """The broker holds them no longer."""
+        for name in names:
+            self.held.discard(name)
+            self.leaving.pop(name, None)
 
     def size(self, key: str) -> int:
         """Of the list in a message that is under way, in bytes."""
         return len(msgspec.json.encode(self.asked[key]))
 
     def shorten(self, key: str) -> bool:
-        """Its list ended the connection: whether shorter ones remain to be tried."""
-        request = self.resume.requests.get(key)
-        if request is None:
+        """Its list ended the connection: whether shorter ones, or it, remain to be tried."""
+        size, request = self.size(key), self.resume.requests.get(key)
+        if size < SMALL:  # that was not the reason
             return True
-        if request.durable is not None or len(request.channels) == 1:
+        if request is not None and request.durable is not None:
             return False
-        self.list_bytes = min(self.list_bytes, self.size(key)) // 2
+        self.list_bytes = max(min(self.list_bytes, size) // 2, SMALL)
         return True

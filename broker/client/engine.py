@@ -18,7 +18,7 @@ import attrs
 import msgspec
 
 from broker.client import checks, said, tokens
-from broker.client.asking import Asking
+from broker.client.asking import SMALL, Asking
 from broker.client.gate import Allowed, Gate
 from broker.client.items import Event, Gap, Item, Lost, Message, SessionEnded
 from broker.client.outbox import Outbox
@@ -38,6 +38,7 @@ SUBPROTOCOL = "broker.v1"
 HEARTBEAT_SECONDS = 25.0  # until the broker says its own
 LONGEST_HEARTBEAT = 300.0
 OPENED_SECONDS = 9.0  # from the first byte to the answer to the token
+PROVEN_SECONDS = 5.0  # a connection that lived so long was a good one
 ASKED_SECONDS = 20.0  # for how long at most anybody can send us away: it may be an error page
 DRAIN_SECONDS = 300.0  # a broker that goes spreads its clients
 READ_AHEAD = 10_000  # items, while some task waits for an answer, which comes behind them
@@ -79,6 +80,7 @@ class Engine:
     # Of the connection that there is.
     authenticated: bool = False
     opened_by: float = inf  # or it is left
+    opened_at: float = inf
     token_due: float = inf  # when another token is wanted
     token_failures: int = 0
     renewal: str | None = None  # the messageId of the token that is under way
@@ -144,7 +146,7 @@ class Engine:
         """There is to be a new connection, with this token."""
         self.credentials.presented(token, now)
         self.authenticated = self.pinged = False
-        self.opened_by = now + OPENED_SECONDS
+        self.opened_by, self.opened_at = now + OPENED_SECONDS, inf
         self.quiet_since = self.leave_at = self.token_due = inf
         self.heartbeat, self.renewal = HEARTBEAT_SECONDS, None
         self.last_error, self.frames = {}, []
@@ -245,7 +247,7 @@ class Engine:
                 self.token_failures = 0
                 self.credentials.accepted()
                 if not self.authenticated:
-                    self.opened(payload)
+                    self.opened(payload, now)
             case "connection.expiring" if self.renewable:
                 self.token_due = self.credentials.renew_at(now)
             case "connection.draining":
@@ -257,8 +259,8 @@ class Engine:
         if kind in SIGNS_OF_SUCCESS:
             self.failures = 0
 
-    def opened(self, payload: Payload) -> None:
-        self.authenticated = True
+    def opened(self, payload: Payload, now: float) -> None:
+        self.authenticated, self.opened_at = True, now
         self.resume.private = payload.get("private")
         self.resume.again()
         self.asking.again()
@@ -318,7 +320,7 @@ class Engine:
         lists = {key: self.asking.size(key) for key in self.asking.asked}
         largest = max(lists, key=lambda key: lists[key], default=None)
         if largest is None or lists[largest] < self.outbox.largest():
-            if self.outbox.sent:
+            if self.outbox.largest() >= SMALL:
                 self.outbox.too_big()
         elif not self.asking.shorten(largest):
             refused = {
@@ -341,7 +343,9 @@ class Engine:
 
     def wait(self, lost: Lost, now: float) -> float:
         """How long to stay away after a connection was lost, in seconds."""
-        self.authenticated = False
+        if now - self.opened_at >= PROVEN_SECONDS:
+            self.failures = 0
+        self.authenticated, self.opened_at = False, inf
         self.outbox.cut(now)
         self.failures += 1
         return max(lost.after, self.backoff.delay(self.failures - 1))

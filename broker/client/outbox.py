@@ -312,7 +312,7 @@ class Outbox:
         """The connection was closed for a message over the limit, which is the largest publish."""
         message_id = max(self.sent, key=lambda each: self.sent[each].size)
         refused = errors.TooLarge("the broker closed the connection: the message is over `message_bytes`")
-        self.sent.pop(message_id).promise.settle(refused)
+        self.sent.pop(message_id).fails(refused)
 
     def end(self, why: BrokerError) -> None:
         """Nothing will be answered any more."""
