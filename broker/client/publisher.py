@@ -11,18 +11,20 @@ Any NATS client can do the same; this one checks first what the broker would tur
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import attrs
-import msgspec
 import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.client import Client
 
 from broker import subjects
+from broker.client.checks import event_json, text_fault
+from broker.client.items import UnknownOutcome
 from broker.config import Limits
 from broker.errors import BadMessage, InvalidChannel, TooLarge, Unavailable
 from broker.subjects import Names
@@ -36,6 +38,9 @@ IN_FLIGHT = 256  # publications that wait for their acknowledgement; nats-server
 CONNECT_SECONDS = 5
 ACK_SECONDS = 5
 ATTEMPTS = 3
+RETRY_SECONDS = 60.0  # from the first attempt: streams compare ids for 120 s if nothing else is said
+ABANDONED_SECONDS = 3600
+POLL_SECONDS = 0.05
 MAX_ID_BYTES = 128
 
 log = structlog.get_logger("broker.publisher")
@@ -57,6 +62,7 @@ class Publisher:
     names: Names
     event_bytes: int
     slots: asyncio.Semaphore
+    flushing: set[asyncio.Future[None]] = attrs.field(factory=set)
 
     @classmethod
     async def connect(
@@ -105,48 +111,102 @@ class Publisher:
     ) -> Stored | None:
         """Stores an event, and returns once it is stored; a live channel's is only handed to NATS.
 
-        `event` is any JSON value, or JSON as bytes, which is passed on untouched; b"" is a tombstone.
-        The tenant "_all" is every tenant. A retry with the same `event_id` stores nothing twice within the
-        stream's duplicate window. Raises `InvalidChannel`, `BadMessage`, `TooLarge`, or `Unavailable`, after
-        which only a retry with the same `event_id` tells whether the event was stored.
+        `event` is any JSON value, or JSON as bytes, which is passed on untouched; `TOMBSTONE` (b"") removes
+        the channel from snapshots. The tenant "_all" is every tenant. A retry with the same `event_id` stores
+        nothing twice within the stream's duplicate window (the broker's is `stream.duplicate_window`).
+
+        Raises, before anything is sent, `TypeError` or `ValueError` for what JSON does not have,
+        `InvalidChannel`, `BadMessage` and `TooLarge`; `Unavailable` when nothing was sent; `UnknownOutcome`
+        when the answer was lost: within the window a retry with its `event_id` tells whether a stored event
+        is there. Nothing tells it of a live one.
         """
-        subject = self.names.subject(check_tenant(tenant), subjects.parse_channel(channel))
-        body = event if isinstance(event, bytes) else msgspec.json.encode(event)
+        check_tenant(tenant)
+        if not isinstance(channel, str):
+            raise TypeError(f"channel: a string is wanted, not {type(channel).__name__}")
+        subject = self.names.subject(tenant, subjects.parse_channel(channel))
+        body = event if isinstance(event, bytes) else event_json(event)
         check_body(tenant, body, min(self.event_bytes, self.client.max_payload))
+        event_id = check_id(uuid.uuid4().hex if event_id is None else event_id)
         async with self.slots:
             if subjects.is_live(channel):
-                await self.send(subject, body)
+                await self.send(subject, body, event_id)
                 return None
-            return await self.store(subject, body, f"{tenant}:{check_id(event_id or uuid.uuid4().hex)}")
+            return await self.store(subject, body, tenant, event_id)
 
-    async def store(self, subject: str, body: bytes, message_id: str) -> Stored:
-        stream = self.client.jetstream()
-        failure: Exception | None = None
+    async def store(self, subject: str, body: bytes, tenant: str, event_id: str) -> Stored:
+        stream, headers = self.client.jetstream(), {"Nats-Msg-Id": f"{tenant}:{event_id}"}
+        begun, failure = clocks(), None
         for _ in range(ATTEMPTS):
+            if not await self.connected():
+                break
             try:
-                ack = await stream.publish(
-                    subject, body, timeout=ACK_SECONDS, headers={"Nats-Msg-Id": message_id}
-                )
-            except nats.js.errors.NoStreamResponseError:
-                raise Unavailable(f"no stream takes {subject}: is a broker running on this NATS?") from None
-            except nats.errors.TimeoutError as error:
+                ack = await stream.publish(subject, body, timeout=ACK_SECONDS, headers=headers)
+            except nats.js.errors.NoStreamResponseError as error:
+                if failure is None:
+                    said = f"no stream takes {subject}: is a broker running on this NATS?"
+                    raise Unavailable(said) from None
+                failure = error
+                break
+            except nats.js.errors.APIError as error:  # the stream's own answer: this attempt stored nothing
+                if failure is None:
+                    raise Unavailable(f"{subject} was not stored: {error.description}") from error
+                failure = error
+            except (nats.errors.Error, OSError) as error:
                 failure = error  # perhaps stored, perhaps not: the same id makes another try harmless
-            except nats.errors.Error as error:
-                raise Unavailable(f"{subject} was not acknowledged: {error}") from error
             else:
                 return Stored(sequence=ack.seq, duplicate=bool(ack.duplicate))
-        raise Unavailable(f"{subject}: no acknowledgement within {ATTEMPTS * ACK_SECONDS:g} s") from failure
+            if elapsed(begun) > RETRY_SECONDS:
+                break
+        if failure is None:
+            raise Unavailable(f"{subject} was not sent: there is no connection to NATS")
+        reason = str(failure) or type(failure).__name__
+        raise UnknownOutcome(f"{subject} was not acknowledged: {reason}", event_id=event_id) from failure
 
-    async def send(self, subject: str, body: bytes) -> None:
+    async def send(self, subject: str, body: bytes, event_id: str) -> None:
+        if not await self.connected():
+            raise Unavailable(f"{subject} was not sent: there is no connection to NATS")
         try:
             await self.client.publish(subject, body)
-            await self.client.flush(timeout=ACK_SECONDS)
-        except nats.errors.Error as error:
-            raise Unavailable(f"{subject} was not sent: {error}") from error
+            await self.flush()
+        except (nats.errors.Error, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise UnknownOutcome(f"{subject}: {reason}", event_id=event_id) from error
+
+    async def flush(self) -> None:
+        """Returns once the server has taken what was sent. Raises `nats.errors.TimeoutError`.
+
+        In nats-py 2.16 a PONG that comes after a flush was given up ends the reading for good, while
+        `is_connected` stays true. So none is given up: it is left to itself.
+        """
+        flushing = asyncio.ensure_future(self.client.flush(timeout=ABANDONED_SECONDS))
+        self.flushing.add(flushing)
+        flushing.add_done_callback(self.flushed)
+        if not (await asyncio.wait([flushing], timeout=ACK_SECONDS))[0]:
+            raise nats.errors.TimeoutError
+        flushing.result()
+
+    def flushed(self, flushing: asyncio.Future[None]) -> None:
+        self.flushing.discard(flushing)
+        if not flushing.cancelled():
+            flushing.exception()  # seen, also where nobody waits any more
+
+    async def connected(self) -> bool:
+        """Whether there is a connection, perhaps after a moment.
+
+        Without one nats-py would keep the event, and send it whenever there is one again.
+        """
+        waited = time.monotonic()
+        while not self.client.is_connected:
+            if self.client.is_closed or time.monotonic() - waited > ACK_SECONDS:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+        return True
 
     async def close(self) -> None:
         """Ends the connection. What was published before has its answer already."""
         await self.client.close()
+        for each in [*self.flushing]:
+            each.cancel()
 
     async def __aenter__(self) -> Publisher:
         return self
@@ -155,12 +215,22 @@ class Publisher:
         await self.close()
 
 
-def check_tenant(tenant: str) -> str:
+def clocks() -> tuple[float, float]:
+    return time.monotonic(), time.time()
+
+
+def elapsed(since: tuple[float, float]) -> float:
+    """By the clock that says more: one stands still while a machine sleeps, and one is set."""
+    return max(now - then for now, then in zip(clocks(), since, strict=True))
+
+
+def check_tenant(tenant: str) -> None:
+    if not isinstance(tenant, str):
+        raise TypeError(f"tenant: a string is wanted, not {type(tenant).__name__}")
     if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
         raise InvalidChannel(
             f"{subjects.shown(tenant)} is no tenant: 1 to 64 of A-Z a-z 0-9 _ - and no _ first"
         )
-    return tenant
 
 
 def check_body(tenant: str, body: bytes, limit: int) -> None:
@@ -172,6 +242,9 @@ def check_body(tenant: str, body: bytes, limit: int) -> None:
 
 
 def check_id(event_id: str) -> str:
-    if len(event_id.encode()) > MAX_ID_BYTES or not event_id.isprintable() or event_id != event_id.strip():
+    if not isinstance(event_id, str):
+        raise TypeError(f"event_id: a string is wanted, not {type(event_id).__name__}")
+    fits = text_fault(event_id) is None and 1 <= len(event_id.encode()) <= MAX_ID_BYTES
+    if not fits or not event_id.isprintable() or event_id != event_id.strip():
         raise BadMessage(f"{subjects.shown(event_id)} is no id: at most {MAX_ID_BYTES} bytes, all visible")
     return event_id

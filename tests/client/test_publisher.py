@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
-from broker.client import Publisher, Stored
+from broker.client import Publisher, Stored, UnknownOutcome
+from broker.client import publisher as publisher_module
 from broker.errors import BadMessage, InvalidChannel, TooLarge, Unavailable
 
 if TYPE_CHECKING:
@@ -158,6 +160,120 @@ async def test_a_full_stream_is_an_error(nats: NatsServer) -> None:
                 await publisher.publish("acme", "a", {})
 
     await on_asyncio(scenario)
+
+
+async def stop(nats: NatsServer) -> None:
+    """Stops the server, and returns when it stands still."""
+    nats.stop()
+    states = Path(f"/proc/{nats.process.pid}/task")
+    while any((each / "stat").read_text().rpartition(")")[2].split()[0] != "T" for each in states.iterdir()):
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("channel", "event", "event_id", "error"),
+    [
+        ("a", None, None, TypeError),
+        ("a", {"n": [1, float("nan")]}, None, ValueError),
+        ("a", {"t": "half an emoji \ud83d"}, None, ValueError),
+        ("a", {1: 2}, None, TypeError),
+        ("a", {1, 2}, None, TypeError),
+        ("a.\ud83d", 1, None, InvalidChannel),
+        (7, 1, None, TypeError),
+        ("a", 1, "\ud83d", BadMessage),
+        ("a", 1, "", BadMessage),
+        ("a", 1, 7, TypeError),
+    ],
+)
+async def test_mistakes_are_told_where_they_are_made(
+    nats: NatsServer, channel: Any, event: Any, event_id: Any, error: type[Exception]
+) -> None:
+    """What JSON or a subject cannot carry goes nowhere, in particular not as something else."""
+
+    async def scenario() -> None:
+        async with await Publisher.connect(nats.url) as publisher:
+            stream = await make_stream(publisher)
+            with pytest.raises(error):
+                await publisher.publish("acme", channel, event, event_id=event_id)
+            assert (await stream.stream_info("EVENTS")).state.messages == 0
+
+    await on_asyncio(scenario)
+
+
+async def test_an_answer_that_is_lost(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows whether it was stored; its id is told, under which a retry finds it there once."""
+    monkeypatch.setattr(publisher_module, "ACK_SECONDS", 0.2)
+
+    async def scenario() -> None:
+        async with await Publisher.connect(nats.url) as publisher:
+            stream = await make_stream(publisher)
+            await stop(nats)
+            with pytest.raises(UnknownOutcome, match="perhaps it was sent") as unknown:
+                await publisher.publish("acme", "a", {})
+            with pytest.raises(UnknownOutcome):
+                await publisher.publish("acme", "live.a", {})
+            nats.cont()
+            monkeypatch.undo()
+            again = await publisher.publish("acme", "a", {}, event_id=unknown.value.event_id)
+            assert again == Stored(sequence=1, duplicate=True)
+            assert (await stream.stream_info("EVENTS")).state.messages == 1
+
+    await on_asyncio(scenario)
+
+
+@pytest.mark.parametrize("clock", ["time", "monotonic"])
+async def test_no_attempt_after_a_sleep(
+    nats: NatsServer, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where either clock says that more time has passed than streams compare ids for, none is made."""
+    monkeypatch.setattr(publisher_module, "ACK_SECONDS", 0.2)
+    began = publisher_module.clocks()
+    slept = {"time": (0.0, 600.0), "monotonic": (600.0, 0.0)}[clock]
+    readings = iter([began, (began[0] + slept[0], began[1] + slept[1])])
+    monkeypatch.setattr(publisher_module, "clocks", lambda: next(readings))
+
+    async def scenario() -> None:
+        async with await Publisher.connect(nats.url) as publisher:
+            await make_stream(publisher)
+            await stop(nats)
+            with pytest.raises(UnknownOutcome):
+                await publisher.publish("acme", "a", {})
+            nats.cont()
+
+    await on_asyncio(scenario)
+    assert next(readings, None) is None
+
+
+async def test_nothing_is_kept_for_later(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was refused for want of a connection is not sent when there is one again."""
+    monkeypatch.setattr(publisher_module, "ACK_SECONDS", 0.2)
+    gone, told, back = trio.Event(), trio.Event(), asyncio.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+    token = trio.lowlevel.current_trio_token()
+
+    async def scenario() -> None:
+        async with await Publisher.connect(nats.url) as publisher:
+            stream = await make_stream(publisher)
+            loops.append(asyncio.get_running_loop())
+            token.run_sync_soon(gone.set)
+            while publisher.client.is_connected:
+                await asyncio.sleep(0.01)
+            for channel in ("a", "live.a"):
+                with pytest.raises(Unavailable, match="was not sent"):
+                    await publisher.publish("acme", channel, {})
+            token.run_sync_soon(told.set)
+            await back.wait()
+            monkeypatch.undo()
+            assert await publisher.publish("acme", "a", {}) == Stored(sequence=1, duplicate=False)
+            assert (await stream.stream_info("EVENTS")).state.messages == 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(on_asyncio, scenario)
+        await gone.wait()
+        await nats.kill9()
+        await told.wait()
+        await nats.start()
+        loops[0].call_soon_threadsafe(back.set)
 
 
 async def test_nobody_there() -> None:
