@@ -15,7 +15,9 @@ import msgspec
 
 from broker import errors
 from broker.client.gate import seconds
+from broker.client.items import Message
 from broker.client.resume import Request
+from broker.errors import BadMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from broker.client.gate import Gate
     from broker.client.items import Payload
     from broker.client.resume import Resume
+    from broker.errors import BrokerError
 
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
@@ -43,6 +46,7 @@ class Asking:
     left_id: str = ""
     one_by_one: bool = False  # a list of what is let go was refused as a whole
     list_bytes: float = inf  # a longer one was too much for somebody on the way
+    refused: list[Message] = attrs.field(factory=list)  # what is not asked for, as the broker would say it
 
     def again(self) -> None:
         """The connection is a new one, and holds nothing."""
@@ -83,12 +87,20 @@ class Asking:
         for key, request in list(self.resume.requests.items()):
             if request.sent or now < request.not_before:
                 continue
+            if request.start.get("last", 0) > (most := self.gate.allowed.last_events):
+                self.refuse(key, BadMessage(f"last: must be 1 to {most:g}"))
+                continue
             if len(self.asked) >= UNDER_WAY or not self.gate.passes("requests", now):
                 return
             self.cut(request)
             request.sent = True
             self.asked[key] = [self.resume.expanded(each) for each in request.channels]
             yield "subscribe", request.payload, key
+
+    def refuse(self, key: str, error: BrokerError) -> None:
+        payload = {"code": error.code, "message": error.message, "retryable": False}
+        self.resume.drop(key)
+        self.refused.append(Message(type="error", payload=payload, message_id=key))
 
     def to_leave(self) -> list[str]:
         names = [name for name in self.leaving if name in self.held]

@@ -97,10 +97,8 @@ class AsyncioSession(Calls):
             self.engine.end(ended)
             self.items.put_nowait(None)
 
-    def tell(self, reconnecting: Reconnecting) -> None:
-        items: list[Item] = [*self.engine.notices, reconnecting]
-        self.engine.notices = []
-        for item in items:
+    def tell(self, *items: Item) -> None:
+        for item in (*self.engine.notices(), *items):
             if not self.unheard(item):
                 self.items.put_nowait(item)
 
@@ -235,6 +233,7 @@ class AsyncioSession(Calls):
                     await link.send(text)
             except ConnectionClosed as closed:
                 return self.closed(closed)
+            self.tell()
             due = self.engine.due(clock())
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(None if due == inf else due):

@@ -90,7 +90,6 @@ class Engine:
     leave_at: float = inf  # when the broker asked us to go elsewhere
     last_error: Payload = attrs.field(factory=dict)
     frames: list[str] = attrs.field(factory=list)
-    notices: list[Message] = attrs.field(factory=list)  # what is to be told of a connection that is over
 
     def __attrs_post_init__(self) -> None:
         self.outbox = Outbox(gate=self.gate, wall=self.wall)
@@ -215,6 +214,12 @@ class Engine:
             return said.gap(payload)
         return Message(type=kind, payload=payload, message_id=message_id)
 
+    def notices(self) -> list[Item]:
+        """What the application is to be told beside what comes."""
+        found: list[Item] = [*self.asking.refused]
+        self.asking.refused = []
+        return found
+
     def is_free(self, item: Item) -> bool:
         """Whether nobody need take it: who subscribes to nothing, and only publishes, does not listen."""
         return not isinstance(item, Event | Gap) and not self.resume.requests
@@ -323,13 +328,7 @@ class Engine:
             if self.outbox.largest() >= SMALL:
                 self.outbox.too_big()
         elif not self.asking.shorten(largest):
-            refused = {
-                "code": TooLarge.code,
-                "message": "more than anybody on the way takes",
-                "retryable": False,
-            }
-            self.resume.received("error", refused, largest)
-            self.notices.append(Message(type="error", payload=refused, message_id=largest))
+            self.asking.refuse(largest, TooLarge("closed with 1009: over the limit `message_bytes`"))
 
     def refused(self, status: int, retry_after: str, body: bytes) -> Lost:
         """What an HTTP answer instead of the upgrade asks for.

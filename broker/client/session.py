@@ -67,10 +67,8 @@ class Session(Calls):
             self.engine.end(ended)
             self.channels[0].close()
 
-    def tell(self, reconnecting: Reconnecting) -> None:
-        items: list[Item] = [*self.engine.notices, reconnecting]
-        self.engine.notices = []
-        for item in items:
+    def tell(self, *items: Item) -> None:
+        for item in (*self.engine.notices(), *items):
             if not self.unheard(item):
                 self.channels[0].send_nowait(item)
 
@@ -184,6 +182,7 @@ class Session(Calls):
                     await link.send_message(text)
             except ConnectionClosed as closed:
                 return self.closed(closed)
+            self.tell()
             with trio.move_on_at(self.engine.due(trio.current_time())):
                 await self.changed.wait()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import attrs
 import trio
 
-from broker.client import AsyncioSession, Backoff, Session
+from broker.client import AsyncioSession, Backoff, Event, Message, Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -110,3 +110,20 @@ async def on_asyncio(url: str, token: Any = "to.k.en", **options: Any) -> AsyncI
 
 Running: TypeAlias = "Callable[..., AbstractAsyncContextManager[Shell]]"
 SHELLS: dict[str, Running] = {"trio": on_trio, "asyncio": on_asyncio}
+
+
+async def until(session: Shell, kind: str) -> Message:
+    async for item in session:
+        if isinstance(item, Message) and item.type == kind:
+            return item
+    raise AssertionError(f"no {kind}")
+
+
+async def events(session: Shell, count: int) -> list[int]:
+    found: list[int] = []
+    async for item in session:
+        if isinstance(item, Event):
+            found.append(item.value)
+            if len(found) == count:
+                return found
+    raise AssertionError(f"only {found}")

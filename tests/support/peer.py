@@ -15,7 +15,7 @@ from tests.support import described
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 PATIENCE_SECONDS = 30
 
@@ -39,8 +39,9 @@ class Peer:
         described.validator(kind).validate(message)
         return message["payload"], message.get("messageId")
 
-    async def welcome(self, *, heartbeat: float = 25.0) -> None:
-        await self.say("connection.established", {"connection_id": "c", "heartbeat_seconds": heartbeat})
+    async def welcome(self, *, heartbeat: float = 25.0, limits: Mapping[str, float] | None = None) -> None:
+        established = {"connection_id": "c", "heartbeat_seconds": heartbeat, "limits": dict(limits or {})}
+        await self.say("connection.established", established)
         await self.say("connection.authenticated", {"private": "users.u", "user": "u", "tenant": "t"})
 
     async def accept(self, **fields: Any) -> dict[str, Any]:
