@@ -311,14 +311,12 @@ class Life:
             self.refuse("unavailable", message_id)
             return
         principal = Principal(
-            tenant="t", user="u", room="u", expires_at=self.now + self.token_life,
+            tenant="t", user="u", room="u", expires_at=self.now + self.token_life, life=self.token_life,
             subscribe=(">", "live.>"), publish=(">", "live.>"),
         )  # fmt: skip
         if session.principal is None:
             session.budgets = self.budgets.claim(session.budgets, principal, self.now)
-        for effect in session.authenticated(
-            principal, now=self.now, unix_now=self.now, message_id=message_id
-        ):
+        for effect in session.authenticated(principal, now=self.now, message_id=message_id):
             self.carry_out(effect)
         self.timers(self.link)
 
