@@ -1,7 +1,8 @@
 """One WebSocket connection from the client's side: trio-websocket, with what it leaves out.
 
-Seen in 0.12.2: it waits for ever for the handshake of a peer that leaves, hides why TLS failed, and does
-not close TCP when the peer closed first. So the stream is ours.
+Seen in 0.12.2: it waits for ever for the handshake of a peer that leaves, hides why TLS failed, does not
+close TCP when the peer closed first, and answers a 101 that is none as a server would, which raises. So the
+stream is ours.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 from urllib.parse import urlsplit
 
 import attrs
+import h11
 import trio
+import wsproto.utilities
 from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 if TYPE_CHECKING:
@@ -92,6 +95,8 @@ async def use_link(
             nursery.cancel_scope.cancel()
     except* ConnectionRejected as group:
         refusals += group.exceptions
+    except* (h11.ProtocolError, wsproto.utilities.ProtocolError) as group:
+        refusals.append(ConnectionError(f"no WebSocket: {first(group)}"))
     finally:
         await trio.aclose_forcefully(stream)
     if refusals:
@@ -99,6 +104,13 @@ async def use_link(
     if not results:
         raise ConnectionResetError("no answer to the WebSocket handshake")
     return results[0]
+
+
+def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def open_stream(parts: SplitResult, deadline: float, ssl_context: ssl.SSLContext | None) -> Stream:

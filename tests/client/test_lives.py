@@ -128,6 +128,21 @@ def test_three_hundred_in_a_turn() -> None:
     assert not life.closes
 
 
+def test_let_go_before_it_was_answered() -> None:
+    """What is asked for in its place waits until it can be let go: at no time is there no room."""
+    life = Life(seed=0)
+    life.until(1.0)
+    life.subscribe(*CHANNELS[:128])
+    life.until(1.01)
+    assert "subscribe" in life.kinds  # and is on its way
+    life.unsubscribe(*CHANNELS[:128])
+    life.subscribe(*CHANNELS[128:256])
+    life.until(10.0)
+    settled(life)
+    assert life.wanted == set(CHANNELS[128:256])
+    assert not life.errors
+
+
 def test_a_list_that_is_scrolled() -> None:
     """A window of 100 channels moves over thousands: what is passed is let go, and the last are held."""
     life = Life(seed=0)

@@ -34,6 +34,7 @@ LEFT_OUT: dict[int | str, str] = {
     26: "minutes of random rows",
     31: "the tests of the bus cover it as well",
     33: "three brokers, one of them cut off for a while",
+    34: "two hundred answers to each of the Python sessions",
     "http": "hundreds of requests, a storm of them, and a gigabyte of junk",
     "frames": "messages that are not finished for half a minute",
 }
