@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
 UNDER_WAY = 4  # `subscribe` messages that wait for their answer
+DOUBTS = 3  # connections that may end without an answer to a request
 SMALL = 1024  # bytes that everybody takes
 AROUND_BYTES = 512  # of a message, beside its list of channels
 
@@ -44,6 +45,7 @@ class Asking:
     leaving: dict[str, None] = attrs.field(factory=dict)  # let go, and not confirmed
     left: list[str] = attrs.field(factory=list)  # the part of it that is under way
     left_id: str = ""
+    sent_at: dict[str, float] = attrs.field(factory=dict)  # messageId → when, until it is answered
     one_by_one: bool = False  # a list of what is let go was refused as a whole
     list_bytes: float = inf  # a longer one was too much for somebody on the way
     refused: list[Message] = attrs.field(factory=list)  # what is not asked for, as the broker would say it
@@ -51,6 +53,7 @@ class Asking:
     def again(self) -> None:
         """The connection is a new one, and holds nothing."""
         self.held, self.asked, self.leaving, self.left, self.one_by_one = set(), {}, {}, [], False
+        self.sent_at = {}
 
     def unsubscribe(self, channels: Iterable[str]) -> None:
         names = [self.resume.expanded(each) for each in channels]
@@ -80,6 +83,7 @@ class Asking:
         if (names := self.to_leave()) or self.left:
             if not self.left and self.gate.passes("requests", now):
                 self.left, self.left_id = names, f"u{self.resume.next_id()}"
+                self.sent_at[self.left_id] = now
                 yield "unsubscribe", {"channel": names}, self.left_id
             return
         if self.leaving:  # it is asked for yet, and can be let go after the answer
@@ -94,6 +98,7 @@ class Asking:
                 return
             self.cut(request)
             request.sent = True
+            self.sent_at[key] = now
             self.asked[key] = [self.resume.expanded(each) for each in request.channels]
             yield "subscribe", request.payload, key
 
@@ -129,6 +134,7 @@ class Asking:
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
         """Takes note of an answer; True when it is nothing for the application."""
+        self.sent_at.pop(message_id or "", None)
         if kind == "unsubscribed" and message_id != self.left_id:
             channel = payload["channel"]
             self.forget([channel] if isinstance(channel, str) else channel)
@@ -181,6 +187,14 @@ class Asking:
         self.forget(names)
         self.one_by_one = self.one_by_one and bool(self.leaving)
         return kind == "error"
+
+    def doubt(self) -> None:
+        """The connection ends for want of answers: what never has one is not asked for any more."""
+        for key in self.asked:
+            if request := self.resume.requests.get(key):
+                request.doubts += 1
+                if request.doubts >= DOUBTS:
+                    self.refuse(key, BadMessage(f"there is no answer to it, after {DOUBTS} tries"))
 
     def forget(self, names: Iterable[str]) -> None:
         """The broker holds them no longer."""

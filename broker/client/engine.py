@@ -38,6 +38,8 @@ SUBPROTOCOL = "broker.v1"
 HEARTBEAT_SECONDS = 25.0  # until the broker says its own
 LONGEST_HEARTBEAT = 300.0
 OPENED_SECONDS = 9.0  # from the first byte to the answer to the token
+REPLY_SECONDS = 30.0  # for an answer; then the two sides do not understand each other, and begin anew
+HELD_UP_SECONDS = 1.0  # between a message and the next: the application did not take it
 PROVEN_SECONDS = 5.0  # a connection that lived so long was a good one
 ASKED_SECONDS = 20.0  # for how long at most anybody can send us away: it may be an error page
 DRAIN_SECONDS = 300.0  # a broker that goes spreads its clients
@@ -87,6 +89,8 @@ class Engine:
     heartbeat: float = HEARTBEAT_SECONDS
     quiet_since: float = inf
     pinged: bool = False
+    heard_at: float = inf
+    listens_since: float = -inf  # without having been held up
     leave_at: float = inf  # when the broker asked us to go elsewhere
     last_error: Payload = attrs.field(factory=dict)
     frames: list[str] = attrs.field(factory=list)
@@ -146,7 +150,8 @@ class Engine:
         self.credentials.presented(token, now)
         self.authenticated = self.pinged = False
         self.opened_by, self.opened_at = now + OPENED_SECONDS, inf
-        self.quiet_since = self.leave_at = self.token_due = inf
+        self.quiet_since = self.leave_at = self.token_due = self.heard_at = inf
+        self.listens_since = now
         self.heartbeat, self.renewal = HEARTBEAT_SECONDS, None
         self.last_error, self.frames = {}, []
 
@@ -175,7 +180,7 @@ class Engine:
 
     def due(self, now: float) -> float:
         """When to ask again, if nothing happens before."""
-        own = min(self.ping_at(), self.leave_at, self.token_due)
+        own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by())
         if not self.authenticated:
             return min(own, self.opened_by)
         return min(own, self.asking.due(now), self.outbox.due(now))
@@ -186,17 +191,29 @@ class Engine:
             return Lost("the broker is going down")
         if self.pinged and now >= self.ping_at():
             return Lost(f"silent for {self.heartbeat:g} s")
+        if now >= self.answer_by():
+            self.asking.doubt()
+            return Lost(f"no answer to a request within {REPLY_SECONDS:g} s")
         if not self.authenticated and now >= self.opened_by:
             return Lost("no answer to the token", after=self.asked_away())
         return None
 
+    def answer_by(self) -> float:
+        """When a request will have waited too long for its answer, while there was somebody who listened."""
+        if self.quiet_since == inf:
+            return inf
+        sent_at = min([self.outbox.sent_at(), *self.asking.sent_at.values()])
+        return max(sent_at, self.listens_since) + REPLY_SECONDS
+
     def listening(self, now: float) -> None:
         """From here on silence is the broker's; until then nobody listened."""
+        if now - self.heard_at > HELD_UP_SECONDS:
+            self.listens_since = now
         self.quiet_since, self.pinged = now, False
 
     def receive(self, text: str | bytes, now: float) -> Item | Lost | None:
         """What a message is for the application; None when it is nothing."""
-        self.quiet_since = inf
+        self.quiet_since, self.heard_at = inf, now
         try:
             envelope, payload = said.read(text)
         except said.Nonsense as error:

@@ -72,6 +72,7 @@ class Publish:
     event: bytes
     id: str
     promise: Pending[Published]
+    sent_at: float = inf
     first_sent: tuple[float, float] | None = None  # on the monotonic clock, and on the wall's
     unsure: bool = False
 
@@ -203,6 +204,7 @@ class Outbox:
             publish = self.waiting.pop(0)
             message_id = f"p{next(self.numbers)}"
             self.sent[message_id] = publish
+            publish.sent_at = now
             publish.first_sent = publish.first_sent or (now, self.wall())
             if self.pace:
                 self.not_before = now + self.pace
@@ -303,6 +305,10 @@ class Outbox:
         for promise in answered:
             promise.settle(outcome)
         return kind != "error" or bool(answered)
+
+    def sent_at(self) -> float:
+        """Since when at least one has no answer."""
+        return min((each.sent_at for each in self.sent.values()), default=inf)
 
     def largest(self) -> int:
         """The bytes of the largest publish that is under way."""

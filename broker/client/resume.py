@@ -41,6 +41,7 @@ class Request:
     sent: bool = False
     calls: int = 1  # of the application, which are asked for together
     tries: int = 0  # that were refused for now
+    doubts: int = 0  # connections that had no answer to it
     not_before: float = -inf
 
     @property
@@ -127,6 +128,7 @@ class Resume:
             elif not request.live:
                 begin = request.start if request.newest is None else {"position": request.newest}
                 again = Request(request.channels, begin, request.lag, calls=request.calls)
+                again.doubts = request.doubts
                 self.requests[key] = again
 
     def durably(self, before: Request) -> Request:
@@ -137,7 +139,9 @@ class Resume:
         reached = self.position if before.live else before.newest
         floor = before.floor if reached is None or not_after(reached, before.floor) else reached
         start = before.start if floor is None else {"position": floor}
-        return Request(before.channels, start, before.lag, before.durable, floor=floor)
+        again = Request(before.channels, start, before.lag, before.durable, floor=floor)
+        again.doubts = 0 if before.accepted else before.doubts
+        return again
 
     def received(self, kind: str, payload: Mapping[str, Any], message_id: str | None) -> None:
         """Takes note of a message from the broker, each in its turn."""

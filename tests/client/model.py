@@ -210,6 +210,7 @@ class Life:
             self.write()
         if self.end and not isinstance(self.end, SessionEnded):
             self.leave()
+        self.errors += [item.payload for item in self.engine.notices() if isinstance(item, Message)]
 
     # --- what a session does -------------------------------------------------------------------------
 
@@ -345,6 +346,8 @@ class Life:
             return
         said = json.loads(text)
         if "messageId" in said and said["type"] != "authenticate":
+            if self.fault(f"no answer to {said['type']}"):
+                return
             if fault := self.fault("error_before"):
                 self.refuse(fault.how, said["messageId"])
                 return

@@ -143,6 +143,40 @@ def test_let_go_before_it_was_answered() -> None:
     assert not life.errors
 
 
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("kind", ["subscribe", "unsubscribe", "publish"])
+def test_what_is_never_answered(kind: str, once: bool) -> None:
+    """Once it is said again on another connection; for ever it is refused within a bound. Others go on."""
+    life = Life(seed=0)
+    life.subscribe("kept")
+    life.until(1.0)
+    life.subscribe("gone")
+    life.until(2.0)
+    life.faults.append(Fault(f"no answer to {kind}", None, 2.0, 3000.0, once))
+    life.subscribe("more")
+    life.unsubscribe("gone")
+    life.publish(1)
+    life.publish(2, "live.x")
+    life.until(700.0)
+    until_open(life, 730.0)
+    life.until(760.0)
+    assert all(each.outcome is not None for each in life.outcomes.values())
+    if once:
+        settled(life)
+        assert life.wanted == {"kept", "more"}
+        assert life.connections == 2
+    elif kind == "subscribe":
+        assert not life.wanted  # after the cut those that were held are asked for again, too
+        assert {each["code"] for each in life.errors} == {"bad_message"}
+    elif kind == "publish":
+        assert all(isinstance(each.outcome, UnknownOutcome) for each in life.outcomes.values())
+        settled(life)
+    else:
+        settled(life)
+        assert life.connections == 2  # where nothing is held
+    assert life.connections < 40
+
+
 def test_a_list_that_is_scrolled() -> None:
     """A window of 100 channels moves over thousands: what is passed is let go, and the last are held."""
     life = Life(seed=0)
