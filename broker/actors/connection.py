@@ -299,8 +299,13 @@ class Connection:
             return
         services.check(principal)
         if self.session.principal is None:
+            verifier = services.verifier
             await services.places.claim(self, principal)
             if self.closing:
+                return
+            services.check(principal)  # whoever waits for a place is found by no ban, and by no reload
+            if services.verifier is not verifier:
+                self.end(CloseCode.SERVICE_RESTART, "tokens are read in another way now")
                 return
         now = trio.current_time()
         for effect in self.session.authenticated(principal, now=now, message_id=wish.message_id):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +17,7 @@ from broker.actors.places import ANSWER_SECONDS
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Alive, Hello, LinkState, Resting
 from broker.config import Allowance
+from broker.features.control import Ban
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
 
 if TYPE_CHECKING:
@@ -206,6 +208,32 @@ async def test_who_waits_and_leaves(autojump_clock: trio.abc.Clock) -> None:
         assert not it.supervisor.services.places.rounds
         assert it.held() == PLACES
         assert all(each.has_place for each in members)
+
+
+@pytest.mark.parametrize(("banned", "code"), [(True, 4501), (False, 1012)])
+async def test_what_changes_while_it_waits(
+    autojump_clock: trio.abc.Clock, *, banned: bool, code: int
+) -> None:
+    """Whoever was banned meanwhile does not get in, nor by a configuration that is not in force any more."""
+    async with house() as it:
+        await it.come()
+        dead = [await it.come(alive=False) for _ in range(PLACES - 1)]
+        await trio.sleep(QUIET)
+        new = await it.come()
+        supervisor = it.supervisor
+        if banned:
+            until = time.time() + 1000
+            made = Ban(kind="user", tenant="acme", name="alice", at=1, until=until, version=time.time_ns())
+            supervisor.control.learn([made])
+        else:
+            other: Any = ScriptedVerifier(("b",))
+            await supervisor.reload(supervisor.config, other)
+        await until_decided(new)
+        assert new.closed == code
+        assert any(each.closed for each in dead)
+        with trio.fail_after(100):
+            while it.held() > (0 if banned else PLACES - 1):
+                await trio.sleep(0.1)
 
 
 async def test_a_slow_link_is_not_killed(autojump_clock: trio.abc.Clock) -> None:
