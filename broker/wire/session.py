@@ -307,7 +307,7 @@ class Session:
         if fault := events.fault(principal.tenant, body, self.limits.publish_bytes):
             sentence = f"payload.event: {fault.detail}"
             if fault.reason == "too_large":
-                raise errors.TooLarge(sentence)
+                raise errors.TooLarge(f"{sentence} (limits.publish_bytes)")
             if fault.reason == "tenant_mismatch":
                 raise errors.Forbidden(sentence)
             raise errors.BadMessage(sentence)

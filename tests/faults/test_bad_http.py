@@ -8,12 +8,14 @@ in `test_limits`.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from wsproto.events import Ping
 
 from tests.faults.support.http import get
 from tests.faults.support.rude import (
@@ -36,6 +38,7 @@ from tests.web.test_upgrade import LISTED, ORIGINS, REFUSED
 if TYPE_CHECKING:
     from tests.faults.conftest import OpenWorld
     from tests.faults.support.report import Report
+    from tests.web.harness import Client
 
 CONNECTIONS = 120
 PER_USER = 10
@@ -223,14 +226,23 @@ async def over_the_limits(row: Row) -> None:
         await row.world.flows()
     await row.alone()
     await row.works("over the limit of connections")
-    async with AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         for _ in range(PER_USER):
-            await stack.enter_async_context(row.member("crowd"))
+            nursery.start_soon(answer_pings, await stack.enter_async_context(row.member("crowd")))
         for _ in range(5):
             told = await row.told(head(authorization=row.bearer("crowd")))
             assert (told.errors, told.close) == (("limit_connections",), 4010)
         await row.works("over the limit of a user")
+        nursery.cancel_scope.cancel()
     await row.alone()
+
+
+async def answer_pings(client: Client) -> None:
+    """Is alive, whoever asks."""
+    client.patience = math.inf
+    while (event := await client.event()) is not None:
+        if isinstance(event, Ping):
+            await client.send(client.frames.send(event.response()))
 
 
 async def storm(row: Row) -> None:
