@@ -37,7 +37,7 @@ class Question:
 
     What waits in front of the question on a slow link delays the answer. So its time begins anew with each
     acknowledgement of the client's side while the question is on its way, and whoever still sends them after
-    twice the time is alive. Where nobody answers, taking anything is enough.
+    twice the time is alive, unless it is one that cannot answer: that has to have taken something.
     """
 
     asked: Connection
@@ -62,7 +62,7 @@ class Question:
         if not connection.transport.answers and (moved or not state.known):
             return True
         if self.acknowledged < self.end and (
-            state.acknowledged > self.acknowledged or state.silence < now - self.at
+            state.acknowledged > self.acknowledged or state.silence < now - self.at or state.full
         ):
             self.moved = now
         self.acknowledged = state.acknowledged
@@ -70,7 +70,7 @@ class Question:
             self.end = state.acknowledged + state.pending
         patience = ANSWER_SECONDS + 2 * state.round_trip
         if self.acknowledged < self.end and self.moved > self.at and now >= self.at + 2 * patience:
-            return True
+            return connection.transport.answers
         return None if now < self.moved + patience else False
 
 

@@ -58,7 +58,7 @@ class LinkState:
 
     `acknowledged`: taken by the other side's kernel, which may be a proxy's; `received`: from there, read or
     not; `pending`: sent and not acknowledged. `round_trip`: the way there and back; `silence`: since it last
-    acknowledged anything, be it that it cannot take more now.
+    acknowledged anything. `full`: it has said that it cannot take more for now, and what is pending waits.
     """
 
     known: bool = True
@@ -67,6 +67,7 @@ class LinkState:
     pending: int = 0
     round_trip: float = 0.0
     silence: float = inf
+    full: bool = False
 
 
 @attrs.frozen(kw_only=True)

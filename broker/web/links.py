@@ -27,7 +27,9 @@ LINGER_SECONDS = 2.0
 # Without it the kernel takes up to 4 MiB for a client that does not read: memory that no RSS shows,
 # and a lag policy that starts 4 MiB too late.
 UNSENT_BYTES = 64 * 1024
-TCP_INFO_BYTES, TCPI_LAST_ACK_RECV, TCPI_RTT, TCPI_BYTES_ACKED = 136, 56, 68, 120  # of struct tcp_info
+# Of struct tcp_info, in bytes.
+TCPI_PROBES, TCPI_UNACKED, TCPI_LAST_ACK_RECV, TCPI_RTT, TCPI_BYTES_ACKED = 3, 24, 56, 68, 120
+TCP_INFO_BYTES = 136
 LOST = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -76,6 +78,7 @@ class Link:
         try:
             info = self.raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
             (pending,) = struct.unpack("i", fcntl.ioctl(self.raw, termios.TIOCOUTQ, bytes(4)))
+            (under_way,) = struct.unpack_from("I", info, TCPI_UNACKED)
             (milliseconds,) = struct.unpack_from("I", info, TCPI_LAST_ACK_RECV)
             (microseconds,) = struct.unpack_from("I", info, TCPI_RTT)
             acknowledged, received = struct.unpack_from("QQ", info, TCPI_BYTES_ACKED)
@@ -87,6 +90,8 @@ class Link:
             pending=pending,
             round_trip=microseconds / 1e6,
             silence=milliseconds / 1e3,
+            # Nothing is under way; whether there is room again was answered, or has just been asked.
+            full=pending > 0 and under_way == 0 and info[TCPI_PROBES] <= 1,
         )
 
     async def open(self) -> None:

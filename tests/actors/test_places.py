@@ -263,6 +263,18 @@ async def test_a_slow_link_is_not_killed(autojump_clock: trio.abc.Clock) -> None
         assert (next_one.closed, [each.closed for each in slow[1:]]) == (4010, [None, None])
 
 
+async def test_a_full_link_is_not_killed(autojump_clock: trio.abc.Clock) -> None:
+    """A client that reads slowly has room again every few seconds only, and says so in between."""
+    async with house() as it:
+        slow = [await it.come(alive=False) for _ in range(PLACES)]
+        await trio.sleep(QUIET)
+        for each in slow:
+            each.link.known = LinkState(pending=1 << 20, silence=100.0, full=True)
+        new = await it.come()
+        assert await until_decided(new) < 3 * ANSWER_SECONDS
+        assert (new.closed, [each.closed for each in slow]) == (4010, [None] * PLACES)
+
+
 async def test_who_takes_the_ping_and_says_nothing(autojump_clock: trio.abc.Clock) -> None:
     """Its kernel, or a proxy, acknowledges everything, nobody answers: dead, though its link is not."""
     async with house() as it:
