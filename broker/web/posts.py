@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 import msgspec
 
-from broker.web.problems import JSON, Refused, Response
+from broker.errors import BadMessage
+from broker.web.problems import JSON, Refused, Response, problem
 from broker.web.refusals import told
 from broker.wire import codec, messages
 
@@ -39,7 +40,8 @@ class Page:
         try:
             grammar.decode(body)  # a value by itself, or it could be more than the payload
         except (msgspec.DecodeError, RecursionError):
-            raise Refused(400, f"The body is not JSON: {self.example}.") from None
+            told_so = problem(400, f"The body is not JSON: {self.example}.", code=BadMessage.code)
+            raise Refused.by(told_so) from None
         return b'{"type":"%b","payload":%b}' % (self.message.type.encode(), body)
 
     def answer(self, reply: Reply) -> Response:

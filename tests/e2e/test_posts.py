@@ -97,6 +97,7 @@ async def test_a_body_that_is_none(broker: Broker, name: str) -> None:
     body, status = BODIES[name]
     answer = await ask(broker.running.http, "POST", "/publish", token=broker.token(), body=body)
     assert answer.problem["status"] == status
+    assert answer.problem.get("code") == ("bad_message" if status == 400 else None)
 
 
 async def test_tokens(broker: Broker) -> None:
