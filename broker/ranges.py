@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,8 +21,15 @@ class Ranges:
 
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Ranges:
-        """From ascending numbers."""
-        return cls.joined((number, number) for number in numbers)
+        """From ascending numbers, each once."""
+        every = list(numbers)
+        if not every:
+            return NOTHING
+        ends = [at for at, (one, two) in enumerate(pairwise(every)) if two != one + 1]
+        return cls(
+            (every[0], *[every[at + 1] for at in ends]),
+            (*[every[at] for at in ends], every[-1]),
+        )
 
     @classmethod
     def joined(cls, runs: Iterable[tuple[int, int]]) -> Ranges:
@@ -57,16 +65,21 @@ class Ranges:
     def __sub__(self, other: Ranges) -> Ranges:
         if not (self and other):
             return self
-        # Of two that are nearly the same, which may be long, what both have takes no loop.
-        mine, theirs = set(self), set(other)
-        other = Ranges.joined(sorted(theirs - mine))
+        # Long ones that are nearly the same, as from one look at a stream to the next, cost little.
+        start = alike(self, other)
+        mine = Ranges(self.firsts[start:], self.lasts[start:])
+        theirs = Ranges(other.firsts[start:], other.lasts[start:])
+        end = len(mine.firsts) - alike(mine.backwards(), theirs.backwards())
         left: list[tuple[int, int]] = []
-        for first, last in sorted(mine - theirs):
-            for start, end in other.within(first, last):
-                left.append((first, start - 1))
-                first = end + 1
+        for first, last in zip(mine.firsts[:end], mine.lasts[:end], strict=True):
+            for low, high in theirs.within(first, last):
+                left.append((first, low - 1))
+                first = high + 1
             left.append((first, last))
         return Ranges.joined(left)
+
+    def backwards(self) -> Ranges:
+        return Ranges(self.firsts[::-1], self.lasts[::-1])
 
     def meets(self, after: int, upto: int) -> bool:
         """Whether one of the numbers after `after` up to `upto` is in it."""
@@ -84,6 +97,19 @@ class Ranges:
         if at < len(self.firsts) and self.firsts[at] <= number:
             return Ranges((number + 1, *self.firsts[at + 1 :]), self.lasts[at:])
         return Ranges(self.firsts[at:], self.lasts[at:])
+
+
+def alike(one: Ranges, other: Ranges) -> int:
+    """How many runs both begin with."""
+    low, high = 0, min(len(one.firsts), len(other.firsts))
+    while low < high:
+        middle = (low + high + 1) // 2
+        part = slice(low, middle)
+        if one.firsts[part] == other.firsts[part] and one.lasts[part] == other.lasts[part]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 NOTHING = Ranges()

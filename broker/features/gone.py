@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from broker.bus.base import Record, StreamState
 
-SEEN = 131_072  # events whose owner is remembered: 10 MB
+SEEN = 65_536  # events whose owner is remembered, and up to twice as many: 10 MB
 TIMED = 100_000  # events that end at a time; those of more are found out by looking at the stream
 LOOKED_AT = 1000  # events of a stretch, before it is called a gap without looking at the rest
 TTL = "Nats-TTL"  # https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-43.md
@@ -56,9 +56,9 @@ class Gone:
     expired: Ranges = NOTHING
     per_subject: int = 0
     chosen: Ranges = NOTHING
-    sequences: list[int] = attrs.Factory(list)  # seen, ascending; from `start` on they are remembered
+    newest_gone: int = 0
+    sequences: list[int] = attrs.Factory(list)  # seen, ascending
     owners: list[Owner | None] = attrs.Factory(list)  # of these; None: no event
-    start: int = 0
     newest: dict[tuple[str, str], deque[int]] = attrs.Factory(dict)  # of each channel, with `per_subject`
     timed: list[tuple[float, int]] = attrs.Factory(list)  # a heap: when each is over, by the loop's clock
 
@@ -68,15 +68,12 @@ class Gone:
         """The next record of the feed; `owner` is None when it is no event."""
         self.sequences.append(record[0])
         self.owners.append(owner)
-        if len(self.sequences) - self.start > SEEN:
-            self.start += 1
-            if self.start > SEEN:
-                del self.sequences[: self.start], self.owners[: self.start]
-                self.start = 0
+        if len(self.sequences) > 2 * SEEN:
+            del self.sequences[:SEEN], self.owners[:SEEN]
         if self.per_subject and owner:
             channel = owner.tenant, owner.channel
             self.newest.setdefault(channel, deque(maxlen=self.per_subject)).append(record[0])
-        if record[3] and TTL in record[3] and len(self.timed) < TIMED:
+        if record[3] is not None and TTL in record[3] and len(self.timed) < TIMED:
             seconds = duration(record[3][TTL])
             if seconds is not None:
                 heappush(self.timed, (now + seconds, record[0]))
@@ -97,6 +94,7 @@ class Gone:
         self.first = max(self.first, state.first)
         self.expired = self.expired.above(self.first - 1)
         self.unnamed = max(self.unnamed, state.unnamed)
+        self.note_newest()
         if self.per_subject and fresh:
             fresh = self.deliberate(fresh)
             self.chosen = (self.chosen | fresh).above(self.oldest - 1)
@@ -109,9 +107,14 @@ class Gone:
             over.append(heappop(self.timed)[1])
         fresh = Ranges.of(each for each in sorted(over) if not self.has(each))
         self.expired |= fresh
+        self.note_newest()
         if self.per_subject:
             self.chosen |= fresh
         return fresh
+
+    def note_newest(self) -> None:
+        lasts = [each.lasts[-1] for each in (self.named, self.expired) if each]
+        self.newest_gone = max(self.first - 1, *lasts, 0)
 
     def deliberate(self, fresh: Ranges) -> Ranges:
         """Of what is missing now the events that were not merely replaced by newer ones in their channel.
@@ -140,11 +143,9 @@ class Gone:
 
     def late(self, records: Sequence[Record]) -> Ranges:
         """Those of some records of the feed that were deleted before they came here."""
-        numbers = [record[0] for record in records if record[0]]
-        newest = max(self.first - 1, *(each.lasts[-1] for each in (self.named, self.expired) if each), 0)
-        if not numbers or numbers[0] > newest or self.per_subject:
+        if not records or records[0][0] > self.newest_gone or self.per_subject:
             return NOTHING
-        return Ranges.of(number for number in numbers if self.has(number))
+        return Ranges.of(record[0] for record in records if record[0] and self.has(record[0]))
 
     def between(self, tenant: str, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
         """Whether something is gone, after a position up to another, that would have been for somebody.
@@ -176,10 +177,10 @@ class Gone:
     @property
     def oldest(self) -> int:
         """The first sequence whose owner is remembered."""
-        return self.sequences[self.start] if self.start < len(self.sequences) else 0
+        return self.sequences[0] if self.sequences else 0
 
     def seen(self, first: int, last: int) -> list[tuple[int, Owner | None]]:
-        low = bisect_left(self.sequences, first, self.start)
+        low = bisect_left(self.sequences, first)
         high = bisect_right(self.sequences, last, low)
         return list(zip(self.sequences[low:high], self.owners[low:high], strict=True))
 
