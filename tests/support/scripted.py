@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from bisect import bisect_right
 from collections import Counter
 from operator import itemgetter
@@ -111,7 +112,7 @@ class ScriptedBus:
                 self.delivered.append((trio.current_time(), self.sent))
                 if stepped:
                     sink.skipped(self.now())
-                sink.stored(batch, self.sent, None)
+                sink.stored(batch, self.sent, time.time())
                 await trio.lowlevel.checkpoint()
 
     def now(self) -> StreamState:
