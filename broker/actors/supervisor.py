@@ -105,7 +105,6 @@ class Supervisor:
         budgets = Budgets(config.limits)
         self.sharing = Sharing(bus, names, self.broker, budgets)
         self.intake = Intake(names, config.limits.event_bytes, self.letters)
-        thinned = config.stream.max_msgs_per_subject > 0
         starts = Starts(
             bus,
             names,
@@ -114,7 +113,6 @@ class Supervisor:
             self.intake.between,
             look=lambda: self.deletions.look(),
             gone=lambda *stretch: self.intake.gone.between(*stretch),
-            thinned=thinned,
         )
         self.tenants = Tenants(
             config=config,

@@ -87,8 +87,7 @@ class Starts:
     `check` makes an event of a record or answers None (a dead letter). `remembered` has a tenant's newest
     events from the feed, after one position up to another, which a replica that is late has not got yet.
     `look` has the stream's state; `gone` says whether anything was deleted that a tenant would have got
-    after one position up to another, in channels that a function admits. `thinned`: the stream keeps only
-    so many messages of each subject.
+    after one position up to another, in channels that a function admits.
     """
 
     bus: Bus
@@ -98,7 +97,6 @@ class Starts:
     remembered: Callable[[str, int, int], Iterable[Checked]]
     look: Callable[[], Awaitable[StreamState]]
     gone: Callable[[str, int, int, Callable[[str], bool]], bool]
-    thinned: bool
 
     async def resolve(self, start: effects.After | effects.Since | effects.Last, scope: Scope) -> Beginning:
         """Where to begin. Raises `Unavailable`."""
@@ -134,7 +132,7 @@ class Starts:
         oldest = min(state.first - 1, scope.head)
         if after < oldest:
             return Beginning(after=oldest, lost=(Lost(reason="trimmed", start=after, end=oldest),))
-        if self.thinned and after < scope.floor:
+        if state.per_subject and after < scope.floor:
             # Any subject may have lost its older messages within the range, and no request would say so.
             return Beginning(after=after, lost=(Lost(reason="trimmed", start=after, end=after),))
         return Beginning(after=after)

@@ -28,6 +28,7 @@ PATTERNS = ["a", "a.>", "a.*", "*", "*.b", ">", "b", "users.u.>", "*.*.i"]
 
 
 def make_starts(bus: Stream, *, thinned: bool = False, **limits: Any) -> Starts:
+    bus.per_subject = int(thinned)
     return Starts(
         bus=bus,
         names=NAMES,
@@ -36,7 +37,6 @@ def make_starts(bus: Stream, *, thinned: bool = False, **limits: Any) -> Starts:
         remembered=bus.remembered,
         look=bus.state,
         gone=lambda *_: False,
-        thinned=thinned,
     )
 
 

@@ -67,6 +67,7 @@ class ScriptedBus:
     delivered: list[tuple[float, int]] = attrs.Factory(list)  # when, up to which sequence
     last_sequence: int = 0
     first: int = 1
+    per_subject: int = 0  # so many messages of each subject are kept; it does not do that itself
     sent: int = 0  # how far `run` has come
     deleted: dict[int, tuple[float, Record]] = attrs.Factory(dict)  # by sequence: when, and what it was
     sink: Sink | None = None
@@ -123,6 +124,7 @@ class ScriptedBus:
             first=self.first,
             last=self.last_sequence,
             deleted=Ranges.of(gone),
+            per_subject=self.per_subject,
         )
 
     def unsent(self) -> list[Record]:
