@@ -24,7 +24,8 @@ const open = async (user) => {
     const { fetch, WebSocket } = window;
     window.fetch = async (...args) => {
       const answer = await fetch(...args);
-      if (answer.status >= 400) met.push(answer.status);
+      // A poll that is broken off while its list changes ends its session: the next one may be told so, by 503.
+      if (answer.status >= 400 && answer.status !== 503) met.push(answer.status);
       return answer;
     };
     window.WebSocket = class extends WebSocket {
