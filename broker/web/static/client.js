@@ -103,7 +103,8 @@ const now = () => performance.now();
 const failure = (code, message) => new BrokerError({ code, message });
 const emit = (target, type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
 const many = (value) => [value].flat(); // a list of our own
-const bytes = (value) => new TextEncoder().encode(JSON.stringify(value)).length;
+const utf8 = (text) => new TextEncoder().encode(text).length;
+const bytes = (value) => utf8(JSON.stringify(value));
 const settleAll = (calls, error, value) => calls.forEach(({ resolve, reject }) => (error ? reject(error) : resolve(value)));
 /** What is not undefined of an object. */
 const given = (object) => Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined));
@@ -131,7 +132,8 @@ const json = (value, path = "event", above = []) => {
   if (typeof value === "number") {
     if (!Number.isFinite(value)) wrong(`is ${value}, which JSON has not`);
     // From 1e21 on it is written with an exponent, and no integer any more.
-    if (Number.isInteger(value) && Math.abs(value) < 1e21 && !(value >= -(2 ** 63) && value < 2 ** 64)) wrong("is an integer of more than 64 bits: send it as a string");
+    const huge = Number.isInteger(value) && Math.abs(value) < 1e21 && !(value >= -(2 ** 63) && value < 2 ** 64);
+    if (huge) wrong("is an integer of more than 64 bits: send it as a string");
     return value;
   }
   if (value === undefined) wrong("is undefined, which JSON has not; null is a tombstone, or a value that is none");
@@ -142,7 +144,7 @@ const json = (value, path = "event", above = []) => {
   if (Array.isArray(value)) return Array.from(value, (each, i) => json(each, `${path}[${i}]`, within));
   const made = Object.getPrototypeOf(value);
   const keys = Object.keys(value).filter((key) => value[key] !== undefined);
-  if (!keys.length && made && Object.getPrototypeOf(made)) wrong(`is a ${made.constructor?.name}, of which JSON would keep nothing`);
+  if (!keys.length && made && Object.getPrototypeOf(made)) wrong(`is a ${made.constructor?.name}, of which JSON keeps nothing`);
   const found = keys.find(torn);
   if (found !== undefined) wrong(`has a name that ${TORN}`);
   return Object.fromEntries(keys.map((key) => [key, json(value[key], `${path}.${key}`, within)]));
@@ -154,13 +156,17 @@ const misnamed = (name, pattern) => {
   if (torn(name)) return TORN;
   const tokens = name.split(".");
   const wild = (token, i) => pattern && (token === "*" || (token === ">" && i === tokens.length - 1));
-  if (bytes(name) > 258) return "a channel has 256 bytes at most"; // beside its quotes
+  if (utf8(name) > 256) return "a channel has 256 bytes at most";
   if (tokens.length > 16) return "a channel has 16 tokens at most";
   if (/^[@_$]/.test(name)) return "a channel does not begin with @, _ or $";
   if (tokens.some((token) => !token)) return "a token is empty";
-  if (tokens.some((token, i) => /[*>\p{Z}\p{Cc}]/u.test(token) && !wild(token, i))) return pattern ? "* and > stand for whole tokens, > at the end; white space does not belong there" : "a channel has no *, > or white space";
+  const odd = tokens.some((token, i) => /[*>\p{Z}\p{Cc}]/u.test(token) && !wild(token, i));
+  if (odd && pattern) return "* and > stand for whole tokens, > at the end; white space does not belong there";
+  if (odd) return "a channel has no *, > or white space";
   if (name === "live") return "a live channel is live.<name>";
 };
+
+const TIME = /^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)$/;
 
 /**
  * What the broker would say to the options of a subscription.
@@ -170,7 +176,7 @@ const misnamed = (name, pattern) => {
 const mistaken = ({ names, start: { position, since, last, durable }, lag }, { last_events = Infinity }) => {
   if (!names.length) return "there is no channel";
   if (position !== undefined && typeof position !== "string") return "position: send one back as it was received";
-  if (since !== undefined && !/^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)$/.test(since)) return "since: a time as 2026-01-31T12:00:00Z";
+  if (since !== undefined && !TIME.test(since)) return "since: a time as 2026-01-31T12:00:00Z";
   if (last !== undefined && !(Number.isInteger(last) && last > 0 && last <= last_events)) return `last: 1 to ${last_events}`;
   if (durable !== undefined && !/^[\w-]{1,64}$/.test(durable)) return "durable: 1 to 64 of the characters A-Z a-z 0-9 _ -";
   if (lag !== undefined && !["replay", "latest", "drop", "close"].includes(lag)) return "lag: replay, latest, drop or close";
@@ -1253,7 +1259,8 @@ export class Client extends EventTarget {
     const { position, catch_up: mark } = payload;
     // These say where the connection stands, whatever else they are about.
     if (/^sub|pong|draining/.test(type)) this.#position = position ?? this.#position;
-    const call = messageId && /^(subscribed|unsubscribed|published|acknowledged|error)$/.test(type) ? this.#answered(messageId) : undefined;
+    const answers = /^(subscribed|unsubscribed|published|acknowledged|error)$/.test(type);
+    const call = answers && messageId ? this.#answered(messageId) : undefined;
     switch (type) {
       case "event":
       case "gap":
@@ -1336,7 +1343,8 @@ export class Client extends EventTarget {
       if (largest.entry) this.#settle(largest.entry, this.#tooLarge(largest.size));
     }
     for (const { entry, records = [], acks = [], late } of suspects) {
-      const error = new BrokerError({ code: late ? "timeout" : "bad_message", message: `there is no answer to it, after ${TRIES} tries`, unknown: !!entry });
+      const message = `there is no answer to it, after ${TRIES} tries`;
+      const error = new BrokerError({ code: late ? "timeout" : "bad_message", message, unknown: !!entry });
       if (entry && ++entry.doubts === TRIES) this.#settle(entry, error);
       for (const record of records) if (++record.doubts === TRIES) this.#end(record, error);
       for (const ack of acks) if ((ack.doubts = (ack.doubts ?? 0) + 1) === TRIES) ack.reject(error);
@@ -1397,7 +1405,8 @@ export class Client extends EventTarget {
   }
 
   #gone(names, id) {
-    for (const name of names) if (this.#names.get(name)?.leaving === id) this.#note(name, { held: false, leaving: undefined, let_go: false });
+    for (const name of names)
+      if (this.#names.get(name)?.leaving === id) this.#note(name, { held: false, leaving: undefined, let_go: false });
   }
 
   /** An `unsubscribe` was refused: for now, or since one of the names is no subscription any more. */
@@ -1460,14 +1469,16 @@ export class Client extends EventTarget {
     if (own) {
       // A connection may have few snapshots under way: one after the other.
       const shoots = (each) => each.start.snapshot && !each.seen && each.state > NEW && each.state < LIVE;
-      if (record.start.snapshot && ([...this.#records].some(shoots) || plan.messages.some(({ start, alone }) => start.snapshot && (alone || record.alone)))) return;
+      const beside = ({ start, alone }) => start.snapshot && (alone || record.alone);
+      if (record.start.snapshot && ([...this.#records].some(shoots) || plan.messages.some(beside))) return;
       return this.#place(plan, [record], record.start, kin.filter(({ state }) => state === LIVE));
     }
     const same = kin.find((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name)));
     if (!record.seen && same) return plan.joined.push([record, same]);
     const stands = (each) => each.seen || each.state === LIVE;
     const together = [record, ...kin.filter((each) => stands(each) || !Object.keys(each.start).length)];
-    if (together.some(stands) && this.#position) for (const each of together) each.seen ??= this.#reached(each) ?? this.#position;
+    if (together.some(stands) && this.#position)
+      for (const each of together) each.seen ??= this.#reached(each) ?? this.#position;
     const [incarnation] = parts(this.#position ?? "");
     const position = together.reduce((oldest, each) => {
       const seen = this.#reached(each);
@@ -1490,7 +1501,8 @@ export class Client extends EventTarget {
     if (over.length || (short && record.waits + ROOM_MS <= now())) {
       const own = plan.fresh([record]);
       const names = over.length ? over : own.slice(Math.min(plan.room, own.length - 1));
-      return this.#refuseOf(record, names, failure("limit_subscriptions", `${names[0]}: the connection has its ${most} subscriptions`));
+      const full = failure("limit_subscriptions", `${names[0]}: the connection has its ${most} subscriptions`);
+      return this.#refuseOf(record, names, full);
     }
     if (short) {
       record.waits ??= now();
@@ -1511,8 +1523,10 @@ export class Client extends EventTarget {
 
   #subscribed({ records, names }, id, { refused, live }, mark) {
     const not = new Set(refused.map(({ channel }) => channel));
-    for (const name of names)
-      this.#note(name, { ...(!not.has(name) && { held: true }), ...(this.#names.get(name)?.asked === id && { asked: undefined }) });
+    for (const name of names) {
+      if (!not.has(name)) this.#note(name, { held: true });
+      if (this.#names.get(name)?.asked === id) this.#note(name, { asked: undefined });
+    }
     for (const record of records) {
       if (record.id !== id) continue; // it wants something else by now
       record.doubts = 0;
@@ -1764,7 +1778,7 @@ export class Client extends EventTarget {
   async #publish(channel, event, { id = random(), timeout }, relayed = false) {
     const fault = misnamed(channel, false);
     if (fault) throw failure("invalid_channel", `${JSON.stringify(channel)}: ${fault}`);
-    if (typeof id !== "string" || torn(id) || !id || bytes(id) > 66) throw failure("bad_message", "id: a string of 1 to 64 bytes");
+    if (typeof id !== "string" || torn(id) || !id || utf8(id) > 64) throw failure("bad_message", "id: a string of 1 to 64 bytes");
     const key = `${channel} ${id}`;
     const before = this.#outbox.get(key);
     if (before && JSON.stringify(before.payload.event) === JSON.stringify(event)) return before.promise;
@@ -1774,7 +1788,8 @@ export class Client extends EventTarget {
     /** @type {any} */
     const entry = { key, payload: { channel, event, id }, relayed, size: bytes(event), sends: 0, doubts: 0 };
     entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
-    if (timeout) entry.timer = setTimeout(() => this.#settle(entry, failure("timeout", `no answer after ${timeout} ms`)), timeout);
+    const late = () => this.#settle(entry, failure("timeout", `no answer after ${timeout} ms`));
+    if (timeout) entry.timer = setTimeout(late, timeout);
     this.#outbox.set(key, entry);
     this.#flush();
     return entry.promise;
@@ -1823,9 +1838,10 @@ export class Client extends EventTarget {
 
   #published(entry, { position, duplicate = false }) {
     // Only a try of our own makes it the same event.
-    if (duplicate && entry.sends < 2 && !entry.relayed)
-      this.#settle(entry, new BrokerError({ code: "duplicate", message: `${entry.payload.id}: an event with this id was stored before; this one is not`, position }));
-    else this.#settle(entry, undefined, { position, duplicate });
+    if (duplicate && entry.sends < 2 && !entry.relayed) {
+      const message = `${entry.payload.id}: an event with this id was stored before; this one is not`;
+      this.#settle(entry, new BrokerError({ code: "duplicate", message, position }));
+    } else this.#settle(entry, undefined, { position, duplicate });
   }
 
   /** A publish was refused; `unknownOutcome`: by somebody who cannot know what the broker did with it. */

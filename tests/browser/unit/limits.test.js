@@ -236,6 +236,12 @@ describe("what cannot succeed", () => {
       assert.equal(world.socket.sent.length, 0);
     });
 
+  test("the limits are of bytes as they are sent, not as JSON writes them", async () => {
+    const client = await world.connected();
+    client.publish('"'.repeat(256), 1, { id: "\\".repeat(64) }).catch(() => {});
+    assert.equal(world.socket.count("publish"), 1);
+  });
+
   for (const [options, code] of [
     [{ last: 0 }, "bad_message"],
     [{ last: 1.5 }, "bad_message"],
