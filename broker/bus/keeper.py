@@ -254,7 +254,7 @@ class Keeper:
             f"{each.key or each.setting}: {each.found} → {each.wanted}"
             for each in terms.changes(held.config, changed, wanted)
         ]
-        if consent:
+        if consent and (done or not held.ours):
             log.warning("stream_adopted", stream=wanted.name, changed=done)
         elif done:
             log.info("stream_adjusted", stream=wanted.name, changed=done)

@@ -331,6 +331,13 @@ async def test_adopted_by_the_configuration(nats: NatsServer, streams: Streams) 
         assert (await streams.found())["max_bytes"] == 1 << 19, "another file, another consent"
 
 
+async def test_a_stream_that_is_made_is_not_called_adopted(nats: NatsServer) -> None:
+    """With consent in the configuration from the first start on there is nothing to consent to."""
+    async with started(nats, stream=config.Stream(adopt=True)) as (bus, lines):
+        assert said(lines, "EVENTS")["event"] == "stream_created"
+        assert (await bus.examine("EVENTS")).ours
+
+
 async def test_adoption_mends_what_could_not_be_used(nats: NatsServer, streams: Streams) -> None:
     """Where the server lets it; else its refusal is the answer, and nothing has changed."""
     made = await streams.make("EVENTS", subjects=["events.acme.>"], no_ack=True)
