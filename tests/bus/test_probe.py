@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from broker.bus.probe import Probe
 from broker.errors import Unavailable
+from broker.subjects import Names
 from tests.support.bus import PATIENCE_SECONDS, ready_bus, running_bus
 
 if TYPE_CHECKING:
@@ -85,11 +87,17 @@ async def test_a_refused_publication(nats: NatsServer, publisher: RawNats) -> No
         assert await closed(bus) == ""
 
 
-async def test_no_answer(nats: NatsServer, publisher: RawNats) -> None:
-    """A stream that is gone answers nothing, and a server that stands still neither."""
+async def test_nobody_answers(nats: NatsServer) -> None:
+    """Where no stream takes events, the server says so at once."""
     async with ready_bus(nats.url) as (bus, _):
-        await publisher.api("STREAM.DELETE.EVENTS")
-        assert "nobody answers on events._broker.probe" in await closed(bus)
+        probe = Probe(bus.jetstream, "EVENTS", Names(events="nowhere"))
+        with pytest.raises(Unavailable, match=r"nobody answers on nowhere\._broker\.probe"):
+            await probe.ask()
+
+
+async def test_no_answer_in_time(nats: NatsServer) -> None:
+    """A server that stands still is not waited for longer than 2 s."""
+    async with ready_bus(nats.url) as (bus, _):
         nats.stop()
         with pytest.raises(Unavailable, match="did not answer within 2 s"):
             await bus.probe()
