@@ -49,8 +49,10 @@ class Tap:
 
 
 def own(subject: bytes) -> bool:
-    """Canaries and probes, the audit trail, requests about the streams, and answers."""
+    """Canaries and probes, what it remembers of its streams, the audit trail, requests and answers."""
     beginnings = (
+        b"$KV.broker_control.owned.",
+        b"$KV.broker_control.generation.",
         b"events._broker.probe",
         b"_broker.",
         b"audit.",
