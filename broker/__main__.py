@@ -13,6 +13,7 @@ from broker.cli.check_config import check_config
 from broker.cli.dev import dev
 from broker.cli.diagnosis import explain, trace
 from broker.cli.publish import publish
+from broker.cli.reload import reload
 from broker.cli.serve import serve
 from broker.cli.tail import tail
 from broker.cli.token import token
@@ -23,17 +24,28 @@ if TYPE_CHECKING:
 
 
 class Commands(click.Group):
-    """Turns what the broker raises on purpose into sentences on standard error and exit code 1."""
+    """Turns what the broker raises on purpose into sentences on standard error and exit code 1.
+
+    And what the system refuses: it says which file, and why.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         problems: list[BaseException] = []
         try:
             return super().invoke(ctx)
-        except* BrokerError as group:
+        except* (BrokerError, OSError) as group:
             problems.extend(leaves(group))
         for problem in problems:
-            click.echo(str(problem), err=True)
+            if isinstance(problem, BrokenPipeError):
+                raise problem  # whoever reads has enough, which click knows
+            click.echo(sentence(problem), err=True)
         return ctx.exit(1)
+
+
+def sentence(problem: BaseException) -> str:
+    if isinstance(problem, OSError) and problem.filename is not None:
+        return f"{problem.filename}: {problem.strerror}"
+    return str(problem)
 
 
 def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
@@ -50,7 +62,7 @@ for command in (*bans.COMMANDS, *streams.COMMANDS):
 
 @click.group(
     cls=Commands,
-    commands=[dev, serve, check_config, token, publish, tail, bench, admin, explain, trace],
+    commands=[dev, serve, reload, check_config, token, publish, tail, bench, admin, explain, trace],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="nats-websocket-broker")

@@ -7,12 +7,12 @@ tenants, then NATS.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import random
 import signal
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -22,7 +22,7 @@ import structlog
 import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from broker import systemd
+from broker import descriptors, systemd
 from broker.actors.supervisor import Supervisor
 from broker.actors.turns import Turn
 from broker.auth import admin as admin_token
@@ -32,6 +32,7 @@ from broker.auth.tokens import Verifier
 from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
+from broker.config import unusable
 from broker.errors import CloseCode
 from broker.metrics.collector import Collector
 from broker.metrics.keysets import KeySets
@@ -41,7 +42,7 @@ from broker.operations.diagnosis import Diagnosis
 from broker.operations.process import Operations
 from broker.operations.storage import Storage
 from broker.operations.streams import Streams
-from broker.reloading import Hangups, Reloader
+from broker.reloading import Hangups, Reloader, leave
 from broker.subjects import Names
 from broker.web import api, asyncapi, diagnosis
 from broker.web.admin import AdminPort
@@ -117,7 +118,10 @@ async def serve(
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
-    await trio.Path(data_dir).mkdir(parents=True, exist_ok=True, mode=0o700)
+    open_directory(data_dir)
+    room = descriptors.claim()
+    if fault := room.fault(config.limits.connections):
+        log.warning("descriptors_few", fault=fault)
     token = admin_token.load(config.server.admin_token_file, data_dir)
     stop = stop or Stop()
     tracing = open_tracing(config.tracing)
@@ -168,6 +172,7 @@ async def serve(
                 health=supervisor.not_ready,
                 remarks=lambda: supervisor.verifier.keys.remarks(),
                 ssl_context=context,
+                descriptors=room,
                 responses=process.responses,
                 site=Site(
                     sign=partial(demo_token, config) if demo else None,
@@ -351,18 +356,28 @@ async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:
             stop.wanted.set()
 
 
+def open_directory(path: Path) -> None:
+    """Makes the data directory, and sees that we may write there. Raises `ConfigError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise unusable(path, error) from error
+
+
 @contextmanager
 def state_file(path: Path, running: Running) -> Iterator[None]:
     """The addresses, for the commands that run beside the broker; gone when it is."""
-    written = path.with_name(f".{path.name}.{running.pid}")
-    written.unlink(missing_ok=True)
-    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(attrs.asdict(running), file)
-    written.replace(path)  # who waits for it never reads half of it
+    try:
+        leave(path, attrs.asdict(running))
+    except OSError as error:
+        raise unusable(path, error) from error
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it names a process that is gone
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

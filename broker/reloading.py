@@ -1,4 +1,4 @@
-"""SIGHUP: another configuration for a broker that goes on running.
+"""SIGHUP: another configuration for a broker that goes on running, and a verdict on it that others can read.
 
 Keys, permissions, limits, origins, trusted proxies, certificates, the drain, metrics and the log take effect
 at once. The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
@@ -6,6 +6,8 @@ at once. The rest needs a restart, and is said to. A configuration that cannot b
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker.reload")
 
+VERDICT_FILE = "reload.json"
 SECTIONS = ("auth", "permissions", "limits", "drain", "metrics", "log")  # that take effect as a whole
 SERVER = (  # of the section `server`
     "origins", "query_token", "tls_certificate", "tls_key", "tls_client_ca", "tls_client_required",
@@ -61,6 +64,26 @@ def differences(one: Config, other: Config) -> Iterator[str]:
         for key in attrs.fields(type(ours)):
             if getattr(ours, key.name) != getattr(theirs, key.name):
                 yield f"{section.name}.{key.name}"
+
+
+@attrs.frozen(kw_only=True)
+class Verdict:
+    """What became of a reload that began then (`time.monotonic_ns`); with `faults` nothing has changed."""
+
+    pid: int
+    began: int
+    changed: list[str] = attrs.Factory(list)
+    needs_restart: list[str] = attrs.Factory(list)
+    faults: list[str] = attrs.Factory(list)
+
+
+def leave(path: Path, value: object) -> None:
+    """Leaves JSON in a file for our own user: who waits for it never reads half of it. Raises `OSError`."""
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    written.unlink(missing_ok=True)
+    with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(value, file)
+    written.replace(path)
 
 
 @attrs.define(eq=False)
@@ -100,42 +123,71 @@ class Reloader:
 
     async def run(self) -> None:
         """Until cancelled. To be run once the broker is ready; while it is about to stop, nothing is read."""
+        self.leave(Verdict(pid=os.getpid(), began=time.monotonic_ns()))
         while True:
             await self.hangups.next()
             if self.supervisor.draining:
                 continue
+            began = time.monotonic_ns()
             # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
-            self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            succeeded = False
-            try:
-                await self.reload(self.read())
-                succeeded = True
-            except ConfigError as error:
-                log.error("reload_refused", faults=list(error.faults), next="the old one stays in force")
-            except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
-                log.error("reload_refused", faults=[str(error)], next="the old one stays in force")
-            self.process.reload(succeeded=succeeded)
+            self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={began // 1000}")
+            changed, left, faults = await self.try_reload()
+            self.process.reload(succeeded=not faults)
             if not self.supervisor.draining:  # STOPPING=1 was the last word
                 self.notifier.notify("READY=1")
+            # Last: it ends the command that systemd may wait for, to which all else has to be done by then.
+            verdict = Verdict(
+                pid=os.getpid(), began=began, changed=changed, needs_restart=left, faults=faults
+            )
+            self.leave(verdict)
 
-    async def reload(self, wanted: Config) -> None:
-        """Puts a configuration into force. Raises `ConfigError` before it has changed anything."""
+    def leave(self, verdict: Verdict) -> None:
+        try:
+            leave(self.data_dir / VERDICT_FILE, attrs.asdict(verdict))
+        except OSError as error:
+            log.warning(
+                "verdict_not_written", error=str(error), next="`broker reload` cannot tell the outcome"
+            )
+
+    async def try_reload(self) -> tuple[list[str], list[str], list[str]]:
+        """The keys that have changed, those that need a restart, and why nothing was changed."""
+        try:
+            return (*await self.reload(self.read()), [])
+        except ConfigError as error:
+            faults = list(error.faults)
+        except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
+            faults = [str(error)]
+        except Exception as error:  # neither the file nor what we do with it may be the end of all
+            log.exception("reload_crashed")
+            faults = [f"{type(error).__name__}: {error}; the broker's log says more"]
+        log.error("reload_refused", faults=faults, next="the old one stays in force")
+        return [], [], faults
+
+    async def reload(self, wanted: Config) -> tuple[list[str], list[str]]:
+        """Puts a configuration into force; the keys that have changed, and those that need a restart.
+
+        Raises `ConfigError` before it has changed anything.
+        """
         config = merge(self.config, wanted)
         keys = Keys.load(config.auth, before=self.keys.remotes)
         verifier = Verifier(config.auth, config.limits, config.permissions, keys)
         context = self.certificate(config)
         token = admin_token.load(config.server.admin_token_file, self.data_dir)
+        expires = expiry(config.server)
         self.keys.scope.cancel()
         await self.nursery.start(keys.run)
         before, self.config, self.keys = self.config, config, keys
         self.public.ssl_context, self.admin.token = context, token
-        self.process.certificate_expires = expiry(config.server)
+        self.process.certificate_expires = expires
         for port in (self.public, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)
         changed, left = list(differences(before, config)), list(differences(config, wanted))
         log.info("reloaded", changed=changed, needs_restart=left)
+        if fault := self.public.descriptors.fault(config.limits.connections):
+            log.warning("descriptors_few", fault=fault)
         logging.configure(config.log)
+        return changed, left
 
     def certificate(self, config: Config) -> ssl.SSLContext | None:
         """What later handshakes are made with. TLS itself is not switched on or off."""

@@ -134,7 +134,13 @@ class Connection:
             if self.sender:
                 self.sender.cancel()
             self.outlet.client = NOBODY  # they hold each other: a cycle for a full collection to end
-            each(self.transport.abort, partial(self.services.ended, self), failed=self.note_crash)
+            each(  # the first two once more, should they have failed
+                self.outlet.detach,
+                partial(self.services.wheel.cancel, self),
+                self.transport.abort,
+                partial(self.services.ended, self),
+                failed=self.note_crash,
+            )
 
     def spend_from(self, budgets: tuple[Budget, ...]) -> None:
         """What it is limited by from now on."""

@@ -184,8 +184,8 @@ class Joiner:
         number: int | None = None
         for pattern, topic in self.topics.items():
             if topic.live and outlet.find(pattern) is None:
-                self.hold(topic)
                 outlet.join(topic, self.fanout.count)
+                self.hold(topic)
         stored = {pattern: topic for pattern, topic in self.topics.items() if not topic.live}
         if stored and self.snapshot:
             number = self.begin_catch_up(stored, position=0)
@@ -238,8 +238,8 @@ class Joiner:
         outlet = self.outlet
         first = not outlet.stored
         for topic in stored.values():
-            self.hold(topic)
             outlet.join(topic, after)
+            self.hold(topic)
         if first and after < self.fanout.position():
             backlog = outlet.backlog or outlet.fall_behind(memoryview(b""))
             backlog.cursor, backlog.position, backlog.resuming = -1, after, True
@@ -261,8 +261,8 @@ class Joiner:
             if not running:
                 joined[pattern] = topic
                 if topic not in outlet.stored:
-                    self.hold(topic)
                     outlet.join(topic, outlet.position())
+                    self.hold(topic)
         return self.live_unless_resuming(joined) and live
 
     def live_unless_resuming(self, stored: dict[str, Topic]) -> bool:

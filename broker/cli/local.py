@@ -29,13 +29,16 @@ def find_data_dir(given: Path | None, environ: Mapping[str, str]) -> Path:
 
 def make_key(data_dir: Path) -> None:
     """Leaves a key in the data directory, readable by its owner alone, unless there is one."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = data_dir / KEY_FILE
     try:
-        handle = os.open(data_dir / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return
-    with open(handle, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(KEY_BYTES) + "\n")
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            return
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(KEY_BYTES) + "\n")
+    except OSError as error:
+        raise config.unusable(data_dir, error) from None
 
 
 def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> config.Config:

@@ -5,7 +5,7 @@ reads TOML and `BROKER_SECTION__KEY`, `checks` compares keys with each other and
 that they name. A component is given its own section, never the whole.
 """
 
-from broker.config.load import build, default_data_dir, effective, examine, load, shown
+from broker.config.load import build, default_data_dir, effective, examine, load, shown, unusable
 from broker.config.sections import (
     Allowance,
     Audit,
@@ -55,4 +55,5 @@ __all__ = [
     "load",
     "seconds",
     "shown",
+    "unusable",
 ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
 import tomllib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import GenericAlias, UnionType
@@ -36,7 +38,20 @@ CREDENTIALS = "CREDENTIALS_DIRECTORY"  # where systemd puts what LoadCredential=
 
 def default_data_dir() -> Path:
     """Where a broker keeps its state when nobody says: the platform's place for a user's programs."""
-    return platformdirs.user_state_path("broker")
+    with suppress(RuntimeError):  # neither HOME nor the user's entry says where
+        path = platformdirs.user_state_path("broker")
+        if path.is_absolute():
+            return path
+    raise ConfigError(
+        [f"server.data_dir: user {os.geteuid()} has no home directory; set it, or use --data-dir"]
+    )
+
+
+def unusable(path: Path, error: OSError) -> ConfigError:
+    """That the data directory, or a file in it, cannot be used, and what to do."""
+    reason = f"{error.filename or path}: {error.strerror or error}"
+    step = f"give user {os.geteuid()} a directory that it may write, by --data-dir or server.data_dir"
+    return ConfigError([f"server.data_dir: {reason}; {step}"])
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, production: bool) -> Config:

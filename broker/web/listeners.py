@@ -13,6 +13,7 @@ import trio
 
 from broker.actors.transport import LinkLost
 from broker.config import exposure, host_port
+from broker.descriptors import UNBOUNDED
 from broker.errors import ConfigError
 from broker.web.links import Link, TlsLink
 
@@ -32,7 +33,10 @@ Context: TypeAlias = "Callable[[], ssl.SSLContext | None]"  # of the next handsh
 # have their turn in between.
 BATCH = 64
 BACK_OFF_SECONDS = 0.1
-EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+NEXT_STEPS = {
+    errno.EMFILE: "raise LimitNOFILE= of the service, or lower limits.connections",
+    errno.ENFILE: "raise fs.file-max of the system (sysctl)",
+}
 ABSENT = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
 # accept(2): errors of the new connection that Linux passes on here, and of firewalls. Not ours.
 TRANSIENT = {
@@ -85,7 +89,22 @@ async def open_listeners(
     except ValueError as error:
         raise ConfigError([f"{key}: {error}"]) from error
     except OSError as error:
-        raise ConfigError([f"{key}: cannot listen on {listen}: {error.strerror or error}"]) from error
+        raise ConfigError([f"{key}: cannot listen on {listen}: {told(error)}"]) from error
+
+
+def told(error: OSError) -> str:
+    """What is wrong, and what to do about it."""
+    reason = error.strerror or str(error)
+    if isinstance(error, socket.gaierror):
+        return f"{reason}; name this machine by an address, such as 127.0.0.1 or 0.0.0.0"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"{reason}; stop what listens there (`ss -ltnp` shows it), or choose another port"
+        case errno.EACCES:
+            return f"{reason}; choose a port above 1023, or have systemd open it (broker.socket)"
+        case errno.EADDRNOTAVAIL:
+            return f"{reason}; choose an address of this machine (`ip address` shows them)"
+    return reason
 
 
 def bind(
@@ -120,17 +139,19 @@ async def accept(
     *,
     nursery: trio.Nursery,
     context: Context = no_tls,
+    full: int = UNBOUNDED.full,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Accepts for ever and runs `handle` for each connection in `nursery`; then cuts the connection.
 
-    Cancelled, it closes the listeners; what has been accepted goes on.
+    A connection that would be the file descriptor `full` is cut at once. Cancelled, it closes the listeners;
+    what has been accepted goes on.
     """
     try:
         async with trio.open_nursery() as loops:
             for listener in listeners:
                 listener.setblocking(False)
-                loops.start_soon(accept_on, listener, handle, nursery, context)
+                loops.start_soon(accept_on, listener, handle, nursery, context, full)
             task_status.started()
     finally:
         for listener in listeners:
@@ -138,26 +159,30 @@ async def accept(
             listener.close()
 
 
-async def accept_on(listener: socket.socket, handle: Handle, nursery: trio.Nursery, context: Context) -> None:
-    exhausted = False
+async def accept_on(
+    listener: socket.socket, handle: Handle, nursery: trio.Nursery, context: Context, full: int
+) -> None:
+    failing = 0  # the number of the error that was told
     while True:
         await trio.lowlevel.wait_readable(listener)
         try:
             for _ in range(BATCH):
                 raw, address = listener.accept()
-                exhausted = False
+                if raw.fileno() >= full:
+                    raw.close()
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+                failing = 0
                 nursery.start_soon(connection, raw, shown(address), handle, context)
         except BlockingIOError:
             continue
         except OSError as error:
-            if error.errno in EXHAUSTED:
-                # The connection stays in the backlog. Said once for each time it begins.
-                if not exhausted:
-                    log.warning("accept_exhausted", error=os.strerror(error.errno))
-                exhausted = True
-                await trio.sleep(BACK_OFF_SECONDS)
-            elif error.errno not in TRANSIENT:
-                raise
+            if error.errno in TRANSIENT:
+                continue
+            # The next one stays in the backlog. Said once for each time it begins.
+            if failing != error.errno:
+                log.warning("accept_failed", error=error.strerror, next=NEXT_STEPS.get(error.errno or 0))
+            failing = error.errno or -1
+            await trio.sleep(BACK_OFF_SECONDS)
 
 
 async def connection(raw: socket.socket, peer: str, handle: Handle, context: Context) -> None:

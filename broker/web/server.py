@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,7 +14,8 @@ import trio
 
 from broker.actors.boundary import Boundary
 from broker.actors.transport import Hello, LinkLost
-from broker.errors import BrokerError
+from broker.descriptors import UNBOUNDED
+from broker.errors import BrokerError, Unavailable
 from broker.web import heads, longpoll, origins, polls, posts, proxies, proxy_protocol, queries, sse, upgrade
 from broker.web.listeners import accept
 from broker.web.longpoll import PollTransport
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
 
     from broker import config
     from broker.actors.transport import Transport
+    from broker.descriptors import Descriptors
     from broker.web.heads import Request
     from broker.web.links import Link
     from broker.web.posts import Post
 
+CROWDED_SECONDS = 60.0  # without, and the next time is told again
 HEALTH = {"/healthz": ("GET", "HEAD"), "/readyz": ("GET", "HEAD")}
 # What a page of another origin asks for beforehand takes OPTIONS, too.
 PAGES: dict[str, Sequence[str]] = {
@@ -73,10 +77,12 @@ class PublicPort:
     health: Callable[[], str | None] = attrs.field(kw_only=True)
     remarks: Callable[[], Sequence[str]] = attrs.field(kw_only=True, default=tuple)
     ssl_context: ssl.SSLContext | None = attrs.field(kw_only=True, default=None)
+    descriptors: Descriptors = attrs.field(kw_only=True, default=UNBOUNDED)
     responses: Counter[int] = attrs.field(kw_only=True, factory=Counter)  # by status
     site: Site = attrs.field(kw_only=True, factory=Site)
     polls: dict[str, PollTransport] = attrs.field(init=False, factory=dict)
     strangers: Strangers = attrs.field(init=False, factory=Strangers)
+    crowded: float = attrs.field(init=False, default=-math.inf)  # when there were last too few descriptors
     nursery: trio.Nursery = attrs.field(init=False)
 
     async def run(
@@ -93,6 +99,7 @@ class PublicPort:
             self.handle,
             nursery=nursery,
             context=lambda: self.ssl_context,
+            full=self.descriptors.full,
             task_status=task_status,
         )
 
@@ -129,6 +136,7 @@ class PublicPort:
         check(request, PAGES | self.site.pages)
         if request.path in HEALTH:
             return health(request, self.health, self.remarks)
+        self.look_for_room(link)
         if request.path in self.site.pages:
             return await self.page(link, request, trailing)
         shared = origins.shared(self.origin(link, request))
@@ -137,6 +145,19 @@ class PublicPort:
         except Refused as refused:
             raise Refused.by(refused.response.beside(shared)) from None
         return found.beside(shared) if isinstance(found, Response) else found
+
+    def look_for_room(self, link: Link) -> None:
+        """Raises `Refused` (503) where the last descriptors are kept for others than clients."""
+        if link.raw.fileno() < self.descriptors.crowded:
+            return
+        before, self.crowded = self.crowded, trio.current_time()
+        if self.crowded > before + CROWDED_SECONDS:
+            log.warning(
+                "descriptors_short",
+                limit=self.descriptors.limit,
+                next="raise LimitNOFILE= of the service, or lower limits.connections",
+            )
+        raise Refused.by(refused(Unavailable("this broker has no room; others may have", retry_after=5.0)))
 
     async def exchange(
         self, link: Link, request: Request, trailing: bytes, shared: Headers

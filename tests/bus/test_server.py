@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from broker.bus import server
 from broker.bus.server import EmbeddedServer, ServerError, is_alive
 from tests.support.bus import ready_bus
 from tests.support.rawnats import connect
@@ -194,3 +195,16 @@ async def test_a_server_that_hangs_is_killed_at_the_end(
         assert process is not None
         process.send_signal(signal.SIGSTOP)
     assert process.returncode == -signal.SIGKILL
+
+
+async def test_a_program_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found as nats-server cannot be run: the system's words, and no traceback of who tried."""
+    program = tmp_path / "nats-server"
+    program.write_bytes(b"\x7fELF, but no more")
+    program.chmod(0o755)
+    monkeypatch.setattr(server, "find_binary", lambda: str(program))
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ServerError, match=r"does not start: .*nats-server: Exec format error")
+    ):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(EmbeddedServer(directory=tmp_path / "nats", port=0).run)

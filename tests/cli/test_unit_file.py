@@ -69,4 +69,4 @@ def test_instances_differ_only_where_they_must() -> None:
     one, several = ((UNITS / name).read_text().splitlines() for name in ("broker.service", "broker@.service"))
     only = [line for line in several if line not in one and not line.startswith("#")]
     keys = {line.partition("=")[0] for line in only}
-    assert keys == {"Description", "After", "ExecStart", "Environment", "StateDirectory"}
+    assert keys == {"Description", "After", "ExecStart", "ExecReload", "Environment", "StateDirectory"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import attrs
 import pytest
@@ -19,6 +19,7 @@ from broker.config import (
     TenantAllowance,
     build,
     checks,
+    default_data_dir,
     effective,
     examine,
     host_port,
@@ -511,3 +512,16 @@ def test_client_certificates_belong_to_tls(tmp_path: Path) -> None:
     assert fault.startswith("server.tls_certificate: is required")
     (fault,) = faults({"server": {"tls_client_required": True}})
     assert fault.startswith("server.tls_client_ca: is required")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made in a directory called "~": it is said what is missing."""
+
+    def unknown(user: int) -> NoReturn:
+        raise KeyError(user)
+
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(ConfigError, match=r"server\.data_dir: user \d+ has no home directory; .*--data-dir"):
+        default_data_dir()

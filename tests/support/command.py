@@ -34,11 +34,13 @@ def environment(**variables: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": str(ROOT)} | variables
 
 
-async def broker(*arguments: str | Path, stdin: bytes = b"", **variables: str) -> Result:
-    """Runs a command to its end."""
+async def broker(
+    *arguments: str | Path, stdin: bytes = b"", prefix: tuple[str, ...] = (), **variables: str
+) -> Result:
+    """Runs a command to its end, by the program `prefix` where one is given."""
     with trio.fail_after(PATIENCE_SECONDS):
         process = await trio.run_process(
-            [*COMMAND, *map(str, arguments)],
+            [*prefix, *COMMAND, *map(str, arguments)],
             stdin=stdin,
             capture_stdout=True,
             capture_stderr=True,

@@ -10,6 +10,7 @@ import base64
 import json
 from collections import Counter
 from functools import wraps
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -80,7 +81,9 @@ TRANSPORT = (
 
 
 def transports(*owners: type) -> tuple[Seam, ...]:
-    return tuple(Seam(owner, name) for owner in owners for name in TRANSPORT if hasattr(owner, name))
+    """What is between a link and its connection, where it is a method."""
+    pairs = [(owner, name) for owner in owners for name in TRANSPORT]
+    return tuple(Seam(*each) for each in pairs if isfunction(getattr(*each, None)))
 
 
 @attrs.define(eq=False)

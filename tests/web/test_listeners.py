@@ -101,7 +101,7 @@ async def test_no_descriptors(port: Running) -> None:
             client.close()
         await port.works()
     assert [(each["event"], each["log_level"]) for each in logs if each["log_level"] != "debug"] == [
-        ("accept_exhausted", "warning")
+        ("accept_failed", "warning")
     ]
 
 

@@ -36,8 +36,13 @@ class Disk:
         return (nsenter, "--user", "--mount", "--preserve-credentials", "--target", str(self.holder))
 
     @property
+    def inside(self) -> Path:
+        """What is at `place`, for those outside, too."""
+        return self.place.__class__(f"/proc/{self.holder}/root{self.place}")
+
+    @property
     def filler(self) -> Path:
-        return self.place.__class__(f"/proc/{self.holder}/root{self.place}/filler")
+        return self.inside / "filler"
 
     def fill(self) -> None:
         """Leaves no byte free."""

@@ -5,6 +5,9 @@ file of FAULTS_TASKS, and has the allocator give back what is free, so that what
 FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
 how often, in seconds, it asks an address for keys, and how long it waits for an answer; FAULTS_SESSION is how
 long a session without a poll lives; FAULTS_CLOCK is a file that says by how many seconds its clock is wrong.
+With FAULTS_SEAMS a client has a fault of its own by the name of its user, see `tests.support.seams`; on
+SIGUSR2 it writes into that file how often each has struck. FAULTS_FILES is how many files it may have open,
+the half of it to begin with.
 """
 
 from __future__ import annotations
@@ -45,6 +48,30 @@ def forget(seconds: float) -> None:
     longpoll.SESSION_SECONDS = seconds
 
 
+def sabotage(file: Path) -> None:
+    from broker.web.links import Link
+    from broker.web.longpoll import PollTransport
+    from broker.web.sse import SseTransport
+    from broker.web.websocket import WebSocketTransport
+    from tests.support.seams import ACTORS, Seams, transports
+
+    seams = Seams()
+    seams.install((*ACTORS, *transports(Link, WebSocketTransport, SseTransport, PollTransport)))
+
+    def count(number: int, frame: object) -> None:
+        new = file.with_suffix(".new")
+        new.write_text(json.dumps(seams.hits))
+        new.replace(file)
+
+    signal.signal(signal.SIGUSR2, count)
+
+
+def confine(files: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files // 2, files))
+
+
 def name_tasks(number: int, frame: object) -> None:
     import trio
 
@@ -68,6 +95,10 @@ def main() -> None:
         hurry(float(seconds))
     if seconds := os.environ.get("FAULTS_SESSION"):
         forget(float(seconds))
+    if files := os.environ.get("FAULTS_FILES"):
+        confine(int(files))
+    if file := os.environ.get("FAULTS_SEAMS"):
+        sabotage(Path(file))
     signal.signal(signal.SIGUSR1, name_tasks)
     from broker.__main__ import main as broker
 

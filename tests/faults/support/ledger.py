@@ -193,7 +193,7 @@ class Writer:
             if token not in known:
                 known = {identity.rpartition("#")[2]: identity for identity in self.waiting}
             said = json.loads(answer.body or b"{}")
-            if "seq" in said and token in known:
+            if said.get("seq") and token in known:  # a refusal has 0 beside its error
                 self.waiting.pop(known[token], None)
                 duplicate = said.get("duplicate", False)
                 self.ledger.acknowledged(known[token], said["seq"], duplicate=duplicate)

@@ -368,6 +368,8 @@ async def open_world(
     embedded: bool = False,
     mixed: bool = False,
     before: Callable[[RawNats], Awaitable[None]] | None = None,
+    broker_prefix: tuple[str, ...] = (),
+    state: Path | None = None,
     **sections: dict[str, Any],
 ) -> AsyncIterator[World]:
     """NATS, a broker, publishers and clients at work; afterwards everything of "Held after every test".
@@ -377,6 +379,8 @@ async def open_world(
     refers to, its environment, and whom else it believes. `embedded`: with a nats-server of its own.
     `churning` clients come and go all the time; `mixed`: some of them do without WebSocket. `before` is done
     with NATS before the broker is there.
+    `broker_prefix` runs the broker, whose data directory is `state`.
+    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket.
     """
     if mixed:
         sections["limits"] = OFTEN | sections.get("limits", {})
@@ -398,6 +402,8 @@ async def open_world(
             files=files or {},
             variables={"FAULTS_SESSION": str(SESSION_SECONDS)} | (variables or {}),
             keys=keys or [],
+            prefix=broker_prefix,
+            state=state,
         )
 
         def to_nats() -> AbstractAsyncContextManager[RawNats]:

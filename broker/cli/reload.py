@@ -1,0 +1,67 @@
+"""`broker reload`: the running broker reads its configuration anew; the exit code says what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli import local, options
+from broker.errors import BrokerError, ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from broker.reloading import Verdict
+
+PATIENCE_SECONDS = 60.0  # for a configuration that names slow files, with thousands of connections
+POLL_SECONDS = 0.02
+
+
+@click.command("reload")
+@options.data_dir
+def reload(data_dir: Path | None) -> None:
+    """Has the broker that runs on a data directory read its configuration anew (SIGHUP), and waits for it.
+
+    Exit code 1, and the faults, when it is refused: then the old one stays in force.
+    """
+    where = local.find_data_dir(data_dir, os.environ)
+    pid, sent = verdict(where).pid, time.monotonic_ns()
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError as error:
+        raise Unavailable(f"the broker on {where} (pid {pid}) cannot be told: {error.strerror}") from None
+    told = outcome(where, pid, sent)
+    if told.faults:
+        raise ConfigError([*told.faults, "Nothing has changed: the configuration from before is in force."])
+    click.echo(f"in force: {', '.join(told.changed) or 'nothing has changed'}")
+    if told.needs_restart:
+        click.echo(f"needs a restart: {', '.join(told.needs_restart)}")
+
+
+def verdict(where: Path) -> Verdict:
+    """The last one of the broker that runs there. Raises `Unavailable`."""
+    from broker.reloading import VERDICT_FILE, Verdict
+
+    pid = local.running(where, "pid")
+    try:
+        found = Verdict(**json.loads((where / VERDICT_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        found = None
+    if found is None or str(found.pid) != pid:
+        raise Unavailable(f"the broker on {where} does not reload: `broker dev` reads its settings once")
+    return found
+
+
+def outcome(where: Path, pid: int, since: int) -> Verdict:
+    """The verdict on a reload that began after `since`."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < until:
+        if (told := verdict(where)).pid == pid and told.began >= since:
+            return told
+        time.sleep(POLL_SECONDS)
+    raise BrokerError(f"the broker (pid {pid}) has not answered for {PATIENCE_SECONDS:g} s; see its log")
