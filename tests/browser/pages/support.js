@@ -1,6 +1,6 @@
 /** Real parts: a `broker dev` process, Chromium, a proxy that misbehaves. */
 
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer, connect } from "node:net";
@@ -49,6 +49,14 @@ export class Broker {
     if (this.child.exitCode !== null) throw new Error(this.said);
     this.port = Number(new URL(JSON.parse(readFileSync(state, "utf8")).http).port);
     return this;
+  }
+
+  /** What `broker token` makes with these options. */
+  token(...options) {
+    const args = ["-m", "broker", "token", "--data-dir", this.directory, ...options];
+    const { status, stdout, stderr } = spawnSync(PYTHON, args, { env: this.env, encoding: "utf8" });
+    if (status !== 0) throw new Error(stderr);
+    return stdout.trim();
   }
 
   async end(signal) {
