@@ -92,15 +92,15 @@ class Joiner:
     cursor: Cursor | None = None
 
     async def prepare(self) -> None:
-        """Everything that needs NATS."""
+        """Everything that needs NATS; a snapshot last, since it is one of P as that is then."""
+        if any(topic.live for topic in self.topics.values()):
+            for subject in self.services.tenants.live_filters(self.principal.tenant):
+                await self.services.live_subjects.hold(subject)
         if any(not topic.live for topic in self.topics.values()):
             if self.wish.durable is not None:
                 await self.from_cursor(self.wish.durable)
             elif self.wish.start:
                 await self.resolve(self.wish.start)
-        if any(topic.live for topic in self.topics.values()):
-            for subject in self.services.tenants.live_filters(self.principal.tenant):
-                await self.services.live_subjects.hold(subject)
 
     async def resolve(self, start: Start) -> None:
         if isinstance(start, effects.Snapshot):

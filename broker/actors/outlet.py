@@ -396,6 +396,8 @@ class Outlet:
         for page, left in snapshot.after(catch_up.position):
             if chunk.full():
                 break
+            if self.fanout and page.topics is not self.fanout:
+                page.move(self.fanout)  # others that read it may be in the next fan-out already
             chunk.add(page, page.share(catch_up.topics, after=page.before(catch_up.position)) & left)
             chunk.position = page.head
         else:

@@ -133,6 +133,8 @@ class Tenants:
             read=self.starts.snapshot,
             encode=lambda checked: fanout.encode(checked, first=0, base=0),
             deleted=lambda sequence: self.intake.gone.has(sequence),
+            remembered=partial(self.intake.between, name),
+            memory=lambda: self.intake.floor,
             clock=trio.current_time,
         )
 

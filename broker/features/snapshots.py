@@ -177,6 +177,11 @@ class Line:
     kept: Base | None = None
     used: float = 0.0
 
+    def forget(self, base: Base | None = None) -> None:
+        """Whoever asks next gets another than this one, or (None) than any."""
+        self.bases = WeakSet(each for each in self.bases if base and each is not base)
+        self.kept = self.kept if base and self.kept is not base else None
+
     def base(self, position: int, floor: int) -> Base | None:
         """The newest from which a position can be reached, where the ring has all above `floor`."""
         found = [each for each in self.bases if each.head == position or floor <= each.head <= position]
@@ -188,7 +193,8 @@ class Snapshots:
     """The snapshots of a tenant, with one fan-out.
 
     `read` has the newest record of each channel below the ring, `encode` makes a tick of such. `deleted`
-    says whether a sequence has left the stream.
+    says whether a sequence has left the stream. `remembered` has the tenant's newest events, after one
+    position up to another, as long as the first is not below `memory`.
     """
 
     tenant: str
@@ -198,6 +204,8 @@ class Snapshots:
     read: Callable[[Scope], Awaitable[Mapping[str, Record]]]
     encode: Callable[[list[Checked]], Tick]
     deleted: Callable[[int], bool]
+    remembered: Callable[[int, int], Iterable[Checked]]
+    memory: Callable[[], int]
     clock: Callable[[], float]
     lines: dict[Patterns, Line] = attrs.Factory(dict)
 
@@ -229,14 +237,20 @@ class Snapshots:
         for _ in range(TRIES):
             async with self.holdings.room(self.tenant):
                 wanted = scope()
-                records = await self.read(wanted)
+                records = dict(await self.read(wanted))
                 now = scope()
-                if now.floor <= wanted.floor:
-                    newest = self.newest(topics, wanted.floor, now.head)
-                    below = [each for each in records.items() if each[0] not in newest]
-                    below = [each for each in below if not self.deleted(each[1][0])]
-                    del records
-                    return self.add(line, [*events_of(self.encode(below)), *newest.items()], now.head)
+                if min(now.floor, self.memory()) > wanted.floor:
+                    continue  # what has left the ring meanwhile is not known
+                left = self.remembered(wanted.floor, now.floor)
+                records.update(each for each in left if now.admits(each[0]))
+                newest = self.newest(topics, max(wanted.floor, now.floor), now.head)
+                below = [each for each in records.items() if each[0] not in newest]
+                held = [each for each in below if not self.deleted(each[1][0])]
+                del records
+                base = self.add(line, [*events_of(self.encode(held)), *newest.items()], now.head)
+                if len(held) < len(below):
+                    line.forget()  # before what is gone there may have been others: who asks next reads again
+                return base
         raise Unavailable("events come too fast for this snapshot; try again", retry_after=1.0)
 
     def renew(self, line: Line, base: Base, newest: Mapping[str, Event], head: int) -> Snapshot:
@@ -280,14 +294,15 @@ class Snapshots:
         for base in self.holdings.bases:
             if base.tenant == self.tenant and base.blank(deleted):
                 for line in self.lines.values():
-                    line.bases.discard(base)
-                    line.kept = None if line.kept is base else line.kept
+                    line.forget(base)
 
     def expire(self, before: float) -> None:
         """Lets go of what nobody has asked for since then."""
         for patterns, line in list(self.lines.items()):
-            if line.used < before and not line.lock.locked():
-                del self.lines[patterns]
+            if line.used < before:
+                line.forget()
+                if not line.lock.locked():
+                    del self.lines[patterns]
 
 
 def make_base(

@@ -92,14 +92,13 @@ def event(prefix: bytes, sequence: int, body: bytes, publisher: str | None) -> b
 
 def mark(framed: bytes, catch_up: int) -> bytes:
     """The text frame of an `event` with the number of the catch-up that it belongs to."""
-    return extended(framed, b'"catch_up":%d' % catch_up)
+    return text(b'%b,"catch_up":%d}}' % (payload(framed)[:-2], catch_up))
 
 
 def trace(framed: bytes, parent: str) -> bytes:
-    """The text frame of an `event` with the `traceparent` of the step that a client continues."""
-    return extended(framed, b'"traceparent":"%b"' % parent.encode("ascii"))
+    """The text frame of an `event` with the `traceparent` of the step that a client continues.
 
-
-def extended(framed: bytes, field: bytes) -> bytes:
-    """The text frame of an `event` with one more field in its payload."""
-    return text(b"%b,%b}}" % (payload(framed)[:-2], field))
+    Ahead of the event's own bytes, which a frame ends with until it is marked.
+    """
+    before, name, event = payload(framed).partition(b',"event":')  # which is in no string: quotes are escaped
+    return text(b'%b,"traceparent":"%b"%b%b' % (before, parent.encode("ascii"), name, event))

@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from broker import config, subjects
+from broker.actors import turns
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.features import snapshots
@@ -18,9 +19,12 @@ from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, 
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     import pytest
+
+    from broker.bus.base import Record
+    from broker.features.starts import Scope
 
 ROOM = 4000  # bytes that a link holds
 CHANNELS = 40
@@ -31,7 +35,7 @@ class Reader:
     """A client that asks for a snapshot and notes all that comes."""
 
     link: ScriptedLink
-    pattern: str
+    pattern: str | list[str]
     messages: list[dict[str, Any]] = attrs.Factory(list)
 
     def first(self, kind: str) -> dict[str, Any] | None:
@@ -71,7 +75,7 @@ class World:
     def holdings(self) -> snapshots.Holdings:
         return self.supervisor.tenants.holdings
 
-    async def reader(self, pattern: str, *, user: str = "u", tenant: str = "acme") -> Reader:
+    async def reader(self, pattern: str | list[str], *, user: str = "u", tenant: str = "acme") -> Reader:
         link = ScriptedLink(room=ROOM)
         self.nursery.start_soon(self.supervisor.serve, link, Hello(peer="test", token=f"{tenant}:{user}"))
         found = Reader(link, pattern)
@@ -227,3 +231,139 @@ async def test_what_is_not_asked_for_any_more_is_let_go(autojump_clock: trio.abc
         assert len(world.holdings.bases) == 1
         await trio.sleep(snapshots.KEPT_SECONDS * 2)
         assert not world.holdings.bases
+
+
+async def test_a_full_ring_that_moves_on(autojump_clock: trio.abc.Clock) -> None:
+    """Events that leave the ring while the stream is read are in the snapshot: a busy tenant gets one."""
+    async with open_world(ring=20) as world, trio.open_nursery() as nursery:
+        rng = random.Random(1)
+        for _ in range(200):
+            world.publish(rng)
+
+        async def go_on() -> None:
+            while True:
+                world.publish(rng)
+                await trio.sleep(0.002)
+
+        nursery.start_soon(go_on)
+        await trio.sleep(1)
+        reader = await world.reader("a.*")
+        await reader.until(reader.answered, most=100_000)
+        subscribed = reader.first("subscribed")
+        assert subscribed, reader.first("error")
+        await reader.until(reader.live, most=100_000)
+        at = int(subscribed["position"].rpartition("-")[2])
+        found = [(sequence, channel) for sequence, channel, _ in reader.events if sequence <= at]
+        assert found == world.newest(at)
+        nursery.cancel_scope.cancel()
+
+
+async def test_beside_a_live_channel(autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one of the position in `subscribed`, however long NATS takes to confirm a live channel."""
+
+    async def confirm_late(*_: object) -> None:
+        await trio.sleep(1)
+
+    monkeypatch.setattr(ScriptedBus, "subscribe_live", confirm_late)
+    async with open_world() as world, trio.open_nursery() as nursery:
+        rng = random.Random(1)
+        for _ in range(100):
+            world.publish(rng)
+
+        async def go_on() -> None:
+            while True:
+                world.publish(rng)
+                await trio.sleep(0.1)
+
+        nursery.start_soon(go_on)
+        reader = await world.reader(["a.*", "live.x"])
+        await reader.until(reader.live, most=100_000)
+        subscribed = reader.first("subscribed")
+        assert subscribed
+        at = int(subscribed["position"].rpartition("-")[2])
+        found = [(sequence, channel) for sequence, channel, _ in reader.events if sequence <= at]
+        assert found == world.newest(at)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_rebuild_that_takes_turns(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that read the same some are in the next fan-out while others are in the one before."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0)  # anybody may read between any two that are moved
+    async with open_world() as world, trio.open_nursery() as nursery:
+        for number in range(300):
+            world.bus.put(f"events.acme.a.{number}", b'"%s"' % (b"x" * 500))
+        readers = [await world.reader("a.*", user=f"u{number}") for number in range(20)]
+        for each in readers:
+            await each.until(lambda each=each: each.events)  # type: ignore[misc]
+            nursery.start_soon(each.until, each.live)
+        tenant = world.supervisor.tenants.running["acme"]
+        while not all(each.live() for each in readers):
+            tenant.inbox.lose()
+            await trio.sleep(0.3)
+        for each in readers:
+            assert [event[1] for event in each.events] == [f"a.{number}" for number in range(300)]
+
+
+async def test_what_is_deleted_while_others_are_read(autojump_clock: trio.abc.Clock) -> None:
+    """Who asks next gets the event before it, also when others keep asking."""
+    async with open_world(ring=20) as world:
+        older = world.bus.put("events.acme.a.1", b"1")
+        newer = world.bus.put("events.acme.a.1", b"2")
+        for _ in range(100):
+            world.bus.put("events.acme.b.1", b"0")
+        other = await world.reader("b.*")
+        await other.until(other.live)
+        tenants = world.supervisor.tenants
+        await trio.sleep(20)  # so that it is read from the stream
+        shared = tenants.running["acme"].fanout.snapshots
+        read = shared.read
+
+        async def slowly(scope: Scope) -> Mapping[str, Record]:
+            found = await read(scope)
+            if newer not in world.bus.deleted:
+                world.bus.delete([newer])
+                await tenants.deletions.look()
+            return found
+
+        shared.read = slowly
+        first = await world.reader("a.*")
+        await first.until(first.live)
+        assert first.events == []
+        second = await world.reader("a.*")
+        await second.until(second.live)
+        assert second.events == [(older, "a.1", 1)]
+
+
+async def test_nothing_is_kept_of_a_stream_in_doubt(autojump_clock: trio.abc.Clock) -> None:
+    """When more was deleted than can be named, no base is shared again, not even one that many wait for."""
+    async with open_world() as world:
+        world.bus.put("events.acme.a.1", b"1")
+        reader = await world.reader("a.*")
+        await reader.until(reader.live)
+        tenant = world.supervisor.tenants.running["acme"]
+        [line] = tenant.fanout.snapshots.lines.values()
+        async with line.lock:
+            tenant.shorten(trio.current_time())
+        assert line.kept is None
+        assert not line.bases
+
+
+async def test_a_traced_tombstone(autojump_clock: trio.abc.Clock) -> None:
+    """What was removed is in no snapshot, also where clients get the trace with an event."""
+    parent = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    async with open_world() as world:
+        reader = await world.reader("b")
+        await reader.until(reader.live)
+        fanout = world.supervisor.tenants.running["acme"].fanout
+        fanout.traced = True
+        world.bus.put("events.acme.a.1", b"1", {"traceparent": parent})
+        world.bus.put("events.acme.a.1", b"", {"traceparent": parent})
+        world.bus.put("events.acme.a.2", b"2", {"traceparent": parent})
+        await trio.sleep(1)
+        reader = await world.reader("a.*")
+        await reader.until(reader.live)
+        assert [event[1:] for event in reader.events] == [("a.2", 2)]
+        [event] = [each["payload"] for each in reader.messages if each["type"] == "event"]
+        assert event["traceparent"] == parent
