@@ -27,7 +27,7 @@ class Looks:
     """Looks at the stream; what was deleted is remembered from one look to the next."""
 
     generations: Generations
-    created: str = ""  # the stream that the rest is about
+    life: tuple[str, int] = ("", 0)  # the stream that the rest is about, and its generation
     deleted: Ranges = NOTHING
     unnamed: int = 0
     seen: tuple[int, int] = (0, 0)  # the first sequence and how many were deleted, when that was too many
@@ -39,8 +39,9 @@ class Looks:
     async def understand(self, info: Mapping[str, Any]) -> StreamState:
         """The same, of what `STREAM.INFO` has just said."""
         state = info["state"]
-        if self.created != api.created(info):
-            self.created, self.deleted, self.unnamed, self.seen = api.created(info), NOTHING, 0, (0, 0)
+        life = api.created(info), self.generations.number(info)
+        if self.life != life:  # what came back may lack others than it did before
+            self.life, self.deleted, self.unnamed, self.seen = life, NOTHING, 0, (0, 0)
         count = state.get("num_deleted", 0)
         # Those that are known leave only by the beginning of the stream; so an equal count is the same ones.
         self.deleted = self.deleted.above(state["first_seq"] - 1) if state["messages"] else NOTHING

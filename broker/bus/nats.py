@@ -43,6 +43,7 @@ FIRST_PAUSE_SECONDS = 0.05
 LAST_PAUSE_SECONDS = 1.0  # a broker's clients wait for it, so it tries often
 PUBLISH_TRIES = 2
 RETRY_SECONDS = 0.2
+UPKEEP_SECONDS = 5.0
 
 
 @attrs.define(eq=False)
@@ -134,6 +135,7 @@ class NatsBus:
         """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.generations.keep)
+            nursery.start_soon(self.upkeep)
             task_status.started()
             await self.connect_again(sink)
 
@@ -144,7 +146,8 @@ class NatsBus:
             told = False
             try:
                 async with self.connected(url) as link:
-                    await self.prepare(link)
+                    await self.prepare()
+                    await self.live.renew(link)
                     await sink.reached()
                     await self.ingest.open(sink)
                     log.info("nats_reached", server=shown(url), head=self.ingest.head)
@@ -183,11 +186,25 @@ class NatsBus:
         ]
         return [*found, streams.audit(self.audit, self.stream.replicas)] if self.audit.enabled else found
 
-    async def prepare(self, link: Link) -> None:
-        for each in self.wanted():
-            if each.name != self.audit.name:
-                await self.keeper.ensure(each.name)
-        await self.live.renew(link)
+    async def prepare(self) -> None:
+        """Makes the streams that are missing, but that of the audit trail."""
+        for name in self.keeper.wanted:
+            if name != self.audit.name:
+                await self.keeper.ensure(name)
+
+    async def upkeep(self) -> None:
+        """Makes again what somebody has deleted, for ever: of that the connection gives no sign."""
+        said = ""
+        while True:
+            await trio.sleep(UPKEEP_SECONDS)
+            try:
+                if self.jetstream.link is not None:
+                    await self.prepare()
+                    said = ""
+            except Unavailable as error:
+                if error.message != said:
+                    log.warning("streams_not_kept", error=error.message)
+                    said = error.message
 
     async def feed(self, link: Link, sink: Sink) -> None:
         """Gives `sink` what arrives until the connection is lost. Raises `Unavailable`, sooner or later."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from structlog.testing import capture_logs
 
+from broker.bus import looks
 from tests.support import damage
 from tests.support.bus import ready_bus
 from tests.support.rawnats import connect
@@ -103,6 +104,31 @@ async def test_the_end_was_used_again(nats: NatsServer, tmp_path: Path) -> None:
         assert len(losses(logs)) == 1
         assert bus.generations.newest is not None
         assert bus.generations.newest.sequence == 130
+
+
+async def test_what_was_deleted_in_another_life(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not missing in what came back: neither by its number nor as too much to be named."""
+    monkeypatch.setattr(looks, "NAMED", 9)
+    async with ready_bus(nats.url) as (bus, sink):
+        async with connect(nats.url) as client:
+            await fill(client, 50)
+            await fed(sink, 50)
+            await client.api("STREAM.MSG.DELETE.EVENTS", seq=3)
+            await nats.term()
+            damage.keep_copy(nats.directory)
+            await nats.start()
+        async with connect(nats.url) as client:
+            await fill(client, 50)
+            await fed(sink, 100)
+            for sequence in range(20, 40):
+                await client.api("STREAM.MSG.DELETE.EVENTS", seq=sequence)
+        assert (await bus.state()).unnamed == 100
+        await nats.term()
+        damage.restore_copy(nats.directory)
+        await nats.start()
+        await sink.until(lambda: len(incarnations(sink)) == 2)
+        state = await bus.state()
+    assert (list(state.deleted), state.unnamed) == ([(3, 3)], 0)
 
 
 @pytest.mark.parametrize("bucket", ["kept", "lost"])

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
+import trio
 from structlog.testing import capture_logs
 
 from broker import config
 from broker.errors import NotFound, Unavailable
-from tests.support.bus import ready_bus, running_bus, until_trouble
+from tests.support.bus import PATIENCE_SECONDS, ready_bus, running_bus, until_trouble
 from tests.support.rawnats import connect
 
 if TYPE_CHECKING:
@@ -305,6 +306,19 @@ async def test_the_bucket_is_lost(nats: NatsServer, streams: Streams) -> None:
     async with started(nats) as (bus, _):
         assert not (await bus.examine("EVENTS")).ours
         assert await streams.found() == bare
+
+
+async def test_streams_that_are_deleted_while_it_runs(nats: NatsServer, streams: Streams) -> None:
+    """The connection gives no sign of it, and without them nothing can be revoked, kept or be ready."""
+    async with ready_bus(nats.url) as (bus, _):
+        names = [name for name in bus.streams if name != "AUDIT"]
+        for name in names:
+            await streams.nats.api(f"STREAM.DELETE.{name}")
+        with trio.fail_after(PATIENCE_SECONDS):
+            while [name for name in names if "error" in await streams.info(name)]:
+                await trio.sleep(0.1)
+        assert await bus.control.put("a", b"1", revision=0)
+        await bus.publish("_broker.canary.a", b"1")
 
 
 async def test_adopted_by_the_configuration(nats: NatsServer, streams: Streams) -> None:
