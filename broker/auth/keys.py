@@ -172,7 +172,7 @@ class Keys:
         """
         signers, fresh = self.signers(token), list[Remote]()
         key = fitting(signers, unfit)
-        if not key and (lacking := self.lacking(token, signers)):
+        if not key and (lacking := self.lacking(token, signers, unfit)):
             fresh = await asked(lacking)
             signers = self.signers(token)
             key = fitting(signers, unfit)
@@ -183,12 +183,14 @@ class Keys:
         if key:
             passed("key", key.entry.name)
             return key
-        still = self.lacking(token, signers)
+        still = self.lacking(token, signers, unfit)
         waits = [wait for each in still if (wait := each.wait(token.kid, fresh=each in fresh)) is not None]
         if waits:
             raise Unavailable(missing(still, token.kid), retry_after=min(waits))
-        if signers:
-            raise TokenInvalid("; ".join(dict.fromkeys(unfit(each.entry) or "" for each in signers)))
+        unread = [] if candidates else [each for each in self.remotes if lacks(each, token)]
+        reasons = dict.fromkeys(unfit(each.entry) or "" for each in signers or unread)
+        if reasons and "" not in reasons:
+            raise TokenInvalid("; ".join(reasons))
         raise TokenInvalid(self.unsigned(token, candidates))
 
     def unsigned(self, token: Signed, candidates: list[VerifyingKey]) -> str:
@@ -206,13 +208,15 @@ class Keys:
         remote = {name for source in self.remotes for name in source.entry.algorithms}
         return remote | {key.algorithm for key in self.known()}
 
-    def lacking(self, token: Signed, signers: list[VerifyingKey]) -> list[Remote]:
+    def lacking(self, token: Signed, signers: list[VerifyingKey], unfit: Unfit) -> list[Remote]:
         """The addresses that may have a key for the token which they did not have so far.
 
-        Where it is known who has signed it, only other entries of the same address, read at another time.
+        Only those whose entry it fits, and where it is known who has signed it, other entries of the same
+        address, read at another time.
         """
         urls = {each.entry.jwks_url for each in signers}
-        return [each for each in self.remotes if lacks(each, token) and (not signers or each.url in urls)]
+        may = [each for each in self.remotes if lacks(each, token) and unfit(each.entry) is None]
+        return [each for each in may if not signers or each.url in urls]
 
     def signers(self, token: Signed) -> list[VerifyingKey]:
         """The keys that have signed it, in order."""

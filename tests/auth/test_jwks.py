@@ -207,6 +207,16 @@ async def test_another_providers_set_does_not_matter(
     assert len(other.requests) == alive
 
 
+async def test_a_foreign_token_with_an_unknown_key(issuer: Issuer, nursery: trio.Nursery) -> None:
+    """Whatever key it is, no entry takes it: that is said at once, also while keys cannot be fetched."""
+    verifier, unread = await entries(nursery, issuer.url, issuer.url, PATIENT)
+    assert unread.fault
+    head, key = {"alg": "RS256", "kid": "b"}, private_key("RS256", 1)
+    with pytest.raises(TokenInvalid, match="aud: 'tv' is not 'web'; aud: 'tv' is not 'ios'"):
+        await verifier.verify(forge(claims(aud="tv"), head=head, algorithm="RS256", key=key), now=NOW)
+    assert len(issuer.requests) == 1
+
+
 async def test_time_spent_on_a_key_counts(issuer: Issuer, nursery: trio.Nursery) -> None:
     """What a token has left when its key has come is less by what that took."""
     issuer.gate = trio.Event()
