@@ -197,12 +197,13 @@ class NatsBus:
         said = ""
         while True:
             await trio.sleep(UPKEEP_SECONDS)
+            link = self.jetstream.link
             try:
-                if self.jetstream.link is not None:
+                if link is not None:
                     await self.prepare()
                     said = ""
             except Unavailable as error:
-                if error.message != said:
+                if error.message != said and link is self.jetstream.link:  # else more is said of that
                     log.warning("streams_not_kept", error=error.message)
                     said = error.message
 
