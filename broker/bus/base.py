@@ -104,7 +104,7 @@ class Change:
     """A setting in which a stream differs from the configuration.
 
     `setting` is the server's name, `key` ours where it has one. With `loses` what is `wanted` would delete
-    events, copies of them, or the memory of ids.
+    events, copies of them, or the memory of ids, or leave out subjects that are kept or published again.
     """
 
     setting: str

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from broker.bus.base import Change
+from broker.subjects import covers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,9 +117,15 @@ def alike(key: str, one: Any, other: Any) -> bool:
 
 
 def shrinks(key: str, theirs: Any, value: Any) -> bool:
-    """Whether the change takes something away: events, copies of them, or the memory of ids."""
+    """Whether the change takes something away: events, copies of them, the memory of ids, or subjects that
+    are kept or published again for others.
+    """
     if key in LIMITS:
         return bounded(value) < bounded(theirs)
+    if key == "subjects":
+        return not all(any(covers(ours, each) for ours in value) for each in theirs or ())
+    if key == "republish":
+        return bool(theirs)
     return key in ("num_replicas", "duplicate_window") and value < theirs
 
 

@@ -47,7 +47,7 @@ def adopt(api: Api, output: Output, stream: str, yes: bool) -> None:
 def described(found: dict[str, Any]) -> list[str]:
     """What an adoption would do."""
     whose = "is ours" if found["ours"] else "was not made by this broker"
-    done = [f"  {change(each)}{'  (deletes)' if each['loses'] else ''}" for each in found["differences"]]
+    done = [f"  {change(each)}{'  (loses)' if each['loses'] else ''}" for each in found["differences"]]
     return [f"{found['stream']} {whose}; to be changed:", *(done or ["  nothing"])]
 
 

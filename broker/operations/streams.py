@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Difference:
     """A setting of the stream, what it is and what the configuration has (`key`, where it is one of ours).
 
-    With `loses` the change would delete events, copies of them, or the memory of ids.
+    With `loses` the change would delete events, copies of them, or the memory of ids, or leave out subjects
+    that are kept or published again.
     """
 
     setting: str

@@ -108,3 +108,22 @@ def test_brokers_with_any_files_come_to_rest(files: list[dict[str, Any]], order:
 )
 def test_a_value_for_people(key: str, value: object, text: str) -> None:
     assert terms.shown(key, value) == text
+
+
+@pytest.mark.parametrize(
+    ("theirs", "loses"),
+    [
+        ({"subjects": ["events.acme.>", "events.*"]}, set()),
+        ({"subjects": ["events.>", "orders.>"]}, {"subjects"}),
+        ({"subjects": [">"]}, {"subjects"}),
+        ({"subjects": None}, set()),
+        ({"republish": {"src": "_broker.>", "dest": "seen.>"}}, {"republish"}),
+        ({"republish": None}, set()),
+    ],
+)
+def test_what_others_would_miss(theirs: dict[str, Any], loses: set[str]) -> None:
+    """Subjects that a stream would not keep any more, or not publish again, are told like events that go."""
+    whole = streams.own(config.Stream(), Names()) if "republish" in theirs else EVENTS
+    found = {**whole.required, **whole.settings, **theirs}
+    assert {each.setting for each in terms.all_changes(found, whole)} == theirs.keys()
+    assert {each.setting for each in terms.all_changes(found, whole) if each.loses} == loses

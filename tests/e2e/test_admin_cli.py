@@ -149,7 +149,7 @@ async def test_adopt(broker: Broker, here: tuple[str, Path], publisher: RawNats)
     assert "stream.max_age: 30d → 7d" in await on_terminal("streams", *here)
     refused = await run("admin", "adopt", "EVENTS", *here)
     assert (refused.code, refused.out) == (2, "")
-    assert "  stream.max_age: 30d → 7d  (deletes)\n" in refused.err
+    assert "  stream.max_age: 30d → 7d  (loses)\n" in refused.err
     assert "say --yes" in refused.err
     kept = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
     assert kept["max_age"] == by_hand["max_age"]
