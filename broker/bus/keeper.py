@@ -81,7 +81,7 @@ class Keeper:
     adopted: frozenset[str] = frozenset()
     arranged: dict[str, str] = attrs.Factory(dict)  # name → created, of ours, once they are in line
     said: dict[str, object] = attrs.Factory(dict)  # by name, so that it is said once
-    failed: dict[str, str] = attrs.Factory(dict)  # by name, the last refusal of a change
+    failed: dict[tuple[str, str], str] = attrs.Factory(dict)  # the last refusal, by what and name
     forbidden: set[str] = attrs.Factory(set)  # names of those that we may not change
 
     async def ensure(self, name: str) -> None:
@@ -96,6 +96,7 @@ class Keeper:
                 if (
                     name in self.adopted
                     and wanted.version not in held.memory.agreed
+                    and self.arranged.get(name) != held.memory.created
                     and await self.arrange(held, wanted, consent=True)
                 ):
                     continue
@@ -214,7 +215,9 @@ class Keeper:
             except (ApiError, NotPermitted) as error:
                 if asked:
                     raise
-                self.not_changed(name, error)
+                if isinstance(error, NotPermitted):
+                    self.forbidden.add(name)
+                self.refused("stream_not_changed", name, error)
                 if consent:
                     return False
         same = {
@@ -227,7 +230,12 @@ class Keeper:
             agreed = (*(each for each in agreed if each != wanted.version), wanted.version)[-REMEMBERED:]
         now = Memory(created=memory.created, left={**memory.left, **same}, agreed=agreed)
         if now != memory or not held.revision:
-            await self.control.put(key(name), msgspec.json.encode(now), revision=held.revision)
+            try:
+                await self.control.put(key(name), msgspec.json.encode(now), revision=held.revision)
+            except (ApiError, NotPermitted) as error:  # the stream can be used all the same
+                if asked:
+                    raise
+                self.refused("stream_not_noted", name, error)
         self.arranged[name] = memory.created
         self.tell(name, tuple(terms.changes(config, wanted.settings, wanted)), ours=True)
         return True
@@ -261,12 +269,11 @@ class Keeper:
         elif held.marked is None:
             log.warning("stream_mark_restored", stream=wanted.name)
 
-    def not_changed(self, name: str, error: Unavailable) -> None:
-        if isinstance(error, NotPermitted):
-            self.forbidden.add(name)
-        if self.failed.get(name) != error.message:
-            self.failed[name] = error.message
-            log.warning("stream_not_changed", stream=name, error=error.message)
+    def refused(self, event: str, name: str, error: Unavailable) -> None:
+        """Says once what could not be done."""
+        if self.failed.get((event, name)) != error.message:
+            self.failed[event, name] = error.message
+            log.warning(event, stream=name, error=error.message)
 
 
 def marked(info: Mapping[str, Any]) -> bool | None:

@@ -430,3 +430,29 @@ async def test_without_the_right_to_change_streams(nats: NatsServer, streams: St
     ):
         assert (await bus.examine("EVENTS")).ours
         assert (await operator.api("STREAM.INFO.EVENTS"))["config"]["max_age"] == 30 * DAY, "now it may"
+
+
+@pytest.mark.parametrize("adopt", [False, True])
+async def test_without_the_right_to_note_it(nats: NatsServer, streams: Streams, adopt: bool) -> None:
+    """What is ours is brought into line and used all the same; a warning says what could not be noted."""
+    async with started(nats):
+        pass
+    denied = {"publish": {"deny": ["$KV.broker_control.>"]}}
+    users = [{"user": "broker", "password": "p", "permissions": denied}]
+    nats.options["authorization"] = {"users": users}
+    await nats.restart()
+    login = nats.url.replace("nats://", "nats://broker:p@")
+    for _ in range(STARTS):
+        with capture_logs() as logs:
+            stream = config.Stream(max_age=30 * 86400.0, adopt=adopt)
+            async with ready_bus(login, stream=stream) as (bus, _), connect(login) as operator:
+                await bus.publish("events.acme.a", b"1")
+                settings = (await operator.api("STREAM.INFO.EVENTS"))["config"]
+                assert settings["max_age"] == 30 * DAY
+                await operator.api("STREAM.UPDATE.EVENTS", **settings | {"max_age": 90 * DAY})
+                await bus.keeper.ensure("EVENTS")
+                assert (await operator.api("STREAM.INFO.EVENTS"))["config"]["max_age"] == 90 * DAY
+                await operator.api("STREAM.UPDATE.EVENTS", **settings)
+        [refused] = [line for line in logs if line["event"] == "stream_not_noted"]
+        assert (refused["stream"], refused["log_level"]) == ("EVENTS", "warning")
+        assert "$KV.broker_control.owned." in refused["error"]
