@@ -2,7 +2,8 @@
 
 A cursor is one value in NATS. Acknowledgements are cumulative and only ever raise it; they are written at
 most once a second, so that up to a second of them may be lost in a crash. Writers replace a revision
-that they know; who is told that it was another reads it again and keeps the higher position.
+that they know; who is told that it was another reads it again and keeps the higher position. What is no
+position, such as what `nats kv del` leaves, is as good as no cursor.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ import trio
 
 from broker import subjects
 from broker.bus.base import Stale, Value
-from broker.errors import BrokerError, TooManySubscriptions, Unavailable
+from broker.errors import BrokerError, InvalidPosition, TooManySubscriptions, Unavailable
 from broker.wire import positions
+from broker.wire.positions import Position
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from broker.bus.base import Bus
-    from broker.wire.positions import Position
 
 WRITE_SECONDS = 1.0
 PATIENCE_SECONDS = 5.0  # of a request that waits for that
 WRITTEN_AT_ONCE = 100
-TRIES = 5  # at a write, against other brokers that write the same cursor
+TRIES = 5  # against other brokers that write the same cursor
+NOWHERE = Position("", 0)  # of no stream
 RENEWALS = 8  # writes of an unchanged cursor in use, within the time after which it would expire
 
 log = structlog.get_logger()
@@ -56,9 +58,9 @@ class Cursor:
     def adopt(self, value: Value) -> None:
         """Takes over what another broker wrote; in a stream that began anew unless that is known here too."""
         position = parse(value)
-        if position.incarnation == self.position.incarnation or self.position == self.stored:
+        if position and (position.incarnation == self.position.incarnation or self.position == self.stored):
             self.raise_to(position)
-        self.stored, self.revision = position, value.revision
+        self.stored, self.revision = position or NOWHERE, value.revision
         self.settle()
 
     def written_as(self, position: Position, revision: int, now: float) -> None:
@@ -105,15 +107,14 @@ class Cursors:
         key = f"{folder}.{subjects.digest(name)}"
         known = self.used.get(key)  # may be written and dropped while NATS is asked
         value = await self.bus.cursors.get(key)
-        while value is None:
-            if await self.bus.cursors.count(folder) >= self.per_user:
+        while value is None or not (position := parse(value)):
+            if value is None and await self.bus.cursors.count(folder) >= self.per_user:
                 raise TooManySubscriptions(f"durable: a user has at most {self.per_user} durable names")
-            data = str(await begin()).encode()
+            data, revision = str(await begin()).encode(), value.revision if value else 0
             try:
-                value = Value(data=data, revision=await self.bus.cursors.put(key, data, revision=0))
+                value = Value(data=data, revision=await self.bus.cursors.put(key, data, revision=revision))
             except Stale:  # made elsewhere at this very moment
                 value = await self.bus.cursors.get(key)
-        position = parse(value)
         fresh = Cursor(key, position, position, value.revision, trio.current_time())
         cursor = self.used.setdefault(key, known or fresh)
         if value.revision > cursor.revision:
@@ -173,26 +174,31 @@ class Cursors:
                 cursor.written_as(position, revision, trio.current_time())
         for cursor, revision in zip(cursors, revisions, strict=True):
             if revision is None:
-                await self.write(cursor)
+                await self.reconcile(cursor)
 
-    async def write(self, cursor: Cursor) -> None:
+    async def reconcile(self, cursor: Cursor) -> None:
+        """Reads a cursor that others have written, and writes it if it is higher here."""
         for _ in range(TRIES):
-            position = cursor.position
+            if value := await self.bus.cursors.get(cursor.key):
+                cursor.adopt(value)
+            else:
+                cursor.stored, cursor.revision = NOWHERE, 0
+            position, now = cursor.position, trio.current_time()
+            if position == cursor.stored:  # as after a write of ours whose answer was lost
+                cursor.written = now
+                return
+            data = str(position).encode()
             try:
-                cursor.revision = await self.bus.cursors.put(
-                    cursor.key, str(position).encode(), revision=cursor.revision
-                )
+                revision = await self.bus.cursors.put(cursor.key, data, revision=cursor.revision)
             except Stale:
-                value = await self.bus.cursors.get(cursor.key)
-                if value:
-                    cursor.adopt(value)
-                else:
-                    cursor.revision = 0
                 continue
-            cursor.written_as(position, cursor.revision, trio.current_time())
+            cursor.written_as(position, revision, now)
             return
-        raise Unavailable("other brokers keep writing the same cursor")
+        log.debug("cursor_contended", key=cursor.key)  # others keep writing it: in a second once more
 
 
-def parse(value: Value) -> Position:
-    return positions.parse(value.data.decode())
+def parse(value: Value) -> Position | None:
+    try:
+        return positions.parse(value.data.decode())
+    except (InvalidPosition, UnicodeDecodeError):
+        return None

@@ -9,13 +9,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from broker.bus.base import Value
 from broker.errors import Unavailable
 from broker.features.cursors import Cursors
 from broker.wire import positions
 from tests.support.scripted import ScriptedValues
 
 if TYPE_CHECKING:
-    from broker.bus.base import Value
     from broker.features.cursors import Cursor
     from broker.wire.positions import Position
 
@@ -175,3 +175,47 @@ async def test_a_store_that_does_not_come(bus: Bus, autojump_clock: Any) -> None
         await one.store(cursor, positions.parse("a-3"))
     await one.flush()
     assert stored(bus) == "a-3"
+
+
+@pytest.mark.parametrize("left", [b"", b"\xff", b"junk"], ids=["deleted", "no text", "no position"])
+async def test_a_value_that_is_no_position(bus: Bus, autojump_clock: Any, left: bytes) -> None:
+    """As `nats kv del` leaves it, or somebody else's: here it is written anew, there it begins anew.
+
+    And cursors beside it are written as ever.
+    """
+    one, two = broker(bus), broker(bus)
+
+    async def begin() -> Position:
+        return positions.parse("a-1")
+
+    held = [await one.hold("acme", f"u{number}", "d", begin) for number in range(3)]
+    first = held[0].key
+    bus.cursors.last += 1
+    bus.cursors.values[first] = Value(data=left, revision=bus.cursors.last)
+    assert str((await two.hold("acme", "u0", "d", begin)).position) == "a-1"
+    bus.cursors.last += 1
+    bus.cursors.values[first] = Value(data=left, revision=bus.cursors.last)
+    for cursor in held:
+        cursor.raise_to(positions.parse("a-5"))
+    await one.flush()
+    assert [bus.cursors.values[cursor.key].data for cursor in held] == [b"a-5"] * 3
+
+
+async def test_a_cursor_that_others_keep_writing(bus: Bus, autojump_clock: Any) -> None:
+    """It holds up none of the others."""
+    one = broker(bus)
+
+    async def begin() -> Position:
+        return positions.parse("a-1")
+
+    held = [await one.hold("acme", f"u{number}", "d", begin) for number in range(300)]
+    for cursor in held:
+        cursor.raise_to(positions.parse("a-5"))
+
+    async def contend() -> None:
+        bus.cursors.last += 1
+        bus.cursors.values[held[0].key] = Value(data=b"a-3", revision=bus.cursors.last)
+
+    bus.cursors.delay = contend
+    await one.flush()
+    assert [cursor for cursor in held if cursor.stored != cursor.position] == held[:1]
