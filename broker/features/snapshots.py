@@ -19,6 +19,7 @@ from weakref import WeakSet
 import attrs
 import trio
 
+from broker import ring
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features.gate import FairGate
 from broker.features.starts import SNAPSHOT_BYTES
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
 PAGE_EVENTS = 256
 PAGE_BYTES = 32 * 1024
 REBASE_SECONDS = 10.0  # an older base is replaced by one at the position that is asked for
+NEWER_EVENTS = 256  # each client notes those that it gets beyond a base; of more the next base is made,
+NEWER_PART = 16  # where they are more than this part of it, too
+OVERHEAD = 330  # bytes that an event costs beside what its tick counts: its channel, and where that is
 KEPT_SECONDS = 10.0  # without anybody who asks for it
 READS_AT_ONCE = 2  # each has its records and their frames in memory, for a moment
 FULL_SECONDS = 2.0  # after which asking again is worth it: clients that read are soon done
@@ -140,6 +144,19 @@ class Holdings:
         together = self.size() + size + self.reading * SNAPSHOT_BYTES
         return together <= self.limit and self.size(tenant) + size <= self.limit // 2
 
+    def make_room(self, tenant: str, size: int) -> None:
+        """Lets go of what nobody reads, if need be. Raises `Unavailable` where that is not enough."""
+        if not self.fits(tenant, size):
+            for each in self.tenants:
+                each.expire(math.inf)
+        if not self.fits(tenant, size):
+            self.refused += 1
+            raise Unavailable(
+                "snapshots wait for clients that do not read them, and there is no room for another; "
+                "ask again",
+                retry_after=FULL_SECONDS,
+            )
+
     def statistics(self) -> Statistics:
         return Statistics(
             bytes=self.size(),
@@ -151,16 +168,7 @@ class Holdings:
     async def room(self, tenant: str) -> AsyncIterator[None]:
         """A tenant's turn to read, and room for what it reads. Raises `Unavailable` where there is none."""
         async with self.gate.turn(tenant):
-            if not self.fits(tenant, SNAPSHOT_BYTES):
-                for each in self.tenants:
-                    each.expire(math.inf)
-            if not self.fits(tenant, SNAPSHOT_BYTES):
-                self.refused += 1
-                raise Unavailable(
-                    "snapshots wait for clients that do not read them, and there is no room for another; "
-                    "ask again",
-                    retry_after=FULL_SECONDS,
-                )
+            self.make_room(tenant, SNAPSHOT_BYTES)
             self.reading += 1
             try:
                 yield
@@ -254,9 +262,16 @@ class Snapshots:
         raise Unavailable("events come too fast for this snapshot; try again", retry_after=1.0)
 
     def renew(self, line: Line, base: Base, newest: Mapping[str, Event], head: int) -> Snapshot:
-        """A snapshot at a position that has `newest` beyond the base, which is replaced when it is old."""
+        """A snapshot at a position that has `newest` beyond the base, which is replaced when it is old.
+
+        Raises `Unavailable` where that must be, and there is no room for another.
+        """
         old = self.clock() >= base.made + REBASE_SECONDS
-        if newest and old and self.holdings.fits(self.tenant, base.size):
+        size = base.size + sum(map(size_of, newest.values()))
+        many = len(newest) > max(NEWER_EVENTS, len(base.where) // NEWER_PART)
+        if many:
+            self.holdings.make_room(self.tenant, size)
+        if many or (newest and old and self.holdings.fits(self.tenant, size)):
             left = [each for page in base.pages for each in events_of(page) if each[0] not in newest]
             base, newest = self.add(line, [*left, *newest.items()], head), {}
         if not newest:
@@ -335,13 +350,17 @@ def make_base(
         head=head,
         where={channel: index for index, (_, channel, _) in enumerate(kept)},
         starts=starts,
-        size=sum(page.size for page in pages),
+        size=sum(page.size for page in pages) + OVERHEAD * len(kept),
         made=now,
     )
 
 
 def events_of(tick: Tick) -> list[tuple[str, Event]]:
     return [*zip(tick.channels, zip(tick.sequences, tick.frames, strict=True), strict=True)]
+
+
+def size_of(event: Event) -> int:
+    return len(event[1]) + ring.OVERHEAD + OVERHEAD
 
 
 def is_tombstone(frame: bytes) -> bool:

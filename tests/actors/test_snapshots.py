@@ -367,3 +367,33 @@ async def test_a_traced_tombstone(autojump_clock: trio.abc.Clock) -> None:
         assert [event[1:] for event in reader.events] == [("a.2", 2)]
         [event] = [each["payload"] for each in reader.messages if each["type"] == "event"]
         assert event["traceparent"] == parent
+
+
+async def test_much_that_is_newer(autojump_clock: trio.abc.Clock) -> None:
+    """What a client notes beside the bytes that all share is little, however much has come since.
+
+    And who would need more of them is refused where there is no room.
+    """
+    async with open_world(ring=1000, memory=1 << 25) as world:
+        for number in range(600):
+            world.bus.put(f"events.acme.a.{number}", b'"%s"' % (b"x" * 3000))
+        first = await world.reader("a.*")
+        await first.until(first.answered, most=1)
+        readers = []
+        for turn in range(20):
+            for number in range(500):
+                world.bus.put(f"events.acme.a.{number}", b'"%d%s"' % (turn, b"x" * 3000))
+            await trio.sleep(0.4)
+            readers.append(await world.reader("a.*", user=f"u{turn}"))
+            await readers[-1].until(readers[-1].answered, most=1)
+        catch_ups = [each for one in world.supervisor.connections for each in one.outlet.catch_ups]
+        assert len(catch_ups) > 2
+        assert all(len(each.newer.sequences) <= snapshots.NEWER_EVENTS for each in catch_ups if each.newer)
+        refused = [error for each in readers if (error := each.first("error"))]
+        assert {each["code"] for each in refused} == {"unavailable"}
+        assert world.holdings.size() <= world.holdings.limit // 2
+        for each in readers:
+            if subscribed := each.first("subscribed"):
+                await each.until(each.live, most=100_000)
+                at = int(subscribed["position"].rpartition("-")[2])
+                assert [event[:2] for event in each.events if event[0] <= at] == world.newest(at)
