@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from broker.config.sections import SNAPSHOT_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -109,6 +111,8 @@ def limit_faults(limits: Limits) -> Iterator[Fault]:
     ):
         if getattr(limits, small) > getattr(limits, large):
             yield f"limits.{small}", f"is above limits.{large}, so it could never be reached"
+    if limits.snapshot_memory_bytes < 2 * SNAPSHOT_BYTES:
+        yield "limits.snapshot_memory_bytes", "is below 32 MiB: a tenant has half, and a snapshot may take 16"
     for (scope, key), why in ELSEWHERE.items():
         if getattr(getattr(limits, scope), key) is not None:
             yield f"limits.{scope}.{key}", why

@@ -171,6 +171,9 @@ class TenantAllowance(Allowance):
     suspended: bool = False
 
 
+SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot but a download
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """Section 3 of the protocol page, "Limits", has the meaning of each that is no table.

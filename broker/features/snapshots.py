@@ -20,9 +20,9 @@ import attrs
 import trio
 
 from broker import ring
+from broker.config.sections import SNAPSHOT_BYTES
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.features.gate import FairGate
-from broker.features.starts import SNAPSHOT_BYTES
 from broker.metrics.statistics import Snapshots as Statistics
 from broker.ring import Tick, indices
 

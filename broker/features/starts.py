@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 
 from broker import subjects
+from broker.config.sections import SNAPSHOT_BYTES
 from broker.errors import SnapshotTooLarge
 from broker.features.replay import filters, narrowed
 from broker.wire import effects
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 LISTED_CHANNELS = 100_000  # what `STREAM.INFO` answers at once
 SNAPSHOT_SUBJECTS = 250  # read at once, so that too much is noticed before all of it is there
-SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot but a download
 
 
 @attrs.frozen(kw_only=True)

@@ -291,6 +291,7 @@ def test_prefixes_are_distinct() -> None:
         ({"limits": {"message_bytes": 100}}, "limits.publish_bytes"),
         ({"limits": {"event_bytes": 100}}, "limits.publish_bytes"),
         ({"limits": {"head_bytes": 4096}}, "limits.token_bytes"),
+        ({"limits": {"snapshot_memory_bytes": "31MiB"}}, "limits.snapshot_memory_bytes"),
         ({"limits": {"connections": 5}}, "limits.connections_per_user"),
         ({"limits": {"connection": {"connections": 1}}}, "limits.connection.connections"),
         ({"limits": {"user": {"connections": 0}}}, "limits.user.connections"),
