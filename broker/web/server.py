@@ -204,6 +204,8 @@ class PublicPort:
         hello = attrs.evolve(opening.hello, certificate=certificate) if certificate else opening.hello
         try:
             return self.serve(transport, hello)
+        except LinkLost:
+            raise
         except Exception as error:  # too late for an answer in HTTP
             log.exception("request_crashed", peer=link.peer)
             raise LinkLost from error
