@@ -6,6 +6,7 @@ behind: a resume. Otherwise it becomes a catch-up beside the live flow.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -113,7 +114,10 @@ class Joiner:
         """Starts where the user's acknowledgements stand; a new cursor stands where this start does."""
         who = self.principal
         self.cursor = await self.services.cursors.hold(who.tenant, who.user, name, self.begin_cursor)
-        if not (self.beginning or self.snapshot):
+        if self.snapshot:  # P has moved on while the cursor was made; that is for good, so this must not fail
+            with suppress(Unavailable, SnapshotTooLarge):
+                self.snapshot = await self.take_snapshot()
+        elif not self.beginning:
             await self.resolve(After(self.cursor.position))
 
     async def begin_cursor(self) -> Position:

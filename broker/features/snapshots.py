@@ -245,17 +245,21 @@ class Snapshots:
         for _ in range(TRIES):
             async with self.holdings.room(self.tenant):
                 wanted = scope()
-                records = dict(await self.read(wanted))
+                records = [*(await self.read(wanted)).items()]
+                found: dict[str, Event] = {}
+                for start in range(0, len(records), PAGE_EVENTS):
+                    found.update(events_of(self.encode(records[start : start + PAGE_EVENTS])))
+                    await trio.lowlevel.checkpoint()  # ten thousand take long, and others have their turns
+                del records
                 now = scope()
                 if min(now.floor, self.memory()) > wanted.floor:
                     continue  # what has left the ring meanwhile is not known
                 left = self.remembered(wanted.floor, now.floor)
-                records.update(each for each in left if now.admits(each[0]))
+                found.update(events_of(self.encode([each for each in left if now.admits(each[0])])))
                 newest = self.newest(topics, max(wanted.floor, now.floor), now.head)
-                below = [each for each in records.items() if each[0] not in newest]
+                below = [each for each in found.items() if each[0] not in newest]
                 held = [each for each in below if not self.deleted(each[1][0])]
-                del records
-                base = self.add(line, [*events_of(self.encode(held)), *newest.items()], now.head)
+                base = self.add(line, [*held, *newest.items()], now.head)
                 if len(held) < len(below):
                     line.forget()  # before what is gone there may have been others: who asks next reads again
                 return base

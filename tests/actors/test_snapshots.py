@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import pytest
 import trio
 
 from broker import config, subjects
@@ -20,8 +21,6 @@ from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
-
-    import pytest
 
     from broker.bus.base import Record
     from broker.features.starts import Scope
@@ -75,7 +74,9 @@ class World:
     def holdings(self) -> snapshots.Holdings:
         return self.supervisor.tenants.holdings
 
-    async def reader(self, pattern: str | list[str], *, user: str = "u", tenant: str = "acme") -> Reader:
+    async def reader(
+        self, pattern: str | list[str], *, user: str = "u", tenant: str = "acme", **more: str
+    ) -> Reader:
         link = ScriptedLink(room=ROOM)
         self.nursery.start_soon(self.supervisor.serve, link, Hello(peer="test", token=f"{tenant}:{user}"))
         found = Reader(link, pattern)
@@ -83,7 +84,7 @@ class World:
         link.say("subscribe", {"channel": "elsewhere"})  # so that P moves by itself
         await found.until(lambda: found.first("subscribed"))
         found.messages.clear()
-        link.say("subscribe", {"channel": pattern, "snapshot": True})
+        link.say("subscribe", {"channel": pattern, "snapshot": True, **more})
         return found
 
     def publish(self, rng: random.Random, tenant: str = "acme") -> None:
@@ -258,14 +259,18 @@ async def test_a_full_ring_that_moves_on(autojump_clock: trio.abc.Clock) -> None
         nursery.cancel_scope.cancel()
 
 
-async def test_beside_a_live_channel(autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is one of the position in `subscribed`, however long NATS takes to confirm a live channel."""
+@pytest.mark.parametrize("more", [{}, {"durable": "d"}], ids=["live", "durable"])
+async def test_what_takes_long_beside_it(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch, more: dict[str, str]
+) -> None:
+    """It is one of the position in `subscribed`, however long NATS takes for a live channel or a cursor."""
 
     async def confirm_late(*_: object) -> None:
         await trio.sleep(1)
 
     monkeypatch.setattr(ScriptedBus, "subscribe_live", confirm_late)
     async with open_world() as world, trio.open_nursery() as nursery:
+        world.bus.cursors.delay = confirm_late
         rng = random.Random(1)
         for _ in range(100):
             world.publish(rng)
@@ -276,7 +281,7 @@ async def test_beside_a_live_channel(autojump_clock: trio.abc.Clock, monkeypatch
                 await trio.sleep(0.1)
 
         nursery.start_soon(go_on)
-        reader = await world.reader(["a.*", "live.x"])
+        reader = await world.reader(["a.*", "live.x"], **more)
         await reader.until(reader.live, most=100_000)
         subscribed = reader.first("subscribed")
         assert subscribed
