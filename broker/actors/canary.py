@@ -104,13 +104,14 @@ class Canary:
 
     async def ask(self) -> None:
         """Asks the stream of the events, for ever."""
+        pause = EVERY_SECONDS / 20
         while True:
             try:
                 await self.bus.probe()
-                self.closed = None
+                self.closed, pause = None, EVERY_SECONDS
             except Unavailable as error:
                 self.closed = error.message
-            await trio.sleep(EVERY_SECONDS / 20 if self.closed else EVERY_SECONDS)
+            await trio.sleep(pause)
 
     def age(self) -> float | None:
         """For how many seconds none has come; None before the first one."""

@@ -24,6 +24,7 @@ class Feed(ScriptedBus):
     """A bus whose canaries go to `arrived_at` at once; the stream takes no events for the reason `closed`."""
 
     closed: str | None = None
+    asked: int = 0
     arrived_at: Callable[[str, bytes], object] = attrs.field(init=False)
 
     def put_live(self, subject: str, body: bytes) -> None:
@@ -31,6 +32,7 @@ class Feed(ScriptedBus):
 
     async def probe(self) -> None:
         await super().probe()
+        self.asked += 1
         if self.closed:
             raise Unavailable(self.closed)
 
@@ -86,3 +88,19 @@ async def test_ready_again(autojump_clock: trio.abc.Clock) -> None:
             await trio.sleep(5)
             assert canary.trouble() is None, name
         nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_in_trouble_is_asked_no_more_often(autojump_clock: trio.abc.Clock) -> None:
+    """Every broker asks, and a server whose disk is full has enough to do."""
+    feed = Feed(random=random.Random(1))
+    canary = Canary(feed, Names(), "me", lambda: None)
+    feed.arrived_at = canary.arrived
+    counts = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(canary.run)
+        for closed in (None, "full"):
+            feed.closed, feed.asked = closed, 0
+            await trio.sleep(60)
+            counts.append(feed.asked)
+        nursery.cancel_scope.cancel()
+    assert abs(counts[1] - counts[0]) <= 2
