@@ -213,7 +213,7 @@ class Supervisor:
                 tenant.inbox.lose()
         self.deletions.note(state)
         self.connected = self.services.live_subjects.connected = True
-        if state.duplicate_window:
+        if state.duplicate_window is not None:
             self.services.duplicate_window = state.duplicate_window
         self.control.restored()
         self.services.audit.restored()

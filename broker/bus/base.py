@@ -33,7 +33,7 @@ class StreamState:
     of different incarnations have nothing to do with each other. `deleted` are those between `first` and
     `last` that are not there; up to `unnamed` there are more, too many to be named. Of a subject the
     stream keeps `per_subject` messages (0: all). A message's id is known for `duplicate_window`
-    seconds (0: nobody has said).
+    seconds; without it the bus has not said.
     """
 
     incarnation: str
@@ -42,7 +42,7 @@ class StreamState:
     deleted: Ranges = NOTHING
     unnamed: int = 0
     per_subject: int = 0
-    duplicate_window: float = 0.0
+    duplicate_window: float | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,21 @@ async def test_established_is_the_first_frame(broker: Broker) -> None:
         assert established["limits"]["duplicate_window_seconds"] == broker.config.stream.duplicate_window
         assert established["limits"]["subscriptions_per_connection"] == limits.subscriptions_per_connection
         assert len(established["connection_id"]) >= 16
+
+
+async def test_a_stream_that_knows_no_ids(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+    """One with sources has no duplicate window, unless it was made with one: so nothing may be sent again."""
+    stream = {"subjects": ["events.>"], "sources": [{"name": "OTHER"}], "allow_direct": True}
+    assert "error" not in await publisher.api("STREAM.CREATE.EVENTS", name="EVENTS", **stream)
+    for number in (1, 2):
+        ack = await publisher.request("events.acme.a", b"1", header=b"NATS/1.0\r\nNats-Msg-Id: a\r\n\r\n")
+        assert json.loads(ack.body)["seq"] == number, "stored once"
+    async with (
+        run_broker(tmp_path / "broker", configure(tmp_path / "broker", nats.url)) as broker,
+        broker.stranger() as client,
+    ):
+        established = await client.expect("connection.established")
+        assert established["limits"]["duplicate_window_seconds"] == 0
 
 
 async def test_bad_tokens_are_answered_after_the_upgrade(broker: Broker) -> None:
