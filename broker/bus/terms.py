@@ -43,6 +43,9 @@ def unusable(found: Mapping[str, Any], wanted: Wanted) -> str | None:
         if theirs == value:
             continue
         ours = " or ".join(dict.fromkeys([wanted.keys["name"], *filter(None, [wanted.keys.get(key)])]))
+        if mirror := found.get("mirror"):
+            fault = f"is a mirror of {mirror['name']}, which keeps no subjects"
+            return f"the stream {name} {fault}. Set {ours} to use another one"
         if key == "subjects":
             [subject] = value
             fault = f"keeps {theirs or 'what no publisher reaches'} and not {subject} alone"

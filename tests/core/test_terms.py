@@ -127,3 +127,14 @@ def test_what_others_would_miss(theirs: dict[str, Any], loses: set[str]) -> None
     found = {**whole.required, **whole.settings, **theirs}
     assert {each.setting for each in terms.all_changes(found, whole)} == theirs.keys()
     assert {each.setting for each in terms.all_changes(found, whole) if each.loses} == loses
+
+
+def test_a_mirror() -> None:
+    """Nobody can publish into one, nor can it be given a subject: no command is proposed."""
+    found = {**EVENTS.required, "mirror": {"name": "OTHER"}}
+    del found["subjects"]
+    fault = terms.unusable(found, EVENTS)
+    assert fault == (
+        "the stream EVENTS is a mirror of OTHER, which keeps no subjects. "
+        "Set stream.name or subjects.events to use another one"
+    )
