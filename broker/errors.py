@@ -227,12 +227,12 @@ class Internal(BrokerError):
 
 @cache
 def by_code() -> dict[str, type[BrokerError]]:
-    """Each code with the class that introduces it."""
+    """Each code of the broker with the class that introduces it. Clients have more, which are theirs."""
     found: dict[str, type[BrokerError]] = {}
     pending = BrokerError.__subclasses__()
     while pending:
         kind = pending.pop(0)
-        if "code" in vars(kind):
+        if "code" in vars(kind) and kind.__module__ == __name__:
             found.setdefault(kind.code, kind)
         pending += kind.__subclasses__()
     return found

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from broker.permissions import Principal
 
 ANSWER_SECONDS = 2.0  # for an answer, beside what the way there and back takes; so long nobody is silent
+ROUND_TRIP_SECONDS = 1.5  # at most that are believed of a link: queues on its way make it seem longer
 LOOK_SECONDS = 0.05
 MOST_ASKED = 64  # in one round: the longest silent of a user who may have very many
 
@@ -68,7 +69,7 @@ class Question:
         self.acknowledged = state.acknowledged
         if self.end == inf and not connection.unsent:
             self.end = state.acknowledged + state.pending
-        patience = ANSWER_SECONDS + 2 * state.round_trip
+        patience = ANSWER_SECONDS + 2 * min(state.round_trip, ROUND_TRIP_SECONDS)
         if self.acknowledged < self.end and self.moved > self.at and now >= self.at + 2 * patience:
             return connection.transport.answers
         return None if now < self.moved + patience else False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from broker.errors import BrokerError, CloseCode
+from broker.errors import CloseCode, by_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,7 +28,7 @@ CLOSE_CODES = (
     *(("client", code) for code in (1000, 1001, 1005)),
     ("link", 1006),
 )
-ERROR_CODES = {error.code for error in BrokerError.__subclasses__()}
+ERROR_CODES = set(by_code())
 RING, STREAM = "ring", "stream"
 
 
