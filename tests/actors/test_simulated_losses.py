@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
@@ -26,13 +25,13 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.wire.positions import parse
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, parse_frame, until_let_in
+from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from broker.wire.positions import Position
 
-SEEDS = range(int(os.environ.get("SIMULATION_SEEDS", "40")))
 CHANNELS = ["a", "a.b", "b", "b.c", "c.d"]
 LISTS = [["a.>", "a"], [">"], ["b"], ["b.>", "c.*"], ["a", "b", "c.d"]]
 FORGOTTEN_SECONDS = 2.0
@@ -265,7 +264,7 @@ def announces(gap: dict[str, Any], generation: int, sequence: int) -> bool:
     return place(parse(gap["from"]))[1] < sequence <= end
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@simulated(40)
 async def test_what_is_gone_is_not_given_and_is_said(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STATIC = HERE.parents[1] / "broker" / "web" / "static"
+SIMULATIONS = "simulation.test.js", "storms.test.js"
 UNITS = [
-    pytest.param(path.name, marks=pytest.mark.simulation if "simulation" in path.name else ())
+    pytest.param(path.name, marks=pytest.mark.simulation if path.name in SIMULATIONS else ())
     for path in sorted((HERE / "unit").glob("*.test.js"))
 ]
 PAGES = sorted(path.name for path in (HERE / "pages").glob("*.test.js"))

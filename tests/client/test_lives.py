@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
 
 from broker.client import Duplicate, Published, UnknownOutcome
 from tests.client.model import FAULTS, Fault, Life
+from tests.support.seeds import simulated
 
-SEEDS = range(int(os.environ.get("SIMULATION_SEEDS", "40")))
 BACK_SECONDS = 30.0
 CHANNELS = [f"c{number}" for number in range(400)]
 
@@ -73,7 +72,7 @@ def test_back_within_30_seconds(fault: tuple[str, object], lasts: float) -> None
         assert life.connections < 30 + lasts  # no storm of attempts
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@simulated(40)
 def test_storms(seed: int) -> None:
     """Subscriptions, and publishes, in heaps, while faults of all kinds strike and last."""
     lots = random.Random(seed)

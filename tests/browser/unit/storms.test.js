@@ -1,7 +1,7 @@
 /**
  * Pages that ask for far too much: lists of hundreds, scrolled lists, bursts of publishes, with cuts, sleeping devices
  * and rights that are taken away in between, drawn by lot. The model of the broker has its limits, and ends connections
- * that go beyond them. `SEEDS=1000` or `SEED=17` for more, or for one.
+ * that go beyond them. `SIMULATION_SEEDS=1000` or `SEED=17` for more, or for one.
  */
 
 import assert from "node:assert/strict";
@@ -147,7 +147,7 @@ class Storm {
 }
 
 test("whatever a page does: no limit is met, nothing is lost or doubled, and the broker has what is wanted", async () => {
-  const { SEED, SEEDS = 45 } = process.env;
+  const { SEED, SIMULATION_SEEDS: SEEDS = 45 } = process.env;
   const faults = [];
   for (const seed of SEED ? [Number(SEED)] : [...Array(Number(SEEDS)).keys()]) {
     const world = new World();
