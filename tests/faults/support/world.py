@@ -316,9 +316,11 @@ class World:
             await self.ledger.more(count or self.random.randrange(50, 400))
 
     async def all_subscribed(self) -> None:
-        with trio.fail_after(PATIENCE_SECONDS):
+        with trio.move_on_after(PATIENCE_SECONDS) as patience:
             for follower in self.clients:
                 await follower.subscribed.wait()
+        late = [each.describe() for each in self.clients if not each.subscribed.is_set()]
+        assert not patience.cancelled_caught, f"not subscribed: {late}"
 
     async def with_nats(self, call: Callable[..., Awaitable[Any]]) -> Any:
         """Calls with a NATS client of the test's own."""
