@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -47,7 +48,9 @@ def modules(node: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("there is no npm here: apt install npm")
-    done = run(npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
+    with (HERE / "package.json").open() as manifest:
+        fcntl.flock(manifest, fcntl.LOCK_EX)  # tests run in several processes: one installs at a time
+        done = run(npm, "install", "--no-package-lock", "--no-audit", "--no-fund", "--ignore-scripts")
     if done.returncode:
         pytest.skip(f"npm cannot install what the tests need: {done.stderr.strip().splitlines()[-1:]}")
     return HERE / "node_modules"
