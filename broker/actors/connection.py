@@ -421,7 +421,7 @@ class Connection:
         self.tell(reply, wish.message_id)
 
     def position(self) -> str | None:
-        """The live position, once there is one."""
+        """The live position to tell the client, once there is one."""
         fanout = self.outlet.fanout
         return fanout.text(self.outlet.position()) if fanout else None
 
@@ -645,7 +645,8 @@ class Connection:
             self.pace.lift()
 
     def note_position(self) -> None:
-        self.last = self.position()
+        if fanout := self.outlet.fanout:
+            self.last = fanout.text(fanout.reached(self.outlet))  # sends nothing: the link may be lost
 
     def return_budgets(self) -> None:
         self.services.places.leave(self)

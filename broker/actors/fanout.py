@@ -83,11 +83,11 @@ class Fanout:
         self.router: Router[Route] = Router(self.route)
         self.topics: dict[tuple[str, tuple[str, ...]], Topic] = {}
         self.serial = 0
-        self.unfinished: Tick | None = None  # from `add` to `finish`
-        self.running: Tick | None = None  # the same while it is being sent
+        self.running: Tick | None = None  # the one that is being sent: from `add` to `finish`
+        self.touched: list[Outlet] = []  # who gets something of it, until they have been grouped
         self.outlets: dict[Outlet, None] = {}
         self.framings: Counter[Framing] = Counter()  # of outlets that have one
-        self.deleted_late = NOTHING  # events that are to be blanked when the unfinished tick has been sent
+        self.deleted_late = NOTHING  # events that are to be blanked when the running tick has been sent
         self.framed: dict[Framing, dict[int, bytes]] = {}  # events of the running tick, by their index
         self.strict: set[Outlet] = set()  # behind, with a policy for more than may wait
 
@@ -99,7 +99,7 @@ class Fanout:
         return self.router.match(channel).topics
 
     def position(self) -> int:
-        """P of every connection that is up to date; advances while the tenant is quiet."""
+        """P of every connection that has been given all; advances while the tenant is quiet."""
         quiet = self.feed.quiet_at()
         if quiet is not None and quiet > self.head and self.running is None:
             self.head = quiet
@@ -170,24 +170,20 @@ class Fanout:
         )
 
     def add(self, records: Sequence[tuple[str, Record]]) -> Tick:
-        """The next tick, in the ring before it is sent, so that who falls behind finds it there."""
+        """The next tick, in the ring before it is sent, so that who falls behind finds it there.
+
+        From here to `finish` the mask of an outlet is what it has not been given of it. P moves last: should
+        anything break before, nobody is told of what nobody was given.
+        """
         tick = self.encode(records, first=self.count + 1, base=self.head)
-        self.unfinished = tick
-        self.count, self.head = tick.last, tick.head
+        self.touched = share_out(tick)
         self.ring.add(tick)
+        self.count, self.head, self.running = tick.last, tick.head, tick
         return tick
 
-    def groups(self, tick: Tick) -> Mapping[Framing | None, Mapping[int, list[Outlet]]]:
-        """Begins to send a tick: the outlets by their framing and their share of it. `finish` ends it."""
-        touched: list[Outlet] = []
-        for topic, mask in tick.masks.items():
-            for outlet in topic.members:
-                if outlet.mask:
-                    outlet.mask |= mask
-                else:
-                    outlet.mask = mask
-                    touched.append(outlet)
-        self.running = tick
+    def groups(self) -> Mapping[Framing | None, Mapping[int, list[Outlet]]]:
+        """The outlets that get something of the running tick, by their framing and their share of it."""
+        touched, self.touched = self.touched, []
         grouped: dict[int, list[Outlet]] = {}
         if self.framings:
             by_framing: dict[Framing | None, dict[int, list[Outlet]]] = {}
@@ -199,8 +195,8 @@ class Fanout:
         return {None: grouped}
 
     def shares(self, tick: Tick) -> Iterator[tuple[bytes, int, list[Outlet]]]:
-        """Begins to send a tick: bytes, each with the share that they are, for the outlets that get it."""
-        for framing, shares in self.groups(tick).items():
+        """Bytes of the running tick, each with the share that they are, for the outlets that get it."""
+        for framing, shares in self.groups().items():
             for mask, outlets in shares.items():
                 if framing is None:
                     yield tick.join(mask), mask, outlets
@@ -233,7 +229,7 @@ class Fanout:
         return len({outlet for topic in topics for outlet in topic.members})
 
     def finish(self) -> None:
-        self.unfinished = self.running = None
+        self.running = None
         if self.deleted_late:
             deleted, self.deleted_late = self.deleted_late, NOTHING
             self.drop(deleted)
@@ -244,17 +240,17 @@ class Fanout:
 
         The tick that is being sent comes later: who has not got it yet would not hear that something is gone.
         """
-        self.ring.blank(deleted, but=self.unfinished)
-        if self.unfinished and deleted.meets(self.unfinished.base, self.unfinished.head):
+        self.ring.blank(deleted, but=self.running)
+        if self.running and deleted.meets(self.running.base, self.running.head):
             self.deleted_late |= deleted
 
     def reached(self, outlet: Outlet) -> int:
         """Up to where a connection has been given everything, also when a tick broke off in the middle."""
         if outlet.backlog:
             return outlet.backlog.position
-        if self.unfinished and (self.running is None or outlet.mask):
-            return self.unfinished.base
-        return self.head
+        if self.running and outlet.mask:
+            return self.running.base
+        return self.position()
 
     # --- outlets -----------------------------------------------------------------------------------
 
@@ -315,6 +311,19 @@ class Fanout:
         if not same_stream:
             backlog.warned = 0
         outlet.watch()
+
+
+def share_out(tick: Tick) -> list[Outlet]:
+    """Makes each outlet's share of a tick its mask; those that get something of it."""
+    touched: list[Outlet] = []
+    for topic, mask in tick.masks.items():
+        for outlet in topic.members:
+            if outlet.mask:
+                outlet.mask |= mask
+            else:
+                outlet.mask = mask
+                touched.append(outlet)
+    return touched
 
 
 def published_by(headers: Mapping[str, str] | None) -> str | None:

@@ -226,7 +226,8 @@ class Outlet:
     # --- sending -----------------------------------------------------------------------------------
 
     def position(self) -> int:
-        """The live position P."""
+        """The live position P, to be told or gone by. What it counts is sent first, as far as it is taken."""
+        self.settle()
         if self.backlog is not None:
             return self.backlog.position
         return self.fanout.position() if self.fanout else 0

@@ -402,7 +402,9 @@ class Tenant:
         """Forgets the events that came before a time; the stream is read for them."""
         for fanout in self.fanouts():
             ring = fanout.ring
-            while ring.oldest is not None and ring.ticks[ring.start].time < before and not fanout.running:
+            while ring.oldest is not None and ring.ticks[ring.start].time < before:
+                if ring.ticks[ring.start] is fanout.running:
+                    break
                 ring.drop()
             fanout.history.clear()
             fanout.snapshots.expire(math.inf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import pytest
@@ -225,8 +225,8 @@ def test_equal_shares_are_one_group() -> None:
     bench.join(links[0], "a.b")
     bench.join(links[0], "a.>")
     bench.join(links[0], "*")
-    tick = bench.fanout.add(bench.records("a", "a.b", "users.u.i"))
-    groups = bench.fanout.groups(tick)[None]
+    bench.fanout.add(bench.records("a", "a.b", "users.u.i"))
+    groups = bench.fanout.groups()[None]
     assert {mask: [links.index(each.client) for each in group] for mask, group in groups.items()} == {  # type: ignore[arg-type]
         0b011: [0, 3],
         0b010: [1],
@@ -429,6 +429,34 @@ def test_a_reply_never_overtakes_a_share() -> None:
     bench.publish("a", between=ask)
     assert [each["type"] for each in second.messages()] == ["event", "pong"]
     assert first.events() == second.events() == [1]
+
+
+def test_a_reply_counts_what_was_taken() -> None:
+    """P in a reply amid a tick is where the link stopped taking: who is cut off then resumes from there."""
+    bench = Bench()
+    first, second = bench.attach(), bench.attach(room=100)
+    bench.join(first, "a")
+    bench.join(second, "a")
+    bench.publish("a", "a", "a", "b", between=second.ping)
+    second.room = ENDLESS
+    second.write()
+    assert [(each["type"], each["payload"]["position"]) for each in second.messages()] == [
+        ("event", "inc-1"), ("event", "inc-2"), ("pong", "inc-2"), ("pong", "inc-2"), ("event", "inc-3"),
+    ]  # fmt: skip
+
+
+def test_what_breaks_before_it_is_shared_out_is_not_counted() -> None:
+    """A tenant that crashes at that moment tells nobody of events that nobody was given."""
+    bench = Bench()
+    link = bench.attach()
+    topic = bench.join(link, "a")
+    bench.publish("a")
+    topic.members[cast("Any", None)] = None
+    with pytest.raises(AttributeError):
+        bench.publish("a")
+    link.ping()
+    assert [each["payload"]["position"] for each in link.messages()] == ["inc-1", "inc-1"]
+    assert bench.fanout.reached(link.outlet) == 1
 
 
 def test_position_advances_while_it_is_quiet() -> None:
@@ -698,8 +726,8 @@ def test_adopted_where_it_stands() -> None:
     behind.room = 30
     bench.publish("a", "live.x", "a")
     old = bench.fanout
-    tick = old.add(bench.records("a"))
-    groups = old.groups(tick)[None]
+    old.add(bench.records("a"))
+    groups = old.groups()[None]
     assert groups == {1: [upto.outlet, behind.outlet]}  # and here it crashes
     positions = {link: old.reached(link.outlet) for link in (upto, behind)}
     assert positions == {upto: 4, behind: 3}
