@@ -441,13 +441,7 @@ class Connection:
         """Tells the client what all are told."""
         if notice.message:
             self.tell(notice.message)
-        outlet = self.outlet
-        if notice.reason == "trimmed":
-            # Who is behind comes to it, and hears of it then.
-            if outlet.stored and outlet.backlog is None:
-                channel = messages.named(topic.pattern for topic in outlet.stored)
-                self.tell(messages.Gap(channel=channel, reason="trimmed", start=str(notice.start)))
-        elif notice.reason and (live := outlet.live):
+        if notice.reason and (live := self.outlet.live):
             channel = messages.named(topic.pattern for topic in live)
             self.tell(messages.Gap(channel=channel, reason=notice.reason))
 

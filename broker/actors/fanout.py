@@ -169,13 +169,15 @@ class Fanout:
             time=self.clock(),
         )
 
-    def add(self, records: Sequence[tuple[str, Record]]) -> Tick:
+    def add(self, records: Sequence[tuple[str, Record]], *, upto: int = 0) -> Tick:
         """The next tick, in the ring before it is sent, so that who falls behind finds it there.
 
+        It stands for everything up to the position `upto`, where that is beyond its last event.
         From here to `finish` the mask of an outlet is what it has not been given of it. P moves last: should
         anything break before, nobody is told of what nobody was given.
         """
         tick = self.encode(records, first=self.count + 1, base=self.head)
+        tick.head = max(tick.head, upto)
         self.touched = share_out(tick)
         self.ring.add(tick)
         self.count, self.head, self.running = tick.last, tick.head, tick

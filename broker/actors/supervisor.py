@@ -24,7 +24,7 @@ from broker.actors.observer import Observer
 from broker.actors.places import Places
 from broker.actors.posting import Posting
 from broker.actors.services import Services
-from broker.actors.tenant import Notice, Tenant
+from broker.actors.tenant import Hole, Notice, Tenant
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
 from broker.actors.turns import Turn
@@ -232,13 +232,15 @@ class Supervisor:
             if record[0] not in late:
                 intake.remember(now, address.tenant, (address.channel, record))
         intake.forget(before=now - KEPT_SECONDS)
-        intake.head = head
+        before, intake.head = intake.head, head
+        if intake.gone.reaches(before):
+            for tenant in self.tenants.running.values():
+                tenant.inbox.announce(Hole(Position(intake.incarnation, head)))
         self.meters.received["stored"] += len(records)
         self.tenants.advanced.unpark_all()
 
     def skipped(self, state: StreamState) -> None:
         self.deletions.note(state)
-        self.announce(Notice(None, "trimmed", Position(self.intake.incarnation, self.intake.head)))
 
     def live(self, records: list[Record]) -> None:
         prefix = f"{self.names.own}."

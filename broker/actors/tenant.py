@@ -19,7 +19,6 @@ from broker.actors.turns import Turn
 from broker.limits import Window
 from broker.metrics.meters import Traffic
 from broker.wire.messages import Gap, named
-from broker.wire.positions import Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from broker.ring import Tick
     from broker.tracing import Tracing
     from broker.wire.messages import Source
+    from broker.wire.positions import Position
 
 INBOX_EVENTS = 16384  # beyond either bound the tenant is behind, and reads from the stream instead
 INBOX_BYTES = 16 * 1024 * 1024
@@ -49,14 +49,17 @@ log = structlog.get_logger()
 
 @attrs.frozen
 class Notice:
-    """What all clients are told at once: a message, and that events may be missing for a `reason`.
-
-    They are live ones, but for `trimmed`: then they are stored ones, after the position `start`.
-    """
+    """What all clients are told at once: a message, and that live events may be missing for a `reason`."""
 
     message: Source | None
-    reason: Literal["source", "lag", "trimmed"] | None
-    start: Position | None = None
+    reason: Literal["source", "lag"] | None
+
+
+@attrs.frozen
+class Hole:
+    """The feed has come to the position `upto`, and something on its way there is gone."""
+
+    upto: Position
 
 
 class Inbox:
@@ -74,7 +77,7 @@ class Inbox:
         self.stored_at: float | None = None  # the oldest of the last tick's worth, where it is known
         self.lost = False
         self.renewed = False
-        self.notices: deque[tuple[int, Notice]] = deque()
+        self.notices: deque[tuple[int, Notice | Hole]] = deque()
         self.arrived = trio.Event()
 
     def put(self, channel: str, record: Record) -> None:
@@ -91,15 +94,11 @@ class Inbox:
             self.marks.append((self.taken + len(self.records), stored_at))
         self.arrived.set()
 
-    def announce(self, notice: Notice) -> None:
+    def announce(self, notice: Notice | Hole) -> None:
         self.notices.append((self.taken + len(self.records), notice))
         self.arrived.set()
 
-    def announce_first(self, notice: Notice) -> None:
-        """Ahead of whatever waits."""
-        self.notices.appendleft((self.taken, notice))
-
-    def due(self) -> Notice | None:
+    def due(self) -> Notice | Hole | None:
         """The notice that comes before the next event."""
         if self.notices and self.notices[0][0] <= self.taken:
             return self.notices.popleft()[1]
@@ -193,6 +192,7 @@ class Tenant:
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     fanout: Fanout = attrs.field(init=False)
     moving: Fanout | None = None  # the next one while it is filled, then the one before while it is left
+    passing: bool = False  # something that is gone: not everybody has been told yet
     used: float = 0.0  # when it last had a connection
     failed_until: float | None = None  # it has crashed too often, and rests
     restarts: int = 0
@@ -241,7 +241,8 @@ class Tenant:
         return any(topic.live for fanout in self.fanouts() for topic in fanout.topics.values())
 
     def quiet_at(self) -> int | None:
-        return self.intake.head if self.inbox.empty() and self.moving is None else None
+        at_rest = self.inbox.empty() and self.moving is None and not self.passing
+        return self.intake.head if at_rest else None
 
     async def run(self) -> None:
         """Works until cancelled through `scope`; a crash costs a moment, and no event.
@@ -275,24 +276,25 @@ class Tenant:
             await inbox.wait()  # which is no pause while something waits
             await turn.pass_on()
             if notice := inbox.due():
-                for outlet in list(self.fanout.outlets):
-                    with Boundary(outlet.client):
-                        outlet.client.heed_notice(notice)
-                    await turn.pass_on()
+                await self.heed(notice, turn)
             elif inbox.renewed or inbox.lost:
                 await self.rebuild(turn)
             elif batch := inbox.take():
+                upto = next((record[0] for _, record in reversed(batch) if record[0]), 0)
+                await self.tell_of_hole(upto, turn)
+                if inbox.lost or inbox.renewed:
+                    continue  # meanwhile; nobody has come further
+                # No await from here until the position has moved on: who joins before it is told.
                 if late := self.intake.gone.late([record for _, record in batch]):
                     batch = [checked for checked in batch if checked[1][0] not in late]
-                    start = Position(self.fanout.incarnation, self.fanout.head)
-                    inbox.announce_first(Notice(None, "trimmed", start))
                     if not batch:
+                        self.move_on(upto)
                         continue
                 if self.tracing is None:
-                    tick = self.fanout.add(batch)
+                    tick = self.fanout.add(batch, upto=upto)
                     await self.send(tick, turn)
                 else:
-                    tick = await self.send_traced(batch, turn, self.tracing)
+                    tick = await self.send_traced(batch, upto, turn, self.tracing)
                 self.fanout.finish()
                 self.advanced.unpark_all()
                 slow = await self.overflowing(turn)
@@ -302,6 +304,51 @@ class Tenant:
                 for outlet in slow:
                     with Boundary(outlet.client):
                         outlet.overflow()
+
+    async def heed(self, notice: Notice | Hole, turn: Turn) -> None:
+        """What comes between two events."""
+        if isinstance(notice, Notice):
+            for outlet in list(self.fanout.outlets):
+                with Boundary(outlet.client):
+                    outlet.client.heed_notice(notice)
+                await turn.pass_on()
+        elif notice.upto.incarnation == self.fanout.incarnation:
+            await self.tell_of_hole(notice.upto.sequence, turn)
+            if not (self.inbox.lost or self.inbox.renewed):
+                self.move_on(notice.upto.sequence)
+
+    def move_on(self, position: int) -> None:
+        """There is nothing more to fan out up to a position."""
+        self.fanout.head = max(self.fanout.head, position)
+        self.advanced.unpark_all()
+
+    async def tell_of_hole(self, upto: int, turn: Turn) -> None:
+        """Before the position comes to `upto`: whoever is up to date is told when something was deleted.
+
+        Who is behind comes to it and hears of it then. When this returns all have been told who stand at the
+        position, also those who came there meanwhile; so it must be moved before anybody else comes.
+        """
+        fanout = self.fanout
+        if not self.intake.gone.between(self.name, fanout.head, upto, lambda _: True):
+            return
+        start = fanout.text(fanout.head)
+        told: dict[Outlet, int] = {}  # with which subscriptions
+        self.passing = True
+        try:
+            while untold := [
+                outlet
+                for outlet in fanout.outlets
+                if outlet.stored and outlet.backlog is None and told.get(outlet) != outlet.version
+            ]:
+                for outlet in untold:
+                    if outlet.stored and outlet.backlog is None:
+                        told[outlet] = outlet.version
+                        with Boundary(outlet.client):
+                            channel = named(topic.pattern for topic in outlet.stored)
+                            outlet.client.tell(Gap(channel=channel, reason="trimmed", start=start))
+                    await turn.pass_on()
+        finally:
+            self.passing = False
 
     async def overflowing(self, turn: Turn) -> list[Outlet]:
         """The connections for which more waits than their policy allows."""
@@ -313,10 +360,10 @@ class Tenant:
             await turn.pass_on()
         return slow
 
-    async def send_traced(self, batch: list[Checked], turn: Turn, tracing: Tracing) -> Tick:
+    async def send_traced(self, batch: list[Checked], upto: int, turn: Turn, tracing: Tracing) -> Tick:
         """Fans out a batch with a span for each event that is traced."""
         with tracing.fanning_out(self.name, batch) as spans:
-            tick = self.fanout.add(batch)
+            tick = self.fanout.add(batch, upto=upto)
             for index, span in spans.items():
                 span.set_attribute("broker.audience", self.fanout.audience(tick, index))
                 if sequence := batch[index][1][0]:

@@ -186,7 +186,7 @@ class Sink(Protocol):
         """
 
     def skipped(self, state: StreamState) -> None:
-        """Between the last and the next `stored` something is missing that was deleted unread."""
+        """Something of what follows was deleted unread: the stream is now as `state` says."""
 
     def live(self, records: list[Record]) -> None:
         """Live messages in order of arrival."""

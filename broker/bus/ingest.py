@@ -62,7 +62,6 @@ class Ingest:
     held_bytes: int = HELD_BYTES
 
     state: StreamState | None = None
-    seen: StreamState | None = None  # when a step in the sequence was looked into last
     head: int = 0
     waiting: deque[Frame] = attrs.field(factory=deque)
     held: int = 0  # bytes of the bodies in `waiting`
@@ -118,7 +117,7 @@ class Ingest:
         stalled: list[bytes] = []
         stored_at: int | None = None
         newest = b""
-        sound, stepped = True, False
+        sound = True
         if self.waiting:
             self.heard = self.signed = trio.current_time()
         while self.waiting and len(records) < BATCH and sound:
@@ -133,21 +132,17 @@ class Ingest:
             if not sound:
                 break
             last = records[-1][0] if records else self.head
-            if sequence > last + 1:
-                if self.verified < 0:
-                    self.give(sink, records, stored_at)
-                    records = []
-                    sound = await self.explain(sink, last)
-                    if not sound:
-                        break
-                stepped = stepped or (self.seen is not None and self.seen.first <= last + 1)
+            if sequence > last + 1 and self.verified < 0:
+                self.give(sink, records, stored_at)
+                records = []
+                sound = await self.explain(sink, last)
+                if not sound:
+                    break
             self.delivered = count
             if not records:
                 stored_at = time_of(reply)
             newest = reply
             records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
-        if stepped and self.seen and not self.seen.per_subject:
-            sink.skipped(self.seen)
         self.give(sink, records, stored_at)
         if newest:
             self.generations.advance(self.head, time_of(newest))
@@ -175,19 +170,21 @@ class Ingest:
         return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
 
     async def explain(self, sink: Sink, last: int) -> bool:
-        """Tells the sink when the stream begins after the record behind `last`: it was gone unread.
+        """Tells the sink what the stream does not hold any more: it was gone unread.
 
-        The answer holds for all frames that are waiting now. False: it is not even the stream that is
-        being read.
+        The answer holds for all frames that are waiting now, and is given before any of them. False: it is
+        not even the stream that is being read.
         """
         self.verified = len(self.waiting)
-        self.seen = state = await self.looks.look()
+        state = await self.looks.look()
         if self.state is None or state.incarnation != self.state.incarnation:
             return False
         if state.first > last + 1:
             self.state = state
             sink.interrupted()
             sink.restored(state)
+        elif not state.per_subject:
+            sink.skipped(state)
         return True
 
     def compare(self, state: StreamState) -> None:

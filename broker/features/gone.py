@@ -147,12 +147,18 @@ class Gone:
             return NOTHING
         return Ranges.of(record[0] for record in records if record[0] and self.has(record[0]))
 
+    def reaches(self, position: int) -> bool:
+        """Whether something above a position may be gone."""
+        return position < self.newest_gone or position < self.unnamed
+
     def between(self, tenant: str, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
         """Whether something is gone, after a position up to another, that would have been for somebody.
 
         Those are the tenant's events and broadcasts in channels that `admits` says yes to.
         """
-        if after < self.unnamed and after < upto:
+        if after >= upto or not self.reaches(after):
+            return False
+        if after < self.unnamed:
             return True
         looked = 0
         for first, last in self.holes(after + 1, upto):

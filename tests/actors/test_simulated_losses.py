@@ -272,6 +272,9 @@ async def test_what_is_gone_is_not_given_and_is_said(
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
     monkeypatch.setattr("trio._core._run._r", random.Random(seed))
     rng = random.Random(seed)
+    monkeypatch.setattr(
+        "broker.actors.turns.TURN_SECONDS", rng.choice((0, 0.002))
+    )  # interleaved, or as it is
     bus = ScriptedBus(random=rng, late=rng.choice((0, 0, 7)), stalls=rng.choice((0, 0.1)))
     world = World(bus, rng)
     settings = config.Config(
