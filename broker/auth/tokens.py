@@ -34,15 +34,17 @@ from broker.auth.claims import (
     token_id_of,
     user_of,
 )
-from broker.auth.keys import Signed, algorithms_of, read_secret
 from broker.auth.parts import decode, read_object
+from broker.auth.signatures import Signed
+from broker.auth.sources import algorithms_of, read_secret
 from broker.errors import ConfigError, InvalidChannel, TokenInvalid
 from broker.permissions import Principal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from broker.auth.keys import Keys, Passed, VerifyingKey
+    from broker.auth.keys import Keys, Passed
+    from broker.auth.signatures import VerifyingKey
 
 # What a verification looks at, in this order. The one at which it fails is the first that has not passed.
 STEPS = ("token", "key", "signature", "parties", "times", "user", "tenant", "permissions")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker.auth.jwks import Remote
-    from broker.auth.keys import VerifyingKey
+    from broker.auth.signatures import VerifyingKey
 
 ALGORITHMS = ("RS256", "ES256", "EdDSA")
 PATIENT = Timing(apart_seconds=0.0, fetch_seconds=30.0)  # each unknown key causes a fetch

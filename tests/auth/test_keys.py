@@ -10,8 +10,8 @@ import attrs
 import pytest
 
 from broker import config
-from broker.auth.fetching import MAX_BYTES
 from broker.auth.keys import Keys
+from broker.auth.sources import MAX_BYTES
 from broker.errors import ConfigError
 from tests.auth.forge import (
     KEY,

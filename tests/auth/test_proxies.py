@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HOST = "id.example"  # which only the proxy can find
+ADDRESS = "2001:db8::1"
 PASSWORD = "s3cr3t"
 URL = f"https://{HOST}/jwks"
 
@@ -80,7 +81,7 @@ async def issuer(nursery: trio.Nursery, authority: trustme.CA) -> Issuer:
     """An issuer with one RSA key, and a certificate for a name that nobody resolves."""
     made = Issuer(key_set(jwk("RS256", kid="a")))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(HOST).configure_cert(context)
+    authority.issue_cert(HOST, ADDRESS).configure_cert(context)
     serve = partial(trio.serve_ssl_over_tcp, made.serve, 0, context, host="127.0.0.1")
     (listener,) = await nursery.start(serve)
     made.port = listener.transport_listener.socket.getsockname()[1]
@@ -112,10 +113,38 @@ async def test_through_a_proxy(
     verifier = await started(URL, nursery)
     assert (await verifier.verify(token(), now=NOW)).user == "alice"
     (head,) = proxy.heads
+    assert head.count(b"User-Agent: nats-websocket-broker/") == 1
     assert head.startswith(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}:443\r\n".encode())
     shown = base64.b64encode(f"u@x:{PASSWORD}".encode())
     assert (b"Proxy-Authorization: Basic " + shown in head) == ("@" in spelled)
     assert b"Proxy-Authorization" not in issuer.requests[0]
+
+
+async def test_through_a_proxy_over_tls(
+    nursery: trio.Nursery, issuer: Issuer, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that is itself spoken to over TLS shows a certificate of its own, and the issuer its own."""
+    proxy = ConnectProxy(issuer.port)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    serve = partial(trio.serve_ssl_over_tcp, proxy.serve, 0, context, host="127.0.0.1")
+    (listener,) = await nursery.start(serve)
+    port = listener.transport_listener.socket.getsockname()[1]
+    monkeypatch.setenv("HTTPS_PROXY", f"https://127.0.0.1:{port}")
+    verifier = await started(URL, nursery)
+    assert (await verifier.verify(token(), now=NOW)).user == "alice"
+    assert len(proxy.heads) == len(issuer.requests) == 1
+
+
+async def test_an_ipv6_address_through_a_proxy(
+    nursery: trio.Nursery, issuer: Issuer, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands in brackets in the CONNECT (RFC 9110 section 9.3.6), and bare in the certificate."""
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+    verifier = await started(f"https://[{ADDRESS}]:8443/jwks", nursery)
+    assert (await verifier.verify(token(), now=NOW)).user == "alice"
+    assert proxy.heads[0].startswith(f"CONNECT [{ADDRESS}]:8443 HTTP/1.1\r\n".encode())
+    assert f"\r\nHost: [{ADDRESS}]:8443\r\n".encode() in issuer.requests[0]
 
 
 @pytest.mark.parametrize(
