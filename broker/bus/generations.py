@@ -126,8 +126,10 @@ class Generations:
             )
             if loss := await self.loss(known):
                 number, known = max(number + 1, int(time.time())), []
+            # Kept at once with the generation, which may lose something before the next milestone is due.
+            newest = known[-1] if known else await self.last(info, number)
             if number != (in_bucket.generation if in_bucket else 0):
-                fresh = msgspec.json.encode(Milestone(created=api.created(info), generation=number))
+                fresh = msgspec.json.encode(newest)
                 try:
                     await self.values.put(key(info), fresh, revision=held.revision if held else 0)
                 except Stale:
@@ -136,7 +138,8 @@ class Generations:
                 loss.tell(self.stream, number)
             info = await self.repeat(number)
             self.tell_reported(info)
-            self.newest = known[-1] if known else await self.last(info, number)
+            self.newest = newest
+            await self.write_file()
             return info
         raise away(f"other brokers keep changing the generation of the stream {self.stream}")
 

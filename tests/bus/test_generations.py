@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from broker.bus import looks
+from broker.bus.generations import Milestone
 from tests.support import damage
 from tests.support.bus import ready_bus
 from tests.support.rawnats import connect
@@ -203,6 +205,28 @@ async def test_twice(nats: NatsServer, tmp_path: Path) -> None:
         damage.restore_copy(nats.directory)
         await nats.start()
     assert len(set(seen)) == 3
+
+
+async def test_again_before_a_milestone_is_due(nats: NatsServer, tmp_path: Path) -> None:
+    """A generation has a milestone from its beginning: what it came with may be lost the next moment."""
+    file = tmp_path / "stream.json"
+    async with ready_bus(nats.url, milestones=file) as (bus, sink):
+        async with connect(nats.url) as client:
+            await fill(client, 100)
+        await fed(sink, 100)
+        await kept(bus)
+    seen = []
+    with capture_logs() as logs:
+        for _ in range(2):
+            await nats.term()
+            damage.truncate(nats.directory)
+            await nats.start()
+            async with ready_bus(nats.url, milestones=file) as (bus, sink):
+                seen += incarnations(sink)
+                assert msgspec.json.decode(file.read_bytes(), type=Milestone) == bus.generations.newest
+            file.unlink()  # so that the bucket has to know
+    assert len(set(seen)) == 2
+    assert len(losses(logs)) == 2
 
 
 async def plain_restart(nats: NatsServer, client: RawNats) -> None:

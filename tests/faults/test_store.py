@@ -85,7 +85,7 @@ async def test_embedded_store_damaged(open_world: OpenWorld, harm: Callable[[Pat
         directory = world.broker.directory / "state" / "nats"
         for life in range(3):
             await world.flows(150)
-            await kept(world, max(entry.sequence for entry in world.ledger.stored.values()))
+            await kept(world, [entry.sequence for entry in world.ledger.stored.values()][-1])
             await world.broker.kill9()
             if life:
                 harm(directory)
