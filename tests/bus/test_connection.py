@@ -17,7 +17,7 @@ import trustme
 from broker import config
 from broker.bus.bridge import connect_options, open_link, open_loop, shown
 from broker.errors import Unavailable
-from tests.support.bus import ready_bus, running_bus, until_trouble
+from tests.support.bus import PATIENCE_SECONDS, ready_bus, running_bus, until_trouble
 from tests.support.nats import run_nats
 from tests.support.rawnats import connect
 
@@ -29,6 +29,25 @@ if TYPE_CHECKING:
 
 def accounts(password: str) -> dict[str, Any]:
     return {"user": "svc", "password": password}
+
+
+async def test_an_answer_that_comes_too_late(nats: NatsServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The one to a ping that nobody waits for any more is no error of anybody."""
+    async with open_loop():
+        link = await open_link(nats.url, config.Nats(), on_lost=lambda: None)
+        try:
+            nats.stop()
+            with pytest.raises(Unavailable):
+                await link.flush(0.1)
+            pongs = link.client._pongs
+            assert pongs
+            nats.cont()
+            with trio.fail_after(PATIENCE_SECONDS):
+                while pongs and not caplog.records:
+                    await trio.sleep(0.01)
+            assert not [each.message for each in caplog.records if each.name.startswith("nats")]
+        finally:
+            await link.close()
 
 
 async def test_wrong_credentials_are_mended_without_a_restart(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from broker.web.websocket import MESSAGE_SECONDS
 from tests.faults.support.client import parse
 from tests.faults.support.rude import (
     JUNK,
-    PATIENCE_SECONDS,
     RUDE,
     Row,
     bad_input,
@@ -26,6 +25,7 @@ from tests.faults.support.rude import (
     pour,
     until,
 )
+from tests.faults.support.world import PATIENCE_SECONDS
 from tests.support.raw import hear, open_raw, say
 from tests.web.harness import BINARY, CONTINUATION, PING, PONG, TEXT, frame, head
 from tests.web.test_frames import PIECE

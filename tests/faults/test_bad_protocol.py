@@ -17,7 +17,6 @@ import trio
 from tests.e2e.test_input import EVIL, Tap
 from tests.faults.support.messages import MESSAGES, message
 from tests.faults.support.rude import (
-    PATIENCE_SECONDS,
     RUDE,
     Row,
     bad_input,
@@ -25,7 +24,7 @@ from tests.faults.support.rude import (
     note,
     until,
 )
-from tests.faults.support.world import TENANTS
+from tests.faults.support.world import PATIENCE_SECONDS, TENANTS
 from tests.support.raw import ask, hear, open_raw, say
 from tests.web.harness import TEXT, frame, head
 
@@ -99,7 +98,7 @@ async def evil(tap: Tap) -> set[bytes]:
         for kind in ("events", "live")
         for tenant in (*TENANTS, "_all", "witness")
     )
-    known += (b"_broker.",)
+    known += (b"_broker.", b"$KV.broker_control.stream.")
     return {subject for subject in await tap.heard() if not subject.startswith(known)}
 
 

@@ -127,7 +127,7 @@ async def test_a_fault_at_each_seam(open_world: OpenWorld, report: Report, tmp_p
             )
             async with limit:
                 try:
-                    with trio.move_on_after(10):
+                    with trio.move_on_after(PATIENCE_SECONDS):
                         await WAYS[kind](world, token)
                 except* EXPECTED:
                     pass

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HOURS = 3 * 3600.0
 LIFE_SECONDS = 12
-LIMITS = {"heartbeat_seconds": 2, "heartbeat_timeout_seconds": 2, "authentication_seconds": 2}
+LIMITS = {"heartbeat_seconds": 2, "heartbeat_timeout_seconds": 6, "authentication_seconds": 2}
 
 
 @attrs.frozen

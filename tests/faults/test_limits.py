@@ -11,7 +11,8 @@ import pytest
 import tomlkit
 import trio
 
-from tests.faults.support.rude import PATIENCE_SECONDS, Row, bad_input, listen, listen_on, until
+from tests.faults.support.rude import TOO_LATE, Row, bad_input, listen, listen_on, pour, until
+from tests.faults.support.world import PATIENCE_SECONDS, SLACK
 from tests.support.raw import say
 from tests.web.harness import Client, head
 from tests.web.test_heads import GOOD
@@ -24,7 +25,7 @@ ELSEWHERE = "127.0.0.2"  # another address than the world's
 STORM_RATE, STORM_SECONDS = 500, 3
 CONNECTIONS, CONNECTS = 120, 150
 SUSPENDED, MEMBERS = "outcast", 20
-SUSPENSION_SECONDS = 1.0
+SUSPENSION_SECONDS = 1.0 * SLACK
 
 
 @pytest.mark.fault("http")
@@ -42,7 +43,7 @@ async def test_storm_from_one_address(open_world: OpenWorld) -> None:
                 parts.hostname or "", parts.port or 0, local_address=ELSEWHERE
             ) as stream:
                 client = Client(stream)
-                await client.send(GOOD)
+                await pour(client, GOOD)
                 told = await listen(client, stay=False)
                 statuses[told.status] += 1
                 if told.status == 429:
@@ -55,7 +56,7 @@ async def test_storm_from_one_address(open_world: OpenWorld) -> None:
                 for number in range(STORM_RATE * STORM_SECONDS):
                     nursery.start_soon(come, number)
                 await row.works("a storm from elsewhere, while it goes on")
-        assert statuses.keys() == {101, 429}
+        assert {101, 429} <= statuses.keys() <= {101, 429, *TOO_LATE}
         assert statuses.total() == STORM_RATE * STORM_SECONDS
         assert limits.keys() == {"connects_per_second", "connections"}
         await row.alone()

@@ -17,7 +17,7 @@ async def test_narrow_queues(open_world: OpenWorld) -> None:
     async with open_world(mixed=True, variables={"FAULTS_HELD": "10"}) as world:
         for _ in range(3):
             await world.flows()
-            world.burst(2000)
+            world.burst(600)
             await world.until_burst_is_out()
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.faults.support.visitor import Poller
-from tests.faults.support.world import PATIENCE_SECONDS
+from tests.faults.support.world import PATIENCE_SECONDS, SLACK
 
 if TYPE_CHECKING:
     from tests.faults.conftest import OpenWorld
@@ -65,7 +65,7 @@ async def test_stopped_in_order(open_world: OpenWorld) -> None:
         await world.flows()
         async with world.outage():
             world.broker.signal(signal.SIGTERM)
-            with trio.fail_after(10 * 3):
+            with trio.fail_after(10 * SLACK):
                 assert await world.broker.exited() == 0
             world.proxy.heal()
             await world.broker.start()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 RECONNECT_SECONDS = 0.05, 0.3
-OPENING_SECONDS = 20.0
+OPENING_SECONDS = 60.0
 NARROW, WIDE = 4096, 1 << 20  # receive buffers: of a client that takes nothing, of one that catches up
 MOVES = {"gap": "to"} | dict.fromkeys(
     ("event", "subscribed", "subscription.live", "pong", "connection.draining"), "position"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.faults.support.follower import Follower, Received
     from tests.faults.support.ledger import Ledger
 
-LIVE_SECONDS = 1.0  # how long before the end a live event must have been published to be there
+LIVE_SECONDS = 5.0  # how long before the end a live event must have been published to be there
 
 
 @attrs.define(kw_only=True)

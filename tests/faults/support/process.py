@@ -25,8 +25,8 @@ from tests.faults.support.http import get
 from tests.support import command
 
 LAUNCH = (sys.executable, "-W", "error", "-m", "tests.faults.support.launch")
-READY_SECONDS = 60.0
-EXIT_SECONDS = 60.0
+READY_SECONDS = 120.0
+EXIT_SECONDS = 120.0
 
 
 @attrs.frozen(kw_only=True)

@@ -12,6 +12,8 @@ import attrs
 import trio
 from wsproto.events import CloseConnection, TextMessage
 
+from tests.faults.support.held import BASE_SECONDS
+from tests.faults.support.world import PATIENCE_SECONDS
 from tests.support.raw import hear, open_raw, say
 from tests.web.harness import head, parsed
 
@@ -25,11 +27,10 @@ if TYPE_CHECKING:
     from tests.web.harness import Client
 
 RUDE, WITNESS = "rude", "witness"  # tenants: of the rude clients, and of the one that must not notice
-BASE_SECONDS = 10.0
 MEMORY = 32 * 1024 * 1024  # what the world itself may take meanwhile: rings and the intake's newest events
 JUNK = 200 * 1000 * 1000
+TOO_LATE = 408, 0  # told to who says too late what it wants, on a busy machine: a timeout, or a cut
 HELD_OF_IT = 64 * 1024 * 1024  # what of that may be in memory at a time, the world's own included
-PATIENCE_SECONDS = 90.0  # a bound for what must come; nothing is measured by it
 
 
 @attrs.frozen(kw_only=True)

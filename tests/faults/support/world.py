@@ -40,8 +40,10 @@ CLIENTS = 50
 POLL_SECONDS = 0.05
 PUBLISH_SECONDS = 0.5  # between two publications of a client
 REMEMBER_SECONDS = 5.0  # after so long at most some clients ask for the past
-PATIENCE_SECONDS = 60.0  # a bound for what must come; nothing is measured by it
-SLACK = 3.0  # how much longer a machine that is busy with other things may take
+PATIENCE_SECONDS = 200.0  # a bound for what must come; nothing is measured by it
+# How much longer than promised a machine may take that is busy with other things. The report has the figures;
+# these bounds only tell what comes by itself from what comes because something else gave up in the end.
+SLACK = 10.0
 
 # What clients subscribe to; `me` is filled in. With a third of them some channels are denied.
 LISTS = (
