@@ -21,6 +21,7 @@ from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
+from broker.signals import Signal
 from broker.web.links import expiry, server_context
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def leave(path: Path, value: object) -> None:
 class Hangups:
     """Hears SIGHUP, also one that was held back before. Several until somebody asks are one."""
 
-    heard: trio.Event = attrs.Factory(trio.Event)
+    heard: Signal = attrs.Factory(Signal)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled."""
@@ -102,7 +103,6 @@ class Hangups:
 
     async def next(self) -> None:
         await self.heard.wait()
-        self.heard = trio.Event()
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -6,19 +6,19 @@ the background work, which begins again. Whatever passes none of them is the end
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
 
 from broker.actors.transport import LinkLost
+from broker.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-AGAIN_SECONDS = 0.1, 5.0  # before a part of the background begins again: at first, at most
+BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)  # before a part of the background begins again
 SOUND_SECONDS = 60.0  # so long without a crash, and the next is a first one
 
 log = structlog.get_logger()
@@ -74,8 +74,7 @@ async def kept(
     name: str, work: Callable[[], Awaitable[None]], crashed: Callable[[], object] = lambda: None
 ) -> None:
     """Runs a part of the background, which begins again after a crash; `crashed` is called in between."""
-    first, longest = AGAIN_SECONDS
-    pause = first
+    failures = 0
     while True:
         began = trio.current_time()
         try:
@@ -86,6 +85,6 @@ async def kept(
             return
         crashed()
         if trio.current_time() > began + SOUND_SECONDS:
-            pause = first
-        await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
-        pause = min(longest, 2 * pause)
+            failures = 0
+        await trio.sleep(BACKOFF.delay(failures))
+        failures += 1

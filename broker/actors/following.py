@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 import structlog
-import trio
 
 from broker import subjects
 from broker.errors import Conflict
+from broker.signals import Signal
 from broker.wire import events
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Follower:
     pattern: str
     waiting: deque[Entry] = attrs.Factory(deque)
     missed: int = 0
-    arrived: trio.Event = attrs.Factory(trio.Event)
+    arrived: Signal = attrs.Factory(Signal)
 
     def wants(self, tenant: str, channel: str) -> bool:
         return tenant in (self.tenant, subjects.BROADCAST) and subjects.covers(self.pattern, channel)
@@ -138,7 +138,6 @@ class Follower:
     async def take(self) -> list[Entry]:
         """What there is, at least one entry."""
         await self.arrived.wait()
-        self.arrived = trio.Event()
         taken = list(self.waiting)
         self.waiting.clear()
         if self.missed:

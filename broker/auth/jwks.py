@@ -11,8 +11,10 @@ import trio
 
 from broker import subjects
 from broker.auth.sources import MAX_BYTES
+from broker.backoff import Backoff
 from broker.errors import Unavailable
 from broker.metrics.statistics import KeySet
+from broker.signals import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from broker import config
     from broker.auth.signatures import VerifyingKey
 
-MAX_RETRY_DOUBLINGS = 6  # a failing address is asked after 2, 4 … 64 s
+BACKOFF = Backoff(first=2.0, longest=64.0, jitter=0.0)  # for an address that fails
 MAX_MISSED = 1024  # names of keys that are remembered, of the many that anybody can make up
 SOON_SECONDS = 1.0  # the shortest time after which to come again
 
@@ -64,21 +66,21 @@ class Remote:
     fetching: bool = False
     unknown: int = 0
     missed: dict[int, float] = attrs.field(factory=dict)  # since when, by the hash of a key's name
-    wanted: trio.Event = attrs.field(factory=trio.Event)
-    answered: trio.Event = attrs.field(factory=trio.Event)
+    wanted: Signal = attrs.field(factory=Signal)
+    answered: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
     async def run(self) -> None:
         """Fetches now, then when it is due or wanted, for ever."""
         failures = 0
         while True:
-            self.fetching, self.asked_at, self.wanted = True, trio.current_time(), trio.Event()
+            self.wanted.clear()
+            self.fetching, self.asked_at = True, trio.current_time()
             await self.fetch()
             failures = failures + 1 if self.fault else 0
-            delay = 2.0 ** min(failures, MAX_RETRY_DOUBLINGS) if failures else self.timing.refresh_seconds
+            delay = BACKOFF.delay(failures - 1) if failures else self.timing.refresh_seconds
             self.due_at = trio.current_time() + delay
             self.fetching = False
-            self.answered.set()
-            self.answered = trio.Event()
+            self.answered.unpark_all()
             with trio.move_on_at(self.due_at):
                 await self.wanted.wait()
 
@@ -105,7 +107,7 @@ class Remote:
             if trio.current_time() - self.asked_at < self.timing.apart_seconds:
                 return False
             self.wanted.set()
-        await self.answered.wait()
+        await self.answered.park()
         return True
 
     def wait(self, kid: str | None, *, fresh: bool) -> float | None:

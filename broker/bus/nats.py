@@ -12,6 +12,7 @@ import attrs
 import structlog
 import trio
 
+from broker.backoff import Backoff
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
 from broker.bus.base import Page, PublishAck, Standing, StreamState, Usage
@@ -26,6 +27,7 @@ from broker.bus.looks import Looks
 from broker.bus.probe import Probe
 from broker.bus.values import Values
 from broker.errors import TooLarge, Unavailable
+from broker.signals import Signal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -39,26 +41,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker.bus")
 
-FIRST_PAUSE_SECONDS = 0.05
-LAST_PAUSE_SECONDS = 1.0  # a broker's clients wait for it, so it tries often
+BACKOFF = Backoff(first=0.05, longest=1.0, jitter=0.5)  # a broker's clients wait for it, so it tries often
 PUBLISH_TRIES = 2
 RETRY_SECONDS = 0.2
 UPKEEP_SECONDS = 5.0
-
-
-@attrs.define(eq=False)
-class Signal:
-    """Wakes the one task that waits for it; set any number of times before, it wakes it once."""
-
-    event: trio.Event = attrs.field(factory=trio.Event)
-
-    def set(self) -> None:
-        self.event.set()
-
-    async def wait(self, seconds: float) -> None:
-        with trio.move_on_after(seconds):
-            await self.event.wait()
-        self.event = trio.Event()
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -80,7 +66,7 @@ class NatsBus:
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
 
-    signal: Signal = attrs.field(factory=Signal, init=False)
+    arrived: Signal = attrs.field(factory=Signal, init=False)
     jetstream: api.JetStream = attrs.field(init=False)
     history: History = attrs.field(init=False)
     keeper: Keeper = attrs.field(init=False)
@@ -123,11 +109,11 @@ class NatsBus:
             self.looks,
             self.history,
             self.stream.name,
-            self.signal.set,
+            self.arrived.set,
             held_records=self.held_records,
             held_bytes=self.held_bytes,
         )
-        self.live = Live(self.signal.set, held_messages=self.held_live)
+        self.live = Live(self.arrived.set, held_messages=self.held_live)
         self.takes = Probe(self.jetstream, self.stream.name, self.names)
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
 
@@ -141,7 +127,7 @@ class NatsBus:
 
     async def connect_again(self, sink: Sink) -> None:
         """Feeds the sink over one connection after the other."""
-        pause, said = FIRST_PAUSE_SECONDS, ""
+        failures, said = 0, ""
         for url in cycle(random.sample(self.nats.urls, len(self.nats.urls))):
             told = False
             try:
@@ -151,7 +137,7 @@ class NatsBus:
                     await sink.reached()
                     await self.ingest.open(sink)
                     log.info("nats_reached", server=shown(url), head=self.ingest.head)
-                    told, pause, said = True, FIRST_PAUSE_SECONDS, ""
+                    told, failures, said = True, 0, ""
                     await self.feed(link, sink)
             except Unavailable as error:
                 self.jetstream.trouble = error.message
@@ -160,13 +146,13 @@ class NatsBus:
                     said = error.message
             if told:
                 sink.interrupted()
-            await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, no secret
-            pause = min(2 * pause, LAST_PAUSE_SECONDS)
+            await trio.sleep(BACKOFF.delay(failures))
+            failures += 1
 
     @asynccontextmanager
     async def connected(self, url: str) -> AsyncIterator[Link]:
         """A connection, for all who ask while it lasts."""
-        link = await open_link(url, self.nats, on_lost=self.signal.set)
+        link = await open_link(url, self.nats, on_lost=self.arrived.set)
         self.jetstream.link = link
         try:
             yield link
@@ -213,7 +199,8 @@ class NatsBus:
             if self.ingest.waiting or self.live.waiting:
                 await trio.lowlevel.checkpoint()
             else:
-                await self.signal.wait(SILENCE_SECONDS)
+                with trio.move_on_after(SILENCE_SECONDS):
+                    await self.arrived.wait()
             link.check()
             self.live.hand_over(sink)
             await self.ingest.hand_over(sink)

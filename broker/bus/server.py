@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -27,6 +26,7 @@ import attrs
 import structlog
 import trio
 
+from broker.backoff import Backoff
 from broker.config import unusable
 from broker.errors import BrokerError
 
@@ -43,8 +43,7 @@ READY_SECONDS = 60.0  # recovering a large store takes its time
 STOP_SECONDS = 10.0
 LOCK_SECONDS = 15.0  # for the child of a broker that was killed to end
 POLL_SECONDS = 0.02
-FIRST_PAUSE_SECONDS = 0.1
-LAST_PAUSE_SECONDS = 5.0
+BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)
 LOG_BYTES = 1024 * 1024
 
 # Run between fork and exec, in an interpreter of its own since a Python function there may deadlock: asks
@@ -122,7 +121,7 @@ class EmbeddedServer:
             raise unusable(self.directory, error) from error
         with lock:
             settings = self.settings()
-            pause, told = FIRST_PAUSE_SECONDS, ""
+            failures, told = 0, ""
             while True:
                 began = trio.current_time()
                 try:
@@ -133,14 +132,14 @@ class EmbeddedServer:
                     how = f"{error.filename or self.directory}: {error.strerror or error}"
                 if not self.started:
                     raise ServerError(how)
-                if trio.current_time() > began + LAST_PAUSE_SECONDS:
-                    pause, told = FIRST_PAUSE_SECONDS, ""
+                if trio.current_time() > began + BACKOFF.longest:
+                    failures, told = 0, ""
                 if how != told:
                     log.error("nats_server_ended", how=how, next="it is started again, for ever")
                 told = how
                 self.restarts += 1
-                await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  jitter, no secret
-                pause = min(2 * pause, LAST_PAUSE_SECONDS)
+                await trio.sleep(BACKOFF.delay(failures))
+                failures += 1
 
     async def serve(
         self, binary: str, settings: dict[str, Any], lock: IO[str], task_status: trio.TaskStatus[str]

@@ -3,9 +3,9 @@
 `Session` is for Trio, `AsyncioSession` for asyncio; both do the same.
 """
 
+from broker.backoff import Backoff
 from broker.client.asyncio_session import AsyncioSession
 from broker.client.checks import TOMBSTONE
-from broker.client.engine import Backoff
 from broker.client.items import (
     Duplicate,
     Event,

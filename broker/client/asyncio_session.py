@@ -124,7 +124,7 @@ class AsyncioSession(Calls):
             raise self.engine.ended
         raise StopAsyncIteration
 
-    def signal(self) -> asyncio.Event:
+    def flag(self) -> asyncio.Event:
         return asyncio.Event()
 
     def current_task(self) -> asyncio.Task[Any] | None:

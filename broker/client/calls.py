@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 
-from broker.client.engine import READ_AHEAD, Backoff, Engine
+from broker.backoff import Backoff
+from broker.client.engine import READ_AHEAD, Engine
 from broker.client.items import Lost
 from broker.client.tokens import looked_at
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
 
 
-class Signal(Protocol):
+class Flag(Protocol):
     """An event of Trio's or asyncio's."""
 
     def set(self) -> None: ...
@@ -43,8 +44,8 @@ class Calls(ABC):
     ssl_context: ssl.SSLContext | None = None
     backoff: Backoff = attrs.field(factory=Backoff)
     engine: Engine = attrs.field(init=False, repr=False)
-    changed: Signal = attrs.field(repr=False)  # there may be something to send
-    taken: Signal = attrs.field(repr=False)
+    changed: Flag = attrs.field(repr=False)  # there may be something to send
+    taken: Flag = attrs.field(repr=False)
     taker: object = attrs.field(init=False, default=None, repr=False)  # the task that iterates
     taker_waits: bool = attrs.field(init=False, default=False)  # for an answer, and takes nothing
 
@@ -55,7 +56,7 @@ class Calls(ABC):
         self.engine = Engine(url=self.url, tenant=self.tenant, renewable=renewable, backoff=self.backoff)
 
     @abstractmethod
-    def signal(self) -> Signal: ...
+    def flag(self) -> Flag: ...
 
     @abstractmethod
     def current_task(self) -> object: ...
@@ -107,7 +108,7 @@ class Calls(ABC):
         later the `BrokerError` that the broker answers; `Duplicate` when another event has the id;
         `UnknownOutcome` when the answer was lost and cannot be had any more; `SessionEnded`.
         """
-        done = self.signal()
+        done = self.flag()
         return await self.answer(self.engine.publish(channel, event, event_id, done.set), done)
 
     async def acknowledge(self, durable: str, position: str) -> None:
@@ -115,7 +116,7 @@ class Calls(ABC):
 
         That takes up to a second. Raises as `publish` does.
         """
-        done = self.signal()
+        done = self.flag()
         await self.answer(self.engine.acknowledge(durable, position, done.set), done)
 
     def acknowledge_nowait(self, durable: str, position: str) -> None:
@@ -123,7 +124,7 @@ class Calls(ABC):
         self.engine.acknowledge(durable, position, None)
         self.changed.set()
 
-    async def answer(self, promise: Pending[T], done: Signal) -> T:
+    async def answer(self, promise: Pending[T], done: Flag) -> T:
         """Waits for what was promised. It comes behind events: those are read on meanwhile."""
         mine = self.current_task() is self.taker
         self.taker_waits |= mine

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from math import inf
-from secrets import SystemRandom
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -29,6 +28,7 @@ from broker.errors import CloseCode, NotSubscribed, TooLarge
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from broker.backoff import Backoff
     from broker.client.checks import Lag
     from broker.client.items import Payload, Published
     from broker.client.outbox import Pending
@@ -47,19 +47,6 @@ READ_AHEAD = 10_000  # items, while some task waits for an answer, which comes b
 UNHEARD = 16  # messages that are kept for somebody who need not take them
 STOPPED = "the session was stopped"
 SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "pong")
-
-jitter = SystemRandom()
-
-
-@attrs.frozen(kw_only=True)
-class Backoff:
-    """Full jitter: the wait is anything from 0 to a bound that doubles from `first` to `most` seconds."""
-
-    first: float = 0.5
-    most: float = 20.0
-
-    def delay(self, failures: int) -> float:
-        return jitter.uniform(0, min(self.most, self.first * 2.0 ** min(failures, 30)))
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -32,6 +32,7 @@ from broker.client.engine import SUBPROTOCOL, UNHEARD
 from broker.client.items import Item, Lost, Reconnecting, SessionEnded
 from broker.client.link import use_link
 from broker.errors import CloseCode
+from broker.signals import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,9 +47,9 @@ class Session(Calls):
     `SessionEnded` when the broker has refused the same token twice.
     """
 
-    changed: trio.Event = attrs.field(factory=trio.Event, repr=False)  # there may be something to send
-    expiring: trio.Event = attrs.field(factory=trio.Event, repr=False)
-    taken: trio.Event = attrs.field(factory=trio.Event, repr=False)
+    changed: Signal = attrs.field(factory=Signal, repr=False)  # there may be something to send
+    expiring: Signal = attrs.field(factory=Signal, repr=False)
+    taken: Signal = attrs.field(factory=Signal, repr=False)
     channels: tuple[trio.MemorySendChannel[Item], trio.MemoryReceiveChannel[Item]] = attrs.field(
         factory=lambda: trio.open_memory_channel[Item](inf), repr=False
     )
@@ -97,7 +98,7 @@ class Session(Calls):
         await super().say()
         await trio.lowlevel.checkpoint()
 
-    def signal(self) -> trio.Event:
+    def flag(self) -> trio.Event:
         return trio.Event()
 
     def current_task(self) -> trio.lowlevel.Task:
@@ -116,7 +117,7 @@ class Session(Calls):
         if isinstance(token, Lost):
             return token
         self.engine.begin(token, trio.current_time())
-        self.expiring = trio.Event()
+        self.expiring.clear()
         try:
             return await use_link(
                 self.engine.address(),
@@ -166,12 +167,10 @@ class Session(Calls):
             return
         send.send_nowait(item)
         while not self.engine.is_free(item) and receive.statistics().current_buffer_used > self.ahead():
-            self.taken = trio.Event()
             await self.taken.wait()
 
     async def write(self, link: WebSocketConnection) -> Lost | SessionEnded:
         while True:
-            self.changed = trio.Event()
             now = trio.current_time()
             if lost := self.engine.overdue(now):
                 return lost
@@ -190,7 +189,6 @@ class Session(Calls):
         """Presents another token when one is wanted. Until there is one the old one holds."""
         while True:
             await self.expiring.wait()
-            self.expiring = trio.Event()
             token = await self.current_token()
             if isinstance(token, Lost):
                 self.engine.token_missing(trio.current_time())

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from broker.errors import Unavailable
+from broker.signals import Signal
 from broker.subjects import BROKER, is_tenant
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Audit:
     told: int = 0  # of the dropped ones
     number: int = 0
     waiting: deque[Message] = attrs.Factory(deque)
-    arrived: trio.Event = attrs.Factory(trio.Event)
+    arrived: Signal = attrs.Factory(Signal)
     writing: trio.Lock = attrs.Factory(trio.Lock)
     second: int = 0  # in which ...
     refusals: Counter[str] = attrs.Factory(Counter)  # ... each connection was refused so often
@@ -106,7 +107,7 @@ class Audit:
         while True:
             await self.arrived.wait()
             await trio.sleep(GATHER_SECONDS)
-            self.arrived = trio.Event()
+            self.arrived.clear()
             await self.flush()
             if self.waiting or not self.prepared:
                 self.arrived.set()

@@ -22,6 +22,7 @@ import trio
 from broker import subjects
 from broker.bus.base import Mark, Stale
 from broker.errors import TokenRevoked, Unavailable
+from broker.signals import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ class Control:
     loaded: bool = False  # all that was there has been read
     mark: Mark | None = None
     stale: bool = False  # what the mark says is known may have been forgotten
-    wake: trio.Event = attrs.Factory(trio.Event)
+    wake: Signal = attrs.Factory(Signal)
     trouble: str = "revocations have not been read yet"
 
     # --- asking --------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ class Control:
         while True:
             with trio.move_on_after(pause):
                 await self.wake.wait()
-            self.wake, pause = trio.Event(), LOOK_SECONDS
+            pause = LOOK_SECONDS
             try:
                 await self.look()
             except Unavailable as error:

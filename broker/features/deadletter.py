@@ -14,6 +14,7 @@ import trio
 
 from broker.errors import TooLarge, Unavailable
 from broker.metrics.meters import LETTER_REASONS, zeros
+from broker.signals import Signal
 from broker.subjects import BROKER
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class DeadLetters:
     noticed: Callable[[Letter], None]  # hears of each, once
     counts: Counter[str] = attrs.Factory(lambda: zeros(LETTER_REASONS))
     waiting: deque[Letter] = attrs.Factory(deque)
-    arrived: trio.Event = attrs.Factory(trio.Event)
+    arrived: Signal = attrs.Factory(Signal)
     known: dict[tuple[str, int], None] = attrs.Factory(dict)
 
     def put(self, letter: Letter) -> None:
@@ -91,7 +92,6 @@ class DeadLetters:
                 except Unavailable:
                     self.waiting.appendleft(letter)
                     await trio.sleep(RETRY_SECONDS)
-            self.arrived = trio.Event()
             await self.arrived.wait()
 
     async def store(self, letter: Letter) -> None:

@@ -286,7 +286,7 @@ async def test_removal(issuer: Issuer, nursery: trio.Nursery) -> None:
     assert (await verifier.verify(token(), now=NOW)).user == "alice"
     issuer.publish(jwk("RS256", 1, kid="b"))
     while "a" in [key.kid for key in remote(verifier).keys]:
-        await remote(verifier).answered.wait()
+        await remote(verifier).answered.park()
     with pytest.raises(Unavailable):  # it might come back, for all that we know
         await verifier.verify(token(), now=NOW)
 
@@ -337,7 +337,7 @@ async def test_bad_answers(issuer: Issuer, nursery: trio.Nursery, how: str) -> N
     assert caught.value.message == "kid: the keys of idp cannot be fetched at the moment"
     assert caught.value.retry_after is not None
     while remote(verifier).fetching:
-        await remote(verifier).answered.wait()
+        await remote(verifier).answered.park()
     assert (remote(verifier).fault or "").startswith(told)
     assert (await verifier.verify(token("a"), now=NOW)).user == "alice"
     issuer.answer, remote(verifier).timing = good, EAGER
@@ -400,7 +400,7 @@ async def test_retries_by_itself(issuer: Issuer, nursery: trio.Nursery) -> None:
     verifier = await started(issuer.url, nursery)
     assert remote(verifier).due_at > remote(verifier).asked_at + 1
     issuer.answer = good
-    await remote(verifier).answered.wait()
+    await remote(verifier).answered.park()
     assert (await verifier.verify(token(), now=NOW)).user == "alice"
 
 

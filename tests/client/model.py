@@ -19,7 +19,8 @@ from msgspec import UNSET
 
 from broker import limits, subjects
 from broker.actors.budgets import Budgets
-from broker.client.engine import Backoff, Engine
+from broker.backoff import Backoff
+from broker.client.engine import Engine
 from broker.client.items import Lost, Message, SessionEnded
 from broker.config import Limits
 from broker.permissions import Principal
@@ -94,7 +95,7 @@ class Drawn(Backoff):
     lots: random.Random
 
     def delay(self, failures: int) -> float:
-        return self.lots.uniform(0, min(self.most, self.first * 2.0 ** min(failures, 30)))
+        return self.lots.uniform(0, min(self.longest, self.first * 2.0 ** min(failures, 30)))
 
 
 @attrs.define(eq=False)

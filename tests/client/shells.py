@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.client import Item, Published
 
 T = TypeVar("T")
-QUICK = Backoff(first=0.001, most=0.2)
+QUICK = Backoff(first=0.001, longest=0.2)
 
 
 @attrs.define(eq=False)

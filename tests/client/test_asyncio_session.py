@@ -46,7 +46,7 @@ def test_a_token_function_that_cannot_be_cancelled() -> None:
         return "to.k.en"
 
     async def scenario() -> None:
-        quick = Backoff(first=0.001, most=0.001)
+        quick = Backoff(first=0.001, longest=0.001)
         async with AsyncioSession(url=NOBODY, token=token, token_timeout=0.02, backoff=quick) as session:
             for reason in ("no answer within 0.02 s", "it was cancelled"):
                 lost = await anext(session)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.backoff import Backoff
 from broker.client import TOMBSTONE, checks
-from broker.client.engine import Backoff, Engine
+from broker.client.engine import Engine
 from broker.errors import BadMessage, BrokerError, InvalidChannel, InvalidPosition, NotSubscribed
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))

@@ -9,7 +9,7 @@ import trio
 import trustme
 from trio_websocket import ConnectionClosed
 
-from broker.client import Backoff, Event, Message, Published, Reconnecting, Session
+from broker.client import Event, Message, Published, Reconnecting, Session
 from broker.errors import BadMessage, InvalidChannel, NotSubscribed, TooLarge
 from tests.client.shells import events, until
 from tests.support.peer import Peer, broker
@@ -374,12 +374,3 @@ def test_only_websocket_addresses() -> None:
 def test_the_token_is_not_shown() -> None:
     """What is logged of a session does not hold its token."""
     assert "to.k.en" not in repr(Session(url="ws://127.0.0.1:1/ws", token="to.k.en"))
-
-
-def test_the_wait_grows_to_its_bound() -> None:
-    """Waits lie between 0 and a bound that doubles from 0.5 s to 20 s."""
-    backoff = Backoff()
-    for failures, most in ((0, 0.5), (1, 1.0), (5, 16.0), (6, 20.0), (5000, 20.0)):
-        waits = [backoff.delay(failures) for _ in range(200)]
-        assert 0 <= min(waits) <= max(waits) <= most
-        assert max(waits) > most / 2
