@@ -2,8 +2,8 @@
 
 Rooms, from the top down. Imports go strictly downwards; rooms on one line do not import each other::
 
-    __main__ · cli · (app | bench) · reloading · web · operations · actors · features
-    · (auth | bus | client | systemd | tracing) · wire · (routing | ring | limits | permissions) · subjects
+    __main__ · cli · (app | bench) · reloading · web · links · http · operations · actors
+    · features · (auth | bus | client | systemd | tracing) · wire · (routing | ring | limits | permissions) · subjects
     · (config | log | metrics) · errors
 
 `app` is the composition root and alone picks the implementations of the ports (`bus.base.Bus`,

@@ -34,6 +34,8 @@ from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.config import unusable
 from broker.errors import CloseCode
+from broker.links import tls
+from broker.links.exchange import Backend
 from broker.metrics.collector import Collector
 from broker.metrics.keysets import KeySets
 from broker.metrics.process import Pauses, Process
@@ -44,9 +46,9 @@ from broker.operations.storage import Storage
 from broker.operations.streams import Streams
 from broker.reloading import Hangups, Reloader, leave
 from broker.subjects import Names
-from broker.web import api, asyncapi, diagnosis
+from broker.web import api, asyncapi, diagnosis, routes
 from broker.web.admin import AdminPort
-from broker.web.links import expiry, server_context
+from broker.web.health import Health
 from broker.web.listeners import open_ports
 from broker.web.router import Router
 from broker.web.server import PublicPort
@@ -114,7 +116,7 @@ async def serve(
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
-    context = server_context(config.server)
+    context = tls.server_context(config.server)
     notifier = systemd.notifier(os.environ)
     passed = systemd.sockets(os.environ)
     names = Names(**attrs.asdict(config.subjects))
@@ -157,34 +159,35 @@ async def serve(
             public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
             registry.register(Collector(supervisor.statistics))
-            process = Process(certificate_expires=expiry(config.server))
+            process = Process(certificate_expires=tls.expiry(config.server))
             registry.register(process)
             registry.register(KeySets(lambda: supervisor.verifier.keys.statistics()))
             pauses = Pauses()
             registry.register(pauses)
             ProcessCollector(registry=registry)
+            health = Health(supervisor.not_ready, lambda: supervisor.verifier.keys.remarks())
+            site = Site(
+                sign=partial(demo_token, config) if demo else None,
+                documents={"/asyncapi.json": to_json(asyncapi.document(names))},
+            )
             public_port = PublicPort(
-                config.server,
-                config.limits,
-                serve=supervisor.serve,
-                post=supervisor.post,
-                admission=supervisor.admission,
-                health=supervisor.not_ready,
-                remarks=lambda: supervisor.verifier.keys.remarks(),
+                Backend(
+                    server=config.server,
+                    limits=config.limits,
+                    serve=supervisor.serve,
+                    admission=supervisor.admission,
+                    responses=process.responses,
+                ),
+                routes.table(post=supervisor.post, health=health, site=site),
+                development=site.development,
                 ssl_context=context,
                 descriptors=room,
-                responses=process.responses,
-                site=Site(
-                    sign=partial(demo_token, config) if demo else None,
-                    documents={"/asyncapi.json": to_json(asyncapi.document(names))},
-                ),
             )
             admin_port = AdminPort(
                 config.server,
                 config.limits,
                 registry=registry,
-                health=supervisor.not_ready,
-                remarks=lambda: supervisor.verifier.keys.remarks(),
+                health=health,
                 router=Router(
                     api.routes(
                         Operations(supervisor),

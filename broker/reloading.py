@@ -21,8 +21,8 @@ from broker.auth import admin as admin_token
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import ConfigError
+from broker.links.tls import expiry, server_context
 from broker.signals import Signal
-from broker.web.links import expiry, server_context
 
 if TYPE_CHECKING:
     import ssl
@@ -179,7 +179,7 @@ class Reloader:
         before, self.config, self.keys = self.config, config, keys
         self.public.ssl_context, self.admin.token = context, token
         self.process.certificate_expires = expires
-        for port in (self.public, self.admin):
+        for port in (self.public.backend, self.admin):
             port.server, port.limits = config.server, config.limits
         await self.supervisor.reload(config, verifier)
         changed, left = list(differences(before, config)), list(differences(config, wanted))

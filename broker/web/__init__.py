@@ -1,9 +1,8 @@
-"""HTTP and WebSocket: what stands between a socket and an actor.
+"""The two ports of the broker.
 
-`listeners` accept, `links` are one TCP or TLS connection each, `heads` reads and checks a request head,
-`upgrade` decides about a WebSocket handshake, `origins` about the page it comes from, `pages` and
-`problems` are what is answered otherwise. `gate` and `websocket` speak frames. `server` and `admin`
-are the two ports. Of the admin API `api` is the table of routes, `router` finds and answers them,
-`openapi` describes them; `asyncapi` describes the protocol of the public port, of which `requests` are the
-part without WebSocket. `schemas` is what these share.
+`server` is the public one: `routes` is its table, `site`, `posts` and `health` are entries of it beside the
+transports of `links`; `origins`, `proxies` and `proxy_protocol`, `headroom` are what it checks before.
+`admin` is the other one: `api` and `diagnosis` are the table of its API, `router` finds and answers an entry.
+`listeners` accept for both. `openapi` describes the API, `asyncapi` the protocol, of which `requests` are the
+part without WebSocket.
 """

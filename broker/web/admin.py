@@ -1,8 +1,9 @@
-"""The admin port: metrics and the admin API for operators, on an address of its own."""
+"""The admin port: metrics, health and the admin API, on an address of its own."""
 
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,26 +15,27 @@ from prometheus_client.exposition import choose_encoder
 from broker.actors.boundary import Boundary
 from broker.config import host_port
 from broker.errors import BrokerError
-from broker.web import heads, origins
+from broker.http.credentials import bearer
+from broker.http.responses import Refused, Response
+from broker.links.exchange import Exchange
+from broker.links.route import GET, Route, find
+from broker.web import origins
 from broker.web.listeners import accept
-from broker.web.pages import Exchange, check, health, respond
-from broker.web.problems import Refused, Response
 from broker.web.router import refusal
 from broker.web.streaming import Lines, pour
-from broker.web.upgrade import bearer
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from prometheus_client.registry import Collector
 
     from broker import config
-    from broker.web.heads import Request
-    from broker.web.links import Link
+    from broker.http.heads import Request
+    from broker.links.tcp import Link
+    from broker.web.health import Health
     from broker.web.router import Router
 
-PAGES = ("/metrics", "/healthz", "/readyz")
 API = "/api/"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ENVELOPE_BYTES = 16 * 1024  # of a body, beside the event in it
@@ -44,19 +46,23 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class AdminPort:
-    """Answers only where it is called by a name of its own, and to no page of another origin.
+    """Answers only under its own names, and to no page of another origin.
 
-    Otherwise any page in an operator's browser could read it through a name that it lets point to
-    127.0.0.1 (DNS rebinding). The API asks for `token` as well.
+    Otherwise any page in an operator's browser could read it through a name that points to 127.0.0.1 (DNS
+    rebinding). The API needs `token` as well.
     """
 
     server: config.Server
     limits: config.Limits
     registry: Collector = attrs.field(kw_only=True)
-    health: Callable[[], str | None] = attrs.field(kw_only=True)
-    remarks: Callable[[], Sequence[str]] = attrs.field(kw_only=True, default=tuple)
+    health: Health = attrs.field(kw_only=True)
     router: Router = attrs.field(kw_only=True)
     token: str = attrs.field(kw_only=True, repr=False)
+
+    @property
+    def routes(self) -> dict[str, Route[Exchange, Response]]:
+        metrics = Route(path="/metrics", methods=GET, handle=self.metrics)
+        return {each.path: each for each in (metrics, *self.health.routes())}
 
     async def run(
         self,
@@ -65,64 +71,53 @@ class AdminPort:
         nursery: trio.Nursery,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Accepts until it is cancelled, then closes `listeners`. The connections live in `nursery`."""
+        """Accept until cancelled, then close `listeners`. The connections live in `nursery`."""
         await accept(listeners, self.handle, nursery=nursery, task_status=task_status)
 
     async def handle(self, link: Link) -> None:
-        exchange = Exchange(link.peer, "admin_request_crashed")
+        exchange = Exchange(link, self.limits, Counter(), "admin_request_crashed")
         with Boundary(exchange):
             try:
-                request, trailing = await heads.read(link, self.limits)
-                answer = await self.answer(link, request, trailing)
-                if isinstance(answer, Lines):
+                found = await self.find(exchange)
+                if isinstance(found, Lines):
                     exchange.response = None
-                    await pour(link, answer, request.version)
+                    await pour(link, found, exchange.request.version)
                 else:
-                    exchange.response = answer
+                    exchange.response = found
             except Refused as refused:
                 exchange.response = refused.response
             except BrokerError as error:
                 exchange.response = refusal(error)
         if exchange.response and not exchange.lost:
-            await respond(link, exchange.response)
+            await exchange.answer(exchange.response)
 
-    async def answer(self, link: Link, request: Request, trailing: bytes) -> Response | Lines:
-        try:
-            found = await self.find(link, request, trailing)
-        except Refused as refused:
-            found = refused.response
-        return found.to(request.method) if isinstance(found, Response) else found
-
-    async def find(self, link: Link, request: Request, trailing: bytes) -> Response | Lines:
+    async def find(self, exchange: Exchange) -> Response | Lines:
+        """Read the request and return what answers it. Raises `Refused`, `BrokerError` and `LinkLost`."""
+        link = exchange.link
+        request = await exchange.read(link.open)
         configured, _ = host_port(self.server.admin_listen)
         if request.host not in {*LOOPBACK, link.local_host, configured.lower()}:
-            raise Refused(421, "The admin port answers to localhost and to its own address only.")
+            raise Refused(421, "The admin port is served under localhost and its own address only.")
         origins.check(request, frozenset())
-        if request.path.startswith(API):
-            self.authorize(request, link.peer)
-            most = self.limits.event_bytes + ENVELOPE_BYTES
-            seconds = self.limits.body_seconds
-            limit = f"limits.event_bytes and {ENVELOPE_BYTES}"
-            body = partial(heads.read_body, link, request, trailing, most=most, seconds=seconds, limit=limit)
-            return await self.router.answer(request, body, link.peer)
-        check(request, dict.fromkeys((*PAGES, API), ("GET", "HEAD")))
-        return (
-            self.metrics(request)
-            if request.path == "/metrics"
-            else health(request, self.health, self.remarks)
-        )
+        if not request.path.startswith(API):
+            return await find(request, self.routes, others=[API]).handle(exchange)
+        self.authorize(request, link.peer)
+        most, limit = self.limits.event_bytes + ENVELOPE_BYTES, f"limits.event_bytes and {ENVELOPE_BYTES}"
+        return await self.router.answer(request, partial(exchange.body, most, limit), link.peer)
 
     def authorize(self, request: Request, peer: str) -> None:
         """Raises `Refused` (401) unless the request has the admin token."""
         given = bearer(request)
         if given is None:
-            raise Refused(401, f"{API} asks for the admin token.", ("WWW-Authenticate", CHALLENGE))
+            raise Refused(
+                401, f"Missing token: {API} needs the admin token.", ("WWW-Authenticate", CHALLENGE)
+            )
         if not hmac.compare_digest(given.encode(), self.token.encode()):
-            log.warning("admin_token_refused", peer=peer)  # somebody may be guessing; the log limits its rate
+            log.warning("admin_token_refused", peer=peer)  # a guess, perhaps; the log limits its rate
             challenge = f'{CHALLENGE}, error="invalid_token"'
-            raise Refused(401, "This is not the admin token.", ("WWW-Authenticate", challenge))
+            raise Refused(401, "Invalid token: this is not the admin token.", ("WWW-Authenticate", challenge))
 
-    def metrics(self, request: Request) -> Response:
-        """The exposition format that the client asks for (Prometheus text or OpenMetrics)."""
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    async def metrics(self, exchange: Exchange) -> Response:
+        """Answer in the exposition format that the client accepts: Prometheus text or OpenMetrics."""
+        encode, media_type = choose_encoder(exchange.request.headers.get("accept", ""))
         return Response(status=200, body=encode(self.registry), media_type=media_type)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import attrs
 
 from broker import errors
+from broker.http.responses import JSON
 from broker.subjects import Names
 from broker.web import requests, schemas
-from broker.web.problems import JSON
 from broker.web.schemas import Document, reference
 from broker.wire import messages as m
 from broker.wire.codec import MAX_MESSAGE_ID_BYTES

@@ -15,7 +15,8 @@ from broker.actors.transport import LinkLost
 from broker.config import exposure, host_port
 from broker.descriptors import UNBOUNDED
 from broker.errors import ConfigError
-from broker.web.links import Link, TlsLink
+from broker.links.tcp import Link
+from broker.links.tls import TlsLink
 
 if TYPE_CHECKING:
     import ssl
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# Answers a request, or returns what the connection is from then on: nothing of the request stays meanwhile.
+# Answers a request, or returns what the link is used for from then on: nothing of the request is kept
+# meanwhile.
 Handle: TypeAlias = "Callable[[Link], Awaitable[Awaitable[None] | None]]"
-Context: TypeAlias = "Callable[[], ssl.SSLContext | None]"  # of the next handshake; None: no TLS
+Context: TypeAlias = "Callable[[], ssl.SSLContext | None]"  # for the next handshake; None without TLS
 
-# How many connections one wake-up takes: a storm of reconnects is cheaper in batches, and others must
-# have their turn in between.
+# Connections accepted in one turn: a storm of reconnects is cheaper in batches, but other tasks need their
+# turn.
 BATCH = 64
 BACK_OFF_SECONDS = 0.1
 NEXT_STEPS = {
@@ -38,7 +40,7 @@ NEXT_STEPS = {
     errno.ENFILE: "raise fs.file-max of the system (sysctl)",
 }
 ABSENT = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
-# accept(2): errors of the new connection that Linux passes on here, and of firewalls. Not ours.
+# accept(2): errors of the new connection, which Linux reports here, and of firewalls.
 TRANSIENT = {
     *(errno.ECONNABORTED, errno.ECONNRESET, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.ETIMEDOUT),
@@ -48,10 +50,10 @@ TRANSIENT = {
 async def open_ports(
     server: config.Server, passed: Mapping[str, list[socket.socket]]
 ) -> tuple[list[socket.socket], list[socket.socket]]:
-    """The sockets of the public and of the admin port: those that systemd has passed, else as `server` says.
+    """Return the sockets of the public and of the admin port: those that systemd passed, or as `server` says.
 
-    Raises `ConfigError` for what cannot be opened, and for a plain port that other machines would reach; then
-    all are closed.
+    Raises `ConfigError` for an address that cannot be opened, and for a port without TLS that other machines
+    can reach; then all sockets are closed.
     """
     with ExitStack() as opened:
         public = passed.get("public") or await open_listeners(
@@ -77,10 +79,11 @@ def check_exposure(server: config.Server, key: str, sockets: list[socket.socket]
 async def open_listeners(
     listen: str, backlog: int, *, key: str = "server.listen", reuse_port: bool = False
 ) -> list[socket.socket]:
-    """Listens on "HOST:PORT", on every address that HOST has. Port 0 is any free one.
+    """Listen on "HOST:PORT", on every address that HOST has. Port 0 is any free one.
 
-    With `reuse_port` other processes of the same user may listen there too (SO_REUSEPORT of socket(7)): the
-    kernel spreads the connections over them. Raises `ConfigError` naming `key`, where `listen` comes from.
+    With `reuse_port`, other processes of the same user may listen there too (SO_REUSEPORT of socket(7)), and
+    the kernel spreads connections over them. Raises `ConfigError` naming `key`, the configuration's key for
+    `listen`.
     """
     try:
         host, port = host_port(listen)
@@ -93,15 +96,17 @@ async def open_listeners(
 
 
 def told(error: OSError) -> str:
-    """What is wrong, and what to do about it."""
+    """Return what is wrong, and what to do about it."""
     reason = error.strerror or str(error)
     if isinstance(error, socket.gaierror):
-        return f"{reason}; name this machine by an address, such as 127.0.0.1 or 0.0.0.0"
+        return f"{reason}; use an address instead of a name, such as 127.0.0.1 or 0.0.0.0"
     match error.errno:
         case errno.EADDRINUSE:
-            return f"{reason}; stop what listens there (`ss -ltnp` shows it), or choose another port"
+            return (
+                f"{reason}; stop the process that listens there (`ss -ltnp` shows it), or choose another port"
+            )
         case errno.EACCES:
-            return f"{reason}; choose a port above 1023, or have systemd open it (broker.socket)"
+            return f"{reason}; choose a port above 1023, or have systemd open this one (broker.socket)"
         case errno.EADDRNOTAVAIL:
             return f"{reason}; choose an address of this machine (`ip address` shows them)"
     return reason
@@ -110,7 +115,7 @@ def told(error: OSError) -> str:
 def bind(
     addresses: Iterable[tuple[socket.AddressFamily, Any]], backlog: int, reuse_port: bool
 ) -> list[socket.socket]:
-    """Listens on all of the addresses that this machine has. Raises `OSError`, also where it has none."""
+    """Listen on those of the addresses that this machine has. Raises `OSError`, also if it has none."""
     absent: OSError | None = None
     with ExitStack() as opened:
         listeners = []
@@ -120,7 +125,7 @@ def bind(
             except OSError as error:
                 if error.errno not in ABSENT:
                     raise
-                absent = error  # `localhost` is ::1 as well where there is no IPv6
+                absent = error  # `localhost` may be ::1 as well on a machine without IPv6
             else:
                 listeners.append(opened.enter_context(made))
         if absent and not listeners:
@@ -130,7 +135,7 @@ def bind(
 
 
 def no_tls() -> None:
-    """Plain TCP."""
+    """Return no context: plain TCP."""
 
 
 async def accept(
@@ -142,10 +147,10 @@ async def accept(
     full: int = UNBOUNDED.full,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Accepts for ever and runs `handle` for each connection in `nursery`; then cuts the connection.
+    """Accept for ever, run `handle` for each connection in `nursery`, and close the connection after it.
 
-    A connection that would be the file descriptor `full` is cut at once. Cancelled, it closes the listeners;
-    what has been accepted goes on.
+    A connection whose file descriptor is `full` or higher is closed at once. When cancelled, the listeners
+    are closed; accepted connections go on.
     """
     try:
         async with trio.open_nursery() as loops:
@@ -162,7 +167,7 @@ async def accept(
 async def accept_on(
     listener: socket.socket, handle: Handle, nursery: trio.Nursery, context: Context, full: int
 ) -> None:
-    failing = 0  # the number of the error that was told
+    failing = 0  # the number of the error that was logged
     while True:
         await trio.lowlevel.wait_readable(listener)
         try:
@@ -178,7 +183,7 @@ async def accept_on(
         except OSError as error:
             if error.errno in TRANSIENT:
                 continue
-            # The next one stays in the backlog. Said once for each time it begins.
+            # The connection stays in the backlog. Logged once, until something has been accepted again.
             if failing != error.errno:
                 log.warning("accept_failed", error=error.strerror, next=NEXT_STEPS.get(error.errno or 0))
             failing = error.errno or -1
@@ -186,7 +191,7 @@ async def accept_on(
 
 
 async def connection(raw: socket.socket, peer: str, handle: Handle, context: Context) -> None:
-    """One accepted connection to its end. Whatever has broken in it, others go on."""
+    """Serve one accepted connection to its end. Whatever breaks in it, others go on."""
     try:
         tls = context()
         link = Link(raw, peer) if tls is None else TlsLink(raw, peer, tls)
@@ -198,12 +203,13 @@ async def connection(raw: socket.socket, peer: str, handle: Handle, context: Con
             log.debug("connection_lost", peer=link.peer)
         finally:
             link.abort()
-    except Exception:  # nobody beyond this would know what to do but to end
+    except Exception:  # beyond this it would end the broker
         log.exception("link_crashed", peer=peer)
     finally:
         raw.close()
 
 
 def shown(address: tuple[str | int, ...]) -> str:
+    """Return an address as "HOST:PORT", an IPv6 host in brackets."""
     host, port = address[:2]
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

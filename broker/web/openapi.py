@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from broker.http.responses import JSON, PROBLEM, Problem
 from broker.web import schemas
-from broker.web.problems import JSON, PROBLEM, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

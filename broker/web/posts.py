@@ -1,18 +1,23 @@
-"""`POST /publish` and `POST /acknowledge`: a message by a request of its own, answered as on a connection."""
+"""`POST /publish` and `POST /acknowledge`: one message without a connection, answered as on a connection."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
 import msgspec
 
 from broker.errors import BadMessage
-from broker.web.problems import JSON, Refused, Response, problem
-from broker.web.refusals import told
+from broker.http import queries
+from broker.http.refusals import told
+from broker.http.responses import JSON, Refused, Response, problem
+from broker.links.route import POST, Route
 from broker.wire import codec, messages
 
 if TYPE_CHECKING:
+    from broker.links.exchange import ClientExchange
+    from broker.links.route import ClientRoute
     from broker.wire.messages import ClientMessage
 
 Reply: TypeAlias = messages.Published | messages.Acknowledged | messages.Error
@@ -21,14 +26,14 @@ grammar = msgspec.json.Decoder(msgspec.Raw)
 
 
 class Post(Protocol):
-    """Does what a message asks for, and says what comes of it."""
+    """Do what a message asks for, and return the reply."""
 
     async def __call__(self, message: bytes, *, token: str, tenant: str | None, peer: str) -> Reply: ...
 
 
 @attrs.frozen(kw_only=True)
 class Page:
-    """What is posted to an address: the payload of which message, an example of it, and the good answer."""
+    """A path to which the payload of a `message` is posted, and the `reply` with its `status`."""
 
     message: type[ClientMessage]
     example: str
@@ -36,20 +41,20 @@ class Page:
     status: int
 
     def message_of(self, body: bytes) -> bytes:
-        """The protocol's message with a body for its payload. Raises `Refused`."""
+        """Return the message whose payload is `body`. Raises `Refused` (400)."""
         try:
-            grammar.decode(body)  # a value by itself, or it could be more than the payload
+            grammar.decode(body)  # one whole value: nothing may end the payload early
         except (msgspec.DecodeError, RecursionError):
-            told_so = problem(400, f"The body is not JSON: {self.example}.", code=BadMessage.code)
+            told_so = problem(400, f"The body must be JSON: {self.example}.", code=BadMessage.code)
             raise Refused.by(told_so) from None
         return b'{"type":"%b","payload":%b}' % (self.message.type.encode(), body)
 
     def answer(self, reply: Reply) -> Response:
-        """What became of it, or the refusal."""
+        """Return a reply as a response."""
         if isinstance(reply, messages.Error):
             return told(reply)
         document = codec.converter.unstructure(reply)
-        document.pop("id", None)  # who waits for the answer knows it
+        document.pop("id", None)  # the client has it
         body = msgspec.json.encode(document)
         return Response(status=self.status, body=body, media_type=JSON)
 
@@ -68,3 +73,25 @@ PAGES = {
         status=200,
     ),
 }
+
+
+def routes(post: Post) -> list[ClientRoute]:
+    return [
+        Route(
+            path=path,
+            methods=(*POST, "OPTIONS"),
+            handle=partial(handle, page, post),
+            cross_origin=True,
+        )
+        for path, page in PAGES.items()
+    ]
+
+
+async def handle(page: Page, post: Post, exchange: ClientExchange) -> None:
+    """Answer within the client's place: a drain waits for that."""
+    query = queries.parse(exchange.request.query, ())
+    token, tenant = exchange.credentials(query)
+    with exchange.place():
+        message = page.message_of(await exchange.body())
+        reply = await post(message, token=token, tenant=tenant, peer=exchange.link.peer)
+        await exchange.answer(page.answer(reply))

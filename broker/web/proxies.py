@@ -1,8 +1,8 @@
-"""Proxies in front of us: who is believed, and what they say of the client.
+"""Proxies in front of the broker: which are trusted, and what they report of the client.
 
-Of HTTP's headers `X-Forwarded-For` and `X-Forwarded-Host` are read, and only from a peer in
-`server.trusted_proxies`. `Forwarded` (RFC 7239) is not: a proxy that writes one of the two passes the other
-on as the client wrote it, so that whoever believes both believes the client.
+`X-Forwarded-For` and `X-Forwarded-Host` are read, and only from a peer in `server.trusted_proxies`.
+`Forwarded` (RFC 7239) is not: a proxy that writes the former passes on the latter as the client wrote it, so
+that trusting both would be trusting the client.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
-from broker.web import heads
+from broker.http import heads
+from broker.http.responses import Refused
 from broker.web.listeners import shown
-from broker.web.problems import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker.web.heads import Request
+    from broker.http.heads import Request
+    from broker.links.tcp import Link
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Networks: TypeAlias = "Sequence[IPv4Network | IPv6Network]"
 
-# "IP", "IP:PORT", "[IP]" and "[IP]:PORT"; some proxies say the port.
+# "IP", "IP:PORT", "[IP]" and "[IP]:PORT": some proxies add the port.
 HOP = re.compile(
     r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<four>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?|(?P<bare>[0-9a-f:.]+)",
     re.IGNORECASE,
 )
 
-HOPS = 32  # of our own proxies in a row: more are somebody's who would keep us busy
+HOPS = 32  # of trusted proxies in a row: a longer chain is an attack
 
 
 @lru_cache(maxsize=4)
 def networks(texts: tuple[str, ...]) -> Networks:
-    """`server.trusted_proxies`, ready to be asked."""
+    """Return `server.trusted_proxies`, parsed."""
     return [ip_network(text) for text in texts]
 
 
 def trusted(peer: str, proxies: Networks) -> bool:
-    """Whether `peer`, "HOST:PORT", is one of the proxies."""
+    """Return whether `peer`, "HOST:PORT", is one of the proxies."""
     found = hop(peer) if proxies else None
     return found is not None and within(found[0], proxies)
 
@@ -52,11 +53,11 @@ def within(address: Address, proxies: Networks) -> bool:
 
 
 def client(peer: str, forwarded_for: str, proxies: Networks) -> str:
-    """The "HOST:PORT" of the client behind the trusted `peer`; port 0 where nobody said it.
+    """Return "HOST:PORT" of the client behind the trusted `peer`; port 0 where no proxy reported it.
 
-    `X-Forwarded-For` is read from its right end, where our own proxies have written, up to the first
-    address that is none of them: what stands left of that is the client's own word. Whatever is no address
-    ends the chain too, and so do more than `HOPS`: then the last proxy that is known stands for the client.
+    `X-Forwarded-For` is read from the right, where trusted proxies have written, up to the first address that
+    is none of them: whatever is to the left of that comes from the client. Anything but an address ends the
+    chain too, and so does its length beyond `HOPS`: then the last known proxy counts as the client.
     """
     for text in reversed(forwarded_for.rsplit(",", HOPS)):
         found = hop(text.strip(" \t"))
@@ -68,10 +69,20 @@ def client(peer: str, forwarded_for: str, proxies: Networks) -> str:
     return peer
 
 
-def outer(request: Request) -> Request:
-    """The request with the host that the client asked the outermost proxy for.
+def believe(link: Link, request: Request, proxies: Networks) -> Request:
+    """Return the request as the client made it, and set the link's peer, as trusted proxies report."""
+    if not trusted(link.peer, proxies):
+        return request
+    forwarded_for = request.headers.get("x-forwarded-for")
+    if forwarded_for is not None:
+        link.peer = client(link.peer, forwarded_for, proxies)
+    return outer(request)
 
-    The Origin check needs it, where a proxy writes a `Host` of its own. What is no host is passed over.
+
+def outer(request: Request) -> Request:
+    """Return the request with the host that the client asked the outermost proxy for.
+
+    The Origin check needs it where a proxy writes a `Host` of its own. Anything but a host is ignored.
     """
     name = request.headers.get("x-forwarded-host", "").partition(",")[0].strip(" \t")
     try:
@@ -82,7 +93,7 @@ def outer(request: Request) -> Request:
 
 
 def hop(text: str) -> tuple[Address, int] | None:
-    """Address and port of one hop; None for what is no address."""
+    """Return address and port of one hop; None for anything else."""
     match = HOP.fullmatch(text)
     if match is None or int(match["port"] or 0) > 65535:
         return None
@@ -94,5 +105,5 @@ def hop(text: str) -> tuple[Address, int] | None:
 
 
 def plain(address: Address) -> Address:
-    """An IPv4 address as such, also where a socket for both families writes it as an IPv6 one."""
+    """Return an IPv4 address as such, also where a socket for both families reports it as an IPv6 one."""
     return getattr(address, "ipv4_mapped", None) or address

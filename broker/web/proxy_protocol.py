@@ -1,8 +1,8 @@
-"""The PROXY protocol, versions 1 and 2: what a proxy says of the client before the client's first byte.
+"""The PROXY protocol, versions 1 and 2: a header in which a proxy names the client.
 
-https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, sections 2.1 and 2.2. Only the source address
-is of use here; extensions (TLVs) are skipped. `parse` is pure; `read` takes the header from a link, and
-not a byte more, since TLS reads from the socket itself.
+https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, sections 2.1 and 2.2. Only the source address is
+used; extensions (TLVs) are skipped. `parse` is pure; `read` takes the header off a link and not a byte more,
+since TLS reads from the socket itself.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ import attrs
 import trio
 
 from broker.actors.transport import LinkLost
-from broker.web.links import LOST
+from broker.links.tcp import LOST
 from broker.web.listeners import shown
 from broker.web.proxies import plain
 
 if TYPE_CHECKING:
-    from broker.web.links import Link
+    from broker.links.tcp import Link
     from broker.web.proxies import Address
 
 LINE = b"PROXY "
-LINE_BYTES = 107  # the longest line of version 1, with its CR LF
+LINE_BYTES = 107  # the longest line of version 1, with CR LF
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 FIXED = struct.Struct("!12sBBH")  # signature, version and command, family and protocol, length of the rest
 LOCAL, PROXY = 0x20, 0x21
-# TLVs bring certificates' names and identifiers of clouds; nginx has the same bound.
+# TLVs may hold names of certificates and identifiers of clouds; nginx has the same bound.
 HEADER_BYTES = 4096
 TEXT_FAMILIES: dict[str, type[Address]] = {"TCP4": IPv4Address, "TCP6": IPv6Address}
-# Over streams: unspecified, IPv4, IPv6, unix. The bytes that its addresses and ports take.
+# Of streams: unspecified, IPv4, IPv6, unix; with the bytes that addresses and ports take.
 FAMILIES = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}
 PORT = re.compile(r"0|[1-9][0-9]{0,4}")
 
 
 class Malformed(Exception):
-    """What arrived is no PROXY protocol header. The text says why, with nothing of it."""
+    """This is no PROXY protocol header. The text says why, and quotes nothing of it."""
 
 
 @attrs.frozen
 class Header:
-    """A whole header of `size` bytes. `source` is None where the proxy speaks for itself, or knows no
-    address of IP: then the peer is the peer.
+    """A complete header of `size` bytes.
+
+    `source` is None where the proxy speaks for itself or knows no IP address; then the peer stays the proxy.
     """
 
     size: int
@@ -54,9 +55,9 @@ class Header:
 
 
 async def read(link: Link) -> str | None:
-    """Takes the header off a link that nothing has been read from: the client's "HOST:PORT", if it says so.
+    """Take the header off a link that is unread yet, and return the client's "HOST:PORT", if it has that.
 
-    Raises `Malformed` and `LinkLost`. Waits for as long as the caller lets it.
+    Raises `Malformed` and `LinkLost`. Has no time-out of its own.
     """
     header = b""
     try:
@@ -67,7 +68,7 @@ async def read(link: Link) -> str | None:
                 if not seen:
                     raise LinkLost
                 found = parse(header + seen)
-                # What was only looked at would wake us again and again.
+                # Bytes that are only peeked at would wake us again and again.
                 header += link.raw.recv(len(seen) if found is None else found.size - len(header))
                 if found is not None:
                     return found.source
@@ -76,7 +77,7 @@ async def read(link: Link) -> str | None:
 
 
 def parse(data: bytes) -> Header | None:
-    """The header that `data` begins with; None while it is not complete. Raises `Malformed`."""
+    """Return the header at the beginning of `data`; None while it is incomplete. Raises `Malformed`."""
     if data.startswith(SIGNATURE):
         return binary(data)
     if data.startswith(LINE):
@@ -87,7 +88,7 @@ def parse(data: bytes) -> Header | None:
 
 
 def line(data: bytes) -> Header | None:
-    """Version 1: `PROXY TCP4 <source> <destination> <source port> <destination port>` and CR LF."""
+    """Parse version 1: `PROXY TCP4 <source> <destination> <source port> <destination port>` and CR LF."""
     text, end, _ = data[:LINE_BYTES].partition(b"\r\n")
     if not end:
         if len(data) >= LINE_BYTES:
@@ -110,28 +111,28 @@ def address(family: str, text: str) -> Address:
             return TEXT_FAMILIES[family](text)
     except ValueError:
         pass
-    raise Malformed(f"version 1: an address that is none of {family}")
+    raise Malformed(f"version 1: an address that is not {family}")
 
 
 def number(text: str) -> int:
     if PORT.fullmatch(text) and int(text) < 65536:
         return int(text)
-    raise Malformed("version 1: a port that is not within 0 and 65535")
+    raise Malformed("version 1: a port that is not between 0 and 65535")
 
 
 def binary(data: bytes) -> Header | None:
-    """Version 2: 16 bytes, the addresses, and extensions."""
+    """Parse version 2: 16 bytes, the addresses, and extensions."""
     if len(data) < FIXED.size:
         return None
     _, command, family, length = FIXED.unpack_from(data)
     size = FIXED.size + length
     if command not in (LOCAL, PROXY):
-        raise Malformed("version 2: neither LOCAL nor PROXY, or another version")
+        raise Malformed("version 2: a command other than LOCAL and PROXY, or another version")
     if size > HEADER_BYTES:
-        raise Malformed(f"version 2: a header of {size} bytes; at most {HEADER_BYTES} are read")
-    # Of LOCAL, a proxy's own health check, everything else is to be passed over.
+        raise Malformed(f"version 2: a header of {size} bytes; the limit is {HEADER_BYTES}")
+    # LOCAL is a proxy's own health check: the rest of such a header is to be ignored.
     if command == PROXY and length < FAMILIES.get(family, HEADER_BYTES):
-        raise Malformed("version 2: no stream of a known family, or too short for its addresses")
+        raise Malformed("version 2: not a stream of a known address family, or too short for its addresses")
     if len(data) < size:
         return None
     if command == PROXY and family == 0x11:

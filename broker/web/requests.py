@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 
-from broker.web import polls, posts, sse
-from broker.web.problems import PROBLEM, Problem
+from broker.http.responses import PROBLEM, Problem
+from broker.links import sse
+from broker.links.poll import messages as polls
+from broker.web import posts
 from broker.web.schemas import reference
 from broker.wire import messages as m
 

@@ -1,7 +1,7 @@
-"""The routes of the admin API: which request is answered by what, in JSON both ways.
+"""The routes of the admin API: what answers which request, in JSON both ways.
 
-A route is a row: method, path with `{names}`, and what answers it. Its parameters and body are attrs classes,
-held to by msgspec, so that what is refused and what the OpenAPI document says come from the same place.
+A route has a method, a path with `{names}`, and a handler. Its parameters and its body are attrs classes that
+msgspec validates: refusals and the OpenAPI document come from the same place.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import attrs
 import msgspec
 
 from broker.errors import BrokerError
-from broker.web.problems import Refused, Response, problem
+from broker.http import queries
+from broker.http.responses import Refused, Response, problem
+from broker.links.route import not_allowed
 from broker.web.streaming import Lines, head, to_json
-from broker.web.upgrade import parameters
 from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-    from broker.web.heads import Request
+    from broker.http.heads import Request
 
 DOCUMENT = "/api/openapi.json"
-# The fields of a request that are kept of what was done: never a token or the body of an event.
+# The fields of a request that the audit trail keeps: never a token or the body of an event.
 TARGETS = (
     "tenant",
     "user",
@@ -39,7 +40,7 @@ TARGETS = (
     "until",
     "level",
 )
-# What an error is for HTTP; whatever is not here is ours.
+# The status of an error; 500 for all others.
 STATUS = {
     "bad_message": 400,
     "invalid_channel": 400,
@@ -54,11 +55,11 @@ STATUS = {
 
 @attrs.frozen(kw_only=True)
 class Route:
-    """One thing to ask for.
+    """One operation of the API.
 
-    `handle` is called with the values of the path in their order, then the query and the body where they are
-    declared, and returns the answer or something to await for it. `answer` is the answer's type, `query` and
-    `body` are attrs classes. A `BrokerError` becomes a problem document.
+    `handle` is called with the values of the path in their order, then with query and body where these are
+    declared, and returns the answer or an awaitable of it. `answer` is the answer's type, `query` and `body`
+    are attrs classes. A `BrokerError` becomes a problem document.
     """
 
     method: str
@@ -73,11 +74,11 @@ class Route:
 
     @property
     def name(self) -> str:
-        """What a program may call it."""
+        """The operation's name for programs."""
         return str(self.handle.__name__)
 
     def match(self, segments: Sequence[str]) -> list[str] | None:
-        """The values of the path; None when it is another."""
+        """Return the values of the path; None if it is another one."""
         wanted = self.path.split("/")
         if len(wanted) != len(segments):
             return None
@@ -92,7 +93,7 @@ class Route:
 
 @attrs.frozen
 class Action:
-    """What somebody at `peer` has done: the route, on what, and the status that answered it."""
+    """What an operator at `peer` did: the route, its targets, and the status of the response."""
 
     peer: str
     what: str
@@ -101,7 +102,7 @@ class Action:
 
 
 def targets(route: Route, arguments: Sequence[Any]) -> dict[str, object]:
-    """On what a request acts: the values of its path, and of its fields those that name something."""
+    """Return what a request acts on: the values of its path, and the fields that name something."""
     names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
     found: dict[str, object] = dict(zip(names, arguments, strict=False))
     for wish in arguments[len(names) :]:
@@ -111,7 +112,7 @@ def targets(route: Route, arguments: Sequence[Any]) -> dict[str, object]:
 
 @attrs.frozen
 class Router:
-    """Finds the route of a request and answers it."""
+    """Finds the route of a request and answers it. `acted` hears of each request that was not a GET."""
 
     routes: Sequence[Route]
     acted: Callable[[Action], None] = attrs.field(kw_only=True, default=lambda _: None)
@@ -119,10 +120,7 @@ class Router:
     async def answer(
         self, request: Request, read_body: Callable[[], Awaitable[bytes]], peer: str
     ) -> Response | Lines:
-        """The answer of a route. Raises `Refused`; `read_body` is called where a body is expected.
-
-        `acted` hears of each request of `peer` that was more than a look.
-        """
+        """Return the answer. Raises `Refused`. `read_body` is called where a body is expected."""
         route, values = self.find(request)
         arguments: list[Any] = list(values)
         if route.query:
@@ -133,7 +131,7 @@ class Router:
             arguments.append(from_json(await read_body() if request.has_body else b"{}", route.body))
         elif request.has_body:
             raise Refused(400, f"{route.method} {route.path} takes no body.")
-        status = 500  # of what breaks, or is broken off, in the middle
+        status = 500  # if it breaks, or is cancelled
         try:
             found = route.handle(*arguments)
             if isawaitable(found):
@@ -151,11 +149,11 @@ class Router:
         return response
 
     def find(self, request: Request) -> tuple[Route, list[str]]:
-        """The route, and the values of its path. Raises `Refused` (404, 405)."""
+        """Return the route, and the values of its path. Raises `Refused` (400, 404, 405)."""
         try:
             segments = [unquote(each, errors="strict") for each in request.path.split("/")]
         except UnicodeDecodeError:
-            raise Refused(400, "The path is not percent-encoded UTF-8.") from None
+            raise Refused(400, "Malformed path: not percent-encoded UTF-8.") from None
         allowed: list[str] = []
         for route in self.routes:
             values = route.match(segments)
@@ -165,33 +163,33 @@ class Router:
                     return route, values
                 allowed += methods
         if allowed:
-            raise Refused(405, f"There is {', '.join(allowed)} here.", ("Allow", ", ".join(allowed)))
+            raise not_allowed(request, allowed)
         known = dict.fromkeys(route.path for route in self.routes)
         shown = request.path[:80]
-        raise Refused(404, f"{shown}: no such path; {DOCUMENT} lists all{nearest(shown, known)}")
+        raise Refused(404, f"Unknown path: {shown}; {DOCUMENT} lists all{nearest(shown, known)}")
 
 
 def from_query(query: str, kind: type[attrs.AttrsInstance]) -> object:
-    """The parameters of an address, text all of them. Raises `Refused`."""
-    found = parameters(query)
+    """Return the parameters of a query, all of which are text. Raises `Refused` (400)."""
+    found = {name: values[0] for name, values in queries.parse(query).items()}
     refuse_unknown(found, kind)
     try:
         return msgspec.convert(found, type=kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Refused(400, f"The query: {told(error)}; see {DOCUMENT}") from None
+        raise Refused(400, f"Invalid query: {told(error)}; see {DOCUMENT}") from None
 
 
 def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
-    """A body. Raises `Refused`."""
+    """Return a body. Raises `Refused` (400)."""
     try:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, f"The body: {told(error)}; see {DOCUMENT}") from None
+        raise Refused(400, f"Invalid body: {told(error)}; see {DOCUMENT}") from None
 
 
 def told(error: Exception) -> str:
-    """msgspec's sentence, by the name of the field."""
+    """Return the message of msgspec, with the plain name of the field."""
     return str(error).replace("`$.", "`").replace("`$`", "the top")
 
 

@@ -117,7 +117,7 @@ async def test_nothing_of_it_is_public(broker: Broker, admin: Admin) -> None:
     for path in admin.document["paths"]:
         answer = await ask(broker.running.http, path)
         assert answer.problem["status"] == 404
-        assert "/api" not in answer.problem["detail"]
+        assert "/api" not in answer.problem["detail"].replace(path[:80], "")
         public = attrs.evolve(admin, url=broker.running.http)
         assert (await public.send("GET", path)).status == 404
 
@@ -518,7 +518,7 @@ async def test_odd_values_have_a_clear_answer(admin: Admin, broker: Broker, publ
     for event, message_id in ((deep, b"x"), (deep + b"]" * 40_000, b"x"), (b"1", rb"x\n")):
         body = b'{"tenant":"acme","channel":"a","event":%b,"id":"%b"}' % (event, message_id)
         refused = await admin.ask("POST", "/publish", body, status=400)
-        assert refused["detail"].startswith("The body: ")
+        assert refused["detail"].startswith("Invalid body: ")
     await admin.ask("GET", "/dead-letters/0", status=404)
     until = json.dumps({"user": "bob", "tenant": "acme", "until": "9999-12-31T23:59:59Z"})
     assert (await admin.ask("POST", "/revocations", until, status=201))["until"] == "9999-12-31T23:59:59Z"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from broker.links.poll.session import PollTransport
 from broker.web import asyncapi, requests
-from broker.web.longpoll import PollTransport
 from broker.wire import messages as m
 from tests.support import described, http
 from tests.support.broker import configure, run_broker

@@ -9,7 +9,7 @@ import trio
 
 from broker.bus.nats import NatsBus
 from broker.errors import CloseCode
-from broker.web.links import Link
+from broker.links.tcp import Link
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
 from tests.web.harness import eventually, head

@@ -165,7 +165,7 @@ async def test_starts(broker: Broker, publisher: RawNats, start: dict[str, Any],
 
 async def test_what_is_stored_comes_at_once(broker: Broker, publisher: RawNats, monkeypatch: Any) -> None:
     """A poll that does not want to wait gets what there is, as soon as it is all there."""
-    monkeypatch.setattr("broker.web.longpoll.CATCH_UP_SECONDS", 1000)
+    monkeypatch.setattr("broker.links.poll.session.CATCH_UP_SECONDS", 1000)
     await publisher.store("events.acme.a", b"1")
     found = await poller(broker, "a", last=5).poll(0)
     assert [each["event"] for each in found["events"]] == [1]
@@ -289,7 +289,7 @@ async def test_a_session_ends_when_nobody_polls(
     broker: Broker, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connection ends, and gives back what it held."""
-    monkeypatch.setattr("broker.web.longpoll.SESSION_SECONDS", 0.3)
+    monkeypatch.setattr("broker.links.poll.session.SESSION_SECONDS", 0.3)
     alice = poller(broker, "a")
     await alice.poll()
     with trio.fail_after(15):

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from broker.actors.places import ANSWER_SECONDS
-from broker.web.longpoll import PollTransport
+from broker.links.poll.session import PollTransport
 from tests.e2e.test_lag import SMALL
 from tests.faults.support.proxy import run_proxy
 from tests.support.broker import Broker, configure, run_broker
@@ -158,7 +158,7 @@ async def test_page_after_page(
     broker: Broker, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each polls, waits, and is left for the next within a moment: none of them is locked out."""
-    monkeypatch.setattr("broker.web.longpoll.GRACE_SECONDS", 1000.0)  # nothing is to be waited for
+    monkeypatch.setattr("broker.links.poll.session.GRACE_SECONDS", 1000.0)  # nothing is to be waited for
     (supervisor,) = supervisors
     url, token = broker.running.http, broker.token()
     for _ in range(6 * PLACES):
@@ -181,7 +181,7 @@ async def test_a_session_goes_on_after_its_rest(
     broker: Broker, supervisors: list[Supervisor], publisher: RawNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it rests others have its place; it goes on where it was as soon as there is one for it."""
-    monkeypatch.setattr("broker.web.longpoll.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("broker.links.poll.session.GRACE_SECONDS", 0.1)
     (supervisor,) = supervisors
     alice = Poller(broker.running.http, broker.token(), ["a", "live.b"])
     await alice.poll()

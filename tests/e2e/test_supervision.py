@@ -17,8 +17,8 @@ from broker.actors.outlet import Outlet
 from broker.actors.sending import Sending
 from broker.actors.transport import Text
 from broker.errors import CloseCode
+from broker.links.websocket.transport import WebSocketTransport
 from broker.ring import Tick
-from broker.web.websocket import WebSocketTransport
 from broker.wire.session import Session
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from broker.web.websocket import MESSAGE_SECONDS
+from broker.links.websocket.transport import MESSAGE_SECONDS
 from tests.faults.support.client import parse
 from tests.faults.support.rude import (
     JUNK,

@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio_websocket
 
-from broker.web.links import Link
-from broker.web.longpoll import PollTransport
-from broker.web.sse import SseTransport
-from broker.web.websocket import WebSocketTransport
+from broker.links.poll.session import PollTransport
+from broker.links.sse import SseTransport
+from broker.links.tcp import Link
+from broker.links.websocket.transport import WebSocketTransport
 from tests.faults.support.world import PATIENCE_SECONDS
 from tests.support.http import request
 from tests.support.seams import ACTORS, transports

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from broker.http.responses import JSON
 from broker.web import asyncapi
-from broker.web.problems import JSON
 
 
 @cache

@@ -12,8 +12,8 @@ import trustme
 from prometheus_client import CollectorRegistry, Gauge
 
 from broker.config import Limits, Server
-from broker.web import links
 from broker.web.admin import AdminPort
+from broker.web.health import Health
 from broker.web.listeners import open_listeners
 from broker.web.router import Router
 from tests.web.harness import Client, Running, running
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from tests.web.harness import Answer
 
 AUTHORITY = trustme.CA()
-
-
-@pytest.fixture
-def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For clients that do not leave when they should."""
-    monkeypatch.setattr(links, "LINGER_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ async def ask(reasons: list[str], nursery: trio.Nursery) -> Callable[..., Awaita
         Server(admin_listen="Metrics.example:8081"),
         Limits(body_seconds=0.5, event_bytes=1000),
         registry=registry,
-        health=lambda: reasons[0] if reasons else None,
+        health=Health(lambda: reasons[0] if reasons else None),
         router=Router(ROUTES),
         token=TOKEN,
     )

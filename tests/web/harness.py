@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import struct
+from collections import Counter
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from wsproto.events import CloseConnection, Event, TextMessage
 
 from broker.actors.transport import Closed, Control, Hello, LinkLost, Text
 from broker.config import Limits, Server
+from broker.links.exchange import Backend
+from broker.web import routes
+from broker.web.health import Health
 from broker.web.listeners import open_listeners
 from broker.web.server import PublicPort
 from broker.web.site import Site
@@ -270,15 +274,18 @@ async def running(
             connections=connections,
             context=tls[1] if tls else None,
         )
+        site = site or Site()
         port = PublicPort(
-            server or Server(),
-            limits or Limits(),
-            serve=run.echo,
-            post=run.post,
-            admission=run.admission,
-            health=lambda: run.reason,
+            Backend(
+                server=server or Server(),
+                limits=limits or Limits(),
+                serve=run.echo,
+                admission=run.admission,
+                responses=Counter(),
+            ),
+            routes.table(post=run.post, health=Health(lambda: run.reason), site=site),
+            development=site.development,
             ssl_context=tls[0] if tls else None,
-            site=site or Site(),
         )
 
         async def accept(task_status: trio.TaskStatus[None]) -> None:

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from msgspec import UNSET, UnsetType
 
 from broker.errors import CloseCode
+from broker.http import queries
+from broker.http.responses import Refused
+from broker.links import sse
+from broker.links.poll import messages as polls
 from broker.subjects import Names
-from broker.web import asyncapi, polls, posts, queries, server, sse
-from broker.web.problems import Refused
+from broker.web import asyncapi, posts, routes
+from broker.web.health import Health
+from broker.web.site import Site
 from broker.wire import codec, frames
 from broker.wire import messages as m
 from tests.support import described
@@ -164,6 +169,10 @@ def test_what_a_poll_may_be(body: Any) -> None:
     assert described.asked("post_poll").is_valid(body) == read
 
 
+async def post(message: bytes, *, token: str, tenant: str | None, peer: str) -> m.Published:
+    raise NotImplementedError
+
+
 def test_requests_are_those_of_the_port() -> None:
     """Each page with its methods and its parameters, and the messages that are posted."""
     found = asyncapi.document()
@@ -179,8 +188,9 @@ def test_requests_are_those_of_the_port() -> None:
             "get_poll": {"channel", *polls.PARAMETERS},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
-    pages = {path: {*methods} - {"OPTIONS", "HEAD"} for path, methods in server.PAGES.items()}
-    assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws", *server.HEALTH}}
+    table = routes.table(post=post, health=Health(lambda: None), site=Site())
+    pages = {path: {*each.methods} - {"OPTIONS", "HEAD"} for path, each in table.items() if each.cross_origin}
+    assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws"}}
     subscribe = {field.name for field in attrs.fields(m.Subscribe)}
     assert {"channel", *sse.PARAMETERS} == subscribe
     assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}

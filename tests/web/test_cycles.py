@@ -12,7 +12,8 @@ import trio
 from wsproto.frame_protocol import FrameProtocol
 
 from broker.errors import Unavailable
-from broker.web.links import Link, ssl_context
+from broker.links.tcp import Link
+from broker.links.tls import ssl_context
 from tests.web.harness import CLOSE, PING, TEXT, frame, head, running
 
 if TYPE_CHECKING:

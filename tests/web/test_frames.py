@@ -11,7 +11,7 @@ import trio
 from wsproto.events import Pong, TextMessage
 
 from broker.config import Limits
-from broker.web.gate import FRAGMENTS
+from broker.links.websocket.gate import FRAGMENTS
 from tests.web.harness import (
     BINARY,
     CLOSE,
@@ -102,7 +102,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize(("data", "code"), ROWS.values(), ids=ROWS)
-async def test_closed(port: Running, short_linger: None, data: bytes, code: int) -> None:
+async def test_closed(port: Running, data: bytes, code: int) -> None:
     """Each row is answered by a Close with its code, and by the end of TCP; nothing of it is echoed."""
     async with port.client() as client:
         await client.upgrade()
@@ -181,7 +181,7 @@ async def test_ping_flood(port: Running) -> None:
                 assert isinstance(await client.event(), Pong)
 
 
-async def test_junk_after_a_good_head(port: Running, short_linger: None) -> None:
+async def test_junk_after_a_good_head(port: Running) -> None:
     """Megabytes of junk after a good head meet a Close and the end of TCP, and are held nowhere."""
     async with port.client() as client:
         await client.upgrade(head() + b"\xff" * 1000)
@@ -197,7 +197,7 @@ async def test_junk_after_a_good_head(port: Running, short_linger: None) -> None
     await port.works()
 
 
-async def test_no_answer_to_close(port: Running, short_linger: None) -> None:
+async def test_no_answer_to_close(port: Running) -> None:
     """A client that neither closes nor reads after our Close is cut off."""
     async with port.client() as client:
         await client.upgrade()

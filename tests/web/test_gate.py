@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection
 
-from broker.web.gate import Gate
+from broker.links.websocket.gate import Gate
 from tests.web.harness import CONTINUATION, PING, PONG, TEXT, frame
 
 FRAME = st.one_of(

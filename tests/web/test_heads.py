@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config import Limits
-from broker.web.heads import parse
-from broker.web.problems import Refused
+from broker.http.heads import parse
+from broker.http.responses import Refused
 from tests.web.harness import KEY, head
 
 if TYPE_CHECKING:
@@ -133,8 +133,12 @@ async def test_refused(port: Running, request_bytes: bytes, status: int) -> None
 
 async def test_details(port: Running) -> None:
     """What must come with 404, 405 and 426 comes with them."""
-    assert "/publish, /acknowledge, /healthz, /readyz" in (await port.ask(head("/metrics"))).problem["detail"]
-    assert (await port.ask(head(method="DELETE"))).headers["allow"] == "GET, HEAD"
+    unknown = (await port.ask(head("/metrics"))).problem["detail"]
+    assert unknown.startswith("Unknown path: /metrics; this port serves /acknowledge, /client.d.ts, ")
+    assert unknown.endswith(", /sse, /ws.")
+    answer = await port.ask(head("/publish", method="DELETE"))
+    assert answer.headers["allow"] == "POST, OPTIONS"
+    assert answer.problem["detail"] == "DELETE is not allowed for /publish; allowed methods: POST, OPTIONS."
     answer = await port.ask(head(sec_websocket_version="12"))
     assert answer.headers["sec-websocket-version"] == "13"
     assert answer.headers["upgrade"] == "websocket"

@@ -22,8 +22,8 @@ import trio
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from broker.web import polls
-from broker.web.longpoll import PollTransport
+from broker.links.poll import messages
+from broker.links.poll.session import PollTransport, Sessions
 from tests.support.scripted import ScriptedBus, ScriptedVerifier, until_let_in
 from tests.support.seeds import simulated
 
@@ -49,10 +49,10 @@ class Port:
 
     supervisor: Supervisor
     nursery: trio.Nursery
-    polls: dict[str, PollTransport] = attrs.Factory(dict)
+    polls: Sessions = attrs.Factory(Sessions)
 
     async def poll(self, user: str, given: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        ask = polls.converted(given, strict=True)
+        ask = messages.converted(given, strict=True)
         session = self.polls.get(ask.session or "")
         if session is None or session.ended:
             session = PollTransport(self.polls)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from broker.config import Limits, Server
-from broker.web.links import ssl_context
+from broker.links.tls import ssl_context
 from broker.web.proxy_protocol import HEADER_BYTES, Header, Malformed, parse
 from tests.web.harness import Client, head, running
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from broker.config import Server
-from broker.web.links import ssl_context
+from broker.links.tls import ssl_context
 from tests.support.outer_proxies import haproxy, needs_haproxy, needs_nginx, nginx
 from tests.web.harness import Client, head, running
 

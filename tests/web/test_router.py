@@ -9,7 +9,7 @@ import h11
 import pytest
 import structlog
 
-from broker.web.heads import Request
+from broker.http.heads import Request
 from broker.web.router import Action, Route, Router
 from tests.support.sse import Chunks
 from tests.web.harness import head
@@ -118,7 +118,7 @@ async def test_fields_by_name(ask: Ask) -> None:
     answer = await ask(request("/api/v1/paint/north?colour=red&percent=x"))
     assert (
         answer.problem["detail"]
-        == "The query: Expected `int`, got `str` - at `percent`; see /api/openapi.json"
+        == "Invalid query: Expected `int`, got `str` - at `percent`; see /api/openapi.json"
     )
 
 
@@ -128,10 +128,12 @@ async def test_paths(ask: Ask) -> None:
     assert json.loads(answer.body) == {"text": "a/bä red 7"}
     answer = await ask(request("/api/v1/wals/north"))
     assert answer.status == 404
-    hint = "no such path; /api/openapi.json lists all; did you mean '/api/v1/walls/{wall}'?"
-    assert answer.problem["detail"] == f"/api/v1/wals/north: {hint}"
+    hint = "/api/openapi.json lists all; did you mean '/api/v1/walls/{wall}'?"
+    assert answer.problem["detail"] == f"Unknown path: /api/v1/wals/north; {hint}"
     answer = await ask(request(method="DELETE"))
     assert (answer.status, answer.headers["allow"]) == (405, "PUT, GET, HEAD")
+    refused = "DELETE is not allowed for /api/v1/walls/north; allowed methods: PUT, GET, HEAD."
+    assert answer.problem["detail"] == refused
     assert (await ask(request("/api/v1/paint/%ff?colour=red"))).status == 400
     assert (await ask(request("/api/v1/walls/"))).status == 404
     assert (await ask(request("/api/v1/later?x=1"))).status == 400

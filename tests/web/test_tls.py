@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from broker.config import Limits
 from broker.errors import ConfigError
-from broker.web.links import certified, ssl_context
+from broker.links.tls import certified, ssl_context
 from tests.web.harness import PING, TEXT, Client, frame, head, running
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from wsproto.utilities import generate_accept_token
 
 from broker.config import Server
 from broker.errors import BrokerError, TooManyConnections, TooManyConnects, Unavailable
-from broker.web import upgrade
-from broker.web.heads import Request
-from broker.web.origins import Strangers
-from broker.web.problems import Refused
+from broker.http import credentials, queries
+from broker.http.heads import Request
+from broker.http.responses import Refused
+from broker.links.websocket import handshake
+from broker.web.origins import Origins
 from broker.web.site import Site
 from tests.web.harness import KEY, head, running
 
@@ -124,7 +125,7 @@ async def test_a_refused_origin_is_a_warning_once() -> None:
 async def test_refused_origins_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody who makes up origins fills no memory."""
     monkeypatch.setattr("broker.web.origins.STRANGERS", 3)
-    strangers = Strangers()
+    origins = Origins()
     request = Request(
         method="GET",
         version="1.1",
@@ -137,9 +138,9 @@ async def test_refused_origins_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
     )
     with capture_logs() as logs:
         for number in (0, 1, 2, 2, 3, 4, 5, 5, 0):
-            strangers.note(f"https://{number}.example", request, "127.0.0.1:1", ())
+            origins.note(f"https://{number}.example", request, "127.0.0.1:1", ())
     assert len(logs) == 7
-    assert len(strangers.seen) == 3
+    assert len(origins.strangers) == 3
 
 
 TOKENS = {
@@ -273,7 +274,9 @@ def test_any_values(query: str, header: str) -> None:
         framing=h11.Connection(h11.SERVER),
     )
     try:
-        opening = upgrade.decide(request, peer="peer", query_token=True)
+        opening = handshake.decide(request)
+        found = queries.parse(request.query)
+        credentials.token_of(request, found, query_token=True, offered=opening.token)
     except Refused:
         return
     assert opening.response.count(b"\r\n\r\n") == 1

@@ -16,8 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from broker.actors.transport import Alive, Closed, LinkLost, Text
 from broker.config import Limits
 from broker.errors import CloseCode
-from broker.web.links import UNSENT_BYTES, Link
-from broker.web.websocket import MESSAGE_SECONDS, WebSocketTransport
+from broker.links.tcp import UNSENT_BYTES, Link
+from broker.links.websocket.transport import MESSAGE_SECONDS, WebSocketTransport
 from broker.wire import frames
 from tests.support.seeds import simulated
 from tests.web.harness import CLOSE, CONTINUATION, PING, PONG, TEXT, frame

@@ -43,16 +43,16 @@ def set_clock(path: Path) -> None:
 
 
 def forget(seconds: float) -> None:
-    from broker.web import longpoll
+    from broker.links.poll import session
 
-    longpoll.SESSION_SECONDS = seconds
+    session.SESSION_SECONDS = seconds
 
 
 def sabotage(file: Path) -> None:
-    from broker.web.links import Link
-    from broker.web.longpoll import PollTransport
-    from broker.web.sse import SseTransport
-    from broker.web.websocket import WebSocketTransport
+    from broker.links.poll.session import PollTransport
+    from broker.links.sse import SseTransport
+    from broker.links.tcp import Link
+    from broker.links.websocket.transport import WebSocketTransport
     from tests.support.seams import ACTORS, Seams, transports
 
     seams = Seams()

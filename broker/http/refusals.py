@@ -1,4 +1,4 @@
-"""The protocol's errors as answers of the public port: a status, and the code in the problem document."""
+"""The protocol's errors as HTTP responses: a status, and the code in the problem document."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from broker.web.problems import Refused, Response, problem
-from broker.web.upgrade import the_token
+from broker.http.credentials import CHALLENGE
+from broker.http.responses import problem
 from broker.wire.session import to_message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from broker.errors import BrokerError
-    from broker.web.heads import Request
+    from broker.http.responses import Response
     from broker.wire.messages import Error
 
 STATUS = {
@@ -38,12 +36,11 @@ STATUS = {
     "internal": 500,
     "unavailable": 503,
 }
-CHALLENGE = 'Bearer realm="broker"'
-RETRY_SECONDS = 1  # of what may be retried and nobody knows when
+RETRY_SECONDS = 1  # for what may be retried, where nobody knows when
 
 
 def told(error: Error) -> Response:
-    """What the broker tells a client, as the answer of its request (RFC 6750 section 3, RFC 9457)."""
+    """Return an error that the protocol has for the client as a response (RFC 6750 section 3, RFC 9457)."""
     status = STATUS[error.code]
     headers = []
     if status == 401:
@@ -57,17 +54,5 @@ def told(error: Error) -> Response:
 
 
 def refused(error: BrokerError) -> Response:
-    """The same for an error that nobody has told yet."""
+    """Return a response for an error that is not a message yet."""
     return told(to_message(error))
-
-
-def credentials(
-    request: Request, query: Mapping[str, Sequence[str]], *, query_token: bool
-) -> tuple[str, str | None]:
-    """The token of a request and the tenant that it asks for. Raises `Refused`, 401 without a token."""
-    in_query = query.get("access_token")
-    token = the_token(request, None, in_query[0] if in_query else None, query_token=query_token)
-    if token is None:
-        raise Refused(401, "Authorization: Bearer and a token is missing.", ("WWW-Authenticate", CHALLENGE))
-    tenant = query.get("tenant")
-    return token, tenant[0] if tenant else None

@@ -1,8 +1,8 @@
-"""`GET /sse`: Server-Sent Events as a `Transport` that only sends.
+"""`GET /sse`: Server-Sent Events, as a `Transport` that only sends.
 
-The client says one thing, by the address that it opened: what it subscribes to. The answer begins when that
-has been accepted; until then the status is still open, and what is refused is a problem document. It goes in
-chunks, so that nobody takes a cut for its end; to HTTP/1.0 up to the end of the link.
+The client says one thing, by the address that it opens: what it subscribes to. The response begins once that
+has been accepted; until then a refusal is a problem document with a status of its own. The response is sent
+in chunks, so that nobody takes a cut for its end; to an HTTP/1.0 client up to the close.
 """
 
 from __future__ import annotations
@@ -15,40 +15,64 @@ import msgspec
 
 from broker.actors.transport import Closed, Inbound, Text
 from broker.errors import CloseCode
-from broker.web.problems import Refused, Response, problem
-from broker.web.queries import NO_CHANNEL
-from broker.web.refusals import told as refusal_of
-from broker.web.streaming import LAST_CHUNK, chunk, framing_for
+from broker.http import queries
+from broker.http.chunks import LAST_CHUNK, chunk, framing_for
+from broker.http.refusals import told as refusal_of
+from broker.http.responses import Refused, Response, problem
+from broker.links.route import GET, Route
 from broker.wire import messages, sse
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable
 
     from broker.actors.transport import LinkState
-    from broker.web.links import Link
+    from broker.http.queries import Query
+    from broker.http.responses import Headers
+    from broker.links.exchange import ClientExchange
+    from broker.links.tcp import Link
     from broker.wire.frames import Framing
 
 STARTS = ("position", "since", "last", "snapshot", "durable")
 PARAMETERS = (*STARTS, "lag")
-# Where nobody has said when to come back: spread, for all clients of a broker that has died.
+# Until the broker names another time: spread, for the case that it dies with all its clients.
 RETRY_MS = 1000, 5000
 MEDIA_TYPE = "text/event-stream"
-CACHING = "no-store, no-transform"  # a proxy that compresses holds events back
+CACHING = "no-store, no-transform"  # a proxy that compresses would hold events back
 UNBUFFERED = (("X-Accel-Buffering", "no"),)  # for nginx
-# In the address, as polyfills write it that cannot set the header, in whichever spelling.
+# In the query, for polyfills that cannot set the header; they have several spellings.
 LAST_EVENT_ID = "lastEventId"
 SPELLINGS = dict.fromkeys(("lasteventid", "last-event-id", "last_event_id"), LAST_EVENT_ID)
 
 
-def subscribe(query: Mapping[str, Sequence[str]], last_event_id: str | None) -> bytes:
-    """The `subscribe` message that an address stands for. Raises `Refused`.
+async def handle(exchange: ClientExchange) -> Response | Awaitable[None]:
+    """Subscribe to what the query says; the link carries events from then on."""
+    request = exchange.request
+    known = (*PARAMETERS, LAST_EVENT_ID)
+    query = queries.parse(request.query, known, repeated=("channel",), spellings=SPELLINGS)
+    hello = exchange.hello(*exchange.credentials(query))
+    wish = subscribe(query, request.headers.get("last-event-id"))
+    if request.method == "HEAD":  # the head alone: nothing is subscribed for it
+        return head(request.version)
+    link, responses = exchange.link, exchange.responses
+    link.give_up_after(exchange.limits.stall_seconds)
+    transport = SseTransport(link, wish, responses, exchange.headers, request.version)
+    with exchange.place():
+        return exchange.backend.serve(transport, hello)
 
-    `last_event_id` is the header: where a client goes on that comes back. It beats what the address says.
+
+ROUTE = Route(path="/sse", methods=(*GET, "OPTIONS"), handle=handle, cross_origin=True)
+
+
+def subscribe(query: Query, last_event_id: str | None) -> bytes:
+    """Return the `subscribe` message that a query stands for. Raises `Refused` (400).
+
+    `last_event_id` is the header, with the position of a client that comes back. It beats a start in the
+    query.
     """
     last_event_id = last_event_id or query.get(LAST_EVENT_ID, [""])[0]
     if not query.get("channel"):
-        raise Refused(400, NO_CHANNEL)
+        raise queries.no_channel()
     wish: dict[str, Any] = {"channel": list(query["channel"])}
     for name in PARAMETERS:
         if name in query and not (last_event_id and name in STARTS):
@@ -59,6 +83,7 @@ def subscribe(query: Mapping[str, Sequence[str]], last_event_id: str | None) -> 
 
 
 def value_of(name: str, text: str) -> str | int | bool:
+    """Return a parameter as JSON has it. Raises `Refused` (400)."""
     if name == "last":
         if not (text.isdecimal() and len(text) < 10):
             raise Refused(400, "last: must be a whole number.")
@@ -71,7 +96,7 @@ def value_of(name: str, text: str) -> str | int | bool:
 
 
 def head(version: str) -> Response:
-    """How the answer begins."""
+    """Return the head of the response."""
     return Response(
         status=200,
         body=b"",
@@ -83,7 +108,7 @@ def head(version: str) -> Response:
 
 
 def event_in_chunk(framed: bytes, marked: bool) -> bytes:
-    """The text frame of an `event` as a chunk of its own."""
+    """Return the text frame of an `event` as a chunk of its own."""
     return chunk(sse.event(framed, marked))
 
 
@@ -91,8 +116,9 @@ def event_in_chunk(framed: bytes, marked: bool) -> bytes:
 class SseTransport:
     """One client after its request.
 
-    `wish` is its `subscribe` message, `headers` what the answer has beside, `version` the client's of HTTP.
-    `responses` counts the answer by its status. `held` is what the client is told before that has begun.
+    `wish` is its `subscribe` message until that is received, `headers` are further ones of the response,
+    `version` is the client's of HTTP. `responses` counts the response by status. `held` has what is sent
+    before the response begins; it is None from then on.
     """
 
     name: ClassVar[str] = "sse"
@@ -101,7 +127,7 @@ class SseTransport:
     link: Link
     wish: bytes | None
     responses: Counter[int]
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     version: str = "1.1"
     held: list[bytes] | None = attrs.Factory(list)
     refusal: Response | None = None
@@ -109,7 +135,7 @@ class SseTransport:
     send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.send_nowait = self.link.send_nowait  # the link's own: this is called for each delivery
+        self.send_nowait = self.link.send_nowait  # without a call in between, on each delivery
 
     @property
     def partial_sends(self) -> bool:
@@ -123,10 +149,10 @@ class SseTransport:
         return data if self.version == "1.0" else chunk(data)
 
     def adopt(self, message_bytes: int) -> None:
-        """The client sends no messages."""
+        """Do nothing: the client sends no messages."""
 
     def behind(self, *, begins: bool) -> None:
-        """The client finds out by itself."""
+        """Do nothing: the client is not told."""
 
     async def receive(self) -> Inbound:
         if self.wish is not None:
@@ -136,7 +162,7 @@ class SseTransport:
             answer = self.encoded(self.refusal)
             return Closed(code=CloseCode.NORMAL, by="broker", reason="refused", answer=answer)
         while await self.link.receive():
-            pass  # there is nothing that a client may say; nothing of it is kept
+            pass  # a client has nothing to say; what it sends is dropped
         return Closed(code=1006, by="link")
 
     async def send_some(self, data: bytes | memoryview) -> int:
@@ -153,7 +179,7 @@ class SseTransport:
         return self.begin() if told.type == "subscribed" else b""
 
     def begin(self) -> bytes:
-        """The head of the answer, with what has been held back for it."""
+        """Return the head of the response, followed by what has been held back."""
         held, self.held = self.held or [], None
         self.responses[200] += 1
         beginning = head(self.version).beside(self.headers).encode()
@@ -173,7 +199,7 @@ class SseTransport:
         return self.link.state()
 
     def close(self, code: int, reason: str) -> bytes:
-        """What was wrong, where the answer has not begun; else a comment for people, and the proper end."""
+        """Return the refusal if the response has not begun; else a comment for people, and the last chunk."""
         if self.held is None:
             last = b"" if self.version == "1.0" else LAST_CHUNK
             return self.framed(sse.comment(f"closed: {int(code)} {reason}")) + last

@@ -1,4 +1,4 @@
-"""What a poll asks for, and what it is answered."""
+"""The forms of a poll and of its answer."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from broker import subjects
-from broker.web.problems import JSON, Refused, Response
-from broker.web.queries import NO_CHANNEL
+from broker.http import queries
+from broker.http.responses import JSON, Refused, Response
 from broker.wire import codec, messages, sse
 from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
+
+    from broker.http.queries import Query
 
 Kind = TypeVar("Kind", bound=attrs.AttrsInstance)
 
 STARTS = ("since", "last", "snapshot", "durable")
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
-HEAD = Response(status=200, body=b"", media_type=JSON, framing="close")  # of an answer that nobody makes
+HEAD = Response(status=200, body=b"", media_type=JSON, framing="close")  # nothing is polled for it
 payload = msgspec.json.Decoder(sse.Payload)
 
 
 @attrs.frozen(kw_only=True)
 class Ask:
-    """What a poll asks for, with the `session` and `position` of the newest answer; a start only at first.
+    """A poll, with `session` and `position` of the newest answer; only the first one has a start.
 
-    It waits at most `wait` seconds for an event. `tenant` is for monitoring tokens, and may stand in the
-    address instead.
+    The broker waits at most `wait` seconds for an event. `tenant` is for monitoring tokens; it may be in the
+    query instead.
     """
 
     channels: Annotated[list[str], msgspec.Meta(min_length=1)]
@@ -46,16 +48,17 @@ class Ask:
 
     @property
     def start(self) -> dict[str, Any]:
-        """Where to begin, as in a `subscribe` message: a client that comes back says by a position where."""
+        """Where to begin, as in a `subscribe` message; a position, from a client that comes back."""
         names = STARTS if self.position is None else ("position",)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @attrs.frozen(kw_only=True)
 class Leave:
-    """A page that goes ends its `session`, instead of a last poll (`leave: true`): no token is asked for.
+    """The end of a `session` by a page that goes away (`leave: true`). No token is needed.
 
-    The name alone suffices, an old one too: it is a secret. It may come as text, by `navigator.sendBeacon`.
+    The session's name suffices, even an old one: it is a secret. The body may be text, which is what
+    `navigator.sendBeacon` sends.
     """
 
     session: str
@@ -68,27 +71,27 @@ PARAMETERS = tuple(
 )  # of a query, beside `channel`
 
 
-def from_query(query: Mapping[str, Sequence[str]]) -> Ask:
-    """Raises `Refused`."""
+def from_query(query: Query) -> Ask:
+    """Return the poll of a `GET`. Raises `Refused` (400)."""
     if not query.get("channel"):
-        raise Refused(400, NO_CHANNEL)
+        raise queries.no_channel()
     given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
-    return converted(given | {"channels": list(query.get("channel", ()))}, strict=False)
+    return converted(given | {"channels": query["channel"]}, strict=False)
 
 
 def from_body(body: bytes) -> Ask | Leave:
-    """Raises `Refused`."""
+    """Return what a `POST` has. Raises `Refused` (400)."""
     try:
         given = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         given = None
     if not isinstance(given, dict):
-        raise Refused(400, 'The body is no JSON object: {"channels": […], "position": …, "wait": …}.')
+        raise Refused(400, 'The body must be a JSON object: {"channels": […], "position": …, "wait": …}.')
     if "leave" not in given:
         return converted(given, strict=True)
     leave = read(given, Leave, strict=True)
     if not leave.leave:
-        raise Refused(400, "leave: is true, or not there.")
+        raise Refused(400, "leave: must be true, or absent.")
     return leave
 
 
@@ -109,11 +112,11 @@ def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:
 
 @attrs.frozen(kw_only=True)
 class Polled:
-    """What a poll is answered: the payloads of events and gaps, and what to send back with the next one.
+    """The answer to a poll: payloads of events and gaps, and what to send back with the next poll.
 
-    There is no `position` while a snapshot is under way. `recovered` false: events that could have matched
-    are gone. `refused`: channels that are not subscribed, or not any more. With `reconnect_after_ms` this
-    broker is about to stop. The first answer of a session says the `limits` of `connection.established`.
+    There is no `position` while a snapshot is in progress. `recovered` is false if events that could have
+    matched are gone. `refused` has channels that are not subscribed, or no longer. With `reconnect_after_ms`
+    this broker is about to stop. The first answer of a session has the `limits` of `connection.established`.
     """
 
     session: str
@@ -128,7 +131,7 @@ class Polled:
 
 @attrs.define(eq=False)
 class Gathered:
-    """What the next answer will hold."""
+    """The content of the next answer, so far."""
 
     events: list[msgspec.Raw] = attrs.Factory(list)
     gaps: list[msgspec.Raw] = attrs.Factory(list)
@@ -136,22 +139,22 @@ class Gathered:
     recovered: bool = True
 
     def __bool__(self) -> bool:
-        """Whether anything would be missing without it."""
+        """Whether it says anything."""
         return bool(self.events or self.gaps or self.refused) or not self.recovered
 
     @property
     def live_alone(self) -> bool:
-        """Whether nothing that is said here is about stored channels; their events move a position."""
+        """Whether it is about live channels alone. Events of stored ones move the position."""
         gaps = (channels_of(each) for each in self.gaps)
         return self.recovered and not self.refused and all(all(map(subjects.is_live, each)) for each in gaps)
 
     def restart(self) -> None:
-        """What is stored comes anew, from an earlier position; what is live does not."""
+        """Drop what a start from an earlier position will bring again: all that has a position."""
         self.events = [each for each in self.events if payload.decode(each).position is None]
         self.gaps = [each for each in self.gaps if payload.decode(each).to is None]
 
     def keep(self, patterns: Iterable[str]) -> None:
-        """The client asks for nothing else any more."""
+        """Drop events of channels that the client no longer asks for."""
         self.events = [
             each
             for each in self.events
@@ -164,12 +167,12 @@ class Gathered:
 
 
 def lag(channels: Sequence[str]) -> msgspec.Raw:
-    """That live events of these channels may be lost."""
+    """Return a gap: live events of these channels may be lost."""
     gap = messages.Gap(channel=messages.named(channels), reason="lag")
     return msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap)))
 
 
 def channels_of(given: msgspec.Raw) -> list[str]:
-    """Of an event, which has one, or a gap."""
+    """Return the channels of an event or a gap."""
     channel = msgspec.json.decode(given)["channel"]
     return channel if isinstance(channel, list) else [channel]

@@ -1,4 +1,4 @@
-"""WebSocket as a `Transport`: the frames by wsproto, the bytes by a link of ours."""
+"""WebSocket as a `Transport`: wsproto reads the frames, a link moves the bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFail
 
 from broker.actors.transport import Alive, Closed, Control, Inbound, Text
 from broker.errors import CloseCode
-from broker.web.gate import Gate
+from broker.links.websocket.gate import Gate
 from broker.wire import frames
 
 if TYPE_CHECKING:
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from wsproto.frame_protocol import Frame
 
     from broker.actors.transport import LinkState
-    from broker.web.links import Link
+    from broker.links.tcp import Link
 
-# A message, once begun, is complete within this, however it is cut up: 64 KiB take 18 s at 30 kbit/s.
+# A message has to be complete within this time, however it is fragmented: 64 KiB take 18 s at 30 kbit/s.
 MESSAGE_SECONDS = 30.0
 EMPTY_CLOSE = b"\x88\x80\0\0\0\0"  # as a client sends it, masked with zeros
 
 
 @attrs.define(eq=False)
 class Arrival:
-    """What a client has begun to send, up to the point where nothing is left half done."""
+    """What a client is sending, until no message or frame is incomplete."""
 
     gate: Gate
     protocol: FrameProtocol = attrs.field(factory=lambda: FrameProtocol(client=False, extensions=[]))
-    message: bytearray | None = None  # the beginning of one
-    deadline: float = math.inf  # of the message that has begun
+    message: bytearray | None = None  # the fragments so far
+    deadline: float = math.inf  # of the message that is incomplete
 
     def feed(self, data: bytes, deadline: float) -> None:
-        """Takes bytes; `deadline` is that of a message that begins with them."""
+        """Take bytes; `deadline` is for a message that begins with them."""
         begun = self.gate.begun
         self.protocol.receive_bytes(self.gate.admit(data))
         if self.gate.at_rest:
@@ -47,7 +47,7 @@ class Arrival:
             self.deadline = deadline
 
     def next(self) -> Inbound | None:
-        """What the connection hears next; nothing of an unfinished message."""
+        """Return what the connection hears next; None while a message is incomplete."""
         try:
             for frame in self.protocol.received_frames():
                 inbound = self.inbound(frame)
@@ -75,7 +75,7 @@ class Arrival:
         return ending(CloseCode.UNSUPPORTED_DATA, "binary message")
 
     def text(self, piece: bytes, *, finished: bool) -> Text | None:
-        """wsproto hands out each piece as it arrives, with its UTF-8 checked over their borders."""
+        """Collect a message: wsproto hands out pieces as they arrive, and checks UTF-8 across them."""
         if self.message is not None:
             self.message += piece
         elif finished:
@@ -88,9 +88,11 @@ class Arrival:
         return Text(data=data)
 
     def drop(self) -> None:
-        # wsproto's parser is a generator that holds the object that holds it, until it has seen a Close.
-        # A cycle for each client that just goes away is a full collection sooner or later. What stands in for
-        # the rest of a frame is no text, or no code of a Close: the parser has ended then as well.
+        """End wsproto's parser, which is a generator in a reference cycle until it has seen a Close.
+
+        A cycle for each client that just disconnects would add up to full garbage collections. Zeros stand in
+        for the rest of an incomplete frame; if they are invalid in it, the parser ends as well.
+        """
         self.protocol.receive_bytes(bytes(self.gate.remaining) + EMPTY_CLOSE)
         with suppress(ParseFailed):
             for _ in self.protocol.received_frames():
@@ -99,10 +101,10 @@ class Arrival:
 
 @attrs.define(eq=False)
 class WebSocketTransport:
-    """One client after its handshake. What it sent right behind the request is fed to it.
+    """One client after its handshake.
 
-    `message_bytes` is the most that a message may have. While the client is silent there is no `arrival`:
-    wsproto's state would be 2 KiB for each of them.
+    `message_bytes` bounds a message, `message_seconds` the time that it takes to arrive. While the client is
+    silent there is no `arrival`: wsproto's state takes 2 KiB.
     """
 
     name: ClassVar[str] = "websocket"
@@ -116,7 +118,7 @@ class WebSocketTransport:
     send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.send_nowait = self.link.send_nowait  # the link's own: this is called for each delivery
+        self.send_nowait = self.link.send_nowait  # without a call in between, on each delivery
 
     @property
     def partial_sends(self) -> bool:
@@ -128,7 +130,7 @@ class WebSocketTransport:
             self.arrival.gate.limit = message_bytes
 
     def behind(self, *, begins: bool) -> None:
-        """The client finds out by itself."""
+        """Do nothing: the client is not told."""
 
     async def receive(self) -> Inbound:
         while True:
@@ -138,16 +140,16 @@ class WebSocketTransport:
                     return inbound
                 if self.arrival.gate.at_rest:
                     self.forget()
-            # A cancel scope for each idle client would be a KiB.
+            # No cancel scope while the client is idle: it takes a KiB.
             data = await (self.link.receive() if self.arrival is None else self.rest(self.arrival))
             if data is None:
-                return ending(CloseCode.HEARTBEAT, f"message not complete after {self.message_seconds:g} s")
+                return ending(CloseCode.HEARTBEAT, f"message incomplete after {self.message_seconds:g} s")
             if not data:
                 return Closed(code=CloseReason.ABNORMAL_CLOSURE, by="link")
             self.feed(data)
 
     async def rest(self, arrival: Arrival) -> bytes | None:
-        """More of what has begun; `None` when it is overdue."""
+        """Return more of an incomplete message; None when it is overdue."""
         with trio.move_on_at(arrival.deadline):
             return await self.link.receive()
         return None
@@ -168,7 +170,7 @@ class WebSocketTransport:
     def frame(self, message: bytes) -> bytes:
         return frames.frame(frames.TEXT, message)
 
-    def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - clients ask for it by a ping of theirs
+    def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - clients get P by a ping of their own
         return frames.frame(frames.PING, b"")
 
     def ask(self) -> bytes:
@@ -189,5 +191,5 @@ class WebSocketTransport:
 
 
 def ending(code: int, reason: str) -> Closed:
-    """The client broke the protocol: why, for it and for us."""
+    """Return the end of a client that broke the protocol, with the reason for it and for the log."""
     return Closed(code=code, by="broker", reason=reason, answer=frames.close(code, reason))

@@ -1,8 +1,8 @@
-"""`/poll`: a connection whose link comes and goes, as a `Transport` that is there all the time.
+"""A session of polls: a connection whose client comes and goes, as a `Transport` that stays.
 
-A session is the client of a connection, in here: it subscribes by the protocol's own messages, and takes what
-the connection sends for as long as somebody polls. In between it takes nothing. Then the connection is
-behind, as any slow client: it holds a position, and reads on from the ring at the next poll.
+A session acts as the client of its connection: it subscribes by the protocol's own messages, and takes what
+the connection sends while a poll waits. Between polls it takes nothing; the connection is then behind like
+that of any slow client, and reads on from its position at the next poll.
 """
 
 from __future__ import annotations
@@ -21,36 +21,23 @@ from msgspec import UNSET, UnsetType
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, LinkState, Resting, Text
 from broker.errors import CloseCode, Unavailable
-from broker.web.polls import Ask, Gathered, Polled, lag, payload
-from broker.web.problems import JSON, Response
-from broker.web.refusals import refused, told
+from broker.http.refusals import refused, told
+from broker.http.responses import JSON, Response
+from broker.links.poll.messages import Ask, Gathered, Polled, lag, payload
 from broker.wire import frames, messages, sse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SESSION_SECONDS = 60.0  # without a poll
-GRACE_SECONDS = 5.0  # after a poll, for the next one: so long it keeps its place among its user's connections
-DOT = "."  # between a session's id and the count of answers behind it
-ANSWER_BYTES = 64 * 1024  # an answer that has so much is given; what is beyond it waits for the next poll
-CATCH_UP_SECONDS = 5.0  # which a poll waits for what there is already, whatever it asked for
-
-
-def find(sessions: Mapping[str, PollTransport], called: str | None) -> PollTransport | None:
-    """The session of that name, old or new, unless it has ended."""
-    session = sessions.get((called or "").partition(DOT)[0])
-    return None if session is None or session.ended else session
-
-
-def leave(sessions: Mapping[str, PollTransport], called: str) -> None:
-    """Ends the session of that name, if there is one: its page has gone."""
-    if session := find(sessions, called):
-        session.left_by_client = True
-        session.end()
+GRACE_SECONDS = 5.0  # from a poll to the next one, in which it keeps its place among its user's connections
+DOT = "."  # in a name, between the session's id and the count of answers
+ANSWER_BYTES = 64 * 1024  # an answer that has this much is sent; more waits for the next poll
+CATCH_UP_SECONDS = 5.0  # that a poll waits for events that exist already, whatever `wait` is
 
 
 class Heard(msgspec.Struct, rename="camel"):
-    """A message of the broker."""
+    """A message of the connection."""
 
     type: str
     payload: msgspec.Raw
@@ -71,43 +58,58 @@ class Failed(Exception):
 heard = msgspec.json.Decoder(Heard)
 
 
+class Sessions(dict[str, "PollTransport"]):
+    """The sessions of a port, by id, until their connections end."""
+
+    def find(self, name: str | None) -> PollTransport | None:
+        """Return the session of that name, old or new, unless it has ended."""
+        session = self.get((name or "").partition(DOT)[0])
+        return None if session is None or session.ended else session
+
+    def leave(self, name: str) -> None:
+        """End the session of that name, if there is one: its page has gone."""
+        if session := self.find(name):
+            session.left_by_client = True
+            session.end()
+
+
 @attrs.define(eq=False)
 class PollTransport:
-    """A session, which is in `sessions` by its id until its connection ends."""
+    """A session."""
 
     name: ClassVar[str] = "poll"
-    partial_sends: ClassVar[bool] = True  # all or nothing, and it says which
+    partial_sends: ClassVar[bool] = True  # all or nothing
     answers: ClassVar[bool] = False
     comes_and_goes: ClassVar[bool] = True
-    framing: ClassVar[None] = None  # it reads the frames that WebSocket clients get
-    sessions: dict[str, PollTransport]
+    framing: ClassVar[None] = None  # it reads the frames of WebSocket clients
+    sessions: Sessions
     id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
-    turns: int = 0  # answers that no position tells from the one before
-    live_alone: bool = False  # is all that the newest answer had
-    missed: list[str] = attrs.Factory(list)  # live channels whose events were in an answer that got lost
-    mark: bytes = b""  # of the token that its connection has
-    tenant: str | None = None  # that was asked for with it
+    turns: int = 0  # answers that no position distinguishes from the one before
+    live_alone: bool = False  # whether the newest answer had nothing else
+    missed: list[str] = attrs.Factory(list)  # live channels with events in an answer that was lost
+    mark: bytes = b""  # hash of the token that the connection has
+    tenant: str | None = None  # asked for with that token
     talking: trio.Lock = attrs.Factory(trio.Lock)
-    changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # something did
-    said: list[bytes] = attrs.Factory(list)  # to the connection
-    count: int = 0  # of messages
+    changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # some state of the session
+    said: list[bytes] = attrs.Factory(list)  # messages to the connection
+    count: int = 0  # of messages so far
     reply: Heard | None = None  # the newest
-    buffer: bytearray = attrs.Factory(bytearray)  # what was sent and is not read yet
-    size: int = 0  # of what was sent and is not answered
-    turn: object = None  # the poll that is being answered
-    left: float = attrs.Factory(trio.current_time)  # when the last one was
-    expected: float = attrs.Factory(lambda: trio.current_time() + GRACE_SECONDS)  # the next one, until then
-    asked: tuple[object, ...] | None = None  # the channels that it has, and their lag policy
-    held: set[str] = attrs.Factory(set)  # the subscriptions that came of it
+    buffer: bytearray = attrs.Factory(bytearray)  # bytes sent by the connection, not read yet
+    size: int = 0  # bytes sent by the connection, not in an answer yet
+    turn: object = None  # identifies the poll that waits
+    left: float = attrs.Factory(trio.current_time)  # when the last poll ended
+    expected: float = attrs.Factory(lambda: trio.current_time() + GRACE_SECONDS)  # the next poll, until then
+    asked: tuple[object, ...] | None = None  # the channels of the newest poll, and their lag policy
+    held: set[str] = attrs.Factory(set)  # the subscriptions that came of them
     room: str = ""
     place: sse.Place = attrs.Factory(sse.Place)
-    stands: str | None = None  # where the client is, as far as we know: all after it is still to come
-    start: dict[str, Any] = attrs.Factory(dict)  # where it began
+    stands: str | None = None  # where the client stands, as far as is known
+    start: dict[str, Any] = attrs.Factory(dict)  # where the subscriptions began
     is_behind: bool = False
     reconnect_after_ms: int | None = None
-    limits: msgspec.Raw | UnsetType = UNSET  # to be told with the next answer
-    error: messages.Error | None = None  # which ends the connection
-    resting: bool = False  # its connection knows that nobody polls
+    limits: msgspec.Raw | UnsetType = UNSET  # for the next answer
+    error: messages.Error | None = None  # that ended the connection
+    resting: bool = False  # the connection knows that nobody polls
     ended: bool = False
     left_by_client: bool = False
     gathered: Gathered = attrs.Factory(Gathered)
@@ -117,7 +119,7 @@ class PollTransport:
 
     @property
     def called(self) -> str:
-        """The name that the client knows: who comes with an older one has not got the newest answer."""
+        """The session's name for the client. One that comes with an older name lacks the newest answer."""
         return f"{self.id}{DOT}{self.turns}" if self.turns else self.id
 
     # --- the connection's side ----------------------------------------------------------------------
@@ -127,7 +129,7 @@ class PollTransport:
         self.changed.unpark_all()
 
     def adopt(self, message_bytes: int) -> None:
-        """Bodies of polls have the limit that the port gives them."""
+        """Do nothing: the port bounds the bodies of polls."""
 
     async def receive(self) -> Inbound:
         while not self.said:
@@ -171,11 +173,11 @@ class PollTransport:
     def frame(self, message: bytes) -> bytes:
         return frames.text(message)
 
-    def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - each poll asks for it
+    def ping(self, position: str | None) -> bytes:  # noqa: ARG002 - each poll asks for P
         return b""
 
     def ask(self) -> bytes:
-        """Answers a poll that waits with nothing: whoever is there polls again."""
+        """End the poll that waits, if any: a client that is there polls again."""
         if self.turn is not None:
             self.let_go(GRACE_SECONDS)
             self.changed.unpark_all()
@@ -202,7 +204,7 @@ class PollTransport:
     # --- the poll's side ----------------------------------------------------------------------------
 
     async def answer(self, ask: Ask, token: str, tenant: str | None) -> Response:
-        """What there is for a poll, at once or when there is something. A newer poll ends an older one."""
+        """Wait for something to answer a poll with, and return the answer. A newer poll ends an older one."""
         turn, grace = object(), GRACE_SECONDS
         try:
             async with self.talking:
@@ -215,11 +217,11 @@ class PollTransport:
             await self.gather(turn, 0 if at_once else ask.wait)
             return self.taken() if self.turn is turn else self.document(Gathered(), stands, called)
         except Failed as failed:
-            if not self.room:  # nobody was let in, and has been told its name
+            if not self.room:  # no token was accepted: no client knows the session
                 self.end()
             return failed.response
         except trio.Cancelled:
-            grace = 0.0  # its client has gone, and does not come again
+            grace = 0.0  # the client has gone, and is not expected again
             raise
         finally:
             if self.turn is turn:
@@ -227,41 +229,41 @@ class PollTransport:
             self.changed.unpark_all()
 
     def let_go(self, grace: float) -> None:
-        """Nobody polls any more; the next poll is expected within so many seconds."""
+        """Record that nobody polls; the next poll is expected within `grace` seconds."""
         self.turn, self.left = None, trio.current_time()
         self.expected = self.left + grace
 
     async def authenticate(self, token: str, tenant: str | None) -> None:
-        """Makes sure that the token is good, and that of the session's user."""
+        """Verify that the token is valid, and of the session's user. Raises `Failed`."""
         mark = hashlib.sha256(token.encode()).digest()
         if hmac.compare_digest(mark, self.mark) and tenant in (None, self.tenant):
             return
-        self.mark = b""  # should this be broken off, nobody knows which of the two it has
+        self.mark = b""  # if this is cancelled, nobody knows which of the two the connection has
         reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
         self.room = reply.field("private").split(".")[1]
         self.mark, self.tenant = mark, tenant
 
     def lost(self, ask: Ask) -> bool:
-        """Whether the newest answer has not arrived, and what was in it is to come again."""
+        """Whether the newest answer did not arrive, so that its content has to be sent again."""
         if ask.position not in (None, self.stands):
             return True
         if ask.session == self.called:
             return False
         if self.live_alone and ask.position is not None:
-            # Nothing of it is kept. To be told when there is something to tell: a client that goes by the
-            # first name for ever would get answer upon answer otherwise.
+            # Nothing of it was kept. A gap goes with the next answer that has something to say: told at once,
+            # a client that always sends the first name would get one answer after another.
             self.missed = sorted(filter(subjects.is_live, self.held))
             return False
         return True
 
     async def tune(self, ask: Ask) -> str | None:
-        """Has the connection subscribe to what is asked for, from where the client stands; where that is."""
+        """Subscribe to what a poll asks for; return the position of the client. Raises `Failed`."""
         asked = (*ask.channels, ask.lag)
         lost = self.asked is not None and self.lost(ask)
-        # Who was told a position, and names a start in its place, begins once more.
+        # A client that has been told a position, and sends a start instead, begins again.
         anew = bool(self.stands and ask.start and ask.position is None)
         if asked == self.asked and not (lost or anew):
-            await self.request("ping", {})  # which costs what a request costs, and tells P
+            await self.request("ping", {})  # it counts as a request, and its reply has P
             return self.stands
         before, self.asked = self.asked, None
         try:
@@ -270,13 +272,13 @@ class PollTransport:
             if before is not None and not start:
                 start = self.start if lost or self.stands is None else {"position": self.stands}
             self.start = start if anew else self.start or start
-            # A durable name may be held; then it is by subscriptions that begin once more.
+            # The subscriptions may hold the durable name; they begin again.
             gone = self.held if "durable" in start else self.held - wanted.keys()
             if gone:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
                 self.gathered.keep(wanted)
             if not (lost or anew) and before is not None and before[-1] == ask.lag:
-                # Stored channels begin anew with those that join them. Live ones have nowhere to begin.
+                # Stored channels begin again with those that join them. Live ones have no position.
                 joins = wanted.keys() - self.held
                 kept = {each for each in self.held - gone if not joins or subjects.is_live(each)}
             else:
@@ -289,13 +291,13 @@ class PollTransport:
             self.asked = asked
             return self.stands
         finally:
-            if self.asked is None:  # broken off in the middle: the next poll begins anew
+            if self.asked is None:  # failed or cancelled halfway: the next poll begins a new session
                 self.end()
 
     async def subscribe(
         self, ask: Ask, channels: list[str], start: Mapping[str, Any], *, known: bool, lost: bool
     ) -> Heard:
-        """Begins these channels (anew)."""
+        """Subscribe to these channels, or subscribe to them again."""
         wish = {"channel": channels} | ({"lag": ask.lag} if ask.lag else {}) | dict(start)
         reply = await self.request("subscribe", wish)
         alive = [each for each in reply.field("channel") if subjects.is_live(each)]
@@ -303,14 +305,14 @@ class PollTransport:
         self.gathered.refused = reply.field("refused")
         self.gathered.recovered = reply.field("recovered")
         if not known and ask.session is not None and not start:
-            self.gathered.recovered = False  # nobody knows what came since
-        if again:  # live events of a lost answer are gone
+            self.gathered.recovered = False  # what came since is unknown
+        if again:  # live events in a lost answer are gone
             self.gathered.gaps.append(lag(again))
         self.stands = None if self.place.unfinished else reply.field("position")
         return reply
 
     async def gather(self, turn: object, wait: float) -> None:
-        """Waits for something to answer, at most `wait` seconds."""
+        """Wait for something to answer with, at most `wait` seconds."""
         until = trio.current_time() + wait
         with trio.move_on_after(CATCH_UP_SECONDS):
             while not self.over(turn) and self.is_behind and self.open:
@@ -324,7 +326,7 @@ class PollTransport:
         return self.turn is not turn or self.ended or self.reconnect_after_ms is not None
 
     def taken(self) -> Response:
-        """The answer, with all that has been gathered."""
+        """Return the answer with all that has been gathered."""
         self.read()
         if self.error is not None:
             return told(self.error)
@@ -351,10 +353,10 @@ class PollTransport:
         self.limits = UNSET
         return Response(status=200, body=msgspec.json.encode(polled), media_type=JSON)
 
-    # --- the conversation between the two -----------------------------------------------------------
+    # --- what the two say to each other -----------------------------------------------------------
 
     async def request(self, kind: str, wish: dict[str, Any]) -> Heard:
-        """Says something to the connection, and waits for the reply. Raises `Failed`."""
+        """Send a message to the connection, and return its reply. Raises `Failed`."""
         self.count += 1
         message = {"type": kind, "payload": wish, "messageId": str(self.count)}
         self.said.append(msgspec.json.encode(message))
@@ -372,7 +374,7 @@ class PollTransport:
             await self.changed.park()
 
     def read(self) -> None:
-        """Reads the frames that are complete."""
+        """Read the complete frames in the buffer."""
         for data in frames.take(self.buffer):
             self.hear(heard.decode(data))
 
@@ -397,7 +399,9 @@ class PollTransport:
                 self.reconnect_after_ms = told.payload.reconnect_after_ms
             case "error" if message.message_id is None:
                 self.error = to_error(message)
-        if message.message_id is not None and message.type != "gap":  # which follows the reply that it is of
+        if (
+            message.message_id is not None and message.type != "gap"
+        ):  # it follows the reply to the same message
             self.reply = message
         self.place.follow(told)
 

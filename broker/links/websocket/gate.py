@@ -1,7 +1,7 @@
-"""Reads the heads of a client's frames ahead of wsproto, which tells a length only with the bytes.
+"""Check the heads of a client's frames ahead of wsproto, which reports a frame's length only with its bytes.
 
-What a head alone gives away is judged here: limits by the announced length, a missing mask, reserved
-bits. The rest, from the order of fragments to UTF-8 and close codes, is wsproto's.
+What a head alone shows is judged here: the announced length against the limits, a missing mask, reserved
+bits. The rest, from the order of fragments to UTF-8 and close codes, is left to wsproto.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from broker.errors import CloseCode
 FIN, RESERVED, OPCODE, CONTROL = 0x80, 0x70, 0x0F, 0x08
 MASKED, LENGTH = 0x80, 0x7F
 OPCODES = {0x0, 0x1, 0x2, 0x8, 0x9, 0xA}
-EXTENDED = {126: 2, 127: 8}  # bytes that hold the length where it is not in the second byte itself
+EXTENDED = {126: 2, 127: 8}  # bytes of the length, unless the second byte has it
 MASK_BYTES = 4
 LONGEST = 2 + 8 + MASK_BYTES
-# A fragment costs us as much as a message does; so many suffice for whoever fills them with 64 bytes.
+# A fragment costs as much as a message does; this many suffice for fragments of 64 bytes.
 FRAGMENTS, FRAGMENT_BYTES = 1024, 64
 
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """What the client did against RFC 6455 section 5 or a limit, as the Close frame says it."""
+    """A breach of RFC 6455 section 5 or of a limit, as the Close frame tells it."""
 
     code: CloseCode
     reason: str
@@ -30,24 +30,24 @@ class Fault:
 
 @attrs.define(eq=False)
 class Gate:
-    """Follows the frames of one client. `limit`: bytes of a message, over all its fragments."""
+    """The frames of one client. `limit`: bytes of a message, over all its fragments."""
 
     limit: int
-    head: bytes = b""  # the beginning of a frame head: kept from wsproto until it is whole
-    remaining: int = 0  # payload bytes of the frame that are still to come
-    open: bool = False  # a message has begun and its last frame has not
-    size: int = 0  # bytes that its frames have announced
-    fragments: int = 0  # and how many there were
-    begun: int = 0  # counts messages, and control frames that stand alone
+    head: bytes = b""  # an incomplete frame head, which wsproto does not get yet
+    remaining: int = 0  # payload bytes of the frame that have not arrived
+    open: bool = False  # a message has begun, its last frame has not
+    size: int = 0  # bytes that its frames announced
+    fragments: int = 0  # frames that it has had
+    begun: int = 0  # messages so far, and control frames between them
     fault: Fault | None = None
 
     @property
     def at_rest(self) -> bool:
-        """Nothing has begun that is not complete."""
+        """Whether no frame and no message is incomplete."""
         return not (self.head or self.remaining or self.open)
 
     def admit(self, data: bytes) -> bytes:
-        """What wsproto may have of the bytes so far, whole frame heads only. Ends for good at a `fault`."""
+        """Return what wsproto may have: no part of an incomplete head, nothing from a `fault` on."""
         data, self.head = self.head + data, b""
         at = 0
         while True:
@@ -68,7 +68,7 @@ class Gate:
             at += size
 
     def judge(self, head: bytes) -> Fault | None:
-        """A frame by as much of its head as is there: what comes after that may never come."""
+        """Return the fault of a frame by as much of its head as there is: the rest may never come."""
         fault = malformed(head)
         length = announced(head)
         if fault is not None or length is None:
@@ -85,7 +85,7 @@ class Gate:
         return None
 
     def enter(self, head: bytes) -> None:
-        """A new frame, by its whole head, against which there is nothing."""
+        """Record a new frame by its complete, faultless head."""
         self.remaining = announced(head) or 0
         self.begun += not self.open
         if not head[0] & CONTROL:
@@ -95,12 +95,12 @@ class Gate:
 
 
 def head_size(head: bytes) -> int:
-    """How long the head is, as far as it can be told."""
+    """Return the length of a head, as far as it is known."""
     return 2 + MASK_BYTES + (EXTENDED.get(head[1] & LENGTH, 0) if len(head) > 1 else 0)
 
 
 def announced(head: bytes) -> int | None:
-    """The length of the payload, when the head has come that far."""
+    """Return the length of the payload; None while the head does not have it yet."""
     if len(head) < head_size(head) - MASK_BYTES:
         return None
     short = head[1] & LENGTH
@@ -108,7 +108,7 @@ def announced(head: bytes) -> int | None:
 
 
 def malformed(head: bytes) -> Fault | None:
-    """What the first two bytes give away."""
+    """Return the fault that the first two bytes show."""
     if len(head) < 2:
         return None
     opcode = head[0] & OPCODE

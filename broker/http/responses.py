@@ -1,4 +1,4 @@
-"""Answers of the HTTP side. Whatever is refused is a problem document (RFC 9457)."""
+"""HTTP responses. Every refusal is a problem document (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 JSON, PROBLEM = "application/json", "application/problem+json"
 BODILESS = (204, 304)  # RFC 9110 section 6.4.1
 Framing: TypeAlias = Literal["length", "chunks", "close"]
+Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -29,30 +30,31 @@ class Problem:
 
 @attrs.frozen(kw_only=True)
 class Response:
-    """An answer, after which the connection is closed.
+    """A response, after which the connection is closed.
 
-    `framing`: how the reader finds its end. All of the body is here (`length`), or it follows in chunks, or
-    up to the close, which an HTTP/1.0 client needs and cannot tell from a cut. `silent`: it stays away.
+    `framing` says how the client finds the end of the body: it is complete here (`length`), or it follows in
+    `chunks`, or up to the `close`, which HTTP/1.0 needs and cannot tell from a cut. A `silent` response has
+    the head only.
     """
 
     status: int
     body: bytes
     media_type: str
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     caching: str = "no-store"
     framing: Framing = "length"
     silent: bool = False
 
-    def beside(self, headers: tuple[tuple[str, str], ...]) -> Response:
-        """With further headers."""
-        return attrs.evolve(self, headers=self.headers + headers)
+    def beside(self, headers: Headers) -> Response:
+        """Return the response with these headers added."""
+        return attrs.evolve(self, headers=self.headers + headers) if headers else self
 
     def to(self, method: str) -> Response:
-        """As the answer to a request of this method: one to HEAD has no body (RFC 9110 section 9.3.2)."""
+        """Return the response to a request of this method: HEAD gets no body (RFC 9110 section 9.3.2)."""
         return attrs.evolve(self, silent=True) if method == "HEAD" else self
 
     def encode(self) -> bytes:
-        """As HTTP/1.1 bytes. Header values are ours, never the client's."""
+        """Return the bytes of HTTP/1.1. No header value is the client's, but for a checked Origin."""
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
             f"Date: {formatdate(usegmt=True)}",
@@ -78,7 +80,7 @@ class Refused(Exception):
 
     @classmethod
     def by(cls, response: Response) -> Refused:
-        """With an answer that is there already."""
+        """Return a refusal with a response that exists already."""
         made = cls(response.status, "")
         made.response = response
         return made
@@ -91,7 +93,7 @@ def problem(
     code: str | UnsetType = UNSET,
     retry_after_ms: int | UnsetType = UNSET,
 ) -> Response:
-    """`detail` is a sentence for the client's developer: what and where, never a secret."""
+    """Return a problem document. `detail` says what is wrong and where, and no secrets."""
     document = Problem(
         type="about:blank",
         title=HTTPStatus(status).phrase,

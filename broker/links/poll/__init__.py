@@ -1,0 +1,1 @@
+"""Long polling: `requests` answers polls, `messages` are their forms, `session` lives from poll to poll."""

@@ -1,0 +1,70 @@
+"""`GET` and `POST /poll`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from broker.actors.transport import LinkLost
+from broker.http import queries
+from broker.http.responses import Response
+from broker.links.poll import messages
+from broker.links.poll.session import PollTransport, Sessions
+from broker.links.route import GET, POST, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from broker.links.exchange import ClientExchange
+    from broker.links.route import ClientRoute
+
+LEFT = Response(status=204, body=b"", media_type="text/plain")
+
+
+def route() -> ClientRoute:
+    """Return the route of a port, with sessions of its own."""
+    return Route(
+        path="/poll",
+        methods=(*GET, *POST, "OPTIONS"),
+        handle=partial(handle, Sessions()),
+        cross_origin=True,
+    )
+
+
+async def handle(sessions: Sessions, exchange: ClientExchange) -> Response:
+    """Answer a poll, from its session or a new one."""
+    in_query = exchange.request.method != "POST"
+    names, repeated = (messages.PARAMETERS, ("channel",)) if in_query else ((), ())
+    query = queries.parse(exchange.request.query, names, repeated=repeated)
+    ask = messages.from_query(query) if in_query else messages.from_body(await exchange.body())
+    if isinstance(ask, messages.Leave):
+        sessions.leave(ask.session)
+        return LEFT
+    token, tenant = exchange.credentials(query)
+    if exchange.request.method == "HEAD":  # no session begins, and none is asked
+        return messages.HEAD
+    tenant = ask.tenant if tenant is None else tenant
+    session = sessions.find(ask.session) or begin(sessions, exchange, tenant)
+    response = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(exchange.link.cancel_when_closed, nursery.cancel_scope)
+        response = await session.answer(ask, token, tenant)
+        nursery.cancel_scope.cancel()
+    if response is None:
+        raise LinkLost
+    return response
+
+
+def begin(sessions: Sessions, exchange: ClientExchange, tenant: str | None) -> PollTransport:
+    """Begin a session, which outlives the request. Raises `Refused`."""
+    with exchange.place():
+        session = PollTransport(sessions)
+        serving = exchange.backend.serve(session, exchange.hello(None, tenant))
+    exchange.backend.nursery.start_soon(finish, serving)
+    return session
+
+
+async def finish(serving: Awaitable[None]) -> None:
+    await serving
