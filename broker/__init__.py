@@ -3,8 +3,8 @@
 Rooms, from the top down. Imports go strictly downwards; rooms on one line do not import each other::
 
     __main__ · cli · (app | bench) · reloading · web · links · http · operations · actors
-    · features · (auth | bus | client | systemd | tracing) · wire · (routing | ring | limits | permissions) · subjects
-    · (config | log | metrics) · errors
+    · features · (auth | bus | client | systemd | tracing) · wire · (routing | ring | limits | permissions)
+    · subjects · (config | descriptors | log | metrics | ranges) · errors
 
 `app` is the composition root and alone picks the implementations of the ports (`bus.base.Bus`,
 `actors.transport.Transport`). The pure core (`wire`, `subjects`, `routing`, `ring`, `limits`,
