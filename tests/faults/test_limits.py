@@ -58,7 +58,8 @@ async def test_storm_from_one_address(open_world: OpenWorld) -> None:
                 await row.works("a storm from elsewhere, while it goes on")
         assert {101, 429} <= statuses.keys() <= {101, 429, *TOO_LATE}
         assert statuses.total() == STORM_RATE * STORM_SECONDS
-        assert limits.keys() == {"connects_per_second", "connections"}
+        # By which of the two depends on how fast the machine is.
+        assert set() < limits.keys() <= {"connects_per_second", "connections"}
         await row.alone()
         await row.works("a storm from elsewhere")
 

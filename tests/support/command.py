@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-W", "error", "-m", "broker")
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 200  # a bound for what must come; a busy machine takes long to start a process
 
 
 @attrs.frozen(kw_only=True)
