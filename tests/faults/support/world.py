@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -235,13 +236,19 @@ class World:
         return refusals
 
     async def churn(self, count: int) -> None:
-        """So many of the clients lose their connection again and again, at times of their own."""
+        """So many of the clients lose their connection again and again, at times of their own.
+
+        Every second time they have come back before, however long that takes on a busy machine.
+        """
 
         async def cut(follower: Follower) -> None:
-            while not self.quiet:
+            for number in itertools.count():
                 await trio.sleep(follower.random.uniform(0.3, 3.0))
-                if not self.quiet:
-                    follower.cut()
+                if number % 2:
+                    await follower.subscribed.wait()
+                if self.quiet:
+                    return
+                follower.cut()
 
         for follower in self.random.sample(self.clients, count):
             self.nursery.start_soon(cut, follower)
