@@ -108,7 +108,7 @@ async def serve(
     read: Callable[[], Config] | None = None,
     demo: bool = False,
 ) -> None:
-    """Runs the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
+    """Run the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
 
     `on_ready` is called once an event can travel through. With `read`, which reads the configuration anew,
     SIGHUP puts that into force. With `demo` there is a demo page, which has tokens signed for it. Raises
@@ -282,7 +282,7 @@ def note_action(audit: Audit, action: Action) -> None:
 
 
 async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier) -> bool:
-    """Waits until an event can travel through; False when the broker is to stop before that."""
+    """Wait until an event can travel through; False when the broker is to stop before that."""
     told = None
     while not stop.wanted.is_set():
         reason = supervisor.not_ready()
@@ -297,7 +297,7 @@ async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier
 
 
 async def drain(supervisor: Supervisor, code: CloseCode) -> None:
-    """Asks all clients to reconnect, spread over time, and ends each connection at its time.
+    """Ask all clients to reconnect, spread over time, and end each connection at its time.
 
     Publishes and acknowledgements go on until then. Over after the grace at the latest.
     """
@@ -328,7 +328,7 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
 
 
 def open_tracing(settings: TracingSettings) -> Tracing | None:
-    """What makes spans, when that is enabled: then alone OpenTelemetry is imported."""
+    """Return what makes spans, when that is enabled: then alone OpenTelemetry is imported."""
     if not settings.enabled:
         return None
     from broker.tracing import Tracing, make_exporter
@@ -337,7 +337,7 @@ def open_tracing(settings: TracingSettings) -> Tracing | None:
 
 
 async def send_spans(tracing: Tracing) -> None:
-    """Sends the last spans, unless their collector is out of reach."""
+    """Send the last spans, unless their collector is out of reach."""
     with trio.move_on_after(SPANS_SECONDS) as sending:
         await trio.to_thread.run_sync(tracing.close, abandon_on_cancel=True)
     if sending.cancelled_caught:
@@ -360,7 +360,7 @@ async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:
 
 
 def open_directory(path: Path) -> None:
-    """Makes the data directory, and sees that we may write there. Raises `ConfigError`."""
+    """Make the data directory and check that it is writable. Raises `ConfigError`."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=path):
@@ -385,7 +385,7 @@ def state_file(path: Path, running: Running) -> Iterator[None]:
 
 @contextmanager
 def watched_collector(pauses: Pauses) -> Iterator[None]:
-    """Has the garbage collector's pauses counted."""
+    """Have the garbage collector's pauses counted."""
     gc.callbacks.append(pauses)
     try:
         yield
@@ -400,7 +400,7 @@ def tune_collector() -> None:
 
 
 def with_credentials(nats: Nats) -> str:
-    """The first address as another client can use it."""
+    """Return the first address as another client can use it."""
     first = nats.urls[0]
     if nats.user is None or "@" in first:
         return first

@@ -38,7 +38,7 @@ class Descriptors:
         return self.limit - self.reserve // 2
 
     def fault(self, connections: int) -> str | None:
-        """Why so many connections cannot be had, and what to do; None when they can."""
+        """Return why so many connections cannot be had, and what to do; None when they can."""
         if connections <= self.crowded:
             return None
         return (
@@ -52,7 +52,7 @@ UNBOUNDED: Final = Descriptors(limit=1 << 30)
 
 
 def claim() -> Descriptors:
-    """Raises the soft limit of this process, and so of its children, to the hard one; how many that is."""
+    """Raise the soft limit of this process, and so of its children, to the hard one; how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:

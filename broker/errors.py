@@ -227,7 +227,10 @@ class Internal(BrokerError):
 
 @cache
 def by_code() -> dict[str, type[BrokerError]]:
-    """Each code of the broker with the class that introduces it. Clients have more, which are theirs."""
+    """Return each code of the broker with the class that introduces it.
+
+    Clients have more, which are theirs.
+    """
     found: dict[str, type[BrokerError]] = {}
     pending = BrokerError.__subclasses__()
     while pending:

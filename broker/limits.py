@@ -50,31 +50,33 @@ class TokenBucket:
         self.time = now
 
     def adopt(self, *, rate: float, burst: float) -> None:
-        """Goes on with other bounds, and no longer in debt than those allow."""
+        """Go on with other bounds, and no longer in debt than those allow."""
         self.rate, self.burst = rate, burst
         self.level = max(self.level, -LONGEST_DEBT_SECONDS * rate)
 
     def take(self, now: float, amount: float = 1) -> float:
-        """Takes `amount` and answers 0; or takes nothing and answers after how many seconds it is there."""
+        """Take `amount` and return 0, or take nothing and return in how many seconds it will be there."""
         if wait := self.wait(now, amount):
             return wait
         self.level -= amount
         return 0.0
 
     def wait(self, now: float, amount: float = 1) -> float:
-        """How many seconds until `amount` may be taken: of more than the burst, until the bucket is full."""
+        """Return how many seconds until `amount` may be taken: of more than the burst, until the bucket
+        is full.
+        """
         self.level = min(self.burst, self.level + (now - self.time) * self.rate)
         self.time = now
         return max(0.0, (min(amount, self.burst) - self.level) / self.rate)
 
     def spend(self, now: float, amount: float) -> float:
-        """Takes `amount` at once, on credit if need be; how many seconds of debt there were before."""
+        """Take `amount` at once, on credit if need be; how many seconds of debt there were before."""
         debt = self.wait(now, 0)
         self.level = max(min(self.level - amount, self.burst), -LONGEST_DEBT_SECONDS * self.rate)
         return debt
 
     def full(self, now: float) -> bool:
-        """Whether nothing of the burst is in use: the bucket may be forgotten and made anew."""
+        """Return whether nothing of the burst is in use: the bucket may be forgotten and made anew."""
         return self.level + (now - self.time) * self.rate >= self.burst
 
 
@@ -89,14 +91,14 @@ class Window:
         self.times: deque[float] = deque()
 
     def hit(self, now: float) -> bool:
-        """Notes one; whether that makes `limit` of them."""
+        """Record one; whether that makes `limit` of them."""
         self.times.append(now)
         while self.times[0] <= now - self.seconds:
             self.times.popleft()
         return len(self.times) >= self.limit
 
     def count(self, now: float) -> int:
-        """How many there have been."""
+        """Return how many there have been."""
         return sum(time > now - self.seconds for time in self.times)
 
 
@@ -120,7 +122,7 @@ def bounds(
     connections: int = 0,
     further: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Bounds:
-    """What an allowance means, with what `over` says instead, and what other keys say beside."""
+    """Return what an allowance means, with what `over` says instead, and what other keys say beside."""
 
     def said(key: str) -> float:
         own = getattr(over, key) if over else None
@@ -176,7 +178,7 @@ class Budget:
         self.spent: Mapping[str, float] = MappingProxyType({})
 
     def adopt(self, bounds: Bounds) -> None:
-        """Goes on with other bounds; what is held above them stays."""
+        """Go on with other bounds; what is held above them stays."""
         self.bounds = bounds
         self.buckets = {key: each for key, each in self.buckets.items() if key in bounds.rates}
         self.spent = {key: amount for key, amount in self.spent.items() if key in bounds.rates}
@@ -193,38 +195,38 @@ class Budget:
         return found
 
     def room(self, resource: str) -> bool:
-        """Whether one more may be held."""
+        """Return whether one more may be held."""
         most = self.bounds.held.get(resource)
         held: int = getattr(self, resource)
         return most is None or held + self.elsewhere.get(resource, 0) < most
 
     def hold(self, resource: str, count: int) -> None:
-        """Notes that `count` more are held, or fewer."""
+        """Record that `count` more are held, or fewer."""
         setattr(self, resource, getattr(self, resource) + count)
         if self.touched is not None:
             self.touched.add(self)
 
     def note(self, resource: str, amount: float) -> None:
-        """Notes what has been spent, for other brokers."""
+        """Record what has been spent, for other brokers."""
         if amount and self.touched is not None:
             self.spent = {**self.spent, resource: self.spent.get(resource, 0.0) + amount}
             self.touched.add(self)
 
     def share(self) -> float:
-        """The largest part of a limit that is held, or spent and not told yet."""
+        """Return the largest part of a limit that is held, or spent and not told yet."""
         held = [getattr(self, key) / most for key, most in self.bounds.held.items()]
         spent = [amount / self.bounds.rates[key][1] for key, amount in self.spent.items()]
         return max(held + spent, default=0.0)
 
     def idle(self, now: float) -> bool:
-        """Whether it says nothing any more: it may be forgotten and made anew."""
+        """Return whether it says nothing any more: it may be forgotten and made anew."""
         return not (self.connections or self.subscriptions or self.holders) and all(
             bucket.full(now) for bucket in self.buckets.values()
         )
 
 
 def acquire(budgets: Sequence[Budget], resource: str) -> Excess | None:
-    """Holds one more in all of the budgets, or in none: then which of them has no room."""
+    """Hold one more in all of the budgets, or in none: then which of them has no room."""
     for budget in budgets:
         if not budget.room(resource):
             return Excess(budget.bounds.scope, resource, 0.0)
@@ -233,13 +235,13 @@ def acquire(budgets: Sequence[Budget], resource: str) -> Excess | None:
 
 
 def hold(budgets: Iterable[Budget], resource: str, count: int) -> None:
-    """Holds `count` more whether there is room or not; a negative count gives back."""
+    """Hold `count` more whether there is room or not; a negative count gives back."""
     for budget in budgets:
         budget.hold(resource, count)
 
 
 def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) -> Excess | None:
-    """Takes the amounts from all budgets, or nothing: then it says what would take longest to be there."""
+    """Take the amounts from all budgets, or nothing: then it says what would take longest to be there."""
     worst: Excess | None = None
     buckets: list[tuple[Budget, TokenBucket, str, float]] = []
     for budget in budgets:
@@ -260,7 +262,7 @@ def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) ->
 
 
 def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -> Excess | None:
-    """Takes `amount` at once, on credit if need be; which budget was in debt for longest before."""
+    """Take `amount` at once, on credit if need be; which budget was in debt for longest before."""
     worst: Excess | None = None
     for budget in budgets:
         if bucket := budget.bucket(resource, now):
@@ -272,7 +274,7 @@ def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -
 
 
 def level(budgets: Iterable[Budget], resource: str, now: float) -> float:
-    """How much of it there is in all of the budgets (`inf`: as much as you like)."""
+    """Return how much of it there is in all of the budgets (`inf`: as much as you like)."""
     found = inf
     for budget in budgets:
         if bucket := budget.bucket(resource, now):
@@ -282,7 +284,7 @@ def level(budgets: Iterable[Budget], resource: str, now: float) -> float:
 
 
 def network(peer: str) -> str:
-    """What counts as one address of a client "HOST:PORT": IPv4 as it is, of IPv6 the /64."""
+    """Return what counts as one address of a client "HOST:PORT": IPv4 as it is, of IPv6 the /64."""
     host = peer.rpartition(":")[0].strip("[]")
     try:
         address = ipaddress.ip_address(host)

@@ -29,7 +29,7 @@ KEPT_SOURCES = 1024  # of lines, whose rate is known
 
 
 def configure(log: Log) -> None:
-    """Sends structlog's events and the standard library's (nats, asyncio…) from `log.level` up to stderr.
+    """Send structlog's events and the standard library's (nats, asyncio…) from `log.level` up to stderr.
 
     The format "auto" is for people on a terminal and JSON otherwise. May be called again.
     """
@@ -59,14 +59,14 @@ def configure(log: Log) -> None:
 
 
 def set_level(level: Level) -> None:
-    """Logs from this level up, from now on."""
+    """Log from this level up, from now on."""
     number = getattr(logging, level.upper())
     logging.getLogger().setLevel(number)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
 
 
 def level() -> Level:
-    """The level that is in force."""
+    """Return the level that is in force."""
     return cast("Level", logging.getLevelName(logging.getLogger().level).lower())
 
 
@@ -83,12 +83,12 @@ def renderers(console: bool) -> list[Processor]:
 
 
 def withhold_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Leaves out every key that could hold a token or a body, whatever it holds."""
+    """Leave out every key that could hold a token or a body, whatever it holds."""
     return {key: value for key, value in event.items() if key.lower() not in SECRETS}
 
 
 def hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Blots out tokens and credentials within texts: an exception's words are not ours."""
+    """Blot out tokens and credentials within texts: an exception's words are not ours."""
     return {
         key: HIDDEN.sub("[withheld]", value) if isinstance(value, str) else value
         for key, value in event.items()
@@ -110,7 +110,7 @@ class RateLimit:
     windows: dict[Hashable, Window] = attrs.Factory(dict)  # in order of their beginning
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """Raises `structlog.DropEvent` for what is too much."""
+        """Raise `structlog.DropEvent` for what is too much."""
         if method == "debug":
             return event
         now = self.clock()

@@ -61,7 +61,7 @@ class Principal:
     standard: bool = False
 
     def check_subscribe(self, pattern: str) -> tuple[str, ...]:
-        """The denied patterns that reach into `pattern`; what they match is left out of it.
+        """Return the denied patterns that reach into `pattern`; what they match is left out of it.
 
         Raises `Forbidden` when `pattern` does not lie within one allowed pattern, or wholly within
         a denied one.
@@ -74,7 +74,7 @@ class Principal:
         return verdict.left_out
 
     def check_publish(self, channel: str) -> None:
-        """Raises `Forbidden` unless `channel` may be published into."""
+        """Raise `Forbidden` unless `channel` may be published into."""
         if self.monitoring:
             raise Forbidden("a monitoring token may only subscribe")
         verdict = self.publishing(channel)
@@ -84,11 +84,11 @@ class Principal:
             raise Forbidden(f"{channel}: denied by the token")
 
     def subscribing(self, pattern: str) -> Verdict:
-        """What decides about a subscription to `pattern`."""
+        """Return what decides about a subscription to `pattern`."""
         return weigh(pattern, (*self.subscribe, *self.own), self.deny)
 
     def publishing(self, channel: str) -> Verdict:
-        """What decides about publishing into `channel`."""
+        """Return what decides about publishing into `channel`."""
         return weigh(channel, () if self.monitoring else (*self.publish, *self.own), self.deny)
 
     @property

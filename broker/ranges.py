@@ -56,7 +56,7 @@ class Ranges:
         return self.meets(number - 1, number)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The runs."""
+        """Yield the runs."""
         return zip(self.firsts, self.lasts, strict=True)
 
     def __or__(self, other: Ranges) -> Ranges:
@@ -82,12 +82,12 @@ class Ranges:
         return Ranges(self.firsts[::-1], self.lasts[::-1])
 
     def meets(self, after: int, upto: int) -> bool:
-        """Whether one of the numbers after `after` up to `upto` is in it."""
+        """Return whether one of the numbers after `after` up to `upto` is in it."""
         at = bisect_left(self.lasts, after + 1)
         return after < upto and at < len(self.firsts) and self.firsts[at] <= upto
 
     def within(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """The runs that have numbers from `first` to `last`, each as far as it does."""
+        """Yield the runs that have numbers from `first` to `last`, each as far as it does."""
         for at in range(bisect_left(self.lasts, first), bisect_right(self.firsts, last)):
             yield max(first, self.firsts[at]), min(last, self.lasts[at])
 
@@ -100,7 +100,7 @@ class Ranges:
 
 
 def alike(one: Ranges, other: Ranges) -> int:
-    """How many runs both begin with."""
+    """Return how many runs both begin with."""
     low, high = 0, min(len(one.firsts), len(other.firsts))
     while low < high:
         middle = (low + high + 1) // 2

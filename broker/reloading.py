@@ -48,7 +48,7 @@ SERVER = (  # of the section `server`
 
 
 def merge(running: Config, wanted: Config) -> Config:
-    """What runs from now on: of `wanted` all that does not need a restart."""
+    """Return what runs from now on: of `wanted` all that does not need a restart."""
     server = attrs.evolve(running.server, **{name: getattr(wanted.server, name) for name in SERVER})
     config = attrs.evolve(running, server=server, **{name: getattr(wanted, name) for name in SECTIONS})
     if running.nats.urls:
@@ -59,7 +59,7 @@ def merge(running: Config, wanted: Config) -> Config:
 
 
 def differences(one: Config, other: Config) -> Iterator[str]:
-    """The keys, as "section.key", that have other values."""
+    """Yield the keys, as "section.key", that have other values."""
     for section in attrs.fields(type(one)):
         ours, theirs = getattr(one, section.name), getattr(other, section.name)
         for key in attrs.fields(type(ours)):
@@ -79,7 +79,7 @@ class Verdict:
 
 
 def leave(path: Path, value: object) -> None:
-    """Leaves JSON in a file for our own user: who waits for it never reads half of it. Raises `OSError`."""
+    """Leave JSON in a file for our own user: who waits for it never reads half of it. Raises `OSError`."""
     written = path.with_name(f".{path.name}.{os.getpid()}")
     written.unlink(missing_ok=True)
     with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -150,7 +150,7 @@ class Reloader:
             )
 
     async def try_reload(self) -> tuple[list[str], list[str], list[str]]:
-        """The keys that have changed, those that need a restart, and why nothing was changed."""
+        """Return the keys that have changed, those that need a restart, and why nothing was changed."""
         try:
             return (*await self.reload(self.read()), [])
         except ConfigError as error:
@@ -164,7 +164,7 @@ class Reloader:
         return [], [], faults
 
     async def reload(self, wanted: Config) -> tuple[list[str], list[str]]:
-        """Puts a configuration into force; the keys that have changed, and those that need a restart.
+        """Put a configuration into force; the keys that have changed, and those that need a restart.
 
         Raises `ConfigError` before it has changed anything.
         """
@@ -190,7 +190,7 @@ class Reloader:
         return changed, left
 
     def certificate(self, config: Config) -> ssl.SSLContext | None:
-        """What later handshakes are made with. TLS itself is not switched on or off."""
+        """Return what later handshakes are made with. TLS itself is not switched on or off."""
         server = config.server
         if (self.public.ssl_context is None) != (server.tls_certificate is None):
             raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])

@@ -36,7 +36,7 @@ ODD = re.compile(r"[^!-~]|[*>]")
 
 
 def is_tenant(name: str) -> bool:
-    """Whether `name` may be a tenant in a token: the reserved ones, which begin with `_`, may not."""
+    """Return whether `name` may be a tenant in a token: the reserved ones, which begin with `_`, may not."""
     return bool(TENANT.match(name)) and not name.startswith("_")
 
 
@@ -136,17 +136,18 @@ def expand_me(text: str, user: str) -> str:
 
 
 def is_live(channel: str) -> bool:
-    """Whether a channel or pattern lies in the live room: plain NATS, never stored."""
+    """Return whether a channel or pattern lies in the live room: plain NATS, never stored."""
     return channel.startswith("live.")
 
 
 def is_literal(pattern: str) -> bool:
-    """Whether a pattern is a channel: it has no wildcard."""
+    """Return whether a pattern is a channel: it has no wildcard."""
     return not {"*", ">"} & set(pattern.split("."))
 
 
 def room(pattern: str) -> str | None:
-    """The part of the tree that holds every channel of a pattern; None when that is more than one room.
+    """Return the part of the tree that holds every channel of a pattern; None when that is more than one
+    room.
 
     A room is a first token, and of `users` the first two, since each client has its own there.
     """
@@ -158,7 +159,7 @@ def room(pattern: str) -> str | None:
 
 
 def walled(tokens: list[str], index: int) -> bool:
-    """Whether the token at `index` opens a room that no wildcard reaches into from outside."""
+    """Return whether the token at `index` opens a room that no wildcard reaches into from outside."""
     token = tokens[index]
     if index == 0:
         return token in (USERS, LIVE)
@@ -166,7 +167,7 @@ def walled(tokens: list[str], index: int) -> bool:
 
 
 def covers(outer: str, inner: str) -> bool:
-    """Whether each channel that `inner` (a channel or pattern) matches is matched by `outer` too."""
+    """Return whether each channel that `inner` (a channel or pattern) matches is matched by `outer` too."""
     wide, narrow = outer.split("."), inner.split(".")
     for index, token in enumerate(wide):
         if index == len(narrow):
@@ -181,7 +182,7 @@ def covers(outer: str, inner: str) -> bool:
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Whether some channel is matched by both patterns."""
+    """Return whether some channel is matched by both patterns."""
     left, right = one.split("."), other.split(".")
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         wild_a, wild_b = a in ("*", ">"), b in ("*", ">")
@@ -204,7 +205,7 @@ class Names:
     own: str = "_broker"  # what brokers tell themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
-        """The subject of a channel, or the subject filter of a pattern, in `tenant`."""
+        """Return the subject of a channel, or the subject filter of a pattern, in `tenant`."""
         if is_live(channel):
             return f"{self.live}.{tenant}.{channel[len(LIVE) + 1 :]}"
         return f"{self.events}.{tenant}.{channel}"

@@ -25,7 +25,8 @@ NAMES = ("public", "admin")
 def sockets(
     environment: MutableMapping[str, str], *, first: int = FIRST_DESCRIPTOR
 ) -> dict[str, list[socket.socket]]:
-    """The listening sockets that were passed, under "public" and "admin"; empty without socket activation.
+    """Return the listening sockets that were passed, under "public" and "admin"; empty without socket
+    activation.
 
     The names are those of `FileDescriptorName=`; where there are none, all are public. Raises
     `ConfigError` when one has another name or is no listening TCP socket.
@@ -47,7 +48,7 @@ def sockets(
 
 
 def listening(descriptor: int) -> socket.socket:
-    """The socket behind a descriptor, ours alone."""
+    """Return the socket behind a descriptor, ours alone."""
     try:
         os.set_inheritable(descriptor, False)
         passed = socket.socket(fileno=descriptor)
@@ -74,7 +75,7 @@ class Notifier:
     watchdog_seconds: float | None = None
 
     def notify(self, *assignments: str) -> None:
-        """Sends "READY=1", "STATUS=…", "STOPPING=1" and the like, a line each, as one message. Never blocks.
+        """Send "READY=1", "STATUS=…", "STOPPING=1" and the like, a line each, as one message. Never blocks.
 
         Whether it arrives makes no difference to what we do (sd_notify(3), "Return Value").
         """
@@ -86,7 +87,7 @@ class Notifier:
             sender.sendto("\n".join(lines).encode(), self.address)
 
     def stopping(self, seconds: float, connections: int) -> None:
-        """Says that the service leaves within `seconds`, whatever its unit allows, and what it is at."""
+        """Say that the service leaves within `seconds`, whatever its unit allows, and what it is at."""
         self.notify(
             "STOPPING=1",
             f"STATUS=draining {connections} connections",
@@ -94,13 +95,13 @@ class Notifier:
         )
 
     def feed_watchdog(self) -> None:
-        """Says that all is well, where that is wanted."""
+        """Say that all is well, where that is wanted."""
         if self.watchdog_seconds is not None:
             self.notify("WATCHDOG=1")
 
 
 def notifier(environment: MutableMapping[str, str]) -> Notifier:
-    """Who is to be told, from `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    """Return who is to be told, from `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
 
     A path, or with "@" first an abstract name. Other kinds (vsock) are for virtual machines, not services.
     """

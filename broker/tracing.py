@@ -70,13 +70,13 @@ class Tracing:
         self.tracer = self.provider.get_tracer("broker")
 
     def close(self) -> None:
-        """Sends what has not been sent yet. Blocks for as long as that takes: for a thread."""
+        """Send what has not been sent yet. Blocks for as long as that takes: for a thread."""
         self.provider.shutdown()
 
     def begin(
         self, name: str, kind: SpanKind, headers: Mapping[str, str], **attributes: str | int
     ) -> tuple[Span, dict[str, str]]:
-        """A span under the trace of `headers`, and the headers with the span in its place."""
+        """Return a span under the trace of `headers`, and the headers with the span in its place."""
         carried: dict[str, str] = {}
         fields: dict[str, str] = {}
         for field, value in headers.items():
@@ -100,7 +100,7 @@ class Tracing:
             yield
 
     def received(self, records: list[Record], incarnation: str) -> list[Record]:
-        """The records as they go on: the traced ones with the span of their arrival."""
+        """Return the records as they go on: the traced ones with the span of their arrival."""
         return [
             self.receive(record, record[3], incarnation)
             if record[3] and traces.sampled(traces.parent_of(record[3]))
@@ -132,7 +132,9 @@ class Tracing:
 
 
 def printable(value: str | int) -> str | int:
-    """A subject may hold any byte; protocol buffers refuse what is no text, and with it the whole batch."""
+    """Return a subject may hold any byte; protocol buffers refuse what is no text, and with it the whole
+    batch.
+    """
     if isinstance(value, int):
         return value
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

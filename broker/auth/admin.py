@@ -19,7 +19,7 @@ TOKEN = re.compile(r"[!-~]{16,256}\Z")
 
 
 def load(configured: Path | None, data_dir: Path) -> str:
-    """The token in the configured file, else that of the data directory, made when there is none.
+    """Return the token in the configured file, else that of the data directory, made when there is none.
 
     Raises `ConfigError`.
     """
@@ -35,7 +35,7 @@ def load(configured: Path | None, data_dir: Path) -> str:
 
 
 def make(path: Path) -> None:
-    """Leaves a new token there, readable by its owner alone: all of it or nothing."""
+    """Leave a new token there, readable by its owner alone: all of it or nothing."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
@@ -43,7 +43,7 @@ def make(path: Path) -> None:
 
 
 def read(path: Path, key: str) -> str:
-    """The token in a file that `key` led to. Raises `ConfigError`."""
+    """Return the token in a file that `key` led to. Raises `ConfigError`."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

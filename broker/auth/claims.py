@@ -35,7 +35,7 @@ class TooEarly(Unavailable):
 
 
 def good_until(claims: dict[str, Any], *, now: float, leeway: float, longest: float) -> float:
-    """Until when the token is good that comes at the Unix time `now`.
+    """Return until when the token is good that comes at the Unix time `now`.
 
     That is `exp`, without leeway: delivery stops then, and whoever is sent away could come back with the same
     token. Raises `TokenExpired`, `TooEarly`, and `TokenInvalid` for one that lives for more than `longest`
@@ -70,7 +70,9 @@ def read_time(claims: dict[str, Any], name: str) -> float:
 
 
 def parties_fault(claims: dict[str, Any], key: config.Key) -> str | None:
-    """Why a token is not for an entry by its `iss` and `aud` (RFC 7519 section 4.1); None when it is."""
+    """Return why a token is not for an entry by its `iss` and `aud` (RFC 7519 section 4.1); None when it
+    is.
+    """
     issuer, named = claims.get("iss"), claims.get("aud")
     if key.issuer not in (None, ANY) and issuer != key.issuer:
         return f"iss: {found(issuer)} is not {key.issuer!r}"
@@ -82,7 +84,7 @@ def parties_fault(claims: dict[str, Any], key: config.Key) -> str | None:
 
 
 def found(value: object) -> str:
-    """A claim's value for a refusal: names as they are, shortened; of anything else the kind."""
+    """Return a claim's value for a refusal: names as they are, shortened; of anything else the kind."""
     match value:
         case None:
             return "nothing"
@@ -101,7 +103,7 @@ def found(value: object) -> str:
 
 
 def user_of(claims: dict[str, Any]) -> tuple[str, str]:
-    """The user and its encoded form."""
+    """Return the user and its encoded form."""
     user = name_of(claims.get("sub"))
     if user is None:
         raise TokenInvalid(f"sub: must be text or a whole number, not {found(claims.get('sub'))}")
@@ -123,7 +125,7 @@ def token_id_of(claims: dict[str, Any]) -> str | None:
 
 
 def tenant_of(claims: dict[str, Any], key: config.Key, *, claim: str, wanted: str | None) -> tuple[str, bool]:
-    """The tenant, and whether the token is one for monitoring, which takes the tenant `wanted`.
+    """Return the tenant, and whether the token is one for monitoring, which takes the tenant `wanted`.
 
     Where the entry fixes the tenant a token need not name it, and may name no other.
     """
@@ -150,17 +152,23 @@ def tenant_of(claims: dict[str, Any], key: config.Key, *, claim: str, wanted: st
 
 
 def monitors(claims: dict[str, Any]) -> bool:
-    """Whether the token says that it is one for monitoring. Anything else under `tenants` is not ours."""
+    """Return whether the token says that it is one for monitoring.
+
+    Anything else under `tenants` is not ours.
+    """
     return bool(claims.get("tenants") == [ANY])
 
 
 def may_sign(key: config.Key, tenant: str) -> bool:
-    """Whether the entry is for that tenant: for those that it lists, or the one that it fixes."""
+    """Return whether the entry is for that tenant: for those that it lists, or the one that it fixes."""
     return bool({tenant, ANY} & set(key.tenants or (key.tenant,)))
 
 
 def claim_path(claim: str) -> list[str]:
-    """Where the claim stands: "app.tenant" is `tenant` within `app`. A URI (Auth0 has them) is one name."""
+    """Return where the claim stands: "app.tenant" is `tenant` within `app`.
+
+    A URI (Auth0 has them) is one name.
+    """
     return [claim] if "://" in claim else claim.split(".")
 
 
@@ -175,7 +183,7 @@ def read_path(claims: dict[str, Any], path: list[str]) -> object:
 
 
 def permissions_of(claims: dict[str, Any]) -> dict[str, Sequence[str]] | None:
-    """The lists of the claim `permissions`; None where the token has none that is ours."""
+    """Return the lists of the claim `permissions`; None where the token has none that is ours."""
     if "permissions" not in claims or isinstance(claims["permissions"], list | str):
         return None
     claim = claims["permissions"]
@@ -190,7 +198,7 @@ def permissions_of(claims: dict[str, Any]) -> dict[str, Sequence[str]] | None:
 
 
 def foreign(claims: dict[str, Any]) -> Iterator[str]:
-    """The claims that have the name of one of ours and mean something else.
+    """Yield the claims that have the name of one of ours and mean something else.
 
     Auth0, WorkOS and FusionAuth have lists of their own there. An object under `permissions` is meant for us.
     """

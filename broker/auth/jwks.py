@@ -70,7 +70,7 @@ class Remote:
     answered: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
     async def run(self) -> None:
-        """Fetches now, then when it is due or wanted, for ever."""
+        """Fetch now, then when it is due or wanted, for ever."""
         failures = 0
         while True:
             self.wanted.clear()
@@ -102,7 +102,7 @@ class Remote:
             self.fault, self.read_at = None, self.asked_at
 
     async def refresh(self) -> bool:
-        """Waits for the fetch that is under way or a new one; False at once where the last was too recent."""
+        """Wait for the fetch that is under way or a new one; False at once where the last was too recent."""
         if not self.fetching:
             if trio.current_time() - self.asked_at < self.timing.apart_seconds:
                 return False
@@ -111,7 +111,8 @@ class Remote:
         return True
 
     def wait(self, kid: str | None, *, fresh: bool) -> float | None:
-        """In how many seconds a key that is not here may be; None once it is settled that there is none.
+        """Return in how many seconds a key that is not here may be; None once it is settled that there is
+        none.
 
         That takes a `fresh` look, and as many seconds as the timing says since a token first named it.
         """

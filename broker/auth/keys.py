@@ -46,7 +46,7 @@ class Keys:
 
     @classmethod
     def load(cls, auth: config.Auth, *, timing: Timing | None = None, before: Iterable[Remote] = ()) -> Keys:
-        """Reads secrets and files, parsed once. Addresses are fetched by `run`.
+        """Read secrets and files, parsed once. Addresses are fetched by `run`.
 
         What `before` holds of addresses that are configured as they were is kept: keys that are known go
         on. Raises `ConfigError` with one sentence for each fault.
@@ -79,7 +79,7 @@ class Keys:
         return tuple(source for source in self.sources if isinstance(source, Remote))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps the keys from addresses fresh, until `scope` is cancelled. Reports started at once."""
+        """Keep the keys from addresses fresh, until `scope` is cancelled. Reports started at once."""
         with self.scope:
             async with trio.open_nursery() as nursery:
                 for source in self.remotes:
@@ -87,11 +87,13 @@ class Keys:
                 task_status.started()
 
     def statistics(self) -> dict[str, KeySet]:
-        """Of the addresses that keys come from, by the entry's name."""
+        """Return the state of each address that keys come from, by the name of its entry."""
         return {source.entry.name: source.statistics() for source in self.remotes}
 
     def remarks(self) -> list[str]:
-        """A line on each address that cannot be read: known keys go on, so that it makes nobody unready."""
+        """Return a line on each address that cannot be read: known keys go on, so that it makes nobody
+        unready.
+        """
         return [
             f"key set {name}: cannot be fetched, see jwks_failed in the log; {kept(each)}"
             for name, each in self.statistics().items()
@@ -99,7 +101,8 @@ class Keys:
         ]
 
     async def signer(self, token: Signed, unfit: Unfit, passed: Passed) -> VerifyingKey:
-        """The first key that has signed the token and whose entry it fits; that entry decides all else.
+        """Return the first key that has signed the token and whose entry it fits; that entry decides all
+        else.
 
         Waits only for addresses that may know an unknown key. `passed` hears of "key" once there is one that
         may have signed, and of "signature" when one has. Raises `TokenInvalid`, or `Unavailable` while it is
@@ -129,7 +132,7 @@ class Keys:
         raise TokenInvalid(self.unsigned(token, candidates))
 
     def unsigned(self, token: Signed, candidates: list[VerifyingKey]) -> str:
-        """Why no key has signed the token."""
+        """Return why no key has signed the token."""
         if len(candidates) > MAX_TRIES:
             return f"kid: {len(candidates)} keys may have signed, and no more than {MAX_TRIES} are tried"
         if candidates:
@@ -144,7 +147,7 @@ class Keys:
         return remote | {key.algorithm for key in self.known()}
 
     def lacking(self, token: Signed, signers: list[VerifyingKey], unfit: Unfit) -> list[Remote]:
-        """The addresses that may have a key for the token which they did not have so far.
+        """Return the addresses that may have a key for the token which they did not have so far.
 
         Only those whose entry it fits, and where it is known who has signed it, other entries of the same
         address, read at another time.
@@ -154,11 +157,11 @@ class Keys:
         return [each for each in may if not signers or each.url in urls]
 
     def signers(self, token: Signed) -> list[VerifyingKey]:
-        """The keys that have signed it, in order."""
+        """Return the keys that have signed it, in order."""
         return [key for key in self.candidates(token)[:MAX_TRIES] if key.signed(token)]
 
     def candidates(self, token: Signed) -> list[VerifyingKey]:
-        """The keys that may have, those that it names first."""
+        """Return the keys that may have, those that it names first."""
         may = [
             key
             for key in self.known()
@@ -167,12 +170,14 @@ class Keys:
         return sorted(may, key=lambda key: not key.named(token.kid))
 
     def known(self) -> Iterator[VerifyingKey]:
-        """All keys that there are now."""
+        """Yield all keys that there are now."""
         for source in self.sources:
             yield from source.keys
 
     def successor(self, signer: object) -> VerifyingKey | None:
-        """The key here that believes just what a key of other `Keys` believed; None when there is none."""
+        """Return the key here that believes just what a key of other `Keys` believed; None when there is
+        none.
+        """
         if not isinstance(signer, VerifyingKey):
             return None
         return next((key for key in self.known() if key.identity == signer.identity), None)
@@ -189,7 +194,7 @@ def fitting(signers: Iterable[VerifyingKey], unfit: Unfit) -> VerifyingKey | Non
 
 
 def lacks(source: Remote, token: Signed) -> bool:
-    """Whether a fetch from `source` may bring a key for the token that its present keys are not."""
+    """Return whether a fetch from `source` may bring a key for the token that its present keys are not."""
     if token.algorithm not in source.entry.algorithms:
         return False
     if token.kid is None:  # where all keys have a name, tokens name them
@@ -198,7 +203,7 @@ def lacks(source: Remote, token: Signed) -> bool:
 
 
 def missing(sources: list[Remote], kid: str | None) -> str:
-    """Why nobody can say yet whether a token is good."""
+    """Return why nobody can say yet whether a token is good."""
     if down := [each.entry.name for each in sources if each.fault or each.fetching]:
         return f"kid: the keys of {' and '.join(down)} cannot be fetched at the moment"
     names = " and ".join(each.entry.name for each in sources)
@@ -206,7 +211,7 @@ def missing(sources: list[Remote], kid: str | None) -> str:
 
 
 async def asked(lacking: list[Remote]) -> list[Remote]:
-    """Waits for fetches from these; which of them have been."""
+    """Wait for fetches from these; which of them have been."""
     fresh: list[Remote] = []
 
     async def ask(source: Remote) -> None:

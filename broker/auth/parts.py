@@ -25,14 +25,17 @@ class Integer(float):
 
 
 def name_of(value: object) -> str | None:
-    """The text that a claim names somebody by: itself, or an integer's digits. None when it is neither."""
+    """Return the text that a claim names somebody by: itself, or an integer's digits.
+
+    None when it is neither.
+    """
     if isinstance(value, Integer):
         return value.digits if value.digits.isdecimal() else None
     return value if isinstance(value, str) else None
 
 
 def read_object(part: str, where: str) -> dict[str, Any]:
-    """The JSON object in a part of a token. Raises `TokenInvalid`."""
+    """Return the JSON object in a part of a token. Raises `TokenInvalid`."""
     try:
         value = json.loads(
             decode(part, where).decode(),

@@ -56,7 +56,7 @@ class VerifyingKey:
         return self.kid, self.algorithm, self.material, self.entry.issuer, self.entry.audience
 
     def named(self, kid: str | None) -> bool:
-        """Whether a token means this key."""
+        """Return whether a token means this key."""
         return kid in (self.kid, self.entry.name)
 
     def signed(self, token: Signed) -> bool:
@@ -64,7 +64,7 @@ class VerifyingKey:
 
 
 def misfit(algorithm: str, key: object) -> str | None:
-    """Why `algorithm` cannot be checked with the public `key`; None when it can."""
+    """Return why `algorithm` cannot be checked with the public `key`; None when it can."""
     low, high = RSA_BITS
     match key:
         case RSAPublicKey():

@@ -31,7 +31,7 @@ SOURCES = ("secret_file", "secret", "pem_file", "jwks_file", "jwks_url")
 
 
 def entry_faults(entry: config.Key) -> Iterator[str]:
-    """What is wrong with an entry as it is written, before its source is read."""
+    """Yield what is wrong with an entry as it is written, before its source is read."""
     if not entry.name:
         yield "name: may not be empty"
     if not entry.tenants and entry.tenant is None:
@@ -68,7 +68,7 @@ def entry_faults(entry: config.Key) -> Iterator[str]:
 
 
 def read_keys(entry: config.Key) -> tuple[VerifyingKey, ...]:
-    """The keys of an entry without faults. Raises `ConfigError`, its faults relative to the entry."""
+    """Return the keys of an entry without faults. Raises `ConfigError`, its faults relative to the entry."""
     if entry.pem_file is not None:
         material = read_pem(entry.pem_file)
         unfit = [fault for name in entry.algorithms if (fault := misfit(name, material))]
@@ -92,7 +92,7 @@ def algorithms_of(entry: config.Key) -> tuple[str, ...]:
 
 
 def read_secret(entry: config.Key) -> bytes:
-    """The secret of an entry, without the white space around it. Raises `ConfigError`."""
+    """Return the secret of an entry, without the white space around it. Raises `ConfigError`."""
     if entry.secret_file is not None:
         field, data = "secret_file", read_file("secret_file", entry.secret_file, secret=True)
     else:
@@ -111,7 +111,7 @@ def read_secret(entry: config.Key) -> bytes:
 
 
 def read_pem(path: Path) -> object:
-    """The public key in a PEM file (SubjectPublicKeyInfo). Raises `ConfigError`.
+    """Return the public key in a PEM file (SubjectPublicKeyInfo). Raises `ConfigError`.
 
     A private key is refused, since the broker has no use for it; a certificate, since nobody would look
     at its dates.
@@ -130,7 +130,7 @@ def read_pem(path: Path) -> object:
 
 
 def read_set(data: bytes, entry: config.Key) -> tuple[VerifyingKey, ...]:
-    """The keys of a JWK Set that `entry` may use. Raises `ValueError` when there are none.
+    """Return the keys of a JWK Set that `entry` may use. Raises `ValueError` when there are none.
 
     Others in the set are passed over (RFC 7517 section 5): for encryption, of another kind, out of range,
     and symmetric or private ones, which are no longer secret once they stand in a set.

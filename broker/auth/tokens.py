@@ -89,7 +89,8 @@ class Verifier:
     async def verify(
         self, token: str, *, now: float, tenant: str | None = None, passed: Passed = unheard
     ) -> Principal:
-        """The principal of `token` at the Unix time `now`; `tenant` is the one that the client asks for.
+        """Return the principal of `token` at the Unix time `now`; `tenant` is the one that the client
+        asks for.
 
         `passed` hears of each of the `STEPS` that holds, with what was found; never of a secret.
 
@@ -117,7 +118,7 @@ class Verifier:
         return self.principal(claims(), key, now, tenant, passed)
 
     def again(self, held: Principal) -> Principal:
-        """A principal under this configuration, which it was not verified with.
+        """Return a principal under this configuration, which it was not verified with.
 
         Raises `TokenInvalid` where its token would not be believed any more: another key, or one that may
         not sign for the tenant. How long tokens may live is not asked again.
@@ -194,7 +195,9 @@ class Verifier:
     def patterns(
         self, listed: Mapping[str, Sequence[str]] | None, room: str, tenant: str, monitoring: bool
     ) -> dict[str, tuple[str, ...]]:
-        """What may be subscribed and published, and what is denied: by `listed`, else by the defaults."""
+        """Return what may be subscribed and published, and what is denied: by `listed`, else by the
+        defaults.
+        """
         if listed is None:
             listed = {name: getattr(self.permissions, name) for name in LISTS}
         filled = {
@@ -246,7 +249,8 @@ def sign(
     publish: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
 ) -> str:
-    """A token from `now` on for `ttl` seconds, signed with the first secret that may sign for `tenant`.
+    """Return a token from `now` on for `ttl` seconds, signed with the first secret that may sign for
+    `tenant`.
 
     The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults hold.
     Raises `ConfigError` when no key will do, `TokenInvalid` when the broker would not believe the token.

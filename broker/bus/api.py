@@ -43,19 +43,19 @@ class JetStream:
     trouble: str = "NATS has not been reached yet"  # why there is no link
 
     async def up(self) -> Link:
-        """The connection; raises `Unavailable` when there is none."""
+        """Return the connection. Raises `Unavailable` when there is none."""
         if self.link is None:
             await trio.lowlevel.checkpoint()
             raise away(self.trouble)
         return self.link
 
     async def ask(self, path: str, query: Mapping[str, object]) -> list[Part]:
-        """All parts of the answer to a direct get, the last one with its status."""
+        """Return all parts of the answer to a direct get, the last one with its status."""
         body = json.dumps(query).encode()
         return await (await self.up()).request(f"{self.prefix}.{path}", body, seconds=self.seconds, many=True)
 
     async def call(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """The answer to one call; raises `ApiError` for a refusal."""
+        """Return the answer to one call. Raises `ApiError` for a refusal."""
         body = b"" if query is None else json.dumps(query).encode()
         parts = await (await self.up()).request(f"{self.prefix}.{path}", body, seconds=self.seconds)
         return decode(parts[0][1], path)
@@ -74,7 +74,7 @@ def decode(body: bytes, path: str) -> dict[str, Any]:
 
 
 def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState:
-    """What `STREAM.INFO` says of the stream, which is in that generation (see `bus.generations`)."""
+    """Return what `STREAM.INFO` says of the stream, which is in that generation (see `bus.generations`)."""
     state = info["state"]
     last = state["last_seq"]
     first = state["first_seq"] if state["messages"] else last + 1
@@ -88,12 +88,12 @@ def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState
 
 
 def created(info: Mapping[str, Any]) -> str:
-    """The stream's name among all that were ever made: when that was (µs, base 36)."""
+    """Return the stream's name among all that were ever made: when that was (µs, base 36)."""
     return base36(nanoseconds(info["created"]) // 1000)
 
 
 def nanoseconds(text: str) -> int:
-    """A time of the server's (RFC 3339, in UTC), which has more digits than a `datetime` holds."""
+    """Return a time of the server's (RFC 3339, in UTC), which has more digits than a `datetime` holds."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
     seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
     return seconds * 10**9 + int(fraction.ljust(9, "0"))

@@ -44,7 +44,7 @@ class StreamArchive:
         return [entry for entry in reversed(found) if entry.sequence <= high]
 
     async def newest(self, subject: str, limit: int, *, low: int, high: int) -> int:
-        """A sequence with just `limit` matches after it up to `high`; `low` when there are fewer.
+        """Return a sequence with just `limit` matches after it up to `high`; `low` when there are fewer.
 
         By steps that grow, then by bisection: three questions where most messages match, else some twenty.
         """
@@ -67,12 +67,12 @@ class StreamArchive:
         return at
 
     async def count(self, subject: str, sequence: int) -> int:
-        """How many match after a sequence."""
+        """Return how many match after a sequence."""
         page, pending = await self.page(subject, sequence, 1)
         return len(page) + pending
 
     async def page(self, subject: str, sequence: int, limit: int) -> tuple[list[Entry], int]:
-        """The next matches after a sequence, bounded by bytes too, and how many more there are."""
+        """Return the next matches after a sequence, bounded by bytes too, and how many more there are."""
         query = {"seq": sequence + 1, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES}
         parts, pending = await self.history.batch(query)
         return [entry(fields, body) for fields, body in parts], pending
@@ -113,7 +113,7 @@ class StreamArchive:
 
 
 def entry(fields: Mapping[str, str], body: bytes) -> Entry:
-    """A message of a direct get."""
+    """Return a message of a direct get."""
     return Entry(
         sequence=int(fields["Nats-Sequence"]),
         subject=fields["Nats-Subject"],

@@ -139,25 +139,26 @@ class Values(Protocol):
     """
 
     async def get(self, key: str) -> Value | None:
-        """The newest value under a key; None when there is none."""
+        """Return the newest value under a key; None when there is none."""
 
     async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
-        """Replaces a revision (0: there is none yet) for `ttl` seconds (None: for good); the new one.
+        """Replace a revision (0: there is none yet) for `ttl` seconds (None: for good); the new one.
 
         Raises `Stale` when it was another.
         """
 
     async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
-        """Replaces revisions of different keys, a hundred or so; the new ones, None where it was another.
+        """Replace revisions of different keys, a hundred or so; the new ones, None where it was another.
 
         Where it raises, any of them may have been stored.
         """
 
     async def count(self, prefix: str) -> int:
-        """How many keys there are under `prefix`."""
+        """Return how many keys there are under `prefix`."""
 
     async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """What has been put under `prefix` since `mark` (None: all there is), oldest first; how far it goes.
+        """Return what has been put under `prefix` since `mark` (None: all there is), oldest first; how
+        far it goes.
 
         Of a key that was put twice only the newest, or others before it.
         """
@@ -205,22 +206,22 @@ class Archive(Protocol):
     """
 
     async def after(self, subject: str, sequence: int, *, limit: int) -> list[Entry]:
-        """The first `limit` that match a subject filter after a sequence, oldest first."""
+        """Return the first `limit` that match a subject filter after a sequence, oldest first."""
 
     async def before(self, subject: str, sequence: int | None, *, limit: int) -> list[Entry]:
-        """The last `limit` that match before a sequence (None: of all), newest first."""
+        """Return the last `limit` that match before a sequence (None: of all), newest first."""
 
     async def sequence_at(self, time: datetime) -> int | None:
-        """The first sequence stored at or after `time`; None when there is none yet."""
+        """Return the first sequence stored at or after `time`; None when there is none yet."""
 
     async def get(self, sequence: int) -> Entry | None:
-        """The message at a sequence, if it is still there."""
+        """Return the message at a sequence, if it is still there."""
 
     async def delete(self, sequence: int) -> bool:
-        """Takes one message out; False when it was not there."""
+        """Take one message out; False when it was not there."""
 
     async def purge(self, subject: str) -> int:
-        """Takes out all that match a subject filter; how many."""
+        """Take out all that match a subject filter; how many."""
 
 
 class Bus(Protocol):
@@ -237,7 +238,7 @@ class Bus(Protocol):
     def control(self) -> Values: ...
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connects, makes the streams, feeds `sink`, and begins again whenever the client is gone.
+        """Connect, makes the streams, feeds `sink`, and begins again whenever the client is gone.
 
         Reports started at once; the first `restored` says that NATS was reached.
         """
@@ -250,10 +251,10 @@ class Bus(Protocol):
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
     ) -> PublishAck:
-        """Stores one message and waits for the stream's acknowledgement."""
+        """Store one message and wait for the stream's acknowledgement."""
 
     async def publish_all(self, messages: Sequence[Message]) -> None:
-        """Stores messages, all on their way at once; returns when the stream has acknowledged each.
+        """Store messages, all on their way at once, and return when the stream has acknowledged each.
 
         Raises `Unavailable` when one is not. Some may have been stored all the same; under their ids they
         may be sent again.
@@ -264,35 +265,35 @@ class Bus(Protocol):
         """Trio's clock when the feed gave its last sign, if only that it lives; None before the first."""
 
     async def probe(self) -> None:
-        """Asks the stream whether it takes events, without giving it one.
+        """Ask the stream whether it takes events, without giving it one.
 
         Raises `Unavailable` with what is in the way: no answer within 2 s, no room in a stream that would
         rather refuse the new than lose the old, or that it refused the last event.
         """
 
     async def prepare_audit(self) -> None:
-        """Makes the stream of the audit trail when it is missing. Events do not wait for it."""
+        """Make the stream of the audit trail when it is missing. Events do not wait for it."""
 
     @property
     def streams(self) -> Sequence[str]:
         """The names of the streams that the broker works with, those of buckets among them."""
 
     async def examine(self, stream: str) -> Standing:
-        """How one of the streams that the broker works with stands to the configuration.
+        """Return how one of the streams that the broker works with stands to the configuration.
 
         Raises `NotFound` for another stream, and where there is none yet.
         """
 
     async def adopt(self, stream: str) -> Standing:
-        """Makes it ours, and as the configuration has it; what it was before. Raises as `examine` does."""
+        """Make it ours, and as the configuration has it; what it was before. Raises as `examine` does."""
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Hands one message to NATS without storing it; returns when the server has taken it."""
+        """Hand one message to NATS without storing it, and return when the server has taken it."""
 
     async def subscribe_live(self, subject: str) -> None:
-        """Has messages of `subject` given to `Sink.live`; returns once NATS confirmed it.
+        """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.
 
         Kept over reconnections until `unsubscribe_live`.
         """
@@ -300,32 +301,32 @@ class Bus(Protocol):
     async def unsubscribe_live(self, subject: str) -> None: ...
 
     async def state(self) -> StreamState:
-        """The stream as it is now. Requests at the same time share one answer."""
+        """Return the stream as it is now. Requests at the same time share one answer."""
 
     async def usage(self) -> Usage:
-        """How much the stream holds."""
+        """Return how much the stream holds."""
 
     async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
-        """How many messages the stream holds under a filter, by one token (from 0) of their subjects.
+        """Return how many messages the stream holds under a filter, by one token (from 0) of their subjects.
 
         It takes time and memory with the number of subjects: for now and then.
         """
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
-        """At most `limit` stored records that match the subject filter, after the sequence `after`.
+        """Return at most `limit` stored records that match the subject filter, after the sequence `after`.
 
         Batched direct get (ADR-31); bounded by bytes too, and never empty while some match. May lag
         behind the feed by some seconds where the stream has replicas.
         """
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
-        """The newest record at or below `up_to` of each of the subjects, in sequence order."""
+        """Return the newest record at or below `up_to` of each of the subjects, in sequence order."""
 
     async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
-        """The subjects under a filter that hold a message, or None when they are more than `limit`."""
+        """Return the subjects under a filter that hold a message, or None when they are more than `limit`."""
 
     async def sequence_at(self, time: datetime) -> int | None:
-        """The sequence of the first record stored at or after `time`; None when there is none yet."""
+        """Return the sequence of the first record stored at or after `time`; None when there is none yet."""
 
     def archive(self, stream: str) -> Archive:
-        """A stream by its name."""
+        """Return a stream by its name."""

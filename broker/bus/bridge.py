@@ -121,7 +121,7 @@ class Link:
     error: Exception | None = None  # the last one that nats-py reported
 
     async def subscribe(self, subject: str, handler: Handler) -> int:
-        """Has `handler` called for each message of `subject`; the number to end it by.
+        """Have `handler` called for each message of `subject`; the number to end it by.
 
         Sent, but not confirmed: `flush` waits for that.
         """
@@ -140,7 +140,7 @@ class Link:
     async def send(
         self, subject: str, body: bytes, *, reply: str = "", fields: Mapping[str, str] | None = None
     ) -> None:
-        """Hands one message to the socket, no more. Raises `TooLarge` for one above the server's limit."""
+        """Hand one message to the socket, no more. Raises `TooLarge` for one above the server's limit."""
         size = len(body) + headers.size(fields)
         if size > self.client.max_payload:  # the server would end the connection
             raise TooLarge(f"{size} bytes; the NATS server takes at most {self.client.max_payload}")
@@ -157,7 +157,7 @@ class Link:
         fields: Mapping[str, str] | None = None,
         many: bool = False,
     ) -> list[Part]:
-        """The answer to one message; with `many` all of it up to the message with a status.
+        """Return the answer to one message; with `many` all of it up to the message with a status.
 
         All requests share one inbox. Cancelling is safe: a late answer finds nobody.
         """
@@ -179,7 +179,7 @@ class Link:
         return answer.parts
 
     async def request_all(self, messages: Sequence[Said], *, seconds: float) -> list[Part]:
-        """The answers to messages of which none is waited for before all are sent."""
+        """Return the answers to messages of which none is waited for before all are sent."""
         tokens = [str(next(self.tokens)) for _ in messages]
         answers = [Answer(subject, many=False) for subject, _, _ in messages]
         self.answers.update(zip((token.encode() for token in tokens), answers, strict=True))
@@ -213,7 +213,7 @@ class Link:
                 answer.done.set()
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> None:
-        """Returns when the server has taken everything that was sent before.
+        """Return when the server has taken everything that was sent before.
 
         One that is not answered in time is the end of the link.
         """
@@ -221,7 +221,7 @@ class Link:
         self.check()
 
     async def close(self) -> None:
-        """Ends the connection. Bounded, and not to be cancelled."""
+        """End the connection. Bounded, and not to be cancelled."""
         self.lose("closed")
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             try:
@@ -230,7 +230,9 @@ class Link:
                 log.debug("nats_close_failed", error=repr(error))
 
     async def cross(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """One short call on the asyncio side, which would swallow a cancellation: `lose` alone has one."""
+        """Return one short call on the asyncio side, which would swallow a cancellation: `lose` alone has
+        one.
+        """
         await trio.lowlevel.checkpoint()  # so that whoever tries and fails in a loop does not stop the world
         self.check()
         with trio.CancelScope(shield=True) as scope:
@@ -246,7 +248,7 @@ class Link:
         raise away(self.reason)
 
     def check(self) -> None:
-        """Raises `Unavailable` when the link is lost."""
+        """Raise `Unavailable` when the link is lost."""
         if self.lost.is_set():
             raise away(self.reason)
 
@@ -332,7 +334,7 @@ class Reader(Parser):
 
 
 async def open_link(url: str, options: config.Nats, *, on_lost: Callable[[], None]) -> Link:
-    """Connects to one server. Raises `Unavailable` when that fails, whatever the cause.
+    """Connect to one server. Raises `Unavailable` when that fails, whatever the cause.
 
     Credentials are read from their files each time, so that they may change while the broker runs.
     """
@@ -362,7 +364,10 @@ async def open_link(url: str, options: config.Nats, *, on_lost: Callable[[], Non
 
 
 def connect_options(url: str, options: config.Nats) -> dict[str, Any]:
-    """The arguments of nats-py for one attempt. Raises `OSError` and `ValueError` for unusable files."""
+    """Return the arguments of nats-py for one attempt.
+
+    Raises `OSError` and `ValueError` for unusable files.
+    """
     parts = urlsplit(url if "://" in url else f"nats://{url}")
     address = parts.netloc.rpartition("@")[2]
     result: dict[str, Any] = {
@@ -397,5 +402,5 @@ def connect_options(url: str, options: config.Nats) -> dict[str, Any]:
 
 
 def shown(url: str) -> str:
-    """An address for a message: without its credentials."""
+    """Return an address for a message: without its credentials."""
     return urlsplit(url if "://" in url else f"nats://{url}").netloc.rpartition("@")[2]

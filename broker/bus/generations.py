@@ -97,7 +97,7 @@ class Generations:
     trouble: str = ""  # with the file
 
     def number(self, info: Mapping[str, Any]) -> int:
-        """The generation of what `STREAM.INFO` describes, so far as is known."""
+        """Return the generation of what `STREAM.INFO` describes, so far as is known."""
         known = self.newest
         mine = known.generation if known and of(known, info) else 0
         return max(mine, repeated(info))
@@ -108,7 +108,7 @@ class Generations:
             self.newest = attrs.evolve(self.newest, sequence=sequence, time=stored)
 
     async def settle(self) -> dict[str, Any]:
-        """The stream as `STREAM.INFO` says, once it is certain which generation it is in.
+        """Return the stream as `STREAM.INFO` says, once it is certain which generation it is in.
 
         Raises `Unavailable`.
         """
@@ -144,7 +144,7 @@ class Generations:
         raise away(f"other brokers keep changing the generation of the stream {self.stream}")
 
     def tell_reported(self, info: Mapping[str, Any]) -> None:
-        """Says what the server itself has found to be lost. It does so until it is started again."""
+        """Say what the server itself has found to be lost. It does so until it is started again."""
         lost = info["state"].get("lost") or {}
         if lost != self.reported:
             self.reported = lost
@@ -158,7 +158,7 @@ class Generations:
         return await self.jetstream.call(f"STREAM.INFO.{self.stream}", query or None)
 
     async def loss(self, known: list[Milestone]) -> Loss | None:
-        """What is lost, when it still seems so after some looks; `known` is in stream order."""
+        """Return what is lost, when it still seems so after some looks; `known` is in stream order."""
         for look in range(LOOKS):
             if look:
                 await trio.sleep(LOOK_SECONDS)
@@ -168,7 +168,7 @@ class Generations:
         return found
 
     async def look_for(self, milestones: Iterable[Milestone]) -> Loss | None:
-        """The newest milestone that was not deleted decides: all before it is there when it is."""
+        """Return the newest milestone that was not deleted decides: all before it is there when it is."""
         for milestone in milestones:
             sequence = milestone.sequence
             stored = await self.stored(sequence)
@@ -184,7 +184,9 @@ class Generations:
         return None
 
     async def stored(self, sequence: int) -> int | None:
-        """When the message at a sequence was stored, by the stream's leader; None when there is none."""
+        """Return when the message at a sequence was stored, by the stream's leader; None when there is
+        none.
+        """
         try:
             answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", {"seq": sequence})
         except api.ApiError as error:
@@ -194,13 +196,13 @@ class Generations:
         return api.nanoseconds(answer["message"]["time"])
 
     async def last(self, info: Mapping[str, Any], number: int) -> Milestone:
-        """The end of the stream, for want of a milestone."""
+        """Return the end of the stream, for want of a milestone."""
         sequence = info["state"]["last_seq"]
         stored = await self.stored(sequence) if sequence else None
         return Milestone(created=api.created(info), generation=number, sequence=sequence, time=stored or 0)
 
     async def repeat(self, number: int) -> dict[str, Any]:
-        """Has the stream's metadata say the generation too; the stream as it then is."""
+        """Have the stream's metadata say the generation too; the stream as it then is."""
         info = await self.info()
         if number == repeated(info) or not self.owns(info):
             return info
@@ -216,7 +218,7 @@ class Generations:
     # --- keeping -------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
-        """Keeps a milestone every few seconds, and hears of new generations, until cancelled."""
+        """Keep a milestone every few seconds and watch for new generations, until cancelled."""
         try:
             while True:
                 await trio.sleep(KEEP_SECONDS)
@@ -284,7 +286,7 @@ def key(info: Mapping[str, Any]) -> str:
 
 
 def repeated(info: Mapping[str, Any]) -> int:
-    """The generation in the metadata."""
+    """Return the generation in the metadata."""
     text = info["config"].get("metadata", {}).get(GENERATION, "0")
     return int(text) if text.isdecimal() else 0
 
@@ -302,7 +304,7 @@ def rfc3339(stored: int) -> str:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Writes a file so that a power cut leaves the old one or the new one."""
+    """Write a file so that a power cut leaves the old one or the new one."""
     new = path.with_suffix(".new")
     with new.open("wb") as file:
         file.write(data)

@@ -14,7 +14,7 @@ LINE_BREAK = re.compile(r"[\r\n]")
 
 
 def parse(block: bytes) -> dict[str, str]:
-    """The fields of a header block; of a repeated one the last, since what the server adds comes last.
+    """Return the fields of a header block; of a repeated one the last, since what the server adds comes last.
 
     Values lose the blanks around them and nothing else: a subject in one may end in any other byte.
     Bytes that are not UTF-8 become lone surrogates, so that nothing looks like a name that it is not.
@@ -28,7 +28,7 @@ def parse(block: bytes) -> dict[str, str]:
 
 
 def size(fields: Mapping[str, str] | None) -> int:
-    """The bytes that a header block takes, which count as payload."""
+    """Return the bytes that a header block takes, which count as payload."""
     if not fields:
         return 0
     lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in fields.items())
@@ -36,7 +36,7 @@ def size(fields: Mapping[str, str] | None) -> int:
 
 
 def status(block: bytes) -> int:
-    """The status code of a message of the server's own (204, 404, ...), 0 of any other."""
+    """Return the status code of a message of the server's own (204, 404, ...), 0 of any other."""
     code = block[len(STATUS) : len(STATUS) + 3]
     return int(code) if block.startswith(STATUS) and code.isdigit() else 0
 
@@ -46,7 +46,7 @@ def text(data: bytes) -> str:
 
 
 def check_lines(fields: Mapping[str, str]) -> None:
-    """Raises `ValueError` when a field would end its line and begin another."""
+    """Raise `ValueError` when a field would end its line and begin another."""
     for name, value in fields.items():
         if LINE_BREAK.search(value) or LINE_BREAK.search(name):
             raise ValueError(f"the header {name!r} holds a line break")

@@ -50,13 +50,13 @@ class History:
     stream: str
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
-        """The page of `bus.base.Bus.read`."""
+        """Return the page of `bus.base.Bus.read`."""
         return await self.get(
             {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES}
         )
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
-        """The newest record of each, in the order of `bus.base.Bus.last`."""
+        """Return the newest record of each, in the order of `bus.base.Bus.last`."""
         found: list[Record] = []
         if up_to <= 0:  # the server takes 0 for no bound at all
             return found
@@ -73,7 +73,7 @@ class History:
         return sorted(found, key=lambda record: record[0])
 
     async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
-        """The subjects of `bus.base.Bus.subjects`; the server gives them in parts of 100,000."""
+        """Return the subjects of `bus.base.Bus.subjects`; the server gives them in parts of 100,000."""
         names: list[str] = []
         while True:
             query = {"subjects_filter": subject, "offset": len(names)}
@@ -86,7 +86,7 @@ class History:
                 return names
 
     async def usage(self) -> Usage:
-        """The answer of `bus.base.Bus.usage`."""
+        """Return the answer of `bus.base.Bus.usage`."""
         info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
         state, most = info["state"], info["config"].get("max_bytes", -1)
         return Usage(
@@ -98,7 +98,7 @@ class History:
         )
 
     async def tally(self, subject: str, *, token: int) -> Counter[str]:
-        """The counts of `bus.base.Bus.tally`, from the counts of all subjects in parts of 100,000."""
+        """Return the counts of `bus.base.Bus.tally`, from the counts of all subjects in parts of 100,000."""
         found: Counter[str] = Counter()
         offset = 0
         while True:
@@ -112,7 +112,7 @@ class History:
                 return found
 
     async def sequence_at(self, time: datetime) -> int | None:
-        """The first sequence of `bus.base.Bus.sequence_at`.
+        """Return the first sequence of `bus.base.Bus.sequence_at`.
 
         That there is none is believed only when the stream's leader knows of nothing so new: a replica that
         is late says so too.
@@ -130,12 +130,14 @@ class History:
         raise away(f"a replica of the stream {self.stream} is late")
 
     async def get(self, query: dict[str, object]) -> Page:
-        """One batch as a page."""
+        """Return one batch as a page."""
         parts, pending = await self.batch(query)
         return Page(records=[record(fields, body) for fields, body in parts], pending=pending)
 
     async def batch(self, query: Mapping[str, object]) -> tuple[list[tuple[dict[str, str], bytes]], int]:
-        """One batch, checked for holes: the fields and body of each message, and how many more match."""
+        """Return one batch, checked for holes: the fields and body of each message, and how many more
+        match.
+        """
         *parts, (end, _) = await self.jetstream.ask(f"DIRECT.GET.{self.stream}", query)
         status = headers.status(end)
         if status == NOTHING and not parts:

@@ -77,7 +77,7 @@ class Ingest:
     stale: bool = False
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        """Keeps one frame for Trio. Over the bounds it keeps none until the next consumer brings them."""
+        """Keep one frame for Trio. Over the bounds it keeps none until the next consumer brings them."""
         if self.overflowed:
             return
         if len(self.waiting) >= self.held_records or self.held >= self.held_bytes:
@@ -88,13 +88,13 @@ class Ingest:
         self.wake()
 
     async def open(self, sink: Sink) -> None:
-        """Begins, or goes on, over a new connection, and tells the sink that it did."""
+        """Begin, or goes on, over a new connection, and tells the sink that it did."""
         self.subscription = None  # the last connection's, gone with it
         await self.replace(sink, restored=True)
         self.signed = trio.current_time()
 
     async def hand_over(self, sink: Sink) -> None:
-        """Gives the sink what has arrived, at most `BATCH` records; replaces the consumer when it must."""
+        """Give the sink what has arrived, at most `BATCH` records; replace the consumer where needed."""
         sound = await self.take(sink)
         if not sound or self.stale or (self.overflowed and not self.waiting):
             log.warning(
@@ -112,7 +112,7 @@ class Ingest:
                 await self.replace(sink)
 
     async def take(self, sink: Sink) -> bool:
-        """Hands over a batch. False when the consumer cannot be trusted any more."""
+        """Hand over a batch. False when the consumer cannot be trusted any more."""
         records: list[Record] = []
         stalled: list[bytes] = []
         stored_at: int | None = None
@@ -156,7 +156,8 @@ class Ingest:
             sink.stored(records, self.head, None if stored_at is None else stored_at / 1e9)
 
     def control(self, reply: bytes, fields: dict[str, str], status: int, stalled: list[bytes]) -> bool:
-        """A message of the consumer itself: flow control, a heartbeat, or its end. False: it is no good.
+        """Return a message of the consumer itself: flow control, a heartbeat, or its end. False: it is no
+        good.
 
         Flow control is answered in its turn, when all before it has been handed over: so the server
         sends no more than we take.
@@ -170,7 +171,7 @@ class Ingest:
         return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
 
     async def explain(self, sink: Sink, last: int) -> bool:
-        """Tells the sink what the stream does not hold any more: it was gone unread.
+        """Tell the sink what the stream does not hold any more: it was gone unread.
 
         The answer holds for all frames that are waiting now, and is given before any of them. False: it is
         not even the stream that is being read.
@@ -188,7 +189,7 @@ class Ingest:
         return True
 
     def compare(self, state: StreamState) -> None:
-        """Notes that the stream is not the one that is being read: somebody asked for its state."""
+        """Record that the stream is not the one that is being read: somebody asked for its state."""
         if self.state is not None and state.incarnation != self.state.incarnation:
             self.outdated()
 
@@ -218,7 +219,7 @@ class Ingest:
             sink.stored([], self.head, None)
 
     async def resolve(self) -> tuple[StreamState, int]:
-        """The stream as it is, and the sequence to read on from."""
+        """Return the stream as it is, and the sequence to read on from."""
         state = await self.looks.understand(await self.generations.settle())
         if self.state is None:
             return state, await self.head_start(state)
@@ -226,7 +227,7 @@ class Ingest:
         return state, self.head + 1 if same else state.first
 
     async def head_start(self, state: StreamState) -> int:
-        """Where a broker that has just started begins to read: a few seconds back."""
+        """Return where a broker that has just started begins to read: a few seconds back."""
         since = datetime.now(UTC) - timedelta(seconds=HEAD_START_SECONDS)
         recent = await self.history.sequence_at(since) or state.last + 1
         return max(min(recent, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
@@ -260,7 +261,7 @@ class Ingest:
         }
 
     async def drop(self, link: Link) -> None:
-        """Ends the last consumer, and forgets what it brought that was not handed over."""
+        """End the last consumer and drop what it brought that was not handed over."""
         if self.subscription is not None:
             await link.unsubscribe(self.subscription)
             self.subscription = None
@@ -286,6 +287,6 @@ def sequences(reply: bytes) -> tuple[int, int]:
 
 
 def time_of(reply: bytes) -> int:
-    """When NATS stored the message, out of the same: nanoseconds since 1970."""
+    """Return when NATS stored the message, out of the same: nanoseconds since 1970."""
     tokens = reply.split(b".")
     return int(tokens[7 if len(tokens) == 9 else 9])

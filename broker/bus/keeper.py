@@ -85,7 +85,7 @@ class Keeper:
     forbidden: set[str] = attrs.Factory(set)  # names of those that we may not change
 
     async def ensure(self, name: str) -> None:
-        """Makes the stream when it is missing; brings one of ours into line where that takes nothing away.
+        """Make the stream when it is missing; bring one of ours into line where that loses nothing.
 
         Raises `Unavailable`; where only the operator can mend it the message says what and by which command.
         """
@@ -112,16 +112,19 @@ class Keeper:
         raise away(f"other brokers keep changing the stream {name}")
 
     def owns(self, info: Mapping[str, Any]) -> bool:
-        """Whether what `STREAM.INFO` describes was found to be ours by `ensure`."""
+        """Return whether what `STREAM.INFO` describes was found to be ours by `ensure`."""
         return self.arranged.get(info["config"]["name"]) == api.created(info)
 
     async def examine(self, name: str) -> Standing:
-        """How a stream stands to the configuration. Raises `NotFound` for one that is none of `wanted`."""
+        """Return how a stream stands to the configuration.
+
+        Raises `NotFound` for one that is none of `wanted`.
+        """
         wanted = self.known(name)
         return standing(await self.look(wanted, make=False), wanted)
 
     async def adopt(self, name: str) -> Standing:
-        """Makes the stream ours, and as the configuration has it; what it was before."""
+        """Make the stream ours, and as the configuration has it; what it was before."""
         wanted = self.known(name)
         for _ in range(TRIES):
             held = await self.look(wanted, make=False)
@@ -141,7 +144,7 @@ class Keeper:
     # --- looking -------------------------------------------------------------------------------------
 
     async def look(self, wanted: Wanted, *, make: bool = True) -> Held:
-        """The stream, made when it is missing and `make` says so."""
+        """Return the stream, made when it is missing and `make` says so."""
         try:
             info = await self.jetstream.call(f"STREAM.INFO.{wanted.name}")
         except ApiError as error:
@@ -169,7 +172,7 @@ class Keeper:
         )
 
     async def create(self, wanted: Wanted) -> dict[str, Any]:
-        """Makes the stream. Its mark is completed as soon as it is known when it was created."""
+        """Make the stream. Its mark is completed as soon as it is known when it was created."""
         name = wanted.name
         try:
             made = await self.jetstream.call(
@@ -194,7 +197,7 @@ class Keeper:
     async def arrange(
         self, held: Held, wanted: Wanted, *, consent: bool = False, asked: bool = False
     ) -> bool:
-        """Brings a stream of ours into line, marks it, and notes how it was left; False when that is refused.
+        """Bring a stream of ours into line, mark it and record how it was left; return False when refused.
 
         Without consent that is done once in the life of a process: what changes later was changed by
         somebody else, be it a broker with another file. Raises `Stale`, and for somebody who `asked`
@@ -243,7 +246,7 @@ class Keeper:
     # --- telling -------------------------------------------------------------------------------------
 
     def tell(self, name: str, differences: tuple[Change, ...], *, ours: bool) -> None:
-        """Says once what is used as it was found although it differs."""
+        """Say once what is used as it was found although it differs."""
         if self.said.get(name) == (differences, ours):
             return
         self.said[name] = differences, ours
@@ -270,14 +273,14 @@ class Keeper:
             log.warning("stream_mark_restored", stream=wanted.name)
 
     def refused(self, event: str, name: str, error: Unavailable) -> None:
-        """Says once what could not be done."""
+        """Say once what could not be done."""
         if self.failed.get((event, name)) != error.message:
             self.failed[event, name] = error.message
             log.warning(event, stream=name, error=error.message)
 
 
 def marked(info: Mapping[str, Any]) -> bool | None:
-    """Whether a stream's mark is complete; None without one that is its own.
+    """Return whether a stream's mark is complete; None without one that is its own.
 
     A copy, or what was made from somebody's export, has the mark of another one.
     """

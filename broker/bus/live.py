@@ -40,7 +40,7 @@ class Live:
     lock: trio.Lock = attrs.field(factory=trio.Lock)
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
-        """Keeps one message for Trio; drops it when too much is waiting."""
+        """Keep one message for Trio, or drop it when too much is waiting."""
         if len(self.waiting) >= self.held_messages or self.held >= self.held_bytes:
             self.lost = True
         else:
@@ -49,7 +49,7 @@ class Live:
         self.wake()
 
     def hand_over(self, sink: Sink) -> None:
-        """Gives the sink the next messages, and word of those that were dropped behind them."""
+        """Give the sink the next messages, and word of those that were dropped behind them."""
         records: list[Record] = []
         while self.waiting and len(records) < BATCH:
             subject, block, body = self.waiting.popleft()
@@ -62,7 +62,7 @@ class Live:
             sink.live_lost()
 
     async def subscribe(self, link: Link, subject: str) -> None:
-        """Subscribes here and on every connection to come. Raises `Unavailable` unless NATS confirms it."""
+        """Subscribe here and on every connection to come. Raises `Unavailable` unless NATS confirms it."""
         try:
             await self.make(link, subject)
             await link.flush()
@@ -89,7 +89,7 @@ class Live:
             self.subscriptions[subject] = None
 
     async def renew(self, link: Link) -> None:
-        """Subscribes everything again on a new connection."""
+        """Subscribe everything again on a new connection."""
         for subject in list(self.subscriptions):
             if subject in self.subscriptions:  # still
                 await self.make(link, subject)

@@ -33,11 +33,11 @@ class Looks:
     seen: tuple[int, int] = (0, 0)  # the first sequence and how many were deleted, when that was too many
 
     async def look(self) -> StreamState:
-        """The stream as it is now. Raises `Unavailable`."""
+        """Return the stream as it is now. Raises `Unavailable`."""
         return await self.understand(await self.generations.info())
 
     async def understand(self, info: Mapping[str, Any]) -> StreamState:
-        """The same, of what `STREAM.INFO` has just said."""
+        """Return the same, of what `STREAM.INFO` has just said."""
         state = info["state"]
         life = api.created(info), self.generations.number(info)
         if self.life != life:  # what came back may lack others than it did before

@@ -118,7 +118,7 @@ class NatsBus:
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connects, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
+        """Connect, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.generations.keep)
             nursery.start_soon(self.upkeep)
@@ -126,7 +126,7 @@ class NatsBus:
             await self.connect_again(sink)
 
     async def connect_again(self, sink: Sink) -> None:
-        """Feeds the sink over one connection after the other."""
+        """Feed the sink over one connection after the other."""
         failures, said = 0, ""
         for url in cycle(random.sample(self.nats.urls, len(self.nats.urls))):
             told = False
@@ -162,7 +162,7 @@ class NatsBus:
             await link.close()
 
     def wanted(self) -> list[Wanted]:
-        """The streams that the broker works with; first the bucket that knows which are ours."""
+        """Return the streams that the broker works with; first the bucket that knows which are ours."""
         found = [
             streams.control(self.stream),
             streams.events(self.stream, self.names),
@@ -173,13 +173,13 @@ class NatsBus:
         return [*found, streams.audit(self.audit, self.stream.replicas)] if self.audit.enabled else found
 
     async def prepare(self) -> None:
-        """Makes the streams that are missing, but that of the audit trail."""
+        """Make the streams that are missing, but that of the audit trail."""
         for name in self.keeper.wanted:
             if name != self.audit.name:
                 await self.keeper.ensure(name)
 
     async def upkeep(self) -> None:
-        """Makes again what somebody has deleted, for ever: of that the connection gives no sign."""
+        """Make again what somebody has deleted, for ever: of that the connection gives no sign."""
         said = ""
         while True:
             await trio.sleep(UPKEEP_SECONDS)
@@ -194,7 +194,7 @@ class NatsBus:
                     said = error.message
 
     async def feed(self, link: Link, sink: Sink) -> None:
-        """Gives `sink` what arrives until the connection is lost. Raises `Unavailable`, sooner or later."""
+        """Give `sink` what arrives until the connection is lost. Raises `Unavailable`, sooner or later."""
         while True:
             if self.ingest.waiting or self.live.waiting:
                 await trio.lowlevel.checkpoint()
@@ -213,7 +213,7 @@ class NatsBus:
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
     ) -> PublishAck:
-        """Stores one message and waits for the stream's acknowledgement.
+        """Store one message and wait for the stream's acknowledgement.
 
         Sent again, under the same id, when that does not come. Raises `TooLarge` above the server's limit,
         `ValueError` for a subject or header that cannot be one, and `Unavailable`: then the message may
@@ -250,7 +250,7 @@ class NatsBus:
         return PublishAck(sequence=ack["seq"], duplicate=ack.get("duplicate", False))
 
     async def publish_all(self, messages: Sequence[Message]) -> None:
-        """Stores messages, all on their way at once; returns when the stream has acknowledged each."""
+        """Store messages, all on their way at once, and return when the stream has acknowledged each."""
         link = await self.jetstream.up()
         said = [(subject, body, {"Nats-Msg-Id": message_id}) for subject, body, message_id in messages]
         answers = await link.request_all(said, seconds=self.nats.request_seconds)
@@ -263,11 +263,11 @@ class NatsBus:
         return self.ingest.signed
 
     async def probe(self) -> None:
-        """Asks the stream whether it takes events. Raises `Unavailable` with what is in the way."""
+        """Ask the stream whether it takes events. Raises `Unavailable` with what is in the way."""
         await self.takes.ask()
 
     async def prepare_audit(self) -> None:
-        """Makes the stream of the audit trail when it is missing."""
+        """Make the stream of the audit trail when it is missing."""
         await self.keeper.ensure(self.audit.name)
 
     @property
@@ -276,12 +276,12 @@ class NatsBus:
         return list(self.keeper.wanted)
 
     async def examine(self, stream: str) -> Standing:
-        """How one of our streams stands to the configuration. Raises `NotFound` for another one."""
+        """Return how one of our streams stands to the configuration. Raises `NotFound` for another one."""
         async with self.aside() as keeper:
             return await keeper.examine(stream)
 
     async def adopt(self, stream: str) -> Standing:
-        """Makes it ours, and as the configuration has it; what it was before."""
+        """Make it ours, and as the configuration has it; what it was before."""
         async with self.aside() as keeper:
             return await keeper.adopt(stream)
 
@@ -299,25 +299,25 @@ class NatsBus:
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Hands one message to NATS without storing it; returns when the server has taken it."""
+        """Hand one message to NATS without storing it, and return when the server has taken it."""
         check_lines(headers or {})
         link = await self.jetstream.up()
         await link.send(subject, body, fields=headers)
         await link.flush(self.nats.request_seconds)
 
     async def subscribe_live(self, subject: str) -> None:
-        """Has messages of `subject` given to `Sink.live`; returns once NATS confirmed it.
+        """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.
 
         Where it raises `Unavailable` nothing is subscribed, later neither.
         """
         await self.live.subscribe(await self.jetstream.up(), subject)
 
     async def unsubscribe_live(self, subject: str) -> None:
-        """Ends `subscribe_live`, also while NATS is away."""
+        """End `subscribe_live`, also while NATS is away."""
         await self.live.unsubscribe(self.jetstream.link, subject)
 
     async def state(self) -> StreamState:
-        """The stream as it is now. Requests at the same time share one answer.
+        """Return the stream as it is now. Requests at the same time share one answer.
 
         It is never older than the request: whoever comes while one is under way shares the next.
         """
@@ -335,29 +335,29 @@ class NatsBus:
         return self.seen
 
     async def usage(self) -> Usage:
-        """How much the stream holds."""
+        """Return how much the stream holds."""
         return await self.history.usage()
 
     async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
-        """How many messages the stream holds under a filter, by one token of their subjects."""
+        """Return how many messages the stream holds under a filter, by one token of their subjects."""
         return await self.history.tally(subject, token=token)
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
-        """At most `limit` stored records that match the subject filter, after the sequence `after`."""
+        """Return at most `limit` stored records that match the subject filter, after the sequence `after`."""
         return await self.history.read(subject, after=after, limit=limit)
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
-        """The newest record at or below `up_to` of each of the subjects, in sequence order."""
+        """Return the newest record at or below `up_to` of each of the subjects, in sequence order."""
         return await self.history.last(subjects, up_to=up_to)
 
     async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
-        """The subjects under a filter that hold a message, or None when they are more than `limit`."""
+        """Return the subjects under a filter that hold a message, or None when they are more than `limit`."""
         return await self.history.subjects(subject, limit=limit)
 
     async def sequence_at(self, time: datetime) -> int | None:
-        """The sequence of the first record stored at or after `time`; None when there is none yet."""
+        """Return the sequence of the first record stored at or after `time`; None when there is none yet."""
         return await self.history.sequence_at(time)
 
     def archive(self, stream: str) -> StreamArchive:
-        """A stream by its name, for people who look at it."""
+        """Return a stream by its name, for people who look at it."""
         return StreamArchive(self.jetstream, History(self.jetstream, stream))

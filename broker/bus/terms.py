@@ -36,7 +36,7 @@ def held(found: Mapping[str, Any], key: str) -> Any:
 
 
 def unusable(found: Mapping[str, Any], wanted: Wanted) -> str | None:
-    """Why the broker cannot work with the stream, or None: what is wrong, and each way out."""
+    """Return why the broker cannot work with the stream, or None: what is wrong, and each way out."""
     name = wanted.name
     for key, value in wanted.required.items():
         theirs = held(found, key)
@@ -58,7 +58,7 @@ def unusable(found: Mapping[str, Any], wanted: Wanted) -> str | None:
 
 
 def way_out(name: str, key: str, theirs: object, value: object) -> str:
-    """How an operator gets the setting changed (https://github.com/nats-io/natscli)."""
+    """Return how an operator gets the setting changed (https://github.com/nats-io/natscli)."""
     if key == "republish" and isinstance(value, dict):
         source, place = value["src"], value["dest"]
         return f"`nats stream edit {name} --republish-source '{source}' --republish-destination '{place}'`"
@@ -72,7 +72,7 @@ def way_out(name: str, key: str, theirs: object, value: object) -> str:
 
 
 def changes(found: Mapping[str, Any], settings: Mapping[str, Any], wanted: Wanted) -> Iterator[Change]:
-    """Where the stream has something else than these settings."""
+    """Yield where the stream has something else than these settings."""
     for key, value in settings.items():
         if not alike(key, theirs := held(found, key), value):
             yield Change(
@@ -85,14 +85,14 @@ def changes(found: Mapping[str, Any], settings: Mapping[str, Any], wanted: Wante
 
 
 def all_changes(found: Mapping[str, Any], wanted: Wanted) -> tuple[Change, ...]:
-    """What would have to be changed for the stream to be just as the configuration has it."""
+    """Return what would have to be changed for the stream to be just as the configuration has it."""
     return tuple(changes(found, {**wanted.required, **wanted.settings}, wanted))
 
 
 def plan(
     found: Mapping[str, Any], wanted: Wanted, left: Mapping[str, Any], *, consent: bool
 ) -> dict[str, Any]:
-    """What to change of a stream of ours, in which we last `left` these settings.
+    """Return what to change of a stream of ours, in which we last `left` these settings.
 
     Only what is still as we left it: what somebody has changed by hand stays. And nothing shrinks without
     `consent`, so that brokers with different files do not undo each other's work for ever. With it everything
@@ -115,12 +115,13 @@ def plan(
 
 
 def alike(key: str, one: Any, other: Any) -> bool:
-    """Whether two values mean the same: there are several words for no limit."""
+    """Return whether two values mean the same: there are several words for no limit."""
     return bounded(one) == bounded(other) if key in LIMITS else bool(one == other)
 
 
 def shrinks(key: str, theirs: Any, value: Any) -> bool:
-    """Whether the change takes something away: events, copies of them, the memory of ids, or subjects that
+    """Return whether the change takes something away: events, copies of them, the memory of ids, or
+    subjects that
     are kept or published again for others.
     """
     if key in LIMITS:
@@ -137,7 +138,7 @@ def bounded(limit: Any) -> float:
 
 
 def shown(key: str, value: Any) -> str:
-    """A value for people."""
+    """Return a value for people."""
     if key in LIMITS and math.isinf(bounded(value)):
         return "unlimited"
     if key in SPANS:
@@ -146,7 +147,7 @@ def shown(key: str, value: Any) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration as it stands in the configuration: "7d"."""
+    """Return a duration as it stands in the configuration: "7d"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size and seconds % size == 0:
             return f"{seconds // size:.0f}{unit}"

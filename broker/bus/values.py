@@ -43,11 +43,11 @@ class Values:
         return f"KV_{self.name}"
 
     async def get(self, key: str) -> Value | None:
-        """The newest value under a key, from the bucket's leader."""
+        """Return the newest value under a key, from the bucket's leader."""
         return await self.led({"last_by_subj": f"$KV.{self.name}.{key}"})
 
     async def led(self, query: Mapping[str, object]) -> Value | None:
-        """One message, or that there is none, from the bucket's leader."""
+        """Return one message, or that there is none, from the bucket's leader."""
         try:
             answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", query)
         except api.ApiError as error:
@@ -58,7 +58,7 @@ class Values:
         return Value(data=base64.b64decode(message.get("data", "")), revision=message["seq"])
 
     async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
-        """Replaces a revision of a value. Raises `Stale`. Times to live are whole seconds (ADR-43)."""
+        """Replace a revision of a value. Raises `Stale`. Times to live are whole seconds (ADR-43)."""
         link = await self.jetstream.up()
         fields = {EXPECTED: str(revision)}
         if ttl is not None:
@@ -74,7 +74,7 @@ class Values:
             raise
 
     async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
-        """Replaces revisions of different keys; the new ones, None where it was another.
+        """Replace revisions of different keys; the new ones, None where it was another.
 
         As one batch where the bucket takes such (ADR-50): then the server syncs its disk once, and not for
         each. Of a batch it takes all or nothing; after nothing each goes by itself, all on their way at once.
@@ -84,7 +84,7 @@ class Values:
         return outcomes(puts, await self.ask(puts, [{} for _ in puts]))
 
     async def put_batch(self, puts: Sequence[Put]) -> list[int | None] | None:
-        """The revisions of a batch; None where nothing of it was stored."""
+        """Return the revisions of a batch; None where nothing of it was stored."""
         batch = secrets.token_hex(8)
         fields = [
             {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} for number in range(1, len(puts) + 1)
@@ -111,13 +111,14 @@ class Values:
         return await link.request_all(messages, seconds=self.jetstream.seconds)
 
     async def count(self, prefix: str) -> int:
-        """How many keys there are under a prefix."""
+        """Return how many keys there are under a prefix."""
         query = {"subjects_filter": f"$KV.{self.name}.{prefix}.>"}
         info = await self.jetstream.call(f"STREAM.INFO.{self.stream}", query)
         return len(info["state"].get("subjects") or {})
 
     async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """What has been put under a prefix since `mark`; nothing is read while there is nothing newer at all.
+        """Return what has been put under a prefix since `mark`; nothing is read while there is nothing
+        newer at all.
 
         Pages come from any replica. One that has nothing more may be late, so the leader is asked, too.
         """
@@ -142,7 +143,10 @@ class Values:
 
 
 def outcomes(puts: Sequence[Put], answers: Sequence[Part]) -> list[int | None]:
-    """The revision of each that was stored, None for what was stale. Raises `ApiError` for other refusals."""
+    """Return the revision of each that was stored, None for what was stale.
+
+    Raises `ApiError` for other refusals.
+    """
     found: list[int | None] = []
     for (key, _, _), (_, body) in zip(puts, answers, strict=True):
         try:

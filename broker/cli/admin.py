@@ -49,7 +49,7 @@ COMMON = (
 
 
 def token_file(name: str) -> Callable[[Any], Any]:
-    """Where the admin token is, under a name of the option's own."""
+    """Return where the admin token is, under a name of the option's own."""
     return click.option(
         name,
         "token_file",
@@ -73,7 +73,7 @@ YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
 def asking(command: Callable[..., None], *, option: str = "--token-file") -> Callable[..., None]:
-    """Gives a command the API and its output, from the options that all of them have.
+    """Give a command the API and its output, from the options that all of them have.
 
     `option` is the one for the admin token.
     """
@@ -114,7 +114,7 @@ def pages(api: Api, key: str, limit: int, *path: str, start: str, **query: Any) 
 
 @click.group()
 def admin() -> None:
-    """Asks a running broker through its admin port: the one of the data directory, or of --url.
+    """Ask a running broker through its admin port: the one of the data directory, or of --url.
 
     Tables on a terminal, JSON for programs.
     """
@@ -123,7 +123,7 @@ def admin() -> None:
 @admin.command()
 @asking
 def readiness(api: Api, output: Output) -> None:
-    """Tells whether an event can travel, and why not; then the exit code is 1."""
+    """Tell whether an event can travel, and why not; then the exit code is 1."""
     answer = api.ask("GET", "readiness")
     output.one(answer)
     if not answer["ready"]:
@@ -139,7 +139,7 @@ def readiness(api: Api, output: Output) -> None:
 @LIMIT
 @asking
 def connections(api: Api, output: Output, limit: int, **query: Any) -> None:
-    """Lists connections."""
+    """List connections."""
     found = pages(api, "connections", limit, "connections", start="cursor", **query)
     output.many(found, "connections", CONNECTIONS)
 
@@ -148,7 +148,7 @@ def connections(api: Api, output: Output, limit: int, **query: Any) -> None:
 @click.argument("connection_id", metavar="ID")
 @asking
 def connection(api: Api, output: Output, connection_id: str) -> None:
-    """Shows one connection in full."""
+    """Show one connection in full."""
     output.one(api.ask("GET", "connections", connection_id))
 
 
@@ -171,7 +171,7 @@ def disconnect(
     yes: bool,
     **farewell: Any,
 ) -> None:
-    """Ends one connection, or all of a tenant or user, and says how many.
+    """End one connection, or all of a tenant or user, and say how many.
 
     A client comes back unless the code is 4500 or above; to keep it out its token must be revoked.
     """
@@ -190,7 +190,7 @@ def disconnect(
 @admin.command()
 @asking
 def tenants(api: Api, output: Output) -> None:
-    """Lists the tenants that have clients on this broker."""
+    """List the tenants that have clients on this broker."""
     output.many(api.ask("GET", "tenants"), "tenants", TENANTS)
 
 
@@ -198,7 +198,7 @@ def tenants(api: Api, output: Output) -> None:
 @click.argument("name")
 @asking
 def tenant(api: Api, output: Output, name: str) -> None:
-    """Shows one tenant in full."""
+    """Show one tenant in full."""
     output.one(api.ask("GET", "tenants", name))
 
 
@@ -209,7 +209,7 @@ def tenant(api: Api, output: Output, name: str) -> None:
 @click.option("--id", "event_id", metavar="ID", help="Makes a retry harmless: the same id is stored once.")
 @asking
 def publish(api: Api, output: Output, channel: str, event: str, tenant: str, event_id: str | None) -> None:
-    """Publishes JSON into CHANNEL as a service does; the empty text is a tombstone."""
+    """Publish JSON into CHANNEL as a service does; the empty text is a tombstone."""
     fields = {"tenant": tenant, "channel": channel, "id": event_id}
     output.one(api.ask("POST", "publish", body=with_event(fields, event)))
 
@@ -227,7 +227,7 @@ def publish(api: Api, output: Output, channel: str, event: str, tenant: str, eve
 @LIMIT
 @asking
 def history(api: Api, output: Output, pattern: str, limit: int, after: str | None, **query: Any) -> None:
-    """Reads the stored events of a tenant, oldest first."""
+    """Read the stored events of a tenant, oldest first."""
     query["channel"] = pattern
     found = pages(api, "events", limit, "history", start="after", after=after, **query)
     output.many(found, "events", EVENTS)
@@ -246,7 +246,7 @@ def dead_letters() -> None:
 @LIMIT
 @asking
 def list_letters(api: Api, output: Output, limit: int, **query: Any) -> None:
-    """Lists dead letters, the newest first."""
+    """List dead letters, the newest first."""
     found = pages(api, "letters", limit, "dead-letters", start="cursor", **query)
     output.many(found, "letters", LETTERS)
 
@@ -255,7 +255,7 @@ def list_letters(api: Api, output: Output, limit: int, **query: Any) -> None:
 @click.argument("sequence", type=click.IntRange(min=1))
 @asking
 def show(api: Api, output: Output, sequence: int) -> None:
-    """Shows one with its headers and body."""
+    """Show one with its headers and body."""
     output.one(api.ask("GET", "dead-letters", str(sequence)))
 
 
@@ -264,7 +264,7 @@ def show(api: Api, output: Output, sequence: int) -> None:
 @click.argument("event", metavar="[JSON]", type=options.event, required=False)
 @asking
 def replay(api: Api, output: Output, sequence: int, event: str | None) -> None:
-    """Publishes one under its original subject, as it is or with JSON instead, and takes it out."""
+    """Publish one under its original subject, as it is or with JSON instead, and delete it here."""
     body = None if event is None else with_event({}, event)
     output.one(api.ask("POST", "dead-letters", str(sequence), "replay", body=body))
 
@@ -273,7 +273,7 @@ def replay(api: Api, output: Output, sequence: int, event: str | None) -> None:
 @click.argument("sequence", type=click.IntRange(min=1))
 @asking
 def delete(api: Api, output: Output, sequence: int) -> None:
-    """Takes out one."""
+    """Delete one."""
     output.one(api.ask("DELETE", "dead-letters", str(sequence)))
 
 
@@ -283,7 +283,7 @@ def delete(api: Api, output: Output, sequence: int) -> None:
 @YES
 @asking
 def purge(api: Api, output: Output, yes: bool, **query: Any) -> None:
-    """Takes out all, or those of a tenant or for a reason."""
+    """Delete all, or those of a tenant or for a reason."""
     which = " and ".join(f"{name} {value}" for name, value in query.items() if value is not None)
     confirm(yes, f"Take out the dead letters of {which}?" if which else "Take out all dead letters?")
     output.one(api.ask("DELETE", "dead-letters", query=query))
@@ -293,7 +293,7 @@ def purge(api: Api, output: Output, yes: bool, **query: Any) -> None:
 @click.argument("level", type=click.Choice(get_args(Level)), required=False)
 @asking
 def log_level(api: Api, output: Output, level: str | None) -> None:
-    """Shows the log level, or sets it until the next reload or restart."""
+    """Show the log level, or set it until the next reload or restart."""
     import json
 
     if level is None:
@@ -305,12 +305,12 @@ def log_level(api: Api, output: Output, level: str | None) -> None:
 @admin.command("config")
 @asking
 def configuration(api: Api, output: Output) -> None:
-    """Shows the configuration in force, without secrets."""
+    """Show the configuration in force, without secrets."""
     output.one(api.ask("GET", "configuration"))
 
 
 def with_event(fields: dict[str, str | None], event: str) -> bytes:
-    """A body with an event in it, which stays as it was written."""
+    """Return a body with an event in it, which stays as it was written."""
     import msgspec
 
     from broker.wire.events import TOMBSTONE
@@ -320,7 +320,7 @@ def with_event(fields: dict[str, str | None], event: str) -> bytes:
 
 
 def confirm(yes: bool, question: str) -> None:
-    """Asks unless told not to; without a terminal there is nobody to ask."""
+    """Ask unless told not to; without a terminal there is nobody to ask."""
     import sys
 
     if yes:

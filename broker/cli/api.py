@@ -55,7 +55,7 @@ class Api:
     def ask(
         self, method: str, *path: str, query: Mapping[str, object] | None = None, body: bytes | None = None
     ) -> Any:
-        """The answer to one request; of a query the parameters that are not None.
+        """Return the answer to one request; of a query the parameters that are not None.
 
         Raises `Unavailable`, `Refused`, and `click.UsageError` for what the broker cannot make sense of.
         """
@@ -64,7 +64,7 @@ class Api:
         return self.understood(status, answer)
 
     def lines(self, *path: str, query: Mapping[str, object], seconds: float) -> Iterator[Any]:
-        """The lines of an answer as they come, for so many seconds at most. Raises as `ask`."""
+        """Yield the lines of an answer as they come, for so many seconds at most. Raises as `ask`."""
         with self.request("GET", path, query, None, seconds + SECONDS) as response:
             if response.status != HTTPStatus.OK:
                 self.understood(response.status, response.read())
@@ -119,5 +119,5 @@ class Api:
 
 
 def shown(value: object) -> str:
-    """A parameter as the API reads it."""
+    """Return a parameter as the API reads it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -42,7 +42,7 @@ def meant(command: Callable[..., None]) -> Callable[..., None]:
 @TENANT
 @asking
 def revocations(api: Api, output: Output, tenant: str | None) -> None:
-    """Lists the revocations and suspensions that hold."""
+    """List the revocations and suspensions that hold."""
     output.many(api.ask("GET", "revocations", query={"tenant": tenant}), "revocations", BANS)
 
 

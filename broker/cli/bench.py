@@ -83,7 +83,7 @@ def bench(
     data_dir: Path | None,
     **given: float | None,
 ) -> None:
-    """Puts a load on a broker and on others, in turn and over loopback, and compares them.
+    """Put a load on a broker and on others, in turn and over loopback, and compare them.
 
     It starts everything itself: a nats-server, a broker, what it is compared with, and the processes that
     publish and receive. With --url the broker is one of yours (`broker dev`, or --data-dir), with the limits
@@ -112,7 +112,7 @@ def bench(
 
 
 def at_address(url: str, data_dir: Path | None) -> Address:
-    """The broker at an address, with the key and the NATS of the data directory."""
+    """Return the broker at an address, with the key and the NATS of the data directory."""
     from broker.bench.contenders import BrokerProcess
     from broker.bench.run import Address
     from broker.cli import local

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("check-config")
 @click.argument("file", type=options.FILE)
 def check_config(file: Path) -> None:
-    """Reports every fault of a configuration FILE, or prints what is in effect as TOML.
+    """Report every fault of a configuration FILE, or print what is in effect as TOML.
 
     The environment counts too. Secrets are never printed.
     """
@@ -35,7 +35,7 @@ def check_config(file: Path) -> None:
 
 
 def access_faults(settings: Config) -> list[str]:
-    """What the readers of keys and patterns find, each of them though the other has failed."""
+    """Return what the readers of keys and patterns find, each of them though the other has failed."""
     from broker.auth import admin as admin_token
     from broker.auth.keys import Keys
     from broker.auth.tokens import Verifier

@@ -30,7 +30,7 @@ TOKEN_SECONDS = 86400.0
 @options.admin_listen
 @options.data_dir
 def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
-    """Runs everything on loopback: nats-server, broker, a key and a demo page.
+    """Run everything on loopback: nats-server, broker, a key and a demo page.
 
     The data directory keeps the events and the key, so that `token`, `publish` and `tail` work beside it.
     BROKER_SECTION__KEY sets any key of the configuration.
@@ -58,7 +58,7 @@ def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> 
 
 
 def preferred(port: int) -> str:
-    """The usual address when nobody has it, else one with any free port."""
+    """Return the usual address when nobody has it, else one with any free port."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -69,7 +69,7 @@ def preferred(port: int) -> str:
 
 
 def show(settings: Config, beside: str, running: Running) -> None:
-    """Says where everything is and what to try; `beside` is what other commands need to find it."""
+    """Say where everything is and what to try; `beside` is what other commands need to find it."""
     import time
 
     from rich.console import Console

@@ -39,7 +39,7 @@ looking = functools.partial(asking, option="--admin-token-file")
 @click.option("--tenant", metavar="T", help="The tenant that a monitoring token asks for.")
 @looking
 def explain(api: Api, output: Output, given: str | None, file: Path | None, **question: Any) -> None:
-    """Says step by step what a token may do with a channel, and why, on the running broker.
+    """Say step by step what a token may do with a channel, and why, on the running broker.
 
     The exit code is 0 when it is allowed and 1 when it is not. A token on the command line can be seen by
     other users of the machine: better `--token -` or --token-file.
@@ -60,7 +60,7 @@ def explain(api: Api, output: Output, given: str | None, file: Path | None, **qu
 
 
 def failed(steps: list[dict[str, Any]], verb: str) -> str:
-    """The step that decides: the one that was asked for, or the one at which all ended."""
+    """Return the step that decides: the one that was asked for, or the one at which all ended."""
     asked = [each for each in steps if each["step"] == verb]
     return str((asked or steps)[-1]["detail"])
 
@@ -85,7 +85,7 @@ def failed(steps: list[dict[str, Any]], verb: str) -> str:
 )
 @looking
 def trace(api: Api, output: Output, tenant: str, channel: str, count: int, seconds: float) -> None:
-    """Follows the next events of a tenant: accepted, for whom, and what became of them at each connection.
+    """Follow the next events of a tenant: accepted, for whom, and what became of them at each connection.
 
     `>` is every stored channel that is not private, `live.>` every live one. A line for each event, with
     a line below it for each connection that did not just get it; JSON for programs. Ends by Ctrl-C.
@@ -110,7 +110,7 @@ def trace(api: Api, output: Output, tenant: str, channel: str, count: int, secon
 
 
 def told(line: dict[str, Any]) -> Iterator[str]:
-    """A line of a trace for people."""
+    """Yield a line of a trace for people."""
     from broker.cli.tables import shown
 
     match line["kind"]:
@@ -134,7 +134,7 @@ def told(line: dict[str, Any]) -> Iterator[str]:
 
 
 def head(line: dict[str, Any]) -> str:
-    """When, where and how large: a message of a trace."""
+    """Return when, where and how large: a message of a trace."""
     from datetime import datetime
 
     time = datetime.fromtimestamp(line["time"]).astimezone().isoformat(timespec="milliseconds")[11:23]
@@ -160,7 +160,7 @@ def fate(each: dict[str, Any]) -> str:
 @LIMIT
 @asking
 def closes(api: Api, output: Output, **query: Any) -> None:
-    """Lists how the last connections ended, the newest first."""
+    """List how the last connections ended, the newest first."""
     query["limit"] = min(query["limit"], 1000)
     output.many(api.ask("GET", "closes", query=query), "closes", CLOSES)
 
@@ -172,7 +172,7 @@ def closes(api: Api, output: Output, **query: Any) -> None:
 @LIMIT
 @asking
 def audit(api: Api, output: Output, limit: int, **query: Any) -> None:
-    """Lists the audit trail of all brokers, the newest first."""
+    """List the audit trail of all brokers, the newest first."""
     found = pages(api, "records", limit, "audit", start="cursor", **query)
     if output.as_json:
         output.document(found)
@@ -181,7 +181,7 @@ def audit(api: Api, output: Output, limit: int, **query: Any) -> None:
 
 
 def summed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as a row: what has no column of its own goes into `what`."""
+    """Return a record as a row: what has no column of its own goes into `what`."""
     rest = {name: value for name, value in record.items() if name not in (*RECORDS, "broker", "transport")}
     what = ", ".join(f"{name} {value}" for name, value in rest.items())
     return {**dict.fromkeys(RECORDS), **record, "what": what}

@@ -22,13 +22,13 @@ STREAM_BYTES = 1 << 30  # a trial must not fill the disk
 
 
 def find_data_dir(given: Path | None, environ: Mapping[str, str]) -> Path:
-    """The data directory of a broker without a configuration file."""
+    """Return the data directory of a broker without a configuration file."""
     section = config.load(None, environ, production=False).server
     return (given or section.data_dir or config.default_data_dir()).absolute()
 
 
 def make_key(data_dir: Path) -> None:
-    """Leaves a key in the data directory, readable by its owner alone, unless there is one."""
+    """Leave a key in the data directory, readable by its owner alone, unless there is one."""
     path = data_dir / KEY_FILE
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,7 +42,9 @@ def make_key(data_dir: Path) -> None:
 
 
 def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> config.Config:
-    """What `broker dev` runs with: everything allowed, to whoever has the key of the data directory."""
+    """Return what `broker dev` runs with: everything allowed, to whoever has the key of the data
+    directory.
+    """
     key = {"name": "dev", "secret_file": str(data_dir / KEY_FILE), "tenants": ["*"], "monitoring": True}
     tables: dict[str, Any] = {
         "server": {"data_dir": str(data_dir), **server},
@@ -62,7 +64,10 @@ def signing(data_dir: Path, environ: Mapping[str, str]) -> config.Config:
 
 
 def running(data_dir: Path, name: str) -> str:
-    """An address of the broker that runs there: "ws", "http", "admin" or "nats". Raises `Unavailable`."""
+    """Return an address of the broker that runs there: "ws", "http", "admin" or "nats".
+
+    Raises `Unavailable`.
+    """
     try:
         return str(json.loads((data_dir / RUNNING_FILE).read_text(encoding="utf-8"))[name])
     except (OSError, ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def checked(read: Callable[[Any], T]) -> Callable[[Any], T]:
-    """A kind of value for click: what `read` refuses is the command used wrongly."""
+    """Return a kind of value for click: what `read` refuses is the command used wrongly."""
 
     @functools.wraps(read)
     def convert(value: Any) -> T:
@@ -76,7 +76,7 @@ def time(value: str) -> str:
 
 @checked
 def from_now(value: str) -> str:
-    """How long, as the RFC 3339 time at which that is over."""
+    """Return how long, as the RFC 3339 time at which that is over."""
     from datetime import UTC, datetime, timedelta
 
     from broker.config import seconds

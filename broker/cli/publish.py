@@ -49,7 +49,7 @@ def publish(
     quiet: bool,
     data_dir: Path | None,
 ) -> None:
-    """Publishes JSON into CHANNEL as a service does, through NATS.
+    """Publish JSON into CHANNEL as a service does, through NATS.
 
     Without JSON, or with -, each line of standard input is an event; blank lines are passed over. What is
     stored is printed in the order of the lines. The first that fails is named, nothing is read after it,
@@ -97,7 +97,7 @@ async def connect(address: str, settings: config.Config) -> Publisher:
 
 
 async def store_lines(store: Store, report: Report) -> None:
-    """Stores each line of standard input, a bounded number at a time, until the first failure."""
+    """Store each line of standard input, a bounded number at a time, until the first failure."""
     begun: Begun = asyncio.Queue()
     room = threading.Semaphore(IN_FLIGHT)
 
@@ -126,7 +126,7 @@ def read_lines(
     begun: Begun,
     room: threading.Semaphore,
 ) -> None:
-    """Hands over the lines of standard input as there is room, then None."""
+    """Hand over the lines of standard input as there is room, then None."""
     # Not sys.stdin, whose lock the interpreter takes when it ends. RuntimeError: the loop has ended first.
     with suppress(RuntimeError), closing(os.fdopen(0, "rb", closefd=False)) as source:
         for number, line in enumerate(iter(partial(source.readline, LINE_BYTES), b""), 1):
@@ -148,7 +148,7 @@ class Report:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Counts on standard error, when that is a terminal and the results do not go there themselves."""
+        """Count on standard error, when that is a terminal and the results do not go there themselves."""
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn
 

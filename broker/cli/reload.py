@@ -25,7 +25,7 @@ POLL_SECONDS = 0.02
 @click.command("reload")
 @options.data_dir
 def reload(data_dir: Path | None) -> None:
-    """Has the broker that runs on a data directory read its configuration anew (SIGHUP), and waits for it.
+    """Have the broker that runs on a data directory reload its configuration (SIGHUP), and wait for it.
 
     Exit code 1, and the faults, when it is refused: then the old one stays in force.
     """
@@ -44,7 +44,7 @@ def reload(data_dir: Path | None) -> None:
 
 
 def verdict(where: Path) -> Verdict:
-    """The last one of the broker that runs there. Raises `Unavailable`."""
+    """Return the last one of the broker that runs there. Raises `Unavailable`."""
     from broker.reloading import VERDICT_FILE, Verdict
 
     pid = local.running(where, "pid")
@@ -58,7 +58,7 @@ def verdict(where: Path) -> Verdict:
 
 
 def outcome(where: Path, pid: int, since: int) -> Verdict:
-    """The verdict on a reload that began after `since`."""
+    """Return the verdict on a reload that began after `since`."""
     until = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < until:
         if (told := verdict(where)).pid == pid and told.began >= since:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @options.admin_listen
 @options.data_dir
 def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
-    """Runs the broker in production until SIGTERM or SIGINT. SIGHUP reads the configuration anew.
+    """Run the broker in production until SIGTERM or SIGINT. SIGHUP reads the configuration anew.
 
     Options win over the environment, the environment over the file.
     """
@@ -50,7 +50,7 @@ def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Pa
 
 
 def hold_hangups() -> None:
-    """Has SIGHUP wait until the broker listens to it. By default it would end the process."""
+    """Have SIGHUP wait until the broker listens to it. By default it would end the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     # In the end, when nobody listens any more, it means nothing. Not SIG_IGN, which children would inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)

@@ -18,7 +18,7 @@ STREAMS = ("stream", "ours", "fault", "differs")
 @click.command()
 @asking
 def streams(api: Api, output: Output) -> None:
-    """Lists the streams and buckets: whether they are ours, and how they differ from the configuration."""
+    """List the streams and buckets: whether they are ours, and how they differ from the configuration."""
     found = api.ask("GET", "streams")
     if not output.as_json:
         for each in found["streams"]:
@@ -31,7 +31,7 @@ def streams(api: Api, output: Output) -> None:
 @YES
 @asking
 def adopt(api: Api, output: Output, stream: str, yes: bool) -> None:
-    """Makes STREAM ours and as the configuration has it, after showing old → new and asking.
+    """Make STREAM ours and as the configuration has it, after showing old → new and asking.
 
     So one that somebody else has made, and one of ours that was changed by hand or of which the
     configuration would delete events. Says what it was before.
@@ -45,7 +45,7 @@ def adopt(api: Api, output: Output, stream: str, yes: bool) -> None:
 
 
 def described(found: dict[str, Any]) -> list[str]:
-    """What an adoption would do."""
+    """Return what an adoption would do."""
     whose = "is ours" if found["ours"] else "was not made by this broker"
     done = [f"  {change(each)}{'  (loses)' if each['loses'] else ''}" for each in found["differences"]]
     return [f"{found['stream']} {whose}; to be changed:", *(done or ["  nothing"])]

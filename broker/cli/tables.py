@@ -66,7 +66,7 @@ def lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 def shown(value: object) -> str:
-    """A value in one line: names of users and bodies may hold what would steer a terminal."""
+    """Return a value in one line: names of users and bodies may hold what would steer a terminal."""
     if value is None or value in ([], {}):
         return "–"
     if isinstance(value, bool):

@@ -60,7 +60,7 @@ def tail(
     count: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Prints the events of channels and patterns as they come, until Ctrl-C.
+    """Print the events of channels and patterns as they come, until Ctrl-C.
 
     Each line is {"channel": …, "position": …, "event": …}, with "publisher" when a client published it;
     live events have no position. After a cut it goes on where it was. Gaps and reconnections are told on
@@ -134,7 +134,7 @@ async def end_by_signal(scope: trio.CancelScope) -> None:
 
 
 async def follow(session: Session, whole: bool, count: int | None) -> None:
-    """Prints events until there were `count` of them, or nobody reads any more."""
+    """Print events until there were `count` of them, or nobody reads any more."""
     from broker.client import Event, Gap, Reconnecting
     from broker.errors import Unavailable
 
@@ -169,7 +169,7 @@ def line(event: Event, whole: bool) -> bytes:
 
 
 def write(data: bytes) -> bool:
-    """Writes a line; False when the reader is gone, as that of `broker tail … | head -1`."""
+    """Write a line; False when the reader is gone, as that of `broker tail … | head -1`."""
     try:
         sys.stdout.buffer.write(data + b"\n")
         sys.stdout.flush()
@@ -181,7 +181,7 @@ def write(data: bytes) -> bool:
 
 
 def notice(message: Message) -> None:
-    """Tells what is no event. Raises `BrokerError` when the subscription was refused as a whole."""
+    """Tell what is no event. Raises `BrokerError` when the subscription was refused as a whole."""
     from broker.errors import BrokerError
 
     said = message.payload

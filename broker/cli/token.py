@@ -49,7 +49,7 @@ def token(
     key: str | None,
     data_dir: Path | None,
 ) -> None:
-    """Prints a token, signed with the key of `broker dev` or of a configuration.
+    """Print a token, signed with the key of `broker dev` or of a configuration.
 
     With --subscribe, --publish or --deny it may do what these say and no more ("me.>" is always allowed);
     without them what the broker allows by default.

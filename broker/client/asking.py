@@ -63,7 +63,7 @@ class Asking:
         self.leaving |= dict.fromkeys(name for name in names if name in self.held or name in under_way)
 
     def due(self, now: float) -> float:
-        """When there is something to send that is held back now."""
+        """Return when there is something to send that is held back now."""
         if self.left:
             return inf
         if self.leaving:
@@ -74,7 +74,7 @@ class Asking:
         return max(min(waiting), self.gate.opens("requests", now))
 
     def take(self, now: float) -> Iterator[Frame]:
-        """What can be sent."""
+        """Yield what can be sent."""
         if self.leaving:
             wanted = {
                 self.resume.expanded(c) for each in self.resume.requests.values() for c in each.channels
@@ -112,7 +112,7 @@ class Asking:
         return names[:1] if self.one_by_one else names[: self.fitting(names)]
 
     def cut(self, request: Request) -> None:
-        """Leaves in it what fits into one message; the rest is another one. A durable name goes with one."""
+        """Leave in it what fits into one message; the rest is another one. A durable name goes with one."""
         most = self.fitting(request.channels)
         if most < len(request.channels) and request.durable is None:
             self.split(request, most)
@@ -123,7 +123,7 @@ class Asking:
         self.resume.requests[self.resume.next_id()] = rest
 
     def fitting(self, channels: list[str]) -> int:
-        """How many of these the broker takes in one message, and at least one."""
+        """Return how many of these the broker takes in one message, and at least one."""
         allowed = self.gate.allowed
         room = min(self.list_bytes, max(allowed.message_bytes - AROUND_BYTES, 0))
         for count, channel in enumerate(channels):
@@ -133,7 +133,7 @@ class Asking:
         return len(channels)
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
-        """Takes note of an answer; True when it is nothing for the application."""
+        """Take note of an answer; True when it is nothing for the application."""
         self.sent_at.pop(message_id or "", None)
         if kind == "unsubscribed" and message_id != self.left_id:
             channel = payload["channel"]
@@ -167,7 +167,7 @@ class Asking:
         return False
 
     def taken_apart(self, request: Request, payload: Mapping[str, Any]) -> bool:
-        """Of several calls each is to fail or succeed for itself."""
+        """Split a request of several calls whose snapshot is too large, and return whether that was done."""
         several = request.calls > 1 and len(request.channels) > 1
         if several and payload.get("code") == errors.SnapshotTooLarge.code:
             self.split(request, len(request.channels) // 2)
@@ -189,7 +189,7 @@ class Asking:
         return kind == "error"
 
     def doubt(self) -> None:
-        """The connection ends for want of answers: what never has one is not asked for any more."""
+        """Count an unanswered connection against its requests, and refuse those that never get an answer."""
         for key in self.asked:
             if request := self.resume.requests.get(key):
                 request.doubts += 1
@@ -197,17 +197,17 @@ class Asking:
                     self.refuse(key, BadMessage(f"there is no answer to it, after {DOUBTS} tries"))
 
     def forget(self, names: Iterable[str]) -> None:
-        """The broker holds them no longer."""
+        """Record that the broker holds these subscriptions no longer."""
         for name in names:
             self.held.discard(name)
             self.leaving.pop(name, None)
 
     def size(self, key: str) -> int:
-        """Of the list in a message that is under way, in bytes."""
+        """Return the size of the list in a message that is under way, in bytes."""
         return len(msgspec.json.encode(self.asked[key]))
 
     def shorten(self, key: str) -> bool:
-        """Its list ended the connection: whether shorter ones, or it, remain to be tried."""
+        """Cut lists shorter after this one ended the connection; return whether any try remains."""
         size, request = self.size(key), self.resume.requests.get(key)
         if size < SMALL:  # that was not the reason
             return True

@@ -85,7 +85,7 @@ class AsyncioSession(Calls):
             self.task.result()
 
     async def run(self) -> None:
-        """Keeps a connection until it is cancelled or the broker ends it; `async with` does it for you."""
+        """Keep a connection until it is cancelled or the broker ends it; `async with` does it for you."""
         ended: SessionEnded | None = None
         try:
             while not isinstance(end := await self.connect(), SessionEnded):
@@ -103,7 +103,7 @@ class AsyncioSession(Calls):
                 self.items.put_nowait(item)
 
     def unheard(self, item: Item) -> bool:
-        """Whether there is no use in keeping it."""
+        """Return whether there is no use in keeping it."""
         return self.engine.is_free(item) and self.items.qsize() >= UNHEARD
 
     def __aiter__(self) -> AsyncioSession:
@@ -148,7 +148,7 @@ class AsyncioSession(Calls):
         return task.result()
 
     async def connect(self) -> Lost | SessionEnded:
-        """One connection from the handshake to its end."""
+        """Return one connection from the handshake to its end."""
         token = await self.current_token()
         if isinstance(token, Lost):
             return token
@@ -185,7 +185,7 @@ class AsyncioSession(Calls):
         )
 
     async def converse(self, link: ClientConnection) -> Lost | SessionEnded:
-        """Reads and writes until the connection is lost, or should be left."""
+        """Read and write until the connection is lost, or should be left."""
         parts = [asyncio.create_task(part) for part in (self.read(link), self.write(link), self.renew())]
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -212,7 +212,7 @@ class AsyncioSession(Calls):
                 await self.hand_over(item)
 
     async def hand_over(self, item: Item) -> None:
-        """Waits until it is taken, where somebody must be there to take it."""
+        """Wait until it is taken, where somebody must be there to take it."""
         if self.unheard(item):
             return
         self.items.put_nowait(item)
@@ -240,7 +240,7 @@ class AsyncioSession(Calls):
                     await self.changed.wait()
 
     async def renew(self) -> Lost | SessionEnded:
-        """Presents another token when one is wanted. Until there is one the old one holds."""
+        """Present another token when one is wanted. Until there is one the old one holds."""
         clock = asyncio.get_running_loop().time
         while True:
             await self.expiring.wait()

@@ -71,7 +71,7 @@ class Calls(ABC):
         durable: str | None = None,
         lag: Lag | None = None,
     ) -> str:
-        """Asks for channels and patterns, now and after each cut; says the `messageId` of the reply.
+        """Ask for channels and patterns, now and after each cut; return the `messageId` of the reply.
 
         At most one start: after a `position`, from a time (`since`, RFC 3339), from the newest `last`
         events, or the newest of each channel (`snapshot`). Else from now. Under a `durable` name it starts
@@ -88,7 +88,7 @@ class Calls(ABC):
         return message_id
 
     async def unsubscribe(self, *channels: str) -> None:
-        """Ends subscriptions: no event that is for them alone is handed over from here on.
+        """End subscriptions: no event that is for them alone is handed over from here on.
 
         The broker is asked until it has confirmed it.
         """
@@ -96,7 +96,7 @@ class Calls(ABC):
         await self.say()
 
     async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
-        """Publishes an event, and returns once the broker has said where it is.
+        """Publish an event, and return once the broker has said where it is.
 
         `event` is any JSON value, or JSON as bytes; `TOMBSTONE` (b"") removes the channel from snapshots.
         Without a connection it waits for one; after a cut, and when the broker has no time for it, it is
@@ -112,7 +112,7 @@ class Calls(ABC):
         return await self.answer(self.engine.publish(channel, event, event_id, done.set), done)
 
     async def acknowledge(self, durable: str, position: str) -> None:
-        """Says that everything up to `position` has been dealt with, and returns once that is stored.
+        """Say that everything up to `position` has been dealt with, and return once that is stored.
 
         That takes up to a second. Raises as `publish` does.
         """
@@ -125,7 +125,7 @@ class Calls(ABC):
         self.changed.set()
 
     async def answer(self, promise: Pending[T], done: Flag) -> T:
-        """Waits for what was promised. It comes behind events: those are read on meanwhile."""
+        """Wait for what was promised. It comes behind events: those are read on meanwhile."""
         mine = self.current_task() is self.taker
         self.taker_waits |= mine
         self.changed.set()
@@ -143,15 +143,15 @@ class Calls(ABC):
         self.changed.set()
 
     def ahead(self) -> float:
-        """How many items may wait to be taken while the next ones are read."""
+        """Return how many items may wait to be taken while the next ones are read."""
         return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
 
     @abstractmethod
     async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:
-        """Awaits the token function. Raises what that raises, and `TimeoutError` after `token_timeout`."""
+        """Await the token function. Raises what that raises, and `TimeoutError` after `token_timeout`."""
 
     async def current_token(self) -> str | Lost:
-        """The token to present now, or why there is none: it is asked for again later."""
+        """Return the token to present now, or why there is none: it is asked for again later."""
         if isinstance(self.token, str):
             return self.token
         try:

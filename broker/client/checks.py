@@ -40,7 +40,7 @@ class Part:
     key: str | int = ""
 
     def within(self) -> Iterator[Part]:
-        """What it holds itself."""
+        """Yield what it holds itself."""
         if isinstance(self.value, dict):
             for key, value in self.value.items():
                 if not isinstance(key, str):
@@ -62,7 +62,7 @@ class Part:
 
 
 def event_json(event: Any) -> bytes:
-    """An event as JSON: any value that JSON has, or JSON as bytes; `TOMBSTONE` is written `null`.
+    """Return an event as JSON: any value that JSON has, or JSON as bytes; `TOMBSTONE` is written `null`.
 
     None alone is refused: what a function returns that forgot to must not remove a channel.
     """
@@ -100,7 +100,7 @@ def check_value(part: Part) -> None:
 
 
 def text_fault(text: str) -> str | None:
-    """Why no UTF-8 can carry a text: half of a pair of surrogates, as a cut UTF-16 text has one."""
+    """Return why no UTF-8 can carry a text: half of a pair of surrogates, as a cut UTF-16 text has one."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

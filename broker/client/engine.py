@@ -149,7 +149,7 @@ class Engine:
         self.frames.append(msgspec.json.encode(document).decode())
 
     def outgoing(self, now: float) -> list[str]:
-        """What is to be sent now."""
+        """Return what is to be sent now."""
         if self.authenticated:
             for frame in self.asking.take(now):
                 self.say(*frame)
@@ -166,14 +166,14 @@ class Engine:
         return self.quiet_since + self.heartbeat / 2
 
     def due(self, now: float) -> float:
-        """When to ask again, if nothing happens before."""
+        """Return when to ask again, if nothing happens before."""
         own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by())
         if not self.authenticated:
             return min(own, self.opened_by)
         return min(own, self.asking.due(now), self.outbox.due(now))
 
     def overdue(self, now: float) -> Lost | None:
-        """Why to leave this connection now."""
+        """Return why to leave this connection now."""
         if now >= self.leave_at:
             return Lost("the broker is going down")
         if self.pinged and now >= self.ping_at():
@@ -186,7 +186,9 @@ class Engine:
         return None
 
     def answer_by(self) -> float:
-        """When a request will have waited too long for its answer, while there was somebody who listened."""
+        """Return when a request will have waited too long for its answer, while there was somebody who
+        listened.
+        """
         if self.quiet_since == inf:
             return inf
         sent_at = min([self.outbox.sent_at(), *self.asking.sent_at.values()])
@@ -199,7 +201,7 @@ class Engine:
         self.quiet_since, self.pinged = now, False
 
     def receive(self, text: str | bytes, now: float) -> Item | Lost | None:
-        """What a message is for the application; None when it is nothing."""
+        """Return what a message is for the application; None when it is nothing."""
         self.quiet_since, self.heard_at = inf, now
         try:
             envelope, payload = said.read(text)
@@ -219,17 +221,19 @@ class Engine:
         return Message(type=kind, payload=payload, message_id=message_id)
 
     def notices(self) -> list[Item]:
-        """What the application is to be told beside what comes."""
+        """Return what the application is to be told beside what comes."""
         found: list[Item] = [*self.asking.refused]
         self.asking.refused = []
         return found
 
     def is_free(self, item: Item) -> bool:
-        """Whether nobody need take it: who subscribes to nothing, and only publishes, does not listen."""
+        """Return whether nobody need take it: who subscribes to nothing, and only publishes, does not
+        listen.
+        """
         return not isinstance(item, Event | Gap) and not self.resume.requests
 
     def is_wanted(self, item: Item) -> bool:
-        """Whether it is still for anybody: what was let go meanwhile is not."""
+        """Return whether it is still for anybody: what was let go meanwhile is not."""
         return not isinstance(item, Event) or self.resume.wants(item.channel)
 
     def event(self, found: Delivery) -> Event | None:
@@ -246,7 +250,7 @@ class Engine:
         )
 
     def heed(self, kind: str, payload: Payload, message_id: str | None, now: float) -> None:
-        """Does what a message asks of the client itself."""
+        """Do what a message asks of the client itself."""
         match kind:
             case "connection.established":
                 heartbeat = payload.get("heartbeat_seconds", HEARTBEAT_SECONDS)
@@ -277,7 +281,7 @@ class Engine:
     # --- tokens ------------------------------------------------------------------------------------
 
     def token_wanted(self, now: float) -> bool:
-        """Whether to get another token now; it is asked for once."""
+        """Return whether to get another token now; it is asked for once."""
         if now < self.token_due:
             return False
         self.token_due = inf
@@ -309,7 +313,7 @@ class Engine:
     # --- how it ends -------------------------------------------------------------------------------
 
     def closed(self, code: int, words: str | None, now: float) -> Lost | SessionEnded:
-        """What a close code asks for. Codes of the broker's own follow an `error` that says more."""
+        """Return what a close code asks for. Codes of the broker's own follow an `error` that says more."""
         if code >= 4000:
             words = self.last_error.get("message", words)
         reason = f"closed with {int(code)}" + (f": {words}" if words else "")
@@ -335,7 +339,7 @@ class Engine:
             self.asking.refuse(largest, TooLarge("closed with 1009: over the limit `message_bytes`"))
 
     def refused(self, status: int, retry_after: str, body: bytes) -> Lost:
-        """What an HTTP answer instead of the upgrade asks for.
+        """Return what an HTTP answer instead of the upgrade asks for.
 
         It is not known whose it is: proxies, and what stands in the broker's place for a while, answer too.
         """
@@ -345,7 +349,7 @@ class Engine:
         )
 
     def wait(self, lost: Lost, now: float) -> float:
-        """How long to stay away after a connection was lost, in seconds."""
+        """Return how long to stay away after a connection was lost, in seconds."""
         if now - self.opened_at >= PROVEN_SECONDS:
             self.failures = 0
         self.authenticated, self.opened_at = False, inf
@@ -360,5 +364,5 @@ class Engine:
 
 
 def bounded(milliseconds: float | None, most: float) -> float:
-    """What the other side asks for, in seconds and within reason."""
+    """Return what the other side asks for, in seconds and within reason."""
     return min(max(milliseconds or 0.0, 0.0) / 1000, most)

@@ -79,7 +79,7 @@ class Gate:
                 self.buckets[lane] = TokenBucket(rate=rate, burst=burst, now=now)
 
     def opens(self, lane: Lane, now: float) -> float:
-        """When the next message of this lane may go: `now`, or later."""
+        """Return when the next message of this lane may go: `now`, or later."""
         if not self.buckets:
             self.begin(self.allowed, now)
         opens = [now, now + self.buckets[lane].wait(now), self.held.get(lane, now)]
@@ -90,14 +90,14 @@ class Gate:
         return max(opens)
 
     def passes(self, lane: Lane, now: float) -> bool:
-        """Whether one may go now; it is counted then."""
+        """Return whether one may go now; it is counted then."""
         if self.opens(lane, now) > now + INSTANT:
             return False
         self.buckets[lane].spend(now, 1)
         return True
 
     def count(self, lane: Lane, now: float) -> None:
-        """Counts what goes in any case."""
+        """Count what goes in any case."""
         if self.buckets:
             self.buckets[lane].spend(now, 1)
 
@@ -105,7 +105,7 @@ class Gate:
         self.held[lane] = max(self.held.get(lane, -inf), until)
 
     def refused(self, lane: Lane, payload: Mapping[str, Any], now: float) -> None:
-        """Notes an `error`: after some for rate, or for form, there is a pause."""
+        """Record an `error`: after some for rate, or for form, there is a pause."""
         code = payload.get("code")
         if code == errors.RateLimited.code:
             self.refusals.hit(now)
@@ -117,6 +117,6 @@ class Gate:
 
 
 def seconds(payload: Mapping[str, Any]) -> float:
-    """How long to wait after a refusal that passes."""
+    """Return how long to wait after a refusal that passes."""
     wait: float = payload.get("retry_after_ms") or WAIT_SECONDS * 1000
     return min(max(wait, 0.0) / 1000, LONGEST_WAIT)

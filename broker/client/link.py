@@ -64,7 +64,7 @@ async def use_link(
     headers: list[tuple[bytes, bytes]],
     ssl_context: ssl.SSLContext | None = None,
 ) -> T:
-    """Connects to a ws or wss address, awaits `use`, and closes; returns what `use` did.
+    """Connect to a ws or wss address, await `use`, close, and return what `use` returned.
 
     Raises `OSError` when there is no such connection to be had, and `ConnectionRejected` for an HTTP
     answer instead of the upgrade.

@@ -55,7 +55,7 @@ class Pending(Generic[T]):
                 self.on_done()
 
     def result(self) -> T:
-        """What was promised. Raises the `BrokerError` that came instead."""
+        """Return what was promised. Raises the `BrokerError` that came instead."""
         if isinstance(self.outcome, BrokerError):
             raise self.outcome
         if self.outcome is None:
@@ -173,7 +173,7 @@ class Outbox:
         self.waiting = [each for each in self.waiting if not self.too_late(each, now)]
 
     def due(self, now: float) -> float:
-        """When there is something to send that is held back now."""
+        """Return when there is something to send that is held back now."""
         held = [each.not_before for each in self.acknowledgements.values() if each.not_before > -inf]
         if self.acknowledges:
             held.append(self.gate.opens("requests", now))
@@ -182,7 +182,7 @@ class Outbox:
         return min(held, default=inf)
 
     def take(self, resume: Resume, now: float) -> Iterator[Frame]:
-        """What can be sent."""
+        """Yield what can be sent."""
         self.acknowledges = False
         for durable, entry in self.acknowledgements.items():
             if now < entry.not_before:
@@ -211,14 +211,14 @@ class Outbox:
             yield "publish", publish.payload, message_id
 
     def too_late(self, publish: Publish, now: float) -> bool:
-        """Gives up what the stream may have, and would not know again."""
+        """Give up what the stream may have, and would not know again."""
         if not publish.unsure or self.age(publish, now) <= self.resend_seconds:
             return False
         publish.perhaps("no answer, and the stream compares ids no longer: another try could store it twice")
         return True
 
     def too_large(self, publish: Publish) -> bool:
-        """Gives up what the broker has said that it does not take."""
+        """Give up what the broker has said that it does not take."""
         allowed, size = self.gate.allowed, len(publish.event)
         limit, most = "publish_bytes", allowed.publish_bytes
         if size <= most:
@@ -240,7 +240,7 @@ class Outbox:
         return window - max(MARGIN * window, MARGIN_SECONDS)
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
-        """Whether this message is an answer for here. A refusal that nobody waits for is none."""
+        """Return whether this message is an answer for here. A refusal that nobody waits for is none."""
         if publish := self.sent.pop(message_id or "", None):
             self.publish_answered(publish, kind, payload, now)
             return True
@@ -311,7 +311,7 @@ class Outbox:
         return min((each.sent_at for each in self.sent.values()), default=inf)
 
     def largest(self) -> int:
-        """The bytes of the largest publish that is under way."""
+        """Return the bytes of the largest publish that is under way."""
         return max((each.size for each in self.sent.values()), default=0)
 
     def too_big(self) -> None:
@@ -334,7 +334,7 @@ class Outbox:
 
 
 def refusal(payload: Mapping[str, Any]) -> BrokerError:
-    """The error that an `error` message tells of."""
+    """Return the error that an `error` message tells of."""
     kind = errors.by_code().get(payload.get("code", ""), BrokerError)
     made = kind(payload.get("message", "refused"))
     if "retry_after_ms" in payload:

@@ -75,7 +75,7 @@ class Publisher:
         reconnect: bool = True,
         **login: Any,
     ) -> Publisher:
-        """Connects to one of `servers` ("nats://[user:password@]host:port").
+        """Connect to one of `servers` ("nats://[user:password@]host:port").
 
         `event_bytes` is the broker's limit of that name. `login` is passed on to nats-py: `user`,
         `password`, `user_credentials`, `nkeys_seed`, `tls`. With `reconnect` a lost connection is tried
@@ -109,7 +109,7 @@ class Publisher:
     async def publish(
         self, tenant: str, channel: str, event: Any, *, event_id: str | None = None
     ) -> Stored | None:
-        """Stores an event, and returns once it is stored; a live channel's is only handed to NATS.
+        """Store an event, and return once it is stored; a live channel's is only handed to NATS.
 
         `event` is any JSON value, or JSON as bytes, which is passed on untouched; `TOMBSTONE` (b"") removes
         the channel from snapshots. The tenant "_all" is every tenant. A retry with the same `event_id` stores
@@ -173,7 +173,7 @@ class Publisher:
             raise UnknownOutcome(f"{subject}: {reason}", event_id=event_id) from error
 
     async def flush(self) -> None:
-        """Returns once the server has taken what was sent. Raises `nats.errors.TimeoutError`.
+        """Return once the server has taken what was sent. Raises `nats.errors.TimeoutError`.
 
         In nats-py 2.16 a PONG that comes after a flush was given up ends the reading for good, while
         `is_connected` stays true. So none is given up: it is left to itself.
@@ -191,7 +191,7 @@ class Publisher:
             flushing.exception()  # seen, also where nobody waits any more
 
     async def connected(self) -> bool:
-        """Whether there is a connection, perhaps after a moment.
+        """Return whether there is a connection, perhaps after a moment.
 
         Without one nats-py would keep the event, and send it whenever there is one again.
         """
@@ -203,7 +203,7 @@ class Publisher:
         return True
 
     async def close(self) -> None:
-        """Ends the connection. What was published before has its answer already."""
+        """End the connection. What was published before has its answer already."""
         await self.client.close()
         for each in [*self.flushing]:
             each.cancel()

@@ -78,7 +78,7 @@ class Resume:
     def ask(
         self, channels: Iterable[str], start: Payload, lag: str | None = None, durable: str | None = None
     ) -> str:
-        """Notes a `subscribe`; says its `messageId`. With a start it takes over what stood before.
+        """Record a `subscribe` and return its `messageId`. With a start it replaces what was asked before.
 
         What is not sent yet and begins at the same place is asked for in one message with it; of the newest
         so many (`last`) only the caller can say over which list they are counted.
@@ -132,7 +132,7 @@ class Resume:
                 self.requests[key] = again
 
     def durably(self, before: Request) -> Request:
-        """A durable subscription as it is asked for on another connection.
+        """Return a durable subscription as it is asked for on another connection.
 
         Its cursor beats the start beside it, which is for a cursor that has expired meanwhile.
         """
@@ -144,7 +144,7 @@ class Resume:
         return again
 
     def received(self, kind: str, payload: Mapping[str, Any], message_id: str | None) -> None:
-        """Takes note of a message from the broker, each in its turn."""
+        """Take note of a message from the broker, each in its turn."""
         request = self.requests.get(message_id or "")
         catch_up = payload.get("catch_up")
         match kind:
@@ -176,7 +176,7 @@ class Resume:
         self.requests.pop(message_id)
 
     def wants(self, channel: str) -> bool:
-        """Whether an event of this channel is for a subscription that there still is."""
+        """Return whether an event of this channel is for a subscription that there still is."""
         if not self.let_go:
             return True
         if channel not in self.wanted:
@@ -197,7 +197,9 @@ class Resume:
         return [each for each in self.requests.values() if each.catch_up == catch_up and catch_up is not None]
 
     def handed_over(self, channel: str, position: str | None, catch_up: int | None) -> bool:
-        """Whether this event reached the application before this connection, by all that it belongs to."""
+        """Return whether this event reached the application before this connection, by all that it
+        belongs to.
+        """
         if position is None or all(request.floor is None for request in self.requests.values()):
             return False
         meant = [
@@ -209,11 +211,13 @@ class Resume:
         return bool(meant) and all(not_after(position, floor) for floor in meant)
 
     def holds(self, durable: str) -> bool:
-        """Whether there is a subscription under this name."""
+        """Return whether there is a subscription under this name."""
         return any(request.durable == durable for request in self.requests.values())
 
     def reached(self, durable: str, position: str) -> bool:
-        """Whether this connection has brought the subscription so far that `position` can be acknowledged."""
+        """Return whether this connection has brought the subscription so far that `position` can be
+        acknowledged.
+        """
         for request in self.requests.values():
             if request.durable == durable and request.accepted:
                 at = self.position if request.catch_up is None else request.newest
@@ -221,13 +225,13 @@ class Resume:
         return False
 
     def expanded(self, channel: str) -> str:
-        """A channel as the broker may name it: `me.…` written out."""
+        """Return a channel as the broker may name it: `me.…` written out."""
         room = self.private and self.private.partition(".")[2]
         return subjects.expand_me(channel, room) if room else channel
 
 
 def not_after(position: str, other: str | None) -> bool:
-    """Whether `position` lies at or before `other`; False where they cannot be compared."""
+    """Return whether `position` lies at or before `other`; False where they cannot be compared."""
     if other is None or not same_stream(position, other):
         return False
     return positions.parse(position).sequence <= positions.parse(other).sequence

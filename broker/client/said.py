@@ -76,7 +76,7 @@ KNOWN = {
 
 
 def read(text: str | bytes) -> tuple[Envelope, Delivery | Payload]:
-    """A message with what is in it. Raises `Nonsense`."""
+    """Return a message with what is in it. Raises `Nonsense`."""
     if not isinstance(text, str):
         raise Nonsense("a frame that is no text")
     try:
@@ -107,7 +107,7 @@ def gap(payload: Mapping[str, Any]) -> Gap:
 
 
 def title(body: bytes) -> str:
-    """What an `application/problem+json` body (RFC 9457) says, for a sentence."""
+    """Return what an `application/problem+json` body (RFC 9457) says, for a sentence."""
     said = None
     try:
         problem = msgspec.json.decode(body, type=dict[str, Any])

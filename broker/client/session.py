@@ -55,7 +55,7 @@ class Session(Calls):
     )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keeps a connection until it is cancelled or the broker ends it. Reports started at once."""
+        """Keep a connection until it is cancelled or the broker ends it. Reports started at once."""
         task_status.started()
         ended: SessionEnded | None = None
         try:
@@ -74,7 +74,7 @@ class Session(Calls):
                 self.channels[0].send_nowait(item)
 
     def unheard(self, item: Item) -> bool:
-        """Whether there is no use in keeping it."""
+        """Return whether there is no use in keeping it."""
         waiting = self.channels[1].statistics().current_buffer_used
         return self.engine.is_free(item) and waiting >= UNHEARD
 
@@ -112,7 +112,7 @@ class Session(Calls):
         raise TimeoutError(f"no answer within {self.token_timeout:g} s")
 
     async def connect(self) -> Lost | SessionEnded:
-        """One connection from the handshake to its end."""
+        """Return one connection from the handshake to its end."""
         token = await self.current_token()
         if isinstance(token, Lost):
             return token
@@ -133,7 +133,7 @@ class Session(Calls):
             return Lost(str(error))
 
     async def converse(self, link: WebSocketConnection) -> Lost | SessionEnded:
-        """Reads and writes until the connection is lost, or should be left."""
+        """Read and write until the connection is lost, or should be left."""
         ends: list[Lost | SessionEnded] = []
 
         async def until_its_end(part: Callable[[], Awaitable[Lost | SessionEnded]]) -> None:
@@ -161,7 +161,7 @@ class Session(Calls):
                 await self.hand_over(item)
 
     async def hand_over(self, item: Item) -> None:
-        """Waits until it is taken, where somebody must be there to take it."""
+        """Wait until it is taken, where somebody must be there to take it."""
         send, receive = self.channels
         if self.unheard(item):
             return
@@ -186,7 +186,7 @@ class Session(Calls):
                 await self.changed.wait()
 
     async def renew(self) -> Lost | SessionEnded:
-        """Presents another token when one is wanted. Until there is one the old one holds."""
+        """Present another token when one is wanted. Until there is one the old one holds."""
         while True:
             await self.expiring.wait()
             token = await self.current_token()

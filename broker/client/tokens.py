@@ -33,7 +33,7 @@ class Claims(msgspec.Struct):
 
 
 def looked_at(token: Any) -> str:
-    """The token without white space around it. Raises `ValueError` when it cannot be one.
+    """Return the token without white space around it. Raises `ValueError` when it cannot be one.
 
     What it was is not repeated: it may be a secret.
     """
@@ -46,7 +46,7 @@ def looked_at(token: Any) -> str:
 
 
 def claims(token: str) -> Claims:
-    """The times that a token says of itself; nothing where they cannot be read."""
+    """Return the times that a token says of itself; nothing where they cannot be read."""
     part = token.split(".")[1]
     with suppress(ValueError, msgspec.DecodeError):
         return msgspec.json.decode(urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=Claims)
@@ -54,7 +54,7 @@ def claims(token: str) -> Claims:
 
 
 def life(token: str) -> float | None:
-    """For how many seconds a token is good that was made just now; by its own times, so by one clock."""
+    """Return the seconds that a new token is good for, by its own times and so by one clock."""
     found = claims(token)
     begin = found.iat if found.iat is not None else found.nbf
     if found.exp is None or begin is None or found.exp <= begin:
@@ -81,7 +81,7 @@ class Credentials:
         self.refused = None
 
     def renew_at(self, now: float) -> float:
-        """When to ask for another one, once the broker wants it: as half of this one's life is over.
+        """Return when to ask for another one, once the broker wants it: as half of this one's life is over.
 
         A source that gives tokens of a minute would else be asked for one after the other. Our clock is
         believed only where it agrees that the token lives.
@@ -95,7 +95,7 @@ class Credentials:
         return max(now, min(half, now + SOON_SECONDS), self.renewed + min(RENEW_SECONDS, lives / 2))
 
     def is_final(self, code: int) -> bool:
-        """Whether a close ends it all: one that refuses the token which was refused before."""
+        """Return whether a close ends it all: one that refuses the token which was refused before."""
         if code == CloseCode.TOKEN_EXPIRED:
             if self.renewable or not self.expired:
                 return False

@@ -141,7 +141,7 @@ def pair(section: str, table: object, one: str, other: str) -> Iterator[Fault]:
 
 
 def readable(key: str, path: Path | None) -> Iterator[Fault]:
-    """A file that must be there for us to read."""
+    """Yield a file that must be there for us to read."""
     if path is None:
         return
     try:

@@ -25,19 +25,21 @@ WAYS_OUT = {
 
 
 def loopback_only(server: Server, key: str) -> bool:
-    """Whether the port under `key` has to stay on this machine."""
+    """Return whether the port under `key` has to stay on this machine."""
     return not server.admin_plain if key == ADMIN else server.tls_certificate is None and not server.plain
 
 
 def fault(server: Server, key: str, address: str) -> str | None:
-    """What is wrong with the port under `key` on an IP address, and both ways out; None when nothing is."""
+    """Return what is wrong with the port under `key` on an IP address, and both ways out; None when
+    nothing is.
+    """
     if loopback_only(server, key) and not is_loopback(address):
         return f"other machines reach {address}, and {WAYS_OUT[key]}"
     return None
 
 
 def faults(server: Server) -> Iterator[tuple[str, str]]:
-    """Of the addresses that the configuration itself names, each key with its fault."""
+    """Yield each key that names an exposed address, with its fault."""
     for key, listen in ((PUBLIC, server.listen), (ADMIN, server.admin_listen)):
         host, _ = host_port(listen)
         if is_address(host) and (found := fault(server, key, host)):

@@ -37,7 +37,7 @@ CREDENTIALS = "CREDENTIALS_DIRECTORY"  # where systemd puts what LoadCredential=
 
 
 def default_data_dir() -> Path:
-    """Where a broker keeps its state when nobody says: the platform's place for a user's programs."""
+    """Return where a broker keeps its state when nobody says: the platform's place for a user's programs."""
     with suppress(RuntimeError):  # neither HOME nor the user's entry says where
         path = platformdirs.user_state_path("broker")
         if path.is_absolute():
@@ -55,7 +55,7 @@ def unusable(path: Path, error: OSError) -> ConfigError:
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, production: bool) -> Config:
-    """The configuration in the file at `path`, if there is one, under what `environ` says.
+    """Return the configuration in the file at `path`, if there is one, under what `environ` says.
 
     `BROKER_SECTION__KEY` overrides a key; other names that begin with `BROKER_` are not ours, since
     container platforms make up such names for a service called broker. Relative paths in the file are
@@ -116,22 +116,22 @@ def spelled(key: str, names: Mapping[str, str]) -> str:
 
 
 def top(key: str) -> str:
-    """The section and its key, without what lies deeper: `auth.keys` of `auth.keys.0.name`."""
+    """Return the section and its key, without what lies deeper: `auth.keys` of `auth.keys.0.name`."""
     return ".".join(key.split(".")[:2])
 
 
 def near(key: str, blamed: list[str]) -> bool:
-    """Whether a fault was already found in, or within, what `key` names."""
+    """Return whether a fault was already found in, or within, what `key` names."""
     return any(other == key or other.startswith(f"{key}.") for other in blamed)
 
 
 def effective(config: Config) -> str:
-    """The configuration as TOML, as `shown`."""
+    """Return the configuration as TOML, as `shown`."""
     return tomlkit.dumps(shown(config))
 
 
 def shown(config: Config) -> Tables:
-    """The configuration for people. Keys that are not set are left out, and so are secrets."""
+    """Return the configuration for people. Keys that are not set are left out, and so are secrets."""
     converter = cattrs.Converter()
     converter.register_unstructure_hook(Path, str)
     tables: Tables = given(converter.unstructure(config))
@@ -174,7 +174,7 @@ def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[s
 
 
 def variables(table: type[attrs.AttrsInstance], *above: str) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Each key, in whichever table, by the variable that can say it: its path and its type."""
+    """Return each key, in whichever table, by the variable that can say it: its path and its type."""
     found: dict[str, tuple[tuple[str, ...], Any]] = {}
     for field in attrs.fields(table):
         path, kind = (*above, field.name), cast("type[attrs.AttrsInstance]", field.type)
@@ -186,7 +186,7 @@ def variables(table: type[attrs.AttrsInstance], *above: str) -> dict[str, tuple[
 
 
 def from_text(raw: str, kind: Any) -> object:
-    """What an environment variable says: a TOML value, else the text itself.
+    """Return what an environment variable says: a TOML value, else the text itself.
 
     A key for text takes anything as text ("007", "true"), one for a list of texts also "a,b".
     """
@@ -206,7 +206,7 @@ def from_text(raw: str, kind: Any) -> object:
 
 
 def plain(kind: Any) -> Any:
-    """A type without `| None` and without annotations."""
+    """Return a type without `| None` and without annotations."""
     if get_origin(kind) in (Union, UnionType):
         kind = next(option for option in get_args(kind) if option is not type(None))
     return get_args(kind)[0] if is_a(Annotated, kind) else kind
@@ -216,7 +216,7 @@ def plain(kind: Any) -> Any:
 
 
 def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
-    """A converter that refuses what it does not know and turns nothing into something else."""
+    """Return a converter that refuses what it does not know and turns nothing into something else."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     hook = converter.register_structure_hook
     hook(str, lambda value, _: values.text(value))
@@ -231,7 +231,7 @@ def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
 
 
 def file_name(text: str, base: Path, environ: Mapping[str, str]) -> Path:
-    """A path relative to `base`, or below the directory of the service's credentials."""
+    """Return a path relative to `base`, or below the directory of the service's credentials."""
     if not text.startswith("${"):
         return base / text
     match = re.match(r"\$\{(\w+)\}/", text)
@@ -282,7 +282,7 @@ def one_of(choices: tuple[str, ...], value: Any, _: Any) -> Any:
 
 
 def read_faults(error: BaseException, key: str) -> Iterator[Fault]:
-    """The faults in what cattrs raised, each with the key that it is about."""
+    """Yield the faults in what cattrs raised, each with the key that it is about."""
     if isinstance(error, ClassValidationError):
         for inner, note in error.group_exceptions()[0]:
             yield from read_faults(inner, f"{key}.{note.name}".lstrip("."))
@@ -301,7 +301,7 @@ def read_faults(error: BaseException, key: str) -> Iterator[Fault]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that looks most like `name`, however little that is."""
+    """Return the known name that looks most like `name`, however little that is."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 

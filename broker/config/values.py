@@ -52,7 +52,7 @@ def boolean(value: object) -> bool:
 
 
 def whole(low: int, high: int) -> Callable[[object], int]:
-    """A reader of whole numbers from `low` to `high`."""
+    """Return a reader of whole numbers from `low` to `high`."""
 
     def read(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -65,12 +65,12 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 
 def limit(value: object) -> int:
-    """A count that may be without limit, which NATS writes as -1."""
+    """Return a count that may be without limit, which NATS writes as -1."""
     return -1 if value == -1 else whole(1, 2**62)(value)
 
 
 def rate(value: object) -> float:
-    """How often in a second: 0, or at least once in 1,000 s."""
+    """Return how often in a second: 0, or at least once in 1,000 s."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{shown(value)} is no number")
     if not 0 <= value < math.inf:
@@ -104,7 +104,7 @@ def any_size(value: object) -> int:
 
 
 def span(value: object) -> float:
-    """Seconds, 0 included: a number, or text such as "90s", "10m", "1h30m" or "7d"."""
+    """Return seconds, 0 included: a number, or text such as "90s", "10m", "1h30m" or "7d"."""
     if isinstance(value, str):
         if not DURATION.match(value):
             raise ValueError(f'{shown(value)} is no duration; write seconds or text such as "10m" or "7d"')
@@ -117,7 +117,7 @@ def span(value: object) -> float:
 
 
 def seconds(value: object) -> float:
-    """A duration above 0, in seconds."""
+    """Return a duration above 0, in seconds."""
     length = span(value)
     if not length:
         raise ValueError("must be above 0")
@@ -155,7 +155,7 @@ def origin(value: object) -> str:
 
 
 def network(value: object) -> str:
-    """An IP network, "10.0.0.0/8" or "fd00::/8", or one address."""
+    """Return an IP network, "10.0.0.0/8" or "fd00::/8", or one address."""
     try:
         found = ip_network(text(value))
     except ValueError as error:
@@ -199,21 +199,21 @@ def ratio(value: object) -> float:
 
 
 def subject_token(value: object) -> str:
-    """One plain token of a subject, so not one of NATS's own (`$JS`, `_INBOX`)."""
+    """Return one plain token of a subject, so not one of NATS's own (`$JS`, `_INBOX`)."""
     if not TOKEN.match(text(value)):
         raise ValueError(f"{shown(value)} is no subject token: A-Z a-z 0-9 _ -, and no _ or - first")
     return text(value)
 
 
 def own_token(value: object) -> str:
-    """The same, or one that begins with `_` as the names that are kept for programs do."""
+    """Return the same, or one that begins with `_` as the names that are kept for programs do."""
     if not TOKEN.match(text(value).removeprefix("_")) or value == "_INBOX":
         raise ValueError(f"{shown(value)} is no subject token: A-Z a-z 0-9 _ -, one _ first, and not _INBOX")
     return text(value)
 
 
 def tenant(value: object) -> str:
-    """A tenant as a token may name it: section 1 of the protocol page."""
+    """Return a tenant as a token may name it: section 1 of the protocol page."""
     if not TENANT.match(text(value)):
         raise ValueError(f"{shown(value)} is no tenant: 1 to 64 of A-Z a-z 0-9 _ -, and no _ first")
     return text(value)
@@ -227,7 +227,7 @@ def stream_name(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for a sentence: as text or a TOML number, shortened."""
+    """Return a value for a sentence: as text or a TOML number, shortened."""
     if isinstance(value, str):
         return ascii(value if len(value) <= 80 else value[:77] + "...")
     if isinstance(value, bool):

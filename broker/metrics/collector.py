@@ -220,7 +220,7 @@ def nats(taken: Statistics) -> Iterator[Metric]:
 
 
 def stream(usage: StreamUsage) -> Iterator[Metric]:
-    """Of the last look at the stream; nothing while it cannot be reached."""
+    """Yield the figures of the last look at the stream, none while it cannot be reached."""
     yield gauge("broker_stream_messages", "Messages in the stream.", usage.messages)
     yield gauge("broker_stream_bytes", "Bytes of the stream.", usage.bytes)
     yield gauge("broker_stream_first_sequence", "The oldest sequence in the stream.", usage.first)
@@ -243,7 +243,7 @@ def counter(name: str, text: str, value: float) -> Metric:
 
 
 def gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-    """One for each value of a label."""
+    """Return one for each value of a label."""
     family = GaugeMetricFamily(name, text, labels=[label])
     for key, number in values.items():
         family.add_metric([key], number)
@@ -251,7 +251,7 @@ def gauges(name: str, text: str, label: str, values: Mapping[str, int]) -> Metri
 
 
 def counters(name: str, text: str, labels: tuple[str, ...], values: Labelled) -> Metric:
-    """One for each combination of values of the labels."""
+    """Return one for each combination of values of the labels."""
     family = CounterMetricFamily(name, text, labels=labels)
     for key, number in values.items():
         family.add_metric([key] if isinstance(key, str) else key, number)
@@ -263,6 +263,6 @@ def histogram(name: str, text: str, values: Histogram) -> Metric:
 
 
 def cumulated(values: Histogram) -> list[tuple[str, float]]:
-    """The buckets as Prometheus counts: each with all that are below it."""
+    """Return the buckets as Prometheus counts: each with all that are below it."""
     bounds = [*(str(float(bound)) for bound in values.bounds), "+Inf"]
     return list(zip(bounds, accumulate(values.counts), strict=True))

@@ -33,7 +33,7 @@ RING, STREAM = "ring", "stream"
 
 
 def zeros(keys: Iterable[Key]) -> Counter[Key]:
-    """Counts that are there from the start: the first one of a kind is else no increase to Prometheus."""
+    """Count that are there from the start: the first one of a kind is else no increase to Prometheus."""
     return Counter(dict.fromkeys(keys, 0))
 
 

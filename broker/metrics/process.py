@@ -70,7 +70,7 @@ class Process:
         )
 
     def reload(self, *, succeeded: bool) -> None:
-        """Notes an attempt to read the configuration anew."""
+        """Record an attempt to read the configuration anew."""
         self.reloaded = succeeded
         if succeeded:
             self.reloaded_at = time.time()

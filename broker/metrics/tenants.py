@@ -16,12 +16,12 @@ NONE = "_none"  # connections that have not shown a token yet
 
 
 def largest(sizes: Mapping[str, int], most: int) -> frozenset[str]:
-    """The names with the largest sizes, at most so many; the same ones as long as the sizes are."""
+    """Return the names with the largest sizes, at most so many; the same ones as long as the sizes are."""
     return frozenset(sorted(sizes, key=lambda name: (-sizes[name], name))[:most])
 
 
 def fold(values: Mapping[str, int], named: Collection[str]) -> dict[str, int]:
-    """The values of the named tenants, and the sum of all others as `OTHER`."""
+    """Return the values of the named tenants, and the sum of all others as `OTHER`."""
     folded = {name: value for name, value in values.items() if name in named}
     folded[OTHER] = sum(values.values()) - sum(folded.values())
     return folded
@@ -39,7 +39,7 @@ class Ledger:
     totals: dict[str, Traffic] = attrs.Factory(lambda: {OTHER: Traffic()})
 
     def book(self, label: str, traffic: Traffic) -> None:
-        """Moves what was counted to a label."""
+        """Move what was counted to a label."""
         self.totals.setdefault(label, Traffic()).add(traffic.deliveries, traffic.bytes)
         traffic.deliveries = traffic.bytes = 0
 

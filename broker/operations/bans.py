@@ -34,7 +34,7 @@ class Bans:
         return reports.BanList(revocations=[report(ban) for ban in listed])
 
     def now(self) -> float:
-        """The time: not before the newest token in use here was issued, should our clock be behind."""
+        """Return the time: not before the newest token in use here was issued, should our clock be behind."""
         principals = (connection.session.principal for connection in self.supervisor.connections)
         return max([time.time(), *(each.issued_at or 0.0 for each in principals if each)])
 
@@ -70,7 +70,7 @@ class Bans:
 
 
 def who(wish: reports.BanSelection) -> Who:
-    """Who is meant. Raises a `BrokerError`."""
+    """Return who is meant. Raises a `BrokerError`."""
     tenant = wish.tenant if wish.tenant == EVERY_TENANT else checked(wish.tenant)
     if wish.user is not None and wish.token_id is not None:
         raise BadMessage("user and token_id exclude each other: a token id says which token")

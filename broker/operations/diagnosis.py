@@ -152,7 +152,7 @@ class Diagnosis:
         )
 
     async def trace(self, wish: TraceWish, write: Callable[[object], Awaitable[None]]) -> None:
-        """Writes a line for each event until one of the bounds is reached."""
+        """Write a line for each event until one of the bounds is reached."""
         if not subjects.is_tenant(wish.tenant):
             raise BadMessage(f"tenant: {subjects.shown(wish.tenant)} is no name of a tenant")
         pattern = subjects.parse_pattern(wish.channel)
@@ -180,7 +180,7 @@ class Diagnosis:
 
 
 def record(body: bytes) -> dict[str, Any]:
-    """A record of the trail; of what somebody else has put there only its size."""
+    """Return a record of the trail; of what somebody else has put there only its size."""
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

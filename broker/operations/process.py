@@ -57,14 +57,14 @@ class Operations:
         return wish
 
     def configuration(self) -> reports.Configuration:
-        """What is in force, with the log level of now; secrets are hidden."""
+        """Return what is in force, with the log level of now; secrets are hidden."""
         running = self.supervisor.config
         return config.shown(attrs.evolve(running, log=attrs.evolve(running.log, level=logging.level())))
 
     # --- connections --------------------------------------------------------------------------------
 
     def connections(self, wish: reports.ConnectionFilter) -> reports.ConnectionPage:
-        """A page by id, so that it goes on where it stopped whoever has come or gone meanwhile."""
+        """Return a page by id, so that it goes on where it stopped whoever has come or gone meanwhile."""
         found = (each for each in self.supervisor.connections if each.id > wish.cursor and fits(each, wish))
         page = nsmallest(wish.limit + 1, found, key=lambda each: each.id)
         more = len(page) > wish.limit
@@ -130,7 +130,7 @@ class Operations:
 
 
 def fits(connection: Connection, wish: reports.ConnectionFilter) -> bool:
-    """Whether all that is asked for holds of a connection."""
+    """Return whether all that is asked for holds of a connection."""
     principal = connection.session.principal
     return (
         wish.tenant in (None, principal and principal.tenant)
@@ -142,17 +142,17 @@ def fits(connection: Connection, wish: reports.ConnectionFilter) -> bool:
 
 
 def host(peer: str) -> str:
-    """The address of "HOST:PORT"."""
+    """Return the address of "HOST:PORT"."""
     return peer.rpartition(":")[0].strip("[]")
 
 
 def wall_clock(then: float) -> str:
-    """A time of the monotonic clock as people read it."""
+    """Return a time of the monotonic clock as people read it."""
     return rfc3339(time.time() - trio.current_time() + then)
 
 
 def summary(connection: Connection) -> dict[str, Any]:
-    """The fields of a `ConnectionSummary`."""
+    """Return the fields of a `ConnectionSummary`."""
     principal, outlet = connection.session.principal, connection.outlet
     backlog, fanout = outlet.backlog, outlet.fanout
     return {
@@ -239,7 +239,7 @@ def principal_report(principal: Principal) -> reports.PrincipalReport:
 
 
 def tenant_summary(tenant: Tenant) -> dict[str, Any]:
-    """The fields of a `TenantSummary`."""
+    """Return the fields of a `TenantSummary`."""
     statistics = tenant.statistics()
     return {
         "tenant": tenant.name,

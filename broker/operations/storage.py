@@ -64,7 +64,7 @@ class Storage:
         return reports.Published(position=self.text(ack.sequence), duplicate=ack.duplicate)
 
     def address(self, tenant: str, channel: str) -> Address:
-        """Where an event is to go. Raises `InvalidChannel`."""
+        """Return where an event is to go. Raises `InvalidChannel`."""
         if subjects.expand_me(channel, "user") != channel:
             raise InvalidChannel(f"{subjects.shown(channel)}: write users.<user>.<name> instead of me.<name>")
         if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
@@ -81,7 +81,7 @@ class Storage:
         return address
 
     def check(self, address: Address, body: bytes) -> None:
-        """Raises `BadMessage` or `TooLarge` when clients would not get this as an event."""
+        """Raise `BadMessage` or `TooLarge` when clients would not get this as an event."""
         fault = events.fault(address.tenant, body, self.supervisor.config.limits.event_bytes)
         if fault:
             raise (TooLarge if fault.reason == "too_large" else BadMessage)(f"event: {fault.detail}")
@@ -126,7 +126,7 @@ class Storage:
         )
 
     async def start(self, wish: reports.HistoryFilter, archive: Archive) -> int | None:
-        """The sequence after which to begin; None for the newest."""
+        """Return the sequence after which to begin; None for the newest."""
         if wish.after is not None:
             position = positions.parse(wish.after)
             if position.incarnation != self.supervisor.intake.incarnation:
@@ -206,7 +206,7 @@ class Storage:
         return entry
 
     def revive(self, entry: Entry, event: bytes | None = None) -> Address:
-        """Where a letter goes, with another event or as it is.
+        """Return where a letter goes, with another event or as it is.
 
         Raises `Conflict` when it would be a dead letter again, and as `check` for the event that was given.
         """
@@ -226,7 +226,7 @@ class Storage:
         return address
 
     async def replay(self, sequence: str, wish: reports.Replay) -> reports.Replayed:
-        """Publishes a letter under its original subject, then takes it out.
+        """Publish a letter under its original subject, then delete it here.
 
         A retry is harmless: the stream knows the same letter with the same body.
         """
@@ -256,7 +256,7 @@ class Storage:
         return reports.Deleted(deleted=int(await self.letters.delete(entry.sequence)))
 
     async def purge_letters(self, wish: reports.LetterSelection) -> reports.Deleted:
-        """Takes out all that a selection has; with a reason one by one, as only their headers tell it."""
+        """Take out all that a selection has; with a reason one by one, as only their headers tell it."""
         subject, deleted = self.letter_filter(wish), 0
         if wish.reason is None:
             deleted = await self.letters.purge(subject)
@@ -278,7 +278,7 @@ if TYPE_CHECKING:
 async def collect(
     read: Read, start: int | None, keep: Callable[[Entry], bool], limit: int, most: int
 ) -> tuple[list[Entry], int | None]:
-    """Reads page after page until `limit` entries are kept, and where to go on; None at the end.
+    """Read page after page until `limit` entries are kept, and where to go on; None at the end.
 
     A page that `read` gives has `most` entries, the last one fewer. Ends earlier, and may have found
     nothing, when it has read enough for one answer.
@@ -298,7 +298,7 @@ async def collect(
 
 
 def first(found: list[Entry], ends: list[int], limit: int) -> tuple[list[Entry], int | None]:
-    """What is known to be complete of several filters' entries, and where to go on."""
+    """Return what is known to be complete of several filters' entries, and where to go on."""
     if ends:
         found = [entry for entry in found if entry.sequence <= min(ends)]
     if len(found) > limit:
@@ -311,7 +311,7 @@ def has_reason(reason: str | None, entry: Entry) -> bool:
 
 
 def letter_summary(entry: Entry) -> dict[str, Any]:
-    """The fields of a `LetterSummary`."""
+    """Return the fields of a `LetterSummary`."""
     return {
         "sequence": entry.sequence,
         "time": rfc3339(entry.time),
@@ -324,7 +324,7 @@ def letter_summary(entry: Entry) -> dict[str, Any]:
 
 
 def number(text: str) -> int:
-    """A sequence that somebody else wrote; 0 for what is none."""
+    """Return a sequence that somebody else wrote; 0 for what is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
@@ -334,7 +334,7 @@ def rfc3339(time: datetime) -> str:
 
 
 def readable(body: bytes) -> tuple[str | None, str | None]:
-    """A body as text, or in base64 when it is none."""
+    """Return a body as text, or in base64 when it is none."""
     try:
         return body.decode(), None
     except UnicodeDecodeError:
@@ -342,5 +342,5 @@ def readable(body: bytes) -> tuple[str | None, str | None]:
 
 
 def printable(text: str) -> str:
-    """Text of a header, in which any byte may stand."""
+    """Return text of a header, in which any byte may stand."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -61,7 +61,7 @@ class Streams:
         return report(await self.bus.examine(name))
 
     async def adopt(self, name: str) -> StreamReport:
-        """Makes it ours, and as the configuration has it; what it was before."""
+        """Make it ours, and as the configuration has it; what it was before."""
         return report(await self.bus.adopt(name))
 
 
