@@ -11,6 +11,7 @@ from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it
 from tests.support.nats import NatsServer, run_nats
 from tests.support.node import modules, node  # noqa: F401  likewise
 from tests.support.rawnats import RawNats, connect
+from tests.support.seeds import seeded  # noqa: F401  likewise
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -265,16 +265,9 @@ def announces(gap: dict[str, Any], generation: int, sequence: int) -> bool:
 
 
 @simulated(40)
-async def test_what_is_gone_is_not_given_and_is_said(
-    seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_gone_is_not_given_and_is_said(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Whatever the store loses, and whatever is deleted, under load."""
-    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
-    monkeypatch.setattr("trio._core._run._r", random.Random(seed))
     rng = random.Random(seed)
-    monkeypatch.setattr(
-        "broker.actors.turns.TURN_SECONDS", rng.choice((0, 0.002))
-    )  # interleaved, or as it is
     bus = ScriptedBus(random=rng, late=rng.choice((0, 0, 7)), stalls=rng.choice((0, 0.1)))
     world = World(bus, rng)
     settings = config.Config(
