@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from tests.faults.support.follower import Follower
     from tests.faults.support.report import Report
     from tests.faults.support.world import World
+    from tests.support.rawnats import RawNats
 
 NODES = 3
 LATENCY = 0.8  # of the late one: elections need seconds
 AWAY_SECONDS = 0.5, 3.0
 PHASE_SECONDS = 5.0
+ANSWER_SECONDS = 5.0  # a request may get lost while a leader is being chosen
 
 
 @attrs.define(eq=False)
@@ -118,13 +120,20 @@ async def run_cluster(directory: Path) -> AsyncIterator[Cluster]:
 async def lead_elsewhere(world: World) -> None:
     """Has the late node lead nothing: a late leader makes everybody late, and no copy staler than another."""
     late = f"node{NODES - 1}"
+
+    async def led_elsewhere(nats: RawNats) -> bool:
+        info = await nats.api("STREAM.INFO.EVENTS")
+        leader = info.get("cluster", {}).get("leader")
+        if leader == late:
+            await nats.api("STREAM.LEADER.STEPDOWN.EVENTS", placement={"preferred": "node0"})
+        return leader not in (None, late)  # none while one is being chosen
+
     with trio.fail_after(PATIENCE_SECONDS):
         while True:
-            info = await world.with_nats(lambda nats: nats.api("STREAM.INFO.EVENTS"))
-            if info.get("cluster", {}).get("leader", late) != late:
-                return
-            await world.with_nats(lambda nats: nats.api("STREAM.LEADER.STEPDOWN.EVENTS"))
-            await trio.sleep(0.2)
+            with trio.move_on_after(ANSWER_SECONDS):
+                if await world.with_nats(led_elsewhere):
+                    return
+            await trio.sleep(0.5)
 
 
 async def wander(world: World, follower: Follower) -> None:
