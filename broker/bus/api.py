@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
 MESSAGE_TOO_LARGE = 10054
-WRONG_LAST_SEQUENCE = 10071  # another one than was expected
+WRONG_LAST_SEQUENCE = 10071  # the stream ends at another sequence than expected
 NOT_THERE = (10037, 10043)  # no message found, sequence not found
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -65,16 +65,16 @@ def decode(body: bytes, path: str) -> dict[str, Any]:
     try:
         answer = json.loads(body)
     except ValueError:
-        raise away(f"{path}: NATS answered with something else than JSON") from None
+        raise away(f"{path}: the answer of NATS is not JSON") from None
     if not isinstance(answer, dict):
-        raise away(f"{path}: NATS answered with something else than a JSON object")
+        raise away(f"{path}: the answer of NATS is not a JSON object")
     if "error" in answer:
         raise ApiError(answer["error"], path)
     return answer
 
 
 def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState:
-    """Return what `STREAM.INFO` says of the stream, which is in that generation (see `bus.generations`)."""
+    """Return the state in an answer to `STREAM.INFO`; for `generation` see `bus.generations`."""
     state = info["state"]
     last = state["last_seq"]
     first = state["first_seq"] if state["messages"] else last + 1
@@ -88,12 +88,12 @@ def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState
 
 
 def created(info: Mapping[str, Any]) -> str:
-    """Return the stream's name among all that were ever made: when that was (µs, base 36)."""
+    """Return the incarnation of the stream: the time at which it was created (µs, base 36)."""
     return base36(nanoseconds(info["created"]) // 1000)
 
 
 def nanoseconds(text: str) -> int:
-    """Return a time of the server's (RFC 3339, in UTC), which has more digits than a `datetime` holds."""
+    """Return a time of the server's (RFC 3339, UTC, finer than a `datetime`) in nanoseconds since 1970."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
     seconds = int(datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp())
     return seconds * 10**9 + int(fraction.ljust(9, "0"))

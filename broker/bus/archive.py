@@ -1,4 +1,4 @@
-"""A stream as people look at it: newest first, one message in full, taken out one by one or by subject."""
+"""A stream for operators: list messages newest first, show one in full, delete one or all of a subject."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PAGE = 256
-WIDER = 4  # how much further back each step looks for enough
+WIDER = 4  # by which each step backwards grows
 
 
 @attrs.define(eq=False)
@@ -44,9 +44,11 @@ class StreamArchive:
         return [entry for entry in reversed(found) if entry.sequence <= high]
 
     async def newest(self, subject: str, limit: int, *, low: int, high: int) -> int:
-        """Return a sequence with just `limit` matches after it up to `high`; `low` when there are fewer.
+        """Return a sequence that has exactly `limit` matches between it and `high`; `low` when there are
+        fewer.
 
-        By steps that grow, then by bisection: three questions where most messages match, else some twenty.
+        Search by growing steps, then by bisection: three requests where most messages match, else some
+        twenty.
         """
         beyond = await self.count(subject, high)
         few, step = high, limit
@@ -113,7 +115,7 @@ class StreamArchive:
 
 
 def entry(fields: Mapping[str, str], body: bytes) -> Entry:
-    """Return a message of a direct get."""
+    """Return the entry for one message of a direct get."""
     return Entry(
         sequence=int(fields["Nats-Sequence"]),
         subject=fields["Nats-Subject"],

@@ -30,10 +30,9 @@ class StreamState:
     """What the stream holds: sequences `first` to `last` (`first` is `last + 1` when it is empty).
 
     `incarnation` names this creation of the stream: `[a-z0-9]+`, the same for every broker. Sequences
-    of different incarnations have nothing to do with each other. `deleted` are those between `first` and
-    `last` that are not there; up to `unnamed` there are more, too many to be named. Of a subject the
-    stream keeps `per_subject` messages (0: all). A message's id is known for `duplicate_window`
-    seconds; without it the bus has not said.
+    of different incarnations are unrelated. `deleted` are those between `first` and `last` that are missing;
+    up to `unnamed` more are missing, too many to list. The stream keeps `per_subject` messages of each
+    subject (0: all) and recognises a message id for `duplicate_window` seconds (None: not known).
     """
 
     incarnation: str
@@ -66,7 +65,7 @@ class Page:
 
 @attrs.frozen(kw_only=True)
 class PublishAck:
-    """The stream's word that it has the message; of a `duplicate` it is the first copy's sequence."""
+    """The stream's acknowledgement; for a `duplicate`, `sequence` is that of the first copy."""
 
     sequence: int
     duplicate: bool
@@ -103,8 +102,8 @@ class Mark:
 class Change:
     """A setting in which a stream differs from the configuration.
 
-    `setting` is the server's name, `key` ours where it has one. With `loses` what is `wanted` would delete
-    events, copies of them, or the memory of ids, or leave out subjects that are kept or published again.
+    `setting` is the server's name, `key` the configuration's where it has one. `loses`: applying `wanted`
+    would delete events, replicas or remembered ids, or drop subjects that are stored or republished.
     """
 
     setting: str
@@ -114,13 +113,13 @@ class Change:
     loses: bool
 
     def __str__(self) -> str:
-        """Ours → theirs."""
+        """The configuration's value → the stream's."""
         return f"{self.key or self.setting}: {self.wanted} → {self.found}"
 
 
 @attrs.frozen(kw_only=True)
 class Standing:
-    """A stream that the broker works with: whether it is `ours`, and why it cannot be used, if so."""
+    """How a stream stands: whether it is `ours`, why it cannot be used (`fault`), and how it differs."""
 
     stream: str
     ours: bool
@@ -142,67 +141,69 @@ class Values(Protocol):
         """Return the newest value under a key; None when there is none."""
 
     async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
-        """Replace a revision (0: there is none yet) for `ttl` seconds (None: for good); the new one.
+        """Replace a revision (0: there is none yet) and return the new one; it lives for `ttl` seconds
+        (None: always).
 
-        Raises `Stale` when it was another.
+        Raises `Stale` when the present revision is another.
         """
 
     async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
-        """Replace revisions of different keys, a hundred or so; the new ones, None where it was another.
+        """Replace revisions of a hundred keys or so; return the new ones, None for each that was stale.
 
-        Where it raises, any of them may have been stored.
+        When this raises, any of them may have been stored.
         """
 
     async def count(self, prefix: str) -> int:
         """Return how many keys there are under `prefix`."""
 
     async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """Return what has been put under `prefix` since `mark` (None: all there is), oldest first; how
-        far it goes.
+        """Return what was put under `prefix` since `mark` (None: all), oldest first, and the new mark.
 
-        Of a key that was put twice only the newest, or others before it.
+        Earlier values of a key may be left out.
         """
 
 
 class Sink(Protocol):
-    """Who gets what arrives: the supervisor."""
+    """The receiver of what arrives: the supervisor."""
 
     async def reached(self) -> None:
-        """NATS answers, before `restored`: for what has to be read before anything is delivered.
+        """Read what has to be known before anything is delivered: NATS answers, and `restored` follows.
 
-        Raises `Unavailable` when it cannot be; then the bus connects once more.
+        Raises `Unavailable` when it cannot be read; the bus then connects again.
         """
 
     def restored(self, state: StreamState) -> None:
-        """The stream can be reached: first, and after each interruption, before the next `stored`.
+        """Record that the stream can be reached, at first and after each interruption, before `stored`.
 
-        The feed goes on after the last `head` when the incarnation is the same and nothing was cut off
-        its end; else it starts over at `state.first`, and `state.incarnation` differs from the last.
+        The feed continues after the last `head` when the incarnation is the same and nothing was cut off
+        its end; otherwise `state.incarnation` differs, and the feed starts again at `state.first`.
         """
 
     def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
-        """The next stored records in sequence order: all there are after the last call up to `head`.
+        """Take the next stored records in sequence order: all between the last call's `head` and this one.
 
-        `stored_at` is when NATS stored the first of them, in Unix seconds by its clock; None without any.
+        `stored_at` is when NATS stored the first of them (Unix seconds, by its clock); None without any.
         """
 
     def skipped(self, state: StreamState) -> None:
-        """Something of what follows was deleted unread: the stream is now as `state` says."""
+        """Record that some of the next records were deleted before they were read; `state` is the stream
+        now.
+        """
 
     def live(self, records: list[Record]) -> None:
-        """Live messages in order of arrival."""
+        """Take live messages in order of arrival."""
 
     def live_lost(self) -> None:
-        """Live messages were dropped before they came here; how many and which is not known."""
+        """Record that live messages were dropped on the way; how many and which is not known."""
 
     def interrupted(self) -> None:
-        """NATS is out of reach. `restored` follows."""
+        """Record that NATS is out of reach. `restored` follows."""
 
 
 class Archive(Protocol):
-    """One of the streams as people look at it. All methods raise `Unavailable`.
+    """One of the streams, for operators. All methods raise `Unavailable`.
 
-    What is listed may lag behind by some seconds where the stream has replicas.
+    A listing may be some seconds old where the stream has replicas.
     """
 
     async def after(self, subject: str, sequence: int, *, limit: int) -> list[Entry]:
@@ -218,14 +219,14 @@ class Archive(Protocol):
         """Return the message at a sequence, if it is still there."""
 
     async def delete(self, sequence: int) -> bool:
-        """Take one message out; False when it was not there."""
+        """Delete one message; return False when it was not there."""
 
     async def purge(self, subject: str) -> int:
-        """Take out all that match a subject filter; how many."""
+        """Delete all that match a subject filter, and return how many."""
 
 
 class Bus(Protocol):
-    """One connection to NATS that is kept for ever.
+    """A connection to NATS that is re-established for ever.
 
     `cursors` and `control` are buckets of values. Requests raise `errors.Unavailable` while NATS is away and
     when no answer comes in time.
@@ -238,7 +239,7 @@ class Bus(Protocol):
     def control(self) -> Values: ...
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect, makes the streams, feeds `sink`, and begins again whenever the client is gone.
+        """Connect, make the streams, feed `sink`, and begin again whenever the connection is lost.
 
         Reports started at once; the first `restored` says that NATS was reached.
         """
@@ -256,36 +257,36 @@ class Bus(Protocol):
     async def publish_all(self, messages: Sequence[Message]) -> None:
         """Store messages, all on their way at once, and return when the stream has acknowledged each.
 
-        Raises `Unavailable` when one is not. Some may have been stored all the same; under their ids they
-        may be sent again.
+        Raises `Unavailable` when one is not acknowledged. Some may have been stored all the same; they may
+        be sent again under their ids.
         """
 
     @property
     def heard(self) -> float | None:
-        """Trio's clock when the feed gave its last sign, if only that it lives; None before the first."""
+        """The time (Trio's clock) of the feed's last sign of life; None before the first."""
 
     async def probe(self) -> None:
-        """Ask the stream whether it takes events, without giving it one.
+        """Ask the stream whether it would store an event, without storing one.
 
-        Raises `Unavailable` with what is in the way: no answer within 2 s, no room in a stream that would
-        rather refuse the new than lose the old, or that it refused the last event.
+        Raises `Unavailable` with the reason it would not: no answer within 2 s, no room in a stream with
+        `discard: new`, or a refusal of the last event.
         """
 
     async def prepare_audit(self) -> None:
-        """Make the stream of the audit trail when it is missing. Events do not wait for it."""
+        """Make the stream of the audit trail when it is missing. Events do not wait for this."""
 
     @property
     def streams(self) -> Sequence[str]:
-        """The names of the streams that the broker works with, those of buckets among them."""
+        """The names of the streams that the broker works with, including those behind buckets."""
 
     async def examine(self, stream: str) -> Standing:
-        """Return how one of the streams that the broker works with stands to the configuration.
+        """Compare one of the broker's streams with the configuration.
 
-        Raises `NotFound` for another stream, and where there is none yet.
+        Raises `NotFound` for any other stream, and for one that does not exist yet.
         """
 
     async def adopt(self, stream: str) -> Standing:
-        """Make it ours, and as the configuration has it; what it was before. Raises as `examine` does."""
+        """Make the stream ours and as configured; return how it stood before. Raises as `examine` does."""
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
@@ -295,28 +296,28 @@ class Bus(Protocol):
     async def subscribe_live(self, subject: str) -> None:
         """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.
 
-        Kept over reconnections until `unsubscribe_live`.
+        The subscription outlives reconnections, until `unsubscribe_live`.
         """
 
     async def unsubscribe_live(self, subject: str) -> None: ...
 
     async def state(self) -> StreamState:
-        """Return the stream as it is now. Requests at the same time share one answer."""
+        """Return the state of the stream now. Simultaneous requests share one answer."""
 
     async def usage(self) -> Usage:
         """Return how much the stream holds."""
 
     async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
-        """Return how many messages the stream holds under a filter, by one token (from 0) of their subjects.
+        """Count the messages under a filter, by one token (from 0) of their subjects.
 
-        It takes time and memory with the number of subjects: for now and then.
+        Time and memory grow with the number of subjects: not for frequent use.
         """
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
         """Return at most `limit` stored records that match the subject filter, after the sequence `after`.
 
-        Batched direct get (ADR-31); bounded by bytes too, and never empty while some match. May lag
-        behind the feed by some seconds where the stream has replicas.
+        By batched direct get (ADR-31); bounded by bytes too, and never empty while some match. May lag
+        some seconds behind the feed where the stream has replicas.
         """
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:

@@ -1,11 +1,11 @@
-"""asyncio ⇄ Trio: one connection to a nats-server by nats-py, and its Trio face.
+"""asyncio ⇄ Trio: one nats-py connection to a nats-server, for use from Trio.
 
 The only place that knows nats-py and asyncio. nats-py opens the connection (addresses, TLS, every
-kind of credentials), writes and pings; reading is ours, see `Reader`. A connection is used until it
-is lost and never mended: the bus opens another, so there is one way back and not two.
+kind of credentials), writes and pings; reading is ours, see `Reader`. A lost connection is never
+repaired: the bus opens another, so there is one way to recover and not two.
 
-Crossing the border costs about 95 µs a call and setting a `trio.Event` from the other side 0.4 µs. So
-whatever arrives is put into a queue by a plain function, and Trio takes what is there in one go.
+A call from Trio into asyncio costs about 95 µs, setting a `trio.Event` from asyncio 0.4 µs. So a plain
+function queues whatever arrives, and Trio takes all that is queued at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("broker.bus")
 
 # Subject, reply subject, header block and body of one message. Called by the reading task for each:
-# it must not raise, and whatever takes time is done elsewhere.
+# it must not raise, and leaves whatever takes time to others.
 Handler: TypeAlias = Callable[[bytes, bytes, bytes, bytes], None]
 Part: TypeAlias = tuple[bytes, bytes]  # header block and body of an answer
 Said: TypeAlias = "tuple[str, bytes, Mapping[str, str]]"  # subject, body and headers of a message
@@ -49,29 +49,29 @@ CONNECT_SECONDS = 2
 PING_SECONDS = 5  # two unanswered ones and the connection is lost: 15 s at most
 FLUSH_SECONDS = 5
 CLOSE_SECONDS = 2
-RETRY_AFTER_SECONDS = 1.0  # what a client is told that asks while NATS is away
+RETRY_AFTER_SECONDS = 1.0  # told to clients that ask while NATS is away
 CRLF = b"\r\n"
-# What the inboxes of brokers begin with: nobody who may read those of services, `_INBOX.>`, reads ours.
+# Prefix of brokers' inboxes: a login that may read those of services, `_INBOX.>`, cannot read ours.
 INBOX = "_INBOX_broker"
 
 links: WeakKeyDictionary[asyncio.AbstractEventLoop, set[Link]] = WeakKeyDictionary()
 
 
 def away(message: str) -> Unavailable:
-    """NATS, or what is needed of it, cannot be had just now."""
+    """Return the error for NATS, or a part of it, that cannot be reached now."""
     return Unavailable(message, retry_after=RETRY_AFTER_SECONDS)
 
 
 class NotPermitted(Unavailable):
-    """The server does not let our login publish, and so ask, there."""
+    """The server does not permit our login to publish to that subject."""
 
 
 @asynccontextmanager
 async def open_loop() -> AsyncIterator[None]:
-    """The asyncio loop that every bus inside runs on: opened once, at the top of the program.
+    """Open the asyncio loop that every bus within runs on: once, at the top of the program.
 
-    A background task of nats-py that fails would otherwise end the whole loop, whenever it happens to
-    be collected. Here it costs the connections, which are opened anew.
+    Otherwise a failed background task of nats-py would end the whole loop whenever it is garbage-collected.
+    Here it costs the connections, which are opened again.
     """
     async with trio_asyncio.open_loop() as loop:
         loop.set_exception_handler(background_failed)
@@ -81,8 +81,8 @@ async def open_loop() -> AsyncIterator[None]:
 def background_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     if isinstance(error, OSError):
-        # What is left of a client whose link was reset in the middle of a write: nats-py's task fails as it
-        # closes that, and is found when it is collected, long after another client has taken its place.
+        # From a client whose socket was reset in the middle of a write: nats-py's task fails as it closes
+        # that, and is reported when it is collected, long after another client has taken its place.
         log.debug("nats_client_remains", error=repr(error))
         return
     log.error("nats_client_failed", what=context["message"], error=repr(error))
@@ -92,18 +92,18 @@ def background_failed(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
 
 @attrs.define(eq=False)
 class Answer:
-    """What came for one request. `many`: until a message with a status, else one message."""
+    """The answer to one request: one message, or with `many` all up to a message with a status."""
 
     subject: str
     many: bool
-    refusal: str = ""  # why there will be none
+    refusal: str = ""  # why none will come
     parts: list[Part] = attrs.field(factory=list)
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.define(eq=False)
 class Link:
-    """One connection to one server. `lost` is for ever; `reason` says why.
+    """One connection to one server. Once `lost` it stays so; `reason` says why.
 
     Requests raise `Unavailable` when it is lost and when no answer comes in time.
     """
@@ -121,11 +121,11 @@ class Link:
     error: Exception | None = None  # the last one that nats-py reported
 
     async def subscribe(self, subject: str, handler: Handler) -> int:
-        """Have `handler` called for each message of `subject`; the number to end it by.
+        """Have `handler` called for each message of `subject`; return the number of the subscription.
 
-        Sent, but not confirmed: `flush` waits for that.
+        It is sent but not confirmed: `flush` waits for that.
         """
-        # A subscription with a future has neither a queue nor a task; `Reader` passes both by.
+        # With a future nats-py makes neither a queue nor a task, which `Reader` would not use.
         subscription = await self.cross(self.client.subscribe, subject, future=asyncio.Future())
         number: int = subscription._id
         self.handlers[number] = handler
@@ -140,11 +140,11 @@ class Link:
     async def send(
         self, subject: str, body: bytes, *, reply: str = "", fields: Mapping[str, str] | None = None
     ) -> None:
-        """Hand one message to the socket, no more. Raises `TooLarge` for one above the server's limit."""
+        """Write one message to the socket. Raises `TooLarge` for one above the server's limit."""
         size = len(body) + headers.size(fields)
         if size > self.client.max_payload:  # the server would end the connection
             raise TooLarge(f"{size} bytes; the NATS server takes at most {self.client.max_payload}")
-        # A byte that is not UTF-8 came from a subject that somebody else published: it goes out as text.
+        # A byte that is not UTF-8 came from the subject of another publisher: escape it.
         subject = subject.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         await self.cross(self.client.publish, subject, body, reply, dict(fields) if fields else None)
 
@@ -157,9 +157,9 @@ class Link:
         fields: Mapping[str, str] | None = None,
         many: bool = False,
     ) -> list[Part]:
-        """Return the answer to one message; with `many` all of it up to the message with a status.
+        """Return the answer to one message; with `many` all parts up to the message with a status.
 
-        All requests share one inbox. Cancelling is safe: a late answer finds nobody.
+        All requests share one inbox. Cancelling is safe: a late answer is dropped.
         """
         token = str(next(self.tokens))
         answer = self.answers[token.encode()] = Answer(subject, many)
@@ -179,7 +179,7 @@ class Link:
         return answer.parts
 
     async def request_all(self, messages: Sequence[Said], *, seconds: float) -> list[Part]:
-        """Return the answers to messages of which none is waited for before all are sent."""
+        """Send all messages, then return the answer to each."""
         tokens = [str(next(self.tokens)) for _ in messages]
         answers = [Answer(subject, many=False) for subject, _, _ in messages]
         self.answers.update(zip((token.encode() for token in tokens), answers, strict=True))
@@ -201,7 +201,7 @@ class Link:
         return [answer.parts[0] for answer in answers]
 
     async def send_all(self, messages: Sequence[Said], replies: Sequence[str]) -> None:
-        """On the asyncio side: all of them for one crossing."""
+        """Publish all of them in one call into asyncio."""
         for (subject, body, fields), reply in zip(messages, replies, strict=True):
             await self.client.publish(subject, body, reply, dict(fields))
 
@@ -215,13 +215,13 @@ class Link:
     async def flush(self, seconds: float = FLUSH_SECONDS) -> None:
         """Return when the server has taken everything that was sent before.
 
-        One that is not answered in time is the end of the link.
+        Without an answer in time the link is lost.
         """
         await self.cross(self.client.flush, seconds)
         self.check()
 
     async def close(self) -> None:
-        """End the connection. Bounded, and not to be cancelled."""
+        """Close the connection, within `CLOSE_SECONDS` and shielded from cancellation."""
         self.lose("closed")
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             try:
@@ -230,10 +230,11 @@ class Link:
                 log.debug("nats_close_failed", error=repr(error))
 
     async def cross(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Return one short call on the asyncio side, which would swallow a cancellation: `lose` alone has
-        one.
+        """Run one short call in asyncio.
+
+        Shielded, since asyncio would swallow a cancellation, but for `lose`.
         """
-        await trio.lowlevel.checkpoint()  # so that whoever tries and fails in a loop does not stop the world
+        await trio.lowlevel.checkpoint()  # so that a loop of failing calls does not block all other tasks
         self.check()
         with trio.CancelScope(shield=True) as scope:
             self.crossings.add(scope)
@@ -265,7 +266,7 @@ class Link:
             self.on_lost()
 
     def refuse(self, message: str) -> None:
-        """An error that the server reports, in its own words. All but missing permissions end the link."""
+        """Handle an error that the server reports. All but a missing permission end the link."""
         if "permissions violation" in message.lower():
             log.error("nats_refused", error=message)
             self.refused.append(message)
@@ -284,11 +285,11 @@ class Link:
 
 
 class Reader(Parser):
-    """The server's half of the NATS protocol, from bytes to handlers, in place of nats-py's parser.
+    """Parser of what the server sends, from bytes to calls of handlers, in place of nats-py's.
 
-    nats-py's takes a subject with a vertical tab for a broken line and gives the connection up, and one
-    that is not UTF-8 ends its reading task without a word. The server stores both from any publisher,
-    and no consumer would ever come past such a record. This one decodes nothing, and costs a fifth.
+    nats-py's parser rejects a subject with a vertical tab and gives up the connection; one that is not UTF-8
+    ends its reading task silently. The server stores both from any publisher, and no consumer would ever get
+    past such a record. This one decodes nothing, and takes a fifth of the time.
     https://docs.nats.io/reference/reference-protocols/nats-protocol
     """
 
@@ -325,7 +326,7 @@ class Reader(Parser):
             await self.link.client._process_ping()
         elif line == b"PONG":
             pongs = self.link.client._pongs
-            if pongs and pongs[0].done():  # who waited for it has given up, which nats-py does not expect
+            if pongs and pongs[0].done():  # its waiter has given up, which nats-py does not expect
                 del pongs[0]
             else:
                 await self.link.client._process_pong()
@@ -402,5 +403,5 @@ def connect_options(url: str, options: config.Nats) -> dict[str, Any]:
 
 
 def shown(url: str) -> str:
-    """Return an address for a message: without its credentials."""
+    """Return an address without its credentials, for a message."""
     return urlsplit(url if "://" in url else f"nats://{url}").netloc.rpartition("@")[2]

@@ -1,13 +1,13 @@
-"""Which life of the stream this is: what its store has lost is noticed, and makes positions new.
+"""The generation of the stream: detect that its store has lost events, and invalidate old positions.
 
-A server that comes back with an older or a damaged store hands out sequences for the second time, under the
-same `created`. So the sequence of a recent event and the time at which NATS stored it are kept: here, for
-other brokers in the control bucket, and, since that lies in the same store as a rule, in a file. Whoever does
-not find that event again counts the generation up in the bucket, where all others take it from.
+A server that comes back with an older or a damaged store assigns sequences a second time, under the same
+`created`. So the sequence of a recent event and the time at which NATS stored it (a milestone) are kept in
+memory, in the control bucket for other brokers, and, since that usually shares the store, in a file. A broker
+that does not find that event again increases the generation in the bucket, where all others read it.
 
-The bucket is what counts. The stream's metadata repeats the number, for a bucket that is lost; it may be
-wiped by any edit of the stream, and is put back. A generation is the Unix time at which it began, so that a
-number that was forgotten with the store is not given again.
+The bucket is authoritative. The stream's metadata repeats the number in case the bucket is lost; any edit of
+the stream may wipe it, and it is put back. A generation is the Unix time at which it began, so that a number
+forgotten with the store is never used again.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ log = structlog.get_logger("broker.bus")
 
 GENERATION = "broker_generation"  # key in the stream's metadata
 KEEP_SECONDS = 5.0
-LOOKS = 4  # at what seems to be lost: a new leader may not have caught up
+LOOKS = 4  # before an event counts as lost: a new leader may not have caught up
 LOOK_SECONDS = 0.5
-TRIES = 5  # against other brokers that notice the same
+TRIES = 5  # against other brokers that do the same
 
 
 @attrs.frozen(kw_only=True)
 class Milestone:
     """An event that the stream held in one of its generations.
 
-    `created` names the stream, `time` is when NATS stored the event, in nanoseconds since 1970; 0: of that
-    sequence it is only known that it had been given out.
+    `created` names the stream, `time` is when NATS stored the event, in nanoseconds since 1970; 0 where
+    nothing but its sequence is known.
     """
 
     created: str
@@ -58,7 +58,7 @@ class Milestone:
 
 @attrs.frozen(kw_only=True)
 class Loss:
-    """What is gone after the sequence `after` (None: not known from where on), up to a milestone at least."""
+    """What is lost: all after the sequence `after` (None: not known), at least up to a milestone."""
 
     after: int | None
     since: str | None
@@ -79,10 +79,10 @@ class Loss:
 
 @attrs.define(eq=False, kw_only=True)
 class Generations:
-    """Finds out the stream's generation, and keeps the milestones.
+    """The stream's generation, and the milestones that prove it.
 
     `values` is the control bucket, `file` is where the milestone is kept outside of NATS. `changed` is called
-    when another broker has begun a new generation. Only what `owns` says is ours is written to.
+    when another broker has begun a new generation. Only streams that are ours by `owns` are written to.
     """
 
     jetstream: api.JetStream
@@ -93,22 +93,22 @@ class Generations:
     owns: Callable[[Mapping[str, Any]], bool]
     newest: Milestone | None = None
     filed: Milestone | None = None  # what the file says
-    reported: Mapping[str, Any] = attrs.Factory(dict)  # what the server said that it has lost
-    trouble: str = ""  # with the file
+    reported: Mapping[str, Any] = attrs.Factory(dict)  # what the server last reported as lost
+    trouble: str = ""  # with the file, as last logged
 
     def number(self, info: Mapping[str, Any]) -> int:
-        """Return the generation of what `STREAM.INFO` describes, so far as is known."""
+        """Return the generation of the stream in an answer to `STREAM.INFO`, as far as known."""
         known = self.newest
         mine = known.generation if known and of(known, info) else 0
         return max(mine, repeated(info))
 
     def advance(self, sequence: int, stored: int) -> None:
-        """The feed has come to an event that was stored at `stored` (nanoseconds)."""
+        """Record the event that the feed has reached, stored at `stored` (nanoseconds since 1970)."""
         if self.newest is not None:
             self.newest = attrs.evolve(self.newest, sequence=sequence, time=stored)
 
     async def settle(self) -> dict[str, Any]:
-        """Return the stream as `STREAM.INFO` says, once it is certain which generation it is in.
+        """Determine the generation, and return the answer to `STREAM.INFO` that belongs to it.
 
         Raises `Unavailable`.
         """
@@ -126,7 +126,7 @@ class Generations:
             )
             if loss := await self.loss(known):
                 number, known = max(number + 1, int(time.time())), []
-            # Kept at once with the generation, which may lose something before the next milestone is due.
+            # Stored together with the generation: events may be lost before the next milestone is due.
             newest = known[-1] if known else await self.last(info, number)
             if number != (in_bucket.generation if in_bucket else 0):
                 fresh = msgspec.json.encode(newest)
@@ -144,7 +144,7 @@ class Generations:
         raise away(f"other brokers keep changing the generation of the stream {self.stream}")
 
     def tell_reported(self, info: Mapping[str, Any]) -> None:
-        """Say what the server itself has found to be lost. It does so until it is started again."""
+        """Log what the server itself reports as lost; it repeats that until it is restarted."""
         lost = info["state"].get("lost") or {}
         if lost != self.reported:
             self.reported = lost
@@ -158,7 +158,7 @@ class Generations:
         return await self.jetstream.call(f"STREAM.INFO.{self.stream}", query or None)
 
     async def loss(self, known: list[Milestone]) -> Loss | None:
-        """Return what is lost, when it still seems so after some looks; `known` is in stream order."""
+        """Return what is lost, confirmed by several looks; `known` is in stream order."""
         for look in range(LOOKS):
             if look:
                 await trio.sleep(LOOK_SECONDS)
@@ -168,7 +168,7 @@ class Generations:
         return found
 
     async def look_for(self, milestones: Iterable[Milestone]) -> Loss | None:
-        """Return the newest milestone that was not deleted decides: all before it is there when it is."""
+        """Return what is lost by the newest milestone that was not deleted: if that is there, nothing is."""
         for milestone in milestones:
             sequence = milestone.sequence
             stored = await self.stored(sequence)
@@ -184,9 +184,7 @@ class Generations:
         return None
 
     async def stored(self, sequence: int) -> int | None:
-        """Return when the message at a sequence was stored, by the stream's leader; None when there is
-        none.
-        """
+        """Ask the stream's leader when the message at a sequence was stored; None without such a message."""
         try:
             answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", {"seq": sequence})
         except api.ApiError as error:
@@ -196,13 +194,13 @@ class Generations:
         return api.nanoseconds(answer["message"]["time"])
 
     async def last(self, info: Mapping[str, Any], number: int) -> Milestone:
-        """Return the end of the stream, for want of a milestone."""
+        """Return the end of the stream, as the first milestone."""
         sequence = info["state"]["last_seq"]
         stored = await self.stored(sequence) if sequence else None
         return Milestone(created=api.created(info), generation=number, sequence=sequence, time=stored or 0)
 
     async def repeat(self, number: int) -> dict[str, Any]:
-        """Have the stream's metadata say the generation too; the stream as it then is."""
+        """Repeat the generation in the stream's metadata, and return `STREAM.INFO` after that."""
         info = await self.info()
         if number == repeated(info) or not self.owns(info):
             return info
@@ -211,7 +209,7 @@ class Generations:
             await self.jetstream.call(
                 f"STREAM.UPDATE.{self.stream}", {**info["config"], "metadata": metadata}
             )
-        except (api.ApiError, NotPermitted) as error:  # the bucket has it, and that is what counts
+        except (api.ApiError, NotPermitted) as error:  # the bucket has it, and is authoritative
             log.warning("generation_not_repeated", stream=self.stream, error=error.message)
         return await self.info()
 
@@ -225,7 +223,7 @@ class Generations:
                 await self.write_file()
                 try:
                     await self.store()
-                except (Unavailable, Stale) as error:  # another broker has, or the next time
+                except (Unavailable, Stale) as error:  # another was first, or it is stored later
                     log.debug("milestone_not_stored", error=repr(error))
         finally:
             with trio.CancelScope(shield=True):
@@ -304,7 +302,7 @@ def rfc3339(stored: int) -> str:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file so that a power cut leaves the old one or the new one."""
+    """Replace a file atomically: a power cut leaves the old one or the new one."""
     new = path.with_suffix(".new")
     with new.open("wb") as file:
         file.write(data)

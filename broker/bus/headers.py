@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VERSION = b"NATS/1.0"
-STATUS = VERSION + b" "  # how the block of a message of the server's own begins: a status and no body
+STATUS = VERSION + b" "  # begins the block of a message by the server itself: a status and no body
 LINE_BREAK = re.compile(r"[\r\n]")
 
 
 def parse(block: bytes) -> dict[str, str]:
-    """Return the fields of a header block; of a repeated one the last, since what the server adds comes last.
+    """Return the fields of a header block; of a repeated one the last, since the server appends its own.
 
-    Values lose the blanks around them and nothing else: a subject in one may end in any other byte.
-    Bytes that are not UTF-8 become lone surrogates, so that nothing looks like a name that it is not.
+    Only blanks around a value are stripped: a subject in one may end in any other byte. Bytes that are not
+    UTF-8 become lone surrogates, so that they cannot be mistaken for another name.
     """
     fields = {}
     for line in block.split(b"\r\n")[1:]:
@@ -28,7 +28,7 @@ def parse(block: bytes) -> dict[str, str]:
 
 
 def size(fields: Mapping[str, str] | None) -> int:
-    """Return the bytes that a header block takes, which count as payload."""
+    """Return the size of a header block in bytes, which count as payload."""
     if not fields:
         return 0
     lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in fields.items())
@@ -36,7 +36,7 @@ def size(fields: Mapping[str, str] | None) -> int:
 
 
 def status(block: bytes) -> int:
-    """Return the status code of a message of the server's own (204, 404, ...), 0 of any other."""
+    """Return the status code of a message by the server itself (204, 404, ...), 0 for any other."""
     code = block[len(STATUS) : len(STATUS) + 3]
     return int(code) if block.startswith(STATUS) and code.isdigit() else 0
 

@@ -1,8 +1,8 @@
-"""Reads of the past by batched direct get (ADR-31): pages by sequence, the newest by subject.
+"""Reads of stored events by batched direct get (ADR-31): pages by sequence, the newest by subject.
 
-No consumer, no state in NATS; any replica answers, so a read may lag behind the feed by some seconds.
-A batch is a run of messages, each naming the sequence before it, closed by one with a status; a run
-with a hole, or without an end, is as good as none.
+No consumer and no state in NATS; any replica answers, so a read may lag some seconds behind the feed.
+A batch is a sequence of messages, each with the sequence of the one before it, ended by one with a status;
+a batch with a hole or without an end is discarded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from broker.bus.api import JetStream
     from broker.bus.base import Record
 
-PAGE_BYTES = 1024 * 1024  # of one read; a first record that is larger comes all the same
-LAST_BYTES = 8 * 1024 * 1024  # of one batch of newest records: the server cuts off who has 64 MB waiting
-LATE_SECONDS = (0.1, 0.4, 1.5)  # between questions to replicas, which may be late
+PAGE_BYTES = 1024 * 1024  # of one read; a first record that is larger is read all the same
+LAST_BYTES = 8 * 1024 * 1024  # of one batch of newest records: the server drops a client with 64 MB pending
+LATE_SECONDS = (0.1, 0.4, 1.5)  # between requests to replicas, which may lag
 LAST_SUBJECTS = 1000  # of one request: the server refuses more than 1,024
 END_OF_BATCH = 204
 NOTHING = 404
@@ -50,15 +50,15 @@ class History:
     stream: str
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
-        """Return the page of `bus.base.Bus.read`."""
+        """Return the page as `bus.base.Bus.read` does."""
         return await self.get(
             {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES}
         )
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
-        """Return the newest record of each, in the order of `bus.base.Bus.last`."""
+        """Return the newest record of each subject, as `bus.base.Bus.last` does."""
         found: list[Record] = []
-        if up_to <= 0:  # the server takes 0 for no bound at all
+        if up_to <= 0:  # to the server 0 means no bound at all
             return found
         for start in range(0, len(subjects), LAST_SUBJECTS):
             wanted = set(subjects[start : start + LAST_SUBJECTS])
@@ -73,7 +73,7 @@ class History:
         return sorted(found, key=lambda record: record[0])
 
     async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
-        """Return the subjects of `bus.base.Bus.subjects`; the server gives them in parts of 100,000."""
+        """Return the subjects as `bus.base.Bus.subjects` does; the server sends them in parts of 100,000."""
         names: list[str] = []
         while True:
             query = {"subjects_filter": subject, "offset": len(names)}
@@ -86,7 +86,7 @@ class History:
                 return names
 
     async def usage(self) -> Usage:
-        """Return the answer of `bus.base.Bus.usage`."""
+        """Return the usage as `bus.base.Bus.usage` does."""
         info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
         state, most = info["state"], info["config"].get("max_bytes", -1)
         return Usage(
@@ -98,7 +98,7 @@ class History:
         )
 
     async def tally(self, subject: str, *, token: int) -> Counter[str]:
-        """Return the counts of `bus.base.Bus.tally`, from the counts of all subjects in parts of 100,000."""
+        """Count as `bus.base.Bus.tally` does, from the counts of all subjects in parts of 100,000."""
         found: Counter[str] = Counter()
         offset = 0
         while True:
@@ -112,10 +112,10 @@ class History:
                 return found
 
     async def sequence_at(self, time: datetime) -> int | None:
-        """Return the first sequence of `bus.base.Bus.sequence_at`.
+        """Return the sequence as `bus.base.Bus.sequence_at` does.
 
-        That there is none is believed only when the stream's leader knows of nothing so new: a replica that
-        is late says so too.
+        None only when the stream's leader confirms that nothing is so new: a replica that lags has none
+        either.
         """
         query = {"start_time": time.astimezone(UTC).isoformat(), "batch": 1}
         for pause in LATE_SECONDS:
@@ -127,7 +127,7 @@ class History:
             if not state["messages"] or datetime.fromisoformat(state["last_ts"]) < time:
                 return None
             await trio.sleep(pause)
-        raise away(f"a replica of the stream {self.stream} is late")
+        raise away(f"a replica of the stream {self.stream} lags behind")
 
     async def get(self, query: dict[str, object]) -> Page:
         """Return one batch as a page."""
@@ -135,9 +135,7 @@ class History:
         return Page(records=[record(fields, body) for fields, body in parts], pending=pending)
 
     async def batch(self, query: Mapping[str, object]) -> tuple[list[tuple[dict[str, str], bytes]], int]:
-        """Return one batch, checked for holes: the fields and body of each message, and how many more
-        match.
-        """
+        """Return the fields and body of each message of a batch without holes, and how many more match."""
         *parts, (end, _) = await self.jetstream.ask(f"DIRECT.GET.{self.stream}", query)
         status = headers.status(end)
         if status == NOTHING and not parts:
@@ -158,7 +156,7 @@ class History:
         return found, int(fields["Nats-Num-Pending"])
 
     def hole(self) -> NoReturn:
-        raise away(f"a part of what was read from the stream {self.stream} is missing")
+        raise away(f"a message is missing from a batch of the stream {self.stream}")
 
 
 def record(fields: dict[str, str], body: bytes) -> Record:

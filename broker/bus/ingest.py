@@ -1,8 +1,8 @@
 """The ordered feed: every record of the stream, in order, once, over any number of consumers.
 
-An ephemeral push consumer with an explicit start (ADR-15, ADR-17 have the scheme of the clients' ordered
-consumers) counts what it delivers; a hole in that count, or its silence, and a new one reads on behind
-the last record that was handed over. Nothing is acknowledged, nothing is kept in NATS.
+An ephemeral push consumer with an explicit start counts what it delivers (as the ordered consumers of
+clients do: ADR-15, ADR-17). When that count has a hole, or the consumer falls silent, a new one continues
+after the last record handed over. Nothing is acknowledged and nothing is kept in NATS.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Frame: TypeAlias = tuple[bytes, bytes, bytes, bytes]  # subject, reply subject, 
 
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 2.5 * HEARTBEAT_SECONDS  # two heartbeats missed
-PING_SECONDS = 2.0  # for the server to say that it is there, when its consumer is silent
-INACTIVE_SECONDS = 5.0  # after which the server forgets a consumer that nobody listens to
+PING_SECONDS = 2.0  # for the server to answer when its consumer is silent
+INACTIVE_SECONDS = 5.0  # after which the server deletes a consumer without a subscriber
 BATCH = 512
-HEAD_START_SECONDS = 10  # of recent events for the rings, at the first start
+HEAD_START_SECONDS = 10  # of recent events to fill the rings at the start
 HEAD_START_RECORDS = 20_000
 HELD_RECORDS = 131_072  # between asyncio and Trio; flow control keeps the server below it
 HELD_BYTES = 64 * 1024 * 1024
@@ -47,7 +47,7 @@ HELD_BYTES = 64 * 1024 * 1024
 
 @attrs.define(eq=False)
 class Ingest:
-    """Reads the stream and gives it to the sink. All methods are for the one task of the bus.
+    """Reader of the stream for the sink. All methods are for the one task of the bus.
 
     `head` is the last sequence handed over, in `state.incarnation`. `wake` is called when frames arrive.
     """
@@ -66,18 +66,21 @@ class Ingest:
     waiting: deque[Frame] = attrs.field(factory=deque)
     held: int = 0  # bytes of the bodies in `waiting`
     overflowed: bool = False
-    verified: int = 0  # how many of the next frames came before the stream was last found untrimmed
+    verified: int = 0  # frames that were waiting when the stream was last looked at
     consumer: str | None = None
     inbox: bytes = b""
     subscription: int | None = None
-    delivered: int = 0  # the consumer's own count, of the last frame handed over
-    heard: float = 0.0  # Trio's clock, when the consumer last gave a sign, or was made
-    signed: float | None = None  # the same of whichever consumer; when the connection was made
+    delivered: int = 0  # the consumer's count at the last frame handed over
+    heard: float = 0.0  # Trio's clock: the last sign of life of this consumer, or its creation
+    signed: float | None = None  # the last sign of life of any consumer, or the connection's beginning
     consumers: int = 0
     stale: bool = False
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        """Keep one frame for Trio. Over the bounds it keeps none until the next consumer brings them."""
+        """Queue one frame for Trio.
+
+        Beyond the bounds all are dropped, and the next consumer reads them again.
+        """
         if self.overflowed:
             return
         if len(self.waiting) >= self.held_records or self.held >= self.held_bytes:
@@ -88,8 +91,8 @@ class Ingest:
         self.wake()
 
     async def open(self, sink: Sink) -> None:
-        """Begin, or goes on, over a new connection, and tells the sink that it did."""
-        self.subscription = None  # the last connection's, gone with it
+        """Begin or continue over a new connection, and tell the sink."""
+        self.subscription = None  # that of the last connection is gone with it
         await self.replace(sink, restored=True)
         self.signed = trio.current_time()
 
@@ -112,7 +115,7 @@ class Ingest:
                 await self.replace(sink)
 
     async def take(self, sink: Sink) -> bool:
-        """Hand over a batch. False when the consumer cannot be trusted any more."""
+        """Hand over a batch; return False when the consumer cannot be trusted any more."""
         records: list[Record] = []
         stalled: list[bytes] = []
         stored_at: int | None = None
@@ -156,11 +159,10 @@ class Ingest:
             sink.stored(records, self.head, None if stored_at is None else stored_at / 1e9)
 
     def control(self, reply: bytes, fields: dict[str, str], status: int, stalled: list[bytes]) -> bool:
-        """Return a message of the consumer itself: flow control, a heartbeat, or its end. False: it is no
-        good.
+        """Handle flow control, a heartbeat or the end of the consumer; return whether it is still sound.
 
-        Flow control is answered in its turn, when all before it has been handed over: so the server
-        sends no more than we take.
+        Flow control is answered when all frames before it have been handed over, so that the server sends no
+        more than is consumed.
         """
         if status != 100:
             return False
@@ -171,10 +173,10 @@ class Ingest:
         return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
 
     async def explain(self, sink: Sink, last: int) -> bool:
-        """Tell the sink what the stream does not hold any more: it was gone unread.
+        """Tell the sink what was deleted from the stream before it was read.
 
-        The answer holds for all frames that are waiting now, and is given before any of them. False: it is
-        not even the stream that is being read.
+        The answer covers all frames that are waiting now, and precedes them. False when the stream is another
+        one.
         """
         self.verified = len(self.waiting)
         state = await self.looks.look()
@@ -189,25 +191,25 @@ class Ingest:
         return True
 
     def compare(self, state: StreamState) -> None:
-        """Record that the stream is not the one that is being read: somebody asked for its state."""
+        """Record that the stream is another one than is being read, if its `state` says so."""
         if self.state is not None and state.incarnation != self.state.incarnation:
             self.outdated()
 
     def outdated(self) -> None:
-        """The stream has another generation than the one that is being read."""
+        """Record that the stream has another generation than the one that is being read."""
         self.stale = True
         self.wake()
 
     async def replace(self, sink: Sink, *, restored: bool = False) -> None:
-        """A new consumer behind the head, or from the beginning of a new incarnation of the stream."""
+        """Make a new consumer after the head, or at the beginning of a new incarnation of the stream."""
         link = await self.jetstream.up()
         await self.drop(link)
         state, start = await self.resolve()
         again = self.state is not None and state.incarnation == self.state.incarnation
         await self.create(link, start)
-        # It was made on that very stream only if the stream is still the same afterwards.
+        # The consumer is on that very stream only if the stream is still the same now.
         if (await self.looks.look()).incarnation != state.incarnation:
-            raise away(f"the stream {self.stream} was made anew just now")
+            raise away(f"the stream {self.stream} has just been recreated")
         if not restored and (not again or state.first > start):
             sink.interrupted()
             restored = True
@@ -219,7 +221,7 @@ class Ingest:
             sink.stored([], self.head, None)
 
     async def resolve(self) -> tuple[StreamState, int]:
-        """Return the stream as it is, and the sequence to read on from."""
+        """Return the stream's state, and the sequence to continue from."""
         state = await self.looks.understand(await self.generations.settle())
         if self.state is None:
             return state, await self.head_start(state)
@@ -227,7 +229,7 @@ class Ingest:
         return state, self.head + 1 if same else state.first
 
     async def head_start(self, state: StreamState) -> int:
-        """Return where a broker that has just started begins to read: a few seconds back."""
+        """Return the sequence at which a broker begins to read when it starts: a few seconds back."""
         since = datetime.now(UTC) - timedelta(seconds=HEAD_START_SECONDS)
         recent = await self.history.sequence_at(since) or state.last + 1
         return max(min(recent, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
@@ -271,12 +273,12 @@ class Ingest:
             name, self.consumer = self.consumer, None
             try:
                 await self.jetstream.call(f"CONSUMER.DELETE.{self.stream}.{name}")
-            except ApiError as error:  # as a rule the server has forgotten it by itself
+            except ApiError as error:  # the server has usually deleted it by itself
                 log.debug("consumer_not_deleted", consumer=name, error=error.message)
 
 
 def sequences(reply: bytes) -> tuple[int, int]:
-    """Stream sequence and consumer sequence out of an acknowledgement subject.
+    """Return the stream sequence and the consumer sequence in an acknowledgement subject.
 
     9 tokens: `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`;
     11 and 12 with domain and account hash before the stream, and a random one at the end (ADR-15).
@@ -287,6 +289,6 @@ def sequences(reply: bytes) -> tuple[int, int]:
 
 
 def time_of(reply: bytes) -> int:
-    """Return when NATS stored the message, out of the same: nanoseconds since 1970."""
+    """Return the time at which NATS stored the message, from the same subject: nanoseconds since 1970."""
     tokens = reply.split(b".")
     return int(tokens[7 if len(tokens) == 9 else 9])

@@ -1,9 +1,9 @@
-"""Makes the broker's streams, and keeps its hands off those of others.
+"""Make the broker's own streams, and leave those of others alone.
 
-A stream that the broker made is *ours*: it carries a mark in its metadata, its name and when it was created,
-and the control bucket knows the pair too, with the settings in which we left it. Any edit without metadata
-wipes the mark (Terraform, NACK, `nats stream edit --config`); it is put back where the bucket knows the pair.
-What is not ours is looked at and never changed, until somebody has it adopted.
+A stream that the broker made is *ours*: its metadata has a mark (its name and creation time), and the control
+bucket has the same pair, with the settings as we last left them. Any edit without metadata wipes the mark
+(Terraform, NACK, `nats stream edit --config`); it is restored where the bucket knows the pair. A stream that
+is not ours is checked and never changed, until an operator has it adopted.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ RECORDS = "owned"  # what the keys of the control bucket begin with
 NAME_TAKEN = 10058  # the server's `err_code`s: by a stream with another configuration,
 SUBJECTS_TAKEN = 10065  # and by another stream
 TRIES = 5  # against other brokers that do the same
-REMEMBERED = 16  # versions of the settings that were agreed to
+REMEMBERED = 16  # versions of our settings that an operator agreed to
 
 
 @attrs.frozen(kw_only=True)
 class Memory:
     """What the control bucket knows of a stream of ours.
 
-    It is ours while it was created at `created`. `left` are the settings that it had when last they were as
-    we wanted them, `agreed` the versions of our settings that somebody has consented to.
+    It is ours while its creation time is `created`. `left` are its settings when they last were as we wanted,
+    `agreed` the versions of our settings that an operator has consented to.
     """
 
     created: str
@@ -56,7 +56,7 @@ class Held:
 
     info: Mapping[str, Any]
     ours: bool
-    marked: bool | None  # with a whole mark, or half of one, or none
+    marked: bool | None  # True: the whole mark; False: half of it; None: no mark
     memory: Memory
     revision: int
 
@@ -79,15 +79,17 @@ class Keeper:
     wanted: Mapping[str, Wanted]
     embedded: bool = False
     adopted: frozenset[str] = frozenset()
-    arranged: dict[str, str] = attrs.Factory(dict)  # name → created, of ours, once they are in line
-    said: dict[str, object] = attrs.Factory(dict)  # by name, so that it is said once
-    failed: dict[tuple[str, str], str] = attrs.Factory(dict)  # the last refusal, by what and name
-    forbidden: set[str] = attrs.Factory(set)  # names of those that we may not change
+    arranged: dict[str, str] = attrs.Factory(dict)  # name → created, of ours, once they are as configured
+    said: dict[str, object] = attrs.Factory(dict)  # by name, so that each is logged once
+    failed: dict[tuple[str, str], str] = attrs.Factory(dict)  # the last refusal, by log event and name
+    forbidden: set[str] = attrs.Factory(set)  # names of those that our login may not change
 
     async def ensure(self, name: str) -> None:
-        """Make the stream when it is missing; bring one of ours into line where that loses nothing.
+        """Make the stream when it is missing; update one of ours to the configuration where that loses
+        nothing.
 
-        Raises `Unavailable`; where only the operator can mend it the message says what and by which command.
+        Raises `Unavailable`. Where only an operator can help, the message says what is wrong and which
+        command mends it.
         """
         wanted = self.wanted[name]
         for _ in range(TRIES):
@@ -112,11 +114,11 @@ class Keeper:
         raise away(f"other brokers keep changing the stream {name}")
 
     def owns(self, info: Mapping[str, Any]) -> bool:
-        """Return whether what `STREAM.INFO` describes was found to be ours by `ensure`."""
+        """Return whether `ensure` has found the stream in this answer to `STREAM.INFO` to be ours."""
         return self.arranged.get(info["config"]["name"]) == api.created(info)
 
     async def examine(self, name: str) -> Standing:
-        """Return how a stream stands to the configuration.
+        """Compare a stream with the configuration.
 
         Raises `NotFound` for one that is none of `wanted`.
         """
@@ -124,7 +126,7 @@ class Keeper:
         return standing(await self.look(wanted, make=False), wanted)
 
     async def adopt(self, name: str) -> Standing:
-        """Make the stream ours, and as the configuration has it; what it was before."""
+        """Make the stream ours and as configured; return how it stood before."""
         wanted = self.known(name)
         for _ in range(TRIES):
             held = await self.look(wanted, make=False)
@@ -157,7 +159,7 @@ class Keeper:
         memory = understood(found.data) if found else None
         created, complete = api.created(info), marked(info)
         if memory is None or memory.created != created:
-            # What an earlier version left behind in our own server was changed by nobody else.
+            # In our own server nobody else has changed what an earlier version left behind.
             left = {setting: terms.held(info["config"], setting) for setting in wanted.settings}
             memory = Memory(created=created, left=left if self.embedded else {})
             known = False
@@ -172,7 +174,7 @@ class Keeper:
         )
 
     async def create(self, wanted: Wanted) -> dict[str, Any]:
-        """Make the stream. Its mark is completed as soon as it is known when it was created."""
+        """Make the stream. Its mark is completed once its creation time is known."""
         name = wanted.name
         try:
             made = await self.jetstream.call(
@@ -197,11 +199,11 @@ class Keeper:
     async def arrange(
         self, held: Held, wanted: Wanted, *, consent: bool = False, asked: bool = False
     ) -> bool:
-        """Bring a stream of ours into line, mark it and record how it was left; return False when refused.
+        """Update a stream of ours to the configuration, mark it and record how it was left.
 
-        Without consent that is done once in the life of a process: what changes later was changed by
-        somebody else, be it a broker with another file. Raises `Stale`, and for somebody who `asked`
-        whatever is in the way.
+        Return False when that is refused. Without `consent` this is done once per process: a later difference
+        is the work of somebody else, perhaps a broker with another configuration. Raises `Stale`, and, for an
+        operator who `asked`, whatever prevents it.
         """
         name, memory, config = wanted.name, held.memory, held.config
         changed: Mapping[str, Any] = {}
@@ -246,7 +248,7 @@ class Keeper:
     # --- telling -------------------------------------------------------------------------------------
 
     def tell(self, name: str, differences: tuple[Change, ...], *, ours: bool) -> None:
-        """Say once what is used as it was found although it differs."""
+        """Log once that a stream is used as found, and how it differs."""
         if self.said.get(name) == (differences, ours):
             return
         self.said[name] = differences, ours
@@ -256,8 +258,8 @@ class Keeper:
                 "stream_used_as_found",
                 stream=name,
                 ours=ours,
-                differs=[str(each) for each in differences],  # ours → theirs
-                next=f"`broker admin adopt {name}` shows and makes it as the configuration has it",
+                differs=[str(each) for each in differences],  # configured → found
+                next=f"`broker admin adopt {name}` shows the changes and makes it as configured",
             )
 
     def tell_change(self, held: Held, wanted: Wanted, changed: Mapping[str, Any], *, consent: bool) -> None:
@@ -273,20 +275,20 @@ class Keeper:
             log.warning("stream_mark_restored", stream=wanted.name)
 
     def refused(self, event: str, name: str, error: Unavailable) -> None:
-        """Say once what could not be done."""
+        """Log once what could not be done."""
         if self.failed.get((event, name)) != error.message:
             self.failed[event, name] = error.message
             log.warning(event, stream=name, error=error.message)
 
 
 def marked(info: Mapping[str, Any]) -> bool | None:
-    """Return whether a stream's mark is complete; None without one that is its own.
+    """Return whether a stream's mark is complete; None when it has none of its own.
 
-    A copy, or what was made from somebody's export, has the mark of another one.
+    A copy, or a stream made from an export, has the mark of another one.
     """
     name = info["config"]["name"]
     mark = (info["config"].get("metadata") or {}).get(MARK)
-    if mark == name:  # made, and then the broker ended or may not change it
+    if mark == name:  # made by a broker that then ended, or may not update it
         return False
     return True if mark == f"{name} {api.created(info)}" else None
 

@@ -1,4 +1,4 @@
-"""Live messages: plain subscriptions that are made again on every connection, and a bounded queue."""
+"""Live messages: plain NATS subscriptions, renewed on every connection, and a bounded queue."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ BATCH = 512
 
 @attrs.define(eq=False)
 class Live:
-    """What is subscribed, and what has arrived. `wake` is called when messages arrive.
+    """The subscriptions, and the messages that have arrived. `wake` is called when messages arrive.
 
-    Subjects that overlap bring a message once for each.
+    Of subjects that overlap each delivers the message.
     """
 
     wake: Callable[[], None]
     held_messages: int = HELD_MESSAGES
     held_bytes: int = HELD_BYTES
-    subscriptions: dict[str, int | None] = attrs.field(factory=dict)  # None: not made on this connection
+    subscriptions: dict[str, int | None] = attrs.field(factory=dict)  # None: not yet on this connection
     waiting: deque[tuple[bytes, bytes, bytes]] = attrs.field(factory=deque)
     held: int = 0
     lost: bool = False
     lock: trio.Lock = attrs.field(factory=trio.Lock)
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
-        """Keep one message for Trio, or drop it when too much is waiting."""
+        """Queue one message for Trio, or drop it when too many are waiting."""
         if len(self.waiting) >= self.held_messages or self.held >= self.held_bytes:
             self.lost = True
         else:
@@ -49,7 +49,7 @@ class Live:
         self.wake()
 
     def hand_over(self, sink: Sink) -> None:
-        """Give the sink the next messages, and word of those that were dropped behind them."""
+        """Give the sink the next messages, and tell it when later ones were dropped."""
         records: list[Record] = []
         while self.waiting and len(records) < BATCH:
             subject, block, body = self.waiting.popleft()
@@ -62,7 +62,7 @@ class Live:
             sink.live_lost()
 
     async def subscribe(self, link: Link, subject: str) -> None:
-        """Subscribe here and on every connection to come. Raises `Unavailable` unless NATS confirms it."""
+        """Subscribe on this and every later connection. Raises `Unavailable` unless NATS confirms it."""
         try:
             await self.make(link, subject)
             await link.flush()
@@ -84,12 +84,12 @@ class Live:
                 await link.unsubscribe(number)
 
     def forget(self) -> None:
-        """The connection is gone, and what was subscribed on it."""
+        """Record that the connection is gone, and its subscriptions with it."""
         for subject in self.subscriptions:
             self.subscriptions[subject] = None
 
     async def renew(self, link: Link) -> None:
-        """Subscribe everything again on a new connection."""
+        """Renew all subscriptions on a new connection."""
         for subject in list(self.subscriptions):
             if subject in self.subscriptions:  # still
                 await self.make(link, subject)

@@ -1,7 +1,7 @@
 """What the stream holds and what has been deleted from it, by `STREAM.INFO`.
 
-No advisory tells of a purge, of a single message that is deleted, or of a time to live that is over. The
-count of what is missing does, and the numbers themselves are asked for only when it has changed.
+No advisory reports a purge, a single deleted message, or an expired time to live. The count of deleted
+messages shows them, and their sequences are read only when it has changed.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from broker.bus.base import StreamState
     from broker.bus.generations import Generations
 
-NAMED = 100_000  # deleted messages that are asked for one by one: 600 KB, 10 ms
+NAMED = 100_000  # deleted sequences that are read one by one: 600 KB, 10 ms
 
 
 @attrs.define(eq=False)
 class Looks:
-    """Looks at the stream; what was deleted is remembered from one look to the next."""
+    """The state of the stream; deleted sequences are remembered from one look to the next."""
 
     generations: Generations
-    life: tuple[str, int] = ("", 0)  # the stream that the rest is about, and its generation
+    life: tuple[str, int] = ("", 0)  # creation and generation of the stream that the rest describes
     deleted: Ranges = NOTHING
     unnamed: int = 0
-    seen: tuple[int, int] = (0, 0)  # the first sequence and how many were deleted, when that was too many
+    seen: tuple[int, int] = (0, 0)  # first sequence and number of deleted ones, when they were too many
 
     async def look(self) -> StreamState:
         """Return the stream as it is now. Raises `Unavailable`."""
         return await self.understand(await self.generations.info())
 
     async def understand(self, info: Mapping[str, Any]) -> StreamState:
-        """Return the same, of what `STREAM.INFO` has just said."""
+        """Return the same from an answer to `STREAM.INFO` that has just arrived."""
         state = info["state"]
         life = api.created(info), self.generations.number(info)
-        if self.life != life:  # what came back may lack others than it did before
+        if self.life != life:  # another store may lack other messages
             self.life, self.deleted, self.unnamed, self.seen = life, NOTHING, 0, (0, 0)
         count = state.get("num_deleted", 0)
-        # Those that are known leave only by the beginning of the stream; so an equal count is the same ones.
+        # Deleted sequences leave only at the beginning of the stream, so an equal count means the same ones.
         self.deleted = self.deleted.above(state["first_seq"] - 1) if state["messages"] else NOTHING
         if count > NAMED:
             if self.seen != (state["first_seq"], count):

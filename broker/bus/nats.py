@@ -1,4 +1,4 @@
-"""The bus over NATS: one connection that is opened again for ever, and what is asked and told over it."""
+"""The bus over NATS: one connection that is re-established for ever, and all requests over it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker.bus")
 
-BACKOFF = Backoff(first=0.05, longest=1.0, jitter=0.5)  # a broker's clients wait for it, so it tries often
+BACKOFF = Backoff(first=0.05, longest=1.0, jitter=0.5)  # short: all clients wait for it
 PUBLISH_TRIES = 2
 RETRY_SECONDS = 0.2
 UPKEEP_SECONDS = 5.0
@@ -51,9 +51,9 @@ UPKEEP_SECONDS = 5.0
 class NatsBus:
     """`bus.base.Bus` over NATS JetStream. Runs inside of `bridge.open_loop`.
 
-    `milestones` is the file that says, outside of NATS, how far the stream had come (see `bus.generations`).
-    `embedded` says that the server is the broker's own. `held_records`, `held_bytes` and `held_live` bound
-    what may wait between asyncio and Trio.
+    `milestones` is the file for the milestone outside of NATS (see `bus.generations`). `embedded`: the
+    server is the broker's own. `held_records`, `held_bytes` and `held_live` bound what waits between
+    asyncio and Trio.
     """
 
     nats: config.Nats
@@ -118,7 +118,7 @@ class NatsBus:
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect, makes the streams, feeds `sink`, and begins again whenever the connection is lost."""
+        """Connect, make the streams, feed `sink`, and begin again whenever the connection is lost."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.generations.keep)
             nursery.start_soon(self.upkeep)
@@ -126,7 +126,7 @@ class NatsBus:
             await self.connect_again(sink)
 
     async def connect_again(self, sink: Sink) -> None:
-        """Feed the sink over one connection after the other."""
+        """Feed the sink over one connection after another."""
         failures, said = 0, ""
         for url in cycle(random.sample(self.nats.urls, len(self.nats.urls))):
             told = False
@@ -151,7 +151,7 @@ class NatsBus:
 
     @asynccontextmanager
     async def connected(self, url: str) -> AsyncIterator[Link]:
-        """A connection, for all who ask while it lasts."""
+        """Open a connection, and use it for all requests while it lasts."""
         link = await open_link(url, self.nats, on_lost=self.arrived.set)
         self.jetstream.link = link
         try:
@@ -162,7 +162,7 @@ class NatsBus:
             await link.close()
 
     def wanted(self) -> list[Wanted]:
-        """Return the streams that the broker works with; first the bucket that knows which are ours."""
+        """Return the streams that the broker works with; first the control bucket, which knows ours."""
         found = [
             streams.control(self.stream),
             streams.events(self.stream, self.names),
@@ -173,13 +173,13 @@ class NatsBus:
         return [*found, streams.audit(self.audit, self.stream.replicas)] if self.audit.enabled else found
 
     async def prepare(self) -> None:
-        """Make the streams that are missing, but that of the audit trail."""
+        """Make the streams that are missing, except that of the audit trail."""
         for name in self.keeper.wanted:
             if name != self.audit.name:
                 await self.keeper.ensure(name)
 
     async def upkeep(self) -> None:
-        """Make again what somebody has deleted, for ever: of that the connection gives no sign."""
+        """Recreate deleted streams, for ever: the connection gives no sign of a deletion."""
         said = ""
         while True:
             await trio.sleep(UPKEEP_SECONDS)
@@ -189,12 +189,12 @@ class NatsBus:
                     await self.prepare()
                     said = ""
             except Unavailable as error:
-                if error.message != said and link is self.jetstream.link:  # else more is said of that
+                if error.message != said and link is self.jetstream.link:  # else that is logged
                     log.warning("streams_not_kept", error=error.message)
                     said = error.message
 
     async def feed(self, link: Link, sink: Sink) -> None:
-        """Give `sink` what arrives until the connection is lost. Raises `Unavailable`, sooner or later."""
+        """Give `sink` what arrives until the connection is lost. Raises `Unavailable` then."""
         while True:
             if self.ingest.waiting or self.live.waiting:
                 await trio.lowlevel.checkpoint()
@@ -215,9 +215,9 @@ class NatsBus:
     ) -> PublishAck:
         """Store one message and wait for the stream's acknowledgement.
 
-        Sent again, under the same id, when that does not come. Raises `TooLarge` above the server's limit,
-        `ValueError` for a subject or header that cannot be one, and `Unavailable`: then the message may
-        have been stored all the same.
+        Without one it is sent again under the same id. Raises `TooLarge` above the server's limit,
+        `ValueError` for an invalid subject or header, and `Unavailable`; the message may then have been
+        stored all the same.
         """
         fields = {**(headers or {}), "Nats-Msg-Id": message_id or secrets.token_hex(16)}
         check_lines(fields)
@@ -238,7 +238,7 @@ class NatsBus:
                 await trio.sleep(RETRY_SECONDS)
             else:
                 self.takes.accepted(subject)
-                # Of a repetition of our own nobody else needs to know.
+                # A duplicate by our own repetition is nobody else's concern.
                 return ack if message_id else attrs.evolve(ack, duplicate=False)
         raise AssertionError("the last try returns or raises")
 
@@ -259,11 +259,14 @@ class NatsBus:
 
     @property
     def heard(self) -> float | None:
-        """Trio's clock when the feed gave its last sign; None before the first."""
+        """The time (Trio's clock) of the feed's last sign of life; None before the first."""
         return self.ingest.signed
 
     async def probe(self) -> None:
-        """Ask the stream whether it takes events. Raises `Unavailable` with what is in the way."""
+        """Ask the stream whether it would store an event.
+
+        Raises `Unavailable` with the reason it would not.
+        """
         await self.takes.ask()
 
     async def prepare_audit(self) -> None:
@@ -276,18 +279,18 @@ class NatsBus:
         return list(self.keeper.wanted)
 
     async def examine(self, stream: str) -> Standing:
-        """Return how one of our streams stands to the configuration. Raises `NotFound` for another one."""
+        """Compare one of the broker's streams with the configuration. Raises `NotFound` for another one."""
         async with self.aside() as keeper:
             return await keeper.examine(stream)
 
     async def adopt(self, stream: str) -> Standing:
-        """Make it ours, and as the configuration has it; what it was before."""
+        """Make the stream ours and as configured; return how it stood before."""
         async with self.aside() as keeper:
             return await keeper.adopt(stream)
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[Keeper]:
-        """The keeper over a connection of its own, since there is no other while a stream cannot be used."""
+        """Open a keeper over its own connection: there is no other while a stream cannot be used."""
         link = await open_link(random.choice(self.nats.urls), self.nats, on_lost=lambda: None)  # noqa: S311
         try:
             jetstream = attrs.evolve(self.jetstream, link=link)
@@ -308,18 +311,18 @@ class NatsBus:
     async def subscribe_live(self, subject: str) -> None:
         """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.
 
-        Where it raises `Unavailable` nothing is subscribed, later neither.
+        When this raises `Unavailable` nothing is subscribed, now or later.
         """
         await self.live.subscribe(await self.jetstream.up(), subject)
 
     async def unsubscribe_live(self, subject: str) -> None:
-        """End `subscribe_live`, also while NATS is away."""
+        """End the subscription, also while NATS is away."""
         await self.live.unsubscribe(self.jetstream.link, subject)
 
     async def state(self) -> StreamState:
-        """Return the stream as it is now. Requests at the same time share one answer.
+        """Return the state of the stream now. Simultaneous requests share one answer.
 
-        It is never older than the request: whoever comes while one is under way shares the next.
+        It is never older than the call: a call that comes while a request is under way shares the next.
         """
         begun = self.questions
         async with self.looking:
@@ -339,7 +342,7 @@ class NatsBus:
         return await self.history.usage()
 
     async def tally(self, subject: str, *, token: int) -> Mapping[str, int]:
-        """Return how many messages the stream holds under a filter, by one token of their subjects."""
+        """Count the messages under a filter, by one token of their subjects."""
         return await self.history.tally(subject, token=token)
 
     async def read(self, subject: str, *, after: int, limit: int) -> Page:
@@ -359,5 +362,5 @@ class NatsBus:
         return await self.history.sequence_at(time)
 
     def archive(self, stream: str) -> StreamArchive:
-        """Return a stream by its name, for people who look at it."""
+        """Return a stream by its name, for operators."""
         return StreamArchive(self.jetstream, History(self.jetstream, stream))

@@ -1,9 +1,8 @@
-"""Whether the stream of the events would take one, without giving it one: it is not ours to write into.
+"""Test whether the event stream would store an event, without storing one: it may not be ours to write to.
 
-A publication that expects another end of the stream than it can have is answered by the stream's leader, and
-stores nothing (`Nats-Expected-Last-Sequence`, ADR-4). It does not find out that there is no room: the server
-looks at that later. So a stream that refuses the new rather than lose the old is asked how full it is, and
-what became of real publications is remembered.
+A publish that expects an impossible last sequence is answered by the stream's leader and stores nothing
+(`Nats-Expected-Last-Sequence`, ADR-4). It does not detect a full stream: the server checks that later. So a
+stream with `discard: new` is also asked how full it is, and the outcome of real publishes is remembered.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
     from broker.subjects import Names
 
 ANSWER_SECONDS = 2.0
-# Without anybody who publishes there would be no way back.
+# A refusal expires: without publishers nothing else would clear it.
 REMEMBERED_SECONDS = 30.0
 IMPOSSIBLE = str(2**64 - 1)
-PER_SUBJECT = "per subject"  # in the server's refusal of one that has no room left under its own subject
+PER_SUBJECT = "per subject"  # in the refusal of a message whose subject has reached its own limit
 
 
 @attrs.define(eq=False)
 class Probe:
-    """Asks the stream called `stream`. `accepted` and `refused` tell it of publications under any subject."""
+    """Probe of the stream called `stream`; `accepted` and `refused` report publishes under any subject."""
 
     jetstream: api.JetStream
     stream: str
@@ -45,7 +44,7 @@ class Probe:
             self.refusal = ""
 
     def refused(self, subject: str, error: Unavailable) -> None:
-        """It was, or it was not answered: so a server does whose disk is full."""
+        """Record a refusal, or a missing answer, as from a server whose disk is full."""
         if self.concerns(subject) and PER_SUBJECT not in error.message:
             self.refusal, self.refused_at = error.message, trio.current_time()
 
@@ -53,7 +52,7 @@ class Probe:
         return subject.startswith(f"{self.names.events}.")
 
     async def ask(self) -> None:
-        """Raise `Unavailable` when it would take none."""
+        """Raise `Unavailable` when the stream would not store an event."""
         subject = self.names.subject(BROKER, "probe")
         link = await self.jetstream.up()
         parts = await link.request(
@@ -67,13 +66,11 @@ class Probe:
         if fault := full(await self.jetstream.call(f"STREAM.INFO.{self.stream}")):
             raise away(f"the stream {self.stream} is full: {fault}")
         if self.refusal and trio.current_time() < self.refused_at + REMEMBERED_SECONDS:
-            raise away(f"the stream {self.stream} did not take the last event: {self.refusal}")
+            raise away(f"the stream {self.stream} did not store the last event: {self.refusal}")
 
 
 def full(info: Mapping[str, Any]) -> str | None:
-    """Return why a stream has no room for one more message of its average size, if it refuses what is
-    over.
-    """
+    """Return why a stream with `discard: new` has no room for another message of average size, or None."""
     settings, state = info["config"], info["state"]
     if settings.get("discard") != "new" or not state["messages"]:
         return None

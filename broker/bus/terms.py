@@ -1,6 +1,6 @@
-"""What a stream has against what the broker would give it: what cannot work, what differs, what may change.
+"""Compare a stream with the configuration: what cannot work, what differs, what may be changed.
 
-Pure. `found` is a stream's configuration as the server gives it.
+Pure. `found` is a stream's configuration as the server reports it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
     from broker.bus.streams import Wanted
 
-FIXED = {"workqueue"}  # values that a stream has for ever
-# The option of `nats stream edit` that mends each; the others cannot be changed.
+FIXED = {"workqueue"}  # values that cannot be changed
+# The option of `nats stream edit` for each; the others cannot be edited.
 OPTIONS = {
     "retention": "--retention limits",
     "allow_direct": "--allow-direct",
     "no_ack": "--ack",
     "allow_msg_ttl": "--allow-msg-ttl",
 }
-LIMITS = {"max_age", "max_bytes", "max_msgs_per_subject"}  # of which 0 and less are none
+LIMITS = {"max_age", "max_bytes", "max_msgs_per_subject"}  # where 0 or less means no limit
 SPANS = {"max_age", "duplicate_window"}  # in nanoseconds
-# What a setting is that the server does not mention; others are off.
+# The value of a setting that the server does not report; others are off.
 UNMENTIONED: Mapping[str, object] = {"persist_mode": "default", "republish": None, "subjects": None}
 
 
@@ -36,7 +36,7 @@ def held(found: Mapping[str, Any], key: str) -> Any:
 
 
 def unusable(found: Mapping[str, Any], wanted: Wanted) -> str | None:
-    """Return why the broker cannot work with the stream, or None: what is wrong, and each way out."""
+    """Return why the broker cannot use the stream and how to resolve that, or None when it can."""
     name = wanted.name
     for key, value in wanted.required.items():
         theirs = held(found, key)
@@ -48,31 +48,31 @@ def unusable(found: Mapping[str, Any], wanted: Wanted) -> str | None:
             return f"the stream {name} {fault}. Set {ours} to use another one"
         if key == "subjects":
             [subject] = value
-            fault = f"keeps {theirs or 'what no publisher reaches'} and not {subject} alone"
+            fault = f"keeps {theirs or 'nothing that can be published'} and not {subject} alone"
             way = f"`nats stream edit {name} --subjects '{subject}'`"
         else:
             fault = f"has {key}={theirs!r}, not {value!r}"
             way = way_out(name, key, theirs, value)
-        return f"the stream {name} {fault}. Set {ours} to use another one, or mend this one: {way}"
+        return f"the stream {name} {fault}. Set {ours} to use another one, or change this one: {way}"
     return None
 
 
 def way_out(name: str, key: str, theirs: object, value: object) -> str:
-    """Return how an operator gets the setting changed (https://github.com/nats-io/natscli)."""
+    """Return the commands that change the setting (https://github.com/nats-io/natscli)."""
     if key == "republish" and isinstance(value, dict):
         source, place = value["src"], value["dest"]
         return f"`nats stream edit {name} --republish-source '{source}' --republish-destination '{place}'`"
     if key in OPTIONS and theirs not in FIXED:
         return f"`nats stream edit {name} {OPTIONS[key]}`"
     return (
-        "that cannot be edited. Stop the brokers, "
+        "this setting cannot be edited. Stop the brokers, "
         f"`nats stream backup {name} {name}.backup`, put {json.dumps(key)}: {json.dumps(value)} into the "
         f"config of {name}.backup/backup.json, `nats stream rm {name}`, `nats stream restore {name}.backup`"
     )
 
 
 def changes(found: Mapping[str, Any], settings: Mapping[str, Any], wanted: Wanted) -> Iterator[Change]:
-    """Yield where the stream has something else than these settings."""
+    """Yield the settings in which the stream differs."""
     for key, value in settings.items():
         if not alike(key, theirs := held(found, key), value):
             yield Change(
@@ -85,18 +85,18 @@ def changes(found: Mapping[str, Any], settings: Mapping[str, Any], wanted: Wante
 
 
 def all_changes(found: Mapping[str, Any], wanted: Wanted) -> tuple[Change, ...]:
-    """Return what would have to be changed for the stream to be just as the configuration has it."""
+    """Return every difference from the configuration."""
     return tuple(changes(found, {**wanted.required, **wanted.settings}, wanted))
 
 
 def plan(
     found: Mapping[str, Any], wanted: Wanted, left: Mapping[str, Any], *, consent: bool
 ) -> dict[str, Any]:
-    """Return what to change of a stream of ours, in which we last `left` these settings.
+    """Return what to change in a stream of ours, whose settings we last `left` so.
 
-    Only what is still as we left it: what somebody has changed by hand stays. And nothing shrinks without
-    `consent`, so that brokers with different files do not undo each other's work for ever. With it everything
-    becomes as it is wanted.
+    Without `consent`, change only settings that are still as we left them, since somebody may have changed
+    others by hand, and never shrink anything, so that brokers with different configurations do not undo each
+    other's work for ever. With it, change every difference.
     """
     whole = {**wanted.required, **wanted.settings}
     if consent:
@@ -109,20 +109,19 @@ def plan(
         }
     becomes = {**found, **changed}
     age = becomes.get("max_age", 0)
-    if 0 < age < becomes.get("duplicate_window", 0):  # which the server refuses
+    if 0 < age < becomes.get("duplicate_window", 0):  # the server refuses that
         changed["duplicate_window"] = age
     return changed
 
 
 def alike(key: str, one: Any, other: Any) -> bool:
-    """Return whether two values mean the same: there are several words for no limit."""
+    """Return whether two values mean the same: "no limit" can be written in several ways."""
     return bounded(one) == bounded(other) if key in LIMITS else bool(one == other)
 
 
 def shrinks(key: str, theirs: Any, value: Any) -> bool:
-    """Return whether the change takes something away: events, copies of them, the memory of ids, or
-    subjects that
-    are kept or published again for others.
+    """Return whether the change loses something: events, replicas, remembered ids, or subjects that are
+    stored or republished.
     """
     if key in LIMITS:
         return bounded(value) < bounded(theirs)
@@ -138,7 +137,7 @@ def bounded(limit: Any) -> float:
 
 
 def shown(key: str, value: Any) -> str:
-    """Return a value for people."""
+    """Return a value in readable form."""
     if key in LIMITS and math.isinf(bounded(value)):
         return "unlimited"
     if key in SPANS:
@@ -147,7 +146,7 @@ def shown(key: str, value: Any) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration as it stands in the configuration: "7d"."""
+    """Return a duration as written in the configuration: "7d"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size and seconds % size == 0:
             return f"{seconds // size:.0f}{unit}"

@@ -1,7 +1,7 @@
 """Small values by key, the same for every broker: JetStream key-value buckets (ADR-8).
 
-A put names the revision that it replaces, so that of two brokers that write at once one is told.
-Reads of a key ask the stream's leader, since a replica may not have the newest revision yet.
+A put names the revision that it replaces, so that when two brokers write at once one of them is refused.
+A key is read from the stream's leader, since a replica may not have the newest revision yet.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Values:
 
     jetstream: api.JetStream
     name: str
-    atomic: bool = True  # until the server says that the bucket takes no batches
+    atomic: bool = True  # until the server refuses a batch
 
     @property
     def stream(self) -> str:
@@ -47,7 +47,7 @@ class Values:
         return await self.led({"last_by_subj": f"$KV.{self.name}.{key}"})
 
     async def led(self, query: Mapping[str, object]) -> Value | None:
-        """Return one message, or that there is none, from the bucket's leader."""
+        """Return one message from the bucket's leader; None when there is none."""
         try:
             answer = await self.jetstream.call(f"STREAM.MSG.GET.{self.stream}", query)
         except api.ApiError as error:
@@ -58,7 +58,10 @@ class Values:
         return Value(data=base64.b64decode(message.get("data", "")), revision=message["seq"])
 
     async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
-        """Replace a revision of a value. Raises `Stale`. Times to live are whole seconds (ADR-43)."""
+        """Replace a revision and return the new one. Raises `Stale`.
+
+        `ttl` is rounded up to seconds (ADR-43).
+        """
         link = await self.jetstream.up()
         fields = {EXPECTED: str(revision)}
         if ttl is not None:
@@ -74,17 +77,17 @@ class Values:
             raise
 
     async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
-        """Replace revisions of different keys; the new ones, None where it was another.
+        """Replace revisions of different keys; return the new ones, None for each that was stale.
 
-        As one batch where the bucket takes such (ADR-50): then the server syncs its disk once, and not for
-        each. Of a batch it takes all or nothing; after nothing each goes by itself, all on their way at once.
+        As one atomic batch where the bucket supports that (ADR-50), so that the server syncs its disk once.
+        When a batch is refused, each value is put by itself, all at once.
         """
         if self.atomic and len(puts) > 1 and (revisions := await self.put_batch(puts)) is not None:
             return revisions
         return outcomes(puts, await self.ask(puts, [{} for _ in puts]))
 
     async def put_batch(self, puts: Sequence[Put]) -> list[int | None] | None:
-        """Return the revisions of a batch; None where nothing of it was stored."""
+        """Put one batch and return the revisions; None when nothing of it was stored."""
         batch = secrets.token_hex(8)
         fields = [
             {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)} for number in range(1, len(puts) + 1)
@@ -96,7 +99,7 @@ class Values:
         if "batch" in last:
             return list(range(last["seq"] - len(puts) + 1, last["seq"] + 1))
         if any("error" not in each for each in told):
-            self.atomic = False  # the server knows of no batches, and has taken each by itself
+            self.atomic = False  # the server knows no batches, and stored each by itself
             return outcomes(puts, answers)
         if any(each["error"].get("err_code") == BATCHES_DISABLED for each in told):
             self.atomic = False
@@ -111,16 +114,16 @@ class Values:
         return await link.request_all(messages, seconds=self.jetstream.seconds)
 
     async def count(self, prefix: str) -> int:
-        """Return how many keys there are under a prefix."""
+        """Count the keys under a prefix."""
         query = {"subjects_filter": f"$KV.{self.name}.{prefix}.>"}
         info = await self.jetstream.call(f"STREAM.INFO.{self.stream}", query)
         return len(info["state"].get("subjects") or {})
 
     async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
-        """Return what has been put under a prefix since `mark`; nothing is read while there is nothing
-        newer at all.
+        """Return what was put under a prefix since `mark`, and the new mark.
 
-        Pages come from any replica. One that has nothing more may be late, so the leader is asked, too.
+        Nothing is read while nothing in the bucket is newer. Pages come from any replica; one that has no
+        more may lag, so the leader is asked too.
         """
         state = api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
         if mark is None or mark.incarnation != state.incarnation or mark.sequence > state.last:
@@ -138,12 +141,12 @@ class Values:
                 found.append(value.data)
                 reached = value.revision
             else:
-                reached = state.last  # what stood there is over
+                reached = state.last  # the values there have expired
         return found, Mark(incarnation=state.incarnation, sequence=reached)
 
 
 def outcomes(puts: Sequence[Put], answers: Sequence[Part]) -> list[int | None]:
-    """Return the revision of each that was stored, None for what was stale.
+    """Return the revision of each value that was stored, None for each that was stale.
 
     Raises `ApiError` for other refusals.
     """

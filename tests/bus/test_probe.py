@@ -83,7 +83,7 @@ async def test_a_refused_publication(nats: NatsServer, publisher: RawNats) -> No
         await bus.publish("events.acme.b", b"1")
         with pytest.raises(Unavailable, match="maximum bytes"):
             await bus.publish("events.acme.c", b"x" * 2000)
-        assert "did not take the last event: events.acme.c: maximum bytes exceeded" in await closed(bus)
+        assert "did not store the last event: events.acme.c: maximum bytes exceeded" in await closed(bus)
         await bus.publish("events.acme.d", b"1")
         assert await closed(bus) == ""
 

@@ -112,7 +112,7 @@ async def test_a_stream_that_cannot_be_used(
         await until_trouble(bus, sentence)
         advice = bus.jetstream.trouble
         assert f". Set {KEYS[settings['name']]}" in advice
-        assert " to use another one, or mend this one: " in advice
+        assert " to use another one, or change this one: " in advice
         with pytest.raises(Unavailable, match=settings["name"]):
             await bus.publish("events.acme.a", b"1")
         assert sink.states == []
