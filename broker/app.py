@@ -166,9 +166,10 @@ async def serve(
             registry.register(pauses)
             ProcessCollector(registry=registry)
             health = Health(supervisor.not_ready, lambda: supervisor.verifier.keys.remarks())
+            protocol = routes.protocol(supervisor.post)
             site = Site(
                 sign=partial(demo_token, config) if demo else None,
-                documents={"/asyncapi.json": to_json(asyncapi.document(names))},
+                documents={"/asyncapi.json": to_json(asyncapi.document(protocol, names))},
             )
             public_port = PublicPort(
                 Backend(
@@ -178,7 +179,7 @@ async def serve(
                     admission=supervisor.admission,
                     responses=process.responses,
                 ),
-                routes.table(post=supervisor.post, health=health, site=site),
+                routes.table(protocol, health.routes(), site.routes()),
                 development=site.development,
                 ssl_context=context,
                 descriptors=room,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import attrs
+import msgspec
 
 from broker.http.responses import Refused
 from broker.links.exchange import Exchange
@@ -23,7 +24,25 @@ Result = TypeVar("Result", covariant=True)
 Found: TypeAlias = "Response | Awaitable[None] | None"
 
 GET, POST = ("GET", "HEAD"), ("POST",)
+COMPONENT = "#/components/schemas/{name}"
 SHOWN = 80  # characters of a request that a message repeats
+
+
+@attrs.frozen(kw_only=True)
+class Operation:
+    """What a method of a route takes and answers, for the description of the protocol.
+
+    The query has `channel` and these `parameters`, fields of the class `fields_of`; `texts` are further ones,
+    with what each means. The body is one of the classes `bodies`. `replies` has the class of the response's
+    body, None for none, by status; without any the response is a stream of messages.
+    """
+
+    method: str
+    parameters: tuple[str, ...] = ()
+    fields_of: type | None = None
+    texts: Mapping[str, str] = attrs.field(factory=dict)
+    bodies: tuple[type, ...] = ()
+    replies: Mapping[int, type | None] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
@@ -40,9 +59,23 @@ class Route(Generic[Kind, Result]):
     handle: Callable[[Kind], Awaitable[Result]]
     cross_origin: bool = False
     reserved: bool = False
+    about: str = ""
+    operations: tuple[Operation, ...] = ()
 
 
 ClientRoute: TypeAlias = "Route[ClientExchange, Found]"
+
+
+def schema(name: str) -> msgspec.Meta:
+    """Return the annotation of an undecoded value: the description has its schema under this name."""
+    return msgspec.Meta(extra_json_schema={"$ref": COMPONENT.format(name=name)})
+
+
+def any_of(*names: str) -> msgspec.Meta:
+    """Return the same for a value with one of several schemas."""
+    return msgspec.Meta(
+        extra_json_schema={"anyOf": [{"$ref": COMPONENT.format(name=name)} for name in names]}
+    )
 
 
 def find(

@@ -19,7 +19,7 @@ from broker.http import queries
 from broker.http.chunks import LAST_CHUNK, chunk, framing_for
 from broker.http.refusals import told as refusal_of
 from broker.http.responses import Refused, Response, problem
-from broker.links.route import GET, Route
+from broker.links.route import GET, Operation, Route
 from broker.wire import messages, sse
 
 if TYPE_CHECKING:
@@ -61,7 +61,22 @@ async def handle(exchange: ClientExchange) -> Response | Awaitable[None]:
         return exchange.backend.serve(transport, hello)
 
 
-ROUTE = Route(path="/sse", methods=(*GET, "OPTIONS"), handle=handle, cross_origin=True)
+ROUTE = Route(
+    path="/sse",
+    methods=(*GET, "OPTIONS"),
+    handle=handle,
+    cross_origin=True,
+    about="Server-Sent Events: the messages of a connection that only listens, each in one `data:` line;"
+    " `id:` is the position to resume from.",
+    operations=(
+        Operation(
+            method="GET",
+            parameters=PARAMETERS,
+            fields_of=messages.Subscribe,
+            texts={LAST_EVENT_ID: "The last `id:` of an event stream. It beats a start in the query."},
+        ),
+    ),
+)
 
 
 def subscribe(query: Query, last_event_id: str | None) -> bytes:

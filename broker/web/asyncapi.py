@@ -13,7 +13,6 @@ import attrs
 
 from broker import errors
 from broker.http.responses import JSON
-from broker.subjects import Names
 from broker.web import requests, schemas
 from broker.web.schemas import Document, reference
 from broker.wire import messages as m
@@ -21,6 +20,9 @@ from broker.wire.codec import MAX_MESSAGE_ID_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from broker.links.route import ClientRoute
+    from broker.subjects import Names
 
 SERVER_MESSAGES: dict[str, type] = {kind.type: kind for kind in (*get_args(m.ServerMessage), m.Event)}
 REPLIES: dict[type, tuple[type, ...]] = {
@@ -87,30 +89,32 @@ class Headers:
     traceparent: str | None = None
 
 
-def document(names: Names = Names()) -> Document:  # noqa: B008  a frozen value
-    """The document of a broker with these subject prefixes."""
-    kinds = [*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values(), Envelope, CloudEvent, Headers]
-    kinds += requests.KINDS
+def document(routes: Iterable[ClientRoute], names: Names) -> Document:
+    """Return the document of a broker with these routes and these subject prefixes."""
+    described = requests.table(routes)
+    asked = {*m.CLIENT_MESSAGES.values(), *(kind for each in described for kind in each.operation.bodies)}
+    published = [Envelope, CloudEvent, Headers]
+    kinds = [*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values(), *published, *requests.kinds(described)]
+    kinds = list(dict.fromkeys(kinds))
     _, components = schemas.of(kinds)
     for kind in kinds:
-        adapt(kind, components[kind.__name__], strict=kind in m.CLIENT_MESSAGES.values())
+        adapt(kind, components[kind.__name__], strict=kind in asked)
     components["ErrorCode"] = coded(error_codes(), "What went wrong, for programs.")
     components["CloseCode"] = coded({each.value: each.meaning for each in errors.CloseCode}, CLOSED)
-    for name in ("Error", "Refused", "Unsubscribed"):
+    for name in ("Error", "Refused", "Unsubscribed", "Problem"):
         components[name]["properties"]["code"] = reference("ErrorCode")
-    requests.complete(components)
-    asked = requests.table(components)
     both = m.CLIENT_MESSAGES | SERVER_MESSAGES
-    described = {name: message(kind, components[kind.__name__]) for name, kind in both.items()}
+    messages = {name: message(kind, components[kind.__name__]) for name, kind in both.items()}
+    messages |= dict(requests.messages(described))
     return {
         "asyncapi": "3.0.0",
         "info": schemas.info("The broker's protocol", ABOUT),
         "defaultContentType": JSON,
         "servers": servers(),
-        "channels": channels(names, both) | requests.channels(asked),
-        "operations": dict(operations()) | dict(requests.described(asked)),
+        "channels": channels(names, both) | requests.channels(described),
+        "operations": dict(operations()) | dict(requests.operations(described, components)),
         "components": {
-            "messages": described | dict(requests.messages()) | {"stored": published(), "live": published()},
+            "messages": messages | {"stored": on_subject(), "live": on_subject()},
             "schemas": components,
             "securitySchemes": {
                 "token": {
@@ -164,7 +168,7 @@ def message(kind: Any, schema: Document) -> Document:
     return {"name": kind.type, "title": kind.type, "summary": summary, "payload": whole}
 
 
-def published() -> Document:
+def on_subject() -> Document:
     """What a service publishes: any JSON, of which two forms are known."""
     known = [reference(kind.__name__) for kind in (Envelope, CloudEvent)]
     return {

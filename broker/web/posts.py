@@ -12,7 +12,7 @@ from broker.errors import BadMessage
 from broker.http import queries
 from broker.http.refusals import told
 from broker.http.responses import JSON, Refused, Response, problem
-from broker.links.route import POST, Route
+from broker.links.route import POST, Operation, Route
 from broker.wire import codec, messages
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Post(Protocol):
 class Page:
     """A path to which the payload of a `message` is posted, and the `reply` with its `status`."""
 
+    about: str
     message: type[ClientMessage]
     example: str
     reply: type[messages.ServerMessage]
@@ -61,12 +62,14 @@ class Page:
 
 PAGES = {
     "/publish": Page(
+        about="A publish without a connection.",
         message=messages.Publish,
         example='{"channel": …, "event": …, "id": …}',
         reply=messages.Published,
         status=202,
     ),
     "/acknowledge": Page(
+        about="An acknowledgement without a connection, for clients that listen or poll by a durable name.",
         message=messages.Acknowledge,
         example='{"durable": …, "position": …}',
         reply=messages.Acknowledged,
@@ -82,6 +85,8 @@ def routes(post: Post) -> list[ClientRoute]:
             methods=(*POST, "OPTIONS"),
             handle=partial(handle, page, post),
             cross_origin=True,
+            about=page.about,
+            operations=(Operation(method="POST", bodies=(page.message,), replies={page.status: page.reply}),),
         )
         for path, page in PAGES.items()
     ]

@@ -1,4 +1,4 @@
-"""The part of the AsyncAPI document that is plain HTTP, made of what the port reads and writes.
+"""The part of the AsyncAPI document that is plain HTTP, made of the routes and their operations.
 
 The bindings are those of https://github.com/asyncapi/bindings/tree/master/http, version 0.3.0.
 """
@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, Any, get_args
 import attrs
 
 from broker.http.responses import PROBLEM, Problem
-from broker.links import sse
-from broker.links.poll import messages as polls
-from broker.web import posts
 from broker.web.schemas import reference
 from broker.wire import messages as m
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from broker.links.route import ClientRoute, Operation
     from broker.web.schemas import Document
 
-KINDS = (polls.Ask, polls.Leave, polls.Polled, Problem)
-# A stream's client says nothing: it hears all but what answers the messages that it cannot send.
+# The client of a stream sends no messages: it gets all but the replies to those.
 STREAMED = [
     kind
     for kind in (*get_args(m.ServerMessage), m.Event)
@@ -34,147 +31,120 @@ COMMON: dict[str, Document] = {
     "tenant": TEXT | {"description": "For monitoring tokens: the tenant to look at."},
     "access_token": TEXT | {"description": "The token, only where the broker is configured to take it here."},
 }
-PLACE = "Of an event stream: the last `id:`. It beats the start in the query."
+PLACE = TEXT | {"description": "The last `id:` of an event stream. It beats a start in the query."}
+TOKEN = TEXT | {"description": "`Bearer` and the token."}
 CHANNEL: Document = {
     "type": "array",
     "items": TEXT,
     "minItems": 1,
     "description": "A channel or a pattern; the parameter is repeated for each.",
 }
-ABOUT = {
-    "/sse": "Server-Sent Events: the messages of a connection that only listens, each in one `data:` line;"
-    " `id:` is the position to resume from.",
-    "/poll": "Long polling: a subscription that stays between its requests.",
-    "/publish": "A publish without a connection.",
-    "/acknowledge": "An acknowledgement without a connection, for who listens or polls under a durable name.",
-}
 
 
-@attrs.frozen(kw_only=True)
-class Operation:
-    """A request by its method and path. Messages are named as in `components`."""
+@attrs.frozen
+class Described:
+    """An operation of a route, and its names in the document."""
 
-    method: str
-    path: str
-    query: Document
-    request: str
-    replies: Sequence[str]
-
-    @property
-    def name(self) -> str:
-        return f"{self.method.lower()}_{self.channel}"
+    route: ClientRoute
+    operation: Operation
 
     @property
     def channel(self) -> str:
-        return self.path.removeprefix("/")
+        return self.route.path.removeprefix("/")
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation.method.lower()}_{self.channel}"
+
+    @property
+    def request(self) -> str:
+        return f"{self.name}.request"
+
+    @property
+    def replies(self) -> list[str]:
+        if not self.operation.replies:
+            return [kind.type for kind in STREAMED]
+        return [f"{self.name}.{status}" for status in self.operation.replies]
 
 
-def complete(components: dict[str, Document]) -> None:
-    """Says in the schemas what lists hold that go through undecoded, and what text stands for."""
-    ask, polled = components["Ask"], components["Polled"]["properties"]
-    ask["additionalProperties"] = False
-    ask["properties"]["lag"] = components["Subscribe"]["properties"]["lag"]
-    components["Leave"]["additionalProperties"] = False
-    components["Leave"]["properties"]["leave"] = {"const": True}
-    polled["events"]["items"], polled["gaps"]["items"] = reference("Event"), reference("Gap")
-    polled["refused"]["items"] = {"anyOf": [reference("Refused"), reference("Unsubscribed")]}
-    polled["limits"] = components["Established"]["properties"]["limits"]
-    components["Problem"]["properties"]["code"] = reference("ErrorCode")
+def table(routes: Iterable[ClientRoute]) -> list[Described]:
+    """Return every request that clients make."""
+    return [Described(route, operation) for route in routes for operation in route.operations]
 
 
-def table(components: Mapping[str, Document]) -> list[Operation]:
-    """Every request that clients make."""
+def kinds(described: Iterable[Described]) -> list[type]:
+    """Return the classes of bodies and replies."""
+    found: list[type] = [Problem]
+    for each in described:
+        found += [*each.operation.bodies, *filter(None, each.operation.replies.values())]
+    return list(dict.fromkeys(found))
 
-    def query(names: Iterable[str] = (), kind: str = "") -> Document:
-        known = components[kind]["properties"] if kind else {}
-        parameters = {name: plain(known[name]) for name in names}
-        return {
-            "type": "object",
-            "properties": ({"channel": CHANNEL} if kind else {}) | parameters | COMMON,
-            "required": ["channel"] if kind else [],
-            "additionalProperties": False,
-        }
 
-    streamed = [kind.type for kind in STREAMED]
-    stream = query(sse.PARAMETERS, "Subscribe")
-    stream["properties"][sse.LAST_EVENT_ID] = TEXT | {"description": PLACE}
-    return [
-        Operation(
-            method="GET",
-            path="/sse",
-            query=stream,
-            request="request",
-            replies=streamed,
-        ),
-        Operation(
-            method="GET",
-            path="/poll",
-            query=query(polls.PARAMETERS, "Ask"),
-            request="request",
-            replies=["polled"],
-        ),
-        Operation(method="POST", path="/poll", query=query(), request="poll", replies=["polled", "left"]),
-        *(
-            Operation(
-                method="POST",
-                path=path,
-                query=query(),
-                request=f"post.{page.message.type}",
-                replies=[f"posted.{page.message.type}"],
-            )
-            for path, page in posts.PAGES.items()
-        ),
-    ]
+def query(operation: Operation, components: Mapping[str, Document]) -> Document:
+    """Return the parameters of a request."""
+    fields_of = operation.fields_of
+    known = components[fields_of.__name__]["properties"] if fields_of else {}
+    parameters = {name: plain(known[name]) for name in operation.parameters}
+    texts = {name: TEXT | {"description": meaning} for name, meaning in operation.texts.items()}
+    return {
+        "type": "object",
+        "properties": ({"channel": CHANNEL} if fields_of else {}) | parameters | COMMON | texts,
+        "required": ["channel"] if fields_of else [],
+        "additionalProperties": False,
+    }
 
 
 def plain(schema: Document) -> Document:
-    """Of a field what is left of it in a query, where nothing is null."""
+    """Return the schema of a field as a parameter, which is never null."""
     kinds = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     found = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     return {name: value for name, value in found.items() if name != "default" or value is not None}
 
 
-def messages() -> Iterator[tuple[str, Document]]:
-    """What goes to and fro, but for the messages that a stream has in common with a WebSocket."""
-    token = {"Authorization": TEXT | {"description": "`Bearer` and the token."}}
-    place = TEXT | {"description": PLACE}
-    yield "request", message("A request without a body.", headers=token | {"Last-Event-ID": place})
-    body = {"payload": {"oneOf": [reference("Ask"), reference("Leave")]}}
-    yield "poll", message("The body of a poll, or of the last word to its session.", headers=token) | body
-    yield "left", message("The session has ended.", status=204)
-    yield "polled", message("The answer of a poll.", payload="Polled", status=200)
-    for page in posts.PAGES.values():
-        name, reply = page.message.__name__, page.reply.__name__
-        yield f"post.{page.message.type}", message(f"The body is a {name}.", payload=name, headers=token)
-        yield (
-            f"posted.{page.message.type}",
-            message(f"The answer is a {reply}.", payload=reply, status=page.status),
-        )
-    told = message("The request was not served; `Retry-After` says when it may be.", payload="Problem")
-    yield "problem", told | {"contentType": PROBLEM}
+def messages(described: Iterable[Described]) -> Iterator[tuple[str, Document]]:
+    """Return requests and replies by name; the messages of a stream are those of a WebSocket."""
+    for each in described:
+        bodies = [kind.__name__ for kind in each.operation.bodies]
+        headers = {"Authorization": TOKEN} | ({} if each.operation.replies else {"Last-Event-ID": PLACE})
+        summary = f"Body: {' or '.join(bodies)}." if bodies else "No body."
+        yield each.request, message(summary, payload=bodies, headers=headers)
+        for status, kind in each.operation.replies.items():
+            names = [kind.__name__] if kind else []
+            summary = f"Body: {' or '.join(names)}." if names else "No body."
+            yield f"{each.name}.{status}", message(summary, payload=names, status=status)
+    refused = message("Refused; `Retry-After` says when to try again.", payload=["Problem"])
+    yield "problem", refused | {"contentType": PROBLEM}
 
 
 def message(
-    summary: str, *, payload: str = "", headers: Mapping[str, Document] | None = None, status: int = 0
+    summary: str,
+    *,
+    payload: Sequence[str] = (),
+    headers: Mapping[str, Document] | None = None,
+    status: int = 0,
 ) -> Document:
+    """Return a request or a reply whose body is one of several classes, or absent."""
     binding: Document = {"bindingVersion": VERSION}
     if headers:
         binding["headers"] = {"type": "object", "properties": dict(headers)}
     if status:
         binding["statusCode"] = status
     found: Document = {"summary": summary, "bindings": {"http": binding}}
-    return found | ({"payload": reference(payload)} if payload else {})
+    if not payload:
+        return found
+    bodies = [reference(name) for name in payload]
+    return found | {"payload": bodies[0] if len(bodies) == 1 else {"oneOf": bodies}}
 
 
-def channels(operations: Iterable[Operation]) -> Document:
-    """One for each path."""
+def channels(described: Iterable[Described]) -> Document:
+    """Return one channel for each path."""
     found: dict[str, Any] = {}
-    for each in operations:
+    for each in described:
         channel = found.setdefault(
             each.channel,
             {
-                "address": each.path,
-                "description": ABOUT[each.path],
+                "address": each.route.path,
+                "description": each.route.about,
                 "servers": [{"$ref": "#/servers/https"}, {"$ref": "#/servers/http"}],
                 "messages": {},
             },
@@ -184,22 +154,26 @@ def channels(operations: Iterable[Operation]) -> Document:
     return found
 
 
-def described(operations: Iterable[Operation]) -> Iterator[tuple[str, Document]]:
-    """The requests with their answers."""
-    for each in operations:
+def operations(
+    described: Iterable[Described], components: Mapping[str, Document]
+) -> Iterator[tuple[str, Document]]:
+    """Return the requests with their replies."""
+    for each in described:
         channel = f"#/channels/{each.channel}"
-
-        def messages(*names: str, channel: str = channel) -> list[Document]:
-            return [{"$ref": f"{channel}/messages/{name}"} for name in names]
-
-        binding = {"method": each.method, "query": each.query, "bindingVersion": VERSION}
+        names = each.request, *each.replies, "problem"
+        asked, *replies = ({"$ref": f"{channel}/messages/{name}"} for name in names)
+        binding = {
+            "method": each.operation.method,
+            "query": query(each.operation, components),
+            "bindingVersion": VERSION,
+        }
         yield (
             each.name,
             {
                 "action": "receive",
                 "channel": {"$ref": channel},
-                "messages": messages(each.request),
-                "reply": {"channel": {"$ref": channel}, "messages": messages(*each.replies, "problem")},
+                "messages": [asked],
+                "reply": {"channel": {"$ref": channel}, "messages": replies},
                 "bindings": {"http": binding},
             },
         )

@@ -10,20 +10,17 @@ from broker.links.websocket import handshake as websocket
 from broker.web import posts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from broker.links.route import ClientRoute
-    from broker.web.health import Health
     from broker.web.posts import Post
-    from broker.web.site import Site
 
 
-def table(*, post: Post, health: Health, site: Site) -> dict[str, ClientRoute]:
-    """Return the routes by path, with state of their own."""
-    routes: list[ClientRoute] = [
-        websocket.ROUTE,
-        sse.ROUTE,
-        poll.route(),
-        *posts.routes(post),
-        *health.routes(),
-        *site.routes(),
-    ]
-    return {each.path: each for each in routes}
+def protocol(post: Post) -> list[ClientRoute]:
+    """Return the routes by which clients speak the protocol, with state of their own."""
+    return [websocket.ROUTE, sse.ROUTE, poll.route(), *posts.routes(post)]
+
+
+def table(*groups: Iterable[ClientRoute]) -> dict[str, ClientRoute]:
+    """Return routes by their paths."""
+    return {route.path: route for group in groups for route in group}

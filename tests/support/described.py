@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonschema import Draft202012Validator
 
 from broker.http.responses import JSON
-from broker.web import asyncapi
+from broker.subjects import Names
+from broker.web import asyncapi, routes
+
+if TYPE_CHECKING:
+    from broker.wire.messages import Published
+
+
+async def post(message: bytes, *, token: str, tenant: str | None, peer: str) -> Published:
+    raise NotImplementedError
+
+
+PROTOCOL = routes.protocol(post)
 
 
 @cache
-def document() -> dict[str, Any]:
-    return asyncapi.document()
+def document(names: Names = Names()) -> dict[str, Any]:  # noqa: B008  a frozen value
+    return asyncapi.document(PROTOCOL, names)
 
 
 @cache

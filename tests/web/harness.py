@@ -283,7 +283,7 @@ async def running(
                 admission=run.admission,
                 responses=Counter(),
             ),
-            routes.table(post=run.post, health=Health(lambda: run.reason), site=site),
+            routes.table(routes.protocol(run.post), Health(lambda: run.reason).routes(), site.routes()),
             development=site.development,
             ssl_context=tls[0] if tls else None,
         )

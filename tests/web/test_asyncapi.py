@@ -17,9 +17,7 @@ from broker.http.responses import Refused
 from broker.links import sse
 from broker.links.poll import messages as polls
 from broker.subjects import Names
-from broker.web import asyncapi, posts, routes
-from broker.web.health import Health
-from broker.web.site import Site
+from broker.web import asyncapi, posts
 from broker.wire import codec, frames
 from broker.wire import messages as m
 from tests.support import described
@@ -169,13 +167,9 @@ def test_what_a_poll_may_be(body: Any) -> None:
     assert described.asked("post_poll").is_valid(body) == read
 
 
-async def post(message: bytes, *, token: str, tenant: str | None, peer: str) -> m.Published:
-    raise NotImplementedError
-
-
 def test_requests_are_those_of_the_port() -> None:
     """Each page with its methods and its parameters, and the messages that are posted."""
-    found = asyncapi.document()
+    found = described.document()
     operations = found["operations"]
     described_pages: dict[str, set[str]] = {}
     for name, operation in operations.items():
@@ -188,8 +182,7 @@ def test_requests_are_those_of_the_port() -> None:
             "get_poll": {"channel", *polls.PARAMETERS},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
-    table = routes.table(post=post, health=Health(lambda: None), site=Site())
-    pages = {path: {*each.methods} - {"OPTIONS", "HEAD"} for path, each in table.items() if each.cross_origin}
+    pages = {each.path: {*each.methods} - {"OPTIONS", "HEAD"} for each in described.PROTOCOL}
     assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws"}}
     subscribe = {field.name for field in attrs.fields(m.Subscribe)}
     assert {"channel", *sse.PARAMETERS} == subscribe
@@ -202,7 +195,7 @@ def test_requests_are_those_of_the_port() -> None:
 
 def test_every_code_is_there_with_its_meaning() -> None:
     """The tables of the protocol page, with a sentence for each code."""
-    schemas = asyncapi.document()["components"]["schemas"]
+    schemas = described.document()["components"]["schemas"]
     close = {each["const"]: each["description"] for each in schemas["CloseCode"]["oneOf"]}
     assert close == {int(each): each.meaning for each in CloseCode}
     errors = {each["const"]: each["description"] for each in schemas["ErrorCode"]["oneOf"]}
@@ -217,7 +210,7 @@ def test_every_code_is_there_with_its_meaning() -> None:
 
 def test_every_class_describes_itself() -> None:
     """Descriptions come from docstrings, so each class has one."""
-    components = asyncapi.document()["components"]
+    components = described.document()["components"]
     for name, schema in components["schemas"].items():
         assert schema["description"].endswith("."), name
         assert not schema["description"].startswith(f"{name}("), name  # attrs or dataclasses made it
@@ -226,14 +219,14 @@ def test_every_class_describes_itself() -> None:
 
 def test_configured_prefixes() -> None:
     """The subjects are those of this broker."""
-    channels = asyncapi.document(Names(events="facts", live="now"))["channels"]
+    channels = described.document(Names(events="facts", live="now"))["channels"]
     assert channels["stored"]["address"] == "facts.{tenant}.{channel}"
     assert channels["live"]["address"] == "now.{tenant}.{channel}"
 
 
 def test_the_official_parser_takes_it(node: str, modules: Path) -> None:
     """@asyncapi/parser finds no fault and all messages."""
-    document = json.dumps(asyncapi.document())
+    document = json.dumps(described.document())
     checked = run(node, "-e", CHECK, str(modules / "@asyncapi" / "parser"), stdin=document)
     assert checked.returncode == 0, checked.stderr
     found = json.loads(checked.stdout)

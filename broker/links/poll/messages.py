@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import attrs
 import msgspec
@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from broker import subjects
 from broker.http import queries
 from broker.http.responses import JSON, Refused, Response
+from broker.links.route import any_of, schema
 from broker.wire import codec, messages, sse
 from broker.wire.codec import nearest
 
@@ -24,6 +25,12 @@ Kind = TypeVar("Kind", bound=attrs.AttrsInstance)
 STARTS = ("since", "last", "snapshot", "durable")
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
 HEAD = Response(status=200, body=b"", media_type=JSON, framing="close")  # nothing is polled for it
+# For the description: what is passed on undecoded, or is checked elsewhere.
+EVENT, GAP, LIMITS = schema("Event"), schema("Gap"), schema("Established/properties/limits")
+REFUSED = any_of("Refused", "Unsubscribed")
+LAG = msgspec.Meta(extra_json_schema={"enum": list(get_args(messages.Lag))})
+TRUE = msgspec.Meta(extra_json_schema={"const": True})
+
 payload = msgspec.json.Decoder(sse.Payload)
 
 
@@ -43,7 +50,7 @@ class Ask:
     last: int | None = None
     snapshot: bool | None = None
     durable: str | None = None
-    lag: str | None = None
+    lag: Annotated[str, LAG] | None = None
     wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
 
     @property
@@ -62,7 +69,7 @@ class Leave:
     """
 
     session: str
-    leave: bool
+    leave: Annotated[bool, TRUE]
 
 
 NAMES = tuple(field.name for field in attrs.fields(Ask))
@@ -120,13 +127,13 @@ class Polled:
     """
 
     session: str
-    events: list[msgspec.Raw]
-    gaps: list[msgspec.Raw]
+    events: list[Annotated[msgspec.Raw, EVENT]]
+    gaps: list[Annotated[msgspec.Raw, GAP]]
     position: str | UnsetType = UNSET
     recovered: bool
-    refused: list[Any] | UnsetType = UNSET
+    refused: list[Annotated[Any, REFUSED]] | UnsetType = UNSET
     reconnect_after_ms: int | UnsetType = UNSET
-    limits: msgspec.Raw | UnsetType = UNSET
+    limits: Annotated[msgspec.Raw, LIMITS] | UnsetType = UNSET
 
 
 @attrs.define(eq=False)

@@ -12,7 +12,7 @@ from broker.http import queries
 from broker.http.responses import Response
 from broker.links.poll import messages
 from broker.links.poll.session import PollTransport, Sessions
-from broker.links.route import GET, POST, Route
+from broker.links.route import GET, POST, Operation, Route
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -30,6 +30,20 @@ def route() -> ClientRoute:
         methods=(*GET, *POST, "OPTIONS"),
         handle=partial(handle, Sessions()),
         cross_origin=True,
+        about="Long polling: a subscription that stays between its requests.",
+        operations=(
+            Operation(
+                method="GET",
+                parameters=messages.PARAMETERS,
+                fields_of=messages.Ask,
+                replies={200: messages.Polled},
+            ),
+            Operation(
+                method="POST",
+                bodies=(messages.Ask, messages.Leave),
+                replies={200: messages.Polled, 204: None},
+            ),
+        ),
     )
 
 
