@@ -1,4 +1,4 @@
-"""The admin API: which request is answered by what."""
+"""The admin API: its routes, and what answers each."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ V1 = "/api/v1"
 
 
 def described(routes: Sequence[Route]) -> list[Route]:
-    """The routes, and one more for the document that describes them all."""
+    """Return the routes, and one more for the document that describes them all."""
     described = list(routes)
 
     def document() -> Document:
         return openapi.document(described)
 
-    summary = "Describe all this as OpenAPI"
+    summary = "Describe this API as OpenAPI"
     described.append(Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=Document))
     return described
 
@@ -41,12 +41,12 @@ def routes(
 
 
 def process_routes(do: Operations) -> list[Route]:
-    """What can be asked about this broker process."""
+    """Return the routes about this broker process."""
     return [
         Route(
             method="GET",
             path=f"{V1}/connections",
-            summary="List connections, by id, filtered",
+            summary="List connections by id, with filters",
             handle=do.connections,
             query=reports.ConnectionFilter,
             answer=reports.ConnectionPage,
@@ -91,7 +91,7 @@ def process_routes(do: Operations) -> list[Route]:
         Route(
             method="GET",
             path=f"{V1}/readiness",
-            summary="Tell whether an event can travel, and why not",
+            summary="Show whether an event can travel through, and if not, why",
             handle=do.readiness,
             answer=reports.Readiness,
         ),
@@ -121,7 +121,7 @@ def process_routes(do: Operations) -> list[Route]:
 
 
 def stored_routes(do: Storage) -> list[Route]:
-    """What can be asked about, and done with, what is stored."""
+    """Return the routes about stored events and dead letters."""
     return [
         Route(
             method="POST",
@@ -143,7 +143,7 @@ def stored_routes(do: Storage) -> list[Route]:
         Route(
             method="GET",
             path=f"{V1}/dead-letters",
-            summary="List dead letters, newest first, filtered",
+            summary="List dead letters, newest first, with filters",
             handle=do.list_letters,
             query=reports.LetterFilter,
             answer=reports.LetterPage,
@@ -166,14 +166,14 @@ def stored_routes(do: Storage) -> list[Route]:
         Route(
             method="DELETE",
             path=f"{V1}/dead-letters/{{sequence}}",
-            summary="Take out one dead letter",
+            summary="Delete one dead letter",
             handle=do.delete_letter,
             answer=reports.Deleted,
         ),
         Route(
             method="POST",
             path=f"{V1}/dead-letters/{{sequence}}/replay",
-            summary="Publish a dead letter again, as it is or with another event, and take it out",
+            summary="Publish a dead letter again, as it is or with another event, and delete it",
             handle=do.replay,
             body=reports.Replay,
             answer=reports.Replayed,
@@ -182,12 +182,12 @@ def stored_routes(do: Storage) -> list[Route]:
 
 
 def ban_routes(do: Bans) -> list[Route]:
-    """Who is kept out, on every broker."""
+    """Return the routes about revocations and suspensions, which hold on every broker."""
     return [
         Route(
             method="GET",
             path=f"{V1}/revocations",
-            summary="List the revocations and suspensions that hold",
+            summary="List the revocations and suspensions in force",
             handle=do.revocations,
             query=reports.BanFilter,
             answer=reports.BanList,
@@ -228,26 +228,26 @@ def ban_routes(do: Bans) -> list[Route]:
 
 
 def stream_routes(do: Streams) -> list[Route]:
-    """Whose the streams are, and how they stand to the configuration."""
+    """Return the routes about the ownership and the configuration of streams."""
     return [
         Route(
             method="GET",
             path=f"{V1}/streams",
-            summary="List the streams and buckets that the broker works with",
+            summary="List the streams and buckets that the broker uses",
             handle=do.streams,
             answer=whose.StreamList,
         ),
         Route(
             method="GET",
             path=f"{V1}/streams/{{stream}}",
-            summary="Show whether a stream is ours, and in what it differs from the configuration",
+            summary="Show whether a stream is the broker's, and how it differs from the configuration",
             handle=do.stream,
             answer=whose.StreamReport,
         ),
         Route(
             method="POST",
             path=f"{V1}/streams/{{stream}}/adopt",
-            summary="Make a stream ours, and as the configuration has it; answers what it was before",
+            summary="Adopt a stream and configure it as it should be; returns its earlier state",
             handle=do.adopt,
             answer=whose.StreamReport,
         ),

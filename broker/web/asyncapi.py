@@ -1,4 +1,4 @@
-"""The AsyncAPI document of the protocol, made of the message classes: what clients and services say and hear.
+"""The AsyncAPI document of the protocol, made of the message classes and the routes.
 
 https://www.asyncapi.com/docs/reference/specification/v3.0.0. The broker is the application that it describes:
 it receives what clients send, and sends what they get.
@@ -36,10 +36,10 @@ REPLIES: dict[type, tuple[type, ...]] = {
 ANSWERS_ONLY = (m.Subscribed, m.Acknowledged, m.Published, m.Pong)
 NOT_FOR_CLIENTS = frozenset({errors.NotFound.code})
 ABOUT = (
-    "On a WebSocket text frames with one JSON object each: `type`, `payload`, and `messageId`, which is the"
-    " client's and is in every reply to it. Without one the same by HTTP requests. Clients ignore types and"
-    " fields that they do not know; the broker refuses them."
-    " Services publish to NATS; any client of it will do."
+    "On a WebSocket, text frames with one JSON object each: `type`, `payload`, and `messageId`, which the"
+    " client chooses and which is in every reply. Without a WebSocket, the same by HTTP requests. Clients"
+    " ignore types and fields that they do not know; the broker refuses them. Services publish to NATS by any"
+    " client of it."
 )
 CLOSED = "Why a connection was closed. 4500 to 4999: reconnecting will not help before something changes."
 ADDRESS = {
@@ -50,7 +50,7 @@ ADDRESS = {
 
 @attrs.frozen(kw_only=True)
 class Metadata:
-    """About an event. A `tenant_id` that contradicts the subject makes it a dead letter."""
+    """Metadata of an event. A `tenant_id` that contradicts the subject makes it a dead letter."""
 
     tenant_id: str | None = None
     source: str | None = None
@@ -58,7 +58,7 @@ class Metadata:
 
 @attrs.frozen(kw_only=True)
 class Envelope:
-    """The plain envelope of an event, as services may publish it."""
+    """The plain envelope of an event, one form in which services publish."""
 
     id: str
     type: str
@@ -69,7 +69,7 @@ class Envelope:
 
 @attrs.frozen(kw_only=True)
 class CloudEvent:
-    """A CloudEvents 1.0 event in structured mode; further attributes may stand beside these.
+    """A CloudEvents 1.0 event in structured mode; further attributes are allowed.
 
     In binary mode the attributes are headers `ce-…` and the body is the data.
     """
@@ -83,7 +83,7 @@ class CloudEvent:
 
 @attrs.frozen(kw_only=True)
 class Headers:
-    """NATS headers that the broker looks at. An id counts in the whole stream: begin it with the tenant."""
+    """NATS headers that the broker reads. An id is unique in the whole stream: begin it with the tenant."""
 
     message_id: str | None = attrs.field(default=None, metadata={"wire": "Nats-Msg-Id"})
     traceparent: str | None = None
@@ -129,7 +129,7 @@ def document(routes: Iterable[ClientRoute], names: Names) -> Document:
 
 
 def adapt(kind: type, schema: Document, *, strict: bool) -> None:
-    """By the names on the wire, and closed where an unknown field is refused."""
+    """Give fields their names on the wire, and close a `strict` schema: unknown fields are refused."""
     schema["description"] = cleandoc(schema["description"])
     for field in attrs.fields(kind):
         if wire := field.metadata.get("wire"):
@@ -139,19 +139,19 @@ def adapt(kind: type, schema: Document, *, strict: bool) -> None:
 
 
 def coded(meanings: Mapping[Any, str], description: str) -> Document:
-    """One of several codes, each with its meaning."""
+    """Return the schema of one of several codes, each with its meaning."""
     each = [{"const": code, "description": meaning} for code, meaning in meanings.items()]
     return {"description": description, "oneOf": each}
 
 
 def error_codes() -> dict[str, str]:
-    """What `error.code` may be, and what each means."""
+    """Return the values of `error.code`, each with its meaning."""
     found = errors.by_code().items()
     return {code: getdoc(kind) or "" for code, kind in found if code not in NOT_FOR_CLIENTS}
 
 
 def message(kind: Any, schema: Document) -> Document:
-    """A whole message: the object around the payload."""
+    """Return a whole message: the object around the payload."""
     asked = kind in m.CLIENT_MESSAGES.values()
     whole: Document = {
         "type": "object",
@@ -169,7 +169,7 @@ def message(kind: Any, schema: Document) -> Document:
 
 
 def on_subject() -> Document:
-    """What a service publishes: any JSON, of which two forms are known."""
+    """Return what a service publishes: any JSON value, of which two forms are known."""
     known = [reference(kind.__name__) for kind in (Envelope, CloudEvent)]
     return {
         "summary": "Any JSON value; an empty body is a tombstone, which clients get as `null`.",
@@ -180,7 +180,7 @@ def on_subject() -> Document:
 
 
 def servers() -> Document:
-    host = {"default": "127.0.0.1:8080", "description": "Host, and port where it is not the usual one."}
+    host = {"default": "127.0.0.1:8080", "description": "Host, and port where it is not the default."}
     token = [{"$ref": "#/components/securitySchemes/token"}]
     broker = {"host": "{host}", "variables": {"host": host}, "security": token}
     nats = host | {"default": "127.0.0.1:4222"}
@@ -223,7 +223,7 @@ def channels(names: Names, both: Iterable[str]) -> Document:
     return {
         "connection": {
             "address": "/",
-            "description": "One WebSocket connection. Its end has a `CloseCode` of `components.schemas`.",
+            "description": "One WebSocket connection. Its close has a `CloseCode` of `components.schemas`.",
             "servers": [{"$ref": "#/servers/wss"}, {"$ref": "#/servers/ws"}],
             "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in both},
             "bindings": {"ws": handshake},
@@ -236,7 +236,7 @@ def channels(names: Names, both: Iterable[str]) -> Document:
 
 
 def operations() -> Iterator[tuple[str, Document]]:
-    """What is asked, with its answers, and what comes unasked."""
+    """Return the requests with their replies, and what the broker sends unasked."""
     connection = {"$ref": "#/channels/connection"}
 
     def each(*kinds: Any) -> list[Document]:

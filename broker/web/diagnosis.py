@@ -1,4 +1,4 @@
-"""The routes of the admin API that answer why: explain, trace, closes, audit."""
+"""The routes of the admin API for diagnosis: explain, trace, closes, audit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def routes(do: Diagnosis) -> list[Route]:
-    """What can be asked of this broker process about tokens, events and connections."""
+    """Return the routes about tokens, events and connections of this broker process."""
 
     def trace(wish: diagnosis.TraceWish) -> Lines:
         return Lines(partial(do.trace, wish))
@@ -26,7 +26,7 @@ def routes(do: Diagnosis) -> list[Route]:
         Route(
             method="POST",
             path=f"{V1}/explain",
-            summary="Say step by step what a token may do with a channel, and why",
+            summary="Explain step by step what a token may do with a channel, and why",
             handle=do.explain,
             body=diagnosis.Question,
             answer=Explanation,
@@ -34,7 +34,7 @@ def routes(do: Diagnosis) -> list[Route]:
         Route(
             method="GET",
             path=f"{V1}/trace",
-            summary="Follow the next events: a line of JSON for each, and for what became of it",
+            summary="Follow the next events: one line of JSON for each step of an event",
             handle=trace,
             query=diagnosis.TraceWish,
             answer=following.Traced,
@@ -43,7 +43,7 @@ def routes(do: Diagnosis) -> list[Route]:
         Route(
             method="GET",
             path=f"{V1}/closes",
-            summary="List how the last connections ended",
+            summary="List the latest closes of connections, with their reasons",
             handle=do.closes,
             query=diagnosis.CloseFilter,
             answer=diagnosis.CloseList,

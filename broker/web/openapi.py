@@ -1,4 +1,4 @@
-"""The OpenAPI document of the routes, made of them and their classes.
+"""The OpenAPI document of the admin API, made of its routes and their classes.
 
 https://spec.openapis.org/oas/v3.1.0
 """
@@ -24,7 +24,7 @@ NAMES = re.compile(r"{(\w+)}")
 
 
 def document(routes: Sequence[Route]) -> Document:
-    """What there is to ask for, in the form that tools read."""
+    """Return the document."""
     kinds = [kind for route in routes for kind in (route.answer, route.query, route.body) if kind]
     shapes, components = schemas.of([Problem, *kinds])
     queries = {
@@ -40,7 +40,7 @@ def document(routes: Sequence[Route]) -> Document:
         "openapi": "3.1.0",
         "info": schemas.info(
             "Admin API of the broker",
-            "About one broker process; several over one NATS are asked one by one.",
+            "One broker process; with several over one NATS, ask each of them.",
         ),
         "paths": paths,
         "components": {
@@ -62,7 +62,7 @@ def operation(route: Route, shapes: dict[Any, Document], queries: dict[type, Any
                 "content": {route.media_type: {"schema": shapes[route.answer]}},
             },
             "default": {
-                "description": "It was not served.",
+                "description": "Refused or failed.",
                 "content": {PROBLEM: {"schema": shapes[Problem]}},
             },
         },

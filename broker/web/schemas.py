@@ -1,4 +1,4 @@
-"""What both descriptions have in common: JSON Schema of the classes that the broker reads and writes."""
+"""JSON Schema of the classes that the broker reads and writes, for both of its descriptions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reference(name: str) -> Document:
 
 
 def of(kinds: Sequence[Any]) -> tuple[dict[Any, Document], dict[str, Document]]:
-    """The schema of each type, and the components, by name, that these refer to."""
+    """Return the schema of each type, and the components that these refer to, by name."""
     shapes, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
     return dict(zip(kinds, shapes, strict=True)), components
 

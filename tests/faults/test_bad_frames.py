@@ -101,7 +101,7 @@ async def unfinished(row: Row, name: str) -> None:
         told = await listen_on(client)
         nursery.cancel_scope.cancel()
     assert (told.errors, told.close) == ((), 4009), name
-    assert told.reason == f"message not complete after {MESSAGE_SECONDS:g} s", name
+    assert told.reason == f"message incomplete after {MESSAGE_SECONDS:g} s", name
     await row.works(name)
 
 
