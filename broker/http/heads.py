@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from broker.config import Limits
 
 END = b"\r\n\r\n"
+LF = 0x0A
 # Browsers send about 15; what proxies add is of the same order.
 HEADERS = 100
 # Beside the longest token: what a list of channels or a proxy's path may need.
 TARGET_BYTES_BESIDE_TOKEN = 2048
-# Bare CR or LF, folded lines, and control characters except the tab (RFC 9110 section 5.5).
-FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n(?=[ \t])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+CONTROLS = bytes({*range(0x20), 0x7F} - {0x09})  # except the tab
 LENGTHS = re.compile(rb"\r\ncontent-length[ \t]*:([^\r]*)", re.IGNORECASE)
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._~%!$&'()*+,;=-]+))(?::([0-9]{1,5}))?\Z", re.IGNORECASE)
 # The headers that the broker reads; they must be ASCII. A duplicate of a single one is ambiguous; several
@@ -96,7 +96,7 @@ async def read(stream: Stream, limits: Limits, begin: Callable[[], Awaitable[Non
             buffer += data
             found = buffer.find(END, max(0, scanned - len(END) + 1))
             size = len(buffer) if found < 0 else found + len(END)
-            odd = FORBIDDEN.search(buffer, max(0, scanned - 1), size) is not None
+            odd = is_odd(buffer, scanned, size)
             if line < 0:
                 line = buffer.find(b"\n", scanned, size)
                 odd = odd or not buffer[scanned : line if line >= 0 else size].isascii()
@@ -115,6 +115,20 @@ async def read(stream: Stream, limits: Limits, begin: Callable[[], Awaitable[Non
     if not buffer:
         raise LinkLost
     raise Refused(408, f"The head was incomplete after {limits.head_seconds:g} s (limits.head_seconds).")
+
+
+def is_odd(buffer: bytearray, start: int, end: int) -> bool:
+    """Return whether there is a folded line, a bare CR or LF, or another control character (RFC 9110 5.5).
+
+    What is before `start` is known to be sound. A CR at the end is sound: its LF may follow.
+    """
+    start = max(0, start - 1)
+    if buffer[start] == LF:  # which follows a CR
+        start -= 1
+    piece = bytes(buffer[max(0, start) : end])
+    text = piece.removesuffix(b"\r").replace(b"\r\n", b"")
+    # Passes in C: a regular expression takes ten times as long.
+    return len(text.translate(None, CONTROLS)) < len(text) or b"\n " in piece or b"\n\t" in piece
 
 
 async def read_body(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config import Limits
-from broker.http.heads import parse
+from broker.http.heads import is_odd, parse
 from broker.http.responses import Refused
 from tests.web.harness import KEY, head
 
@@ -228,6 +229,28 @@ HEAD_LINES = st.lists(
     min_size=1,
     max_size=12,
 )
+
+
+# The same in one expression: a bare LF or CR, a folded line, another control character than the tab.
+ODD = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n(?=[ \t])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
+
+@given(
+    pieces=st.lists(
+        st.sampled_from([b"\r\n", b"\r", b"\n", b" ", b"\t", b"\0", b"a", b"\x7f", b"\xe4"]), max_size=12
+    ),
+    cuts=st.lists(st.integers(1, 4), max_size=12),
+)
+def test_odd_lines(pieces: list[bytes], cuts: list[int]) -> None:
+    """However a head is cut, it is odd as soon as a regular expression says so of what has come so far."""
+    data, buffer = b"".join(pieces), bytearray()
+    for size in [*cuts, len(data)]:
+        start = len(buffer)
+        if new := data[start : start + size]:
+            buffer += new
+            assert is_odd(buffer, start, len(buffer)) == (ODD.search(buffer) is not None)
+            if ODD.search(buffer):
+                return
 
 
 @given(lines=HEAD_LINES)

@@ -47,7 +47,8 @@ async def handle(exchange: ClientExchange) -> Awaitable[None]:
         exchange.begin(101)
         await link.send_all(opening.response)
     transport = WebSocketTransport(link, exchange.limits.message_bytes)
-    transport.feed(exchange.trailing)
+    if exchange.trailing:
+        transport.feed(exchange.trailing)
     return exchange.backend.serve(transport, hello)
 
 
