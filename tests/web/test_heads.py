@@ -231,14 +231,13 @@ HEAD_LINES = st.lists(
 )
 
 
+PIECES = [b"a", b"\r\n", b"\r\n ", b"\r\n\t", b"\r", b"\n", b" ", b"\t", b"\0", b"\x7f", b"\xe4"]
 # The same in one expression: a bare LF or CR, a folded line, another control character than the tab.
 ODD = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n(?=[ \t])|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 @given(
-    pieces=st.lists(
-        st.sampled_from([b"\r\n", b"\r", b"\n", b" ", b"\t", b"\0", b"a", b"\x7f", b"\xe4"]), max_size=12
-    ),
+    pieces=st.lists(st.sampled_from(PIECES), max_size=12),
     cuts=st.lists(st.integers(1, 4), max_size=12),
 )
 def test_odd_lines(pieces: list[bytes], cuts: list[int]) -> None:
