@@ -39,7 +39,7 @@ STATUS = {
 RETRY_SECONDS = 1  # for what may be retried, where nobody knows when
 
 
-def told(error: Error) -> Response:
+def from_message(error: Error) -> Response:
     """Return an error that the protocol has for the client as a response (RFC 6750 section 3, RFC 9457)."""
     status = STATUS[error.code]
     headers = []
@@ -53,6 +53,6 @@ def told(error: Error) -> Response:
     return problem(status, detail, *headers, code=error.code, retry_after_ms=error.retry_after_ms)
 
 
-def refused(error: BrokerError) -> Response:
+def from_error(error: BrokerError) -> Response:
     """Return a response for an error that is not a message yet."""
-    return told(to_message(error))
+    return from_message(to_message(error))

@@ -12,7 +12,7 @@ import trio
 from broker.actors.transport import Hello
 from broker.errors import BrokerError
 from broker.http import credentials, heads
-from broker.http.refusals import refused
+from broker.http.refusals import from_error
 from broker.http.responses import Refused, problem
 from broker.links.tcp import LINGER_SECONDS
 
@@ -139,5 +139,5 @@ class ClientExchange(Exchange):
             try:
                 stack.enter_context(self.backend.admission(self.link.peer))
             except BrokerError as error:
-                raise Refused.by(refused(error)) from None
+                raise Refused.by(from_error(error)) from None
             yield

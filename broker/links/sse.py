@@ -17,7 +17,7 @@ from broker.actors.transport import Closed, Inbound, Text
 from broker.errors import CloseCode
 from broker.http import queries
 from broker.http.chunks import LAST_CHUNK, chunk, framing_for
-from broker.http.refusals import told as refusal_of
+from broker.http.refusals import from_message
 from broker.http.responses import Refused, Response, problem
 from broker.links.route import GET, Operation, Route
 from broker.wire import messages, sse
@@ -167,7 +167,7 @@ class SseTransport:
         """Do nothing: the client sends no messages."""
 
     def behind(self, *, begins: bool) -> None:
-        """Do nothing: the client is not told."""
+        """Do nothing: the client is not sent."""
 
     async def receive(self) -> Inbound:
         if self.wish is not None:
@@ -184,14 +184,14 @@ class SseTransport:
         return await self.link.send_some(data)
 
     def frame(self, message: bytes) -> bytes:
-        told = sse.decoder.decode(message)
-        data = sse.message(message, self.place.follow(told), told.payload.come_back_ms)
+        sent = sse.decoder.decode(message)
+        data = sse.message(message, self.place.follow(sent), sent.payload.come_back_ms)
         if self.held is None:
             return self.framed(data)
-        if told.type == "error" and self.refusal is None:
-            self.refusal = refusal_of(messages.Error(**msgspec.json.decode(message)["payload"]))
+        if sent.type == "error" and self.refusal is None:
+            self.refusal = from_message(messages.Error(**msgspec.json.decode(message)["payload"]))
         self.held.append(data)
-        return self.begin() if told.type == "subscribed" else b""
+        return self.begin() if sent.type == "subscribed" else b""
 
     def begin(self) -> bytes:
         """Return the head of the response, followed by what has been held back."""

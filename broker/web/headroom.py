@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from broker.errors import Unavailable
-from broker.http.refusals import refused
+from broker.http.refusals import from_error
 from broker.http.responses import Refused
 
 if TYPE_CHECKING:
@@ -27,18 +27,18 @@ class Headroom:
     """Refuses clients once their sockets take descriptors from the reserve."""
 
     descriptors: Descriptors
-    refused: float = attrs.field(init=False, default=-math.inf)  # when a client last was
+    latest: float = attrs.field(init=False, default=-math.inf)  # when a client was refused
 
     def check(self, link: Link) -> None:
         """Raises `Refused` (503) where the link's descriptor is in the reserve."""
         if link.raw.fileno() < self.descriptors.crowded:
             return
-        before, self.refused = self.refused, trio.current_time()
-        if self.refused > before + QUIET_SECONDS:
+        before, self.latest = self.latest, trio.current_time()
+        if self.latest > before + QUIET_SECONDS:
             log.warning(
                 "descriptors_short",
                 limit=self.descriptors.limit,
                 next="raise LimitNOFILE= of the service, or lower limits.connections",
             )
         full = Unavailable("no capacity left on this broker; another one may have some", retry_after=5.0)
-        raise Refused.by(refused(full))
+        raise Refused.by(from_error(full))

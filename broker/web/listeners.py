@@ -92,10 +92,10 @@ async def open_listeners(
     except ValueError as error:
         raise ConfigError([f"{key}: {error}"]) from error
     except OSError as error:
-        raise ConfigError([f"{key}: cannot listen on {listen}: {told(error)}"]) from error
+        raise ConfigError([f"{key}: cannot listen on {listen}: {reason_of(error)}"]) from error
 
 
-def told(error: OSError) -> str:
+def reason_of(error: OSError) -> str:
     """Return what is wrong, and what to do about it."""
     reason = error.strerror or str(error)
     if isinstance(error, socket.gaierror):

@@ -10,7 +10,7 @@ import msgspec
 
 from broker.errors import BadMessage
 from broker.http import queries
-from broker.http.refusals import told
+from broker.http.refusals import from_message
 from broker.http.responses import JSON, Refused, Response, problem
 from broker.links.route import POST, Operation, Route
 from broker.wire import codec, messages
@@ -46,14 +46,14 @@ class Page:
         try:
             grammar.decode(body)  # one whole value: nothing may end the payload early
         except (msgspec.DecodeError, RecursionError):
-            told_so = problem(400, f"The body must be JSON: {self.example}.", code=BadMessage.code)
-            raise Refused.by(told_so) from None
+            not_json = problem(400, f"The body must be JSON: {self.example}.", code=BadMessage.code)
+            raise Refused.by(not_json) from None
         return b'{"type":"%b","payload":%b}' % (self.message.type.encode(), body)
 
     def answer(self, reply: Reply) -> Response:
         """Return a reply as a response."""
         if isinstance(reply, messages.Error):
-            return told(reply)
+            return from_message(reply)
         document = codec.converter.unstructure(reply)
         document.pop("id", None)  # the client has it
         body = msgspec.json.encode(document)

@@ -176,7 +176,7 @@ def from_query(query: str, kind: type[attrs.AttrsInstance]) -> object:
     try:
         return msgspec.convert(found, type=kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Refused(400, f"Invalid query: {told(error)}; see {DOCUMENT}") from None
+        raise Refused(400, f"Invalid query: {reason_of(error)}; see {DOCUMENT}") from None
 
 
 def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
@@ -185,10 +185,10 @@ def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, f"Invalid body: {told(error)}; see {DOCUMENT}") from None
+        raise Refused(400, f"Invalid body: {reason_of(error)}; see {DOCUMENT}") from None
 
 
-def told(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Return the message of msgspec, with the plain name of the field."""
     return str(error).replace("`$.", "`").replace("`$`", "the top")
 

@@ -144,7 +144,7 @@ def test_what_clients_may_send(attempt: dict[str, Any]) -> None:
 @st.composite
 def bodies(draw: st.DrawFn) -> Any:
     """Bodies of polls: right, nearly right, and wrong."""
-    hints = get_type_hints(polls.Ask, include_extras=True)
+    hints = get_type_hints(polls.Poll, include_extras=True)
     known = {name: values(hint) for name, hint in hints.items()}
     known |= {"lag": st.none() | st.sampled_from(get_args(m.Lag)), "wait": NUMBERS | st.integers(-1, 61)}
     channels = {"channels": known.pop("channels")}

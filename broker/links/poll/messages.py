@@ -35,7 +35,7 @@ payload = msgspec.json.Decoder(sse.Payload)
 
 
 @attrs.frozen(kw_only=True)
-class Ask:
+class Poll:
     """A poll, with `session` and `position` of the newest answer; only the first one has a start.
 
     The broker waits at most `wait` seconds for an event. `tenant` is for monitoring tokens; it may be in the
@@ -72,13 +72,13 @@ class Leave:
     leave: Annotated[bool, TRUE]
 
 
-NAMES = tuple(field.name for field in attrs.fields(Ask))
+NAMES = tuple(field.name for field in attrs.fields(Poll))
 PARAMETERS = tuple(
     name for name in NAMES if name not in ("channels", "tenant")
 )  # of a query, beside `channel`
 
 
-def from_query(query: Query) -> Ask:
+def from_query(query: Query) -> Poll:
     """Return the poll of a `GET`. Raises `Refused` (400)."""
     if not query.get("channel"):
         raise queries.no_channel()
@@ -86,7 +86,7 @@ def from_query(query: Query) -> Ask:
     return converted(given | {"channels": query["channel"]}, strict=False)
 
 
-def from_body(body: bytes) -> Ask | Leave:
+def from_body(body: bytes) -> Poll | Leave:
     """Return what a `POST` has. Raises `Refused` (400)."""
     try:
         given = msgspec.json.decode(body)
@@ -102,8 +102,8 @@ def from_body(body: bytes) -> Ask | Leave:
     return leave
 
 
-def converted(given: dict[str, Any], *, strict: bool) -> Ask:
-    return read(given, Ask, strict=strict)
+def converted(given: dict[str, Any], *, strict: bool) -> Poll:
+    return read(given, Poll, strict=strict)
 
 
 def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:

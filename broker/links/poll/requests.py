@@ -35,12 +35,12 @@ def route() -> ClientRoute:
             Operation(
                 method="GET",
                 parameters=messages.PARAMETERS,
-                fields_of=messages.Ask,
+                fields_of=messages.Poll,
                 replies={200: messages.Polled},
             ),
             Operation(
                 method="POST",
-                bodies=(messages.Ask, messages.Leave),
+                bodies=(messages.Poll, messages.Leave),
                 replies={200: messages.Polled, 204: None},
             ),
         ),
@@ -52,19 +52,19 @@ async def handle(sessions: Sessions, exchange: ClientExchange) -> Response:
     in_query = exchange.request.method != "POST"
     names, repeated = (messages.PARAMETERS, ("channel",)) if in_query else ((), ())
     query = queries.parse(exchange.request.query, names, repeated=repeated)
-    ask = messages.from_query(query) if in_query else messages.from_body(await exchange.body())
-    if isinstance(ask, messages.Leave):
-        sessions.leave(ask.session)
+    poll = messages.from_query(query) if in_query else messages.from_body(await exchange.body())
+    if isinstance(poll, messages.Leave):
+        sessions.leave(poll.session)
         return LEFT
     token, tenant = exchange.credentials(query)
-    if exchange.request.method == "HEAD":  # no session begins, and none is asked
+    if exchange.request.method == "HEAD":  # no session begins, and none is used
         return messages.HEAD
-    tenant = ask.tenant if tenant is None else tenant
-    session = sessions.find(ask.session) or begin(sessions, exchange, tenant)
+    tenant = poll.tenant if tenant is None else tenant
+    session = sessions.find(poll.session) or begin(sessions, exchange, tenant)
     response = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(exchange.link.cancel_when_closed, nursery.cancel_scope)
-        response = await session.answer(ask, token, tenant)
+        response = await session.answer(poll, token, tenant)
         nursery.cancel_scope.cancel()
     if response is None:
         raise LinkLost

@@ -21,9 +21,9 @@ from msgspec import UNSET, UnsetType
 from broker import subjects
 from broker.actors.transport import Closed, Inbound, LinkLost, LinkState, Resting, Text
 from broker.errors import CloseCode, Unavailable
-from broker.http.refusals import refused, told
+from broker.http.refusals import from_error, from_message
 from broker.http.responses import JSON, Response
-from broker.links.poll.messages import Ask, Gathered, Polled, lag, payload
+from broker.links.poll.messages import Gathered, Poll, Polled, lag, payload
 from broker.wire import frames, messages, sse
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ ANSWER_BYTES = 64 * 1024  # an answer that has this much is sent; more waits for
 CATCH_UP_SECONDS = 5.0  # that a poll waits for events that exist already, whatever `wait` is
 
 
-class Heard(msgspec.Struct, rename="camel"):
+class Message(msgspec.Struct, rename="camel"):
     """A message of the connection."""
 
     type: str
@@ -55,7 +55,7 @@ class Failed(Exception):
         self.response = response
 
 
-heard = msgspec.json.Decoder(Heard)
+decoder = msgspec.json.Decoder(Message)
 
 
 class Sessions(dict[str, "PollTransport"]):
@@ -87,23 +87,23 @@ class PollTransport:
     turns: int = 0  # answers that no position distinguishes from the one before
     live_alone: bool = False  # whether the newest answer had nothing else
     missed: list[str] = attrs.Factory(list)  # live channels with events in an answer that was lost
-    mark: bytes = b""  # hash of the token that the connection has
+    token_hash: bytes = b""  # of the token that the connection has
     tenant: str | None = None  # asked for with that token
     talking: trio.Lock = attrs.Factory(trio.Lock)
     changed: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # some state of the session
-    said: list[bytes] = attrs.Factory(list)  # messages to the connection
+    outgoing: list[bytes] = attrs.Factory(list)  # messages to the connection
     count: int = 0  # of messages so far
-    reply: Heard | None = None  # the newest
+    reply: Message | None = None  # the newest
     buffer: bytearray = attrs.Factory(bytearray)  # bytes sent by the connection, not read yet
     size: int = 0  # bytes sent by the connection, not in an answer yet
     turn: object = None  # identifies the poll that waits
-    left: float = attrs.Factory(trio.current_time)  # when the last poll ended
+    idle_since: float = attrs.Factory(trio.current_time)  # when the last poll ended
     expected: float = attrs.Factory(lambda: trio.current_time() + GRACE_SECONDS)  # the next poll, until then
     asked: tuple[object, ...] | None = None  # the channels of the newest poll, and their lag policy
     held: set[str] = attrs.Factory(set)  # the subscriptions that came of them
-    room: str = ""
+    encoded_user: str = ""
     place: sse.Place = attrs.Factory(sse.Place)
-    stands: str | None = None  # where the client stands, as far as is known
+    resume_position: str | None = None  # where the client stands, as far as is known
     start: dict[str, Any] = attrs.Factory(dict)  # where the subscriptions began
     is_behind: bool = False
     reconnect_after_ms: int | None = None
@@ -118,7 +118,7 @@ class PollTransport:
         self.sessions[self.id] = self
 
     @property
-    def called(self) -> str:
+    def full_name(self) -> str:
         """The session's name for the client. One that comes with an older name lacks the newest answer."""
         return f"{self.id}{DOT}{self.turns}" if self.turns else self.id
 
@@ -132,9 +132,11 @@ class PollTransport:
         """Do nothing: the port bounds the bodies of polls."""
 
     async def receive(self) -> Inbound:
-        while not self.said:
+        while not self.outgoing:
             polled = self.turn is not None or self.talking.locked()
-            until = math.inf if polled else self.left + SESSION_SECONDS if self.resting else self.expected
+            until = (
+                math.inf if polled else self.idle_since + SESSION_SECONDS if self.resting else self.expected
+            )
             if self.left_by_client:
                 return Closed(code=CloseCode.NORMAL, reason="the client left", by="client")
             if self.ended:
@@ -144,11 +146,13 @@ class PollTransport:
                     self.resting = True
                     return Resting()
                 self.ended = True
-                reason = f"no poll for {SESSION_SECONDS:g} s" if self.room else "no token was believed"
+                reason = (
+                    f"no poll for {SESSION_SECONDS:g} s" if self.encoded_user else "no token was accepted"
+                )
                 return Closed(code=CloseCode.GOING_AWAY, reason=reason, by="broker")
             with trio.move_on_at(until):
                 await self.changed.park()
-        return Text(data=self.said.pop(0))
+        return Text(data=self.outgoing.pop(0))
 
     @property
     def open(self) -> bool:
@@ -203,7 +207,7 @@ class PollTransport:
 
     # --- the poll's side ----------------------------------------------------------------------------
 
-    async def answer(self, ask: Ask, token: str, tenant: str | None) -> Response:
+    async def answer(self, poll: Poll, token: str, tenant: str | None) -> Response:
         """Wait for something to answer a poll with, and return the answer. A newer poll ends an older one."""
         turn, grace = object(), GRACE_SECONDS
         try:
@@ -212,12 +216,12 @@ class PollTransport:
                 await self.authenticate(token, tenant)
                 self.turn = turn
                 self.changed.unpark_all()
-                at_once = self.asked is None and not ask.start
-                stands, called = await self.tune(ask), self.called
-            await self.gather(turn, 0 if at_once else ask.wait)
-            return self.taken() if self.turn is turn else self.document(Gathered(), stands, called)
+                at_once = self.asked is None and not poll.start
+                stands, full_name = await self.tune(poll), self.full_name
+            await self.gather(turn, 0 if at_once else poll.wait)
+            return self.taken() if self.turn is turn else self.document(Gathered(), stands, full_name)
         except Failed as failed:
-            if not self.room:  # no token was accepted: no client knows the session
+            if not self.encoded_user:  # no token was accepted: no client knows the session
                 self.end()
             return failed.response
         except trio.Cancelled:
@@ -230,85 +234,87 @@ class PollTransport:
 
     def let_go(self, grace: float) -> None:
         """Record that nobody polls; the next poll is expected within `grace` seconds."""
-        self.turn, self.left = None, trio.current_time()
-        self.expected = self.left + grace
+        self.turn, self.idle_since = None, trio.current_time()
+        self.expected = self.idle_since + grace
 
     async def authenticate(self, token: str, tenant: str | None) -> None:
         """Verify that the token is valid, and of the session's user. Raises `Failed`."""
-        mark = hashlib.sha256(token.encode()).digest()
-        if hmac.compare_digest(mark, self.mark) and tenant in (None, self.tenant):
+        token_hash = hashlib.sha256(token.encode()).digest()
+        if hmac.compare_digest(token_hash, self.token_hash) and tenant in (None, self.tenant):
             return
-        self.mark = b""  # if this is cancelled, nobody knows which of the two the connection has
+        self.token_hash = b""  # if this is cancelled, nobody knows which of the two the connection has
         reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
-        self.room = reply.field("private").split(".")[1]
-        self.mark, self.tenant = mark, tenant
+        self.encoded_user = reply.field("private").split(".")[1]
+        self.token_hash, self.tenant = token_hash, tenant
 
-    def lost(self, ask: Ask) -> bool:
+    def lost(self, poll: Poll) -> bool:
         """Whether the newest answer did not arrive, so that its content has to be sent again."""
-        if ask.position not in (None, self.stands):
+        if poll.position not in (None, self.resume_position):
             return True
-        if ask.session == self.called:
+        if poll.session == self.full_name:
             return False
-        if self.live_alone and ask.position is not None:
+        if self.live_alone and poll.position is not None:
             # Nothing of it was kept. A gap goes with the next answer that has something to say: told at once,
             # a client that always sends the first name would get one answer after another.
             self.missed = sorted(filter(subjects.is_live, self.held))
             return False
         return True
 
-    async def tune(self, ask: Ask) -> str | None:
+    async def tune(self, poll: Poll) -> str | None:
         """Subscribe to what a poll asks for; return the position of the client. Raises `Failed`."""
-        asked = (*ask.channels, ask.lag)
-        lost = self.asked is not None and self.lost(ask)
+        asked = (*poll.channels, poll.lag)
+        lost = self.asked is not None and self.lost(poll)
         # A client that has been told a position, and sends a start instead, begins again.
-        anew = bool(self.stands and ask.start and ask.position is None)
+        anew = bool(self.resume_position and poll.start and poll.position is None)
         if asked == self.asked and not (lost or anew):
             await self.request("ping", {})  # it counts as a request, and its reply has P
-            return self.stands
+            return self.resume_position
         before, self.asked = self.asked, None
         try:
-            wanted = {subjects.expand_me(each, self.room): each for each in ask.channels}
-            start = ask.start
+            wanted = {subjects.expand_me(each, self.encoded_user): each for each in poll.channels}
+            start = poll.start
             if before is not None and not start:
-                start = self.start if lost or self.stands is None else {"position": self.stands}
+                start = (
+                    self.start if lost or self.resume_position is None else {"position": self.resume_position}
+                )
             self.start = start if anew else self.start or start
             # The subscriptions may hold the durable name; they begin again.
             gone = self.held if "durable" in start else self.held - wanted.keys()
             if gone:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
                 self.gathered.keep(wanted)
-            if not (lost or anew) and before is not None and before[-1] == ask.lag:
+            if not (lost or anew) and before is not None and before[-1] == poll.lag:
                 # Stored channels begin again with those that join them. Live ones have no position.
                 joins = wanted.keys() - self.held
                 kept = {each for each in self.held - gone if not joins or subjects.is_live(each)}
             else:
                 kept = set()
             if channels := [each for name, each in wanted.items() if name not in kept]:
-                reply = await self.subscribe(ask, channels, start, known=before is not None, lost=lost)
+                reply = await self.subscribe(poll, channels, start, known=before is not None, lost=lost)
             else:
                 reply = await self.request("ping", {})
             self.held = self.held & kept | set(reply.field("channel") or ())
             self.asked = asked
-            return self.stands
+            return self.resume_position
         finally:
             if self.asked is None:  # failed or cancelled halfway: the next poll begins a new session
                 self.end()
 
     async def subscribe(
-        self, ask: Ask, channels: list[str], start: Mapping[str, Any], *, known: bool, lost: bool
-    ) -> Heard:
+        self, poll: Poll, channels: list[str], start: Mapping[str, Any], *, known: bool, lost: bool
+    ) -> Message:
         """Subscribe to these channels, or subscribe to them again."""
-        wish = {"channel": channels} | ({"lag": ask.lag} if ask.lag else {}) | dict(start)
+        wish = {"channel": channels} | ({"lag": poll.lag} if poll.lag else {}) | dict(start)
         reply = await self.request("subscribe", wish)
         alive = [each for each in reply.field("channel") if subjects.is_live(each)]
         again = [each for each in alive if lost or each in self.held]
         self.gathered.refused = reply.field("refused")
         self.gathered.recovered = reply.field("recovered")
-        if not known and ask.session is not None and not start:
+        if not known and poll.session is not None and not start:
             self.gathered.recovered = False  # what came since is unknown
         if again:  # live events in a lost answer are gone
             self.gathered.gaps.append(lag(again))
-        self.stands = None if self.place.unfinished else reply.field("position")
+        self.resume_position = None if self.place.unfinished else reply.field("position")
         return reply
 
     async def gather(self, turn: object, wait: float) -> None:
@@ -329,19 +335,19 @@ class PollTransport:
         """Return the answer with all that has been gathered."""
         self.read()
         if self.error is not None:
-            return told(self.error)
+            return from_message(self.error)
         gathered, self.gathered = self.gathered, Gathered()
         if self.missed:
             gathered.gaps.insert(0, lag(self.missed))
             self.missed = []
-        before, self.stands, self.size = self.stands, self.place.position, len(self.buffer)
-        self.turns += bool(gathered) and (before is None or self.stands in (None, before))
-        self.live_alone = before == self.stands and gathered.live_alone
-        return self.document(gathered, self.stands, self.called)
+        before, self.resume_position, self.size = self.resume_position, self.place.position, len(self.buffer)
+        self.turns += bool(gathered) and (before is None or self.resume_position in (None, before))
+        self.live_alone = before == self.resume_position and gathered.live_alone
+        return self.document(gathered, self.resume_position, self.full_name)
 
-    def document(self, gathered: Gathered, position: str | None, called: str) -> Response:
+    def document(self, gathered: Gathered, position: str | None, full_name: str) -> Response:
         polled = Polled(
-            session=called,
+            session=full_name,
             events=gathered.events,
             gaps=gathered.gaps,
             position=UNSET if position is None else position,
@@ -355,31 +361,31 @@ class PollTransport:
 
     # --- what the two say to each other -----------------------------------------------------------
 
-    async def request(self, kind: str, wish: dict[str, Any]) -> Heard:
+    async def request(self, kind: str, wish: dict[str, Any]) -> Message:
         """Send a message to the connection, and return its reply. Raises `Failed`."""
         self.count += 1
         message = {"type": kind, "payload": wish, "messageId": str(self.count)}
-        self.said.append(msgspec.json.encode(message))
+        self.outgoing.append(msgspec.json.encode(message))
         self.changed.unpark_all()
         while True:
             self.read()
             reply = self.reply
             if reply is not None and reply.message_id == str(self.count):
                 if reply.type == "error":
-                    raise Failed(told(to_error(reply)))
+                    raise Failed(from_message(to_error(reply)))
                 return reply
             if self.ended:
                 ended = Unavailable("the session has ended; poll again", retry_after=1.0)
-                raise Failed(told(self.error) if self.error else refused(ended))
+                raise Failed(from_message(self.error) if self.error else from_error(ended))
             await self.changed.park()
 
     def read(self) -> None:
         """Read the complete frames in the buffer."""
         for data in frames.take(self.buffer):
-            self.hear(heard.decode(data))
+            self.hear(decoder.decode(data))
 
-    def hear(self, message: Heard) -> None:
-        told = sse.Told(message.type, payload.decode(message.payload))
+    def hear(self, message: Message) -> None:
+        followed = sse.Told(message.type, payload.decode(message.payload))
         match message.type:
             case "event":
                 self.gathered.events.append(message.payload)
@@ -396,15 +402,15 @@ class PollTransport:
             case "connection.established":
                 self.limits = msgspec.json.decode(message.payload, type=dict[str, msgspec.Raw])["limits"]
             case "connection.draining":
-                self.reconnect_after_ms = told.payload.reconnect_after_ms
+                self.reconnect_after_ms = followed.payload.reconnect_after_ms
             case "error" if message.message_id is None:
                 self.error = to_error(message)
         if (
             message.message_id is not None and message.type != "gap"
         ):  # it follows the reply to the same message
             self.reply = message
-        self.place.follow(told)
+        self.place.follow(followed)
 
 
-def to_error(message: Heard) -> messages.Error:
+def to_error(message: Message) -> messages.Error:
     return messages.Error(**msgspec.json.decode(message.payload))
