@@ -1,1 +1,1 @@
-"""Who a client is: the keys that tokens are checked with, and the way from a JWT to a `Principal`."""
+"""Authentication: the keys that verify tokens, and the way from a JWT to a `Principal`."""

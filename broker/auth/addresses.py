@@ -18,11 +18,11 @@ def address_fault(url: str) -> str | None:
     except ValueError:
         host = None
     if host is None or parts.scheme not in PORTS or not PRINTABLE.match(url):
-        return "is no https address"
+        return "is not an https address"
     if "@" in parts.netloc:
-        return "may not hold a user or password; a JWK Set is public"
+        return "may not contain a user or password; a JWK Set is public"
     if parts.scheme == "http" and not is_loopback(host):
-        return "needs https: over http anybody on the way could put in keys"
+        return "needs https: over http anybody on the network path could inject keys"
     return None
 
 

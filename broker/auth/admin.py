@@ -1,4 +1,4 @@
-"""The token of the admin API: configured, or made once and kept in the data directory."""
+"""The token of the admin API: from the configured file, or generated once in the data directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = re.compile(r"[!-~]{16,256}\Z")
 
 
 def load(configured: Path | None, data_dir: Path) -> str:
-    """Return the token in the configured file, else that of the data directory, made when there is none.
+    """Return the token in the configured file, else the one in the data directory, generated if missing.
 
     Raises `ConfigError`.
     """
@@ -35,7 +35,7 @@ def load(configured: Path | None, data_dir: Path) -> str:
 
 
 def make(path: Path) -> None:
-    """Leave a new token there, readable by its owner alone: all of it or nothing."""
+    """Write a new token, atomically, readable by its owner alone."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
@@ -43,12 +43,12 @@ def make(path: Path) -> None:
 
 
 def read(path: Path, key: str) -> str:
-    """Return the token in a file that `key` led to. Raises `ConfigError`."""
+    """Return the token in the file that `key` names. Raises `ConfigError`."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no ASCII"
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise ConfigError([f"{key}: {path} cannot be read: {reason}"]) from None
     if not TOKEN.match(token):
-        raise ConfigError([f"{key}: {path} holds no token: 16 to 256 printable characters without blanks"])
+        raise ConfigError([f"{key}: {path} is not a token: 16 to 256 printable characters without blanks"])
     return token

@@ -1,4 +1,4 @@
-"""What the claims of a token whose signature holds come to: its times, for whom it is, and what it may do."""
+"""Read the claims of a token with a valid signature: times, user, tenant and permissions."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 ANY = "*"  # tenant, or in an entry's `issuer` or `audience`
 LISTS = ("subscribe", "publish", "deny")
-MAX_PATTERNS = 256  # in one list: each subscribe is compared with all of them
-MAX_SHOWN = 4  # of a list in a refusal
-# A token that is not good yet is looked at again after so long at the latest: the clock that is wrong may be
-# ours, and be put right at any moment.
+MAX_PATTERNS = 256  # in one list: each subscribe is compared with all
+MAX_SHOWN = 4  # entries of a list, in a refusal
+# A token that is not valid yet is checked again after so long at the latest: the wrong clock may be ours, and
+# be corrected at any moment.
 EARLY_SECONDS = 30.0
 
 
 class TooEarly(Unavailable):
-    """A token that is not good yet by our clock: `claim` lies `ahead` seconds ahead of it."""
+    """The token is not valid yet by our clock: `claim` is `ahead` seconds ahead of it."""
 
     def __init__(self, claim: str, ahead: float, leeway: float) -> None:
         wait = min(ahead - leeway, EARLY_SECONDS)
@@ -35,11 +35,11 @@ class TooEarly(Unavailable):
 
 
 def good_until(claims: dict[str, Any], *, now: float, leeway: float, longest: float) -> float:
-    """Return until when the token is good that comes at the Unix time `now`.
+    """Return the Unix time at which a token that is presented at `now` expires.
 
-    That is `exp`, without leeway: delivery stops then, and whoever is sent away could come back with the same
-    token. Raises `TokenExpired`, `TooEarly`, and `TokenInvalid` for one that lives for more than `longest`
-    seconds or that no time would make good.
+    That is `exp` without leeway, since delivery stops then and a client could otherwise return with the same
+    token. Raises `TokenExpired`, `TooEarly`, and `TokenInvalid` for a life of more than `longest` seconds, or
+    for one that ends before it begins.
     """
     expires = read_time(claims, "exp")
     starts = [(read_time(claims, name), name) for name in ("nbf", "iat") if name in claims]
@@ -50,7 +50,7 @@ def good_until(claims: dict[str, Any], *, now: float, leeway: float, longest: fl
         raise TokenInvalid(f"exp: {shown(expires - start)} away; at most {longest:g} s are allowed")
     if start - now > leeway:
         if start >= expires:
-            raise TokenInvalid(f"{name}: not before exp, so the token is never good")
+            raise TokenInvalid(f"{name}: not before exp, so the token is never valid")
         raise TooEarly(name, start - now, leeway)
     return expires
 
@@ -70,9 +70,7 @@ def read_time(claims: dict[str, Any], name: str) -> float:
 
 
 def parties_fault(claims: dict[str, Any], key: config.Key) -> str | None:
-    """Return why a token is not for an entry by its `iss` and `aud` (RFC 7519 section 4.1); None when it
-    is.
-    """
+    """Return why `iss` and `aud` (RFC 7519 section 4.1) do not match an entry; None when they do."""
     issuer, named = claims.get("iss"), claims.get("aud")
     if key.issuer not in (None, ANY) and issuer != key.issuer:
         return f"iss: {found(issuer)} is not {key.issuer!r}"
@@ -84,7 +82,7 @@ def parties_fault(claims: dict[str, Any], key: config.Key) -> str | None:
 
 
 def found(value: object) -> str:
-    """Return a claim's value for a refusal: names as they are, shortened; of anything else the kind."""
+    """Return a claim's value for a refusal: text shortened, anything else by its type."""
     match value:
         case None:
             return "nothing"
@@ -125,18 +123,18 @@ def token_id_of(claims: dict[str, Any]) -> str | None:
 
 
 def tenant_of(claims: dict[str, Any], key: config.Key, *, claim: str, wanted: str | None) -> tuple[str, bool]:
-    """Return the tenant, and whether the token is one for monitoring, which takes the tenant `wanted`.
+    """Return the tenant (`wanted`, for a monitoring token), and whether it is a monitoring token.
 
-    Where the entry fixes the tenant a token need not name it, and may name no other.
+    Where the entry fixes the tenant, a token need not name it and may not name another.
     """
     named = read_path(claims, claim_path(claim))
     if monitors(claims):
         if named is not None:
-            raise TokenInvalid(f"tenants: ['*'] stands instead of {claim}, not beside it")
+            raise TokenInvalid(f"tenants: ['*'] replaces {claim}; a token has one of the two")
         if not key.monitoring:
             raise TokenInvalid("tenants: this key may not sign monitoring tokens")
         if wanted is None:
-            raise TokenInvalid("tenants: a monitoring token needs `tenant` beside it, the one to look at")
+            raise TokenInvalid("tenants: a monitoring token needs `tenant` beside it: the one to monitor")
         if not subjects.is_tenant(wanted) or not may_sign(key, wanted):
             raise TenantForbidden(f"tenant: {subjects.shown(wanted)} is not within the token's tenants")
         return wanted, True
@@ -152,23 +150,17 @@ def tenant_of(claims: dict[str, Any], key: config.Key, *, claim: str, wanted: st
 
 
 def monitors(claims: dict[str, Any]) -> bool:
-    """Return whether the token says that it is one for monitoring.
-
-    Anything else under `tenants` is not ours.
-    """
+    """Return whether this is a monitoring token. Any other value of `tenants` belongs to somebody else."""
     return bool(claims.get("tenants") == [ANY])
 
 
 def may_sign(key: config.Key, tenant: str) -> bool:
-    """Return whether the entry is for that tenant: for those that it lists, or the one that it fixes."""
+    """Return whether the entry may sign for the tenant: one that it lists, or the one that it fixes."""
     return bool({tenant, ANY} & set(key.tenants or (key.tenant,)))
 
 
 def claim_path(claim: str) -> list[str]:
-    """Return where the claim stands: "app.tenant" is `tenant` within `app`.
-
-    A URI (Auth0 has them) is one name.
-    """
+    """Return the path of a claim: "app.tenant" is `tenant` within `app`. A URI (Auth0) is one name."""
     return [claim] if "://" in claim else claim.split(".")
 
 
@@ -183,7 +175,7 @@ def read_path(claims: dict[str, Any], path: list[str]) -> object:
 
 
 def permissions_of(claims: dict[str, Any]) -> dict[str, Sequence[str]] | None:
-    """Return the lists of the claim `permissions`; None where the token has none that is ours."""
+    """Return the lists in the claim `permissions`; None where the token has no such claim of ours."""
     if "permissions" not in claims or isinstance(claims["permissions"], list | str):
         return None
     claim = claims["permissions"]
@@ -198,9 +190,9 @@ def permissions_of(claims: dict[str, Any]) -> dict[str, Sequence[str]] | None:
 
 
 def foreign(claims: dict[str, Any]) -> Iterator[str]:
-    """Yield the claims that have the name of one of ours and mean something else.
+    """Yield the claims that share a name with ours and mean something else.
 
-    Auth0, WorkOS and FusionAuth have lists of their own there. An object under `permissions` is meant for us.
+    Auth0, WorkOS and FusionAuth have lists of their own there. An object under `permissions` is ours.
     """
     if isinstance(claims.get("permissions"), list | str):
         yield "permissions"

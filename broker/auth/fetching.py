@@ -1,4 +1,4 @@
-"""One GET over HTTPS: of an address in the configuration, through the proxy that the environment names."""
+"""One GET over HTTPS, of an address in the configuration, through the proxy that the environment names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def get(url: str, *, seconds: float, limit: int) -> bytes:
     try:
         with trio.fail_after(seconds):
             async with (
-                httpcore2.AsyncConnectionPool(ssl_context=trust(), proxy=proxy) as pool,
+                httpcore2.AsyncConnectionPool(ssl_context=trust(parts), proxy=proxy) as pool,
                 pool.stream(
                     "GET",
                     target(parts, proxied=proxy is not None),
@@ -75,8 +75,9 @@ def root(error: BaseException) -> BaseException:
     return root(wrapped[0]) if wrapped else error
 
 
-def trust() -> ssl.SSLContext:
-    return ssl.create_default_context()  # made for each fetch: the system's authorities change
+def trust(parts: SplitResult) -> ssl.SSLContext | None:
+    """Return the system's authorities, read anew for each fetch since they change; None for http."""
+    return ssl.create_default_context() if parts.scheme == "https" else None
 
 
 def target(parts: SplitResult, *, proxied: bool) -> httpcore2.URL:
@@ -113,5 +114,5 @@ def proxy_for(parts: SplitResult) -> httpcore2.Proxy | None:
         httpcore2.URL(scheme=found.scheme, host=found.hostname or "", port=found.port, target="/"),
         auth=shown,
         headers={"User-Agent": USER_AGENT},
-        ssl_context=trust() if found.scheme == "https" else None,
+        ssl_context=trust(found),
     )

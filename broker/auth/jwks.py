@@ -1,4 +1,4 @@
-"""Keys from an address: a JWK Set (RFC 7517) that is fetched and kept."""
+"""Keys from an address: a JWK Set (RFC 7517) that is fetched and kept up to date."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from broker.auth.signatures import VerifyingKey
 
 BACKOFF = Backoff(first=2.0, longest=64.0, jitter=0.0)  # for an address that fails
-MAX_MISSED = 1024  # names of keys that are remembered, of the many that anybody can make up
-SOON_SECONDS = 1.0  # the shortest time after which to come again
+MAX_MISSED = 1024  # unknown key names that are remembered: anybody can make up more
+SOON_SECONDS = 1.0  # the shortest `retry_after`
 
 log = structlog.get_logger()
 
 
 @attrs.frozen(kw_only=True)
 class Timing:
-    """When an address is asked, in seconds.
+    """When an address is fetched, in seconds.
 
-    `fetch_seconds`: the limit for a whole answer. `refresh_seconds`: between two regular fetches, so the
-    time for which a withdrawn key is still believed. `apart_seconds`: tokens that name unknown keys cause
-    no fetch within that time of the last one; anybody can send such tokens. `settled_seconds`: how long a key
-    is waited for that tokens name and the set does not have, before that is an answer: a new one may be in
-    use before the caches of its provider have it (those of Supabase hold a set for ten minutes).
+    `fetch_seconds` limits one fetch. `refresh_seconds` lie between two regular fetches, so a withdrawn key
+    is accepted for that long. `apart_seconds`: a token with an unknown key causes no fetch so soon after
+    the last one, since anybody can send such tokens. `settled_seconds`: a token is refused once its key has
+    been unknown for that long; a provider may use a new key before its caches have it (Supabase's keep a
+    set for ten minutes).
     """
 
     fetch_seconds: float = 5.0
@@ -48,10 +48,10 @@ class Timing:
 
 @attrs.define(eq=False)
 class Remote:
-    """One address and its last good keys, which stay when it fails. `parse` raises `ValueError`.
+    """One address and its last good keys, which are kept when a fetch fails. `parse` raises `ValueError`.
 
-    Tokens do not fetch: they wake `run` and wait for its answer. So any number of them share one fetch,
-    and a client that leaves while it waits neither ends that fetch nor starts another.
+    A verification does not fetch: it wakes `run` and waits for the result. So any number of them share one
+    fetch, and a client that leaves meanwhile neither cancels it nor starts another.
     """
 
     entry: config.Key
@@ -60,17 +60,17 @@ class Remote:
     timing: Timing
     keys: tuple[VerifyingKey, ...] = ()
     fault: str | None = "not asked yet"  # of the last fetch
-    asked_at: float = -math.inf  # Trio's time, as all of these
-    read_at: float | None = None  # when the keys were asked for that there are
+    asked_at: float = -math.inf  # Trio's clock, as all of these
+    read_at: float | None = None  # when the present keys were fetched
     due_at: float = -math.inf
     fetching: bool = False
     unknown: int = 0
-    missed: dict[int, float] = attrs.field(factory=dict)  # since when, by the hash of a key's name
+    missed: dict[int, float] = attrs.field(factory=dict)  # unknown since, by the hash of the `kid`
     wanted: Signal = attrs.field(factory=Signal)
     answered: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
     async def run(self) -> None:
-        """Fetch now, then when it is due or wanted, for ever."""
+        """Fetch now, then whenever it is due or wanted, for ever."""
         failures = 0
         while True:
             self.wanted.clear()
@@ -86,15 +86,15 @@ class Remote:
 
     async def fetch(self) -> None:
         try:
-            # The HTTP client costs 25 ms and 0.5 MB, which is spared where no key comes from an address.
+            # Imported here: without keys from an address its 25 ms and 0.5 MB are saved.
             from broker.auth.fetching import get
 
             self.keys = self.parse(await get(self.url, seconds=self.timing.fetch_seconds, limit=MAX_BYTES))
         except (Unavailable, ValueError) as error:
             self.fault = str(error)
             log.warning("jwks_failed", key=self.entry.name, error=self.fault, keys_kept=len(self.keys))
-        except Exception:  # what nobody expects of an answer ends neither the fetches nor the broker
-            self.fault = "this failed; the broker's log says why"
+        except Exception:  # an unforeseen answer ends neither the fetches nor the broker
+            self.fault = "an unexpected error; the broker's log has it"
             log.exception("jwks_failed", key=self.entry.name, keys_kept=len(self.keys))
         else:
             if self.fault:
@@ -102,7 +102,7 @@ class Remote:
             self.fault, self.read_at = None, self.asked_at
 
     async def refresh(self) -> bool:
-        """Wait for the fetch that is under way or a new one; False at once where the last was too recent."""
+        """Wait for the present fetch or a new one; return False at once when the last was too recent."""
         if not self.fetching:
             if trio.current_time() - self.asked_at < self.timing.apart_seconds:
                 return False
@@ -111,10 +111,10 @@ class Remote:
         return True
 
     def wait(self, kid: str | None, *, fresh: bool) -> float | None:
-        """Return in how many seconds a key that is not here may be; None once it is settled that there is
-        none.
+        """Return the seconds after which to look for an unknown key again; None once it is settled as
+        unknown.
 
-        That takes a `fresh` look, and as many seconds as the timing says since a token first named it.
+        That needs a `fresh` set, and `settled_seconds` since a token first named the key.
         """
         now = trio.current_time()
         self.unknown += 1
@@ -123,7 +123,7 @@ class Remote:
         since = self.missed.get(name := hash(kid))
         if since is None:
             if len(self.missed) >= MAX_MISSED:
-                del self.missed[next(iter(self.missed))]  # the oldest; it is waited for a little longer
+                del self.missed[next(iter(self.missed))]  # the oldest; its wait begins again
             since = self.missed[name] = now
             log.warning(
                 "key_unknown", key=self.entry.name, kid=subjects.shown(kid or ""), keys=len(self.keys)

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     from broker.metrics.statistics import KeySet
 
-# Hears of each step of a verification that held, by its name, and what it found.
+# Called for each step of a verification that passed: its name and what it found.
 Passed: TypeAlias = "Callable[[str, str], None]"
-# Why a token whose signature holds is not for an entry all the same; None when it is.
+# Why a token with a valid signature does not match an entry; None when it does.
 Unfit: TypeAlias = "Callable[[config.Key], str | None]"
 MAX_TRIES = 16  # keys that are tried for one token
 
 
 @attrs.frozen
 class Local:
-    """The keys of an entry that is read from the configuration and its files."""
+    """The keys of an entry that come from the configuration and its files."""
 
     keys: tuple[VerifyingKey, ...]
 
@@ -37,8 +37,7 @@ class Local:
 class Keys:
     """All keys of a configuration, in its order.
 
-    Each JWK Set is a room of its own: its keys never leave the entry, so the same `kid` at two issuers is two
-    keys.
+    The keys of a JWK Set belong to its entry alone, so the same `kid` at two issuers is two keys.
     """
 
     sources: tuple[Local | Remote, ...]
@@ -46,15 +45,15 @@ class Keys:
 
     @classmethod
     def load(cls, auth: config.Auth, *, timing: Timing | None = None, before: Iterable[Remote] = ()) -> Keys:
-        """Read secrets and files, parsed once. Addresses are fetched by `run`.
+        """Read and parse secrets and files. Addresses are fetched later, by `run`.
 
-        What `before` holds of addresses that are configured as they were is kept: keys that are known go
-        on. Raises `ConfigError` with one sentence for each fault.
+        Sources in `before` whose entries are unchanged are kept, with the keys that they have. Raises
+        `ConfigError` with one sentence for each fault.
         """
         faults: list[str] = []
         sources: list[Local | Remote] = []
         if not auth.keys:
-            faults.append("auth.keys: there is none, so no token could be believed")
+            faults.append("auth.keys: at least one is needed, since otherwise every token is refused")
         for index, entry in enumerate(auth.keys):
             told = list(entry_faults(entry))
             if entry.name in [other.name for other in auth.keys[:index]]:
@@ -91,8 +90,9 @@ class Keys:
         return {source.entry.name: source.statistics() for source in self.remotes}
 
     def remarks(self) -> list[str]:
-        """Return a line on each address that cannot be read: known keys go on, so that it makes nobody
-        unready.
+        """Return a line on each address that cannot be fetched.
+
+        Known keys stay valid, so readiness is unaffected.
         """
         return [
             f"key set {name}: cannot be fetched, see jwks_failed in the log; {kept(each)}"
@@ -101,12 +101,12 @@ class Keys:
         ]
 
     async def signer(self, token: Signed, unfit: Unfit, passed: Passed) -> VerifyingKey:
-        """Return the first key that has signed the token and whose entry it fits; that entry decides all
+        """Return the first key that has signed the token and whose entry matches; that entry decides all
         else.
 
-        Waits only for addresses that may know an unknown key. `passed` hears of "key" once there is one that
-        may have signed, and of "signature" when one has. Raises `TokenInvalid`, or `Unavailable` while it is
-        not known whether such an address has the key.
+        Waits only for addresses that may have an unknown key. `passed` is called with "key" once a key may
+        have signed, and with "signature" when one has. Raises `TokenInvalid`, or `Unavailable` while it is
+        unknown whether such an address has the key.
         """
         signers, fresh = self.signers(token), list[Remote]()
         key = fitting(signers, unfit)
@@ -147,10 +147,10 @@ class Keys:
         return remote | {key.algorithm for key in self.known()}
 
     def lacking(self, token: Signed, signers: list[VerifyingKey], unfit: Unfit) -> list[Remote]:
-        """Return the addresses that may have a key for the token which they did not have so far.
+        """Return the addresses that may meanwhile have a key for the token which they lack here.
 
-        Only those whose entry it fits, and where it is known who has signed it, other entries of the same
-        address, read at another time.
+        Only those whose entry matches; where the signer is known, only other entries of the same address,
+        which may have been fetched at another time.
         """
         urls = {each.entry.jwks_url for each in signers}
         may = [each for each in self.remotes if lacks(each, token) and unfit(each.entry) is None]
@@ -161,7 +161,7 @@ class Keys:
         return [key for key in self.candidates(token)[:MAX_TRIES] if key.signed(token)]
 
     def candidates(self, token: Signed) -> list[VerifyingKey]:
-        """Return the keys that may have, those that it names first."""
+        """Return the keys that may have signed it, those that it names first."""
         may = [
             key
             for key in self.known()
@@ -170,12 +170,12 @@ class Keys:
         return sorted(may, key=lambda key: not key.named(token.kid))
 
     def known(self) -> Iterator[VerifyingKey]:
-        """Yield all keys that there are now."""
+        """Yield all present keys."""
         for source in self.sources:
             yield from source.keys
 
     def successor(self, signer: object) -> VerifyingKey | None:
-        """Return the key here that believes just what a key of other `Keys` believed; None when there is
+        """Return the key here that accepts the same tokens as a key of other `Keys`; None when there is
         none.
         """
         if not isinstance(signer, VerifyingKey):
@@ -185,7 +185,7 @@ class Keys:
 
 def kept(of: KeySet) -> str:
     if of.age is None:
-        return "there are no keys, and tokens of its issuer let nobody in"
+        return "it has no keys, so all tokens of its issuer are refused"
     return f"{of.keys} keys are kept, {of.age:.0f} s old"
 
 
@@ -194,24 +194,24 @@ def fitting(signers: Iterable[VerifyingKey], unfit: Unfit) -> VerifyingKey | Non
 
 
 def lacks(source: Remote, token: Signed) -> bool:
-    """Return whether a fetch from `source` may bring a key for the token that its present keys are not."""
+    """Return whether a fetch from `source` may bring a key for the token that it lacks now."""
     if token.algorithm not in source.entry.algorithms:
         return False
-    if token.kid is None:  # where all keys have a name, tokens name them
+    if token.kid is None:  # issuers that name all their keys name them in tokens
         return not source.keys or any(key.kid is None for key in source.keys)
     return all(key.kid != token.kid for key in source.keys)
 
 
 def missing(sources: list[Remote], kid: str | None) -> str:
-    """Return why nobody can say yet whether a token is good."""
+    """Return why it is not known yet whether a token is valid."""
     if down := [each.entry.name for each in sources if each.fault or each.fetching]:
         return f"kid: the keys of {' and '.join(down)} cannot be fetched at the moment"
     names = " and ".join(each.entry.name for each in sources)
-    return f"kid: no key of {names} is called {subjects.shown(kid or '')} so far"
+    return f"kid: no key of {names} is called {subjects.shown(kid or '')} yet"
 
 
 async def asked(lacking: list[Remote]) -> list[Remote]:
-    """Wait for fetches from these; which of them have been."""
+    """Fetch all of these, and return those that were fetched in time."""
     fresh: list[Remote] = []
 
     async def ask(source: Remote) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a token as bytes and JSON objects (RFC 7515), read more strictly than that asks."""
+"""Decode the parts of a token to bytes and JSON objects (RFC 7515), more strictly than that requires."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from broker.errors import TokenInvalid
 
 
 class Integer(float):
-    """A whole number of a token: a time where one is wanted, `digits` as they were written for a name.
+    """A whole number in a token: a float for a time, with `digits` as written for a name.
 
-    One that is too large is infinite, as a float is.
+    One that is too large is infinite, as floats are.
     """
 
     digits: str
@@ -25,10 +25,7 @@ class Integer(float):
 
 
 def name_of(value: object) -> str | None:
-    """Return the text that a claim names somebody by: itself, or an integer's digits.
-
-    None when it is neither.
-    """
+    """Return a claim as a name: text as it is, an integer as its digits; None for anything else."""
     if isinstance(value, Integer):
         return value.digits if value.digits.isdecimal() else None
     return value if isinstance(value, str) else None
@@ -58,7 +55,7 @@ def read_object(part: str, where: str) -> dict[str, Any]:
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands twice in an object")
+        raise ValueError("an object has a name twice")
     return found
 
 
@@ -67,7 +64,7 @@ def no_number(_text: str) -> NoReturn:
 
 
 def decode(part: str, where: str) -> bytes:
-    """Base64url as RFC 7515 section 2 has it: no padding, nothing ignored, one way to write each value."""
+    """Decode base64url (RFC 7515 section 2): no padding, no ignored bytes, canonical."""
     try:
         data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except binascii.Error:

@@ -1,7 +1,7 @@
-"""What a signature is checked with: algorithms, and which keys are for which of them.
+"""The algorithms of signatures, and which keys fit which of them.
 
-What a key may check is fixed here, by the configuration and by the kind of the key. The `alg` of a token
-only chooses among that (RFC 8725 section 3.1). The signatures themselves are PyJWT's.
+The configuration and the type of a key determine what it may verify. The `alg` of a token only selects
+among that (RFC 8725 section 3.1). The signatures themselves are PyJWT's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RSA_BITS = (2048, 8192)  # RFC 7518 section 3.3; above, one signature costs a mi
 
 @attrs.frozen(kw_only=True)
 class Signed:
-    """What a token has of its signature: which algorithm and key it says, and what was signed with it."""
+    """The signature of a token: its algorithm, the name of its key, and the message that was signed."""
 
     algorithm: str
     kid: str | None
@@ -40,23 +40,23 @@ class Signed:
 
 @attrs.frozen(kw_only=True)
 class VerifyingKey:
-    """One key for one algorithm, and the entry of the configuration that says what it may sign.
+    """One key for one algorithm, and its entry in the configuration, which says what it may sign.
 
-    One without a `kid`, as a secret and a PEM are, takes tokens with any.
+    A key without a `kid` (a secret, a PEM) verifies tokens with any.
     """
 
-    entry: config.Key = attrs.field(repr=False)  # may hold a secret, as does `material`
+    entry: config.Key = attrs.field(repr=False)  # may contain a secret, as `material` may
     kid: str | None
     algorithm: str
     material: Any = attrs.field(repr=False)
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """What of it decides whether a token is believed, but for whom it may sign."""
+        """What determines which tokens it verifies, apart from the tenants."""
         return self.kid, self.algorithm, self.material, self.entry.issuer, self.entry.audience
 
     def named(self, kid: str | None) -> bool:
-        """Return whether a token means this key."""
+        """Return whether a token's `kid` names this key."""
         return kid in (self.kid, self.entry.name)
 
     def signed(self, token: Signed) -> bool:
@@ -64,7 +64,7 @@ class VerifyingKey:
 
 
 def misfit(algorithm: str, key: object) -> str | None:
-    """Return why `algorithm` cannot be checked with the public `key`; None when it can."""
+    """Return why a public key does not fit an algorithm; None when it does."""
     low, high = RSA_BITS
     match key:
         case RSAPublicKey():

@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 MAX_BYTES = 256 * 1024  # of a file or set: some hundred RSA keys; real sets have two to ten
 UNBOUND = (
     "audience: it or issuer is required beside jwks_url, since a provider signs for others with the same "
-    f"keys: write what your tokens have in `aud` (or `iss`), or '{ANY}' to believe them all"
+    f"keys: write what your tokens have in `aud` (or `iss`), or '{ANY}' to accept them all"
 )
 SOURCES = ("secret_file", "secret", "pem_file", "jwks_file", "jwks_url")
 
 
 def entry_faults(entry: config.Key) -> Iterator[str]:
-    """Yield what is wrong with an entry as it is written, before its source is read."""
+    """Yield what is wrong with an entry as written, before its source is read."""
     if not entry.name:
         yield "name: may not be empty"
     if not entry.tenants and entry.tenant is None:
-        yield "tenants: name those that the key may sign for, or '*' for all; or fix the one by tenant"
+        yield "tenants: list those that the key may sign for, or '*' for all; or fix a single one by tenant"
     if entry.tenant is not None and not subjects.is_tenant(entry.tenant):
-        yield f"tenant: {subjects.shown(entry.tenant)} is no name of a tenant"
+        yield f"tenant: {subjects.shown(entry.tenant)} is not a tenant name"
     if entry.tenant is not None and entry.tenants not in ((), (entry.tenant,)):
         yield f"tenants: leave it out, since tenant fixes {subjects.shown(entry.tenant)} as the only one"
     for tenant in entry.tenants:
         if tenant != "*" and not subjects.is_tenant(tenant):
-            yield f"tenants: {subjects.shown(tenant)} is no name of a tenant"
+            yield f"tenants: {subjects.shown(tenant)} is not a tenant name"
     given = [source for source in SOURCES if getattr(entry, source) is not None]
     if len(given) != 1:
         found = " and ".join(given) or "none"
@@ -53,7 +53,7 @@ def entry_faults(entry: config.Key) -> Iterator[str]:
         yield f"algorithms: name those that {given[0]} is for"
     for name in entry.algorithms:
         if name.lower() == "none":
-            yield "algorithms: 'none' would believe everybody"
+            yield "algorithms: 'none' would accept every token"
         elif name not in ALGORITHMS:
             near = difflib.get_close_matches(name, ALGORITHMS, 1)
             yield f"algorithms: {name!r} is not known" + (f"; {near[0]!r}?" if near else "")
@@ -68,7 +68,7 @@ def entry_faults(entry: config.Key) -> Iterator[str]:
 
 
 def read_keys(entry: config.Key) -> tuple[VerifyingKey, ...]:
-    """Return the keys of an entry without faults. Raises `ConfigError`, its faults relative to the entry."""
+    """Return the keys of a faultless entry. Raises `ConfigError`, its faults relative to the entry."""
     if entry.pem_file is not None:
         material = read_pem(entry.pem_file)
         unfit = [fault for name in entry.algorithms if (fault := misfit(name, material))]
@@ -92,7 +92,7 @@ def algorithms_of(entry: config.Key) -> tuple[str, ...]:
 
 
 def read_secret(entry: config.Key) -> bytes:
-    """Return the secret of an entry, without the white space around it. Raises `ConfigError`."""
+    """Return the secret of an entry, stripped of white space. Raises `ConfigError`."""
     if entry.secret_file is not None:
         field, data = "secret_file", read_file("secret_file", entry.secret_file, secret=True)
     else:
@@ -113,8 +113,8 @@ def read_secret(entry: config.Key) -> bytes:
 def read_pem(path: Path) -> object:
     """Return the public key in a PEM file (SubjectPublicKeyInfo). Raises `ConfigError`.
 
-    A private key is refused, since the broker has no use for it; a certificate, since nobody would look
-    at its dates.
+    A private key is refused, since the broker does not need it; a certificate, since its dates would be
+    ignored.
     """
     data = read_file("pem_file", path)
     if b"PRIVATE KEY" in data:
@@ -125,15 +125,15 @@ def read_pem(path: Path) -> object:
         try:
             return load_pem_public_key(data)
         except (ValueError, UnsupportedAlgorithm):
-            hint = "no public key in PEM"
+            hint = "not a public key in PEM"
     raise ConfigError([f"pem_file: {path} is {hint}"])
 
 
 def read_set(data: bytes, entry: config.Key) -> tuple[VerifyingKey, ...]:
     """Return the keys of a JWK Set that `entry` may use. Raises `ValueError` when there are none.
 
-    Others in the set are passed over (RFC 7517 section 5): for encryption, of another kind, out of range,
-    and symmetric or private ones, which are no longer secret once they stand in a set.
+    Others in the set are ignored (RFC 7517 section 5): for encryption, of another type or size, and symmetric
+    or private ones, which are not secret any more once published.
     """
     try:
         document = json.loads(data)

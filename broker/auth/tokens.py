@@ -1,8 +1,8 @@
 """From a JWT to a `Principal`, and for development and tests the other way (RFC 7519, RFC 8725).
 
-PyJWT checks signatures. The rest is ours, because PyJWT takes what the broker does not: an `exp` years
-away, a claim that stands twice, base64 that is not canonical, any `typ`. The payload is not even parsed
-before the signature held, so a message never shows what nobody vouched for.
+PyJWT checks signatures. The rest is ours, because PyJWT accepts what the broker does not: an `exp` years
+away, a duplicate claim, base64 that is not canonical, any `typ`. The payload is not parsed before the
+signature is valid, so a message never shows unsigned content.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from broker.auth.keys import Keys, Passed
     from broker.auth.signatures import VerifyingKey
 
-# What a verification looks at, in this order. The one at which it fails is the first that has not passed.
+# The steps of a verification, in order. The one that fails is the first that has not passed.
 STEPS = ("token", "key", "signature", "parties", "times", "user", "tenant", "permissions")
 USER, TENANT = "{user}", "{tenant}"
-IGNORED = {  # claims of others that are called as ours are, and what an operator may want to know
+IGNORED = {  # claims of others that share a name with ours, and what to tell the operator
     "permissions": "a list or text is not ours; what these tokens may do is what [permissions] says",
     "tenants": 'only ["*"] is ours; the tenant is read from auth.tenant_claim',
 }
@@ -58,23 +58,23 @@ log = structlog.get_logger()
 
 
 def unheard(_step: str, _found: str) -> None:
-    """Nobody asks why."""
+    """Ignore the steps of a verification."""
 
 
 @attrs.frozen
 class Verifier:
-    """Decides which tokens are believed. Raises `ConfigError` for a bad claim path or default pattern."""
+    """Verifier of tokens. Raises `ConfigError` for an invalid claim path or default pattern."""
 
     auth: config.Auth
     limits: config.Limits
     permissions: config.Permissions
     keys: Keys
-    warned: set[tuple[str, str]] = attrs.field(factory=set, eq=False, repr=False)  # entries, and of what
+    warned: set[tuple[str, str]] = attrs.field(factory=set, eq=False, repr=False)  # warnings given
 
     def __attrs_post_init__(self) -> None:
         faults = []
         if not all(claim_path(self.auth.tenant_claim)) or self.auth.tenant_claim == "tenants":
-            faults.append(f"auth.tenant_claim: {self.auth.tenant_claim!r} is no path to a tenant's name")
+            faults.append(f"auth.tenant_claim: {self.auth.tenant_claim!r} is not a path to a tenant's name")
         for name in LISTS:
             for index, pattern in enumerate(getattr(self.permissions, name)):
                 try:
@@ -277,7 +277,7 @@ def sign(
 
 def signing_key(auth: config.Auth, tenant: str) -> config.Key:
     if tenant != ANY and not subjects.is_tenant(tenant):
-        raise TokenInvalid(f"tenant: {subjects.shown(tenant)} is no name of a tenant")
+        raise TokenInvalid(f"tenant: {subjects.shown(tenant)} is not a tenant name")
     for key in auth.keys:
         secret = key.secret is not None or key.secret_file is not None
         if secret and (key.monitoring if tenant == ANY else may_sign(key, tenant)):

@@ -86,7 +86,7 @@ def examine(path: Path | None, environ: Mapping[str, str], *, production: bool) 
     except OSError as error:
         return Config(), [f"{path}: cannot be read: {error.strerror}"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        return Config(), [f"{path}: is no TOML: {error}"]
+        return Config(), [f"{path}: is not TOML: {error}"]
     return compose(tables, environ, base=path.absolute().parent, production=production)
 
 
@@ -254,7 +254,7 @@ def table_hook(converter: cattrs.Converter, section: type[attrs.AttrsInstance]) 
 
     def hook(value: Any, kind: Any) -> Any:
         if not isinstance(value, dict):
-            raise ValueError(f"{values.shown(value)} is no table")
+            raise ValueError(f"{values.shown(value)} is not a table")
         return structure(value, kind)
 
     return hook
@@ -265,7 +265,7 @@ def list_hook(converter: cattrs.Converter, kind: Any) -> Callable[[Any, Any], An
 
     def hook(value: Any, _: Any) -> Any:
         if not isinstance(value, list):
-            raise ValueError(f"{values.shown(value)} is no list")
+            raise ValueError(f"{values.shown(value)} is not a list")
         return tuple(converter.structure(value, items))
 
     return hook

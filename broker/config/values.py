@@ -39,7 +39,7 @@ STREAM = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}\Z")
 
 def text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{shown(value)} is no text")
+        raise ValueError(f"{shown(value)} is not text")
     if not value:
         raise ValueError("may not be empty")
     return value
@@ -56,7 +56,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
     def read(value: object) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{shown(value)} is no whole number")
+            raise ValueError(f"{shown(value)} is not a whole number")
         if not low <= value <= high:
             raise ValueError(f"{value} is not within {low} to {high}")
         return value
@@ -72,7 +72,7 @@ def limit(value: object) -> int:
 def rate(value: object) -> float:
     """Return how often in a second: 0, or at least once in 1,000 s."""
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{shown(value)} is no number")
+        raise ValueError(f"{shown(value)} is not a number")
     if not 0 <= value < math.inf:
         raise ValueError(f"{value} is not 0 or above")
     if 0 < value < SLOWEST:
@@ -93,7 +93,7 @@ def size(value: object) -> int:
     if isinstance(value, str):
         match = SIZE.match(value)
         if match is None:
-            raise ValueError(f'{shown(value)} is no size; write bytes or text such as "64MiB"')
+            raise ValueError(f'{shown(value)} is not a size; write bytes or text such as "64MiB"')
         value = int(match[1]) * BYTES[match[2]]
     return whole(1, 2**63 - 1)(value)
 
@@ -107,10 +107,10 @@ def span(value: object) -> float:
     """Return seconds, 0 included: a number, or text such as "90s", "10m", "1h30m" or "7d"."""
     if isinstance(value, str):
         if not DURATION.match(value):
-            raise ValueError(f'{shown(value)} is no duration; write seconds or text such as "10m" or "7d"')
+            raise ValueError(f'{shown(value)} is not a duration; write seconds or text such as "10m" or "7d"')
         value = math.fsum(float(count) * SECONDS[unit] for count, unit in DURATION_PART.findall(value))
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{shown(value)} is no duration")
+        raise ValueError(f"{shown(value)} is not a duration")
     if not 0 <= value <= CENTURY:
         raise ValueError(f"{value} seconds are not within 0 and a century")
     return float(value)
@@ -159,7 +159,7 @@ def network(value: object) -> str:
     try:
         found = ip_network(text(value))
     except ValueError as error:
-        raise ValueError(f"{shown(value)} is no IP network such as 10.0.0.0/8: {error}") from None
+        raise ValueError(f"{shown(value)} is not an IP network such as 10.0.0.0/8: {error}") from None
     if isinstance(found, IPv6Network) and (found.subnet_of(MAPPED) or found.network_address.scope_id):
         raise ValueError(f"{shown(value)} is met by no peer: write IPv4 as such, and IPv6 without a zone")
     return str(found)
@@ -170,7 +170,7 @@ def nats_url(value: object) -> str:
         url = urlsplit(text(value))
         known = url.scheme in ("nats", "tls") and url.hostname and url.port != 0
     except ValueError as error:
-        raise ValueError(f"{shown(value)} is no address: {error}") from None
+        raise ValueError(f"{shown(value)} is not an address: {error}") from None
     if url.username is not None:
         # Not repeated here: this sentence is printed and logged.
         raise ValueError("holds credentials; they belong into nats.user and nats.password_file")
@@ -184,7 +184,7 @@ def http_url(value: object) -> str:
         url = urlsplit(text(value))
         known = url.scheme in ("http", "https") and url.hostname and url.port != 0
     except ValueError as error:
-        raise ValueError(f"{shown(value)} is no address: {error}") from None
+        raise ValueError(f"{shown(value)} is not an address: {error}") from None
     if url.username is not None:
         raise ValueError("holds credentials, which would be shown with it")
     if not known or url.fragment:
@@ -201,28 +201,28 @@ def ratio(value: object) -> float:
 def subject_token(value: object) -> str:
     """Return one plain token of a subject, so not one of NATS's own (`$JS`, `_INBOX`)."""
     if not TOKEN.match(text(value)):
-        raise ValueError(f"{shown(value)} is no subject token: A-Z a-z 0-9 _ -, and no _ or - first")
+        raise ValueError(f"{shown(value)} is not a subject token: A-Z a-z 0-9 _ -, and no _ or - first")
     return text(value)
 
 
 def own_token(value: object) -> str:
     """Return the same, or one that begins with `_` as the names that are kept for programs do."""
     if not TOKEN.match(text(value).removeprefix("_")) or value == "_INBOX":
-        raise ValueError(f"{shown(value)} is no subject token: A-Z a-z 0-9 _ -, one _ first, and not _INBOX")
+        raise ValueError(f"{shown(value)} is not a subject token: A-Z a-z 0-9 _ -, one _ first, not _INBOX")
     return text(value)
 
 
 def tenant(value: object) -> str:
     """Return a tenant as a token may name it: section 1 of the protocol page."""
     if not TENANT.match(text(value)):
-        raise ValueError(f"{shown(value)} is no tenant: 1 to 64 of A-Z a-z 0-9 _ -, and no _ first")
+        raise ValueError(f"{shown(value)} is not a tenant name: 1 to 64 of A-Z a-z 0-9 _ -, and no _ first")
     return text(value)
 
 
 def stream_name(value: object) -> str:
     """A JetStream name (ADR-6): no white space, no `.`, `*`, `>`, `/` or `\\`."""
     if not STREAM.match(text(value)):
-        raise ValueError(f"{shown(value)} is no stream name: no white space and none of . * > / \\")
+        raise ValueError(f"{shown(value)} is not a stream name: no white space and none of . * > / \\")
     return text(value)
 
 

@@ -154,7 +154,7 @@ class Diagnosis:
     async def trace(self, wish: TraceWish, write: Callable[[object], Awaitable[None]]) -> None:
         """Write a line for each event until one of the bounds is reached."""
         if not subjects.is_tenant(wish.tenant):
-            raise BadMessage(f"tenant: {subjects.shown(wish.tenant)} is no name of a tenant")
+            raise BadMessage(f"tenant: {subjects.shown(wish.tenant)} is not a tenant name")
         pattern = subjects.parse_pattern(wish.channel)
         if subjects.expand_me(pattern, "user") != pattern:
             raise InvalidChannel(f"{pattern}: `me` is the user of a token; here write users.<user>.<name>")

@@ -175,7 +175,7 @@ async def test_a_claim_twice(text: str) -> None:
     """However the second one is spelled, and wherever it stands."""
     rest = text.format(exp=int(NOW + 60))
     payload = f'{{"sub":"alice","tenant":"acme",{rest}}}'
-    with pytest.raises(TokenInvalid, match="a name stands twice"):
+    with pytest.raises(TokenInvalid, match="an object has a name twice"):
         await verifier().verify(forge(payload), now=NOW)
 
 

@@ -145,7 +145,7 @@ async def test_tenants_of_others(tenants: object) -> None:
 async def test_monitoring_refused() -> None:
     """Monitoring takes a key that may sign for it, no `tenant` in the token, and one asked for."""
     both = await refusal(TokenInvalid, ALL, wanted="acme", tenants=["*"])
-    assert both == "tenants: ['*'] stands instead of tenant, not beside it"
+    assert both == "tenants: ['*'] replaces tenant; a token has one of the two"
     plain = attrs.evolve(ALL, monitoring=False)
     message = await refusal(TokenInvalid, plain, wanted="acme", tenant=..., tenants=["*"])
     assert message == "tenants: this key may not sign monitoring tokens"

@@ -102,7 +102,7 @@ async def test_a_thousand_unknown_kids(issuer: Issuer, nursery: trio.Nursery) ->
     """
     verifier = await started(issuer.url, nursery)
     for number in range(MAX_MISSED + 10):
-        with pytest.raises(Unavailable, match=f"no key of idp is called 'x{number}' so far") as caught:
+        with pytest.raises(Unavailable, match=f"no key of idp is called 'x{number}' yet") as caught:
             await verifier.verify(token(f"x{number}"), now=NOW)
         assert 0 < (caught.value.retry_after or 0) <= 60
     assert (await verifier.verify(token(), now=NOW)).user == "alice"

@@ -52,16 +52,16 @@ ENTRIES: list[tuple[dict[str, Any], str]] = [
     ({"name": ""}, "auth.keys.0.name: may not be empty"),
     (
         {"tenants": ()},
-        "auth.keys.0.tenants: name those that the key may sign for, or '*' for all; or fix the one",
+        "auth.keys.0.tenants: list those that the key may sign for, or '*' for all; or fix a single one",
     ),
-    ({"tenants": ("_all",)}, "auth.keys.0.tenants: '_all' is no name of a tenant"),
-    ({"tenants": ("acme", "a.b")}, "auth.keys.0.tenants: 'a.b' is no name of a tenant"),
-    ({"tenants": (), "tenant": "a.b"}, "auth.keys.0.tenant: 'a.b' is no name of a tenant"),
+    ({"tenants": ("_all",)}, "auth.keys.0.tenants: '_all' is not a tenant name"),
+    ({"tenants": ("acme", "a.b")}, "auth.keys.0.tenants: 'a.b' is not a tenant name"),
+    ({"tenants": (), "tenant": "a.b"}, "auth.keys.0.tenant: 'a.b' is not a tenant name"),
     ({"tenant": "main"}, "auth.keys.0.tenants: leave it out, since tenant fixes 'main' as the only one"),
     ({"secret": None}, "auth.keys.0.secret_file: exactly one of"),
     ({"pem_file": Path("x")}, "auth.keys.0.secret: exactly one of"),
-    ({"algorithms": ("none",)}, "auth.keys.0.algorithms: 'none' would believe everybody"),
-    ({"algorithms": ("NoNe",)}, "auth.keys.0.algorithms: 'none' would believe everybody"),
+    ({"algorithms": ("none",)}, "auth.keys.0.algorithms: 'none' would accept every token"),
+    ({"algorithms": ("NoNe",)}, "auth.keys.0.algorithms: 'none' would accept every token"),
     ({"algorithms": ("HS265",)}, "auth.keys.0.algorithms: 'HS265' is not known; 'HS256'?"),
     ({"algorithms": ("ES256K",)}, "auth.keys.0.algorithms: 'ES256K' is not known"),
     ({"algorithms": ("rot13",)}, "auth.keys.0.algorithms: 'rot13' is not known"),
@@ -102,7 +102,7 @@ def test_all_at_once() -> None:
 
 def test_no_keys() -> None:
     """A broker that can believe nobody does not start."""
-    assert faults() == ["auth.keys: there is none, so no token could be believed"]
+    assert faults() == ["auth.keys: at least one is needed, since otherwise every token is refused"]
 
 
 def test_duplicate_names() -> None:
@@ -234,8 +234,8 @@ def test_other_pem(tmp_path: Path) -> None:
     for data, told in [
         (private_pem("ES256"), "a private key, which the broker must not have; openssl pkey -pubout gives"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n", "a certificate; openssl x509 -pubkey -noout gives"),
-        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no public key in PEM"),
-        (b"", "no public key in PEM"),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "not a public key in PEM"),
+        (b"", "not a public key in PEM"),
     ]:
         (fault,) = faults(pem_key(tmp_path, data, "ES256"))
         assert fault.startswith(f"auth.keys.0.pem_file: {path} is {told}")
@@ -311,17 +311,17 @@ def test_no_set(tmp_path: Path, document: str) -> None:
         ("http://127.0.0.1.example/jwks", "needs https"),
         ("http://localhost.example/jwks", "needs https"),
         ("http://0.0.0.0/jwks", "needs https"),
-        ("https://user:word@id.example/jwks", "may not hold a user or password"),
-        ("file:///etc/passwd", "is no https address"),
-        ("ftp://id.example/", "is no https address"),
-        ("https://", "is no https address"),
-        ("https:///jwks", "is no https address"),
-        ("id.example/jwks", "is no https address"),
-        ("https://id.example:99999/", "is no https address"),
-        ("https://[::1/", "is no https address"),
-        ("https://id.example/a b", "is no https address"),
-        ("https://id.example/\r\nX: y", "is no https address"),
-        ("", "is no https address"),
+        ("https://user:word@id.example/jwks", "may not contain a user or password"),
+        ("file:///etc/passwd", "is not an https address"),
+        ("ftp://id.example/", "is not an https address"),
+        ("https://", "is not an https address"),
+        ("https:///jwks", "is not an https address"),
+        ("id.example/jwks", "is not an https address"),
+        ("https://id.example:99999/", "is not an https address"),
+        ("https://[::1/", "is not an https address"),
+        ("https://id.example/a b", "is not an https address"),
+        ("https://id.example/\r\nX: y", "is not an https address"),
+        ("", "is not an https address"),
     ],
 )
 def test_bad_address(url: str, told: str) -> None:
@@ -346,7 +346,7 @@ def test_an_address_needs_a_party() -> None:
     entry = config.Key(name="u", algorithms=("RS256",), jwks_url="https://id.example/jwks", tenants=("acme",))
     (told,) = faults(entry)
     assert told.startswith("auth.keys.0.audience: it or issuer is required beside jwks_url")
-    assert "'*' to believe them all" in told
+    assert "'*' to accept them all" in told
     parties: list[dict[str, Any]] = [{name: text} for name in ("issuer", "audience") for text in ("x", "*")]
     for party in parties:
         assert Keys.load(config.Auth(keys=(attrs.evolve(entry, **party),))).remotes

@@ -71,8 +71,8 @@ def test_no_key() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"tenant": "_all"}, "tenant: '_all' is no name"),
-        ({"tenant": "a.b"}, "tenant: 'a.b' is no name"),
+        ({"tenant": "_all"}, "tenant: '_all' is not a tenant name"),
+        ({"tenant": "a.b"}, "tenant: 'a.b' is not a tenant name"),
         ({"user": ""}, "sub: "),
         ({"user": "\ud800"}, "sub: "),
         ({"publish": ["a", "b..c"]}, "publish: 'b..c': token 2"),

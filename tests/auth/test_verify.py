@@ -389,9 +389,9 @@ async def test_base64_has_one_way_to_write_each_value() -> None:
 
 
 PAYLOADS: list[tuple[str, str]] = [
-    ('{"sub":"alice","sub":"bob","tenant":"acme","exp":1}', "a name stands twice"),
-    ('{"sub":"a","permissions":{"deny":[],"deny":["x"]}}', "a name stands twice"),
-    ('{"sub":"a","s\\u0075b":"b"}', "a name stands twice"),
+    ('{"sub":"alice","sub":"bob","tenant":"acme","exp":1}', "an object has a name twice"),
+    ('{"sub":"a","permissions":{"deny":[],"deny":["x"]}}', "an object has a name twice"),
+    ('{"sub":"a","s\\u0075b":"b"}', "an object has a name twice"),
     ('{"sub":"\\ud800"}', "holds invalid Unicode"),
     ('{"\\udfff":1}', "holds invalid Unicode"),
     ("[" * DEEP + "]" * DEEP, "nested too deeply"),

@@ -90,7 +90,7 @@ def test_every_fault_a_line(tmp_path: Path) -> None:
 
 def test_the_admin_token(tmp_path: Path) -> None:
     """A file that holds no token, or is not there, is one fault by its key; what it holds is not shown."""
-    for name, fault in (("short", "holds no token"), ("absent", "cannot be read")):
+    for name, fault in (("short", "is not a token"), ("absent", "cannot be read")):
         (tmp_path / "short").touch(mode=0o600)
         (tmp_path / "short").write_text("a pass-phrase")
         result = check(tmp_path, GOOD, BROKER_SERVER__ADMIN_TOKEN_FILE=str(tmp_path / name))

@@ -109,23 +109,23 @@ def test_every_fault_is_told_at_once_with_its_key_first() -> None:
         production=True,
     )
     assert sorted(found) == [
-        "BROKER_LIMITS__HEAD_BYTES: '1x' is no size; write bytes or text such as \"64MiB\"",
+        "BROKER_LIMITS__HEAD_BYTES: '1x' is not a size; write bytes or text such as \"64MiB\"",
         "auth.keys.0.nam: unknown key; did you mean auth.keys.0.name?",
         "auth.keys.0.name: is required",
-        "limits.connections: true is no whole number",
+        "limits.connections: true is not a whole number",
         "limits.connexions: unknown key; did you mean limits.connections?",
         "limits.heartbeat_seconds: must be above 0",
         "log.level: 'warn' is none of debug, info, warning, error",
         "loggs: unknown key; did you mean log?",
-        "permissions.subscribe: '>' is no list",
-        "ring: 5 is no table",
+        "permissions.subscribe: '>' is not a list",
+        "ring: 5 is not a table",
         "server.origins.0: '*' is not scheme://host[:port], in lower case and without a path",
         "server.query_token: 'yes' is neither true nor false",
         "server.tls_certificate: is required beside server.tls_key",
         "server.tls_key: /nonexistent cannot be read: No such file or directory",
-        'stream.max_age: \'7x\' is no duration; write seconds or text such as "10m" or "7d"',
+        'stream.max_age: \'7x\' is not a duration; write seconds or text such as "10m" or "7d"',
         'stream.max_bytes: is required by `broker serve`: how much disk may events take ("10GiB")?',
-        "stream.name: 'a.b' is no stream name: no white space and none of . * > / \\",
+        "stream.name: 'a.b' is not a stream name: no white space and none of . * > / \\",
     ]
 
 
@@ -151,7 +151,7 @@ def test_durations(text: object, length: float) -> None:
     "text", ["", "10", "m", "-1s", "1 h", "10x", "१०s", True, None, [], 0, "0s", -1, "1e9d", float("nan")]
 )
 def test_no_durations(text: object) -> None:
-    """What is no duration above 0 is refused, also what would only look like one."""
+    """What is not a duration above 0 is refused, also what would only look like one."""
     with pytest.raises(ValueError, match=r"."):
         seconds(text)
 
@@ -449,7 +449,7 @@ def test_a_fault_inside_a_list_from_the_environment_names_the_variable() -> None
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "cannot be read"), (b"[limits\n", "is no TOML"), (b"a = '\xff'", "is no TOML")],
+    [(None, "cannot be read"), (b"[limits\n", "is not TOML"), (b"a = '\xff'", "is not TOML")],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None, sentence: str) -> None:
     """A missing file, broken TOML and broken UTF-8 are faults that name the file."""

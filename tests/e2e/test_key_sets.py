@@ -169,7 +169,7 @@ async def test_a_dead_set_is_said(
                 first, second = answer.body.decode().splitlines()
                 assert first == "ok"
                 assert second.startswith("key set idp: cannot be fetched")
-                assert "let nobody in" in second
+                assert "all tokens of its issuer are refused" in second
             found = await scrape(broker.running.admin)
             assert found.total("broker_key_set_up") == 0
             issuer.publish(jwk("ES256", kid="old"))
