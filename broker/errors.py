@@ -1,4 +1,4 @@
-"""What can go wrong, told so that a client and an operator can act on it.
+"""Errors, with what a client or an operator needs to act on them.
 
 ::
 
@@ -13,7 +13,7 @@
      ├─ NotSubscribed
      ├─ Conflict
      ├─ LimitReached             code says which limit
-     ├─ NotFound                 the admin API was asked for what is not there
+     ├─ NotFound                 the admin API was asked for something that does not exist
      ├─ TooLarge
      ├─ TokenError               code says: token_invalid, token_expired, token_revoked
      ├─ Unavailable              retry later
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 
 class CloseCode(IntEnum):
-    """WebSocket close codes: RFC 6455 section 7.4.1, and the broker's own. `meaning` says it in words.
+    """WebSocket close codes: RFC 6455 section 7.4.1, and the broker's own. `meaning` is their description.
 
-    4000-4499: reconnecting may help. 4500-4999: it will not before something changes.
+    4000-4499: reconnecting may help. 4500-4999: it does not help before something changes.
     """
 
     meaning: str
@@ -92,19 +92,19 @@ class ConfigError(BrokerError):
 
 
 class BadMessage(BrokerError):
-    """A message that cannot be read, or says something that makes no sense."""
+    """A message that cannot be decoded, or breaks the protocol."""
 
     code = "bad_message"
 
 
 class UnknownType(BrokerError):
-    """A message of a type that there is not."""
+    """A message of an unknown type."""
 
     code = "unknown_type"
 
 
 class Unauthenticated(BrokerError):
-    """This needs a token first."""
+    """The request needs an authenticated connection."""
 
     code = "unauthenticated"
 
@@ -116,13 +116,13 @@ class Forbidden(BrokerError):
 
 
 class InvalidChannel(BrokerError):
-    """This is no channel or pattern."""
+    """Not a valid channel or pattern."""
 
     code = "invalid_channel"
 
 
 class InvalidPosition(BrokerError):
-    """No position of this stream, or above what was sent here."""
+    """Not a position of this stream, or above what was sent on this connection."""
 
     code = "invalid_position"
 
@@ -134,7 +134,7 @@ class NotSubscribed(BrokerError):
 
 
 class Conflict(BrokerError):
-    """Another subscribe of this connection holds the durable name."""
+    """The durable name is in use by another subscribe of this connection."""
 
     code = "conflict"
 
@@ -152,7 +152,7 @@ class SnapshotTooLarge(BrokerError):
 
 
 class TooManyConnections(BrokerError):
-    """There are as many connections as allowed."""
+    """The limit of connections is reached."""
 
     code = "limit_connections"
     close_code = CloseCode.CONNECTION_LIMIT
@@ -167,13 +167,13 @@ class RateLimited(BrokerError):
 
 
 class TooManyConnects(RateLimited):
-    """They come faster than a limit allows. There is no connection yet that could wait."""
+    """Connections are opened faster than a limit allows; there is none yet that could wait."""
 
     close_code = CloseCode.RATE_LIMIT
 
 
 class NotFound(BrokerError):
-    """The admin API was asked for what is not there."""
+    """The admin API was asked for something that does not exist."""
 
     code = "not_found"
 
@@ -206,20 +206,20 @@ class TokenRevoked(BrokerError):
 
 
 class TenantForbidden(Forbidden):
-    """The token is good, but not for the tenant that was asked for."""
+    """The token is valid, but not for the requested tenant."""
 
     close_code = CloseCode.FORBIDDEN
 
 
 class Unavailable(BrokerError):
-    """Not now, because NATS is away or the broker stops; ask again after `retry_after_ms`."""
+    """Not possible now, as while NATS is away or the broker stops; retry after `retry_after_ms`."""
 
     code = "unavailable"
     retryable = True
 
 
 class Internal(BrokerError):
-    """The broker failed; asking again may help."""
+    """The broker failed; a retry may help."""
 
     code = "internal"
     retryable = True
@@ -227,7 +227,7 @@ class Internal(BrokerError):
 
 @cache
 def by_code() -> dict[str, type[BrokerError]]:
-    """Return each code of the broker with the class that introduces it.
+    """Map each code of the broker to the class that introduces it.
 
     Clients have more, which are theirs.
     """

@@ -150,7 +150,7 @@ def parse(names: subjects.Names, subject: str) -> Address:
     try:
         tenant, channel = names.split(subject)
         if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
-            raise InvalidChannel(f"{subjects.shown(tenant)}: no tenant can have this name")
+            raise InvalidChannel(f"{subjects.shown(tenant)}: is not a tenant name")
         subjects.parse_channel(channel)
         if subjects.is_live(channel) != subject.startswith(names.live + "."):
             raise InvalidChannel(f"{channel}: live channels are published under {names.live}.<tenant>.")

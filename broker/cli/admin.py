@@ -1,4 +1,4 @@
-"""`broker admin`: what an operator asks a running broker, and has it do."""
+"""`broker admin`: ask a running broker, and act on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONNECTIONS = (
 TENANTS = ("tenant", "connections", "behind", "position", "restarts", "resting")
 EVENTS = ("position", "time", "channel", "publisher", "event")
 LETTERS = ("sequence", "time", "subject", "reason", "size", "detail")
-PAGE = 1000  # what the API gives at once
+PAGE = 1000  # the API's page size
 
 COMMON = (
     click.option("--json", "as_json", is_flag=True, help="JSON also on a terminal."),
@@ -49,7 +49,7 @@ COMMON = (
 
 
 def token_file(name: str) -> Callable[[Any], Any]:
-    """Return where the admin token is, under a name of the option's own."""
+    """Return the option for the admin token's file, under this name."""
     return click.option(
         name,
         "token_file",
@@ -98,7 +98,9 @@ def asking(command: Callable[..., None], *, option: str = "--token-file") -> Cal
 
 
 def pages(api: Api, key: str, limit: int, *path: str, start: str, **query: Any) -> dict[str, Any]:
-    """Page after page up to a limit, as one; `start` is the parameter that the next page begins with."""
+    """Fetch page after page up to a limit and join them; `start` is the parameter for the next page's
+    cursor.
+    """
     found: list[Any] = []
     following = query.pop(start, None)
     while True:
@@ -109,7 +111,7 @@ def pages(api: Api, key: str, limit: int, *path: str, start: str, **query: Any) 
         if following is None or len(found) >= limit:
             return {**page, key: found}
         if start == "after":
-            query.pop("since", None)  # the first page began there
+            query.pop("since", None)  # as of the first page
 
 
 @click.group()
@@ -123,7 +125,7 @@ def admin() -> None:
 @admin.command()
 @asking
 def readiness(api: Api, output: Output) -> None:
-    """Tell whether an event can travel, and why not; then the exit code is 1."""
+    """Tell whether an event can travel from publisher to client; if not, say why and exit with 1."""
     answer = api.ask("GET", "readiness")
     output.one(answer)
     if not answer["ready"]:
@@ -133,9 +135,9 @@ def readiness(api: Api, output: Output) -> None:
 @admin.command()
 @TENANT
 @click.option("--user", metavar="U", help="Of this user.")
-@click.option("--transport", metavar="NAME", help="Of this kind: websocket, sse or poll.")
+@click.option("--transport", metavar="NAME", help="Only those over this transport: websocket, sse or poll.")
 @click.option("--address", metavar="IP", help="From this address.")
-@click.option("--behind/--up-to-date", default=None, help="That are behind, or that are not.")
+@click.option("--behind/--up-to-date", default=None, help="Only those that lag, or only those that do not.")
 @LIMIT
 @asking
 def connections(api: Api, output: Output, limit: int, **query: Any) -> None:
@@ -148,7 +150,7 @@ def connections(api: Api, output: Output, limit: int, **query: Any) -> None:
 @click.argument("connection_id", metavar="ID")
 @asking
 def connection(api: Api, output: Output, connection_id: str) -> None:
-    """Show one connection in full."""
+    """Show one connection with all details."""
     output.one(api.ask("GET", "connections", connection_id))
 
 
@@ -157,9 +159,13 @@ def connection(api: Api, output: Output, connection_id: str) -> None:
 @click.option("--tenant", metavar="T", help="All of this tenant.")
 @click.option("--user", metavar="U", help="All of this user of the tenant.")
 @click.option(
-    "--code", type=int, default=1012, show_default=True, help="Close code; from 4500 on it stays away."
+    "--code",
+    type=int,
+    default=1012,
+    show_default=True,
+    help="Close code; with 4500 and above the client does not reconnect.",
 )
-@click.option("--reason", metavar="TEXT", help="What the client is told.")
+@click.option("--reason", metavar="TEXT", help="The reason that the client is given.")
 @YES
 @asking
 def disconnect(
@@ -173,7 +179,7 @@ def disconnect(
 ) -> None:
     """End one connection, or all of a tenant or user, and say how many.
 
-    A client comes back unless the code is 4500 or above; to keep it out its token must be revoked.
+    A client reconnects unless the code is 4500 or above. To keep it out, revoke its token.
     """
     if (connection_id is None) == (tenant is None):
         raise click.UsageError("Name one connection by its ID, or --tenant (and --user) for all of theirs.")
@@ -198,7 +204,7 @@ def tenants(api: Api, output: Output) -> None:
 @click.argument("name")
 @asking
 def tenant(api: Api, output: Output, name: str) -> None:
-    """Show one tenant in full."""
+    """Show one tenant with all details."""
     output.one(api.ask("GET", "tenants", name))
 
 
@@ -218,11 +224,11 @@ def publish(api: Api, output: Output, channel: str, event: str, tenant: str, eve
 @click.argument("pattern", type=options.pattern, default=">")
 @click.option("--tenant", metavar="T", required=True, help="The tenant.")
 @click.option(
-    "--since", type=options.time, metavar="TIME", help="From a time on: RFC 3339, or so long ago (10m)."
+    "--since", type=options.time, metavar="TIME", help="Start at a time: RFC 3339, or how long ago (10m)."
 )
-@click.option("--after", metavar="P", help="From after a position on.")
+@click.option("--after", metavar="P", help="Start after a position.")
 @click.option(
-    "--last", type=click.IntRange(1, PAGE), metavar="N", help="The newest N; without a start, --limit."
+    "--last", type=click.IntRange(1, PAGE), metavar="N", help="The newest N; the default is --limit."
 )
 @LIMIT
 @asking
@@ -235,13 +241,15 @@ def history(api: Api, output: Output, pattern: str, limit: int, after: str | Non
 
 @admin.group("dead-letters")
 def dead_letters() -> None:
-    """Stored messages that were no events, and what to do with them."""
+    """Inspect, replay and delete stored messages that were not valid events."""
 
 
 @dead_letters.command("list")
 @TENANT
 @click.option(
-    "--reason", metavar="R", help="For this reason: not_json, too_large, invalid_channel, tenant_mismatch."
+    "--reason",
+    metavar="R",
+    help="Only for this reason: not_json, too_large, invalid_channel, tenant_mismatch.",
 )
 @LIMIT
 @asking
@@ -255,7 +263,7 @@ def list_letters(api: Api, output: Output, limit: int, **query: Any) -> None:
 @click.argument("sequence", type=click.IntRange(min=1))
 @asking
 def show(api: Api, output: Output, sequence: int) -> None:
-    """Show one with its headers and body."""
+    """Show one dead letter with its headers and body."""
     output.one(api.ask("GET", "dead-letters", str(sequence)))
 
 
@@ -264,7 +272,7 @@ def show(api: Api, output: Output, sequence: int) -> None:
 @click.argument("event", metavar="[JSON]", type=options.event, required=False)
 @asking
 def replay(api: Api, output: Output, sequence: int, event: str | None) -> None:
-    """Publish one under its original subject, as it is or with JSON instead, and delete it here."""
+    """Publish one under its original subject, unchanged or with JSON instead, and delete the dead letter."""
     body = None if event is None else with_event({}, event)
     output.one(api.ask("POST", "dead-letters", str(sequence), "replay", body=body))
 
@@ -273,7 +281,7 @@ def replay(api: Api, output: Output, sequence: int, event: str | None) -> None:
 @click.argument("sequence", type=click.IntRange(min=1))
 @asking
 def delete(api: Api, output: Output, sequence: int) -> None:
-    """Delete one."""
+    """Delete one dead letter."""
     output.one(api.ask("DELETE", "dead-letters", str(sequence)))
 
 
@@ -283,9 +291,9 @@ def delete(api: Api, output: Output, sequence: int) -> None:
 @YES
 @asking
 def purge(api: Api, output: Output, yes: bool, **query: Any) -> None:
-    """Delete all, or those of a tenant or for a reason."""
+    """Delete all dead letters, or those of a tenant or for a reason."""
     which = " and ".join(f"{name} {value}" for name, value in query.items() if value is not None)
-    confirm(yes, f"Take out the dead letters of {which}?" if which else "Take out all dead letters?")
+    confirm(yes, f"Delete the dead letters of {which}?" if which else "Delete all dead letters?")
     output.one(api.ask("DELETE", "dead-letters", query=query))
 
 
@@ -310,7 +318,7 @@ def configuration(api: Api, output: Output) -> None:
 
 
 def with_event(fields: dict[str, str | None], event: str) -> bytes:
-    """Return a body with an event in it, which stays as it was written."""
+    """Return a request body with an event, byte for byte as it was given."""
     import msgspec
 
     from broker.wire.events import TOMBSTONE
@@ -320,11 +328,11 @@ def with_event(fields: dict[str, str | None], event: str) -> bytes:
 
 
 def confirm(yes: bool, question: str) -> None:
-    """Ask unless told not to; without a terminal there is nobody to ask."""
+    """Ask for confirmation unless --yes was given. Without a terminal, abort."""
     import sys
 
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{question} There is nobody to ask here: say --yes.")
+        raise click.UsageError(f"{question} There is no terminal to confirm this on: add --yes.")
     click.confirm(question, abort=True)

@@ -1,4 +1,4 @@
-"""The admin API as a command asks it: where it is, its token, and what its answers mean here."""
+"""Client of the admin API for commands: its address, its token, and its answers as exit codes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
     from pathlib import Path
 
-SECONDS = 60.0  # a purge by reason goes through a whole stream
+SECONDS = 60.0  # a purge by reason reads a whole stream
 USED_WRONGLY = (400, 413)
 
 
 class Refused(BrokerError):
-    """The broker's answer is no."""
+    """The broker refused the request."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,7 +41,10 @@ class Api:
 
     @classmethod
     def find(cls, url: str | None, token_file: Path | None, data_dir: Path | None) -> Api:
-        """By what was given, else by the environment and a data directory. Raises `Unavailable`."""
+        """Find the API by the options, else by the environment and the data directory.
+
+        Raises `Unavailable`.
+        """
         where = local.find_data_dir(data_dir, os.environ)
         address = url or local.running(where, "admin")
         configured = config.load(None, os.environ, production=False).server.admin_token_file
@@ -55,20 +58,20 @@ class Api:
     def ask(
         self, method: str, *path: str, query: Mapping[str, object] | None = None, body: bytes | None = None
     ) -> Any:
-        """Return the answer to one request; of a query the parameters that are not None.
+        """Send one request, with the parameters of `query` that are not None, and return the answer.
 
-        Raises `Unavailable`, `Refused`, and `click.UsageError` for what the broker cannot make sense of.
+        Raises `Unavailable`, `Refused`, and `click.UsageError` for a request that the broker does not accept.
         """
         with self.request(method, path, query or {}, body) as response:
             status, answer = response.status, response.read()
         return self.understood(status, answer)
 
     def lines(self, *path: str, query: Mapping[str, object], seconds: float) -> Iterator[Any]:
-        """Yield the lines of an answer as they come, for so many seconds at most. Raises as `ask`."""
+        """Yield the lines of an answer as they arrive, for at most so many seconds. Raises as `ask`."""
         with self.request("GET", path, query, None, seconds + SECONDS) as response:
             if response.status != HTTPStatus.OK:
                 self.understood(response.status, response.read())
-            with suppress(OSError, HTTPException):  # cut off in the middle: whoever reads misses the end
+            with suppress(OSError, HTTPException):  # cut off: the caller notices the missing end
                 while (line := response.readline()).endswith(b"\n"):
                     yield json.loads(line)
 
@@ -106,11 +109,9 @@ class Api:
             document = json.loads(answer)
             detail = "" if status < 400 else str(document["detail"])
         except (ValueError, KeyError, TypeError):
-            raise Refused(f"{self.url} answers {status} as no admin API of a broker does") from None
+            raise Refused(f"{self.url} answered {status}, so it is no admin API of a broker") from None
         if status == 401:
-            raise Refused(
-                f"{self.url} does not take the token of {self.source}; name another by --token-file"
-            )
+            raise Refused(f"{self.url} refused the token in {self.source}; give another with --token-file")
         if status in USED_WRONGLY:
             raise click.UsageError(detail)
         if status >= 400:
@@ -119,5 +120,5 @@ class Api:
 
 
 def shown(value: object) -> str:
-    """Return a parameter as the API reads it."""
+    """Return a query parameter in the form that the API reads."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""`broker admin revoke` and its kin: who is kept out, on every broker."""
+"""`broker admin revoke`, `suspend` and the like: keep tokens, users and tenants out, on every broker."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ UNTIL = click.option(
     "until",
     type=options.from_now,
     metavar="1h|7d|…",
-    help="So long; else a revocation until all present tokens have expired, a suspension until it is lifted.",
+    help="How long. Default: a revocation until all present tokens have expired, a suspension until lifted.",
 )
-REASON = click.option("--reason", metavar="TEXT", default="", help="What the clients are told.")
+REASON = click.option("--reason", metavar="TEXT", default="", help="The reason that clients are given.")
 
 
 def meant(command: Callable[..., None]) -> Callable[..., None]:
-    """Whose tokens are meant."""
+    """The options that say whose tokens are meant."""
     for option in (
-        click.option("--token-id", metavar="JTI", help="The token with this id alone."),
+        click.option("--token-id", metavar="JTI", help="Only the token with this id (its claim `jti`)."),
         click.option("--user", metavar="U", help="The tokens of this user."),
         click.option("--tenant", metavar="T", required=True, help="The tenant; '*' for monitoring tokens."),
     ):
@@ -42,7 +42,7 @@ def meant(command: Callable[..., None]) -> Callable[..., None]:
 @TENANT
 @asking
 def revocations(api: Api, output: Output, tenant: str | None) -> None:
-    """List the revocations and suspensions that hold."""
+    """List the revocations and suspensions in force."""
     output.many(api.ask("GET", "revocations", query={"tenant": tenant}), "revocations", BANS)
 
 
@@ -53,9 +53,9 @@ def revocations(api: Api, output: Output, tenant: str | None) -> None:
 @YES
 @asking
 def revoke(api: Api, output: Output, yes: bool, **wish: Any) -> None:
-    """Revokes one token, or all of a user or tenant: their connections end on every broker.
+    """Revoke one token, or all of a user or tenant, and end their connections on every broker.
 
-    A user or tenant may come back with a token that was issued later; a token may not.
+    A user or tenant may return with a token that is issued later.
     """
     if wish["user"] is None and wish["token_id"] is None:
         confirm(yes, f"Revoke all tokens of tenant {wish['tenant']}?")
@@ -66,7 +66,7 @@ def revoke(api: Api, output: Output, yes: bool, **wish: Any) -> None:
 @meant
 @asking
 def restore(api: Api, output: Output, **wish: Any) -> None:
-    """Lifts a revocation: what is still valid is believed again."""
+    """Lift a revocation: tokens that have not expired are accepted again."""
     output.one(api.ask("DELETE", "revocations", query=wish))
 
 
@@ -77,7 +77,7 @@ def restore(api: Api, output: Output, **wish: Any) -> None:
 @YES
 @asking
 def suspend(api: Api, output: Output, tenant: str, yes: bool, **wish: Any) -> None:
-    """Suspends a tenant: nobody of it comes in, whatever the token."""
+    """Suspend a tenant: end its connections and refuse all of its tokens, on every broker."""
     confirm(yes, f"Suspend tenant {tenant} and end all of its connections?")
     output.one(api.ask("PUT", "tenants", tenant, "suspension", body=json.dumps(wish).encode()))
 
@@ -86,7 +86,7 @@ def suspend(api: Api, output: Output, tenant: str, yes: bool, **wish: Any) -> No
 @click.argument("tenant")
 @asking
 def resume(api: Api, output: Output, tenant: str) -> None:
-    """Lifts the suspension of a tenant."""
+    """Lift the suspension of a tenant."""
     output.one(api.ask("DELETE", "tenants", tenant, "suspension"))
 
 

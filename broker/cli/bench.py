@@ -1,4 +1,4 @@
-"""`broker bench`: measures the broker, beside others, on this machine."""
+"""`broker bench`: measure the broker and others on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def scenarios() -> dict[str, Scenario]:
 
 
 class Names(click.ParamType[str]):
-    """The name of a scenario. They are looked up late: no other command needs them."""
+    """The name of a scenario. Scenarios are imported late: no other command needs them."""
 
     name = "scenario"
 
@@ -34,7 +34,7 @@ class Names(click.ParamType[str]):
 
 
 class BenchCommand(click.Command):
-    """Lists the scenarios at the end of its help."""
+    """A command that lists the scenarios at the end of its help."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  click gives it
         with formatter.section("Scenarios"):
@@ -45,16 +45,19 @@ class BenchCommand(click.Command):
 @click.argument("scenario", type=Names())
 @click.option("--clients", type=click.IntRange(1, 100_000), metavar="N", help="So many clients.")
 @click.option(
-    "--rate", type=click.FloatRange(0.1, 1e6), metavar="EVENTS/S", help="The pace, where there is one."
+    "--rate",
+    type=click.FloatRange(0.1, 1e6),
+    metavar="EVENTS/S",
+    help="Events per second, for scenarios that have a rate.",
 )
 @click.option("--size", type=click.IntRange(64, 1 << 20), metavar="BYTES", help="Of an event's JSON.")
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), metavar="S", help="Length of each phase.")
-@click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="Each phase in so many turns.")
+@click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="How often each phase is repeated.")
 @click.option("--tenants", type=click.IntRange(1, 10_000), metavar="N", help="Of `mixed`.")
 @click.option("--brokers", type=click.IntRange(1, 64), metavar="N", help="Broker processes on one port.")
 @click.option("--events", type=click.IntRange(1000, 10**8), metavar="N", help="Of `history`.")
 @click.option(
-    "--seed", type=int, default=1, show_default=True, metavar="N", help="What is random follows from it."
+    "--seed", type=int, default=1, show_default=True, metavar="N", help="Seed of everything random."
 )
 @click.option(
     "--against",
@@ -62,15 +65,18 @@ class BenchCommand(click.Command):
     metavar="WHOM",
     help="nats-ws, floor, trio-websocket, nats-py, ws://… (handshakes), or none; by default all that fit.",
 )
-@click.option("--url", metavar="ws://…", help="A broker that runs already, instead of one started here.")
+@click.option("--url", metavar="ws://…", help="Measure this running broker instead of starting one.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write everything there."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all results to this file, as JSON.",
 )
 @click.option(
     "--html",
     "html_file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a page with plots there.",
+    help="Write a page with plots to this file.",
 )
 @options.data_dir
 def bench(

@@ -1,4 +1,4 @@
-"""`broker check-config`: every fault, or what is in effect."""
+"""`broker check-config`: report every fault, or print the effective configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("check-config")
 @click.argument("file", type=options.FILE)
 def check_config(file: Path) -> None:
-    """Report every fault of a configuration FILE, or print what is in effect as TOML.
+    """Report every fault of a configuration FILE, or print the effective configuration as TOML.
 
     The environment counts too. Secrets are never printed.
     """
@@ -35,7 +35,7 @@ def check_config(file: Path) -> None:
 
 
 def access_faults(settings: Config) -> list[str]:
-    """Return what the readers of keys and patterns find, each of them though the other has failed."""
+    """Return the faults in keys and in patterns; each is checked even if the other has faults."""
     from broker.auth import admin as admin_token
     from broker.auth.keys import Keys
     from broker.auth.tokens import Verifier
@@ -43,9 +43,9 @@ def access_faults(settings: Config) -> list[str]:
 
     faults = []
     file = settings.server.admin_token_file
-    readable = file if file and os.access(file, os.R_OK) else None  # what is not is told already
+    readable = file if file and os.access(file, os.R_OK) else None  # else it is reported already
     for check in (
-        lambda: settings.auth.keys and Keys.load(settings.auth),  # that there are none is told already
+        lambda: settings.auth.keys and Keys.load(settings.auth),  # a missing key has been reported already
         lambda: readable and admin_token.read(readable, "server.admin_token_file"),
         lambda: Verifier(settings.auth, settings.limits, settings.permissions, Keys(())),
     ):

@@ -1,4 +1,4 @@
-"""`broker dev`: a whole broker on this machine, with nothing to configure."""
+"""`broker dev`: a complete broker on this machine, without configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOKEN_SECONDS = 86400.0
 def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
     """Run everything on loopback: nats-server, broker, a key and a demo page.
 
-    The data directory keeps the events and the key, so that `token`, `publish` and `tail` work beside it.
+    The data directory keeps the events and the key; `token`, `publish` and `tail` find the broker by it.
     BROKER_SECTION__KEY sets any key of the configuration.
     """
     from functools import partial
@@ -58,7 +58,7 @@ def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> 
 
 
 def preferred(port: int) -> str:
-    """Return the usual address when nobody has it, else one with any free port."""
+    """Return the usual address if it is free, else one with any free port."""
     with closing(socket.socket()) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -69,7 +69,7 @@ def preferred(port: int) -> str:
 
 
 def show(settings: Config, beside: str, running: Running) -> None:
-    """Say where everything is and what to try; `beside` is what other commands need to find it."""
+    """Print where everything is and what to try; `beside` is the option that other commands need."""
     import time
 
     from rich.console import Console

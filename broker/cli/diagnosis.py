@@ -1,4 +1,4 @@
-"""`broker explain`, `broker trace`, `broker admin closes`, `broker admin audit`: why something was so."""
+"""`broker explain`, `broker trace`, `broker admin closes`, `broker admin audit`: find out why."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST = 100_000  # lines of a trace
 TOKEN = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 
 
-# There is a client's token as well here.
+# Not --token: here that is the client's.
 looking = functools.partial(asking, option="--admin-token-file")
 
 
@@ -35,14 +35,14 @@ looking = functools.partial(asking, option="--admin-token-file")
 @click.option("--token", "given", metavar="T", help="The client's token; - reads it from standard input.")
 @click.option("--token-file", "file", type=TOKEN, help="The client's token, in a file.")
 @click.option("--channel", metavar="C", required=True, help="A channel or pattern, as a client writes it.")
-@click.option("--publish", is_flag=True, help="Whether it may publish, and not subscribe.")
-@click.option("--tenant", metavar="T", help="The tenant that a monitoring token asks for.")
+@click.option("--publish", is_flag=True, help="Ask whether the token may publish, not subscribe.")
+@click.option("--tenant", metavar="T", help="The tenant that a monitoring token is used for.")
 @looking
 def explain(api: Api, output: Output, given: str | None, file: Path | None, **question: Any) -> None:
-    """Say step by step what a token may do with a channel, and why, on the running broker.
+    """Explain step by step whether a token may use a channel on the running broker.
 
-    The exit code is 0 when it is allowed and 1 when it is not. A token on the command line can be seen by
-    other users of the machine: better `--token -` or --token-file.
+    The exit code is 0 when it may and 1 when it may not. Other users of the machine can see a token on the
+    command line: prefer `--token -` or --token-file.
     """
     import json
 
@@ -60,7 +60,7 @@ def explain(api: Api, output: Output, given: str | None, file: Path | None, **qu
 
 
 def failed(steps: list[dict[str, Any]], verb: str) -> str:
-    """Return the step that decides: the one that was asked for, or the one at which all ended."""
+    """Return the step that decided: the one asked about, or the one that failed before it."""
     asked = [each for each in steps if each["step"] == verb]
     return str((asked or steps)[-1]["detail"])
 
@@ -81,14 +81,15 @@ def failed(steps: list[dict[str, Any]], verb: str) -> str:
     type=click.FloatRange(0.1, HOUR),
     metavar="S",
     default=HOUR,
-    help="End after so long; an hour.",
+    help="End after so long (at most an hour).",
 )
 @looking
 def trace(api: Api, output: Output, tenant: str, channel: str, count: int, seconds: float) -> None:
-    """Follow the next events of a tenant: accepted, for whom, and what became of them at each connection.
+    """Follow a tenant's next events: whether each was accepted, for whom, and what each connection got.
 
-    `>` is every stored channel that is not private, `live.>` every live one. A line for each event, with
-    a line below it for each connection that did not just get it; JSON for programs. Ends by Ctrl-C.
+    `>` is every stored channel that is not private, `live.>` every live one. Prints a line for each event,
+    and below it a line for each connection that did not simply receive it; JSON for programs. Ctrl-C ends
+    it.
     """
     import json
 
@@ -106,11 +107,11 @@ def trace(api: Api, output: Output, tenant: str, channel: str, count: int, secon
     except KeyboardInterrupt:
         return
     if not ended:
-        raise Unavailable(f"{api.url} has broken the trace off: is the broker still running?")
+        raise Unavailable(f"{api.url} ended the trace early: is the broker still running?")
 
 
 def told(line: dict[str, Any]) -> Iterator[str]:
-    """Yield a line of a trace for people."""
+    """Yield a line of a trace in readable form."""
     from broker.cli.tables import shown
 
     match line["kind"]:
@@ -128,13 +129,13 @@ def told(line: dict[str, Any]) -> Iterator[str]:
         case "dead_letter":
             yield shown(f"{head(line)} → dead letter: {line['reason']}, {line['detail']}")
         case "missed":
-            yield f"{line['count']} more came faster than they could be followed"
+            yield f"{line['count']} more arrived too fast to be traced"
         case "end":
             yield f"ended: --{'count' if line['reason'] == 'limit' else 'seconds'} is reached"
 
 
 def head(line: dict[str, Any]) -> str:
-    """Return when, where and how large: a message of a trace."""
+    """Return time, channel, position and size of a traced message."""
     from datetime import datetime
 
     time = datetime.fromtimestamp(line["time"]).astimezone().isoformat(timespec="milliseconds")[11:23]
@@ -156,7 +157,7 @@ def fate(each: dict[str, Any]) -> str:
 @admin.command()
 @TENANT
 @click.option("--user", metavar="U", help="Of this user.")
-@click.option("--code", type=int, metavar="N", help="With this close code.")
+@click.option("--code", type=int, metavar="N", help="Only those with this close code.")
 @LIMIT
 @asking
 def closes(api: Api, output: Output, **query: Any) -> None:
@@ -168,7 +169,12 @@ def closes(api: Api, output: Output, **query: Any) -> None:
 @admin.command()
 @TENANT
 @click.option("--kind", metavar="K", help="authenticated, renewed, ended, refused or admin.")
-@click.option("--since", type=options.time, metavar="TIME", help="RFC 3339, or so long ago (10m, 2h, 7d).")
+@click.option(
+    "--since",
+    type=options.time,
+    metavar="TIME",
+    help="Since a time: RFC 3339, or how long ago (10m, 2h, 7d).",
+)
 @LIMIT
 @asking
 def audit(api: Api, output: Output, limit: int, **query: Any) -> None:
@@ -181,7 +187,7 @@ def audit(api: Api, output: Output, limit: int, **query: Any) -> None:
 
 
 def summed(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record as a row: what has no column of its own goes into `what`."""
+    """Return a record as a row; fields without a column of their own go into `what`."""
     rest = {name: value for name, value in record.items() if name not in (*RECORDS, "broker", "transport")}
     what = ", ".join(f"{name} {value}" for name, value in rest.items())
     return {**dict.fromkeys(RECORDS), **record, "what": what}

@@ -1,4 +1,4 @@
-"""The broker of this machine, as its data directory tells of it: its key and where it listens."""
+"""The broker on this machine, by its data directory: its key and its addresses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEY_FILE = "dev.key"
-KEY_BYTES = 32  # as many as the hash of HS256 has (RFC 7518 section 3.2)
+KEY_BYTES = 32  # the size of the hash of HS256 (RFC 7518 section 3.2)
 RUNNING_FILE = "broker.json"
 EVERYTHING = [">", "live.>"]
 STREAM_BYTES = 1 << 30  # a trial must not fill the disk
@@ -28,7 +28,7 @@ def find_data_dir(given: Path | None, environ: Mapping[str, str]) -> Path:
 
 
 def make_key(data_dir: Path) -> None:
-    """Leave a key in the data directory, readable by its owner alone, unless there is one."""
+    """Write a key into the data directory, readable by its owner alone, unless there is one."""
     path = data_dir / KEY_FILE
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -42,9 +42,7 @@ def make_key(data_dir: Path) -> None:
 
 
 def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> config.Config:
-    """Return what `broker dev` runs with: everything allowed, to whoever has the key of the data
-    directory.
-    """
+    """Return the configuration of `broker dev`: the key in the data directory may do everything."""
     key = {"name": "dev", "secret_file": str(data_dir / KEY_FILE), "tenants": ["*"], "monitoring": True}
     tables: dict[str, Any] = {
         "server": {"data_dir": str(data_dir), **server},
@@ -56,15 +54,15 @@ def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> co
 
 
 def signing(data_dir: Path, environ: Mapping[str, str]) -> config.Config:
-    """As `development`, for whoever signs a token. Raises `Unavailable` where there is no key yet."""
+    """Return the same for signing a token. Raises `Unavailable` where there is no key yet."""
     settings = development(data_dir, environ)
     if not (data_dir / KEY_FILE).exists() and settings.auth.keys[0].secret is None:
-        raise Unavailable(f"{data_dir} holds no {KEY_FILE}: start `broker dev`, which makes one")
+        raise Unavailable(f"there is no {KEY_FILE} in {data_dir}: start `broker dev`, which generates it")
     return settings
 
 
 def running(data_dir: Path, name: str) -> str:
-    """Return an address of the broker that runs there: "ws", "http", "admin" or "nats".
+    """Return an address of the running broker: "ws", "http", "admin" or "nats".
 
     Raises `Unavailable`.
     """

@@ -1,4 +1,4 @@
-"""Options and kinds of values that several commands share."""
+"""Options and parameter types that several commands share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def checked(read: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Return a kind of value for click: what `read` refuses is the command used wrongly."""
+    """Return a click parameter type; a value that `read` refuses is a usage error."""
 
     @functools.wraps(read)
     def convert(value: Any) -> T:
@@ -76,7 +76,7 @@ def time(value: str) -> str:
 
 @checked
 def from_now(value: str) -> str:
-    """Return how long, as the RFC 3339 time at which that is over."""
+    """Return the time at which a duration from now ends, as RFC 3339."""
     from datetime import UTC, datetime, timedelta
 
     from broker.config import seconds
@@ -107,7 +107,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 data_dir = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the broker keeps its state, where that is not the default.",
+    help="Where the broker keeps its state, if not in the default place.",
 )
 listen = click.option(
     "--listen", type=address, metavar="HOST:PORT", help="The public port; 0 is any free one."

@@ -37,8 +37,14 @@ STANDARD_INPUT = "-"
 @click.argument("event", metavar="[JSON]", type=options.event, default=STANDARD_INPUT)
 @options.tenant
 @click.option("--id", "event_id", metavar="ID", help="Makes a retry harmless: the same id is stored once.")
-@click.option("--url", "--nats", "url", metavar="nats://…", help="Where NATS is, if not with a broker here.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing of what goes well.")
+@click.option(
+    "--url",
+    "--nats",
+    "url",
+    metavar="nats://…",
+    help="The address of NATS; default: that of the broker on this machine.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print failures only.")
 @options.data_dir
 def publish(
     channel: str,
@@ -51,9 +57,9 @@ def publish(
 ) -> None:
     """Publish JSON into CHANNEL as a service does, through NATS.
 
-    Without JSON, or with -, each line of standard input is an event; blank lines are passed over. What is
-    stored is printed in the order of the lines. The first that fails is named, nothing is read after it,
-    and the exit code is 1. The empty text '' is a tombstone; the tenant _all is every tenant.
+    Without JSON, or with -, each line of standard input is an event; blank lines are skipped. Results are
+    printed in the order of the lines. The first failure is reported, nothing after it is sent, and the exit
+    code is 1. The empty text '' is a tombstone; the tenant _all is every tenant.
     """
     from broker import config, log
     from broker.cli import local
@@ -87,12 +93,12 @@ async def connect(address: str, settings: config.Config) -> Publisher:
 
     names = Names(**attrs.asdict(settings.subjects))
     try:
-        # Not again once it is lost: a retry could overtake what was published after it.
+        # No reconnecting: a retry could overtake later events.
         return await Publisher.connect(
             address, names=names, event_bytes=settings.limits.event_bytes, reconnect=False
         )
     except Unavailable as error:
-        hint = "start a broker with `broker dev`, or say with --url where NATS is"
+        hint = "start a broker with `broker dev`, or give the address of NATS with --url"
         raise Unavailable(f"{error.message}: {hint}") from error
 
 
@@ -126,7 +132,7 @@ def read_lines(
     begun: Begun,
     room: threading.Semaphore,
 ) -> None:
-    """Hand over the lines of standard input as there is room, then None."""
+    """Queue the lines of standard input as there is room, then None."""
     # Not sys.stdin, whose lock the interpreter takes when it ends. RuntimeError: the loop has ended first.
     with suppress(RuntimeError), closing(os.fdopen(0, "rb", closefd=False)) as source:
         for number, line in enumerate(iter(partial(source.readline, LINE_BYTES), b""), 1):
@@ -138,7 +144,7 @@ def read_lines(
 
 @attrs.define(eq=False)
 class Report:
-    """What is told of each event: on standard output what was stored, on standard error what was not."""
+    """The report on each event: stored ones on standard output, failures on standard error."""
 
     channel: str
     quiet: bool
@@ -148,7 +154,7 @@ class Report:
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Count on standard error, when that is a terminal and the results do not go there themselves."""
+        """Show a counter on standard error if that is a terminal and the results go elsewhere."""
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn
 

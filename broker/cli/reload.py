@@ -1,4 +1,4 @@
-"""`broker reload`: the running broker reads its configuration anew; the exit code says what came of it."""
+"""`broker reload`: have the running broker reload its configuration; the exit code is the result."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ POLL_SECONDS = 0.02
 def reload(data_dir: Path | None) -> None:
     """Have the broker that runs on a data directory reload its configuration (SIGHUP), and wait for it.
 
-    Exit code 1, and the faults, when it is refused: then the old one stays in force.
+    When it is refused, the faults are printed, the exit code is 1, and the old one stays in force.
     """
     where = local.find_data_dir(data_dir, os.environ)
     pid, sent = verdict(where).pid, time.monotonic_ns()
     try:
         os.kill(pid, signal.SIGHUP)
     except OSError as error:
-        raise Unavailable(f"the broker on {where} (pid {pid}) cannot be told: {error.strerror}") from None
+        raise Unavailable(f"the broker on {where} (pid {pid}) cannot be signaled: {error.strerror}") from None
     told = outcome(where, pid, sent)
     if told.faults:
-        raise ConfigError([*told.faults, "Nothing has changed: the configuration from before is in force."])
+        raise ConfigError([*told.faults, "The configuration was refused; the previous one stays in force."])
     click.echo(f"in force: {', '.join(told.changed) or 'nothing has changed'}")
     if told.needs_restart:
         click.echo(f"needs a restart: {', '.join(told.needs_restart)}")
 
 
 def verdict(where: Path) -> Verdict:
-    """Return the last one of the broker that runs there. Raises `Unavailable`."""
+    """Return the last verdict of the broker that runs there. Raises `Unavailable`."""
     from broker.reloading import VERDICT_FILE, Verdict
 
     pid = local.running(where, "pid")

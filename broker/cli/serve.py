@@ -1,4 +1,4 @@
-"""`broker serve`: production."""
+"""`broker serve`: run the broker in production."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @options.admin_listen
 @options.data_dir
 def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
-    """Run the broker in production until SIGTERM or SIGINT. SIGHUP reads the configuration anew.
+    """Run the broker in production until SIGTERM or SIGINT. SIGHUP reloads the configuration.
 
-    Options win over the environment, the environment over the file.
+    Options override the environment, which overrides the file.
     """
     hold_hangups()
     from functools import partial
@@ -50,7 +50,7 @@ def serve(file: Path, listen: str | None, admin_listen: str | None, data_dir: Pa
 
 
 def hold_hangups() -> None:
-    """Have SIGHUP wait until the broker listens to it. By default it would end the process."""
+    """Block SIGHUP until the broker handles it. By default it would end the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    # In the end, when nobody listens any more, it means nothing. Not SIG_IGN, which children would inherit.
+    # Ignored while the broker stops. Not by SIG_IGN, which children would inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)

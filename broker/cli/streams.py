@@ -1,4 +1,4 @@
-"""`broker admin streams` and `broker admin adopt`: whose the streams are."""
+"""`broker admin streams` and `broker admin adopt`: which streams are ours."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def streams(api: Api, output: Output) -> None:
 @YES
 @asking
 def adopt(api: Api, output: Output, stream: str, yes: bool) -> None:
-    """Make STREAM ours and as the configuration has it, after showing old → new and asking.
+    """Make STREAM ours and as configured, after showing old → new and asking.
 
-    So one that somebody else has made, and one of ours that was changed by hand or of which the
-    configuration would delete events. Says what it was before.
+    Meant for a stream that somebody else has made, and for one of ours that was changed by hand or in which
+    the configuration would delete events. Prints its previous settings.
     """
     if not yes:
         found = api.ask("GET", "streams", stream)
         for line in described(found):
             click.echo(line, err=True)
-    confirm(yes, f"Make {stream} so, and ours?")
+    confirm(yes, f"Make these changes to {stream}, and make it ours?")
     output.one(api.ask("POST", "streams", stream, "adopt"))
 
 
 def described(found: dict[str, Any]) -> list[str]:
-    """Return what an adoption would do."""
+    """Return the text of what an adoption would change."""
     whose = "is ours" if found["ours"] else "was not made by this broker"
     done = [f"  {change(each)}{'  (loses)' if each['loses'] else ''}" for each in found["differences"]]
     return [f"{found['stream']} {whose}; to be changed:", *(done or ["  nothing"])]
 
 
 def change(difference: dict[str, Any]) -> str:
-    """Old → new."""
+    """Return "setting: old → new"."""
     name = difference["key"] or difference["setting"]
     return f"{name}: {difference['found']} → {difference['wanted']}"
 

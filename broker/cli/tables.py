@@ -1,4 +1,4 @@
-"""What the admin API answers, for people: a table of many, or one thing with all that is in it."""
+"""Answers of the admin API in readable form: a table, or one object with all its fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Output:
         return cls(as_json or not sys.stdout.isatty())
 
     def many(self, document: Mapping[str, Any], key: str, columns: Sequence[str]) -> None:
-        """A list of things, a column for each of the fields named."""
+        """Print a list of objects as a table with the named fields as columns."""
         if self.as_json:
             return self.document(document)
         from rich.console import Console
@@ -38,7 +38,7 @@ class Output:
         return None
 
     def one(self, document: Mapping[str, Any]) -> None:
-        """One thing: a line for each field, and those within indented."""
+        """Print one object, a line for each field, nested ones indented."""
         if self.as_json:
             self.document(document)
         else:
@@ -66,7 +66,7 @@ def lines(document: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 def shown(value: object) -> str:
-    """Return a value in one line: names of users and bodies may hold what would steer a terminal."""
+    """Return a value on one line, without control characters: users choose names and bodies."""
     if value is None or value in ([], {}):
         return "–"
     if isinstance(value, bool):

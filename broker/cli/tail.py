@@ -1,4 +1,4 @@
-"""`broker tail`: a WebSocket client that resumes, an event a line."""
+"""`broker tail`: a WebSocket client that resumes, and prints one event per line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from broker.client import Event, Message, Session
     from broker.client.calls import Token
 
-TOKEN_SECONDS = 3600.0  # a new one is signed for each connection, and when one runs out
+TOKEN_SECONDS = 3600.0  # another is signed for each connection and before expiry
 NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only between its tokens
 
 
@@ -30,18 +30,23 @@ NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only bet
     "--since",
     type=options.time,
     metavar="TIME",
-    help="From a time on: RFC 3339, or so long ago (10m, 2h, 7d).",
+    help="Start at a time: RFC 3339, or how long ago (10m, 2h, 7d).",
 )
-@click.option("--last", type=click.IntRange(min=1), metavar="N", help="From the newest N events on.")
-@click.option("--snapshot", is_flag=True, help="From the newest event of each channel on.")
-@click.option("--position", metavar="P", help="From after a position on, as an earlier tail printed it.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Start with the newest N events.")
+@click.option("--snapshot", is_flag=True, help="Start with the newest event of each channel.")
+@click.option("--position", metavar="P", help="Start after a position, as an earlier tail printed it.")
 @options.tenant
 @options.user
 @click.option(
     "--token", metavar="T", help="The token to use; else one is signed with the key of `broker dev`."
 )
-@click.option("--url", metavar="ws://…", help="Where the broker is, if not on this machine.")
-@click.option("--json/--raw", "whole", default=True, help="An object for each event, or its own JSON alone.")
+@click.option("--url", metavar="ws://…", help="The address of the broker, if not on this machine.")
+@click.option(
+    "--json/--raw",
+    "whole",
+    default=True,
+    help="Print an object with channel and position for each event, or its JSON alone.",
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
 @options.data_dir
 @click.pass_context
@@ -63,8 +68,8 @@ def tail(
     """Print the events of channels and patterns as they come, until Ctrl-C.
 
     Each line is {"channel": …, "position": …, "event": …}, with "publisher" when a client published it;
-    live events have no position. After a cut it goes on where it was. Gaps and reconnections are told on
-    standard error. With --token, --tenant is the one that a monitoring token looks at.
+    live events have no position. It resumes after a lost connection. Gaps and reconnections are reported on
+    standard error. With a monitoring --token, --tenant is the tenant to monitor.
     """
     import trio
 
@@ -134,7 +139,7 @@ async def end_by_signal(scope: trio.CancelScope) -> None:
 
 
 async def follow(session: Session, whole: bool, count: int | None) -> None:
-    """Print events until there were `count` of them, or nobody reads any more."""
+    """Print events until there were `count` of them, or the reader of the output is gone."""
     from broker.client import Event, Gap, Reconnecting
     from broker.errors import Unavailable
 
@@ -153,7 +158,7 @@ async def follow(session: Session, whole: bool, count: int | None) -> None:
         elif met:
             tell(f"{item.reason}; reconnecting in {item.after:.1f} s")
         else:
-            hint = "start a broker with `broker dev`, or say with --url where it is"
+            hint = "start a broker with `broker dev`, or give its address with --url"
             raise Unavailable(f"no broker answers at {session.url} ({item.reason}): {hint}")
 
 
@@ -169,7 +174,7 @@ def line(event: Event, whole: bool) -> bytes:
 
 
 def write(data: bytes) -> bool:
-    """Write a line; False when the reader is gone, as that of `broker tail … | head -1`."""
+    """Write a line; return False when the reader is gone, as in `broker tail … | head -1`."""
     try:
         sys.stdout.buffer.write(data + b"\n")
         sys.stdout.flush()
@@ -181,7 +186,7 @@ def write(data: bytes) -> bool:
 
 
 def notice(message: Message) -> None:
-    """Tell what is no event. Raises `BrokerError` when the subscription was refused as a whole."""
+    """Report what is not an event. Raises `BrokerError` when the whole subscription was refused."""
     from broker.errors import BrokerError
 
     said = message.payload
@@ -189,7 +194,7 @@ def notice(message: Message) -> None:
         case "source":
             tell("the broker lost NATS" if said["state"] == "interrupted" else "the broker has NATS again")
         case "connection.draining":
-            tell("the broker is going down")
+            tell("the broker is shutting down")
         case "subscribed":
             for refused in said["refused"]:
                 tell(f"{refused['channel']}: refused, {refused['code']}")

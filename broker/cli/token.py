@@ -1,4 +1,4 @@
-"""`broker token`: a token on standard output, alone."""
+"""`broker token`: print a signed token."""
 
 from __future__ import annotations
 
@@ -14,28 +14,39 @@ if TYPE_CHECKING:
 
     from broker.config import Config
 
-EVERY_TENANT = "*"  # what a monitoring token is signed for
+EVERY_TENANT = "*"  # the default tenant of a monitoring token
 
 
 @click.command()
 @options.tenant
 @options.user
 @click.option(
-    "--subscribe", metavar="PATTERN", multiple=True, help="What it may subscribe to; again for more."
+    "--subscribe", metavar="PATTERN", multiple=True, help="A pattern that it may subscribe to; repeatable."
 )
-@click.option("--publish", metavar="PATTERN", multiple=True, help="What it may publish into; again for more.")
-@click.option("--deny", metavar="PATTERN", multiple=True, help="What is taken out of both; again for more.")
+@click.option(
+    "--publish", metavar="PATTERN", multiple=True, help="A pattern that it may publish to; repeatable."
+)
+@click.option(
+    "--deny",
+    metavar="PATTERN",
+    multiple=True,
+    help="A pattern that it may neither subscribe nor publish to; repeatable.",
+)
 @click.option(
     "--ttl",
     type=options.duration,
     metavar="10m|2h|…",
     default="1h",
     show_default=True,
-    help="How long it is good for.",
+    help="How long it is valid.",
 )
-@click.option("--monitoring", is_flag=True, help="A token that looks into any tenant and only subscribes.")
+@click.option(
+    "--monitoring", is_flag=True, help="A token that may subscribe in any tenant, and nothing else."
+)
 @click.option("--config", "file", type=options.FILE, help="Sign with a secret of this configuration.")
-@click.option("--key", metavar="NAME", help="The key to sign with, by its name; else the first that may.")
+@click.option(
+    "--key", metavar="NAME", help="The name of the key to sign with; default: the first suitable one."
+)
 @options.data_dir
 def token(
     tenant: str,
@@ -52,7 +63,7 @@ def token(
     """Print a token, signed with the key of `broker dev` or of a configuration.
 
     With --subscribe, --publish or --deny it may do what these say and no more ("me.>" is always allowed);
-    without them what the broker allows by default.
+    without them it has the broker's default permissions.
     """
     import time
 
@@ -61,7 +72,7 @@ def token(
     settings = signing_config(file, data_dir)
     if ttl > settings.limits.token_max_seconds:
         raise click.BadParameter(
-            f"the broker believes no token for more than {settings.limits.token_max_seconds:g} s",
+            f"the broker accepts no token with a life of more than {settings.limits.token_max_seconds:g} s",
             param_hint="--ttl",
         )
     lists = {"subscribe": subscribe, "publish": publish, "deny": deny}
@@ -87,7 +98,7 @@ def signing_config(file: Path | None, data_dir: Path | None) -> Config:
 
 
 def with_key(settings: Config, name: str | None) -> Config:
-    """`settings` with the named key alone."""
+    """Return `settings` with the named key alone."""
     import attrs
 
     if name is None:
@@ -95,5 +106,5 @@ def with_key(settings: Config, name: str | None) -> Config:
     keys = tuple(key for key in settings.auth.keys if key.name == name)
     if not keys:
         known = ", ".join(key.name for key in settings.auth.keys) or "none"
-        raise click.BadParameter(f"there is no key {name!r}, but {known}", param_hint="--key")
+        raise click.BadParameter(f"there is no key {name!r}; there are: {known}", param_hint="--key")
     return attrs.evolve(settings, auth=attrs.evolve(settings.auth, keys=keys))

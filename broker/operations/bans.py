@@ -1,4 +1,4 @@
-"""What an operator does to keep tokens, users and tenants out: on every broker, by `features.control`."""
+"""Revocations and suspensions by an operator, in force on every broker by `features.control`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BY = "admin API"
 
 @attrs.define(eq=False)
 class Bans:
-    """Lists, makes and lifts revocations and suspensions. Raises `BrokerError`s, `Unavailable` among them."""
+    """Listing, making and lifting of revocations and suspensions. Raises `BrokerError`s."""
 
     supervisor: Supervisor
 
@@ -34,7 +34,7 @@ class Bans:
         return reports.BanList(revocations=[report(ban) for ban in listed])
 
     def now(self) -> float:
-        """Return the time: not before the newest token in use here was issued, should our clock be behind."""
+        """Return the time, but not before the newest token in use was issued: our clock may be behind."""
         principals = (connection.session.principal for connection in self.supervisor.connections)
         return max([time.time(), *(each.issued_at or 0.0 for each in principals if each)])
 
@@ -70,10 +70,10 @@ class Bans:
 
 
 def who(wish: reports.BanSelection) -> Who:
-    """Return who is meant. Raises a `BrokerError`."""
+    """Return whom the request is about. Raises a `BrokerError`."""
     tenant = wish.tenant if wish.tenant == EVERY_TENANT else checked(wish.tenant)
     if wish.user is not None and wish.token_id is not None:
-        raise BadMessage("user and token_id exclude each other: a token id says which token")
+        raise BadMessage("user and token_id exclude each other: the id alone names the token")
     if wish.token_id is not None:
         return "token", tenant, wish.token_id
     if wish.user is not None:
@@ -83,14 +83,14 @@ def who(wish: reports.BanSelection) -> Who:
 
 def checked(tenant: str) -> str:
     if not subjects.is_tenant(tenant):
-        raise BadMessage(f"{subjects.shown(tenant)}: no tenant can have this name")
+        raise BadMessage(f"{subjects.shown(tenant)}: is not a tenant name")
     return tenant
 
 
 def ending(text: str, now: float) -> float:
     until = parse_time(text, "until").timestamp()
     if until <= now:
-        raise BadMessage("until: is over already")
+        raise BadMessage("until: is in the past")
     return until
 
 

@@ -1,6 +1,6 @@
-"""What an operator asks when a client did not get something: explain, trace, how connections ended, audit.
+"""Why a client did not get something: explain, trace, ends of connections, audit trail.
 
-The façade that their part of the admin API stands on, with its values, as `reports` and `operations`.
+The façade behind this part of the admin API, and its values.
 """
 
 # Without `from __future__ import annotations`: msgspec reads the annotations of the values at run time.
@@ -25,10 +25,9 @@ from broker.operations.reports import PageCursor, Size
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """May this token subscribe to the channel (with `publish`: publish into it)?
+    """Whether a token may subscribe to the channel (with `publish`: publish to it).
 
-    `channel` is a channel or pattern as a client writes it. `tenant` is the one that a client with a
-    monitoring token asks for.
+    `channel` is a channel or pattern as a client writes it. `tenant` is for monitoring tokens.
     """
 
     token: str = attrs.field(repr=False)
@@ -39,7 +38,7 @@ class Question:
 
 @attrs.frozen(kw_only=True)
 class TraceWish:
-    """Which events to follow: those of a tenant on the channels of a pattern, and how many for how long."""
+    """Which events to trace: those of a tenant on the channels of a pattern, how many and for how long."""
 
     tenant: str
     channel: str
@@ -49,7 +48,7 @@ class TraceWish:
 
 @attrs.frozen(kw_only=True)
 class Tracing:
-    """The first line of a trace: from here on events are followed."""
+    """The first line of a trace: events are traced from here on."""
 
     kind: Literal["tracing"] = "tracing"
     tenant: str
@@ -59,7 +58,7 @@ class Tracing:
 
 @attrs.frozen(kw_only=True)
 class TraceEnd:
-    """The last line of a trace, and which bound it came to."""
+    """The last line of a trace, and the bound that it reached."""
 
     kind: Literal["end"] = "end"
     reason: Literal["limit", "seconds"]
@@ -67,7 +66,7 @@ class TraceEnd:
 
 @attrs.frozen(kw_only=True)
 class CloseFilter:
-    """Which ends of connections: all that is given must hold."""
+    """A filter of ended connections: all given fields must match."""
 
     tenant: str | None = None
     user: str | None = None
@@ -77,14 +76,14 @@ class CloseFilter:
 
 @attrs.frozen(kw_only=True)
 class CloseList:
-    """The ends of connections, the newest first; the oldest are forgotten (`audit.closes`)."""
+    """Ended connections, newest first; the broker keeps the last `audit.closes`."""
 
     closes: list[Ended]
 
 
 @attrs.frozen(kw_only=True)
 class AuditFilter:
-    """Which records of the audit trail: all that is given must hold. `since` is RFC 3339."""
+    """A filter of audit records: all given fields must match. `since` is RFC 3339."""
 
     tenant: str | None = None
     kind: Kind | None = None
@@ -95,7 +94,7 @@ class AuditFilter:
 
 @attrs.frozen(kw_only=True)
 class AuditPage:
-    """Records of all brokers, the newest first; `next` is the cursor of older ones, null on the last page."""
+    """Audit records of all brokers, newest first; `next` is the cursor of the next page, null on the last."""
 
     records: list[dict[str, Any]]
     next: int | None
@@ -103,7 +102,7 @@ class AuditPage:
 
 @attrs.define(eq=False)
 class Diagnosis:
-    """Looks at the actors, and has them followed. The audit trail is that of all brokers."""
+    """Diagnosis on the actors of this broker, and the audit trail of all brokers."""
 
     supervisor: Supervisor
 
@@ -136,10 +135,10 @@ class Diagnosis:
     async def audit(self, wish: AuditFilter) -> AuditPage:
         section = self.supervisor.config.audit
         if wish.tenant is not None and not subjects.TENANT.match(wish.tenant):
-            raise BadMessage("tenant: no tenant can have this name")
+            raise BadMessage("tenant: is not a tenant name")
         if not section.enabled:
-            raise NotFound("audit.enabled is false: this broker keeps no audit trail")
-        await self.supervisor.services.audit.flush()  # what has just happened here is asked about as well
+            raise NotFound("this broker keeps no audit trail: audit.enabled is false")
+        await self.supervisor.services.audit.flush()  # include what has just happened here
         archive = self.supervisor.bus.archive(section.name)
         subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
         entries = await archive.before(subject, wish.cursor, limit=wish.limit + 1)
@@ -152,7 +151,7 @@ class Diagnosis:
         )
 
     async def trace(self, wish: TraceWish, write: Callable[[object], Awaitable[None]]) -> None:
-        """Write a line for each event until one of the bounds is reached."""
+        """Write a line for each event until a bound is reached."""
         if not subjects.is_tenant(wish.tenant):
             raise BadMessage(f"tenant: {subjects.shown(wish.tenant)} is not a tenant name")
         pattern = subjects.parse_pattern(wish.channel)
@@ -180,7 +179,7 @@ class Diagnosis:
 
 
 def record(body: bytes) -> dict[str, Any]:
-    """Return a record of the trail; of what somebody else has put there only its size."""
+    """Return an audit record; of a foreign message only its size."""
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

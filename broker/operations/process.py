@@ -1,6 +1,6 @@
-"""What an operator asks the running broker, and has it do: the façade that the admin API stands on.
+"""The façade behind the admin API: inspect the running broker, and act on it.
 
-Everything here is about this process alone: of several brokers over one NATS each knows its own clients.
+Everything here is about this process alone: each of several brokers knows only its own clients.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Operations:
-    """Looks at the actors and acts on them."""
+    """Inspection of the actors, and actions on them."""
 
     supervisor: Supervisor
 
@@ -57,14 +57,14 @@ class Operations:
         return wish
 
     def configuration(self) -> reports.Configuration:
-        """Return what is in force, with the log level of now; secrets are hidden."""
+        """Return the configuration in force, with the present log level and without secrets."""
         running = self.supervisor.config
         return config.shown(attrs.evolve(running, log=attrs.evolve(running.log, level=logging.level())))
 
     # --- connections --------------------------------------------------------------------------------
 
     def connections(self, wish: reports.ConnectionFilter) -> reports.ConnectionPage:
-        """Return a page by id, so that it goes on where it stopped whoever has come or gone meanwhile."""
+        """Return a page in the order of ids, so that pages stay consistent while connections come and go."""
         found = (each for each in self.supervisor.connections if each.id > wish.cursor and fits(each, wish))
         page = nsmallest(wish.limit + 1, found, key=lambda each: each.id)
         more = len(page) > wish.limit
@@ -81,7 +81,7 @@ class Operations:
         for each in self.supervisor.connections:
             if each.id == connection_id:
                 return each
-        raise NotFound(f"{connection_id[:40]}: no connection of this broker has this id; it may have ended")
+        raise NotFound(f"{connection_id[:40]}: this broker has no such connection; it may have ended")
 
     async def disconnect(self, connection_id: str, wish: reports.Farewell) -> reports.Disconnected:
         return await self.end([self.find(connection_id)], wish)
@@ -110,7 +110,7 @@ class Operations:
     def tenant(self, name: str) -> reports.TenantReport:
         tenant = self.supervisor.tenants.running.get(name)
         if tenant is None:
-            raise NotFound(f"{name[:64]}: this tenant has no clients on this broker, nor had a minute ago")
+            raise NotFound(f"{name[:64]}: this tenant has had no clients on this broker for a minute")
         fanout, inbox, until = tenant.fanout, tenant.inbox, tenant.failed_until
         statistics = tenant.statistics()
         users = {each.who()["user"] for each in self.supervisor.connections if each.tenant is tenant}
@@ -130,7 +130,7 @@ class Operations:
 
 
 def fits(connection: Connection, wish: reports.ConnectionFilter) -> bool:
-    """Return whether all that is asked for holds of a connection."""
+    """Return whether a connection matches all given fields."""
     principal = connection.session.principal
     return (
         wish.tenant in (None, principal and principal.tenant)
@@ -142,12 +142,12 @@ def fits(connection: Connection, wish: reports.ConnectionFilter) -> bool:
 
 
 def host(peer: str) -> str:
-    """Return the address of "HOST:PORT"."""
+    """Return the host of "HOST:PORT"."""
     return peer.rpartition(":")[0].strip("[]")
 
 
 def wall_clock(then: float) -> str:
-    """Return a time of the monotonic clock as people read it."""
+    """Return a time of the monotonic clock as a date."""
     return rfc3339(time.time() - trio.current_time() + then)
 
 

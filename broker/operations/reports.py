@@ -1,7 +1,7 @@
-"""What an operator asks with and is shown: the values of the admin API.
+"""Requests and answers of the admin API.
 
-Their fields are its schema: msgspec holds requests to the annotations, and the OpenAPI document is made of
-them. Times are RFC 3339 in UTC, durations seconds, positions the clients' own.
+Their fields are its schema: msgspec validates requests by the annotations, and the OpenAPI document is
+generated from them. Times are RFC 3339 in UTC, durations seconds, positions as clients have them.
 """
 
 # Without `from __future__ import annotations`: msgspec reads these annotations at run time.
@@ -14,10 +14,10 @@ import msgspec
 from broker.config import Level
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1000, description="How many at most.")]
-Reason = Annotated[str, msgspec.Meta(max_length=120, description="Told to the client in the Close frame.")]
+Reason = Annotated[str, msgspec.Meta(max_length=120, description="Sent to the client in the Close frame.")]
 Code = Annotated[
     Literal[1012, 4001, 4002, 4008, 4009, 4010, 4029, 4500, 4501, 4503, 4510],
-    msgspec.Meta(description="Close code: below 4500 the client comes back, from 4500 on it stays away."),
+    msgspec.Meta(description="Close code: below 4500 the client reconnects, from 4500 on it does not."),
 ]
 Cursor = Annotated[str, msgspec.Meta(description="`next` of the page before.")]
 PageCursor = Annotated[int, msgspec.Meta(ge=1, description="`next` of the page before.")]
@@ -42,7 +42,7 @@ class Readiness:
 
 @attrs.frozen(kw_only=True)
 class LogLevel:
-    """From which level on events are logged, until the next reload or restart."""
+    """The lowest level that is logged, until the next reload or restart."""
 
     level: Level
 
@@ -55,7 +55,7 @@ Configuration = dict[str, dict[str, Any]]  # section → key → value; what is 
 
 @attrs.frozen(kw_only=True)
 class ConnectionFilter:
-    """Which connections: all that is given must hold. `address` is without the port."""
+    """A filter of connections: all given fields must match. `address` is without the port."""
 
     tenant: str | None = None
     user: str | None = None
@@ -68,9 +68,7 @@ class ConnectionFilter:
 
 @attrs.frozen(kw_only=True)
 class ConnectionSummary:
-    """One connection. `lag` is how many positions of the stream it is behind; `unsent_bytes` is what it holds
-    for its client.
-    """
+    """One connection. `lag` is in sequences of the stream; `unsent_bytes` are queued for its client."""
 
     id: str
     tenant: str | None
@@ -86,7 +84,7 @@ class ConnectionSummary:
 
 @attrs.frozen(kw_only=True)
 class ConnectionPage:
-    """Connections by id; `next` is the cursor of the next page, null on the last one."""
+    """Connections in the order of ids; `next` is the cursor of the next page, null on the last one."""
 
     connections: list[ConnectionSummary]
     next: str | None
@@ -94,7 +92,10 @@ class ConnectionPage:
 
 @attrs.frozen(kw_only=True)
 class SubscriptionReport:
-    """One subscription. `deny` is left out of it; `catch_up` is the number of the one that still feeds it."""
+    """One subscription.
+
+    `deny` is excluded from it; `catch_up` is the number of the catch-up that feeds it.
+    """
 
     channel: str
     deny: list[str]
@@ -106,7 +107,7 @@ class SubscriptionReport:
 
 @attrs.frozen(kw_only=True)
 class CatchUpReport:
-    """A start in the past beside the live flow, and how far it has come."""
+    """A start in the past beside the live flow, and its progress."""
 
     number: int
     position: str
@@ -116,7 +117,7 @@ class CatchUpReport:
 
 @attrs.frozen(kw_only=True)
 class DurableReport:
-    """A durable name that it holds: up to where the client has `acknowledged`, and what NATS has `stored`."""
+    """A durable name: the position that the client has `acknowledged`, and the one `stored` in NATS."""
 
     name: str
     channels: list[str]
@@ -126,7 +127,7 @@ class DurableReport:
 
 @attrs.frozen(kw_only=True)
 class PrincipalReport:
-    """What the token says. `private` is the prefix of the user's own channels."""
+    """The permissions of the token. `private` is the prefix of the user's own channels."""
 
     tenant: str
     user: str
@@ -141,12 +142,12 @@ class PrincipalReport:
 
 @attrs.frozen(kw_only=True)
 class ConnectionReport(ConnectionSummary):
-    """One connection in full.
+    """One connection with all details.
 
-    `certificate` is the name in a verified one that the client has shown by TLS. `position` is its live
-    position P, `head` the tenant's; `heard` is when the client last answered a heartbeat, `progress` when the
-    link of a connection with unsent bytes last took some. `resuming`: it is behind because it started in the
-    past. `bad_messages` and `refusals` are those of the last minute.
+    `certificate` is the name in a verified TLS certificate of the client. `position` is its live position P,
+    `head` the tenant's newest; `heard` is when the client last answered a heartbeat, `progress` when some of
+    its unsent bytes were last written. `resuming`: it lags because it started in the past. `bad_messages` and
+    `refusals` count the last minute.
     """
 
     principal: PrincipalReport | None
@@ -167,7 +168,7 @@ class ConnectionReport(ConnectionSummary):
 
 @attrs.frozen(kw_only=True)
 class Farewell:
-    """How one connection is ended."""
+    """How to end one connection."""
 
     code: Code = 1012
     reason: Reason = "disconnected by an operator"
@@ -175,7 +176,7 @@ class Farewell:
 
 @attrs.frozen(kw_only=True)
 class Disconnect(Farewell):
-    """Whose connections are ended, and how: all of a tenant, or of one user of it."""
+    """Whose connections to end, and how: all of a tenant, or of one of its users."""
 
     tenant: str
     user: str | None = None
@@ -183,7 +184,7 @@ class Disconnect(Farewell):
 
 @attrs.frozen(kw_only=True)
 class Disconnected:
-    """How many connections were ended."""
+    """The number of connections that were ended."""
 
     disconnected: int
 
@@ -193,7 +194,7 @@ class Disconnected:
 
 @attrs.frozen(kw_only=True)
 class TenantSummary:
-    """A tenant that has clients here, or had some a moment ago."""
+    """A tenant that has clients on this broker, or had some within the last minute."""
 
     tenant: str
     connections: int
@@ -205,7 +206,7 @@ class TenantSummary:
 
 @attrs.frozen(kw_only=True)
 class TenantList:
-    """The tenants by name."""
+    """The tenants, in the order of names."""
 
     tenants: list[TenantSummary]
 
@@ -221,7 +222,10 @@ class RingReport:
 
 @attrs.frozen(kw_only=True)
 class InboxReport:
-    """What has arrived and is not fanned out yet. `lost`: it was too much, and is read from the stream."""
+    """Events that have arrived and are not fanned out yet.
+
+    `lost`: too many, they are read from the stream.
+    """
 
     events: int
     bytes: int
@@ -230,7 +234,10 @@ class InboxReport:
 
 @attrs.frozen(kw_only=True)
 class TenantReport(TenantSummary):
-    """One tenant in full. `topics` are the different subscriptions; it rests after too many crashes."""
+    """One tenant with all details.
+
+    `topics` are its distinct subscriptions; it rests after too many crashes.
+    """
 
     users: int
     topics: int
@@ -255,7 +262,7 @@ class Publish:
 
 @attrs.frozen(kw_only=True)
 class Published:
-    """Where it was stored; a live event has no position. A `duplicate` stands where it was stored first."""
+    """Where it was stored; a live event has no position, and a `duplicate` that of the first copy."""
 
     position: str | None
     duplicate: bool
@@ -263,9 +270,9 @@ class Published:
 
 @attrs.frozen(kw_only=True)
 class HistoryFilter:
-    """What of a tenant's stored events: from a time or after a position on, or the newest.
+    """Which stored events of a tenant: since a time, after a position, or the newest.
 
-    `last` is how many of the newest; without any start as many as `limit`.
+    `last` is the number of the newest, by default `limit`.
     """
 
     tenant: str
@@ -304,7 +311,7 @@ class HistoryPage:
 
 @attrs.frozen(kw_only=True)
 class LetterSelection:
-    """Which dead letters: all that is given must hold."""
+    """A filter of dead letters: all given fields must match."""
 
     tenant: str | None = None
     reason: str | None = None
@@ -312,7 +319,7 @@ class LetterSelection:
 
 @attrs.frozen(kw_only=True)
 class LetterFilter(LetterSelection):
-    """Which dead letters, and where a page begins."""
+    """A filter of dead letters, and the cursor of a page."""
 
     limit: Size = 100
     cursor: PageCursor | None = None
@@ -320,7 +327,7 @@ class LetterFilter(LetterSelection):
 
 @attrs.frozen(kw_only=True)
 class LetterSummary:
-    """A dead letter. `stored_sequence` is where the message stood, or stands, in the stream of the events."""
+    """A dead letter. `stored_sequence` is the sequence of the message in the event stream."""
 
     sequence: int
     time: str
@@ -341,9 +348,7 @@ class LetterPage:
 
 @attrs.frozen(kw_only=True)
 class LetterReport(LetterSummary):
-    """A dead letter in full: its body as text, or in base64 where it is none; `fault` is why it cannot be
-    replayed as it is.
-    """
+    """A dead letter with its body, as text or else in base64; `fault`: why a replay needs another."""
 
     headers: dict[str, str]
     body: str | None
@@ -353,14 +358,14 @@ class LetterReport(LetterSummary):
 
 @attrs.frozen(kw_only=True)
 class Replay:
-    """A replay: as it is, or with another event."""
+    """A replay: unchanged, or with another event."""
 
     event: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 @attrs.frozen(kw_only=True)
 class Replayed:
-    """A dead letter that became an event, and is gone."""
+    """A dead letter that was published as an event and deleted."""
 
     tenant: str
     channel: str
@@ -370,7 +375,7 @@ class Replayed:
 
 @attrs.frozen(kw_only=True)
 class Deleted:
-    """How many dead letters were taken out."""
+    """The number of dead letters that were deleted."""
 
     deleted: int
 
@@ -380,7 +385,7 @@ class Deleted:
 
 @attrs.frozen(kw_only=True)
 class BanSelection:
-    """The tokens that are meant: one by its id, those of a user, or all of a tenant.
+    """Whose tokens: one by its id, those of a user, or all of a tenant.
 
     The tenant `*` stands for monitoring tokens.
     """
@@ -392,9 +397,9 @@ class BanSelection:
 
 @attrs.frozen(kw_only=True)
 class Revoke(BanSelection):
-    """A revocation. Without `until` it holds as long as any token that is out there can.
+    """A revocation. Without `until` it lasts until every present token has expired.
 
-    A revoked user or tenant may come back with a token that was issued later, a revoked token id may not.
+    A revoked user or tenant may return with a token that is issued later.
     """
 
     until: str | None = None
@@ -403,7 +408,7 @@ class Revoke(BanSelection):
 
 @attrs.frozen(kw_only=True)
 class Suspend:
-    """A suspension: nobody of the tenant comes in, whatever the token; without `until` until it is lifted."""
+    """A suspension: all tokens of the tenant are refused; without `until` until it is lifted."""
 
     until: str | None = None
     reason: Reason = ""
@@ -411,7 +416,7 @@ class Suspend:
 
 @attrs.frozen(kw_only=True)
 class BanReport:
-    """Who is kept out, since when, and until when: null for until it is lifted."""
+    """A revocation or suspension, since when and until when: null means until it is lifted."""
 
     kind: Literal["token", "user", "tenant", "suspension"]
     tenant: str
@@ -431,6 +436,6 @@ class BanFilter:
 
 @attrs.frozen(kw_only=True)
 class BanList:
-    """The revocations and suspensions that hold, newest first."""
+    """The revocations and suspensions in force, newest first."""
 
     revocations: list[BanReport]

@@ -1,4 +1,4 @@
-"""What an operator does with what is stored: publish, look back, and deal with dead letters."""
+"""Stored events and dead letters for an operator: publish, read, replay, delete."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from broker.actors.supervisor import Supervisor
     from broker.bus.base import Archive, Entry
 
-PAGE = 100  # entries of one read at most
-SCANNED = 10_000  # entries that are looked at for one answer, where few are wanted
-ANSWER_BYTES = 8 * 1024 * 1024  # of bodies in one answer, about
+PAGE = 100  # entries of one read, at most
+SCANNED = 10_000  # entries read for one answer, when few of them match
+ANSWER_BYTES = 8 * 1024 * 1024  # of bodies in one answer, roughly
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Storage:
-    """Works on the streams through the bus. Its methods raise `BrokerError`s, `Unavailable` among them."""
+    """Operations on the streams, through the bus. The methods raise `BrokerError`s."""
 
     supervisor: Supervisor
 
     @property
     def page(self) -> int:
-        """How many entries are read at a time: fewer where events may be large."""
+        """The number of entries to read at a time: fewer where events may be large."""
         return max(1, min(PAGE, ANSWER_BYTES // self.supervisor.config.limits.event_bytes))
 
     # --- events -------------------------------------------------------------------------------------
@@ -64,11 +64,11 @@ class Storage:
         return reports.Published(position=self.text(ack.sequence), duplicate=ack.duplicate)
 
     def address(self, tenant: str, channel: str) -> Address:
-        """Return where an event is to go. Raises `InvalidChannel`."""
+        """Return the subject for an event. Raises `InvalidChannel`."""
         if subjects.expand_me(channel, "user") != channel:
             raise InvalidChannel(f"{subjects.shown(channel)}: write users.<user>.<name> instead of me.<name>")
         if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
-            raise InvalidChannel(f"{subjects.shown(tenant)}: no tenant can have this name")
+            raise InvalidChannel(f"{subjects.shown(tenant)}: is not a tenant name")
         subjects.parse_channel(channel)
         return self.parsed(self.supervisor.names.subject(tenant, channel))
 
@@ -77,11 +77,11 @@ class Storage:
         if address.fault:
             raise InvalidChannel(address.fault)
         if address.tenant == subjects.BROKER:
-            raise InvalidChannel(f"{subjects.shown(subject)}: is the broker's own")
+            raise InvalidChannel(f"{subjects.shown(subject)}: is reserved for the broker")
         return address
 
     def check(self, address: Address, body: bytes) -> None:
-        """Raise `BadMessage` or `TooLarge` when clients would not get this as an event."""
+        """Raise `BadMessage` or `TooLarge` for what clients would not get as an event."""
         fault = events.fault(address.tenant, body, self.supervisor.config.limits.event_bytes)
         if fault:
             raise (TooLarge if fault.reason == "too_large" else BadMessage)(f"event: {fault.detail}")
@@ -92,7 +92,7 @@ class Storage:
         if subjects.is_live(pattern):
             raise InvalidChannel(f"{subjects.shown(pattern)}: live channels are not stored")
         if not subjects.is_tenant(wish.tenant):
-            raise InvalidChannel(f"{subjects.shown(wish.tenant)}: no tenant can have this name")
+            raise InvalidChannel(f"{subjects.shown(wish.tenant)}: is not a tenant name")
         starts = [name for name in ("since", "after", "last") if getattr(wish, name) is not None]
         if len(starts) > 1:
             raise BadMessage(f"{' and '.join(starts)} exclude each other")
@@ -100,7 +100,7 @@ class Storage:
         state = await bus.state()
         keep = partial(self.is_event, pattern)
         found: list[Entry] = []
-        ends: list[int] = []  # where a filter was not read to its end
+        ends: list[int] = []  # where one of the filters has more
         start = await self.start(wish, archive)
         for subject in filters(names, wish.tenant, [pattern]):
             if start is None:
@@ -130,7 +130,9 @@ class Storage:
         if wish.after is not None:
             position = positions.parse(wish.after)
             if position.incarnation != self.supervisor.intake.incarnation:
-                raise InvalidPosition("after: of another stream; this one was made anew since")
+                raise InvalidPosition(
+                    "after: belongs to an earlier stream; this one has been recreated since"
+                )
             return position.sequence
         if wish.since is not None:
             sequence = await archive.sequence_at(parse_time(wish.since, "since"))
@@ -179,7 +181,7 @@ class Storage:
         if wish.tenant is None:
             return f"{self.supervisor.names.deadletter}.>"
         if not subjects.TENANT.match(wish.tenant):
-            raise InvalidChannel(f"{subjects.shown(wish.tenant)}: no tenant can have this name")
+            raise InvalidChannel(f"{subjects.shown(wish.tenant)}: is not a tenant name")
         return f"{self.supervisor.names.deadletter}.{wish.tenant}.>"
 
     async def letter(self, sequence: str) -> reports.LetterReport:
@@ -202,11 +204,13 @@ class Storage:
         wanted = number(sequence)
         entry = await self.letters.get(wanted) if wanted else None
         if entry is None:
-            raise NotFound(f"{sequence[:20]}: there is no such dead letter; it may be replayed or purged")
+            raise NotFound(
+                f"{sequence[:20]}: there is no such dead letter; it may have been replayed or deleted"
+            )
         return entry
 
     def revive(self, entry: Entry, event: bytes | None = None) -> Address:
-        """Return where a letter goes, with another event or as it is.
+        """Return the subject and body for a replay, with another event or unchanged.
 
         Raises `Conflict` when it would be a dead letter again, and as `check` for the event that was given.
         """
@@ -256,7 +260,7 @@ class Storage:
         return reports.Deleted(deleted=int(await self.letters.delete(entry.sequence)))
 
     async def purge_letters(self, wish: reports.LetterSelection) -> reports.Deleted:
-        """Take out all that a selection has; with a reason one by one, as only their headers tell it."""
+        """Delete all that match; for a reason one by one, since only headers have it."""
         subject, deleted = self.letter_filter(wish), 0
         if wish.reason is None:
             deleted = await self.letters.purge(subject)
@@ -278,10 +282,10 @@ if TYPE_CHECKING:
 async def collect(
     read: Read, start: int | None, keep: Callable[[Entry], bool], limit: int, most: int
 ) -> tuple[list[Entry], int | None]:
-    """Read page after page until `limit` entries are kept, and where to go on; None at the end.
+    """Read pages until `limit` entries are kept; return them and where to continue, None at the end.
 
-    A page that `read` gives has `most` entries, the last one fewer. Ends earlier, and may have found
-    nothing, when it has read enough for one answer.
+    `read` returns pages of `most` entries, the last one fewer. Stops earlier, perhaps with none, when it has
+    read enough for one answer.
     """
     found: list[Entry] = []
     scanned = size = 0
@@ -298,7 +302,7 @@ async def collect(
 
 
 def first(found: list[Entry], ends: list[int], limit: int) -> tuple[list[Entry], int | None]:
-    """Return what is known to be complete of several filters' entries, and where to go on."""
+    """Merge the entries of several filters as far as all are complete; return them and where to continue."""
     if ends:
         found = [entry for entry in found if entry.sequence <= min(ends)]
     if len(found) > limit:
@@ -324,17 +328,17 @@ def letter_summary(entry: Entry) -> dict[str, Any]:
 
 
 def number(text: str) -> int:
-    """Return a sequence that somebody else wrote; 0 for what is none."""
+    """Return a sequence in a header that anybody may have written; 0 for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
 
 
 def rfc3339(time: datetime) -> str:
-    """To the millisecond."""
+    """Return the time to the millisecond."""
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def readable(body: bytes) -> tuple[str | None, str | None]:
-    """Return a body as text, or in base64 when it is none."""
+    """Return a body as text, or in base64 when it is not text."""
     try:
         return body.decode(), None
     except UnicodeDecodeError:
@@ -342,5 +346,5 @@ def readable(body: bytes) -> tuple[str | None, str | None]:
 
 
 def printable(text: str) -> str:
-    """Return text of a header, in which any byte may stand."""
+    """Return the text of a header, which may contain any byte."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

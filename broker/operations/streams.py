@@ -1,4 +1,4 @@
-"""The streams that the broker works with, and whose they are: what an operator sees, and has it adopt."""
+"""The streams that the broker works with: list them, and adopt one."""
 
 # Without `from __future__ import annotations`: msgspec reads these annotations at run time.
 

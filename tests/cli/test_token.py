@@ -112,7 +112,7 @@ def test_a_key_that_is_not_there(data_dir: Path) -> None:
     """Another key's name is answered by the names that there are."""
     result = sign("--data-dir", data_dir, "--key", "main")
     assert result.exit_code == 2
-    assert "there is no key 'main', but dev" in result.stderr
+    assert "there is no key 'main'; there are: dev" in result.stderr
 
 
 def test_the_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

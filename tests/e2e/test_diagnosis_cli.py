@@ -71,7 +71,7 @@ async def test_a_trace_that_is_broken_off(broker: Broker, tmp_path: Path) -> Non
     async with start("trace", "--tenant", "acme", "--data-dir", tmp_path / "broker") as trace:
         await trace.line()
         broker.stop.wanted.set()
-        assert "has broken the trace off" in await trace.line("stderr")
+        assert "ended the trace early" in await trace.line("stderr")
         assert await trace.end() == 1
 
 
