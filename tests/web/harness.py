@@ -19,19 +19,20 @@ from wsproto.events import CloseConnection, Event, TextMessage
 from broker.actors.transport import Closed, Control, Hello, LinkLost, Text
 from broker.config import Limits, Server
 from broker.links.exchange import Backend
-from broker.web import routes
 from broker.web.health import Health
 from broker.web.listeners import open_listeners
+from broker.web.routes import protocol, table
 from broker.web.server import PublicPort
 from broker.web.site import Site
 from broker.wire.messages import Published
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from broker.actors.transport import Transport
     from broker.errors import BrokerError
+    from broker.links.route import ClientRoute
     from broker.wire.messages import Error
 
 KEY = base64.b64encode(bytes(range(16))).decode()
@@ -264,6 +265,7 @@ async def running(
     listen: str = "127.0.0.1:0",
     tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
     site: Site | None = None,
+    routes: Sequence[ClientRoute] = (),
 ) -> AsyncIterator[Running]:
     """A real port on real sockets; when it is left, nothing of it may be there any more."""
     base = descriptors()
@@ -283,7 +285,7 @@ async def running(
                 admission=run.admission,
                 responses=Counter(),
             ),
-            routes.table(routes.protocol(run.post), Health(lambda: run.reason).routes(), site.routes()),
+            table(protocol(run.post), Health(lambda: run.reason).routes(), site.routes(), routes),
             development=site.development,
             ssl_context=tls[0] if tls else None,
         )
