@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from broker.operations import reports
 from broker.operations import streams as whose
 from broker.web import openapi
-from broker.web.router import DOCUMENT, Route
+from broker.web.router import DOCUMENT, Endpoint
 from broker.web.schemas import Document
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 V1 = "/api/v1"
 
 
-def described(routes: Sequence[Route]) -> list[Route]:
+def described(routes: Sequence[Endpoint]) -> list[Endpoint]:
     """Return the routes, and one more for the document that describes them all."""
     described = list(routes)
 
@@ -29,21 +29,21 @@ def described(routes: Sequence[Route]) -> list[Route]:
         return openapi.document(described)
 
     summary = "Describe this API as OpenAPI"
-    described.append(Route(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=Document))
+    described.append(Endpoint(method="GET", path=DOCUMENT, summary=summary, handle=document, answer=Document))
     return described
 
 
 def routes(
-    operations: Operations, storage: Storage, bans: Bans, streams: Streams, *others: Route
-) -> list[Route]:
+    operations: Operations, storage: Storage, bans: Bans, streams: Streams, *others: Endpoint
+) -> list[Endpoint]:
     ours = [*process_routes(operations), *stored_routes(storage), *ban_routes(bans), *stream_routes(streams)]
     return described([*ours, *others])
 
 
-def process_routes(do: Operations) -> list[Route]:
+def process_routes(do: Operations) -> list[Endpoint]:
     """Return the routes about this broker process."""
     return [
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/connections",
             summary="List connections by id, with filters",
@@ -51,7 +51,7 @@ def process_routes(do: Operations) -> list[Route]:
             query=reports.ConnectionFilter,
             answer=reports.ConnectionPage,
         ),
-        Route(
+        Endpoint(
             method="DELETE",
             path=f"{V1}/connections",
             summary="End the connections of a tenant, or of one of its users",
@@ -59,14 +59,14 @@ def process_routes(do: Operations) -> list[Route]:
             query=reports.Disconnect,
             answer=reports.Disconnected,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/connections/{{id}}",
             summary="Show one connection in full",
             handle=do.connection,
             answer=reports.ConnectionReport,
         ),
-        Route(
+        Endpoint(
             method="DELETE",
             path=f"{V1}/connections/{{id}}",
             summary="End one connection",
@@ -74,35 +74,35 @@ def process_routes(do: Operations) -> list[Route]:
             query=reports.Farewell,
             answer=reports.Disconnected,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/tenants",
             summary="List the tenants that have clients here",
             handle=do.tenants,
             answer=reports.TenantList,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/tenants/{{tenant}}",
             summary="Show one tenant in full",
             handle=do.tenant,
             answer=reports.TenantReport,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/readiness",
             summary="Show whether an event can travel through, and if not, why",
             handle=do.readiness,
             answer=reports.Readiness,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/log-level",
             summary="Show the log level",
             handle=do.log_level,
             answer=reports.LogLevel,
         ),
-        Route(
+        Endpoint(
             method="PUT",
             path=f"{V1}/log-level",
             summary="Set the log level, until the next reload or restart",
@@ -110,7 +110,7 @@ def process_routes(do: Operations) -> list[Route]:
             body=reports.LogLevel,
             answer=reports.LogLevel,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/configuration",
             summary="Show the configuration in force, without secrets",
@@ -120,10 +120,10 @@ def process_routes(do: Operations) -> list[Route]:
     ]
 
 
-def stored_routes(do: Storage) -> list[Route]:
+def stored_routes(do: Storage) -> list[Endpoint]:
     """Return the routes about stored events and dead letters."""
     return [
-        Route(
+        Endpoint(
             method="POST",
             path=f"{V1}/publish",
             summary="Publish an event as a service does",
@@ -132,7 +132,7 @@ def stored_routes(do: Storage) -> list[Route]:
             answer=reports.Published,
             status=202,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/history",
             summary="Read stored events of a tenant",
@@ -140,7 +140,7 @@ def stored_routes(do: Storage) -> list[Route]:
             query=reports.HistoryFilter,
             answer=reports.HistoryPage,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/dead-letters",
             summary="List dead letters, newest first, with filters",
@@ -148,7 +148,7 @@ def stored_routes(do: Storage) -> list[Route]:
             query=reports.LetterFilter,
             answer=reports.LetterPage,
         ),
-        Route(
+        Endpoint(
             method="DELETE",
             path=f"{V1}/dead-letters",
             summary="Purge dead letters: all, or those of a tenant or reason",
@@ -156,21 +156,21 @@ def stored_routes(do: Storage) -> list[Route]:
             query=reports.LetterSelection,
             answer=reports.Deleted,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/dead-letters/{{sequence}}",
             summary="Show a dead letter with its headers and body",
             handle=do.letter,
             answer=reports.LetterReport,
         ),
-        Route(
+        Endpoint(
             method="DELETE",
             path=f"{V1}/dead-letters/{{sequence}}",
             summary="Delete one dead letter",
             handle=do.delete_letter,
             answer=reports.Deleted,
         ),
-        Route(
+        Endpoint(
             method="POST",
             path=f"{V1}/dead-letters/{{sequence}}/replay",
             summary="Publish a dead letter again, as it is or with another event, and delete it",
@@ -181,10 +181,10 @@ def stored_routes(do: Storage) -> list[Route]:
     ]
 
 
-def ban_routes(do: Bans) -> list[Route]:
+def ban_routes(do: Bans) -> list[Endpoint]:
     """Return the routes about revocations and suspensions, which hold on every broker."""
     return [
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/revocations",
             summary="List the revocations and suspensions in force",
@@ -192,7 +192,7 @@ def ban_routes(do: Bans) -> list[Route]:
             query=reports.BanFilter,
             answer=reports.BanList,
         ),
-        Route(
+        Endpoint(
             method="POST",
             path=f"{V1}/revocations",
             summary="Revoke a token, or the tokens of a user or tenant",
@@ -201,7 +201,7 @@ def ban_routes(do: Bans) -> list[Route]:
             answer=reports.BanReport,
             status=201,
         ),
-        Route(
+        Endpoint(
             method="DELETE",
             path=f"{V1}/revocations",
             summary="Lift a revocation",
@@ -209,7 +209,7 @@ def ban_routes(do: Bans) -> list[Route]:
             query=reports.BanSelection,
             answer=reports.BanReport,
         ),
-        Route(
+        Endpoint(
             method="PUT",
             path=f"{V1}/tenants/{{tenant}}/suspension",
             summary="Suspend a tenant",
@@ -217,7 +217,7 @@ def ban_routes(do: Bans) -> list[Route]:
             body=reports.Suspend,
             answer=reports.BanReport,
         ),
-        Route(
+        Endpoint(
             method="DELETE",
             path=f"{V1}/tenants/{{tenant}}/suspension",
             summary="Lift the suspension of a tenant",
@@ -227,24 +227,24 @@ def ban_routes(do: Bans) -> list[Route]:
     ]
 
 
-def stream_routes(do: Streams) -> list[Route]:
+def stream_routes(do: Streams) -> list[Endpoint]:
     """Return the routes about the ownership and the configuration of streams."""
     return [
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/streams",
             summary="List the streams and buckets that the broker uses",
             handle=do.streams,
             answer=whose.StreamList,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/streams/{{stream}}",
             summary="Show whether a stream is the broker's, and how it differs from the configuration",
             handle=do.stream,
             answer=whose.StreamReport,
         ),
-        Route(
+        Endpoint(
             method="POST",
             path=f"{V1}/streams/{{stream}}/adopt",
             summary="Adopt a stream and configure it as it should be; returns its earlier state",

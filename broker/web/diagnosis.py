@@ -9,21 +9,21 @@ from broker.actors import following
 from broker.features.explain import Explanation
 from broker.operations import diagnosis
 from broker.web.api import V1
-from broker.web.router import Route
+from broker.web.router import Endpoint
 from broker.web.streaming import MEDIA_TYPE, Lines
 
 if TYPE_CHECKING:
     from broker.operations.diagnosis import Diagnosis
 
 
-def routes(do: Diagnosis) -> list[Route]:
+def routes(do: Diagnosis) -> list[Endpoint]:
     """Return the routes about tokens, events and connections of this broker process."""
 
     def trace(wish: diagnosis.TraceWish) -> Lines:
         return Lines(partial(do.trace, wish))
 
     return [
-        Route(
+        Endpoint(
             method="POST",
             path=f"{V1}/explain",
             summary="Explain step by step what a token may do with a channel, and why",
@@ -31,7 +31,7 @@ def routes(do: Diagnosis) -> list[Route]:
             body=diagnosis.Question,
             answer=Explanation,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/trace",
             summary="Follow the next events: one line of JSON for each step of an event",
@@ -40,7 +40,7 @@ def routes(do: Diagnosis) -> list[Route]:
             answer=following.Traced,
             media_type=MEDIA_TYPE,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/closes",
             summary="List the latest closes of connections, with their reasons",
@@ -48,7 +48,7 @@ def routes(do: Diagnosis) -> list[Route]:
             query=diagnosis.CloseFilter,
             answer=diagnosis.CloseList,
         ),
-        Route(
+        Endpoint(
             method="GET",
             path=f"{V1}/audit",
             summary="List the audit trail of all brokers",

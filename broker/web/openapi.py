@@ -17,13 +17,13 @@ from broker.web import schemas
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker.web.router import Route
+    from broker.web.router import Endpoint
     from broker.web.schemas import Document
 
 NAMES = re.compile(r"{(\w+)}")
 
 
-def document(routes: Sequence[Route]) -> Document:
+def document(routes: Sequence[Endpoint]) -> Document:
     """Return the document."""
     kinds = [kind for route in routes for kind in (route.answer, route.query, route.body) if kind]
     shapes, components = schemas.of([Problem, *kinds])
@@ -51,7 +51,7 @@ def document(routes: Sequence[Route]) -> Document:
     }
 
 
-def operation(route: Route, shapes: dict[Any, Document], queries: dict[type, Any]) -> dict[str, Any]:
+def operation(route: Endpoint, shapes: dict[Any, Document], queries: dict[type, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "summary": route.summary,
         "operationId": route.name,
@@ -74,7 +74,7 @@ def operation(route: Route, shapes: dict[Any, Document], queries: dict[type, Any
     return found
 
 
-def parameters(route: Route, queries: dict[type, Any]) -> list[dict[str, Any]]:
+def parameters(route: Endpoint, queries: dict[type, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in NAMES.findall(route.path)

@@ -54,7 +54,7 @@ STATUS = {
 
 
 @attrs.frozen(kw_only=True)
-class Route:
+class Endpoint:
     """One operation of the API.
 
     `handle` is called with the values of the path in their order, then with query and body where these are
@@ -101,7 +101,7 @@ class Action:
     status: int
 
 
-def targets(route: Route, arguments: Sequence[Any]) -> dict[str, object]:
+def targets(route: Endpoint, arguments: Sequence[Any]) -> dict[str, object]:
     """Return what a request acts on: the values of its path, and the fields that name something."""
     names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
     found: dict[str, object] = dict(zip(names, arguments, strict=False))
@@ -114,7 +114,7 @@ def targets(route: Route, arguments: Sequence[Any]) -> dict[str, object]:
 class Router:
     """Finds the route of a request and answers it. `acted` hears of each request that was not a GET."""
 
-    routes: Sequence[Route]
+    routes: Sequence[Endpoint]
     acted: Callable[[Action], None] = attrs.field(kw_only=True, default=lambda _: None)
 
     async def answer(
@@ -148,7 +148,7 @@ class Router:
                 self.acted(Action(peer, f"{route.method} {route.path}", targets(route, arguments), status))
         return response
 
-    def find(self, request: Request) -> tuple[Route, list[str]]:
+    def find(self, request: Request) -> tuple[Endpoint, list[str]]:
         """Return the route, and the values of its path. Raises `Refused` (400, 404, 405)."""
         try:
             segments = [unquote(each, errors="strict") for each in request.path.split("/")]

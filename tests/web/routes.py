@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from broker.errors import NotFound, Unavailable
-from broker.web.router import Route
+from broker.web.router import Endpoint
 from broker.web.streaming import Lines, Write
 
 TOKEN = "operator-token-of-the-tests"
@@ -53,7 +53,7 @@ def count() -> Lines:
 
 
 ROUTES = [
-    Route(
+    Endpoint(
         method="PUT",
         path="/api/v1/walls/{wall}",
         summary="Paints",
@@ -62,8 +62,8 @@ ROUTES = [
         answer=Said,
         status=202,
     ),
-    Route(method="GET", path="/api/v1/walls/{wall}", summary="Misses", handle=missing, answer=Said),
-    Route(
+    Endpoint(method="GET", path="/api/v1/walls/{wall}", summary="Misses", handle=missing, answer=Said),
+    Endpoint(
         method="GET",
         path="/api/v1/paint/{wall}",
         summary="Looks",
@@ -71,7 +71,7 @@ ROUTES = [
         query=Paint,
         answer=Said,
     ),
-    Route(method="GET", path="/api/v1/later", summary="Is late", handle=later, answer=Said),
-    Route(method="GET", path="/api/v1/count", summary="Counts", handle=count, answer=Said),
-    Route(method="GET", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said),
+    Endpoint(method="GET", path="/api/v1/later", summary="Is late", handle=later, answer=Said),
+    Endpoint(method="GET", path="/api/v1/count", summary="Counts", handle=count, answer=Said),
+    Endpoint(method="GET", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said),
 ]

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from broker.http.heads import Request
-from broker.web.router import Action, Route, Router
+from broker.web.router import Action, Endpoint, Router
 from tests.support.sse import Chunks
 from tests.web.harness import head
 from tests.web.routes import TOKEN, Said, broken
@@ -185,7 +185,7 @@ async def test_origins(ask: Ask) -> None:
 async def test_what_breaks_in_the_middle_was_done_too() -> None:
     """An action that ends in an error nobody expected is told of as well: some of it may have happened."""
     told: list[Action] = []
-    route = Route(method="DELETE", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said)
+    route = Endpoint(method="DELETE", path="/api/v1/broken", summary="Breaks", handle=broken, answer=Said)
     wish = Request(
         method="DELETE",
         version="1.1",
