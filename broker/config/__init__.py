@@ -1,8 +1,8 @@
-"""The configuration: one frozen section a component, and the loader that reads them.
+"""The configuration: one frozen section per component, and the loader that reads them.
 
-`sections` are values with their defaults, `values` says what may stand in each kind of key, `load`
-reads TOML and `BROKER_SECTION__KEY`, `checks` compares keys with each other and looks at the files
-that they name. A component is given its own section, never the whole.
+`sections` has the sections with their defaults, `values` validates each kind of value, `load` reads TOML
+and `BROKER_SECTION__KEY`, `checks` compares keys with each other and checks the files that they name. A
+component is given its own section, never the whole configuration.
 """
 
 from broker.config.load import build, default_data_dir, effective, examine, load, shown, unusable

@@ -1,4 +1,4 @@
-"""What no key can say alone: keys that contradict each other, and the files that keys name.
+"""Checks across keys: keys that contradict each other, and the files that keys name.
 
 Keys, their files, and the patterns of `permissions` are checked in `broker.auth`, which reads them.
 """
@@ -19,46 +19,52 @@ if TYPE_CHECKING:
 
     from broker.config.sections import Config, Limits, Nats, Server, Stream, Tracing
 
-# What a table of limits does not say, since it is said elsewhere or says nothing.
+# Limits that a table does not take, since another key has them or they make no sense there.
 ELSEWHERE = {
-    ("connection", "connections"): "says nothing: a connection is one",
-    ("connection", "connects_per_second"): "says nothing: a connection connects once",
-    ("connection", "subscriptions"): "is the key limits.subscriptions_per_connection",
-    ("user", "connections"): "is the key limits.connections_per_user",
-    ("process", "connections"): "is the key limits.connections",
+    ("connection", "connections"): "has no meaning here: a connection is one",
+    ("connection", "connects_per_second"): "has no meaning here: a connection connects once",
+    ("connection", "subscriptions"): "is set by limits.subscriptions_per_connection",
+    ("user", "connections"): "is set by limits.connections_per_user",
+    ("process", "connections"): "is set by limits.connections",
 }
 
 Fault: TypeAlias = tuple[str, str]  # the key, and the rest of a sentence that begins with it
 
 
 def faults(config: Config, production: bool) -> Iterator[Fault]:
-    """Everything that is wrong between keys; `production` adds what `broker serve` needs."""
+    """Yield every fault across keys; `production` adds what `broker serve` requires."""
     yield from server_faults(config.server)
     yield from nats_faults(config.nats)
     prefixes = attrs.asdict(config.subjects)
     if config.audit.prefix in prefixes.values():
-        yield "audit.prefix", f"{config.audit.prefix!r} stands in section subjects; records need their own"
+        yield (
+            "audit.prefix",
+            f"{config.audit.prefix!r} is used in section subjects; audit records need their own",
+        )
     if config.audit.name in (config.stream.name, config.stream.deadletter_name, config.stream.own_name):
-        yield "audit.name", "is another stream of section stream; records need their own"
+        yield "audit.name", "is another stream in section stream; audit records need their own"
     for name in prefixes:
         if list(prefixes.values()).count(prefixes[name]) > 1:
-            yield f"subjects.{name}", f"{prefixes[name]!r} stands for more than one kind of subject"
+            yield f"subjects.{name}", f"{prefixes[name]!r} is used for more than one kind of subject"
     yield from stream_faults(config.stream, embedded=not config.nats.urls)
     yield from limit_faults(config.limits)
     yield from tracing_faults(config.tracing)
     if config.ring.bytes > config.ring.total_bytes:
         yield "ring.bytes", "is more for one tenant than ring.total_bytes for all"
     if production and config.stream.max_bytes is None:
-        yield "stream.max_bytes", 'is required by `broker serve`: how much disk may events take ("10GiB")?'
+        yield "stream.max_bytes", 'is required by `broker serve`: the disk space for events, such as "10GiB"'
     if production and not config.auth.keys:
-        yield "auth.keys", "is required by `broker serve`: without a key no token is believed"
+        yield "auth.keys", "is required by `broker serve`: without a key every token is refused"
 
 
 def server_faults(server: Server) -> Iterator[Fault]:
     if server.listen == server.admin_listen and not server.listen.endswith(":0"):
         yield "server.admin_listen", "is the public port; the admin interface needs its own"
     if server.proxy_protocol and not server.trusted_proxies:
-        yield "server.trusted_proxies", "is required beside server.proxy_protocol: whose header is believed?"
+        yield (
+            "server.trusted_proxies",
+            "is required beside server.proxy_protocol: the addresses whose header is trusted",
+        )
     yield from pair("server", server, "tls_certificate", "tls_key")
     yield from readable("server.tls_certificate", server.tls_certificate)
     yield from private("server.tls_key", server.tls_key)
@@ -66,10 +72,13 @@ def server_faults(server: Server) -> Iterator[Fault]:
     if server.tls_client_ca is not None and server.tls_certificate is None:
         yield (
             "server.tls_certificate",
-            "is required beside server.tls_client_ca: without TLS there are none",
+            "is required beside server.tls_client_ca: client certificates need TLS",
         )
     if server.tls_client_required and server.tls_client_ca is None:
-        yield "server.tls_client_ca", "is required beside server.tls_client_required: who signs them?"
+        yield (
+            "server.tls_client_ca",
+            "is required beside server.tls_client_required: the authority of client certificates",
+        )
     yield from private("server.admin_token_file", server.admin_token_file)
 
 
@@ -82,24 +91,27 @@ def nats_faults(nats: Nats) -> Iterator[Fault]:
         yield from private(f"nats.{name}", getattr(nats, name))
     ways = [name for name in ("user", "credentials_file", "nkey_file") if getattr(nats, name) is not None]
     for name in ways[1:]:
-        yield f"nats.{name}", f"is set beside nats.{ways[0]}; there is one way to log in"
+        yield f"nats.{name}", f"is set beside nats.{ways[0]}; use one way to log in"
     if not nats.urls:
         for name in (*ways, "tls_ca", "tls_certificate", "jetstream_domain"):
             if getattr(nats, name) is not None:
-                yield "nats.urls", f"is required beside nats.{name}: the broker's own nats-server needs none"
+                yield "nats.urls", f"is required beside nats.{name}: the embedded nats-server does not use it"
 
 
 def stream_faults(stream: Stream, *, embedded: bool) -> Iterator[Fault]:
     if stream.name == stream.deadletter_name:
-        yield "stream.deadletter_name", "is stream.name; dead letters are kept in a stream of their own"
+        yield "stream.deadletter_name", "is stream.name; dead letters need a stream of their own"
     if stream.own_name in (stream.name, stream.deadletter_name):
-        yield "stream.own_name", "is the stream of the events or of dead letters; canaries need their own"
+        yield "stream.own_name", "is the stream of events or of dead letters; canaries need their own"
     if stream.control_bucket == stream.cursor_bucket:
-        yield "stream.control_bucket", "is stream.cursor_bucket; each is a bucket of its own"
+        yield "stream.control_bucket", "is stream.cursor_bucket; each needs a bucket of its own"
     if stream.duplicate_window > stream.max_age:
         yield "stream.duplicate_window", "is longer than stream.max_age, which NATS refuses"
     if embedded and stream.replicas > 1:
-        yield "nats.urls", "is required with stream.replicas above 1: the broker's own nats-server is one"
+        yield (
+            "nats.urls",
+            "is required with stream.replicas above 1: the embedded nats-server is a single server",
+        )
 
 
 def limit_faults(limits: Limits) -> Iterator[Fault]:
@@ -119,7 +131,7 @@ def limit_faults(limits: Limits) -> Iterator[Fault]:
     names = [each.name for each in limits.tenants]
     for index, name in enumerate(names):
         if name in names[:index]:
-            yield f"limits.tenants.{index}.name", f"{name} stands there already; one entry for each tenant"
+            yield f"limits.tenants.{index}.name", f"{name} has an entry already; use one for each tenant"
 
 
 def tracing_faults(tracing: Tracing) -> Iterator[Fault]:
@@ -134,14 +146,14 @@ def tracing_faults(tracing: Tracing) -> Iterator[Fault]:
 
 
 def pair(section: str, table: object, one: str, other: str) -> Iterator[Fault]:
-    """Two keys that stand together or not at all."""
+    """Yield a fault when only one of two keys is set that belong together."""
     for present, absent in ((one, other), (other, one)):
         if getattr(table, present) is not None and getattr(table, absent) is None:
             yield f"{section}.{absent}", f"is required beside {section}.{present}"
 
 
 def readable(key: str, path: Path | None) -> Iterator[Fault]:
-    """Yield a file that must be there for us to read."""
+    """Yield a fault when the file under a key cannot be read."""
     if path is None:
         return
     try:
@@ -151,7 +163,7 @@ def readable(key: str, path: Path | None) -> Iterator[Fault]:
 
 
 def private(key: str, path: Path | None) -> Iterator[Fault]:
-    """As `readable`, and a secret: nobody but its owner and group may do anything with it."""
+    """Yield as `readable`, and a fault when others than its owner and group may access the secret."""
     yield from (found := list(readable(key, path)))
     if path is not None and not found and (mode := stat.S_IMODE(path.stat().st_mode)) & stat.S_IRWXO:
         yield key, f"{path} is open to every user of this machine (mode {mode:03o}): `chmod o= {path}`"

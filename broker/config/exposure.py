@@ -1,6 +1,6 @@
-"""Which ports other machines may reach: one without TLS only when somebody has said so.
+"""Ports that other machines can reach: without TLS only where the configuration allows it explicitly.
 
-Names are judged by what they resolve to, which only who opens the port knows; addresses are judged here.
+Addresses are checked here; host names when the port is opened, by what they resolve to then.
 """
 
 from __future__ import annotations
@@ -17,24 +17,22 @@ if TYPE_CHECKING:
 
 PUBLIC, ADMIN = "server.listen", "server.admin_listen"
 WAYS_OUT = {
-    PUBLIC: "without TLS everybody on the way reads tokens and events: set server.tls_certificate and "
-    "server.tls_key, or server.plain = true (BROKER_SERVER__PLAIN) behind a proxy that ends TLS",
+    PUBLIC: "without TLS tokens and events can be read on the network: set server.tls_certificate and "
+    "server.tls_key, or server.plain = true (BROKER_SERVER__PLAIN) behind a proxy that terminates TLS",
     ADMIN: "the admin port has no TLS: listen on loopback, or set server.admin_plain = true "
-    "(BROKER_SERVER__ADMIN_PLAIN) where nobody but operators reaches that network",
+    "(BROKER_SERVER__ADMIN_PLAIN) where only operators can reach that network",
 }
 
 
 def loopback_only(server: Server, key: str) -> bool:
-    """Return whether the port under `key` has to stay on this machine."""
+    """Return whether only this machine may reach the port under `key`."""
     return not server.admin_plain if key == ADMIN else server.tls_certificate is None and not server.plain
 
 
 def fault(server: Server, key: str, address: str) -> str | None:
-    """Return what is wrong with the port under `key` on an IP address, and both ways out; None when
-    nothing is.
-    """
+    """Return why the port under `key` may not listen on an IP address, and both ways out; None if it may."""
     if loopback_only(server, key) and not is_loopback(address):
-        return f"other machines reach {address}, and {WAYS_OUT[key]}"
+        return f"other machines can reach {address}, and {WAYS_OUT[key]}"
     return None
 
 
@@ -55,7 +53,7 @@ def is_address(host: str) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """127.0.0.0/8 and ::1, the former also as an IPv6 socket shows it (RFC 4291 section 2.5.5.2)."""
+    """Return whether it is in 127.0.0.0/8 (also IPv4-mapped, RFC 4291 section 2.5.5.2) or ::1."""
     parsed = ipaddress.ip_address(address)
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     return (mapped or parsed).is_loopback

@@ -1,4 +1,4 @@
-"""From TOML and the environment to a `Config`, or to every fault at once."""
+"""Load a `Config` from TOML and the environment, or report every fault at once."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
     from broker.config.checks import Fault
 
-Tables = dict[str, Any]  # section → key → value, as TOML gives it
+Tables = dict[str, Any]  # section → key → value, as in TOML
 
 PREFIX = "BROKER_"
 SEPARATOR = "__"
-CREDENTIALS = "CREDENTIALS_DIRECTORY"  # where systemd puts what LoadCredential= names, see systemd.exec(5)
+CREDENTIALS = "CREDENTIALS_DIRECTORY"  # systemd's directory for LoadCredential=, see systemd.exec(5)
 
 
 def default_data_dir() -> Path:
-    """Return where a broker keeps its state when nobody says: the platform's place for a user's programs."""
-    with suppress(RuntimeError):  # neither HOME nor the user's entry says where
+    """Return the default data directory: the platform's place for the state of a user's programs."""
+    with suppress(RuntimeError):  # neither HOME nor the user's passwd entry has one
         path = platformdirs.user_state_path("broker")
         if path.is_absolute():
             return path
@@ -48,26 +48,26 @@ def default_data_dir() -> Path:
 
 
 def unusable(path: Path, error: OSError) -> ConfigError:
-    """That the data directory, or a file in it, cannot be used, and what to do."""
+    """Return the error for a data directory, or a file in it, that cannot be used, and what to do."""
     reason = f"{error.filename or path}: {error.strerror or error}"
-    step = f"give user {os.geteuid()} a directory that it may write, by --data-dir or server.data_dir"
+    step = f"set --data-dir or server.data_dir to a directory that user {os.geteuid()} can write to"
     return ConfigError([f"server.data_dir: {reason}; {step}"])
 
 
 def load(path: Path | None, environ: Mapping[str, str], *, production: bool) -> Config:
-    """Return the configuration in the file at `path`, if there is one, under what `environ` says.
+    """Return the configuration in the file at `path`, if given, with overrides from `environ`.
 
-    `BROKER_SECTION__KEY` overrides a key; other names that begin with `BROKER_` are not ours, since
-    container platforms make up such names for a service called broker. Relative paths in the file are
-    relative to the file, those in the environment to the working directory; one may begin with
-    `${CREDENTIALS_DIRECTORY}`, the directory of systemd's `LoadCredential=`. `production` requires
-    what `broker serve` cannot do without. Raises `ConfigError` with every fault.
+    `BROKER_SECTION__KEY` overrides a key; other names that begin with `BROKER_` are ignored, since
+    container platforms generate such names for a service called broker. Relative paths in the file are
+    relative to the file, those in the environment to the working directory; a path may begin with
+    `${CREDENTIALS_DIRECTORY}`, the directory of systemd's `LoadCredential=`. `production` also requires
+    what `broker serve` needs. Raises `ConfigError` with every fault.
     """
     return faultless(*examine(path, environ, production=production))
 
 
 def build(tables: Tables, environ: Mapping[str, str], *, production: bool) -> Config:
-    """As `load`, of tables that are at hand instead of a file."""
+    """Return the same from tables instead of a file."""
     return faultless(*compose(tables, environ, base=Path.cwd(), production=production))
 
 
@@ -78,7 +78,7 @@ def faultless(config: Config, faults: list[str]) -> Config:
 
 
 def examine(path: Path | None, environ: Mapping[str, str], *, production: bool) -> tuple[Config, list[str]]:
-    """As `load`, but what could be read and the faults in the rest, for whoever looks for more."""
+    """Return what could be read, and the faults in the rest, so that more can be checked."""
     if path is None:
         return compose({}, environ, base=Path.cwd(), production=production)
     try:
@@ -100,7 +100,7 @@ def compose(
     except ClassValidationError as error:
         found = list(read_faults(error, ""))
         faults += found
-        # What is left is still compared with each other, so that one run shows everything.
+        # The remaining keys are checked against each other, so that one run shows every fault.
         config = converter.structure(without(tables, {key for key, _ in found}), Config)
     blamed = [key for key, _ in faults]
     faults += [fault for fault in checks.faults(config, production) if not near(fault[0], blamed)]
@@ -108,7 +108,7 @@ def compose(
 
 
 def spelled(key: str, names: Mapping[str, str]) -> str:
-    """`key` as the operator wrote it: by its variable when it came from the environment."""
+    """Return `key` as the operator wrote it: its variable if it came from the environment."""
     whole = key
     while key and key not in names:
         key = key.rpartition(".")[0]
@@ -116,22 +116,22 @@ def spelled(key: str, names: Mapping[str, str]) -> str:
 
 
 def top(key: str) -> str:
-    """Return the section and its key, without what lies deeper: `auth.keys` of `auth.keys.0.name`."""
+    """Return the section and its key, without deeper parts: `auth.keys` for `auth.keys.0.name`."""
     return ".".join(key.split(".")[:2])
 
 
 def near(key: str, blamed: list[str]) -> bool:
-    """Return whether a fault was already found in, or within, what `key` names."""
+    """Return whether a fault was already found at or below `key`."""
     return any(other == key or other.startswith(f"{key}.") for other in blamed)
 
 
 def effective(config: Config) -> str:
-    """Return the configuration as TOML, as `shown`."""
+    """Return `shown` as TOML."""
     return tomlkit.dumps(shown(config))
 
 
 def shown(config: Config) -> Tables:
-    """Return the configuration for people. Keys that are not set are left out, and so are secrets."""
+    """Return the configuration for display, without unset keys and without secrets."""
     converter = cattrs.Converter()
     converter.register_unstructure_hook(Path, str)
     tables: Tables = given(converter.unstructure(config))
@@ -142,7 +142,7 @@ def shown(config: Config) -> Tables:
 
 
 def given(value: Any) -> Any:
-    """Tables and lists without the keys that are not set."""
+    """Return tables and lists without unset keys."""
     if isinstance(value, dict):
         return {key: given(each) for key, each in value.items() if each is not None}
     return [given(each) for each in value] if isinstance(value, list | tuple) else value
@@ -152,7 +152,7 @@ def given(value: Any) -> Any:
 
 
 def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[str, str], list[Fault]]:
-    """`tables` with the environment laid over them, the variable behind each key, and the faults."""
+    """Return `tables` with the environment's overrides, the variable behind each key, and the faults."""
     known = variables(Config)
     result: Tables = copy.deepcopy(tables)
     names: dict[str, str] = {}
@@ -174,7 +174,7 @@ def override(tables: Tables, environ: Mapping[str, str]) -> tuple[Tables, dict[s
 
 
 def variables(table: type[attrs.AttrsInstance], *above: str) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Return each key, in whichever table, by the variable that can say it: its path and its type."""
+    """Map each variable that can set a key to the path and the type of that key."""
     found: dict[str, tuple[tuple[str, ...], Any]] = {}
     for field in attrs.fields(table):
         path, kind = (*above, field.name), cast("type[attrs.AttrsInstance]", field.type)
@@ -186,16 +186,16 @@ def variables(table: type[attrs.AttrsInstance], *above: str) -> dict[str, tuple[
 
 
 def from_text(raw: str, kind: Any) -> object:
-    """Return what an environment variable says: a TOML value, else the text itself.
+    """Return the value of an environment variable: as TOML, else as text.
 
-    A key for text takes anything as text ("007", "true"), one for a list of texts also "a,b".
+    For a text key everything is text ("007", "true"); a list of texts may also be written "a,b".
     """
     kind = plain(kind)
     try:
         value = tomllib.loads(f"value = {raw}")
     except tomllib.TOMLDecodeError:
         value = {"value": raw}
-    parsed = value["value"] if len(value) == 1 else raw  # a line break could have begun another key
+    parsed = value["value"] if len(value) == 1 else raw  # after a line break there could be another key
     if kind is Path and isinstance(parsed, str) and not parsed.startswith("${"):
         return str(Path.cwd() / parsed)
     if kind in (str, Path) and not isinstance(parsed, str):
@@ -216,7 +216,7 @@ def plain(kind: Any) -> Any:
 
 
 def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
-    """Return a converter that refuses what it does not know and turns nothing into something else."""
+    """Return a converter that refuses unknown keys and never coerces a value to another type."""
     converter = cattrs.Converter(forbid_extra_keys=True)
     hook = converter.register_structure_hook
     hook(str, lambda value, _: values.text(value))
@@ -231,12 +231,14 @@ def make_converter(base: Path, environ: Mapping[str, str]) -> cattrs.Converter:
 
 
 def file_name(text: str, base: Path, environ: Mapping[str, str]) -> Path:
-    """Return a path relative to `base`, or below the directory of the service's credentials."""
+    """Return a path relative to `base`, or below the credentials directory of the service."""
     if not text.startswith("${"):
         return base / text
     match = re.match(r"\$\{(\w+)\}/", text)
     if match is None or match[1] != CREDENTIALS:
-        raise ValueError(f"{values.shown(text)}: only ${{{CREDENTIALS}}}/ may stand for a directory")
+        raise ValueError(
+            f"{values.shown(text)}: the only variable in a path is ${{{CREDENTIALS}}}/, at its beginning"
+        )
     if not environ.get(CREDENTIALS):
         raise ValueError(
             f"{CREDENTIALS} is not set, as systemd does for a service with LoadCredential=; "
@@ -282,7 +284,7 @@ def one_of(choices: tuple[str, ...], value: Any, _: Any) -> Any:
 
 
 def read_faults(error: BaseException, key: str) -> Iterator[Fault]:
-    """Yield the faults in what cattrs raised, each with the key that it is about."""
+    """Yield each fault in an exception of cattrs with its key."""
     if isinstance(error, ClassValidationError):
         for inner, note in error.group_exceptions()[0]:
             yield from read_faults(inner, f"{key}.{note.name}".lstrip("."))
@@ -301,12 +303,12 @@ def read_faults(error: BaseException, key: str) -> Iterator[Fault]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the known name that looks most like `name`, however little that is."""
+    """Return the known name that is most similar to `name`."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
 def without(tables: Tables, keys: set[str]) -> Tables:
-    """`tables` without the sections, or the keys of sections, that the faults at `keys` lie in."""
+    """Return `tables` without the sections, or keys of sections, that contain the faults at `keys`."""
     bad = keys | {top(key) for key in keys}
     return {
         section: {key: value for key, value in table.items() if f"{section}.{key}" not in bad}

@@ -1,7 +1,7 @@
 """The sections of the configuration, with their defaults.
 
-The annotated types are those of `broker.config.values`: they say unit and range, and the loader holds
-a file to them. Durations are seconds (float), sizes are bytes.
+The annotated types are those of `broker.config.values`, which define unit and range. Durations are seconds
+(float), sizes are bytes.
 """
 
 # Without `from __future__ import annotations`: the loader reads these annotations at run time.
@@ -44,17 +44,17 @@ class Server:
 
     listen: Listen = "127.0.0.1:8080"
     admin_listen: Listen = "127.0.0.1:8081"
-    admin_token_file: Path | None = None  # None: one is made in the data directory
-    data_dir: Path | None = None  # None: the platform's place for the state of a user's programs
+    admin_token_file: Path | None = None  # None: generated in the data directory
+    data_dir: Path | None = None  # None: the platform's directory for a user's program state
     origins: tuple[Origin, ...] = ()  # exact "scheme://host[:port]"
     query_token: bool = False  # accept ?access_token=
-    trusted_proxies: tuple[Network, ...] = ()  # whose word on the client's address counts
-    proxy_protocol: bool = False  # they begin each connection with a header of the PROXY protocol
+    trusted_proxies: tuple[Network, ...] = ()  # trusted for the client's address
+    proxy_protocol: bool = False  # the trusted proxies send the PROXY protocol
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    tls_client_ca: Path | None = None  # clients may show a certificate that it signed
-    tls_client_required: bool = False  # and must
-    plain: bool = False  # without TLS on other addresses than loopback
+    tls_client_ca: Path | None = None  # clients may present a certificate signed by it
+    tls_client_required: bool = False  # and must do so
+    plain: bool = False  # allow other addresses than loopback without TLS
     admin_plain: bool = False  # the same for the admin port, which has no TLS
     backlog: Count = 1024
     reuse_port: bool = (
@@ -85,7 +85,7 @@ class Subjects:
     events: SubjectToken = "events"
     live: SubjectToken = "live"
     deadletter: SubjectToken = "deadletter"
-    own: OwnToken = "_broker"  # what brokers tell themselves and each other
+    own: OwnToken = "_broker"  # messages among brokers
 
 
 @attrs.frozen(kw_only=True)
@@ -105,41 +105,41 @@ class Stream:
     cursor_max_age: Seconds = 30 * 86400.0
     control_bucket: StreamName = "broker_control"
     own_name: StreamName = "BROKER"  # of the canaries
-    adopt: bool = False  # `name` where others made it, and changes of ours that delete events
+    adopt: bool = False  # take over a stream made by others, and allow changes that delete events
 
 
 @attrs.frozen(kw_only=True)
 class Key:
-    """One signing key, or a JWKS with several. Exactly one of the sources is set: `auth.keys` checks it."""
+    """One signing key, or a JWKS with several, from exactly one source; `auth.sources` checks it."""
 
     name: str
-    algorithms: tuple[str, ...] = ()  # required but for a secret, which defaults to HS256
+    algorithms: tuple[str, ...] = ()  # required; for a secret the default is HS256
     secret_file: Path | None = None
-    secret: str | None = attrs.field(default=None, repr=False)  # for the environment; a file is better
+    secret: str | None = attrs.field(default=None, repr=False)  # meant for the environment; prefer a file
     pem_file: Path | None = None
     jwks_file: Path | None = None
     jwks_url: str | None = None
-    tenants: tuple[str, ...] = ()  # exact names that it may sign for; "*" for all
+    tenants: tuple[str, ...] = ()  # names of tenants that it may sign for; "*" for all
     tenant: str | None = None  # instead: the one tenant, for tokens that name none
     monitoring: bool = False  # may sign monitoring tokens
-    issuer: str | None = None  # of a JWKS address one of the two is required; "*" is any
+    issuer: str | None = None  # with jwks_url one of the two is required; "*" is any
     audience: str | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Auth:
-    """Which tokens are believed."""
+    """Which tokens are accepted."""
 
     keys: tuple[Key, ...] = ()
     tenant_claim: str = "tenant"  # a path: "app.tenant"
-    type: tuple[str, ...] = ("JWT", "at+jwt")  # what `typ` may be; without "JWT" it has to be there
+    type: tuple[str, ...] = ("JWT", "at+jwt")  # allowed `typ`; it may be missing if "JWT" is allowed
     leeway: Span = 60.0
-    expiring_seconds: Seconds = 60.0  # so long before the expiry, or half-way: `connection.expiring`
+    expiring_seconds: Seconds = 60.0  # before expiry, or half-way: `connection.expiring` is sent
 
 
 @attrs.frozen(kw_only=True)
 class Permissions:
-    """What a token without the claim `permissions` may do. `auth.tokens` checks the patterns."""
+    """The permissions of tokens without the claim `permissions`. `auth.tokens` checks the patterns."""
 
     subscribe: tuple[str, ...] = (">", "live.>")
     publish: tuple[str, ...] = ()
@@ -148,38 +148,39 @@ class Permissions:
 
 @attrs.frozen(kw_only=True)
 class Allowance:
-    """What one holder (a connection, a user, …) may have at a time, and do in a second.
+    """What one holder (a connection, a user, …) may have at a time, and do per second.
 
-    0 is no limit. What is not set is no limit either, or in `limits.tenants` what `limits.tenant` says.
-    `config.checks` refuses what a scope has no use for.
+    0 is no limit, and so is an unset key; in `limits.tenants` an unset key is that of `limits.tenant`.
+    `config.checks` refuses keys without a meaning for a scope.
     """
 
     connections: AnyCount | None = None
     connects_per_second: Rate | None = None
     subscriptions: AnyCount | None = None
-    messages_per_second: Rate | None = None  # of the client, whatever they are
-    bytes_per_second: AnyBytes | None = None  # in those messages
+    messages_per_second: Rate | None = None  # from the client, of any type
+    bytes_per_second: AnyBytes | None = None  # in these messages
     publishes_per_second: Rate | None = None
-    delivered_bytes_per_second: AnyBytes | None = None  # to the client; above it is slow, and loses nothing
+    delivered_bytes_per_second: AnyBytes | None = (
+        None  # to the client; beyond it is slowed, and loses nothing
+    )
 
 
 @attrs.frozen(kw_only=True)
 class TenantAllowance(Allowance):
-    """What one tenant has instead of `limits.tenant`. One that is `suspended` has no connections at all."""
+    """Limits of one tenant instead of `limits.tenant`. A `suspended` tenant has no connections at all."""
 
     name: TenantName
     suspended: bool = False
 
 
-SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: more than this is no snapshot but a download
+SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: beyond this it is a download, not a snapshot
 
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Section 3 of the protocol page, "Limits", has the meaning of each that is no table.
+    """Limits. Section 3 of the protocol page, "Limits", explains each that is not a table.
 
-    The tables are what is allowed to all that belongs together: to each connection, user, tenant and client
-    address, and to this process.
+    The tables apply to each connection, user, tenant and client address, and to this process, in sum.
     """
 
     connections_per_user: Count = 10
@@ -219,7 +220,7 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class Ring:
-    """Bounds of the recent events that a tenant keeps in memory."""
+    """Bounds of the recent events of a tenant in memory."""
 
     events: Count = 8192
     bytes: Bytes = 8 * 1024 * 1024
@@ -229,15 +230,15 @@ class Ring:
 
 @attrs.frozen(kw_only=True)
 class Drain:
-    """How the broker leaves."""
+    """How the broker drains its connections when it stops."""
 
     grace_seconds: Seconds = 25.0
-    reconnects_per_second: Number = 500.0  # the rate over which clients are asked to spread
+    reconnects_per_second: Number = 500.0  # the rate at which clients are asked to reconnect
 
 
 @attrs.frozen(kw_only=True)
 class Audit:
-    """The audit trail's stream, and the ends of connections that are remembered."""
+    """The stream of the audit trail, and the ended connections that are remembered."""
 
     enabled: bool = True
     name: StreamName = "AUDIT"
@@ -251,8 +252,8 @@ class Audit:
 class Metrics:
     """What `/metrics` of the admin port shows."""
 
-    tenants: Count = 50  # that have series of their own
-    share_seconds: Seconds = 60.0  # how often the messages of each tenant in the stream are counted
+    tenants: Count = 50  # with series of their own
+    share_seconds: Seconds = 60.0  # between counts of each tenant's messages in the stream
 
 
 @attrs.frozen(kw_only=True)
@@ -271,7 +272,7 @@ class Tracing:
 
     enabled: bool = False
     endpoint: HttpUrl = "http://127.0.0.1:4318/v1/traces"  # OTLP over HTTP
-    sample_ratio: Ratio = 1.0  # of the publishes of clients that begin a trace
+    sample_ratio: Ratio = 1.0  # share of clients' publishes that begin a trace
     clients: bool = False  # `event` carries the `traceparent`
 
 

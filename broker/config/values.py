@@ -1,8 +1,8 @@
-"""What may stand in a key: a reader for each kind of value, and the annotated type that carries it.
+"""Values of keys: a reader for each kind of value, and the annotated type that carries it.
 
-A reader takes what TOML (or the environment) gave and returns the value, or raises `ValueError` with
-the rest of a sentence that begins with the key. The sections are typed with the aliases below, so
-that a field says its unit and its range where it is declared.
+A reader takes a value from TOML or the environment and returns it converted, or raises `ValueError` with
+the rest of a sentence that begins with the key. The sections are typed with the aliases below, so that
+unit and range of a field stand in its declaration.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])", re.ASCII)
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 CENTURY = 100 * 365.25 * SECONDS["d"]  # NATS counts nanoseconds in 64 bits: 292 years
 
-SLOWEST = 0.001  # a second: whoever has to wait is told for how long, in 64 bits of milliseconds
-MAPPED = IPv6Network("::ffff:0:0/96")  # where a socket for both families writes IPv4 (RFC 4291, 2.5.5.2)
+SLOWEST = 0.001  # per second: a wait must fit into 64 bits of milliseconds
+MAPPED = IPv6Network("::ffff:0:0/96")  # IPv4-mapped addresses (RFC 4291, 2.5.5.2)
 
 SIZE = re.compile(r"(\d+) ?(B|KiB|MiB|GiB|TiB)\Z", re.ASCII)
 BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
-# What a browser writes into `Origin`: a scheme, a host in lower case and ASCII, and a port that is not
-# the scheme's own (RFC 6454 section 6.2).
+# `Origin` as browsers write it: scheme, host in lower case and ASCII, and a port other than the scheme's
+# own (RFC 6454 section 6.2).
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?\Z")
 OWN_PORT = {"http": "80", "https": "443"}
 
@@ -65,12 +65,12 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 
 def limit(value: object) -> int:
-    """Return a count that may be without limit, which NATS writes as -1."""
+    """Return a count, or -1 for no limit as in NATS."""
     return -1 if value == -1 else whole(1, 2**62)(value)
 
 
 def rate(value: object) -> float:
-    """Return how often in a second: 0, or at least once in 1,000 s."""
+    """Return a rate per second: 0, or at least once in 1,000 s."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{shown(value)} is not a number")
     if not 0 <= value < math.inf:
@@ -81,7 +81,7 @@ def rate(value: object) -> float:
 
 
 def number(value: object) -> float:
-    """Any number above 0."""
+    """Return any number above 0."""
     found = rate(value)
     if not found:
         raise ValueError(f"{value} is not above 0")
@@ -89,7 +89,7 @@ def number(value: object) -> float:
 
 
 def size(value: object) -> int:
-    """Bytes: a whole number, or text such as "64MiB". 1 B to 8 EiB."""
+    """Return a size in bytes, 1 B to 8 EiB: a whole number, or text such as "64MiB"."""
     if isinstance(value, str):
         match = SIZE.match(value)
         if match is None:
@@ -99,12 +99,12 @@ def size(value: object) -> int:
 
 
 def any_size(value: object) -> int:
-    """As `size`, or 0."""
+    """Return a size, or 0."""
     return 0 if value == 0 and not isinstance(value, bool) else size(value)
 
 
 def span(value: object) -> float:
-    """Return seconds, 0 included: a number, or text such as "90s", "10m", "1h30m" or "7d"."""
+    """Return a duration in seconds, 0 included: a number, or text such as "90s", "10m", "1h30m", "7d"."""
     if isinstance(value, str):
         if not DURATION.match(value):
             raise ValueError(f'{shown(value)} is not a duration; write seconds or text such as "10m" or "7d"')
@@ -112,7 +112,7 @@ def span(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{shown(value)} is not a duration")
     if not 0 <= value <= CENTURY:
-        raise ValueError(f"{value} seconds are not within 0 and a century")
+        raise ValueError(f"{value} seconds are not between 0 and a century")
     return float(value)
 
 
@@ -125,14 +125,14 @@ def seconds(value: object) -> float:
 
 
 def host_port(value: object) -> tuple[str, int]:
-    """Host and port of "HOST:PORT"; an IPv6 address stands in brackets, port 0 is any free one."""
+    """Return host and port of "HOST:PORT"; IPv6 addresses are in brackets, port 0 is any free one."""
     host, colon, port = text(value).rpartition(":")
     if not colon or not host:
         raise ValueError(f"{shown(value)} is not HOST:PORT")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"{shown(value)}: an IPv6 address stands in brackets")
+        raise ValueError(f"{shown(value)}: write an IPv6 address in brackets")
     if not re.fullmatch(r"[^\s/@\[\]]+", host):
         raise ValueError(f"{shown(value)} is not HOST:PORT")
     if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
@@ -161,7 +161,7 @@ def network(value: object) -> str:
     except ValueError as error:
         raise ValueError(f"{shown(value)} is not an IP network such as 10.0.0.0/8: {error}") from None
     if isinstance(found, IPv6Network) and (found.subnet_of(MAPPED) or found.network_address.scope_id):
-        raise ValueError(f"{shown(value)} is met by no peer: write IPv4 as such, and IPv6 without a zone")
+        raise ValueError(f"{shown(value)} never matches a peer: write IPv4 as such, and IPv6 without a zone")
     return str(found)
 
 
@@ -173,7 +173,7 @@ def nats_url(value: object) -> str:
         raise ValueError(f"{shown(value)} is not an address: {error}") from None
     if url.username is not None:
         # Not repeated here: this sentence is printed and logged.
-        raise ValueError("holds credentials; they belong into nats.user and nats.password_file")
+        raise ValueError("contains credentials; set them as nats.user and nats.password_file")
     if not known or url.path or url.query or url.fragment:
         raise ValueError(f"{shown(value)} is not nats://HOST[:PORT] or tls://HOST[:PORT]")
     return text(value)
@@ -186,7 +186,7 @@ def http_url(value: object) -> str:
     except ValueError as error:
         raise ValueError(f"{shown(value)} is not an address: {error}") from None
     if url.username is not None:
-        raise ValueError("holds credentials, which would be shown with it")
+        raise ValueError("contains credentials, which would be displayed with it")
     if not known or url.fragment:
         raise ValueError(f"{shown(value)} is not http://HOST[:PORT]/PATH or https://HOST[:PORT]/PATH")
     return text(value)
@@ -199,21 +199,21 @@ def ratio(value: object) -> float:
 
 
 def subject_token(value: object) -> str:
-    """Return one plain token of a subject, so not one of NATS's own (`$JS`, `_INBOX`)."""
+    """Return one plain token of a subject, not one reserved by NATS (`$JS`, `_INBOX`)."""
     if not TOKEN.match(text(value)):
         raise ValueError(f"{shown(value)} is not a subject token: A-Z a-z 0-9 _ -, and no _ or - first")
     return text(value)
 
 
 def own_token(value: object) -> str:
-    """Return the same, or one that begins with `_` as the names that are kept for programs do."""
+    """Return the same, or one that begins with `_`, as names reserved for programs do."""
     if not TOKEN.match(text(value).removeprefix("_")) or value == "_INBOX":
         raise ValueError(f"{shown(value)} is not a subject token: A-Z a-z 0-9 _ -, one _ first, not _INBOX")
     return text(value)
 
 
 def tenant(value: object) -> str:
-    """Return a tenant as a token may name it: section 1 of the protocol page."""
+    """Return a tenant name as in tokens: section 1 of the protocol page."""
     if not TENANT.match(text(value)):
         raise ValueError(f"{shown(value)} is not a tenant name: 1 to 64 of A-Z a-z 0-9 _ -, and no _ first")
     return text(value)
@@ -227,7 +227,7 @@ def stream_name(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for a sentence: as text or a TOML number, shortened."""
+    """Return a value for a message: as text or a TOML number, shortened."""
     if isinstance(value, str):
         return ascii(value if len(value) <= 80 else value[:77] + "...")
     if isinstance(value, bool):

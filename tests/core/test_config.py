@@ -124,7 +124,7 @@ def test_every_fault_is_told_at_once_with_its_key_first() -> None:
         "server.tls_certificate: is required beside server.tls_key",
         "server.tls_key: /nonexistent cannot be read: No such file or directory",
         'stream.max_age: \'7x\' is not a duration; write seconds or text such as "10m" or "7d"',
-        'stream.max_bytes: is required by `broker serve`: how much disk may events take ("10GiB")?',
+        'stream.max_bytes: is required by `broker serve`: the disk space for events, such as "10GiB"',
         "stream.name: 'a.b' is not a stream name: no white space and none of . * > / \\",
     ]
 
@@ -495,8 +495,8 @@ def test_credentials_of_systemd(tmp_path: Path) -> None:
     ("path", "sentence"),
     [
         ("${CREDENTIALS_DIRECTORY}/a", "CREDENTIALS_DIRECTORY is not set"),
-        ("${HOME}/a", "only ${CREDENTIALS_DIRECTORY}/ may stand for a directory"),
-        ("${CREDENTIALS_DIRECTORY}a", "only ${CREDENTIALS_DIRECTORY}/ may stand for a directory"),
+        ("${HOME}/a", "the only variable in a path is ${CREDENTIALS_DIRECTORY}/"),
+        ("${CREDENTIALS_DIRECTORY}a", "the only variable in a path is ${CREDENTIALS_DIRECTORY}/"),
     ],
 )
 def test_no_credentials(path: str, sentence: str) -> None:

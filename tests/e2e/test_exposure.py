@@ -79,7 +79,7 @@ async def test_passed_sockets(arguments: tuple[str, ...]) -> None:
                 check=False,
             )
     assert result.returncode == 1
-    assert b"server.listen: other machines reach 0.0.0.0" in result.stderr
+    assert b"server.listen: other machines can reach 0.0.0.0" in result.stderr
 
 
 async def test_forced(arguments: tuple[str, ...]) -> None:
