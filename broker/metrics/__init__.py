@@ -1,7 +1,7 @@
-"""What operators see of the broker as numbers: counted here, declared here, nowhere else.
+"""Metrics of the broker: all are counted and declared here.
 
-`meters` are what actors add to as they work, once a tick, a group or a message of a client and never once
-a delivery; `statistics` is the snapshot that a scrape takes; `collector` declares every metric and turns the
-snapshot into it; `tenants` keeps the number of series bounded; `process` has what is no actor's.
+`meters` are the counters that actors add to as they work, once per tick, group or client message and never
+per delivery; `statistics` has the figures that a scrape reads; `collector` declares every metric and fills it
+from them; `tenants` bounds the number of series; `process` has the metrics that belong to no actor.
 Names: https://prometheus.io/docs/practices/naming/
 """

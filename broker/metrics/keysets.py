@@ -1,4 +1,4 @@
-"""The key sets that come from addresses, as metrics: a dead one lets known keys go on, and no new one in."""
+"""Metrics of key sets from addresses: while one cannot be fetched, its known keys stay valid."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class KeySets:
-    """A collector; `snapshot` gives what there is now, by the names of the configuration's entries."""
+    """A collector; `snapshot` returns the present state of each set by the name of its entry."""
 
     snapshot: Callable[[], Mapping[str, KeySet]]
 
@@ -29,10 +29,10 @@ class KeySets:
             "broker_key_set_up", "1 when the last fetch of the key set succeeded.", labels=["key"]
         )
         keys = GaugeMetricFamily(
-            "broker_key_set_keys", "Keys of the last set that could be fetched.", labels=["key"]
+            "broker_key_set_keys", "Keys of the last set that was fetched.", labels=["key"]
         )
         unknown = CounterMetricFamily(
-            "broker_key_set_unknown", "Tokens that named a key which the set does not have.", labels=["key"]
+            "broker_key_set_unknown", "Tokens that named a key that the set does not have.", labels=["key"]
         )
         for name, each in self.snapshot().items():
             up.add_metric([name], each.fault is None)

@@ -1,4 +1,4 @@
-"""What actors add to as they work: plain numbers, read at a scrape."""
+"""The counters that actors add to as they work: plain numbers, read at a scrape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Key = TypeVar("Key")
 
-# Upper bounds in seconds: from what one write takes to what no client should ever see.
+# Upper bounds in seconds: from one write to what no client should ever see.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 REPLAY_SECONDS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -33,12 +33,12 @@ RING, STREAM = "ring", "stream"
 
 
 def zeros(keys: Iterable[Key]) -> Counter[Key]:
-    """Count that are there from the start: the first one of a kind is else no increase to Prometheus."""
+    """Return counters that start at 0: Prometheus sees no increase when a series begins with 1."""
     return Counter(dict.fromkeys(keys, 0))
 
 
 class Histogram:
-    """Counts by upper bound. `counts` has one more for what is above them all."""
+    """Counts by upper bound. `counts` has one more for samples above all bounds."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -68,7 +68,7 @@ class Traffic:
 
 @attrs.define(eq=False)
 class Meters:
-    """One for the process. `collector` says what each means."""
+    """The counters of the process. `collector` documents each."""
 
     fan_out: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     batch: Histogram = attrs.Factory(lambda: Histogram(EVENTS))

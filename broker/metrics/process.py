@@ -1,4 +1,4 @@
-"""What the process knows beside its clients: its version, its port, its configuration, its collector."""
+"""Metrics of the process: version, public port, configuration, garbage collector."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ DISTRIBUTION = "nats-websocket-broker"
 
 @attrs.define(eq=False)
 class Process:
-    """Kept by `app`; a collector.
+    """A collector, kept by `app`.
 
-    `responses` counts answers to HTTP requests by status. `certificate_expires` is in Unix seconds; None
+    `responses` counts HTTP responses by status. `certificate_expires` is in Unix seconds; None
     without TLS. `reloaded` says whether the last configuration that was read could be used.
     """
 
@@ -46,7 +46,7 @@ class Process:
         )
         responses = CounterMetricFamily(
             "broker_http_responses",
-            "Answers of the public port to HTTP requests, by status; 101 is a WebSocket.",
+            "HTTP responses of the public port, by status; 101 is a WebSocket.",
             labels=["code"],
         )
         for status, count in self.responses.items():
@@ -55,12 +55,12 @@ class Process:
         if self.certificate_expires is not None:
             yield GaugeMetricFamily(
                 "broker_certificate_expiry_timestamp_seconds",
-                "When the certificate expires that clients are shown now.",
+                "When the present TLS certificate expires.",
                 value=self.certificate_expires,
             )
         yield GaugeMetricFamily(
             "broker_config_last_reload_successful",
-            "1 when the configuration that was read last is in force, 0 when it was refused.",
+            "1 when the last configuration that was read is in force, 0 when it was refused.",
             value=self.reloaded,
         )
         yield GaugeMetricFamily(
@@ -70,7 +70,7 @@ class Process:
         )
 
     def reload(self, *, succeeded: bool) -> None:
-        """Record an attempt to read the configuration anew."""
+        """Record a reload of the configuration."""
         self.reloaded = succeeded
         if succeeded:
             self.reloaded_at = time.time()
@@ -78,7 +78,7 @@ class Process:
 
 @attrs.define(eq=False)
 class Pauses:
-    """How long the garbage collector made everything wait: a callback for `gc.callbacks`, and its metrics."""
+    """The pauses of the garbage collector: a callback for `gc.callbacks`, and a collector of metrics."""
 
     total: float = 0.0  # seconds
     longest: float = 0.0
@@ -97,8 +97,10 @@ class Pauses:
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "broker_gc_pause_seconds", "Time that the garbage collector has taken.", value=self.total
+            "broker_gc_pause_seconds", "Time spent in garbage collection.", value=self.total
         )
         yield GaugeMetricFamily(
-            "broker_gc_longest_pause_seconds", "Its longest pause so far.", value=self.longest
+            "broker_gc_longest_pause_seconds",
+            "The longest pause of the garbage collector.",
+            value=self.longest,
         )

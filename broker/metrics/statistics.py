@@ -1,4 +1,4 @@
-"""What the broker holds and has done at one moment: the snapshot that a scrape takes."""
+"""The figures that a scrape reads: what the broker holds and has done so far."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class StreamUsage:
-    """What the stream holds: `max_bytes` is None where nothing but the disk bounds it.
+    """What the stream holds; `max_bytes` is None where only the disk limits it.
 
-    `lag` is how many sequences this broker had not read by then.
+    `lag` is the number of sequences that this broker had not read then.
     """
 
     messages: int
@@ -29,7 +29,7 @@ class StreamUsage:
 
 @attrs.frozen(kw_only=True)
 class Snapshots:
-    """What is held for clients that read snapshots, in bytes, and where snapshots came from until now."""
+    """Bytes held for clients that read snapshots, and counts of snapshots by source."""
 
     bytes: int
     limit: int
@@ -38,7 +38,7 @@ class Snapshots:
 
 @attrs.frozen(kw_only=True)
 class Tasks:
-    """Of the loop, see `trio.lowlevel.current_statistics`."""
+    """Figures of the event loop, see `trio.lowlevel.current_statistics`."""
 
     living: int
     runnable: int
@@ -46,9 +46,9 @@ class Tasks:
 
 @attrs.frozen(kw_only=True)
 class KeySet:
-    """Of one address that keys come from: why the last fetch failed, and how old the keys are in seconds.
+    """The state of one key set: why its last fetch failed, and the age of its keys in seconds.
 
-    `unknown` counts tokens that named a key which it does not have.
+    `unknown` counts tokens that named a key that it does not have.
     """
 
     keys: int
@@ -59,7 +59,7 @@ class KeySet:
 
 @attrs.frozen(kw_only=True)
 class Statistics:
-    """Mappings by tenant have the bounded set of names, see `tenants`."""
+    """All figures. Mappings by tenant have a bounded set of names, see `tenants`."""
 
     meters: Meters
     ready: bool
@@ -82,6 +82,6 @@ class Statistics:
     audit_dropped: int
     bans: int
     canary_age: float | None  # seconds
-    stream: StreamUsage | None  # None: not known just now
+    stream: StreamUsage | None  # None: not known at present
     shares: Mapping[str, int]  # messages in the stream, by tenant
     tasks: Tasks

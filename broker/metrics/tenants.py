@@ -1,4 +1,4 @@
-"""Series by tenant, bounded: some tenants have their own, the rest are one."""
+"""A bounded number of series by tenant: some tenants have their own, the others share one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from broker.metrics.meters import Traffic
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-OTHER = "_other"  # begins as no tenant's name does
-NONE = "_none"  # connections that have not shown a token yet
+OTHER = "_other"  # no tenant's name begins so
+NONE = "_none"  # connections without a token yet
 
 
 def largest(sizes: Mapping[str, int], most: int) -> frozenset[str]:
-    """Return the names with the largest sizes, at most so many; the same ones as long as the sizes are."""
+    """Return the names with the largest sizes, at most so many; stable while the sizes are."""
     return frozenset(sorted(sizes, key=lambda name: (-sizes[name], name))[:most])
 
 
@@ -29,22 +29,22 @@ def fold(values: Mapping[str, int], named: Collection[str]) -> dict[str, int]:
 
 @attrs.define(eq=False)
 class Ledger:
-    """Traffic by label, which only ever grows, whoever comes and goes among the named tenants.
+    """Traffic by label, which never decreases, whichever tenants are named.
 
-    A counter that was summed anew at each scrape would fall when a tenant leaves the sum, and Prometheus
-    takes a counter that falls for one that began anew. So what a tenant adds is booked under the label that
-    it has by then, once; a tenant that is named again begins at 0.
+    A sum that is recalculated at each scrape would fall when a tenant leaves it, and Prometheus takes a
+    falling counter for a restarted one. So a tenant's increase is added once, to the label that it has at
+    that time; a tenant that is named again starts at 0.
     """
 
     totals: dict[str, Traffic] = attrs.Factory(lambda: {OTHER: Traffic()})
 
     def book(self, label: str, traffic: Traffic) -> None:
-        """Move what was counted to a label."""
+        """Add an increase to a label."""
         self.totals.setdefault(label, Traffic()).add(traffic.deliveries, traffic.bytes)
         traffic.deliveries = traffic.bytes = 0
 
     def settle(self, tenants: Mapping[str, Traffic], named: Collection[str]) -> Mapping[str, Traffic]:
-        """Books what the tenants have added; the totals of those that are named, and of the rest."""
+        """Add the increase of each tenant; return the totals of the named ones and of the rest."""
         for name, traffic in tenants.items():
             self.book(name if name in named else OTHER, traffic)
         self.totals = {name: total for name, total in self.totals.items() if name in named or name == OTHER}

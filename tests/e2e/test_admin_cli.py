@@ -150,7 +150,7 @@ async def test_adopt(broker: Broker, here: tuple[str, Path], publisher: RawNats)
     refused = await run("admin", "adopt", "EVENTS", *here)
     assert (refused.code, refused.out) == (2, "")
     assert "  stream.max_age: 30d → 7d  (loses)\n" in refused.err
-    assert "say --yes" in refused.err
+    assert "add --yes" in refused.err
     kept = (await publisher.api("STREAM.INFO.EVENTS"))["config"]
     assert kept["max_age"] == by_hand["max_age"]
     was = await document("adopt", "EVENTS", "--yes", *here)

@@ -77,7 +77,7 @@ async def test_the_verdict(tmp_path: Path, file: Path, nats: NatsServer) -> None
                     assert result.code == 1
                     assert result.out == ""
                     assert words in result.err, result.err
-                    assert "from before is in force" in result.err
+                    assert "the previous one stays in force" in result.err
 
             write(file, nats, 'connections = 79\nevent_bytes = "32KiB"')
             result = await reload(tmp_path)
