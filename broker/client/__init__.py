@@ -1,6 +1,6 @@
-"""For services and tests: `Publisher` stores events in NATS; a session is a WebSocket client of the broker.
+"""Clients for services and tests: `Publisher` stores events in NATS, a session is a WebSocket client.
 
-`Session` is for Trio, `AsyncioSession` for asyncio; both do the same.
+`Session` is for Trio, `AsyncioSession` for asyncio; they behave alike.
 """
 
 from broker.backoff import Backoff

@@ -1,8 +1,8 @@
-"""What is asked for and let go on a connection: in few messages, as the broker allows it, until it holds.
+"""Subscribe and unsubscribe requests of one connection, in few messages and within the broker's limits.
 
-`Resume` has what the application wants; here it becomes `subscribe` and `unsubscribe`. Few are under way
-at a time, so that what is asked for meanwhile goes together. What is let go is asked to end until the broker
-says that it has ended, before anything else is asked for: else it would hold a place.
+`Resume` has the subscriptions that the application wants; here they become `subscribe` and `unsubscribe`
+messages. Only a few are in flight at a time, so that requests made meanwhile are combined. An unsubscribe is
+repeated until the broker confirms it, before anything new is requested: it would count against a limit.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
-UNDER_WAY = 4  # `subscribe` messages that wait for their answer
-DOUBTS = 3  # connections that may end without an answer to a request
-SMALL = 1024  # bytes that everybody takes
-AROUND_BYTES = 512  # of a message, beside its list of channels
+UNDER_WAY = 4  # unanswered `subscribe` messages at a time
+DOUBTS = 3  # connections that end without an answer before a request is given up
+SMALL = 1024  # bytes that no broker or proxy refuses
+AROUND_BYTES = 512  # bytes of a message beside its list of channels
 
 
 @attrs.define(eq=False)
 class Asking:
     resume: Resume
     gate: Gate
-    delay: Callable[[int], float]  # how long to wait after so many refusals
-    held: set[str] = attrs.field(factory=set)  # what the broker holds for this connection, by full names
-    asked: dict[str, list[str]] = attrs.field(factory=dict)  # under way: messageId → full names
-    leaving: dict[str, None] = attrs.field(factory=dict)  # let go, and not confirmed
-    left: list[str] = attrs.field(factory=list)  # the part of it that is under way
+    delay: Callable[[int], float]  # the wait after so many refusals
+    held: set[str] = attrs.field(factory=set)  # full names of the subscriptions that the broker has
+    asked: dict[str, list[str]] = attrs.field(factory=dict)  # in flight: messageId → full names
+    leaving: dict[str, None] = attrs.field(factory=dict)  # unsubscribed by the application, and not confirmed
+    left: list[str] = attrs.field(factory=list)  # those of them in flight
     left_id: str = ""
-    sent_at: dict[str, float] = attrs.field(factory=dict)  # messageId → when, until it is answered
-    one_by_one: bool = False  # a list of what is let go was refused as a whole
-    list_bytes: float = inf  # a longer one was too much for somebody on the way
-    refused: list[Message] = attrs.field(factory=list)  # what is not asked for, as the broker would say it
+    sent_at: dict[str, float] = attrs.field(factory=dict)  # messageId → time of sending, until it is answered
+    one_by_one: bool = False  # an unsubscribe of several was refused as a whole
+    list_bytes: float = inf  # longer ones were refused on the way
+    refused: list[Message] = attrs.field(factory=list)  # refusals to report for requests that are not sent
 
     def again(self) -> None:
-        """The connection is a new one, and holds nothing."""
+        """Begin a new connection, which has no subscriptions."""
         self.held, self.asked, self.leaving, self.left, self.one_by_one = set(), {}, {}, [], False
         self.sent_at = {}
 
@@ -63,7 +63,7 @@ class Asking:
         self.leaving |= dict.fromkeys(name for name in names if name in self.held or name in under_way)
 
     def due(self, now: float) -> float:
-        """Return when there is something to send that is held back now."""
+        """Return when the next message may be sent, if one is waiting."""
         if self.left:
             return inf
         if self.leaving:
@@ -74,7 +74,7 @@ class Asking:
         return max(min(waiting), self.gate.opens("requests", now))
 
     def take(self, now: float) -> Iterator[Frame]:
-        """Yield what can be sent."""
+        """Yield the messages that may be sent now."""
         if self.leaving:
             wanted = {
                 self.resume.expanded(c) for each in self.resume.requests.values() for c in each.channels
@@ -86,7 +86,7 @@ class Asking:
                 self.sent_at[self.left_id] = now
                 yield "unsubscribe", {"channel": names}, self.left_id
             return
-        if self.leaving:  # it is asked for yet, and can be let go after the answer
+        if self.leaving:  # its subscribe is in flight: unsubscribe after the answer
             return
         for key, request in list(self.resume.requests.items()):
             if request.sent or now < request.not_before:
@@ -112,7 +112,7 @@ class Asking:
         return names[:1] if self.one_by_one else names[: self.fitting(names)]
 
     def cut(self, request: Request) -> None:
-        """Leave in it what fits into one message; the rest is another one. A durable name goes with one."""
+        """Cut a request to what fits into one message, and queue the rest. A durable one is never cut."""
         most = self.fitting(request.channels)
         if most < len(request.channels) and request.durable is None:
             self.split(request, most)
@@ -123,7 +123,7 @@ class Asking:
         self.resume.requests[self.resume.next_id()] = rest
 
     def fitting(self, channels: list[str]) -> int:
-        """Return how many of these the broker takes in one message, and at least one."""
+        """Return how many of these the broker accepts in one message, at least one."""
         allowed = self.gate.allowed
         room = min(self.list_bytes, max(allowed.message_bytes - AROUND_BYTES, 0))
         for count, channel in enumerate(channels):
@@ -133,7 +133,7 @@ class Asking:
         return len(channels)
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
-        """Take note of an answer; True when it is nothing for the application."""
+        """Record an answer; return True when it does not concern the application."""
         self.sent_at.pop(message_id or "", None)
         if kind == "unsubscribed" and message_id != self.left_id:
             channel = payload["channel"]
@@ -151,7 +151,7 @@ class Asking:
             self.held.update(payload["channel"])
         elif kind == "error":
             self.gate.refused("requests", payload, now)
-            if payload.get("retryable"):  # perhaps it came to be held all the same
+            if payload.get("retryable"):  # it may be in force all the same
                 self.held.update(names)
             if request is not None and payload.get("retryable"):
                 request.sent = False
@@ -194,7 +194,7 @@ class Asking:
             if request := self.resume.requests.get(key):
                 request.doubts += 1
                 if request.doubts >= DOUBTS:
-                    self.refuse(key, BadMessage(f"there is no answer to it, after {DOUBTS} tries"))
+                    self.refuse(key, BadMessage(f"no answer after {DOUBTS} tries"))
 
     def forget(self, names: Iterable[str]) -> None:
         """Record that the broker holds these subscriptions no longer."""
@@ -209,7 +209,7 @@ class Asking:
     def shorten(self, key: str) -> bool:
         """Cut lists shorter after this one ended the connection; return whether any try remains."""
         size, request = self.size(key), self.resume.requests.get(key)
-        if size < SMALL:  # that was not the reason
+        if size < SMALL:  # too small to be the reason
             return True
         if request is not None and request.durable is not None:
             return False

@@ -1,4 +1,4 @@
-"""A WebSocket client on asyncio that keeps its subscriptions over cuts and restarts.
+"""A WebSocket client on asyncio that keeps its subscriptions over reconnections.
 
 ::
 
@@ -10,9 +10,9 @@
                     await mail(item.value)
                     session.acknowledge_nowait("mailer", item.position)
                 case Gap():
-                    ...  # events of item.channels are gone: load their state anew
+                    ...  # events of item.channels are lost: reload their state
 
-It does what `Session` does on Trio: the same engine is in both. It leaves asyncio as it is.
+It behaves as `Session` does on Trio: both have the same engine. Any asyncio loop will do.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
-QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS has no larger messages
+QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is processed
 OPEN_SECONDS = 8.0
 CLOSE_SECONDS = 1.0
 
-# For DEBUG the library writes out each header, the token among them.
+# At level DEBUG the library logs each header, including the token.
 quiet = logging.getLogger("broker.client.websockets")
 quiet.setLevel(logging.INFO)
 
 
 class Connect(connect):
-    """Follows no redirect: the token is for this address."""
+    """A connection that follows no redirect: the token is for this address."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -59,9 +59,9 @@ class Connect(connect):
 class AsyncioSession(Calls):
     """One client. `token` may be a function, which is then asked for each connection and before one expires.
 
-    Where it raises, hangs or returns what is no token it is asked again later, and `Reconnecting` says so.
-    `tenant` is for monitoring tokens. It connects, again and again, for as long as the `async with` lasts;
-    iterate to receive. Iteration raises `SessionEnded` when the broker has refused the same token twice.
+    When that raises, hangs or returns no token, it is called again later, and `Reconnecting` reports it.
+    `tenant` is for monitoring tokens. The session reconnects for as long as the `async with` lasts; iterate
+    to receive. Iteration raises `SessionEnded` when the broker has refused the same token twice.
     """
 
     task: asyncio.Task[None] | None = attrs.field(init=False, default=None, repr=False)
@@ -85,7 +85,10 @@ class AsyncioSession(Calls):
             self.task.result()
 
     async def run(self) -> None:
-        """Keep a connection until it is cancelled or the broker ends it; `async with` does it for you."""
+        """Keep a connection until cancelled, or until the broker ends the session.
+
+        `async with` calls this.
+        """
         ended: SessionEnded | None = None
         try:
             while not isinstance(end := await self.connect(), SessionEnded):
@@ -103,7 +106,7 @@ class AsyncioSession(Calls):
                 self.items.put_nowait(item)
 
     def unheard(self, item: Item) -> bool:
-        """Return whether there is no use in keeping it."""
+        """Return whether an item is to be dropped, since nobody need receive it and many are waiting."""
         return self.engine.is_free(item) and self.items.qsize() >= UNHEARD
 
     def __aiter__(self) -> AsyncioSession:
@@ -133,7 +136,7 @@ class AsyncioSession(Calls):
     # --- one connection ----------------------------------------------------------------------------
 
     async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:
-        # A task of its own: it is left behind where it does not heed its cancellation.
+        # A task of its own: it is abandoned if it ignores its cancellation.
         task = asyncio.ensure_future(ask())
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
@@ -148,7 +151,7 @@ class AsyncioSession(Calls):
         return task.result()
 
     async def connect(self) -> Lost | SessionEnded:
-        """Return one connection from the handshake to its end."""
+        """Run one connection from the handshake to its end, and return why it ended."""
         token = await self.current_token()
         if isinstance(token, Lost):
             return token
@@ -177,7 +180,7 @@ class AsyncioSession(Calls):
             proxy=None,
             open_timeout=OPEN_SECONDS,
             close_timeout=CLOSE_SECONDS,
-            ping_interval=None,  # the engine watches the broker, and the broker us
+            ping_interval=None,  # the engine and the broker have their own heartbeats
             max_size=MAX_MESSAGE_BYTES,
             max_queue=QUEUE_MESSAGES,
             logger=quiet,
@@ -212,7 +215,7 @@ class AsyncioSession(Calls):
                 await self.hand_over(item)
 
     async def hand_over(self, item: Item) -> None:
-        """Wait until it is taken, where somebody must be there to take it."""
+        """Hand over an item; wait until it is received, unless nobody need receive it."""
         if self.unheard(item):
             return
         self.items.put_nowait(item)
@@ -240,7 +243,7 @@ class AsyncioSession(Calls):
                     await self.changed.wait()
 
     async def renew(self) -> Lost | SessionEnded:
-        """Present another token when one is wanted. Until there is one the old one holds."""
+        """Send a new token whenever one is wanted. Until then the old one stays valid."""
         clock = asyncio.get_running_loop().time
         while True:
             await self.expiring.wait()

@@ -1,4 +1,4 @@
-"""What an application asks of a session, whichever loop that runs on."""
+"""The calls of a session, the same on Trio and asyncio."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Token: TypeAlias = str | Callable[[], Awaitable[str]]
 
 
 class Flag(Protocol):
-    """An event of Trio's or asyncio's."""
+    """An event of Trio or asyncio."""
 
     def set(self) -> None: ...
 
@@ -35,7 +35,7 @@ class Flag(Protocol):
 
 @attrs.define(eq=False, kw_only=True)
 class Calls(ABC):
-    """The part of a session that is the same on Trio and on asyncio: its settings, and what may be asked."""
+    """Base of the sessions on Trio and asyncio: settings and calls."""
 
     url: str
     token: Token = attrs.field(repr=False)
@@ -47,7 +47,9 @@ class Calls(ABC):
     changed: Flag = attrs.field(repr=False)  # there may be something to send
     taken: Flag = attrs.field(repr=False)
     taker: object = attrs.field(init=False, default=None, repr=False)  # the task that iterates
-    taker_waits: bool = attrs.field(init=False, default=False)  # for an answer, and takes nothing
+    taker_waits: bool = attrs.field(
+        init=False, default=False
+    )  # it waits for an answer, and receives nothing meanwhile
 
     def __attrs_post_init__(self) -> None:
         renewable = callable(self.token)
@@ -71,16 +73,18 @@ class Calls(ABC):
         durable: str | None = None,
         lag: Lag | None = None,
     ) -> str:
-        """Ask for channels and patterns, now and after each cut; return the `messageId` of the reply.
+        """Subscribe to channels and patterns, and again after each reconnection; return the reply's
+        `messageId`.
 
-        At most one start: after a `position`, from a time (`since`, RFC 3339), from the newest `last`
-        events, or the newest of each channel (`snapshot`). Else from now. Under a `durable` name it starts
-        after what was last acknowledged under it, and elsewhere only the first time.
+        Give at most one start: after a `position`, since a time (`since`, RFC 3339), the newest `last`
+        events, or the newest event of each channel (`snapshot`). The default is now. With a `durable` name
+        it starts after the last position acknowledged under that name; another start counts only the first
+        time.
 
-        What is asked for in one turn, and begins alike, is asked in one message and has one reply. A list
-        that is longer than the broker takes goes in several, and what it says is the reply to the first.
-        Raises, before anything is sent, `TypeError`, `ValueError` or a `BrokerError` for what the broker
-        would refuse for its form.
+        Subscriptions with the same start that are made in one turn of the loop share a message and its
+        reply. A list that is longer than the broker accepts is sent in several messages; the id is that of
+        the first. Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an
+        invalid request.
         """
         starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
         message_id = self.engine.subscribe(channels, starts, lag, durable)
@@ -88,44 +92,44 @@ class Calls(ABC):
         return message_id
 
     async def unsubscribe(self, *channels: str) -> None:
-        """End subscriptions: no event that is for them alone is handed over from here on.
+        """End subscriptions: from now on no event is handed over for them.
 
-        The broker is asked until it has confirmed it.
+        The request is repeated until the broker has confirmed it.
         """
         self.engine.unsubscribe(channels)
         await self.say()
 
     async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
-        """Publish an event, and return once the broker has said where it is.
+        """Publish an event, and return its position once the broker has stored it.
 
         `event` is any JSON value, or JSON as bytes; `TOMBSTONE` (b"") removes the channel from snapshots.
-        Without a connection it waits for one; after a cut, and when the broker has no time for it, it is
-        sent again, with the same id (a random one where none is given), for as long as the broker's stream
-        compares ids. Those that are under way at the same time may be stored in any order. When this is
-        cancelled before it was sent, it will not be.
+        Without a connection this waits for one. After a reconnection, or a retryable refusal, the event is
+        sent again under the same id (by default random), within the duplicate window of the broker's
+        stream. Events that are published concurrently may be stored in any order. An event is not sent when
+        this is cancelled before that.
 
-        Raises, before anything is sent, `TypeError`, `ValueError` or a `BrokerError` for what is no event;
-        later the `BrokerError` that the broker answers; `Duplicate` when another event has the id;
-        `UnknownOutcome` when the answer was lost and cannot be had any more; `SessionEnded`.
+        Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an invalid event;
+        later the `BrokerError` in the broker's answer; `Duplicate` when another event has the id;
+        `UnknownOutcome` when the answer was lost and a retry might store the event twice; `SessionEnded`.
         """
         done = self.flag()
         return await self.answer(self.engine.publish(channel, event, event_id, done.set), done)
 
     async def acknowledge(self, durable: str, position: str) -> None:
-        """Say that everything up to `position` has been dealt with, and return once that is stored.
+        """Acknowledge everything up to `position`, and return once that is stored.
 
-        That takes up to a second. Raises as `publish` does.
+        This takes up to a second. Raises as `publish` does.
         """
         done = self.flag()
         await self.answer(self.engine.acknowledge(durable, position, done.set), done)
 
     def acknowledge_nowait(self, durable: str, position: str) -> None:
-        """The same without waiting. Of many only the newest is sent; after a cut it is sent again."""
+        """Acknowledge without waiting. Only the newest of many is sent, and again after a reconnection."""
         self.engine.acknowledge(durable, position, None)
         self.changed.set()
 
     async def answer(self, promise: Pending[T], done: Flag) -> T:
-        """Wait for what was promised. It comes behind events: those are read on meanwhile."""
+        """Wait for an answer. Events that arrive before it are read and queued meanwhile."""
         mine = self.current_task() is self.taker
         self.taker_waits |= mine
         self.changed.set()
@@ -139,24 +143,24 @@ class Calls(ABC):
         return promise.result()
 
     async def say(self) -> None:
-        """There is something to send."""
+        """Wake the writer: there is something to send."""
         self.changed.set()
 
     def ahead(self) -> float:
-        """Return how many items may wait to be taken while the next ones are read."""
+        """Return how many items may be queued while the next ones are read."""
         return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
 
     @abstractmethod
     async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:
-        """Await the token function. Raises what that raises, and `TimeoutError` after `token_timeout`."""
+        """Await the token function. Raises what it raises, and `TimeoutError` after `token_timeout`."""
 
     async def current_token(self) -> str | Lost:
-        """Return the token to present now, or why there is none: it is asked for again later."""
+        """Return the token to use now, or why there is none; it is requested again later."""
         if isinstance(self.token, str):
             return self.token
         try:
             return looked_at(await self.ask_for_token(self.token))
         except TimeoutError as error:
             return Lost(f"the token function: {error or 'no answer'}", cause=error)
-        except Exception as error:  # whatever it is, it may be gone the next time
+        except Exception as error:  # of any kind: the next call may succeed
             return Lost(f"the token function: {type(error).__name__}: {error}", cause=error)

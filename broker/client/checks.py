@@ -1,8 +1,8 @@
-"""What an application may ask for, looked at before anything is sent: the mistake is told where it was made.
+"""Checks of requests before anything is sent, so that an error is raised where it was made.
 
-A broker that has to refuse ten messages as ill-formed within a minute ends the connection, so none that
-it would refuse for its form alone gets there. `TypeError` is for what is no JSON, or of the wrong type;
-`ValueError` for a value that JSON cannot carry; a `BrokerError` for what the protocol does not allow.
+The broker ends a connection after ten malformed messages within a minute, so none is sent that it would
+refuse for its form alone. `TypeError`: not JSON, or of the wrong type; `ValueError`: a value that JSON cannot
+represent; a `BrokerError`: not allowed by the protocol.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Lag: TypeAlias = Literal["replay", "latest", "drop", "close"]
 
-TOMBSTONE = b""  # as an event: it removes its channel from snapshots
+TOMBSTONE = b""  # an event that removes its channel from snapshots
 MAX_ID_BYTES = 64
 DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
@@ -32,7 +32,7 @@ LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
 
 @attrs.frozen
 class Part:
-    """A value within an event, and how it is got at."""
+    """A value within an event, and its path."""
 
     value: Any
     depth: int = 0
@@ -40,11 +40,11 @@ class Part:
     key: str | int = ""
 
     def within(self) -> Iterator[Part]:
-        """Yield what it holds itself."""
+        """Yield the values directly within it."""
         if isinstance(self.value, dict):
             for key, value in self.value.items():
                 if not isinstance(key, str):
-                    raise TypeError(f"{self}: the key {key!r:.80} is no string")
+                    raise TypeError(f"{self}: the key {key!r:.80} is not a string")
                 if fault := text_fault(key):
                     raise ValueError(f"{self}: the key {subjects.shown(key)} holds {fault}")
                 yield Part(value, self.depth + 1, self, key)
@@ -62,9 +62,9 @@ class Part:
 
 
 def event_json(event: Any) -> bytes:
-    """Return an event as JSON: any value that JSON has, or JSON as bytes; `TOMBSTONE` is written `null`.
+    """Return an event as JSON: any JSON value, or JSON as bytes; `TOMBSTONE` becomes `null`.
 
-    None alone is refused: what a function returns that forgot to must not remove a channel.
+    None by itself is refused: a function that forgets to return a value must not remove a channel.
     """
     if event is None:
         raise TypeError('event: None; a tombstone is TOMBSTONE (b""), and JSON null is b"null"')
@@ -72,7 +72,7 @@ def event_json(event: Any) -> bytes:
         try:
             event = msgspec.json.decode(event or b"null")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadMessage(f"event: no JSON: {error}") from None
+            raise BadMessage(f"event: not JSON: {error}") from None
     pending = [Part(event)]
     while pending:
         part = pending.pop()
@@ -88,19 +88,21 @@ def check_value(part: Part) -> None:
             raise ValueError(f"{part}: holds {fault}")
     elif isinstance(value, float):
         if not isfinite(value):
-            raise ValueError(f"{part}: {value} is no number of JSON")
+            raise ValueError(f"{part}: {value} is not a JSON number")
     elif isinstance(value, int):
         if not LEAST_INTEGER <= value <= MOST_INTEGER:
             raise ValueError(f"{part}: an integer of more than 64 bits; send it as a string")
     elif isinstance(value, dict | list | tuple):
         if part.depth >= MAX_DEPTH:
-            raise ValueError(f"{part}: nested deeper than {MAX_DEPTH}, or within itself")
+            raise ValueError(f"{part}: nested deeper than {MAX_DEPTH}, or containing itself")
     elif value is not None:
-        raise TypeError(f"{part}: {type(value).__name__} is no JSON")
+        raise TypeError(f"{part}: {type(value).__name__} is not a JSON type")
 
 
 def text_fault(text: str) -> str | None:
-    """Return why no UTF-8 can carry a text: half of a pair of surrogates, as a cut UTF-16 text has one."""
+    """Return why a text cannot be encoded in UTF-8 (a lone surrogate, as in a truncated UTF-16 text), or
+    None.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 class Session(Calls):
     """One client. `token` may be a function, which is then asked for each connection and before one expires.
 
-    Where it raises, hangs or returns what is no token it is asked again later, and `Reconnecting` says so.
-    `tenant` is for monitoring tokens. `run` connects, again and again; iterate to receive. Iteration raises
+    When that raises, hangs or returns no token, it is called again later, and `Reconnecting` reports it.
+    `tenant` is for monitoring tokens. `run` connects and reconnects; iterate to receive. Iteration raises
     `SessionEnded` when the broker has refused the same token twice.
     """
 
@@ -55,7 +55,10 @@ class Session(Calls):
     )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a connection until it is cancelled or the broker ends it. Reports started at once."""
+        """Keep a connection until cancelled, or until the broker ends the session.
+
+        Reports started at once.
+        """
         task_status.started()
         ended: SessionEnded | None = None
         try:
@@ -74,7 +77,7 @@ class Session(Calls):
                 self.channels[0].send_nowait(item)
 
     def unheard(self, item: Item) -> bool:
-        """Return whether there is no use in keeping it."""
+        """Return whether an item is to be dropped, since nobody need receive it and many are waiting."""
         waiting = self.channels[1].statistics().current_buffer_used
         return self.engine.is_free(item) and waiting >= UNHEARD
 
@@ -112,7 +115,7 @@ class Session(Calls):
         raise TimeoutError(f"no answer within {self.token_timeout:g} s")
 
     async def connect(self) -> Lost | SessionEnded:
-        """Return one connection from the handshake to its end."""
+        """Run one connection from the handshake to its end, and return why it ended."""
         token = await self.current_token()
         if isinstance(token, Lost):
             return token
@@ -161,7 +164,7 @@ class Session(Calls):
                 await self.hand_over(item)
 
     async def hand_over(self, item: Item) -> None:
-        """Wait until it is taken, where somebody must be there to take it."""
+        """Hand over an item; wait until it is received, unless nobody need receive it."""
         send, receive = self.channels
         if self.unheard(item):
             return
@@ -186,7 +189,7 @@ class Session(Calls):
                 await self.changed.wait()
 
     async def renew(self) -> Lost | SessionEnded:
-        """Present another token when one is wanted. Until there is one the old one holds."""
+        """Send a new token whenever one is wanted. Until then the old one stays valid."""
         while True:
             await self.expiring.wait()
             token = await self.current_token()
