@@ -1,8 +1,8 @@
-"""One client's side of the protocol as a state machine without I/O: what to say, and what an answer means.
+"""The client's side of the protocol as a state machine without I/O.
 
-`Session` (Trio) and `AsyncioSession` are shells around it, which own the connection. Between `begin` and
-the end of a connection a shell sends what `outgoing` gives, asks again at `due` or when something has
-changed, hands each text to `receive`, and leaves when `overdue` says so. Time is an argument (seconds on a
+`Session` (Trio) and `AsyncioSession` are shells around it, which own the connection. From `begin` to the end
+of a connection a shell sends what `outgoing` yields, calls it again at `due` or after a change, passes each
+text to `receive`, and closes the connection when `overdue` says so. Time is an argument (seconds on a
 monotonic clock).
 """
 
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     from broker.client.said import Delivery
 
 SUBPROTOCOL = "broker.v1"
-HEARTBEAT_SECONDS = 25.0  # until the broker says its own
+HEARTBEAT_SECONDS = 25.0  # until the broker announces its own
 LONGEST_HEARTBEAT = 300.0
 OPENED_SECONDS = 9.0  # from the first byte to the answer to the token
-REPLY_SECONDS = 30.0  # for an answer; then the two sides do not understand each other, and begin anew
-HELD_UP_SECONDS = 1.0  # between a message and the next: the application did not take it
-PROVEN_SECONDS = 5.0  # a connection that lived so long was a good one
-ASKED_SECONDS = 20.0  # for how long at most anybody can send us away: it may be an error page
-DRAIN_SECONDS = 300.0  # a broker that goes spreads its clients
-READ_AHEAD = 10_000  # items, while some task waits for an answer, which comes behind them
-UNHEARD = 16  # messages that are kept for somebody who need not take them
+REPLY_SECONDS = 30.0  # for an answer; then the connection is replaced
+HELD_UP_SECONDS = 1.0  # between two messages: longer means that the application was not reading
+PROVEN_SECONDS = 5.0  # a connection that lived so long resets the back-off
+ASKED_SECONDS = 20.0  # the longest wait that an answer can impose: it may be an error page
+DRAIN_SECONDS = 300.0  # a stopping broker spreads its clients over this time
+READ_AHEAD = 10_000  # items, while a task waits for an answer that comes after them
+UNHEARD = 16  # messages that are kept for an application that need not receive them
 STOPPED = "the session was stopped"
 SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "pong")
 
 
 @attrs.define(eq=False, kw_only=True)
 class Engine:
-    """`renewable`: another token can be had, so that one that has expired is no reason to end."""
+    """`renewable`: the token can be replaced, so an expired one does not end the session."""
 
     url: str = attrs.field(validator=attrs.validators.matches_re(r"wss?://[^/?#]+.*"))
     tenant: str | None
@@ -66,19 +66,19 @@ class Engine:
     ended: SessionEnded | None = None
     over: bool = False
     failures: int = 0
-    # Of the connection that there is.
+    # Of the present connection.
     authenticated: bool = False
-    opened_by: float = inf  # or it is left
+    opened_by: float = inf  # else the connection is closed
     opened_at: float = inf
-    token_due: float = inf  # when another token is wanted
+    token_due: float = inf  # when to request another token
     token_failures: int = 0
-    renewal: str | None = None  # the messageId of the token that is under way
+    renewal: str | None = None  # the messageId of the token in flight
     heartbeat: float = HEARTBEAT_SECONDS
     quiet_since: float = inf
     pinged: bool = False
     heard_at: float = inf
-    listens_since: float = -inf  # without having been held up
-    leave_at: float = inf  # when the broker asked us to go elsewhere
+    listens_since: float = -inf  # without the application blocking
+    leave_at: float = inf  # set when the broker asked us to reconnect
     last_error: Payload = attrs.field(factory=dict)
     frames: list[str] = attrs.field(factory=list)
 
@@ -133,7 +133,7 @@ class Engine:
         return f"{self.url}{'&' if urlsplit(self.url).query else '?'}{urlencode({'tenant': self.tenant})}"
 
     def begin(self, token: str, now: float) -> None:
-        """There is to be a new connection, with this token."""
+        """Begin a new connection with this token."""
         self.credentials.presented(token, now)
         self.authenticated = self.pinged = False
         self.opened_by, self.opened_at = now + OPENED_SECONDS, inf
@@ -149,7 +149,7 @@ class Engine:
         self.frames.append(msgspec.json.encode(document).decode())
 
     def outgoing(self, now: float) -> list[str]:
-        """Return what is to be sent now."""
+        """Return the texts to send now."""
         if self.authenticated:
             for frame in self.asking.take(now):
                 self.say(*frame)
@@ -166,16 +166,16 @@ class Engine:
         return self.quiet_since + self.heartbeat / 2
 
     def due(self, now: float) -> float:
-        """Return when to ask again, if nothing happens before."""
+        """Return when to call `outgoing` again, if nothing changes before."""
         own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by())
         if not self.authenticated:
             return min(own, self.opened_by)
         return min(own, self.asking.due(now), self.outbox.due(now))
 
     def overdue(self, now: float) -> Lost | None:
-        """Return why to leave this connection now."""
+        """Return why to close this connection now; None to keep it."""
         if now >= self.leave_at:
-            return Lost("the broker is going down")
+            return Lost("the broker is shutting down")
         if self.pinged and now >= self.ping_at():
             return Lost(f"silent for {self.heartbeat:g} s")
         if now >= self.answer_by():
@@ -186,22 +186,20 @@ class Engine:
         return None
 
     def answer_by(self) -> float:
-        """Return when a request will have waited too long for its answer, while there was somebody who
-        listened.
-        """
+        """Return when an unanswered request is overdue; only time in which we were reading counts."""
         if self.quiet_since == inf:
             return inf
         sent_at = min([self.outbox.sent_at(), *self.asking.sent_at.values()])
         return max(sent_at, self.listens_since) + REPLY_SECONDS
 
     def listening(self, now: float) -> None:
-        """From here on silence is the broker's; until then nobody listened."""
+        """Record that we are reading: until now silence may have been our own fault."""
         if now - self.heard_at > HELD_UP_SECONDS:
             self.listens_since = now
         self.quiet_since, self.pinged = now, False
 
     def receive(self, text: str | bytes, now: float) -> Item | Lost | None:
-        """Return what a message is for the application; None when it is nothing."""
+        """Process a message and return the item for the application, if any."""
         self.quiet_since, self.heard_at = inf, now
         try:
             envelope, payload = said.read(text)
@@ -221,19 +219,17 @@ class Engine:
         return Message(type=kind, payload=payload, message_id=message_id)
 
     def notices(self) -> list[Item]:
-        """Return what the application is to be told beside what comes."""
+        """Return further items for the application, beside those received."""
         found: list[Item] = [*self.asking.refused]
         self.asking.refused = []
         return found
 
     def is_free(self, item: Item) -> bool:
-        """Return whether nobody need take it: who subscribes to nothing, and only publishes, does not
-        listen.
-        """
+        """Return whether nobody need receive it: an application that only publishes does not iterate."""
         return not isinstance(item, Event | Gap) and not self.resume.requests
 
     def is_wanted(self, item: Item) -> bool:
-        """Return whether it is still for anybody: what was let go meanwhile is not."""
+        """Return whether an item is still wanted: its subscription may have ended meanwhile."""
         return not isinstance(item, Event) or self.resume.wants(item.channel)
 
     def event(self, found: Delivery) -> Event | None:
@@ -250,7 +246,7 @@ class Engine:
         )
 
     def heed(self, kind: str, payload: Payload, message_id: str | None, now: float) -> None:
-        """Do what a message asks of the client itself."""
+        """Act on a message that concerns the client itself."""
         match kind:
             case "connection.established":
                 heartbeat = payload.get("heartbeat_seconds", HEARTBEAT_SECONDS)
@@ -281,19 +277,19 @@ class Engine:
     # --- tokens ------------------------------------------------------------------------------------
 
     def token_wanted(self, now: float) -> bool:
-        """Return whether to get another token now; it is asked for once."""
+        """Return whether to request another token now; True once per request."""
         if now < self.token_due:
             return False
         self.token_due = inf
         return True
 
     def token_missing(self, now: float) -> None:
-        """There was none to be had for now."""
+        """Record that no token could be obtained for now."""
         self.token_due = now + self.backoff.delay(self.token_failures)
         self.token_failures += 1
 
     def renewed(self, token: str, now: float) -> None:
-        """Another token, for the connection that there is."""
+        """Take another token for the present connection."""
         self.credentials.presented(token, now)
         self.credentials.renewed = now
         self.renewal = f"t{self.resume.next_id()}"
@@ -301,7 +297,7 @@ class Engine:
         self.say("authenticate", {"token": token}, self.renewal)
 
     def token_answered(self, payload: Payload, now: float) -> None:
-        """The token was refused: of a live connection the old one holds, and of a new one it may do later."""
+        """Handle a refused token: a live connection keeps the old one, a new one may succeed later."""
         after = bounded(payload.get("retry_after_ms"), ASKED_SECONDS)
         if payload.get("retryable"):
             self.token_due = now + max(after, self.backoff.delay(self.token_failures))
@@ -313,7 +309,7 @@ class Engine:
     # --- how it ends -------------------------------------------------------------------------------
 
     def closed(self, code: int, words: str | None, now: float) -> Lost | SessionEnded:
-        """Return what a close code asks for. Codes of the broker's own follow an `error` that says more."""
+        """Return what a close code calls for. The broker's own codes follow an `error` with details."""
         if code >= 4000:
             words = self.last_error.get("message", words)
         reason = f"closed with {int(code)}" + (f": {words}" if words else "")
@@ -329,7 +325,7 @@ class Engine:
         return bounded(self.last_error.get("retry_after_ms"), ASKED_SECONDS)
 
     def too_big(self) -> None:
-        """A message was over somebody's limit. The largest will not do; a list can be cut."""
+        """Handle a message over a limit on the way: give up the largest publish, or cut lists shorter."""
         lists = {key: self.asking.size(key) for key in self.asking.asked}
         largest = max(lists, key=lambda key: lists[key], default=None)
         if largest is None or lists[largest] < self.outbox.largest():
@@ -339,9 +335,9 @@ class Engine:
             self.asking.refuse(largest, TooLarge("closed with 1009: over the limit `message_bytes`"))
 
     def refused(self, status: int, retry_after: str, body: bytes) -> Lost:
-        """Return what an HTTP answer instead of the upgrade asks for.
+        """Return what an HTTP response instead of the upgrade calls for.
 
-        It is not known whose it is: proxies, and what stands in the broker's place for a while, answer too.
+        It may not be the broker's: proxies answer too, and so does whatever temporarily replaces the broker.
         """
         after = retry_after if retry_after.isascii() and retry_after.isdecimal() else "0"
         return Lost(
@@ -349,7 +345,7 @@ class Engine:
         )
 
     def wait(self, lost: Lost, now: float) -> float:
-        """Return how long to stay away after a connection was lost, in seconds."""
+        """Return the seconds to wait before reconnecting."""
         if now - self.opened_at >= PROVEN_SECONDS:
             self.failures = 0
         self.authenticated, self.opened_at = False, inf
@@ -358,11 +354,11 @@ class Engine:
         return max(lost.after, self.backoff.delay(self.failures - 1))
 
     def end(self, why: SessionEnded | None) -> None:
-        """There will be no other connection, and no answer to anything; `why` if the broker wants it so."""
+        """End the session: no more connections or answers. `why` is set if the broker ended it."""
         self.ended, self.over = why, True
         self.outbox.end(why or SessionEnded(STOPPED))
 
 
 def bounded(milliseconds: float | None, most: float) -> float:
-    """Return what the other side asks for, in seconds and within reason."""
+    """Return the requested wait in seconds, bounded."""
     return min(max(milliseconds or 0.0, 0.0) / 1000, most)

@@ -1,7 +1,7 @@
-"""What the broker allows, as it has said itself, and when the next message may go: we stay below it.
+"""Pacing of messages to stay below the limits that the broker has announced.
 
 Two lanes: publishes, and all other requests. Refusals are counted for both together, since the broker
-closes the connection after 50 for their rate, or 10 for their form, within a minute.
+closes the connection after 50 of them for rate, or 10 for malformed messages, within a minute.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 Lane: TypeAlias = Literal["publishes", "requests"]
 
-SHARE = 0.8  # of the rates and bursts: what is sent evenly arrives in heaps
-RATE_REFUSALS, FORM_REFUSALS = 25, 5  # of the 50 and the 10: what is under way may be refused, too
+SHARE = 0.8  # share of rates and bursts: what is sent evenly may arrive in bunches
+RATE_REFUSALS, FORM_REFUSALS = 25, 5  # share of the 50 and the 10: messages in flight may be refused too
 REFUSAL_SECONDS = 61.0
-WAIT_SECONDS = 1.0  # before what was refused for now is sent again, when the broker does not say
-LONGEST_WAIT = 300.0  # that we let ourselves be asked for
-INSTANT = 1e-6  # seconds: less is the rounding of a float
+WAIT_SECONDS = 1.0  # before a retry, when the broker gives no time
+LONGEST_WAIT = 300.0  # the longest wait that we accept
+INSTANT = 1e-6  # seconds: less is a rounding error
 
 
 @attrs.frozen(kw_only=True)
 class Allowed:
-    """`connection.established.limits`; the defaults are the protocol page's, for what is not said there."""
+    """`connection.established.limits`; the defaults are those of the protocol page."""
 
     message_bytes: float = 65536
     publish_bytes: float = inf
@@ -57,12 +57,12 @@ class Gate:
 
     allowed: Allowed = attrs.field(factory=Allowed)
     buckets: dict[Lane, TokenBucket] = attrs.field(factory=dict)
-    held: dict[Lane, float] = attrs.field(factory=dict)  # closed until then
+    held: dict[Lane, float] = attrs.field(factory=dict)  # the lane is closed until then
     refusals: Window = attrs.field(factory=lambda: Window(limit=RATE_REFUSALS, seconds=REFUSAL_SECONDS))
     bad: Window = attrs.field(factory=lambda: Window(limit=FORM_REFUSALS, seconds=REFUSAL_SECONDS))
 
     def begin(self, allowed: Allowed, now: float) -> None:
-        """A new connection has said what it allows. Publishes are counted for the user, over connections."""
+        """Take the limits of a new connection. Publishes are counted per user, across connections."""
         self.allowed = allowed
         self.refusals.times.clear()
         self.bad.times.clear()
@@ -90,14 +90,14 @@ class Gate:
         return max(opens)
 
     def passes(self, lane: Lane, now: float) -> bool:
-        """Return whether one may go now; it is counted then."""
+        """Return whether a message may go now, and if so count it."""
         if self.opens(lane, now) > now + INSTANT:
             return False
         self.buckets[lane].spend(now, 1)
         return True
 
     def count(self, lane: Lane, now: float) -> None:
-        """Count what goes in any case."""
+        """Count a message that is sent in any case."""
         if self.buckets:
             self.buckets[lane].spend(now, 1)
 
@@ -105,7 +105,7 @@ class Gate:
         self.held[lane] = max(self.held.get(lane, -inf), until)
 
     def refused(self, lane: Lane, payload: Mapping[str, Any], now: float) -> None:
-        """Record an `error`: after some for rate, or for form, there is a pause."""
+        """Record an `error`, and pause after several for rate or malformed messages."""
         code = payload.get("code")
         if code == errors.RateLimited.code:
             self.refusals.hit(now)
@@ -113,10 +113,10 @@ class Gate:
         elif code in (errors.BadMessage.code, errors.UnknownType.code):
             self.bad.hit(now)
         if not payload.get("retryable"):
-            self.count("publishes", now)  # the broker counts what fails with them
+            self.count("publishes", now)  # the broker counts failures among them
 
 
 def seconds(payload: Mapping[str, Any]) -> float:
-    """Return how long to wait after a refusal that passes."""
+    """Return the seconds to wait after a retryable refusal."""
     wait: float = payload.get("retry_after_ms") or WAIT_SECONDS * 1000
     return min(max(wait, 0.0) / 1000, LONGEST_WAIT)

@@ -1,4 +1,4 @@
-"""What a session hands to the application, and how it ends."""
+"""The items that a session yields, and its exceptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Payload: TypeAlias = "dict[str, Any]"
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """An event; `data` is its JSON as it came, "null" for a tombstone. `position` when it is stored."""
+    """An event; `data` is its JSON as received, "null" for a tombstone. Stored events have a `position`."""
 
     channel: str
     data: bytes
@@ -30,10 +30,10 @@ class Event:
 
 @attrs.frozen(kw_only=True)
 class Gap:
-    """Events of these channels will not come: what is shown of them has to be loaded anew from its source.
+    """Events of these channels are lost: the application must reload their state from its source.
 
-    `reason`: `trimmed`, `reset`, `limit`, `lag` or `source`, as the protocol has it. They lie after the
-    position `start`, up to `end`, and are `count` many, as far as that is known.
+    `reason`: `trimmed`, `reset`, `limit`, `lag` or `source`, see the protocol. They are the `count` events
+    after the position `start` up to `end`, as far as known.
     """
 
     channels: tuple[str, ...]
@@ -55,9 +55,9 @@ class Message:
 
 @attrs.frozen(kw_only=True)
 class Reconnecting:
-    """The connection is gone, or could not be had, and is tried again after so many seconds.
+    """The connection was lost or could not be opened; the next attempt follows `after` so many seconds.
 
-    `cause` is what the token function raised, where that was the reason.
+    `cause` is the exception of the token function, if that was the reason.
     """
 
     reason: str
@@ -70,9 +70,9 @@ Item: TypeAlias = Event | Gap | Message | Reconnecting
 
 @attrs.frozen(kw_only=True)
 class Published:
-    """The stream has the event at `position`; a live event has none.
+    """The event is stored at `position`; a live event has none.
 
-    `duplicate`: it was there already, by an earlier try of this publish whose answer was lost.
+    `duplicate`: it was stored by an earlier attempt of this publish, whose answer was lost.
     """
 
     position: str | None
@@ -80,9 +80,9 @@ class Published:
 
 
 class SessionEnded(BrokerError):
-    """The broker will not have us back before something changes, or the session was stopped.
+    """The broker refuses to reconnect before something changes, or the session was stopped.
 
-    `closed_with` is the WebSocket close code, or `status` that of HTTP, as far as it came.
+    `closed_with` is the WebSocket close code, `status` the HTTP status, if there was one.
     """
 
     def __init__(self, message: str, *, closed_with: int | None = None, status: int | None = None) -> None:
@@ -92,10 +92,10 @@ class SessionEnded(BrokerError):
 
 
 class UnknownOutcome(BrokerError):
-    """It cannot be known any more whether an event was sent or stored, and another try might double it.
+    """It is not known whether an event was sent or stored, and a retry might duplicate it.
 
-    The answer was lost, and the event is a live one, or the time is over for which the stream compares ids.
-    Look whether it arrived before you send it again, as another event. `event_id` is the id that it had.
+    The answer was lost, and the event is a live one, or the duplicate window of the stream has passed. Check
+    whether it arrived before sending it again as a new event. `event_id` is the id that it had.
     """
 
     code = "unknown_outcome"
@@ -106,10 +106,10 @@ class UnknownOutcome(BrokerError):
 
 
 class Duplicate(BrokerError):
-    """Not stored: under this id another event was published before, which lies at `position`.
+    """Not stored: another event with this id was published before, and is stored at `position`.
 
-    No try of this publish can have been that. Whoever repeats one of an earlier process under its id, on
-    purpose, finds here that it had arrived.
+    It was not an attempt of this publish. A process that deliberately repeats a publish of an earlier process
+    under its id learns here that it had been stored.
     """
 
     code = "duplicate"
@@ -122,7 +122,7 @@ class Duplicate(BrokerError):
 
 @attrs.frozen
 class Lost:
-    """This connection is over, another may do: at the earliest after so many seconds."""
+    """This connection has ended; the next may be opened `after` so many seconds at the earliest."""
 
     reason: str
     after: float = 0.0

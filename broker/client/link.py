@@ -1,8 +1,7 @@
-"""One WebSocket connection from the client's side: trio-websocket, with what it leaves out.
+"""One WebSocket connection of a client: trio-websocket over a stream of our own.
 
-Seen in 0.12.2: it waits for ever for the handshake of a peer that leaves, hides why TLS failed, does not
-close TCP when the peer closed first, and answers a 101 that is none as a server would, which raises. So the
-stream is ours.
+trio-websocket 0.12.2 waits for ever for the handshake of a peer that disconnects, hides why TLS failed, does
+not close TCP when the peer closed first, and raises on an invalid 101 response. Hence our own stream.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS carries no larger message
-QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is being dealt with
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS has no larger messages
+QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is processed
 OPEN_SECONDS = 8.0
 CLOSE_SECONDS = 1.0
 
 
 @attrs.define(eq=False)
 class Watched(trio.abc.Stream):
-    """A stream that calls `on_end` when nothing more will come of it."""
+    """A stream that calls `on_end` when it will yield nothing more."""
 
     stream: Stream
     on_end: Callable[[], None]
@@ -66,8 +65,8 @@ async def use_link(
 ) -> T:
     """Connect to a ws or wss address, await `use`, close, and return what `use` returned.
 
-    Raises `OSError` when there is no such connection to be had, and `ConnectionRejected` for an HTTP
-    answer instead of the upgrade.
+    Raises `OSError` when the connection cannot be opened, and `ConnectionRejected` for an HTTP response
+    instead of the upgrade.
     """
     deadline = trio.current_time() + OPEN_SECONDS
     parts = urlsplit(url)
@@ -125,7 +124,7 @@ async def open_stream(parts: SplitResult, deadline: float, ssl_context: ssl.SSLC
 
 
 async def shake_hands(stream: Stream, deadline: float) -> None:
-    """The TLS handshake, where there is one to make."""
+    """Perform the TLS handshake, if the stream has TLS."""
     if not isinstance(stream, trio.SSLStream):
         return
     try:

@@ -1,9 +1,9 @@
-"""What a client has said and wants confirmed: publishes and acknowledgements, kept until the broker answers.
+"""Publishes and acknowledgements of a client, kept until the broker answers.
 
-A publish has an id, so that sending it again after a cut stores nothing twice: for as long as the stream
-compares ids. After that, and for live channels, whose events nobody compares, it is said that it was perhaps
-sent. Of the acknowledgements of a durable subscription only the newest counts. No I/O, and the time is an
-argument.
+A publish has an id, so that sending it again after a reconnection does not store it twice within the
+duplicate window of the stream. After that, and for live channels, which have no such window, the outcome is
+reported as unknown. Of the acknowledgements of a durable subscription only the newest counts. No I/O; time
+is an argument.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
-IN_FLIGHT = 16  # publishes that wait for their answer: many refusals for rate would end the connection
-# Of the time for which the stream compares ids: another try is on its way for a while, and the broker
-# itself tries for some seconds.
+IN_FLIGHT = 16  # unanswered publishes: many refusals for rate would end the connection
+# Subtracted from the duplicate window: a retry takes a while to arrive, and the broker itself retries for
+# some seconds.
 MARGIN, MARGIN_SECONDS = 0.1, 30.0
 
 
@@ -55,7 +55,7 @@ class Pending(Generic[T]):
                 self.on_done()
 
     def result(self) -> T:
-        """Return what was promised. Raises the `BrokerError` that came instead."""
+        """Return the answer. Raises the `BrokerError` that came instead."""
         if isinstance(self.outcome, BrokerError):
             raise self.outcome
         if self.outcome is None:
@@ -65,7 +65,7 @@ class Pending(Generic[T]):
 
 @attrs.define(eq=False)
 class Publish:
-    """`unsure`: an earlier try had no answer, or one that does not say whether the event is stored."""
+    """A publish. `unsure`: an earlier attempt had no answer, or one that leaves the outcome open."""
 
     number: int
     channel: str
@@ -82,7 +82,7 @@ class Publish:
 
     @property
     def size(self) -> int:
-        """Of the message, in bytes."""
+        """The size of the message in bytes."""
         document = {"type": "publish", "payload": self.payload, "messageId": "p" + "0" * 10}
         return len(msgspec.json.encode(document))
 
@@ -90,7 +90,7 @@ class Publish:
         self.promise.settle(UnknownOutcome(f"{self.channel}: {why}", event_id=self.id))
 
     def fails(self, error: BrokerError) -> None:
-        """There will be no other try."""
+        """Fail the publish: there will be no further attempt."""
         if self.unsure:
             self.perhaps(f"an earlier try had no answer; now {error.message}")
         else:
@@ -99,7 +99,7 @@ class Publish:
 
 @attrs.define(eq=False)
 class Acknowledgement:
-    """How far a durable name is to be acknowledged, and who waits for it."""
+    """The position to acknowledge for a durable name, and who waits for that."""
 
     wanted: str
     sent: str | None = None
@@ -119,8 +119,8 @@ class Outbox:
     acknowledgements: dict[str, Acknowledgement] = attrs.field(factory=dict)
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
     not_before: float = -inf
-    acknowledges: bool = False  # one could go, but for the gate
-    pace: float = 0.0  # seconds from one publish to the next, once the broker has refused some for their rate
+    acknowledges: bool = False  # one may be sent as far as the gate allows
+    pace: float = 0.0  # seconds between publishes, once the broker has refused some for rate
 
     # --- the application's side --------------------------------------------------------------------
 
@@ -128,13 +128,13 @@ class Outbox:
         self, channel: str, event: bytes, event_id: str | None, on_done: Callable[[], None]
     ) -> Pending[Published]:
         if event_id is not None and any(each.id == event_id for each in (*self.sent.values(), *self.waiting)):
-            raise errors.Conflict(f"{subjects.shown(event_id)}: another event with this id is under way")
+            raise errors.Conflict(f"{subjects.shown(event_id)}: another event with this id is in flight")
         promise: Pending[Published] = Pending(on_done)
         self.waiting.append(Publish(next(self.numbers), channel, event, event_id or uuid4().hex, promise))
         return promise
 
     def withdraw(self, promise: Pending[Any]) -> None:
-        """Nobody waits any more: a publish that is not under way will not be sent."""
+        """Withdraw a publish or acknowledgement: if it is not in flight, it will not be sent."""
         promise.withdrawn = True
         self.waiting = [each for each in self.waiting if each.promise is not promise]
         for entry in self.acknowledgements.values():
@@ -159,7 +159,7 @@ class Outbox:
     # --- the connection's side ---------------------------------------------------------------------
 
     def cut(self, now: float) -> None:
-        """The connection is gone: what had no answer is to be sent on the next one, if it may be."""
+        """Handle a lost connection: requeue what had no answer, if it may be sent again."""
         unanswered = list(self.sent.values())
         self.sent, self.not_before, self.pace = {}, -inf, 0.0
         for each in self.acknowledgements.values():
@@ -167,13 +167,15 @@ class Outbox:
         for publish in unanswered:
             publish.unsure = True
             if subjects.is_live(publish.channel):
-                publish.perhaps("the connection was lost before the answer, and a live event is sent once")
+                publish.perhaps(
+                    "the connection was lost before the answer, and a live event is not sent again"
+                )
             elif not publish.promise.withdrawn:
                 insort(self.waiting, publish, key=attrgetter("number"))
         self.waiting = [each for each in self.waiting if not self.too_late(each, now)]
 
     def due(self, now: float) -> float:
-        """Return when there is something to send that is held back now."""
+        """Return when the next message may be sent, if one is waiting."""
         held = [each.not_before for each in self.acknowledgements.values() if each.not_before > -inf]
         if self.acknowledges:
             held.append(self.gate.opens("requests", now))
@@ -182,7 +184,7 @@ class Outbox:
         return min(held, default=inf)
 
     def take(self, resume: Resume, now: float) -> Iterator[Frame]:
-        """Yield what can be sent."""
+        """Yield the messages that may be sent now."""
         self.acknowledges = False
         for durable, entry in self.acknowledgements.items():
             if now < entry.not_before:
@@ -211,14 +213,14 @@ class Outbox:
             yield "publish", publish.payload, message_id
 
     def too_late(self, publish: Publish, now: float) -> bool:
-        """Give up what the stream may have, and would not know again."""
+        """Give up publishes that may be stored and whose duplicate window has passed."""
         if not publish.unsure or self.age(publish, now) <= self.resend_seconds:
             return False
-        publish.perhaps("no answer, and the stream compares ids no longer: another try could store it twice")
+        publish.perhaps("no answer within the stream's duplicate window: a retry could store it twice")
         return True
 
     def too_large(self, publish: Publish) -> bool:
-        """Give up what the broker has said that it does not take."""
+        """Give up publishes over a limit that the broker has announced."""
         allowed, size = self.gate.allowed, len(publish.event)
         limit, most = "publish_bytes", allowed.publish_bytes
         if size <= most:
@@ -228,7 +230,9 @@ class Outbox:
         return size > most
 
     def age(self, publish: Publish, now: float) -> float:
-        """Since it was first sent, by the clock that says more: one stands still while a machine sleeps."""
+        """Return the time since it was first sent, by the clock that shows more: one stops while a machine
+        sleeps.
+        """
         if publish.first_sent is None:
             return 0.0
         monotonic, wall = publish.first_sent
@@ -240,7 +244,7 @@ class Outbox:
         return window - max(MARGIN * window, MARGIN_SECONDS)
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
-        """Return whether this message is an answer for here. A refusal that nobody waits for is none."""
+        """Process an answer; return False for a message that is none, or a refusal that nobody waits for."""
         if publish := self.sent.pop(message_id or "", None):
             self.publish_answered(publish, kind, payload, now)
             return True
@@ -269,15 +273,15 @@ class Outbox:
             publish.promise.settle(Published(position=position, duplicate=duplicate))
 
     def publish_refused(self, publish: Publish, payload: Mapping[str, Any], now: float) -> None:
-        """For now: it is to be sent again, unless it is a live one that was perhaps sent."""
+        """Handle a retryable refusal: send again, unless it is a live event that may have been sent."""
         wait = seconds(payload)
         self.not_before = max(self.not_before, now + wait)
         if payload.get("code") == errors.RateLimited.code:
             self.pace = max(self.pace, wait)
         elif subjects.is_live(publish.channel):
-            return publish.perhaps(f"{refusal(payload).message}; and a live event is sent once")
+            return publish.perhaps(f"{refusal(payload).message}; and a live event is not sent again")
         else:
-            publish.unsure = True  # NATS may have it, and only its answer be lost
+            publish.unsure = True  # NATS may have it, with only the answer lost
         if not publish.promise.withdrawn:
             insort(self.waiting, publish, key=attrgetter("number"))
         return None
@@ -307,21 +311,21 @@ class Outbox:
         return kind != "error" or bool(answered)
 
     def sent_at(self) -> float:
-        """Since when at least one has no answer."""
+        """Return since when at least one has no answer."""
         return min((each.sent_at for each in self.sent.values()), default=inf)
 
     def largest(self) -> int:
-        """Return the bytes of the largest publish that is under way."""
+        """Return the size of the largest publish in flight."""
         return max((each.size for each in self.sent.values()), default=0)
 
     def too_big(self) -> None:
-        """The connection was closed for a message over the limit, which is the largest publish."""
+        """Fail the largest publish in flight: the connection was closed for a message over the limit."""
         message_id = max(self.sent, key=lambda each: self.sent[each].size)
         refused = errors.TooLarge("the broker closed the connection: the message is over `message_bytes`")
         self.sent.pop(message_id).fails(refused)
 
     def end(self, why: BrokerError) -> None:
-        """Nothing will be answered any more."""
+        """Fail everything that waits: there will be no more answers."""
         for publish in self.sent.values():
             publish.unsure = True
         publishes = [*self.sent.values(), *self.waiting]
@@ -334,7 +338,7 @@ class Outbox:
 
 
 def refusal(payload: Mapping[str, Any]) -> BrokerError:
-    """Return the error that an `error` message tells of."""
+    """Return the error in an `error` message."""
     kind = errors.by_code().get(payload.get("code", ""), BrokerError)
     made = kind(payload.get("message", "refused"))
     if "retry_after_ms" in payload:

@@ -1,11 +1,11 @@
-"""A publisher on asyncio, for services: an event counts once the stream has acknowledged it.
+"""A publisher on asyncio, for services: an event is published once the stream has acknowledged it.
 
 ::
 
     async with await Publisher.connect("nats://127.0.0.1:4222") as publisher:
         await publisher.publish("acme", "orders.7", {"state": "new"})
 
-Any NATS client can do the same; this one checks first what the broker would turn into a dead letter.
+Any NATS client can do the same; this one first refuses what would become a dead letter.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EVENT_BYTES = Limits().event_bytes
-IN_FLIGHT = 256  # publications that wait for their acknowledgement; nats-server takes them in order
+IN_FLIGHT = 256  # unacknowledged publishes; nats-server stores them in order
 CONNECT_SECONDS = 5
 ACK_SECONDS = 5
 ATTEMPTS = 3
-RETRY_SECONDS = 60.0  # from the first attempt: streams compare ids for 120 s if nothing else is said
+RETRY_SECONDS = 60.0  # from the first attempt; the default duplicate window of streams is 120 s
 ABANDONED_SECONDS = 3600
 POLL_SECONDS = 0.05
 MAX_ID_BYTES = 128
@@ -48,7 +48,7 @@ log = structlog.get_logger("broker.publisher")
 
 @attrs.frozen(kw_only=True)
 class Stored:
-    """Where the stream has the event; of a `duplicate` it is the place of the first copy."""
+    """Where the event is stored; for a `duplicate`, where the first copy is."""
 
     sequence: int
     duplicate: bool
@@ -56,7 +56,7 @@ class Stored:
 
 @attrs.define(eq=False)
 class Publisher:
-    """One connection to NATS. Many tasks may publish at a time; those over the bound wait."""
+    """One connection to NATS. Many tasks may publish concurrently; those beyond the bound wait."""
 
     client: Client
     names: Names
@@ -78,18 +78,18 @@ class Publisher:
         """Connect to one of `servers` ("nats://[user:password@]host:port").
 
         `event_bytes` is the broker's limit of that name. `login` is passed on to nats-py: `user`,
-        `password`, `user_credentials`, `nkeys_seed`, `tls`. With `reconnect` a lost connection is tried
-        again for ever. Raises `Unavailable` when none can be had now.
+        `password`, `user_credentials`, `nkeys_seed`, `tls`. With `reconnect` a lost connection is
+        reopened for ever. Raises `Unavailable` when NATS cannot be reached now.
         """
         client = Client()
         last: deque[Exception] = deque(maxlen=1)
 
         async def note(error: Exception) -> None:
             last.append(error)
-            log.debug("nats_error", error=str(error))  # whoever publishes gets it as an exception
+            log.debug("nats_error", error=str(error))  # raised to the publishing task instead
 
         try:
-            # The first time there is nothing to keep: who starts us must hear that it fails.
+            # The first attempt must fail visibly, so it is not repeated.
             await client.connect(
                 [servers] if isinstance(servers, str) else list(servers),
                 allow_reconnect=False,
@@ -109,16 +109,16 @@ class Publisher:
     async def publish(
         self, tenant: str, channel: str, event: Any, *, event_id: str | None = None
     ) -> Stored | None:
-        """Store an event, and return once it is stored; a live channel's is only handed to NATS.
+        """Publish an event, and return once it is stored; a live one is only handed to NATS.
 
         `event` is any JSON value, or JSON as bytes, which is passed on untouched; `TOMBSTONE` (b"") removes
         the channel from snapshots. The tenant "_all" is every tenant. A retry with the same `event_id` stores
         nothing twice within the stream's duplicate window (the broker's is `stream.duplicate_window`).
 
-        Raises, before anything is sent, `TypeError` or `ValueError` for what JSON does not have,
-        `InvalidChannel`, `BadMessage` and `TooLarge`; `Unavailable` when nothing was sent; `UnknownOutcome`
-        when the answer was lost: within the window a retry with its `event_id` tells whether a stored event
-        is there. Nothing tells it of a live one.
+        Raises, before anything is sent, `TypeError` or `ValueError` for what is not JSON, `InvalidChannel`,
+        `BadMessage` and `TooLarge`; `Unavailable` when nothing was sent; `UnknownOutcome` when the answer
+        was lost: within the window a retry with its `event_id` shows whether a stored event arrived. For a
+        live one there is no way to know.
         """
         check_tenant(tenant)
         if not isinstance(channel, str):
@@ -147,12 +147,12 @@ class Publisher:
                     raise Unavailable(said) from None
                 failure = error
                 break
-            except nats.js.errors.APIError as error:  # the stream's own answer: this attempt stored nothing
+            except nats.js.errors.APIError as error:  # an answer of the stream: this attempt stored nothing
                 if failure is None:
                     raise Unavailable(f"{subject} was not stored: {error.description}") from error
                 failure = error
             except (nats.errors.Error, OSError) as error:
-                failure = error  # perhaps stored, perhaps not: the same id makes another try harmless
+                failure = error  # perhaps stored: the same id makes a retry harmless
             else:
                 return Stored(sequence=ack.seq, duplicate=bool(ack.duplicate))
             if elapsed(begun) > RETRY_SECONDS:
@@ -175,8 +175,8 @@ class Publisher:
     async def flush(self) -> None:
         """Return once the server has taken what was sent. Raises `nats.errors.TimeoutError`.
 
-        In nats-py 2.16 a PONG that comes after a flush was given up ends the reading for good, while
-        `is_connected` stays true. So none is given up: it is left to itself.
+        In nats-py 2.16 a PONG for an abandoned flush ends the reading task for good, while `is_connected`
+        stays true. So a flush is never cancelled but left to finish by itself.
         """
         flushing = asyncio.ensure_future(self.client.flush(timeout=ABANDONED_SECONDS))
         self.flushing.add(flushing)
@@ -188,12 +188,12 @@ class Publisher:
     def flushed(self, flushing: asyncio.Future[None]) -> None:
         self.flushing.discard(flushing)
         if not flushing.cancelled():
-            flushing.exception()  # seen, also where nobody waits any more
+            flushing.exception()  # retrieved, also when nobody waits any more
 
     async def connected(self) -> bool:
-        """Return whether there is a connection, perhaps after a moment.
+        """Return whether there is a connection, after waiting a moment if need be.
 
-        Without one nats-py would keep the event, and send it whenever there is one again.
+        Without one nats-py would buffer the event, and send it whenever it has reconnected.
         """
         waited = time.monotonic()
         while not self.client.is_connected:
@@ -203,7 +203,7 @@ class Publisher:
         return True
 
     async def close(self) -> None:
-        """End the connection. What was published before has its answer already."""
+        """Close the connection. Everything published before has its answer already."""
         await self.client.close()
         for each in [*self.flushing]:
             each.cancel()
@@ -220,7 +220,9 @@ def clocks() -> tuple[float, float]:
 
 
 def elapsed(since: tuple[float, float]) -> float:
-    """By the clock that says more: one stands still while a machine sleeps, and one is set."""
+    """Return the elapsed time by the clock that shows more: one stops while a machine sleeps, one can be
+    set.
+    """
     return max(now - then for now, then in zip(clocks(), since, strict=True))
 
 
@@ -229,7 +231,7 @@ def check_tenant(tenant: str) -> None:
         raise TypeError(f"tenant: a string is wanted, not {type(tenant).__name__}")
     if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
         raise InvalidChannel(
-            f"{subjects.shown(tenant)} is no tenant: 1 to 64 of A-Z a-z 0-9 _ - and no _ first"
+            f"{subjects.shown(tenant)} is not a tenant name: 1 to 64 of A-Z a-z 0-9 _ - and no _ first"
         )
 
 
@@ -246,5 +248,7 @@ def check_id(event_id: str) -> str:
         raise TypeError(f"event_id: a string is wanted, not {type(event_id).__name__}")
     fits = text_fault(event_id) is None and 1 <= len(event_id.encode()) <= MAX_ID_BYTES
     if not fits or not event_id.isprintable() or event_id != event_id.strip():
-        raise BadMessage(f"{subjects.shown(event_id)} is no id: at most {MAX_ID_BYTES} bytes, all visible")
+        raise BadMessage(
+            f"{subjects.shown(event_id)} is not an id: at most {MAX_ID_BYTES} bytes, all visible"
+        )
     return event_id

@@ -1,10 +1,9 @@
-"""What a client must remember to miss nothing after a cut: section 3 of the protocol page, without I/O.
+"""What a client remembers to miss nothing after a reconnection: section 3 of the protocol page, without I/O.
 
-A connection has one live position, and each unfinished catch-up a newest marked position of its own.
-Next time the live subscriptions are asked for in one list from the live position, and each unfinished
-catch-up from where it was. What was never answered is asked for as it was the first time. A durable
-subscription begins where it was acknowledged, before what has been handed over since: that is not
-handed over again.
+A connection has one live position, and each unfinished catch-up has its own newest marked position. On the
+next connection the live subscriptions are requested in one list from the live position, and each unfinished
+catch-up from where it was. An unanswered request is repeated as it was. A durable subscription begins at its
+last acknowledged position; events that were handed over since then are not handed over again.
 """
 
 from __future__ import annotations
@@ -23,35 +22,35 @@ if TYPE_CHECKING:
 
     from broker.client.items import Payload
 
-REMEMBERED = 10_000  # channels of which it is known whether they are wanted
+REMEMBERED = 10_000  # channels in the cache of whether they are wanted
 
 
 @attrs.define(eq=False)
 class Request:
-    """One `subscribe` and what became of it on this connection."""
+    """One `subscribe`, and its state on this connection."""
 
     channels: list[str]
     start: Payload  # {"position": …} or {"last": …} or …; empty: from now
     lag: str | None
     durable: str | None = None
     accepted: bool = False
-    catch_up: int | None = None  # the number that marks its frames, until it is live
+    catch_up: int | None = None  # the catch-up number in its frames, until it is live
     newest: str | None = None  # the newest marked position
-    floor: str | None = None  # of a durable one: what was handed over before this connection
+    floor: str | None = None  # of a durable one: handed over before this connection
     sent: bool = False
-    calls: int = 1  # of the application, which are asked for together
-    tries: int = 0  # that were refused for now
-    doubts: int = 0  # connections that had no answer to it
+    calls: int = 1  # of the application that share this message
+    tries: int = 0  # retryable refusals
+    doubts: int = 0  # connections that ended without an answer to it
     not_before: float = -inf
 
     @property
     def live(self) -> bool:
-        """Whether the live position says all that is known about it."""
+        """Whether the live position alone describes it."""
         return self.accepted and self.catch_up is None
 
     @property
     def is_new(self) -> bool:
-        """Whether others can go with it."""
+        """Whether others can be combined with it."""
         return not (self.sent or self.accepted or self.tries or self.durable)
 
     @property
@@ -63,7 +62,7 @@ class Request:
 
 @attrs.define(eq=False)
 class Resume:
-    """The subscriptions of a client and how far each of them got.
+    """The subscriptions of a client, and the position of each.
 
     `requests` are keyed by the `messageId` of their `subscribe`. `private` is what `me` stands for.
     """
@@ -72,16 +71,18 @@ class Resume:
     private: str | None = None
     requests: dict[str, Request] = attrs.field(factory=dict)
     count: int = 0
-    let_go: bool = False  # something was: events of it may be on their way
-    wanted: dict[str, bool] = attrs.field(factory=dict)  # channels that had an event, while nothing changes
+    let_go: bool = False  # an unsubscribe was made: its events may still arrive
+    wanted: dict[str, bool] = attrs.field(
+        factory=dict
+    )  # the cache: channel → wanted, until subscriptions change
 
     def ask(
         self, channels: Iterable[str], start: Payload, lag: str | None = None, durable: str | None = None
     ) -> str:
         """Record a `subscribe` and return its `messageId`. With a start it replaces what was asked before.
 
-        What is not sent yet and begins at the same place is asked for in one message with it; of the newest
-        so many (`last`) only the caller can say over which list they are counted.
+        Unsent requests with the same start are combined into one message; except with `last`, which counts
+        over the list that the caller has given.
         """
         channels = list(dict.fromkeys(channels))
         if start or durable:
@@ -102,7 +103,7 @@ class Resume:
         return str(self.count)
 
     def forget(self, channels: Iterable[str]) -> None:
-        """These subscriptions are over."""
+        """Remove ended subscriptions."""
         self.wanted.clear()
         gone = {self.expanded(channel) for channel in channels}
         for key, request in list(self.requests.items()):
@@ -111,10 +112,10 @@ class Resume:
                 del self.requests[key]
 
     def again(self) -> None:
-        """The connection is a new one: puts into `requests` what is to be asked there, in order."""
+        """Begin a new connection: fill `requests` with what to request there, in order."""
         before, self.requests = self.requests, {}
         self.wanted.clear()
-        lags: dict[str, str | None] = {}  # the last one that was asked for holds
+        lags: dict[str, str | None] = {}  # the last request counts
         for request in before.values():
             if request.live and request.durable is None:
                 lags |= dict.fromkeys(request.channels, request.lag)
@@ -132,9 +133,9 @@ class Resume:
                 self.requests[key] = again
 
     def durably(self, before: Request) -> Request:
-        """Return a durable subscription as it is asked for on another connection.
+        """Return a durable subscription as requested on another connection.
 
-        Its cursor beats the start beside it, which is for a cursor that has expired meanwhile.
+        Its cursor takes precedence over the given start, which is used if the cursor has expired meanwhile.
         """
         reached = self.position if before.live else before.newest
         floor = before.floor if reached is None or not_after(reached, before.floor) else reached
@@ -144,7 +145,7 @@ class Resume:
         return again
 
     def received(self, kind: str, payload: Mapping[str, Any], message_id: str | None) -> None:
-        """Take note of a message from the broker, each in its turn."""
+        """Record a message from the broker; call this for each, in order."""
         request = self.requests.get(message_id or "")
         catch_up = payload.get("catch_up")
         match kind:
@@ -171,12 +172,12 @@ class Resume:
             self.drop(message_id or "")
 
     def drop(self, message_id: str) -> None:
-        """The broker will not have this one."""
+        """Remove a request that the broker refused for good."""
         self.wanted.clear()
         self.requests.pop(message_id)
 
     def wants(self, channel: str) -> bool:
-        """Return whether an event of this channel is for a subscription that there still is."""
+        """Return whether an event of this channel belongs to a present subscription."""
         if not self.let_go:
             return True
         if channel not in self.wanted:
@@ -197,9 +198,7 @@ class Resume:
         return [each for each in self.requests.values() if each.catch_up == catch_up and catch_up is not None]
 
     def handed_over(self, channel: str, position: str | None, catch_up: int | None) -> bool:
-        """Return whether this event reached the application before this connection, by all that it
-        belongs to.
-        """
+        """Return whether all subscriptions of an event had handed it over before this connection."""
         if position is None or all(request.floor is None for request in self.requests.values()):
             return False
         meant = [
@@ -215,7 +214,7 @@ class Resume:
         return any(request.durable == durable for request in self.requests.values())
 
     def reached(self, durable: str, position: str) -> bool:
-        """Return whether this connection has brought the subscription so far that `position` can be
+        """Return whether the subscription has reached `position` on this connection, so that it can be
         acknowledged.
         """
         for request in self.requests.values():
@@ -225,13 +224,13 @@ class Resume:
         return False
 
     def expanded(self, channel: str) -> str:
-        """Return a channel as the broker may name it: `me.…` written out."""
+        """Return a channel with `me.…` written out, as the broker names it."""
         room = self.private and self.private.partition(".")[2]
         return subjects.expand_me(channel, room) if room else channel
 
 
 def not_after(position: str, other: str | None) -> bool:
-    """Return whether `position` lies at or before `other`; False where they cannot be compared."""
+    """Return whether `position` is at or before `other`; False when they cannot be compared."""
     if other is None or not same_stream(position, other):
         return False
     return positions.parse(position).sequence <= positions.parse(other).sequence
@@ -240,5 +239,5 @@ def not_after(position: str, other: str | None) -> bool:
 def same_stream(position: str, other: str) -> bool:
     try:
         return positions.parse(position).incarnation == positions.parse(other).incarnation
-    except InvalidPosition:  # of a broker that counts otherwise
+    except InvalidPosition:  # in a format of another broker
         return False

@@ -1,4 +1,4 @@
-"""What the broker says, read with care: anything may stand on the way, and speak in its place."""
+"""Parsing of the broker's messages, with care: something on the way may answer in its place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Nonsense(Exception):
-    """A message that no broker says. The connection is left for another one."""
+    """A message that no broker sends. The connection is replaced."""
 
 
 class Envelope(msgspec.Struct, rename={"message_id": "messageId"}):
@@ -38,7 +38,7 @@ class Refused(msgspec.Struct):
 
 
 class Fields(msgspec.Struct):
-    """The fields that are heeded, whichever message they are in; a known message has no other types."""
+    """The fields that are used, of all messages, with their types."""
 
     channel: str | list[str] = ()  # type: ignore[assignment]
     refused: list[Refused] = ()  # type: ignore[assignment]
@@ -76,9 +76,9 @@ KNOWN = {
 
 
 def read(text: str | bytes) -> tuple[Envelope, Delivery | Payload]:
-    """Return a message with what is in it. Raises `Nonsense`."""
+    """Decode a message. Raises `Nonsense`."""
     if not isinstance(text, str):
-        raise Nonsense("a frame that is no text")
+        raise Nonsense("a frame that is not text")
     try:
         envelope = msgspec.json.decode(text, type=Envelope)
         if envelope.type == "event":
@@ -107,7 +107,7 @@ def gap(payload: Mapping[str, Any]) -> Gap:
 
 
 def title(body: bytes) -> str:
-    """Return what an `application/problem+json` body (RFC 9457) says, for a sentence."""
+    """Return the title in an `application/problem+json` body (RFC 9457), for a message."""
     said = None
     try:
         problem = msgspec.json.decode(body, type=dict[str, Any])

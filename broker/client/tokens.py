@@ -1,7 +1,7 @@
-"""A token from the client's side: whether it can be one, how long it lives, and when it is no good for ever.
+"""Tokens on the client's side: their form, their lifetime, and when a refusal ends the session.
 
-Only the broker can say that a token is bad, and only about a token: an error page that the token's source
-gave instead of one is no reason to end, and what was refused once may have been refused by mistake.
+Only the broker can judge a token. An error page from the token's source instead of a token does not end the
+session, and a single refusal may be a mistake.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")  # RFC 7515, section 7.1
-RENEW_SECONDS = 15.0  # between two renewals at least, or half of a shorter life
-SOON_SECONDS = 30.0  # when the broker wants another token, it gets one within
+RENEW_SECONDS = 15.0  # at least between two renewals, or half of a shorter life
+SOON_SECONDS = 30.0  # after the broker requests a new token, it gets one within this time
 
 
 class Claims(msgspec.Struct):
@@ -33,20 +33,20 @@ class Claims(msgspec.Struct):
 
 
 def looked_at(token: Any) -> str:
-    """Return the token without white space around it. Raises `ValueError` when it cannot be one.
+    """Return the token stripped of white space. Raises `ValueError` when it cannot be a token.
 
-    What it was is not repeated: it may be a secret.
+    The message does not repeat the value: it may be a secret.
     """
     if not isinstance(token, str):
         raise ValueError(f"the token is of type {type(token).__name__}, not a string")
     trimmed = token.strip()
     if not TOKEN.match(trimmed):
-        raise ValueError(f"no token: {len(token)} characters that are not three base64url parts with dots")
+        raise ValueError(f"not a token: {len(token)} characters that are not three base64url parts with dots")
     return trimmed
 
 
 def claims(token: str) -> Claims:
-    """Return the times that a token says of itself; nothing where they cannot be read."""
+    """Return the times in a token's claims; none when they cannot be read."""
     part = token.split(".")[1]
     with suppress(ValueError, msgspec.DecodeError):
         return msgspec.json.decode(urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=Claims)
@@ -64,14 +64,14 @@ def life(token: str) -> float | None:
 
 @attrs.define(eq=False, kw_only=True)
 class Credentials:
-    """The token that was presented last. `renewable`: another one can be had."""
+    """The token that was sent last. `renewable`: it can be replaced."""
 
     renewable: bool
     wall: Callable[[], float] = time.time
     token: str = ""
-    since: float = -inf  # when it was had, on the monotonic clock
-    renewed: float = -inf  # when one was last presented to a connection that had one
-    refused: str | None = None  # the one that was refused since one was last good
+    since: float = -inf  # when it was obtained, on the monotonic clock
+    renewed: float = -inf  # when a renewal was last sent on a connection
+    refused: str | None = None  # the token that was refused since the last success
 
     def presented(self, token: str, now: float) -> None:
         if token != self.token:
@@ -81,21 +81,21 @@ class Credentials:
         self.refused = None
 
     def renew_at(self, now: float) -> float:
-        """Return when to ask for another one, once the broker wants it: as half of this one's life is over.
+        """Return when to request another token, once the broker wants it: after half of this one's life.
 
-        A source that gives tokens of a minute would else be asked for one after the other. Our clock is
-        believed only where it agrees that the token lives.
+        Otherwise a source of one-minute tokens would be called continuously. Our clock is used only if by it
+        the token is valid.
         """
         lives = life(self.token)
         if lives is None:
             return max(now, self.renewed + RENEW_SECONDS)
         half, left = self.since + lives / 2, (claims(self.token).exp or 0.0) - self.wall()
-        if 0 < left <= lives:  # it was not made just now
+        if 0 < left <= lives:  # it was issued some time ago
             half = min(half, now + left / 2)
         return max(now, min(half, now + SOON_SECONDS), self.renewed + min(RENEW_SECONDS, lives / 2))
 
     def is_final(self, code: int) -> bool:
-        """Return whether a close ends it all: one that refuses the token which was refused before."""
+        """Return whether a close ends the session: it refuses the same token as before."""
         if code == CloseCode.TOKEN_EXPIRED:
             if self.renewable or not self.expired:
                 return False
@@ -106,6 +106,6 @@ class Credentials:
 
     @property
     def expired(self) -> bool:
-        """Whether the token has run out by our clock, too: the broker's may be wrong."""
+        """Whether the token has expired by our clock too: the broker's may be wrong."""
         exp = claims(self.token).exp
         return exp is None or exp <= self.wall()

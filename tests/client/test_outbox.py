@@ -142,7 +142,7 @@ def test_a_live_event_is_sent_once() -> None:
     outbox.cut(1.0)
     assert sent(outbox, now=10.0) == []
     for promise in (cut, unavailable):
-        with pytest.raises(UnknownOutcome, match="a live event is sent once"):
+        with pytest.raises(UnknownOutcome, match="a live event is not sent again"):
             promise.result()
 
 
