@@ -76,7 +76,7 @@ def root(error: BaseException) -> BaseException:
 
 
 def trust(parts: SplitResult) -> ssl.SSLContext | None:
-    """Return the system's authorities, read anew for each fetch since they change; None for http."""
+    """Return the system's authorities, read for each fetch since they change; None for http."""
     return ssl.create_default_context() if parts.scheme == "https" else None
 
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 STEPS = ("token", "key", "signature", "parties", "times", "user", "tenant", "permissions")
 USER, TENANT = "{user}", "{tenant}"
 IGNORED = {  # claims of others that share a name with ours, and what to tell the operator
-    "permissions": "a list or text is not ours; what these tokens may do is what [permissions] says",
+    "permissions": "a list or text is not ours; these tokens have the permissions of [permissions]",
     "tenants": 'only ["*"] is ours; the tenant is read from auth.tenant_claim',
 }
 
@@ -90,12 +90,12 @@ class Verifier:
         self, token: str, *, now: float, tenant: str | None = None, passed: Passed = unheard
     ) -> Principal:
         """Return the principal of `token` at the Unix time `now`; `tenant` is the one that the client
-        asks for.
+        requests.
 
-        `passed` hears of each of the `STEPS` that holds, with what was found; never of a secret.
+        `passed` is called for each of the `STEPS` that passes, with what was found, never with a secret.
 
-        Does not wait unless the token names an unknown key that an address may have by now. Raises
-        `TokenInvalid`, `TokenExpired`, `TenantForbidden`, or `Unavailable` when that address is down.
+        Waits only if the token names an unknown key that an address may have by now. Raises `TokenInvalid`,
+        `TokenExpired`, `TenantForbidden`, or `Unavailable` when that address cannot be fetched.
         """
         if not token.isascii() or len(token) > self.limits.token_bytes:
             raise TokenInvalid(f"the token is not ASCII, or longer than {self.limits.token_bytes} bytes")
@@ -118,23 +118,23 @@ class Verifier:
         return self.principal(claims(), key, now, tenant, passed)
 
     def again(self, held: Principal) -> Principal:
-        """Return a principal under this configuration, which it was not verified with.
+        """Return a principal as it is under this configuration; it was verified under another one.
 
-        Raises `TokenInvalid` where its token would not be believed any more: another key, or one that may
-        not sign for the tenant. How long tokens may live is not asked again.
+        Raises `TokenInvalid` when its token would not be accepted any more: its key is gone, or may not
+        sign for the tenant. The lifetime is not checked again.
         """
         key = self.keys.successor(held.signer)
         if key is None or not may_sign(key.entry, held.tenant) or held.monitoring > key.entry.monitoring:
-            raise TokenInvalid("the key of the token is not believed any more")
+            raise TokenInvalid("the key of the token is not accepted any more")
         now: dict[str, Any] = {"signer": key}
         if held.standard:
             now |= self.patterns(None, held.room, held.tenant, held.monitoring)
         return attrs.evolve(held, **now)
 
     def read_head(self, head: dict[str, Any]) -> tuple[str, str | None]:
-        """`alg` and `kid`. Addresses and keys that a head may bring along are not looked at."""
+        """Return `alg` and `kid`. Addresses and keys within a head are ignored."""
         if "crit" in head:
-            raise TokenInvalid("crit: the broker understands no extension (RFC 7515 section 4.1.11)")
+            raise TokenInvalid("crit: the broker supports no extension (RFC 7515 section 4.1.11)")
         kind = head.get("typ", "JWT")
         if not isinstance(kind, str) or media_type(kind) not in map(media_type, self.auth.type):
             raise TokenInvalid(f"typ: {found(kind)} is not {' or '.join(map(repr, self.auth.type))}")
@@ -173,7 +173,7 @@ class Verifier:
         )
 
     def expiry(self, claims: dict[str, Any], entry: config.Key, now: float) -> float:
-        """As `good_until`. Of tokens that are ahead of our clock the log says so."""
+        """Return as `good_until`, and log tokens that are ahead of our clock."""
         longest = self.limits.token_max_seconds
         try:
             expires_at = good_until(claims, now=now, leeway=self.auth.leeway, longest=longest)
@@ -195,9 +195,7 @@ class Verifier:
     def patterns(
         self, listed: Mapping[str, Sequence[str]] | None, room: str, tenant: str, monitoring: bool
     ) -> dict[str, tuple[str, ...]]:
-        """Return what may be subscribed and published, and what is denied: by `listed`, else by the
-        defaults.
-        """
+        """Return the patterns to subscribe, publish and deny: those in `listed`, else the defaults."""
         if listed is None:
             listed = {name: getattr(self.permissions, name) for name in LISTS}
         filled = {
@@ -208,7 +206,7 @@ class Verifier:
 
 
 def media_type(kind: str) -> str:
-    """`typ` for a comparison: of any case, and with or without "application/" (RFC 7515 section 4.1.9)."""
+    """Return `typ` in lower case and without "application/" (RFC 7515 section 4.1.9), for comparison."""
     return kind.lower().removeprefix("application/")
 
 
@@ -222,9 +220,9 @@ def fill_all(patterns: Sequence[str], where: str, *, room: str, tenant: str) -> 
 
 
 def fill(pattern: str, *, room: str, tenant: str) -> str:
-    """`pattern` with the encoded user and the tenant for its placeholders, and `me.` as a room.
+    """Return `pattern` with the encoded user and the tenant for its placeholders, and `me.` written out.
 
-    Raises `InvalidChannel` when that gives no pattern. A user called "users" or "live" must not turn
+    Raises `InvalidChannel` when the result is not a pattern. A user called "users" or "live" must not turn
     `{user}.>` into everybody's private channels.
     """
     values = {USER: room, TENANT: tenant}
@@ -232,7 +230,9 @@ def fill(pattern: str, *, room: str, tenant: str) -> str:
     filled = [values.get(token, token) for token in tokens]
     for index, token in enumerate(tokens):
         if token in values and subjects.walled(filled, index):
-            raise InvalidChannel(f"{subjects.shown(pattern)}: {token} would open the room {filled[index]!r}")
+            raise InvalidChannel(
+                f"{subjects.shown(pattern)}: {token} would be the reserved name {filled[index]!r}"
+            )
         if token not in values and ("{" in token or "}" in token):
             raise InvalidChannel(f"{subjects.shown(pattern)}: only {USER} and {TENANT}, as whole tokens")
     return subjects.parse_pattern(".".join(filled))
@@ -249,11 +249,10 @@ def sign(
     publish: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
 ) -> str:
-    """Return a token from `now` on for `ttl` seconds, signed with the first secret that may sign for
-    `tenant`.
+    """Return a token that is valid from `now` for `ttl` seconds, signed with the first suitable secret.
 
-    The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults hold.
-    Raises `ConfigError` when no key will do, `TokenInvalid` when the broker would not believe the token.
+    The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults apply.
+    Raises `ConfigError` when no key is suitable, `TokenInvalid` when the broker would refuse the token.
     """
     key = signing_key(auth, tenant)
     given = {"subscribe": subscribe, "publish": publish, "deny": deny}

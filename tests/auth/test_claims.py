@@ -274,10 +274,10 @@ async def test_256_patterns() -> None:
 async def test_a_name_opens_no_room(user: str) -> None:
     """Who is called "users" does not get everybody's private channels from `{user}.>`."""
     message = await refusal(TokenInvalid, sub=user, permissions={"subscribe": ["{user}.>"]})
-    assert message == f"permissions.subscribe: '{{user}}.>': {{user}} would open the room '{user}'"
+    assert message == f"permissions.subscribe: '{{user}}.>': {{user}} would be the reserved name '{user}'"
     assert (await principal(sub=user, permissions={"subscribe": ["x.{user}.>"]})).user == user
     message = await refusal(TokenInvalid, sub="users", permissions={"subscribe": ["live.{user}.>"]})
-    assert "would open the room 'users'" in message
+    assert "would be the reserved name 'users'" in message
 
 
 @pytest.mark.parametrize("user", ["{tenant}", "{user}", "*", ">", "a.>", "me", "%2E", "a b"])
