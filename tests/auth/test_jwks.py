@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import trustme
 from structlog.testing import capture_logs
 
 from broker import config
-from broker.auth.jwks import MAX_MISSED, Timing
+from broker.auth.jwks import BACKOFF, MAX_MISSED, Timing
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
 from broker.errors import TokenInvalid, Unavailable
@@ -402,6 +404,17 @@ async def test_retries_by_itself(issuer: Issuer, nursery: trio.Nursery) -> None:
     issuer.answer = good
     await remote(verifier).answered.park()
     assert (await verifier.verify(token(), now=NOW)).user == "alice"
+
+
+def test_pauses_between_failed_fetches() -> None:
+    """A failing address is fetched again after 2, 4 … 64 s, without chance."""
+    assert [BACKOFF.delay(failures) for failures in range(7)] == [2, 4, 8, 16, 32, 64, 64]
+
+
+def test_who_has_no_address_needs_no_http_client() -> None:
+    """The HTTP client library is imported for the first fetch, not when the broker starts."""
+    check = "import sys, broker.app; sys.exit('httpcore2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 async def test_flapping(issuer: Issuer, nursery: trio.Nursery) -> None:
