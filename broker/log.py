@@ -1,7 +1,7 @@
-"""Logging: one line an event on standard error, for people or for machines, without secrets.
+"""Logging: one line per event on standard error, for people or for machines, without secrets.
 
-Names of events are in snake_case, one for each thing that can happen. What concerns a connection has the
-keys `connection`, `tenant`, `user` and `peer`; `error` is a sentence about what went wrong.
+Names of events are in snake_case, one for each thing that can happen. Lines about a connection have the
+keys `connection`, `tenant`, `user` and `peer`; `error` is a sentence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
 # A JWT or the beginning of one, wherever it stands, and the credentials in an address.
 HIDDEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|(?<=://)[^/\s]+(?=@)")
-KEPT_SOURCES = 1024  # of lines, whose rate is known
+KEPT_SOURCES = 1024  # of lines, whose rates are kept
 
 
 def configure(log: Log) -> None:
@@ -73,7 +73,7 @@ def level() -> Level:
 def renderers(console: bool) -> list[Processor]:
     told: list[Processor] = [structlog.processors.format_exc_info, hide]
     if console:
-        # Rich's tracebacks would show the local variables of each frame, and with them tokens.
+        # Rich's tracebacks would show the local variables of each frame, including tokens.
         plain = structlog.dev.plain_traceback
         return [
             *told,
@@ -83,12 +83,12 @@ def renderers(console: bool) -> list[Processor]:
 
 
 def withhold_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Leave out every key that could hold a token or a body, whatever it holds."""
+    """Remove every key that could hold a token or a body."""
     return {key: value for key, value in event.items() if key.lower() not in SECRETS}
 
 
 def hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Blot out tokens and credentials within texts: an exception's words are not ours."""
+    """Replace tokens and credentials within texts, such as the messages of libraries' exceptions."""
     return {
         key: HIDDEN.sub("[withheld]", value) if isinstance(value, str) else value
         for key, value in event.items()
@@ -97,11 +97,11 @@ def hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 @attrs.define(eq=False)
 class RateLimit:
-    """Lets at most `burst` lines of an event and a source through within `period` seconds.
+    """A limit of `burst` lines per event and source within `period` seconds.
 
-    A source is a tenant, else a peer's address: one that misbehaves does not hide what others do. The
-    first line that is let through again says in `suppressed` how many were not. Lines of the level debug are
-    not counted: who asks for them wants all.
+    A source is a tenant, else a peer's address, so that a misbehaving one does not hide others. The first
+    line after a suppression has the number of suppressed ones in `suppressed`. Lines of level debug are not
+    limited.
     """
 
     burst: int
@@ -110,7 +110,7 @@ class RateLimit:
     windows: dict[Hashable, Window] = attrs.Factory(dict)  # in order of their beginning
 
     def __call__(self, _logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        """Raise `structlog.DropEvent` for what is too much."""
+        """Raise `structlog.DropEvent` for lines beyond the limit."""
         if method == "debug":
             return event
         now = self.clock()
@@ -132,7 +132,7 @@ class RateLimit:
 
 @attrs.define(eq=False, kw_only=True)
 class Window:
-    """What has been said of one event and source since `began`."""
+    """The lines of one event and source since `began`."""
 
     began: float
     lines: int = 1
@@ -140,7 +140,9 @@ class Window:
 
 
 def source(event: EventDict) -> str | None:
-    """Whom a line is about, as far as the limit goes; a peer's port changes with each connection."""
+    """Return whom a line is about, for the limit: without a peer's port, which changes with each
+    connection.
+    """
     if tenant := event.get("tenant"):
         return str(tenant)
     peer = event.get("peer")

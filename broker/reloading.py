@@ -1,7 +1,7 @@
-"""SIGHUP: another configuration for a broker that goes on running, and a verdict on it that others can read.
+"""Reloading of the configuration by SIGHUP, and a verdict on it in a file for `broker reload`.
 
 Keys, permissions, limits, origins, trusted proxies, certificates, the drain, metrics and the log take effect
-at once. The rest needs a restart, and is said to. A configuration that cannot be used changes nothing.
+at once. For the rest the verdict says that it needs a restart. An invalid configuration changes nothing.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ SERVER = (  # of the section `server`
 
 
 def merge(running: Config, wanted: Config) -> Config:
-    """Return what runs from now on: of `wanted` all that does not need a restart."""
+    """Return the configuration in force from now on: `wanted`, except what needs a restart."""
     server = attrs.evolve(running.server, **{name: getattr(wanted.server, name) for name in SERVER})
     config = attrs.evolve(running, server=server, **{name: getattr(wanted, name) for name in SECTIONS})
     if running.nats.urls:
         return config
-    # Our own nats-server was started for events of that size.
+    # The embedded nats-server was started for events of that size.
     limits = attrs.evolve(config.limits, event_bytes=running.limits.event_bytes)
     return attrs.evolve(config, limits=limits)
 
 
 def differences(one: Config, other: Config) -> Iterator[str]:
-    """Yield the keys, as "section.key", that have other values."""
+    """Yield the keys, as "section.key", whose values differ."""
     for section in attrs.fields(type(one)):
         ours, theirs = getattr(one, section.name), getattr(other, section.name)
         for key in attrs.fields(type(ours)):
@@ -69,7 +69,7 @@ def differences(one: Config, other: Config) -> Iterator[str]:
 
 @attrs.frozen(kw_only=True)
 class Verdict:
-    """What became of a reload that began then (`time.monotonic_ns`); with `faults` nothing has changed."""
+    """The result of a reload and when it began (`time.monotonic_ns`); with `faults` nothing has changed."""
 
     pid: int
     began: int
@@ -79,7 +79,7 @@ class Verdict:
 
 
 def leave(path: Path, value: object) -> None:
-    """Leave JSON in a file for our own user: who waits for it never reads half of it. Raises `OSError`."""
+    """Replace a JSON file atomically, readable by our own user alone. Raises `OSError`."""
     written = path.with_name(f".{path.name}.{os.getpid()}")
     written.unlink(missing_ok=True)
     with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -89,7 +89,7 @@ def leave(path: Path, value: object) -> None:
 
 @attrs.define(eq=False)
 class Hangups:
-    """Hears SIGHUP, also one that was held back before. Several until somebody asks are one."""
+    """Receiver of SIGHUP, including one that was blocked before. Several before `next` count as one."""
 
     heard: Signal = attrs.Factory(Signal)
 
@@ -107,7 +107,7 @@ class Hangups:
 
 @attrs.define(eq=False, kw_only=True)
 class Reloader:
-    """Reads the configuration anew, by `read`, after each hang-up. `config` is the one in force."""
+    """Reloader of the configuration, by `read`, after each SIGHUP. `config` is the one in force."""
 
     config: Config
     read: Callable[[], Config]
@@ -122,14 +122,17 @@ class Reloader:
     process: Process
 
     async def run(self) -> None:
-        """Until cancelled. To be run once the broker is ready; while it is about to stop, nothing is read."""
+        """Reload after each SIGHUP, until cancelled; not while the broker stops.
+
+        Run it once that is ready.
+        """
         self.leave(Verdict(pid=os.getpid(), began=time.monotonic_ns()))
         while True:
             await self.hangups.next()
             if self.supervisor.draining:
                 continue
             began = time.monotonic_ns()
-            # sd_notify(3): systemd takes a reload for done at the READY=1 that follows.
+            # sd_notify(3): for systemd the reload is done at the READY=1 that follows.
             self.notifier.notify("RELOADING=1", f"MONOTONIC_USEC={began // 1000}")
             changed, left, faults = await self.try_reload()
             self.process.reload(succeeded=not faults)
@@ -146,25 +149,25 @@ class Reloader:
             leave(self.data_dir / VERDICT_FILE, attrs.asdict(verdict))
         except OSError as error:
             log.warning(
-                "verdict_not_written", error=str(error), next="`broker reload` cannot tell the outcome"
+                "verdict_not_written", error=str(error), next="`broker reload` cannot report the outcome"
             )
 
     async def try_reload(self) -> tuple[list[str], list[str], list[str]]:
-        """Return the keys that have changed, those that need a restart, and why nothing was changed."""
+        """Reload; return the keys that have changed, those that need a restart, and any faults."""
         try:
             return (*await self.reload(self.read()), [])
         except ConfigError as error:
             faults = list(error.faults)
-        except (OSError, ValueError) as error:  # a file that cannot be one: "a\0b"
+        except (OSError, ValueError) as error:  # an impossible file name: "a\0b"
             faults = [str(error)]
-        except Exception as error:  # neither the file nor what we do with it may be the end of all
+        except Exception as error:  # no configuration may end the broker
             log.exception("reload_crashed")
             faults = [f"{type(error).__name__}: {error}; the broker's log says more"]
         log.error("reload_refused", faults=faults, next="the old one stays in force")
         return [], [], faults
 
     async def reload(self, wanted: Config) -> tuple[list[str], list[str]]:
-        """Put a configuration into force; the keys that have changed, and those that need a restart.
+        """Apply a configuration; return the keys that have changed, and those that need a restart.
 
         Raises `ConfigError` before it has changed anything.
         """
@@ -190,7 +193,7 @@ class Reloader:
         return changed, left
 
     def certificate(self, config: Config) -> ssl.SSLContext | None:
-        """Return what later handshakes are made with. TLS itself is not switched on or off."""
+        """Return the TLS context for later handshakes. TLS itself is not switched on or off."""
         server = config.server
         if (self.public.ssl_context is None) != (server.tls_certificate is None):
             raise ConfigError(["server.tls_certificate: TLS is switched on and off by a restart"])
