@@ -2,12 +2,12 @@
 
 Rooms, from the top down. Imports go strictly downwards; rooms on one line do not import each other::
 
-    __main__ · cli · (app | bench) · reloading · web · links · http · operations · actors
-    · features · (auth | bus | client | systemd | tracing) · wire · (routing | ring | limits | permissions)
-    · subjects · (config | descriptors | log | metrics | ranges) · errors
+    __main__ · cli · (app | bench) · reloading · web · links · http · operations · actors · flow
+    · (eventlog | features) · tracing · (auth | bus | client | systemd) · wire · (limits | permissions)
+    · subjects · log · (backoff | config | descriptors | metrics | ranges | signals) · errors
 
 `app` is the composition root and alone picks the implementations of the ports (`bus.base.Bus`,
-`actors.transport.Transport`). The pure core (`wire`, `subjects`, `routing`, `ring`, `limits`,
-`permissions`, `config`, `errors`) does no I/O and takes the time as an argument. import-linter
+`actors.transport.Transport`). The pure core (`wire`, `subjects`, `limits`, `permissions`,
+`config`, `errors`) does no I/O and takes the time as an argument. import-linter
 holds all of this (see `pyproject.toml`).
 """

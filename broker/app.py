@@ -23,6 +23,7 @@ import trio
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from broker import descriptors, systemd
+from broker.actors import scrape
 from broker.actors.supervisor import Supervisor
 from broker.actors.turns import Turn
 from broker.auth import admin as admin_token
@@ -158,7 +159,7 @@ async def serve(
             await tenants.start(supervisor.run)
             public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
-            registry.register(Collector(supervisor.statistics))
+            registry.register(Collector(partial(scrape.take, supervisor)))
             process = Process(certificate_expires=tls.expiry(config.server))
             registry.register(process)
             registry.register(KeySets(lambda: supervisor.verifier.keys.statistics()))

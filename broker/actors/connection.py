@@ -1,6 +1,6 @@
 """The actor of one client: a task that reads, and one that sends what the link did not take at once.
 
-What a message means is decided in `wire.session`, what is sent next in `outlet`; here it is carried out.
+What a message means is decided in `wire.session`, what is sent next in `flow`; here it is carried out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from msgspec import UNSET
 
 from broker.actors import joining, publishing
 from broker.actors.boundary import Boundary, each
-from broker.actors.outlet import NOBODY, Outlet
 from broker.actors.pacing import Pace
-from broker.actors.sending import Sending
 from broker.actors.tenant import REST_SECONDS
-from broker.actors.transport import Alive, Closed, Control, Resting, Text
+from broker.actors.transport import Alive, Closed, Control, LinkLost, Resting, Text
 from broker.errors import (
     BrokerError,
     CloseCode,
@@ -32,6 +30,10 @@ from broker.errors import (
     Unauthenticated,
     Unavailable,
 )
+from broker.eventlog.places import sequence_of
+from broker.flow.client import NOBODY
+from broker.flow.flow import Flow
+from broker.flow.sending import Sending
 from broker.limits import DELIVERED
 from broker.wire import codec, messages, traces
 from broker.wire.effects import Acknowledge, Answer, Close, Join, Leave, Reply, Retune, Send, Verify
@@ -39,15 +41,15 @@ from broker.wire.session import Session, to_message
 from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
-    from broker.actors.outlet import Who
     from broker.actors.services import Services
-    from broker.actors.tenant import Notice, Tenant
+    from broker.actors.tenant import Tenant
     from broker.actors.transport import Inbound, Transport
     from broker.auth.tokens import Verifier
     from broker.config import Limits
     from broker.features.cursors import Cursor
+    from broker.flow.client import Notice, Who
     from broker.limits import Budget
     from broker.permissions import Principal
     from broker.wire.effects import Effect
@@ -76,9 +78,10 @@ class Connection:
     peer: str
     token: str | None  # until it has been looked at
     asked: str | None
+    ended: Callable[[Connection], None]  # hears of the end, once
     certificate: str | None = None
     session: Session = attrs.field(init=False)
-    outlet: Outlet = attrs.field(init=False)
+    flow: Flow = attrs.field(init=False)
     tenant: Tenant | None = None
     pace: Pace | None = None  # of what is sent, where that is limited
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # of the reading task
@@ -107,7 +110,7 @@ class Connection:
         budgets = self.services.budgets
         self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
         transport = self.transport
-        self.outlet = Outlet(
+        self.flow = Flow(
             send=transport.send_nowait,
             client=self,
             whole=not transport.partial_sends,
@@ -133,12 +136,12 @@ class Connection:
             self.lost = True
             if self.sender:
                 self.sender.cancel()
-            self.outlet.client = NOBODY  # they hold each other: a cycle for a full collection to end
+            self.flow.client = NOBODY  # they hold each other: a cycle for a full collection to end
             each(  # the first two once more, should they have failed
-                self.outlet.detach,
+                self.leave_tenant,
                 partial(self.services.wheel.cancel, self),
                 self.transport.abort,
-                partial(self.services.ended, self),
+                partial(self.ended, self),
                 failed=self.note_crash,
             )
 
@@ -149,10 +152,10 @@ class Connection:
         if paced:
             self.pace = self.pace or Pace(self.transport, paced, self.services.budgets.count)
             self.pace.budgets = paced
-            self.outlet.send = self.pace.send_nowait
+            self.flow.send = self.pace.send_nowait
         elif self.pace:
             self.pace.lift()
-            self.pace, self.outlet.send = None, self.transport.send_nowait
+            self.pace, self.flow.send = None, self.transport.send_nowait
 
     async def say_goodbye(self) -> None:
         """Sends what is unsent, and lets the client be the one to close."""
@@ -165,6 +168,9 @@ class Connection:
 
     def crashed(self, error: Exception) -> None:
         """Ends it at once and without a word: what has failed may be what would say it."""
+        if isinstance(error, LinkLost):
+            self.link_lost()
+            return
         self.note_crash(error)
         if not self.closing:
             self.close_code, self.close_reason, self.ended_by = (
@@ -234,7 +240,7 @@ class Connection:
                 if self.dismissed is not None:
                     self.end(self.dismissed, STOPPING)
             case Control(data=data):
-                self.outlet.push(data)
+                self.flow.push(data)
             case Alive():
                 self.heard, self.pinged = trio.current_time(), None
             case Resting():
@@ -245,8 +251,7 @@ class Connection:
 
     async def let_drain(self) -> None:
         """Holds up reading from a client that does not take the replies to what it said."""
-        backlog = self.outlet.backlog
-        while backlog and len(backlog.replies) > REPLIES_HELD and self.sender:
+        while len(self.flow.rest or ()) > REPLIES_HELD and self.sender:
             self.drained = trio.Event()
             await self.drained.wait()
 
@@ -274,12 +279,12 @@ class Connection:
                 self.tell(messages.Pong(position=self.position() or UNSET), message_id)
             case Leave():
                 for pattern in effect.patterns:
-                    self.outlet.leave(pattern)
+                    self.flow.leave(pattern)
                 self.drop_cursors(self.session.forget_durables())
                 reply = messages.Unsubscribed(channel=effect.channel, code=effect.code or UNSET)
                 self.tell(reply, effect.message_id)
             case Retune():
-                self.outlet.retune(effect.pattern, effect.deny)
+                self.flow.retune(effect.pattern, effect.deny)
             case Verify():
                 await self.attempt(self.verify(effect), effect.message_id)
             case Join():
@@ -373,7 +378,7 @@ class Connection:
                 raise Unavailable(reason, retry_after=1.0)
             self.services.check(principal)  # bans may have been read since it came in
             self.tenant = self.services.tenants.get(principal.tenant)
-            self.tenant.fanout.attach(self.outlet)
+            self.tenant.enter(self.flow)
         return principal
 
     async def join(self, wish: Join) -> None:
@@ -390,7 +395,7 @@ class Connection:
             now = self.session.principal
             return now is not None and (now.subscribe, now.deny) == (principal.subscribe, principal.deny)
 
-        joined = await joining.join(self.services, principal, self.outlet, wish, unchanged)
+        joined = await joining.join(self.services, principal, self.flow, wish, unchanged)
         if wish.durable is not None and joined.cursor:
             self.cursors = {**self.cursors, wish.durable: joined.cursor}
         for message in joined.messages:
@@ -401,9 +406,9 @@ class Connection:
         self.fell_behind()
 
     async def acknowledge(self, wish: Acknowledge) -> None:
-        cursor, fanout = self.cursors[wish.durable], self.outlet.fanout
-        sent = self.outlet.sent(self.session.durables[wish.durable])
-        if fanout is None or wish.position.incarnation != fanout.incarnation or wish.position.sequence > sent:
+        cursor, events = self.cursors[wish.durable], self.flow.log
+        sent = self.flow.sent(self.session.durables[wish.durable])
+        if events is None or wish.position.incarnation != events.incarnation or wish.position.sequence > sent:
             raise InvalidPosition("payload.position: above what was sent here for this durable subscription")
         cursor.raise_to(wish.position)
         if wish.message_id is not None:
@@ -422,8 +427,8 @@ class Connection:
 
     def position(self) -> str | None:
         """The live position to tell the client, once there is one."""
-        fanout = self.outlet.fanout
-        return fanout.text(self.outlet.position()) if fanout else None
+        events = self.flow.log
+        return events.text(self.flow.position()) if events else None
 
     # --- what the client is told --------------------------------------------------------------------
 
@@ -431,24 +436,27 @@ class Connection:
         if self.closing:
             return
         with Boundary(self):
-            self.outlet.push(self.transport.frame(codec.encode(message, message_id)))
+            self.flow.push(self.encode(message, message_id))
             if isinstance(message, messages.Gap):
                 self.services.meters.gaps[message.reason] += 1
             elif isinstance(message, messages.Error):
                 self.services.meters.errors[message.code] += 1
 
+    def encode(self, message: messages.ServerMessage, message_id: str | None = None) -> bytes:
+        return self.transport.frame(codec.encode(message, message_id))
+
     def heed_notice(self, notice: Notice) -> None:
         """Tells the client what all are told."""
         if notice.message:
             self.tell(notice.message)
-        if notice.reason and (live := self.outlet.live):
-            channel = messages.named(topic.pattern for topic in live)
+        if notice.reason and (unstored := self.flow.unstored):
+            channel = messages.named(each.pattern for each in unstored)
             self.tell(messages.Gap(channel=channel, reason=notice.reason))
 
     def fell_behind(self) -> None:
         """Starts the sending task, unless it runs or there is nothing to send."""
-        outlet = self.outlet
-        if self.sender is None and not self.lost and (outlet.backlog or outlet.catch_ups):
+        flow = self.flow
+        if self.sender is None and not self.lost and (flow.rest or flow.main or flow.beside):
             with Boundary(self):
                 self.progress = trio.current_time()
                 self.transport.behind(begins=True)
@@ -469,14 +477,13 @@ class Connection:
     def sending(self) -> Sending:
         return Sending(
             send_some=self.send_some,
-            outlet=self.outlet,
-            tenant=lambda: self.tenant,
+            flow=self.flow,
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
             meters=self.services.meters,
         )
 
-    async def send_some(self, data: memoryview) -> int:
+    async def send_some(self, data: bytes | memoryview) -> int:
         return await (self.pace or self.transport).send_some(data)
 
     def progressed(self) -> None:
@@ -517,8 +524,7 @@ class Connection:
 
     def heartbeat(self, now: float) -> float:
         """Pings while nothing waits for the client, judges by progress while something does."""
-        backlog = self.outlet.backlog
-        if backlog and backlog.left:
+        if self.flow.rest:
             self.pinged, self.heard = None, now
             if self.pace:  # what we hold back is not what the client does not take
                 self.progress = max(self.progress, min(now, self.pace.until))
@@ -537,7 +543,7 @@ class Connection:
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
         answers = self.transport.answers
         self.pinged, self.heard = (now, self.heard) if answers else (None, now)
-        self.outlet.push(self.transport.ping(self.position()))
+        self.flow.push(self.transport.ping(self.position()))
         if answers:
             return self.due_after(now, now)
         return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
@@ -560,12 +566,11 @@ class Connection:
     def ask(self) -> None:
         """Asks the client for a sign of life."""
         with Boundary(self):
-            self.outlet.push(self.transport.ask())
+            self.flow.push(self.transport.ask())
 
     @property
     def unsent(self) -> bool:
-        backlog = self.outlet.backlog
-        return bool(backlog and (backlog.left or backlog.replies))
+        return self.flow.rest is not None
 
     def held_back(self, since: float) -> bool:
         """Whether it is us who keep what is unsent from the client."""
@@ -606,7 +611,7 @@ class Connection:
             self.close_code, self.close_reason, self.ended_by = code, reason, by
             self.retire()
             with Boundary(self):
-                self.outlet.push(self.transport.close(code, reason))
+                self.flow.push(self.transport.close(code, reason))
             self.scope.cancel()
 
     def leave(self, closed: Closed) -> None:
@@ -615,7 +620,7 @@ class Connection:
             self.close_code, self.close_reason, self.ended_by = closed.code, closed.reason, closed.by
             self.retire()
             if closed.answer:
-                self.outlet.push(closed.answer)
+                self.flow.push(closed.answer)
             else:
                 self.lost = True
 
@@ -627,20 +632,24 @@ class Connection:
         each(
             self.note_position,
             partial(self.services.wheel.cancel, self),
-            self.outlet.detach,
+            self.leave_tenant,
             lambda: self.drop_cursors(list(self.cursors)),
             self.lift_pace,
             self.return_budgets,
             failed=self.crashed,
         )
 
+    def leave_tenant(self) -> None:
+        if self.tenant:
+            self.tenant.leave(self.flow)
+
     def lift_pace(self) -> None:
         if self.pace:
             self.pace.lift()
 
     def note_position(self) -> None:
-        if fanout := self.outlet.fanout:
-            self.last = fanout.text(fanout.reached(self.outlet))  # sends nothing: the link may be lost
+        if events := self.flow.log:
+            self.last = events.text(sequence_of(self.flow.place()))  # sends nothing: the link may be lost
 
     def return_budgets(self) -> None:
         self.services.places.leave(self)

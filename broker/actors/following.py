@@ -23,12 +23,12 @@ from broker.wire import events
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from broker.actors.fanout import Fanout
-    from broker.actors.outlet import Outlet
+    from broker.eventlog.history import Checked
+    from broker.eventlog.log import EventLog
+    from broker.eventlog.selection import Selection
+    from broker.eventlog.tick import Tick
     from broker.features.deadletter import Letter
-    from broker.features.replay import Checked
-    from broker.ring import Tick
-    from broker.routing import Topic
+    from broker.flow.flow import Flow
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ CONNECTIONS_PER_TICK = 10_000
 SHOWN_CONNECTIONS = 50  # of one event, those that did not get it first
 
 Outcome: TypeAlias = Literal["written", "behind", "catching_up", "dropped", "closed", "gone"]
-Fate: TypeAlias = "tuple[Outcome, Topic]"  # and the topic by which an event was meant for a connection
+Fate: TypeAlias = "tuple[Outcome, Selection]"  # and by which selection it was meant for it
 
 
 @attrs.frozen(kw_only=True)
@@ -197,20 +197,21 @@ class Followers(list[Follower]):
     def sent(
         self,
         tenant: str,
-        fanout: Fanout,
+        log: EventLog,
+        flows: Collection[Flow],
         batch: Sequence[Checked],
         tick: Tick,
-        slow: Collection[Outlet],
+        slow: Collection[Flow],
     ) -> None:
         """A tick of the tenant is out. For `slow` more waits than a policy allows: they are told next."""
         looked = connections = 0
-        catching = [outlet for outlet in fanout.outlets if outlet.catch_ups]
+        catching = [flow for flow in flows if flow.beside]
         slow = frozenset(slow)  # each connection is looked up there
         for index, checked in enumerate(batch):
             wanted = [follower for follower in self if follower.wants(tenant, checked[0])]
             if wanted and looked < FOLLOWED_PER_TICK and connections < CONNECTIONS_PER_TICK:
                 looked += 1
-                entry = look(fanout, tick, index, checked, slow, catching)
+                entry = look(log, tick, index, checked, slow, catching)
                 connections += len(entry.audiences) + sum(entry.outcomes.values())
                 for follower in wanted:
                     follower.put(entry)
@@ -221,84 +222,79 @@ class Followers(list[Follower]):
 
 
 def look(
-    fanout: Fanout,
+    log: EventLog,
     tick: Tick,
     index: int,
     checked: Checked,
-    slow: Collection[Outlet],
-    catching: Sequence[Outlet],
+    slow: Collection[Flow],
+    catching: Sequence[Flow],
 ) -> Traced:
-    """What became of one event of a tick."""
+    """Return what became of one event of a tick."""
     channel, (sequence, subject, body, headers) = checked
-    topics: list[Topic] = [topic for topic, mask in tick.masks.items() if mask >> index & 1]
+    matched: list[Selection] = [each for each, mask in tick.masks.items() if mask >> index & 1]
     audiences = [
-        Audience(pattern=each.pattern, connections=len(each.members), denied=False) for each in topics
+        Audience(pattern=each.pattern, connections=len(each.members), denied=False) for each in matched
     ]
     audiences += [
         Audience(pattern=each.pattern, connections=len(each.members), denied=True)
-        for each in fanout.topics.values()
+        for each in log.selections.values()
         if each.deny and not each.allows(channel) and subjects.covers(each.pattern, channel)
     ]
-    fates: dict[Outlet, Fate] = {}
-    for topic in topics:
-        for outlet in topic.members:
-            if outlet not in fates:
-                fates[outlet] = fate(outlet, topic, sequence, tick.first + index, slow)
-    for outlet in catching:
-        for catch_up in outlet.catch_ups:
-            for topic in topics:
-                if topic in catch_up.topics and outlet not in fates:
-                    fates[outlet] = "catching_up", topic
+    fates: dict[Flow, Fate] = {}
+    for selection in matched:
+        for flow in selection.members:
+            if flow not in fates:
+                fates[flow] = fate(flow, selection, tick.places[index], slow)
+    for flow in catching:
+        for reader in flow.beside:
+            for selection in matched:
+                if selection in reader.selections and flow not in fates:
+                    fates[flow] = "catching_up", selection
     # There may be as many as connections, of which few are shown.
     first = (each for each in fates.items() if each[1][0] != "written")
     rest = (each for each in fates.items() if each[1][0] == "written")
     return Traced(
         time=time.time(),
         channel=channel,
-        position=fanout.text(sequence) if sequence else None,
+        position=log.text(sequence) if sequence else None,
         bytes=len(body),
         form=events.form(body, headers),
         broadcast=subject.split(".", 2)[1] == subjects.BROADCAST,
         audiences=audiences,
         outcomes=Counter(outcome for outcome, _ in fates.values()),
         connections=[
-            delivery(fanout, outlet, outcome, topic)
-            for outlet, (outcome, topic) in islice(chain(first, rest), SHOWN_CONNECTIONS)
+            delivery(log, flow, outcome, selection)
+            for flow, (outcome, selection) in islice(chain(first, rest), SHOWN_CONNECTIONS)
         ],
     )
 
 
-def fate(outlet: Outlet, topic: Topic, sequence: int, counter: int, slow: Collection[Outlet]) -> Fate:
-    """What became of an event at a connection in whose live flow it is."""
-    backlog = outlet.backlog
-    if outlet.client.lost:
-        return "gone", topic
-    if backlog is None:
-        return "written", topic
-    if outlet in slow and "close" in outlet.lags.values():
-        return "closed", topic
-    if counter <= backlog.live_cursor if topic.live else sequence <= backlog.position:
-        return "written", topic
-    if outlet in slow and not topic.live and policy(outlet, topic) == "drop":
-        return "dropped", topic
-    return "behind", topic
+def fate(flow: Flow, selection: Selection, place: int, slow: Collection[Flow]) -> Fate:
+    """Return what became of an event at a connection in whose flow it is."""
+    main = flow.main
+    if flow.client.lost:
+        return "gone", selection
+    if main is None:
+        return "written", selection
+    if flow in slow and flow.options is not None and "close" in flow.options.policies.values():
+        return "closed", selection
+    if place <= (main.unstored if selection.unstored else main.place):
+        return "written", selection
+    if flow in slow and not selection.unstored and flow.policy(selection) == "drop":
+        return "dropped", selection
+    return "behind", selection
 
 
-def delivery(fanout: Fanout, outlet: Outlet, outcome: Outcome, topic: Topic) -> Delivery:
-    """A connection as it is shown."""
-    who, backlog, behind = outlet.client.who(), outlet.backlog, None
-    if outcome == "behind" and backlog is not None:
-        cursor = backlog.live_cursor if topic.live else backlog.cursor
-        behind = fanout.count - cursor if cursor >= 0 else None
+def delivery(log: EventLog, flow: Flow, outcome: Outcome, selection: Selection) -> Delivery:
+    """Return a connection as it is shown."""
+    who, main, behind = flow.client.who(), flow.main, None
+    if outcome == "behind" and main is not None:
+        behind = log.events_after(main.unstored if selection.unstored else main.place)
     return Delivery(
         connection=who["connection"],
         user=who["user"],
         outcome=outcome,
-        pattern=topic.pattern,
-        lag=policy(outlet, topic),
+        pattern=selection.pattern,
+        lag=flow.policy(selection),
         events_behind=behind,
     )
-
-
-def policy(outlet: Outlet, topic: Topic) -> str:
-    return outlet.lags.get(topic.pattern, "drop" if topic.live else "replay")

@@ -13,15 +13,15 @@ import attrs
 
 from broker import subjects
 from broker.errors import InvalidChannel
+from broker.eventlog.gone import Gone
 from broker.features.deadletter import DeadLetters, Letter
-from broker.features.gone import Gone
 from broker.wire import events
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from broker.bus.base import Record
-    from broker.features.replay import Checked
+    from broker.eventlog.history import Checked
     from broker.ranges import Ranges
 
 KEPT_SECONDS = 10.0

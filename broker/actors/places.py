@@ -10,7 +10,7 @@ share what it finds. Long polls need a place only while somebody polls.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
@@ -21,15 +21,52 @@ from broker.limits import CONNECTIONS
 
 if TYPE_CHECKING:
     from broker.actors.budgets import Budgets
-    from broker.actors.connection import Connection
-    from broker.actors.transport import LinkState
+    from broker.actors.transport import LinkState, Transport
     from broker.limits import Budget
     from broker.permissions import Principal
+    from broker.wire.session import Session
 
 ANSWER_SECONDS = 2.0  # for an answer, beside what the way there and back takes; so long nobody is silent
 ROUND_TRIP_SECONDS = 1.5  # at most that are believed of a link: queues on its way make it seem longer
 LOOK_SECONDS = 0.05
 MOST_ASKED = 64  # in one round: the longest silent of a user who may have very many
+
+
+class Holder(Protocol):
+    """A connection as one that has a place, or wants one.
+
+    `spoke`: when anything last came from its client. `busy`: a message of the client is being dealt with.
+    `unsent`: its link has not taken all yet. `resting`: it has given up its place for now.
+    """
+
+    transport: Transport
+    session: Session
+    spoke: float
+    busy: bool
+    closing: bool
+    resting: bool
+
+    @property
+    def unsent(self) -> bool: ...
+
+    def held_back(self, since: float) -> bool:
+        """Return whether it is us who keep what is unsent from the client."""
+
+    def ask(self) -> None:
+        """Ask the client for a sign of life."""
+
+    def give_up_place(self) -> None:
+        """Rest, or end: nobody seems to be there."""
+
+    def end_rest(self) -> None:
+        """End: more of them rest than may."""
+
+    def spend_from(self, budgets: tuple[Budget, ...]) -> None:
+        """Note what it is limited by from now on."""
+
+    def link_lost(self) -> None: ...
+
+    def crashed(self, error: Exception) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -41,7 +78,7 @@ class Question:
     twice the time is alive, unless it is one that cannot answer: that has to have taken something.
     """
 
-    asked: Connection
+    asked: Holder
     at: float
     spoke: float
     before: LinkState
@@ -90,7 +127,7 @@ class Places:
     budgets: Budgets
     rounds: dict[Budget, Round] = attrs.Factory(dict)
 
-    async def claim(self, connection: Connection, principal: Principal) -> None:
+    async def claim(self, connection: Holder, principal: Principal) -> None:
         """Makes a connection one of its user's. Raises `TooManyConnections` and `TooManyConnects`."""
         user = self.budgets.share((principal.tenant, principal.user))
         await self.room(user)
@@ -99,7 +136,7 @@ class Places:
             connection.spend_from(self.budgets.claim(connection.session.budgets, principal, now))
             user.holders = (*user.holders, connection)
 
-    async def come_back(self, connection: Connection) -> None:
+    async def come_back(self, connection: Holder) -> None:
         """Gives one that rested its place again. Raises `TooManyConnections`."""
         user = user_of(connection)
         if user is None or not connection.resting:
@@ -110,7 +147,7 @@ class Places:
                 raise self.budgets.refusal(excess)
             connection.resting = False
 
-    def rest(self, connection: Connection) -> None:
+    def rest(self, connection: Holder) -> None:
         """Takes the place of one that needs none for now.
 
         Of more that rest than a user may have connections, the one that was silent longest ends.
@@ -124,7 +161,7 @@ class Places:
         if len(resting) > user.bounds.held[CONNECTIONS]:
             min(resting, key=since).end_rest()
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Holder) -> None:
         """Takes leave of one that ends; what it holds in its budgets is given back as of all others."""
         user = user_of(connection)
         if user is not None:
@@ -181,10 +218,10 @@ async def ask(user: Budget) -> list[Question]:
     return sorted(dead, key=lambda each: each.spoke)
 
 
-def since(connection: Connection) -> float:
+def since(connection: Holder) -> float:
     return connection.spoke
 
 
-def user_of(connection: Connection) -> Budget | None:
+def user_of(connection: Holder) -> Budget | None:
     """The budget that its place is in; None before there is a token."""
     return next((each for each in connection.session.budgets if each.bounds.scope == limits.USER), None)

@@ -19,8 +19,8 @@ from broker.wire.messages import Acknowledged, Error, Published
 from broker.wire.session import Session, check_name
 
 if TYPE_CHECKING:
-    from broker.actors.outlet import Who
     from broker.actors.services import Services
+    from broker.flow.client import Who
     from broker.permissions import Principal
 
 Answer: TypeAlias = Published | Acknowledged | Error

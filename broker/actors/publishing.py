@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from broker import subjects
-from broker.actors.fanout import PUBLISHER
 from broker.wire import messages, traces
+from broker.wire.events import PUBLISHER
 from broker.wire.positions import Position
 
 if TYPE_CHECKING:

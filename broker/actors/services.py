@@ -10,12 +10,9 @@ import attrs
 from broker.errors import TokenRevoked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import trio
 
     from broker.actors.budgets import Budgets
-    from broker.actors.connection import Connection
     from broker.actors.intake import Intake
     from broker.actors.live import LiveSubjects
     from broker.actors.places import Places
@@ -24,10 +21,10 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus
     from broker.config import Config
+    from broker.eventlog.starts import Starts
     from broker.features.audit import Audit
     from broker.features.control import Control
     from broker.features.cursors import Cursors
-    from broker.features.starts import Starts
     from broker.metrics.meters import Meters
     from broker.permissions import Principal
     from broker.subjects import Names
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class Services:
-    """Shared by all connections. `nursery` is where their sending tasks run; `ended` hears of each end."""
+    """Shared by all connections. `nursery` is where their sending tasks run."""
 
     config: Config
     bus: Bus
@@ -53,7 +50,6 @@ class Services:
     control: Control
     wheel: Wheel
     meters: Meters
-    ended: Callable[[Connection], None]
     tracing: Tracing | None = None
     duplicate_window: float = attrs.field(init=False)  # of the stream as it is, in seconds
     nursery: trio.Nursery = attrs.field(init=False)

@@ -11,33 +11,34 @@ import attrs
 import structlog
 import trio
 
-from broker.actors import snapshot, usage
+from broker.actors import usage
 from broker.actors.boundary import Boundary, each, kept
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
 from broker.actors.connection import Connection
 from broker.actors.deletions import Deletions
 from broker.actors.following import Followers
+from broker.actors.inbox import Hole
 from broker.actors.intake import KEPT_SECONDS, Intake
 from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
 from broker.actors.places import Places
 from broker.actors.posting import Posting
 from broker.actors.services import Services
-from broker.actors.tenant import Hole, Notice, Tenant
 from broker.actors.tenants import Tenants
 from broker.actors.transport import LinkLost
 from broker.actors.turns import Turn
 from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
+from broker.eventlog.starts import Starts
 from broker.features import control
 from broker.features.audit import Audit
 from broker.features.closes import Closes, Ended
 from broker.features.control import Control
 from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
-from broker.features.starts import Starts
+from broker.flow.client import Notice
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
 from broker.wire.messages import Source
@@ -49,11 +50,11 @@ if TYPE_CHECKING:
 
     from broker.actors.intake import Address
     from broker.actors.posting import Answer
+    from broker.actors.tenant import Tenant
     from broker.actors.transport import Hello, Transport
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
-    from broker.metrics.statistics import Statistics
     from broker.subjects import Names
     from broker.tracing import Tracing
 
@@ -121,10 +122,11 @@ class Supervisor:
             intake=self.intake,
             meters=self.meters,
             starts=starts,
+            look=lambda: self.deletions.look(),
             tracing=self.tracing,
             followers=followers,
         )
-        self.deletions = self.tenants.deletions = Deletions(bus, self.intake, self.tenants)
+        self.deletions = Deletions(bus, self.intake, self.tenants)
         self.observer = Observer(
             bus, names, self.meters, self.intake, lambda: self.config.metrics, self.control.read_again
         )
@@ -144,7 +146,6 @@ class Supervisor:
             control=self.control,
             wheel=Wheel(),
             meters=self.meters,
-            ended=self.ended,
             tracing=self.tracing,
         )
 
@@ -347,6 +348,7 @@ class Supervisor:
             token=hello.token,
             asked=hello.tenant,
             certificate=hello.certificate,
+            ended=self.ended,
         )
         self.connections[connection] = None
         self.meters.opened[transport.name] += 1
@@ -413,9 +415,6 @@ class Supervisor:
         if not self.connected:
             return f"NATS is out of reach: {self.canary.fault}"
         return self.control.not_ready() or self.canary.trouble()
-
-    def statistics(self) -> Statistics:
-        return snapshot.take(self)
 
 
 def end_of(connection: Connection, now: float, unix_now: float) -> Ended:

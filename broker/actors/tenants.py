@@ -13,20 +13,20 @@ from broker import subjects
 from broker.actors.following import Followers
 from broker.actors.tenant import Tenant
 from broker.errors import Unavailable
-from broker.features.gate import FairGate
-from broker.features.replay import History
-from broker.features.snapshots import KEPT_SECONDS, Holdings, Snapshots
+from broker.eventlog.gate import FairGate
+from broker.eventlog.history import History
+from broker.eventlog.places import sequence_of
+from broker.eventlog.snapshots import KEPT_SECONDS, Holdings, Snapshots
 from broker.metrics.tenants import OTHER, Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
-    from broker.actors.deletions import Deletions
-    from broker.actors.fanout import Fanout
     from broker.actors.intake import Intake
-    from broker.bus.base import Bus
+    from broker.bus.base import Bus, StreamState
     from broker.config import Config
-    from broker.features.starts import Starts
+    from broker.eventlog.log import EventLog
+    from broker.eventlog.starts import Starts
     from broker.metrics.meters import Meters
     from broker.tracing import Tracing
 
@@ -45,9 +45,9 @@ class Tenants:
     intake: Intake
     meters: Meters
     starts: Starts
+    look: Callable[[], Awaitable[StreamState]]  # at the stream; what of it is gone is forgotten
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
-    deletions: Deletions = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)
     followers: Followers = attrs.Factory(Followers)
@@ -110,28 +110,29 @@ class Tenants:
         for tenant in self.running.values():
             tenant.outbound_bytes = config.limits.outbound_bytes
 
-    def history(self, name: str, fanout: Fanout) -> History:
+    def history(self, name: str, log: EventLog) -> History:
         return History(
             tenant=name,
             bus=self.bus,
             names=self.names,
-            incarnation=fanout.incarnation,
+            incarnation=log.incarnation,
             gate=self.gate,
-            look=self.deletions.look,
+            look=self.look,
             check=self.intake.check,
             remembered=partial(self.intake.between, name),
-            encode=lambda checked: fanout.encode(checked, first=0, base=0),
+            encode=partial(log.encode, base=0),
             clock=trio.current_time,
+            below=lambda: sequence_of(log.ring.floor),
         )
 
-    def snapshots(self, name: str, fanout: Fanout) -> Snapshots:
+    def snapshots(self, name: str, log: EventLog) -> Snapshots:
         return Snapshots(
             tenant=name,
             holdings=self.holdings,
-            ring=fanout.ring,
-            topics=fanout,
+            ring=log.ring,
+            matcher=log,
             read=self.starts.snapshot,
-            encode=lambda checked: fanout.encode(checked, first=0, base=0),
+            encode=partial(log.encode, base=0),
             deleted=lambda sequence: self.intake.gone.has(sequence),
             remembered=partial(self.intake.between, name),
             memory=lambda: self.intake.floor,
@@ -146,16 +147,16 @@ class Tenants:
         """Whether a connection has a subscription that needs this subject, or is about to have one."""
         name, _ = self.names.split(subject)
         return self.followers.need(name, live=True) or any(
-            tenant.needs_live() for tenant in self.audience(name)
+            tenant.needs_unstored() for tenant in self.audience(name)
         )
 
     def tidy(self, now: float) -> None:
         """Drops what is old, and who has been idle."""
         for name, tenant in list(self.running.items()):
-            tenant.fanout.ring.expire(now)
-            tenant.fanout.history.expire(now)
-            tenant.fanout.snapshots.expire(now - KEPT_SECONDS)
-            if tenant.outlets() or self.followers.need(name, live=False):
+            tenant.log.ring.expire(now)
+            tenant.log.history.expire(now)
+            tenant.log.snapshots.expire(now - KEPT_SECONDS)
+            if tenant.flows or self.followers.need(name, live=False):
                 tenant.used = now
             elif now - tenant.used > IDLE_SECONDS:
                 del self.running[name]
@@ -167,10 +168,10 @@ class Tenants:
 
     def shrink_rings(self) -> None:
         """Keeps all rings together within their bound; the least recently used give first."""
-        total = sum(tenant.fanout.ring.size for tenant in self.running.values())
+        total = sum(tenant.log.ring.size for tenant in self.running.values())
         for tenant in sorted(self.running.values(), key=lambda each: each.used):
-            ring = tenant.fanout.ring
-            while total > self.config.ring.total_bytes and ring.events and not tenant.fanout.running:
+            ring = tenant.log.ring
+            while total > self.config.ring.total_bytes and ring.events and not tenant.log.running:
                 size = ring.size
                 ring.drop()
                 total -= size - ring.size

@@ -159,11 +159,11 @@ class Diagnosis:
             raise InvalidChannel(f"{pattern}: `me` is the user of a token; here write users.<user>.<name>")
         services = self.supervisor.services
         with services.tenants.followers.follow(wish.tenant, pattern) as follower:
-            fanout = services.tenants.get(wish.tenant).fanout
+            events = services.tenants.get(wish.tenant).log
             if subjects.is_live(pattern):
                 for subject in services.tenants.live_filters(wish.tenant):
                     await services.live_subjects.hold(subject)
-            start = fanout.text(fanout.position())
+            start = events.text(events.position())
             await write(Tracing(tenant=wish.tenant, channel=pattern, position=start))
             left, deadline = wish.limit, trio.current_time() + wish.seconds
             while left > 0:

@@ -16,6 +16,7 @@ import trio
 from broker import config
 from broker import log as logging
 from broker.errors import CloseCode, NotFound
+from broker.eventlog.places import sequence_of
 from broker.operations import reports
 from broker.subjects import is_live
 from broker.wire.times import rfc3339
@@ -111,19 +112,19 @@ class Operations:
         tenant = self.supervisor.tenants.running.get(name)
         if tenant is None:
             raise NotFound(f"{name[:64]}: this tenant has had no clients on this broker for a minute")
-        fanout, inbox, until = tenant.fanout, tenant.inbox, tenant.failed_until
+        log, inbox, until = tenant.log, tenant.inbox, tenant.failed_until
         statistics = tenant.statistics()
         users = {each.who()["user"] for each in self.supervisor.connections if each.tenant is tenant}
         return reports.TenantReport(
             **tenant_summary(tenant),
             users=len(users),
-            topics=statistics.topics,
-            catch_ups=sum(len(outlet.catch_ups) for outlet in fanout.outlets),
+            topics=statistics.selections,
+            catch_ups=sum(len(flow.beside) for flow in tenant.flows),
             rests_seconds=max(0.0, until - trio.current_time()) if until is not None else 0.0,
             ring=reports.RingReport(
                 events=statistics.ring_events,
                 bytes=statistics.ring_bytes,
-                since=fanout.text(fanout.ring.floor_head),
+                since=log.text(sequence_of(log.ring.floor)),
             ),
             inbox=reports.InboxReport(events=len(inbox.records), bytes=inbox.size, lost=inbox.lost),
         )
@@ -137,7 +138,7 @@ def fits(connection: Connection, wish: reports.ConnectionFilter) -> bool:
         and wish.user in (None, principal and principal.user)
         and wish.transport in (None, connection.transport.name)
         and wish.address in (None, host(connection.peer))
-        and wish.behind in (None, connection.outlet.backlog is not None)
+        and wish.behind in (None, connection.flow.main is not None)
     )
 
 
@@ -153,8 +154,7 @@ def wall_clock(then: float) -> str:
 
 def summary(connection: Connection) -> dict[str, Any]:
     """Return the fields of a `ConnectionSummary`."""
-    principal, outlet = connection.session.principal, connection.outlet
-    backlog, fanout = outlet.backlog, outlet.fanout
+    principal, flow = connection.session.principal, connection.flow
     return {
         "id": connection.id,
         "tenant": principal.tenant if principal else None,
@@ -163,37 +163,37 @@ def summary(connection: Connection) -> dict[str, Any]:
         "transport": connection.transport.name,
         "since": wall_clock(connection.session.began),
         "subscriptions": len(connection.session.subscriptions),
-        "behind": backlog is not None,
-        "lag": max(0, fanout.position() - outlet.position()) if fanout else 0,
-        "unsent_bytes": len(backlog.left) + sum(map(len, backlog.replies)) if backlog else 0,
+        "behind": flow.main is not None,
+        "lag": max(0, flow.log.position() - sequence_of(flow.place())) if flow.log else 0,
+        "unsent_bytes": flow.unsent,
     }
 
 
 def full(connection: Connection) -> reports.ConnectionReport:
-    session, outlet = connection.session, connection.outlet
-    backlog, fanout = outlet.backlog, outlet.fanout
+    session, flow = connection.session, connection.flow
+    log, main = flow.log, flow.main
     now = trio.current_time()
     return reports.ConnectionReport(
         **summary(connection),
         principal=principal_report(session.principal) if session.principal else None,
         certificate=connection.certificate,
         position=connection.position(),
-        head=fanout.text(fanout.position()) if fanout else None,
-        resuming=backlog.resuming if backlog else False,
-        unsent_replies=len(backlog.replies) if backlog else 0,
+        head=log.text(log.position()) if log else None,
+        resuming=main.resuming if main else False,
+        unsent_replies=len(flow.rest) - 1 if flow.rest else 0,
         heard=wall_clock(connection.heard),
-        progress=wall_clock(connection.progress) if backlog else None,
+        progress=wall_clock(connection.progress) if main else None,
         closing=connection.closing,
         channels=[subscription_report(connection, pattern) for pattern in sorted(session.subscriptions)],
         catch_ups=[
             reports.CatchUpReport(
                 number=each.number,
-                position=fanout.text(each.position),
+                position=log.text(sequence_of(each.place)),
                 snapshot=each.snapshot is not None,
-                channels=sorted(topic.pattern for topic in each.topics),
+                channels=sorted(selection.pattern for selection in each.selections),
             )
-            for each in outlet.catch_ups
-            if fanout
+            for each in flow.beside
+            if log and each.number is not None
         ],
         durables=[
             reports.DurableReport(
@@ -210,14 +210,15 @@ def full(connection: Connection) -> reports.ConnectionReport:
 
 
 def subscription_report(connection: Connection, pattern: str) -> reports.SubscriptionReport:
-    session, outlet = connection.session, connection.outlet
-    numbers = [each.number for each in outlet.catch_ups if any(t.pattern == pattern for t in each.topics)]
-    waiting = any(pattern in group.patterns for group in outlet.groups())
+    session, flow = connection.session, connection.flow
+    selection = flow.find(pattern)
+    numbers = [each.number for each in flow.beside if selection in each.selections]
+    waiting = any(selection in group.selections for each in flow.readers() for group in each.groups)
     names = [name for name, held in session.durables.items() if pattern in held]
     return reports.SubscriptionReport(
         channel=pattern,
         deny=list(session.subscriptions[pattern]),
-        lag=outlet.lags.get(pattern, "drop" if is_live(pattern) else "replay"),
+        lag=flow.policy(selection) if selection else "drop" if is_live(pattern) else "replay",
         live=not (numbers or waiting),
         catch_up=numbers[0] if numbers else None,
         durable=names[0] if names else None,
@@ -245,7 +246,7 @@ def tenant_summary(tenant: Tenant) -> dict[str, Any]:
         "tenant": tenant.name,
         "connections": statistics.connections,
         "behind": statistics.behind,
-        "position": tenant.fanout.text(tenant.fanout.position()),
+        "position": tenant.log.text(tenant.log.position()),
         "restarts": statistics.restarts,
         "resting": tenant.failed_until is not None and trio.current_time() < tenant.failed_until,
     }

@@ -13,10 +13,9 @@ import msgspec
 import structlog
 
 from broker import subjects
-from broker.actors.fanout import published_by
 from broker.actors.intake import parse
 from broker.errors import BadMessage, Conflict, InvalidChannel, InvalidPosition, NotFound, TooLarge
-from broker.features.replay import filters
+from broker.eventlog.history import filters
 from broker.operations import reports
 from broker.wire import events, positions
 from broker.wire.positions import Position
@@ -155,7 +154,7 @@ class Storage:
             channel=channel,
             position=self.text(entry.sequence),
             time=rfc3339(entry.time),
-            publisher=published_by(entry.headers),
+            publisher=events.published_by(entry.headers),
             event=msgspec.Raw(events.to_event(entry.body, entry.headers)),
         )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 1024
 TOMBSTONE = b"null"
+PUBLISHER = "Broker-User"  # the header that says which client published, encoded by the broker
 
 ATTRIBUTE = re.compile(r"ce-((?!data\Z)[a-z0-9]+)\Z")  # the names that the specification allows
 # A string without an end, too: to look for one again from each of its quotes would take for ever.
@@ -146,3 +147,9 @@ def form(body: bytes, headers: Mapping[str, str] | None) -> Form:
 def header_text(value: str) -> str:
     """The text of a percent-encoded header, which may hold any byte: what is no UTF-8 is replaced."""
     return unquote_to_bytes(value.encode("utf-8", "surrogateescape")).decode(errors="replace")
+
+
+def published_by(headers: Mapping[str, str] | None) -> str | None:
+    """Return the client that published an event; None when it was a service."""
+    user = headers.get(PUBLISHER) if headers else None
+    return None if user is None else header_text(user)

@@ -17,23 +17,25 @@ import trio.testing
 
 from broker import config, subjects
 from broker.actors.boundary import Boundary, kept
-from broker.actors.fanout import Fanout
-from broker.actors.outlet import Outlet
 from broker.actors.supervisor import TIDY_SECONDS, Supervisor
 from broker.actors.tenants import IDLE_SECONDS
 from broker.actors.transport import Hello
 from broker.errors import CloseCode
+from broker.flow.flow import Flow
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
 from tests.support.seams import ACTORS, Seam, Seams, transports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from broker.eventlog.log import EventLog
+
 SEAMS = {seam.name: seam for seam in (*ACTORS, *transports(ScriptedLink))}
 # What gives something back. Where that fails for ever it stays, and it alone.
 KEEPS = {
-    "Fanout.detach",
-    "Outlet.detach",
+    "Tenant.leave",
+    "Flow.detach",
+    "Flow.quit",
     "Connection.return_budgets",
     "Wheel.cancel",
     "Connection.drop_cursors",
@@ -176,9 +178,8 @@ async def test_a_fault_ends_its_connection_alone(
         tenant = supervisor.tenants.running["acme"]
         assert not tenant.restarts
         if seam.name not in (KEEPS if how == "ever" else KEEPS_AFTER_ALL):
-            assert list(tenant.fanout.outlets) == [left.outlet]
-            assert not tenant.fanout.strict
-            assert {topic.pattern for topic in tenant.fanout.topics.values()} == {">", "live.>"}
+            assert list(tenant.flows) == [left.flow]
+            assert {each.pattern for each in tenant.log.selections.values()} == {">", "live.>"}
             assert {each for bucket in supervisor.services.wheel.buckets.values() for each in bucket} == {
                 left
             }
@@ -209,19 +210,19 @@ async def test_a_tenant_that_cannot_be_rebuilt_keeps_nobody_who_has_left(
             link.say("subscribe", {"channel": ["a", "live.a"]})
         await trio.sleep(1)
         tenant = supervisor.tenants.running["acme"]
-        real, calls = Fanout.adopt, Counter[Outlet]()
+        real, calls = Flow.move, Counter[Flow]()
 
-        def adopt(self: Fanout, outlet: Outlet, **options: Any) -> None:
-            calls[outlet] += 1
-            real(self, outlet, **options)
+        def move(self: Flow, log: EventLog) -> None:
+            calls[self] += 1
+            real(self, log)
             if len(calls) > 2:
                 raise RuntimeError("broken on purpose")
 
-        monkeypatch.setattr(Fanout, "adopt", adopt)
+        monkeypatch.setattr(Flow, "move", move)
         tenant.inbox.lose()
         await trio.sleep(5)
         assert len(supervisor.connections) == 2
-        assert len(tenant.fanout.outlets) == 2
+        assert len(tenant.flows) == 2
         for link in links:
             link.drop()
         await trio.sleep(5)
@@ -229,7 +230,7 @@ async def test_a_tenant_that_cannot_be_rebuilt_keeps_nobody_who_has_left(
         await trio.sleep(5)
         assert set(calls.values()) == {1}
         assert tenant.statistics().connections == 0
-        assert not tenant.fanout.topics
+        assert not tenant.log.selections
         await trio.sleep(IDLE_SECONDS + TIDY_SECONDS * 2)
         assert not supervisor.tenants.running
         nursery.cancel_scope.cancel()

@@ -465,10 +465,10 @@ async def test_pace_changes_at_a_reload(autojump_clock: trio.abc.Clock) -> None:
         (connection,) = supervisor.connections
         await supervisor.reload(slow, verifier)
         assert await burst() < 70
-        assert connection.outlet.backlog is not None
+        assert connection.flow.main is not None
         await supervisor.reload(free, verifier)
         await trio.sleep(0.5)
         assert reader.events == list(range(1, 81))
-        assert connection.outlet.backlog is None
+        assert connection.flow.main is None
         assert connection.pace is None
         nursery.cancel_scope.cancel()

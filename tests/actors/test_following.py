@@ -18,15 +18,16 @@ from broker.actors.following import (
     Traced,
 )
 from broker.errors import Conflict
+from broker.eventlog.places import sequence_of
 from broker.features.deadletter import Letter
-from tests.actors.test_fanout import Bench
+from tests.support.flows import Bench
 
 if TYPE_CHECKING:
     from broker.actors.following import Entry
-    from broker.actors.outlet import Outlet
+    from broker.flow.flow import Flow
 
 
-def trace(bench: Bench, *channels: str, pattern: str = ">", slow: tuple[Outlet, ...] = ()) -> list[Entry]:
+def trace(bench: Bench, *channels: str, pattern: str = ">", slow: tuple[Flow, ...] = ()) -> list[Entry]:
     """What is told of one tick with these channels."""
     followers = Followers()
     with followers.follow("acme", pattern) as follower:
@@ -34,10 +35,16 @@ def trace(bench: Bench, *channels: str, pattern: str = ">", slow: tuple[Outlet, 
         # As the intake has it: the tick's records by their channels.
         batch: list[Any] = [
             (channel, (0 if channel.startswith("live.") else sequence, f"events.acme.{channel}", b"1", None))
-            for channel, sequence in zip(tick.channels, tick.sequences, strict=True)
+            for channel, sequence in zip(tick.channels, map(sequence_of, tick.places), strict=True)
         ]
-        followers.sent("acme", bench.fanout, batch, tick, slow)
+        followers.sent("acme", bench.log, flows(bench), batch, tick, slow)
         return list(follower.waiting)
+
+
+def flows(bench: Bench) -> list[Flow]:
+    """All connections."""
+    found = {flow: None for each in bench.log.selections.values() for flow in each.members}
+    return list(found)
 
 
 def only(entries: list[Entry]) -> Traced:
@@ -81,10 +88,9 @@ def test_lag_policies(lag: Any, outcome: str) -> None:
     """What a policy does with an event of which too much waits is said before it is done."""
     bench = Bench()
     link = bench.attach(room=0)
-    bench.join(link, "a")
-    link.outlet.lags = {"a": lag}
+    bench.join(link, "a", policy=lag)
     bench.publish("a")
-    entry = only(trace(bench, "a", slow=(link.outlet,)))
+    entry = only(trace(bench, "a", slow=(link.flow,)))
     assert [(each.outcome, each.lag) for each in entry.connections] == [(outcome, lag)]
 
 
@@ -109,7 +115,7 @@ def test_live_events_and_patterns() -> None:
     followers = Followers()
     with followers.follow("globex", ">") as follower:
         tick = bench.publish("a")
-        followers.sent("acme", bench.fanout, [("a", (9, "events.acme.a", b"1", None))], tick, ())
+        followers.sent("acme", bench.log, flows(bench), [("a", (9, "events.acme.a", b"1", None))], tick, ())
         assert not follower.waiting
         followers.refused(letter("acme"))
         assert not follower.waiting
@@ -139,7 +145,7 @@ def test_a_storm_is_bounded() -> None:
     with followers.follow("acme", "a") as follower:
         tick = bench.publish(*["a"] * (FOLLOWED_PER_TICK + 3))
         batch: list[Any] = [("a", (1, "events.acme.a", b"1", None))] * len(tick.channels)
-        followers.sent("acme", bench.fanout, batch, tick, ())
+        followers.sent("acme", bench.log, flows(bench), batch, tick, ())
         assert len(follower.waiting) == FOLLOWED_PER_TICK
         assert follower.missed == 3
         entry = follower.waiting[0]

@@ -122,4 +122,4 @@ async def test_permissions_that_change_meanwhile(autojump_clock: trio.abc.Clock)
         connection.session.principal = attrs.evolve(connection.session.principal, subscribe=("b",))
         error = await reader.until("error")
         assert (error["code"], error["retryable"]) == ("unavailable", True)
-        assert not connection.outlet.stored
+        assert not connection.flow.stored

@@ -332,7 +332,7 @@ async def test_what_we_hold_back_is_not_its_silence(autojump_clock: trio.abc.Clo
         members = [await it.come() for _ in range(PLACES)]
         await trio.sleep(QUIET)
         for connection in list(it.supervisor.connections):
-            connection.outlet.push(connection.transport.frame(LONG))
+            connection.flow.push(connection.transport.frame(LONG))
         new = await it.come()
         with trio.fail_after(100):
             while it.supervisor.services.places.rounds:

@@ -15,7 +15,7 @@ from broker import config, subjects
 from broker.actors import turns
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from broker.features import snapshots
+from broker.eventlog import snapshots
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
 from tests.support.seeds import simulated
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from broker.bus.base import Record
-    from broker.features.starts import Scope
+    from broker.eventlog.starts import Scope
 
 ROOM = 4000  # bytes that a link holds
 CHANNELS = 40
@@ -322,14 +322,14 @@ async def test_what_is_deleted_while_others_are_read(autojump_clock: trio.abc.Cl
         await other.until(other.live)
         tenants = world.supervisor.tenants
         await trio.sleep(20)  # so that it is read from the stream
-        shared = tenants.running["acme"].fanout.snapshots
+        shared = tenants.running["acme"].log.snapshots
         read = shared.read
 
         async def slowly(scope: Scope) -> Mapping[str, Record]:
             found = await read(scope)
             if newer not in world.bus.deleted:
                 world.bus.delete([newer])
-                await tenants.deletions.look()
+                await world.supervisor.deletions.look()
             return found
 
         shared.read = slowly
@@ -348,7 +348,7 @@ async def test_nothing_is_kept_of_a_stream_in_doubt(autojump_clock: trio.abc.Clo
         reader = await world.reader("a.*")
         await reader.until(reader.live)
         tenant = world.supervisor.tenants.running["acme"]
-        [line] = tenant.fanout.snapshots.lines.values()
+        [line] = tenant.log.snapshots.lines.values()
         async with line.lock:
             tenant.shorten(trio.current_time())
         assert line.kept is None
@@ -361,8 +361,7 @@ async def test_a_traced_tombstone(autojump_clock: trio.abc.Clock) -> None:
     async with open_world() as world:
         reader = await world.reader("b")
         await reader.until(reader.live)
-        fanout = world.supervisor.tenants.running["acme"].fanout
-        fanout.traced = True
+        world.supervisor.tenants.running["acme"].log.traced = True
         world.bus.put("events.acme.a.1", b"1", {"traceparent": parent})
         world.bus.put("events.acme.a.1", b"", {"traceparent": parent})
         world.bus.put("events.acme.a.2", b"2", {"traceparent": parent})
@@ -391,7 +390,7 @@ async def test_much_that_is_newer(autojump_clock: trio.abc.Clock) -> None:
             await trio.sleep(0.4)
             readers.append(await world.reader("a.*", user=f"u{turn}"))
             await readers[-1].until(readers[-1].answered, most=1)
-        catch_ups = [each for one in world.supervisor.connections for each in one.outlet.catch_ups]
+        catch_ups = [each for one in world.supervisor.connections for each in one.flow.beside]
         assert len(catch_ups) > 2
         noted = [each.newer for each in catch_ups if isinstance(each.newer, snapshots.Newer)]
         assert all(len(each.sequences) <= snapshots.NEWER_EVENTS for each in noted)

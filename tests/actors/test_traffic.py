@@ -11,7 +11,7 @@ import pytest
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.turns import Turn
-from tests.actors.test_fanout import ENDLESS, Link
+from tests.support.flows import ENDLESS, Link
 from tests.support.scripted import ScriptedBus, ScriptedVerifier
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ async def test_counts_only_grow(nursery: trio.Nursery, room: int, whole: bool) -
     tenant = supervisor.tenants.get("t")
     slow, quick = Link(room=room, whole=whole), Scraping(tenant=tenant)
     for link in (slow, quick):
-        tenant.fanout.attach(link.outlet)
-        link.outlet.join(tenant.fanout.acquire("a", ()), 0)
-    tick = tenant.fanout.add([("a", (number, "events.t.a", b"1", None)) for number in (1, 2, 3, 4)])
+        tenant.enter(link.flow)
+        link.flow.join(tenant.log.acquire("a", ()))
+    tick = tenant.log.append([("a", (number, "events.t.a", b"1", None)) for number in (1, 2, 3, 4)])
     await tenant.send(tick, Turn())
-    tenant.fanout.finish()
+    tenant.log.finish()
     quick.look()
     assert min(quick.seen) >= (0, 0)
     assert quick.seen == sorted(quick.seen)

@@ -128,7 +128,7 @@ async def test_grace_is_an_end(
         for _ in range(300):
             await publisher.publish("events.acme.a", b'"' + b"x" * 20000 + b'"')
         await publisher.flush()
-        await eventually(lambda: bool(connection.outlet.backlog and connection.outlet.backlog.left))
+        await eventually(lambda: connection.flow.rest is not None)
         broker.stop.wanted.set()
         await eventually(lambda: not supervisors[0].connections)
 

@@ -149,15 +149,13 @@ async def test_slow_reader_gets_everything(
         connection = connection_of(supervisors[0])
         await publish(publisher)
         await eventually(lambda: supervisors[0].meters.received["stored"] >= EVENTS)
-        backlog = connection.outlet.backlog
-        assert backlog
-        await eventually(lambda: bool(backlog.left))  # in between it reads the next
-        assert len(backlog.left) <= len(BODY) + 200
-        assert not backlog.replies
+        flow = connection.flow
+        await eventually(lambda: flow.rest is not None)  # in between it reads the next
+        assert flow.unsent <= len(BODY) + 200
         assert [await next_event(client) for _ in range(EVENTS)] == [f"big.{n}" for n in range(EVENTS)]
         await say(client, "ping")
         assert (await hear(client))["type"] == "pong"
-        assert connection.outlet.backlog is None
+        assert connection.flow.main is None
         assert connection.sender is None
 
 
@@ -182,16 +180,14 @@ async def test_slow_reader_of_many_replies_is_not_read_from(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await eventually(lambda: connection.drained is not None)
-            backlog = connection.outlet.backlog
-            assert backlog
-            assert 16 <= len(backlog.replies) < 20
+            assert 16 <= len(connection.flow.rest or ()) < 20
             heard = 0
             while not done.is_set():  # the last one may wait for room, which reading makes
                 await answered(client)
                 heard += 1
         for _ in range(asked - heard):
             await answered(client)
-        await eventually(lambda: connection.outlet.backlog is None)
+        await eventually(lambda: connection.flow.main is None)
 
 
 async def answered(client: Client) -> None:
@@ -230,7 +226,7 @@ async def test_heartbeats_go_on_after_a_client_was_behind(
     ):
         connection = connection_of(supervisors[0])
         await publish(publisher)
-        await eventually(lambda: connection.outlet.backlog is not None)
+        await eventually(lambda: connection.flow.main is not None)
         before = trio.current_time()
         await eventually(lambda: connection.heard > before)  # the timer has seen that bytes wait
         for _ in range(EVENTS):
@@ -251,15 +247,15 @@ async def test_a_stall_is_measured_from_where_it_begins(
         await publish(publisher)
         await eventually(lambda: supervisors[0].meters.received["stored"] >= EVENTS)
         await nats.kill9()
-        outlet = connection.outlet
-        while outlet.backlog and outlet.backlog.left:  # it takes all that the broker has at hand
+        flow = connection.flow
+        while flow.rest:  # it takes all that the broker has at hand
             await hear(client)
-        assert outlet.backlog
+        assert flow.main
         connection.progress -= 7200  # NATS has been away for two hours
         await nats.start()
         async with rawnats.connect(nats.url) as again:
             await publish(again, first=EVENTS)
-        await eventually(lambda: bool(outlet.backlog and outlet.backlog.left))
+        await eventually(lambda: flow.rest is not None)
         before = trio.current_time()
         supervisors[0].services.wheel.schedule(connection, before)
         await eventually(lambda: connection.heard > before or connection.closing)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from broker.actors import scrape
 from tests.support.broker import Broker, configure, run_broker
 
 if TYPE_CHECKING:
@@ -244,4 +245,4 @@ async def test_odd_headers_harm_nobody(
             assert len(await past(later, "odd.>", snapshot=True)) == len(heads)
             assert len(await past(later, "odd.>", last=100)) == len(heads)
         await client.quiet()
-    assert supervisors[0].statistics().tenant_restarts == 0
+    assert scrape.take(supervisors[0]).tenant_restarts == 0

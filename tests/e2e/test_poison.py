@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from broker.actors import scrape
 from broker.bus import ingest
 from tests.support.broker import Broker, configure, run_broker
 
@@ -59,7 +60,7 @@ async def test_dead_letter_read_again_is_no_new_one(
     async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
         for _ in range(3):
             await client.subscribe("a", last=5)
-        letters = supervisors[1].statistics().dead_letters
+        letters = scrape.take(supervisors[1]).dead_letters
         assert {reason: count for reason, count in letters.items() if count} == {"not_json": 1}
 
 

@@ -12,13 +12,13 @@ import trio
 
 from broker.actors import following, joining, supervisor, tenants
 from broker.actors.connection import Connection
-from broker.actors.fanout import Fanout
-from broker.actors.outlet import Outlet
-from broker.actors.sending import Sending
 from broker.actors.transport import Text
 from broker.errors import CloseCode
+from broker.eventlog.log import EventLog
+from broker.eventlog.tick import Tick
+from broker.flow.flow import Flow
+from broker.flow.sending import Sending
 from broker.links.websocket.transport import WebSocketTransport
-from broker.ring import Tick
 from broker.wire.session import Session
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
@@ -107,7 +107,7 @@ async def listened(publisher: RawNats, subject: str) -> bool:
         (Connection, "carry_out"),
         (joining.Joiner, "act"),
         (joining.Joiner, "prepare"),
-        (Outlet, "join"),
+        (Flow, "join"),
     ],
 )
 async def test_crash_of_a_request_ends_that_connection_alone(
@@ -194,7 +194,7 @@ async def test_message_that_arrives_as_the_connection_ends(
     await eventually(lambda: not inside.connections)
     assert not inside.services.budgets.shared
     assert not inside.services.budgets.process.connections
-    assert not any(tenant.fanout.outlets for tenant in inside.tenants.running.values())
+    assert not any(tenant.flows for tenant in inside.tenants.running.values())
     assert not any(inside.services.wheel.buckets.values())
 
 
@@ -204,10 +204,10 @@ async def test_message_that_arrives_as_the_connection_ends(
 @pytest.mark.parametrize(
     ("owner", "name", "skip"),
     [
-        (Fanout, "add", 0),
-        (Fanout, "add", 3),
-        (Fanout, "groups", 1),
-        (Fanout, "finish", 2),
+        (EventLog, "append", 0),
+        (EventLog, "append", 3),
+        (EventLog, "shares", 1),
+        (EventLog, "finish", 2),
         (Tick, "join", 2),
     ],
 )
@@ -292,7 +292,7 @@ async def test_live_events_go_on_after_a_crash(
     """Live channels are told of what may be missing, and then get what comes."""
     async with broker.client() as client:
         await client.subscribe("live.a")
-        crash_once(monkeypatch, Fanout, "add")
+        crash_once(monkeypatch, EventLog, "append")
         await publisher.publish("live.acme.a", b"1")
         await publisher.flush()
         assert await client.expect("gap") == {"channel": "live.a", "reason": "source"}
@@ -366,7 +366,7 @@ async def test_everything_is_back_at_base_after_a_crowd(
     async with broker.client(user="stays") as stays:
         await stays.subscribe("a")
         base = trio.lowlevel.current_statistics().tasks_living
-        topics = len(inside.tenants.running["acme"].fanout.topics)
+        topics = len(inside.tenants.running["acme"].log.selections)
 
         async def visit(number: int) -> None:
             async with open_raw(broker.running.ws) as client:
@@ -387,10 +387,9 @@ async def test_everything_is_back_at_base_after_a_crowd(
                 nursery.start_soon(visit, number)
         await eventually(lambda: len(inside.connections) == 1)
         await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= base)
-        fanout = inside.tenants.running["acme"].fanout
-        assert len(fanout.outlets) == 1
-        assert len(fanout.topics) == topics
-        assert not fanout.strict
+        tenant = inside.tenants.running["acme"]
+        assert len(tenant.flows) == 1
+        assert len(tenant.log.selections) == topics
         assert sum(each.connections for each in inside.services.budgets.shared.values()) == 1
         assert inside.services.budgets.process.connections == 1
         await publisher.store("events.acme.a", b"1")

@@ -17,13 +17,13 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from broker.actors.connection import Connection
-from broker.actors.fanout import Fanout
-from broker.actors.outlet import Outlet
-from broker.actors.sending import Sending
 from broker.actors.services import Services
 from broker.actors.supervisor import Supervisor
+from broker.actors.tenant import Tenant
 from broker.actors.wheel import Wheel
 from broker.features.audit import Audit
+from broker.flow.flow import Flow
+from broker.flow.sending import Sending
 from broker.wire.session import Session
 
 if TYPE_CHECKING:
@@ -63,13 +63,16 @@ ACTORS = (
         "heed_notice", "say_goodbye", "position", "note_position", "return_budgets", "fell_behind",
     )),
     *(Seam(Session, name) for name in ("receive", "timers", "adopt", "subscribed", "recount")),
-    *(Seam(Outlet, name) for name in (
-        "push", "settle", "try_send", "took", "fall_behind", "give", "hand_over", "rejoin", "next_live",
-        "next_stored", "reading", "next_of", "next_of_snapshot", "watch", "overflow", "unsent", "join",
-        "leave", "sent", "detach",
+    *(Seam(Flow, name) for name in (
+        "push", "settle", "try_send", "took", "short", "give", "held_up", "fall_behind", "render", "rejoin",
+        "overflows", "overflow", "subscribe", "begin", "go_on", "join", "set_policies", "leave", "drop",
+        "swap", "sent", "attach", "enter", "quit", "detach", "move", "position", "place", "offer", "keep",
+        "write",
     )),
-    *(Seam(Fanout, name, second) for name in ("attach", "enter", "detach", "adopt", "reached")),
-    *(Seam(Sending, name) for name in ("read_on", "catch_up", "from_stream", "announce", "finish")),
+    *(Seam(Tenant, name, second) for name in ("enter", "leave")),
+    *(Seam(Sending, name) for name in (
+        "read_on", "step_unstored", "step_stored", "step_beside", "page", "fetch", "announce", "finish",
+    )),
     *(Seam(Wheel, name, second) for name in ("schedule", "cancel")),
     Seam(Services, "check", second),
     Seam(Supervisor, "note_end", second),
@@ -97,10 +100,10 @@ class Seams:
     def user_of(self, part: Any) -> str | None:
         """Whose fault it would be."""
         match part:
-            case Outlet():
+            case Flow():
                 return self.user_of(part.client)
             case Sending():
-                return self.user_of(part.outlet)
+                return self.user_of(part.flow)
             case None:
                 return None
         if (user := getattr(part, "user", None)) is not None:  # a principal

@@ -6,8 +6,8 @@ import attrs
 import pytest
 
 from broker.bus.base import StreamState
-from broker.features import gone as module
-from broker.features.gone import Gone, duration
+from broker.eventlog import gone as module
+from broker.eventlog.gone import Gone, duration
 from broker.ranges import Ranges
 
 

@@ -19,12 +19,13 @@ from weakref import WeakSet
 import attrs
 import trio
 
-from broker import ring
 from broker.config.sections import SNAPSHOT_BYTES
 from broker.errors import SnapshotTooLarge, Unavailable
-from broker.features.gate import FairGate
+from broker.eventlog.gate import FairGate
+from broker.eventlog.places import at, sequence_of
+from broker.eventlog.tick import OVERHEAD as TICK_OVERHEAD
+from broker.eventlog.tick import Tick, indices
 from broker.metrics.statistics import Snapshots as Statistics
-from broker.ring import Tick, indices
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
     )
 
     from broker.bus.base import Record
-    from broker.features.replay import Checked
-    from broker.features.starts import Scope
+    from broker.eventlog.history import Checked
+    from broker.eventlog.ring import Ring
+    from broker.eventlog.selection import Selection
+    from broker.eventlog.starts import Scope
+    from broker.eventlog.tick import Matcher
     from broker.ranges import Ranges
-    from broker.ring import Ring, Topic, Topics
 
 PAGE_EVENTS = 256
 PAGE_BYTES = 32 * 1024
@@ -81,11 +84,11 @@ class Base:
         self.size -= freed
         return freed > 0
 
-    def move(self, topics: Topics) -> None:
-        """From now on it is matched against other topics."""
+    def move(self, matcher: Matcher) -> None:
+        """Match it against other selections from now on."""
         for page in self.pages:
-            if page.topics is not topics:
-                page.move(topics)
+            if page.matcher is not matcher:
+                page.move(matcher)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -108,10 +111,10 @@ class Snapshot:
     superseded: int = 0
     newer: Newer | None = None
 
-    def after(self, position: int) -> Sequence[tuple[Tick, int]]:
-        """The pages that have something after a position, each with the events that are not superseded."""
+    def after(self, place: int) -> Sequence[tuple[Tick, int]]:
+        """Return the pages with something after a place, each with the events that are not superseded."""
         base = self.base
-        first = bisect_right(base.pages, position, key=attrgetter("head"))
+        first = bisect_right(base.pages, place, key=attrgetter("head"))
         return [
             (page, ~(self.superseded >> start))
             for page, start in zip(base.pages[first:], base.starts[first:], strict=True)
@@ -208,7 +211,7 @@ class Snapshots:
     tenant: str
     holdings: Holdings
     ring: Ring
-    topics: Topics
+    matcher: Matcher
     read: Callable[[Scope], Awaitable[Mapping[str, Record]]]
     encode: Callable[[list[Checked]], Tick]
     deleted: Callable[[int], bool]
@@ -220,7 +223,9 @@ class Snapshots:
     def __attrs_post_init__(self) -> None:
         self.holdings.tenants.add(self)
 
-    async def take(self, topics: Collection[Topic], scope: Callable[[], Scope], *, most: int) -> Snapshot:
+    async def take(
+        self, selections: Collection[Selection], scope: Callable[[], Scope], *, most: int
+    ) -> Snapshot:
         """A snapshot at the head of the scope, as that is in the end, of at most so many channels.
 
         Raises `Unavailable` and `SnapshotTooLarge`.
@@ -228,20 +233,20 @@ class Snapshots:
         line = self.lines.setdefault(frozenset(scope().patterns.items()), Line())
         async with line.lock:
             line.used = self.clock()
-            base = line.base(scope().head, self.ring.floor_head)
+            base = line.base(scope().head, sequence_of(self.ring.floor))
             if base is None:
-                base = await self.load(line, topics, scope)
+                base = await self.load(line, selections, scope)
                 self.holdings.read += 1
             else:
                 self.holdings.shared += 1
-            snapshot = self.renew(line, base, self.newest(topics, base.head, scope().head), scope().head)
+            snapshot = self.renew(line, base, self.newest(selections, base.head, scope().head), scope().head)
         newer = len(snapshot.newer.sequences) if snapshot.newer else 0
         count = len(snapshot.base.where) - snapshot.superseded.bit_count() + newer
         if count > most:
             raise SnapshotTooLarge(f"{count} channels; a snapshot has at most {most}; ask for fewer")
         return snapshot
 
-    async def load(self, line: Line, topics: Collection[Topic], scope: Callable[[], Scope]) -> Base:
+    async def load(self, line: Line, selections: Collection[Selection], scope: Callable[[], Scope]) -> Base:
         for _ in range(TRIES):
             async with self.holdings.room(self.tenant):
                 wanted = scope()
@@ -256,7 +261,7 @@ class Snapshots:
                     continue  # what has left the ring meanwhile is not known
                 left = self.remembered(wanted.floor, now.floor)
                 found.update(events_of(self.encode([each for each in left if now.admits(each[0])])))
-                newest = self.newest(topics, max(wanted.floor, now.floor), now.head)
+                newest = self.newest(selections, max(wanted.floor, now.floor), now.head)
                 below = [each for each in found.items() if each[0] not in newest]
                 held = [each for each in below if not self.deleted(each[1][0])]
                 base = self.add(line, [*held, *newest.items()], now.head)
@@ -290,22 +295,20 @@ class Snapshots:
 
     def add(self, line: Line, events: Iterable[tuple[str, Event]], head: int) -> Base:
         """Makes the base of these events, the line's from now on."""
-        base = make_base(events, tenant=self.tenant, head=head, topics=self.topics, now=self.clock())
+        base = make_base(events, tenant=self.tenant, head=head, matcher=self.matcher, now=self.clock())
         self.holdings.bases.add(base)
         line.bases.add(base)
         line.kept = base
         return base
 
-    def newest(self, topics: Collection[Topic], after: int, upto: int) -> dict[str, Event]:
+    def newest(self, selections: Collection[Selection], after: int, upto: int) -> dict[str, Event]:
         """The newest event of each channel in the ring after a position up to another."""
         found: dict[str, Event] = {}
-        if upto <= after or upto < self.ring.floor_head:
+        if upto <= after or upto < sequence_of(self.ring.floor):
             return found
-        floors = dict.fromkeys(topics, 0)
-        for tick in self.ring.after(self.ring.cursor(after)):
-            mask = tick.share(floors, after=tick.before(after)) & (1 << tick.before(upto)) - 1
-            for index in indices(mask):
-                found[tick.channels[index]] = (tick.sequences[index], tick.frames[index])
+        for tick in self.ring.after(at(after)):
+            for index in indices(tick.share(selections, after=at(after), upto=at(upto))):
+                found[tick.channels[index]] = (sequence_of(tick.places[index]), tick.frames[index])
         return found
 
     def blank(self, deleted: Ranges) -> None:
@@ -325,7 +328,7 @@ class Snapshots:
 
 
 def make_base(
-    events: Iterable[tuple[str, Event]], *, tenant: str, head: int, topics: Topics, now: float
+    events: Iterable[tuple[str, Event]], *, tenant: str, head: int, matcher: Matcher, now: float
 ) -> Base:
     """The base at a position of events, each with its channel, in any order; tombstones are left out."""
     kept = sorted(
@@ -335,15 +338,14 @@ def make_base(
     for start, end in cuts([len(frame) for _, _, frame in kept]):
         sequences, channels, frames = map(list, zip(*kept[start:end], strict=True))
         page = Tick(
-            first=0,
-            sequences=sequences,
+            base=0,
+            head=at(sequences[-1]),
+            places=[*map(at, sequences)],
             channels=channels,
             frames=frames,
             masks={},
-            base=0,
-            head=sequences[-1],
             serial=0,  # who gets what of it is worked out when it is sent
-            topics=topics,
+            matcher=matcher,
             time=now,
         )
         pages.append(page)
@@ -360,11 +362,11 @@ def make_base(
 
 
 def events_of(tick: Tick) -> list[tuple[str, Event]]:
-    return [*zip(tick.channels, zip(tick.sequences, tick.frames, strict=True), strict=True)]
+    return [*zip(tick.channels, zip(map(sequence_of, tick.places), tick.frames, strict=True), strict=True)]
 
 
 def size_of(event: Event) -> int:
-    return len(event[1]) + ring.OVERHEAD + OVERHEAD
+    return len(event[1]) + TICK_OVERHEAD + OVERHEAD
 
 
 def is_tombstone(frame: bytes) -> bool:

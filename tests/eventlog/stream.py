@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 import trio
 
-from broker import subjects
+from broker import config, subjects
+from broker.eventlog.gate import FairGate
+from broker.eventlog.history import History
+from broker.eventlog.log import EventLog
+from broker.eventlog.places import sequence_of
 from broker.subjects import BROADCAST, Names
 from tests.support.scripted import ScriptedBus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from broker.bus.base import Page, Record
-    from broker.features.replay import Checked
+    from broker.eventlog.history import Checked
 
 NAMES = Names()
 REMEMBERED = 30  # records
@@ -83,6 +87,53 @@ def check(record: Record) -> Checked | None:
     tenant, channel = NAMES.split(record[1])
     dead = record[2] == BAD or (tenant == BROADCAST and channel.startswith("users."))
     return None if dead else (channel, record)
+
+
+@attrs.define(eq=False)
+class Feed:
+    """A feed that brings nothing but what a test appends; `quiet` is how far it has come besides."""
+
+    quiet: int | None = None
+
+    def quiet_at(self) -> int | None:
+        return self.quiet
+
+    def deleted(self, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
+        raise AssertionError("nobody reads for a client here")
+
+
+def make_log(
+    bus: Stream,
+    *,
+    bounds: config.Ring | None = None,
+    feed: Feed | None = None,
+    at_once: int = 8,
+    remembered: Callable[[int, int], Iterable[Checked]] = lambda *_: (),
+) -> EventLog:
+    """A tenant's log from the beginning of the stream on, whose history is read from the scripted one."""
+    log = EventLog(
+        bounds=bounds or config.Ring(),
+        incarnation="inc0",
+        position=0,
+        clock=trio.current_time,
+        feed=feed or Feed(),
+    )
+    log.history = History(
+        tenant="acme",
+        bus=bus,
+        names=NAMES,
+        incarnation="inc0",
+        gate=FairGate(at_once),
+        look=bus.state,
+        check=lambda record: None if record[0] in bus.deleted else check(record),
+        remembered=lambda after, upto: [
+            each for each in remembered(after, upto) if each[1][0] not in bus.deleted
+        ],
+        encode=lambda checked: log.encode(checked, base=0),
+        clock=trio.current_time,
+        below=lambda: sequence_of(log.ring.floor),
+    )
+    return log
 
 
 def matching(bus: ScriptedBus, patterns: Patterns, *, tenant: str = "acme") -> list[int]:

@@ -1,7 +1,8 @@
 """History of one tenant, read from the stream for those that are further back than the ring.
 
 Reads are shared: one at a time for each subject filter, and what was read is kept for a while, so that
-many clients that come back together cost one read and not one each.
+many clients that come back together cost one read and not one each. Nobody is handed an answer: who has
+waited for it asks again.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import trio
 
 from broker import subjects
 from broker.errors import Unavailable
+from broker.eventlog.places import at
+from broker.eventlog.tick import woven
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
     from broker.bus.base import Bus, Record, StreamState
-    from broker.features.gate import FairGate
+    from broker.eventlog.gate import FairGate
+    from broker.eventlog.selection import Selection
+    from broker.eventlog.tick import Tick
     from broker.ranges import Ranges
-    from broker.ring import Tick
 
 PAGE_EVENTS = 256  # 25 µs an event at this size, 60 µs at 16
 MAX_FILTERS = 8  # a reader of more patterns reads the whole tenant and picks
@@ -30,28 +34,22 @@ KEPT_SECONDS = 10.0
 KEPT_BYTES = 8 * 1024 * 1024
 
 Checked: TypeAlias = "tuple[str, Record]"  # a record that is an event, with its channel
-
-
-@attrs.frozen(kw_only=True)
-class Span:
-    """All that the filters match after a position up to `upto`, in one tick a filter.
-
-    Up to `trimmed` the stream no longer holds what it once held (0: nothing is known to be gone).
-    """
-
-    ticks: Sequence[Tick]
-    upto: int
-    trimmed: int
+Filters: TypeAlias = "tuple[str, ...]"  # subject filters
 
 
 @attrs.frozen(kw_only=True)
 class Segment:
-    """What one filter matches after `after` up to `upto`."""
+    """All that some filters match after the position `after` up to `upto`.
+
+    Up to `trimmed` the stream no longer holds what it once held (0: nothing is known to be gone). `size` is
+    what it takes in memory, in bytes.
+    """
 
     after: int
     upto: int
     trimmed: int
     tick: Tick
+    size: int
     read_at: float
 
 
@@ -62,7 +60,8 @@ class History:
     `check` makes an event of a record or answers None (a dead letter); `encode` makes a tick. `gate` bounds
     the reads of the whole process. `remembered` has the tenant's newest events from the feed, after one
     position up to another: a replica that answers late has not got them yet, and does not say so. `look`
-    has the stream's state, with what was deleted from it taken out of memory.
+    has the stream's state, with what was deleted from it taken out of memory. `below` is where the ring
+    begins: above it the stream is not read.
     """
 
     tenant: str
@@ -75,48 +74,66 @@ class History:
     remembered: Callable[[int, int], Iterable[Checked]]
     encode: Callable[[list[Checked]], Tick]
     clock: Callable[[], float]
-    kept: dict[str, list[Segment]] = attrs.Factory(dict)  # by subject filter
-    order: deque[str] = attrs.Factory(deque)  # the filters of all segments, in the order of reading
+    below: Callable[[], int]
+    kept: dict[Filters, list[Segment]] = attrs.Factory(dict)
+    order: deque[Filters] = attrs.Factory(deque)  # those of all segments, in the order of reading
     size: int = 0
-    locks: WeakValueDictionary[str, trio.Lock] = attrs.Factory(WeakValueDictionary)
+    underway: list[list[Segment]] = attrs.Factory(list)  # read, while other filters are, and kept or not
+    locks: WeakValueDictionary[Filters, trio.Lock] = attrs.Factory(WeakValueDictionary)
 
-    async def span(self, patterns: Iterable[str], *, after: int, below: int) -> Span:
-        """The next events of the patterns after a position, none above `below`.
+    def find(self, selections: Collection[Selection], after: int) -> Segment | None:
+        """Return what has been read and follows a position, for these selections; None when it has to be."""
+        return self.held(self.filters(selections), after)
 
-        `below` is where the ring begins: a replica may not have yet what the feed has brought since.
-        Raises `Unavailable`.
-        """
-        segments = [
-            await self.segment(each, after=after, below=below)
-            for each in filters(self.names, self.tenant, patterns)
-        ]
-        return Span(
-            ticks=[segment.tick for segment in segments if segment.tick.frames],
-            upto=min(
-                (below, *(segment.upto for segment in segments))
-            ),  # one was read for somebody further on
-            trimmed=max((segment.trimmed for segment in segments), default=0),
-        )
+    async def fetch(self, selections: Collection[Selection], after: int) -> None:
+        """Read what follows a position, so that it is found. Raise `Unavailable`."""
+        wanted = self.filters(selections)
+        parts: list[Segment] = []
+        self.underway.append(parts)
+        try:
+            for each in wanted:
+                parts.append(await self.part((each,), after))  # noqa: PERF401 - each at once, see `blank`
+        finally:
+            self.underway = [others for others in self.underway if others is not parts]
+        if len(parts) > 1 and self.held(wanted, after) is None:
+            upto = min(part.upto for part in parts)
+            tick = woven([part.tick for part in parts], after=at(after), upto=at(upto))
+            self.keep(
+                wanted,
+                Segment(
+                    after=after,
+                    upto=upto,
+                    trimmed=max(part.trimmed for part in parts),
+                    tick=tick,
+                    size=tick.size,  # it may outlive the parts, whose frames these are
+                    read_at=self.clock(),
+                ),
+            )
 
-    async def segment(self, subject: str, *, after: int, below: int) -> Segment:
-        lock = self.locks.get(subject)
+    def filters(self, selections: Collection[Selection]) -> Filters:
+        return tuple(filters(self.names, self.tenant, [each.pattern for each in selections]))
+
+    async def part(self, wanted: Filters, after: int) -> Segment:
+        """Return what one filter matches after a position. One reads it, and others wait for that."""
+        lock = self.locks.get(wanted)
         if lock is None:
-            lock = self.locks[subject] = trio.Lock()
+            lock = self.locks[wanted] = trio.Lock()
         async with lock:
-            found = self.find(subject, after)
+            found = self.held(wanted, after)
             if found is None:
                 async with self.gate.turn(self.tenant):
-                    found = await self.read(subject, after=after, below=below)
-                    self.keep(subject, found)  # at once: what is deleted from now on is blanked in there
+                    found = await self.read(wanted[0], after)
+                    self.keep(wanted, found)  # at once: what is deleted from now on is blanked in there
             return found
 
-    def find(self, subject: str, after: int) -> Segment | None:
-        for segment in self.kept.get(subject, ()):
+    def held(self, wanted: Filters, after: int) -> Segment | None:
+        for segment in self.kept.get(wanted, ()):
             if segment.after <= after < segment.upto:
                 return segment
         return None
 
-    async def read(self, subject: str, *, after: int, below: int) -> Segment:
+    async def read(self, subject: str, after: int) -> Segment:
+        below = self.below()
         page = await self.bus.read(subject, after=after, limit=PAGE_EVENTS)
         # Asked after the read: what has been cut off before cannot have been cut out of the page unseen.
         state = await self.look()
@@ -130,44 +147,46 @@ class History:
         for record in page.records:
             if record[0] <= upto and record[0] not in found and (checked := self.check(record)):
                 found[record[0]] = checked
+        tick = self.encode([event for _, event in sorted(found.items())])
         return Segment(
             after=after,
             upto=upto,
             trimmed=min(state.first - 1, below),  # what has left the stream may still be in the ring
-            tick=self.encode([event for _, event in sorted(found.items())]),
+            tick=tick,
+            size=tick.size,
             read_at=self.clock(),
         )
 
-    def keep(self, subject: str, segment: Segment) -> None:
-        self.kept.setdefault(subject, []).append(segment)
-        self.order.append(subject)
-        self.size += segment.tick.size
-        while self.size > KEPT_BYTES and len(self.order) > 1:
+    def keep(self, wanted: Filters, segment: Segment) -> None:
+        self.kept.setdefault(wanted, []).append(segment)
+        self.order.append(wanted)
+        self.size += segment.size
+        while self.size > KEPT_BYTES and len(self.order) > 1:  # who has read the newest asks for it next
             self.drop()
 
     def blank(self, deleted: Ranges) -> None:
-        """Takes deleted events out of what was read."""
-        for segments in self.kept.values():
+        """Take deleted events out of what was read."""
+        for segments in (*self.kept.values(), *self.underway):
             for segment in segments:
                 if segment.tick.frames and deleted.meets(segment.after, segment.upto):
-                    self.size -= segment.tick.blank(deleted)
+                    segment.tick.blank(deleted)
 
     def clear(self) -> None:
-        """Forgets all that was read."""
+        """Forget all that was read."""
         while self.order:
             self.drop()
 
     def expire(self, now: float) -> None:
-        """Forgets what was read a while ago."""
+        """Forget what was read a while ago."""
         while self.order and self.kept[self.order[0]][0].read_at < now - KEPT_SECONDS:
             self.drop()
 
     def drop(self) -> None:
-        subject = self.order.popleft()
-        segments = self.kept[subject]
-        self.size -= segments.pop(0).tick.size
+        wanted = self.order.popleft()
+        segments = self.kept[wanted]
+        self.size -= segments.pop(0).size
         if not segments:
-            del self.kept[subject]
+            del self.kept[wanted]
 
 
 def filters(

@@ -6,7 +6,7 @@ import random
 
 import trio
 
-from broker.features.gate import FairGate
+from broker.eventlog.gate import FairGate
 from tests.support.seeds import simulated
 
 

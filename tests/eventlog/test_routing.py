@@ -1,4 +1,4 @@
-"""The trie and its cache, against `subjects.covers` asked of every topic."""
+"""The trie and its cache, against `subjects.covers` asked of every selection."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker import routing, subjects
-from broker.routing import Router, Topic
+from broker import subjects
+from broker.eventlog import routing
+from broker.eventlog.routing import Router
+from broker.eventlog.selection import Selection
 
-Answer: TypeAlias = tuple[str, tuple[Topic, ...]]
+Answer: TypeAlias = tuple[str, tuple[Selection, ...]]
 
 TOKENS = st.sampled_from(["a", "b", "users", "live", "u"])
 CHANNELS = st.lists(TOKENS, min_size=1, max_size=4).map(".".join).filter(lambda text: text != "live")
@@ -29,44 +31,44 @@ ACTIONS = st.lists(
 
 
 def make_router() -> Router[Answer]:
-    return Router(lambda channel, topics: (channel, topics))
+    return Router(lambda channel, selections: (channel, selections))
 
 
-def expected(topics: list[Topic], channel: str) -> set[Topic]:
+def expected(selections: list[Selection], channel: str) -> set[Selection]:
     return {
-        topic
-        for topic in topics
-        if subjects.covers(topic.pattern, channel)
-        and not any(subjects.covers(each, channel) for each in topic.deny)
+        selection
+        for selection in selections
+        if subjects.covers(selection.pattern, channel)
+        and not any(subjects.covers(each, channel) for each in selection.deny)
     }
 
 
 @settings(deadline=None)
 @given(actions=ACTIONS)
 def test_finds_what_covers_says(actions: list[tuple[str, ...]]) -> None:
-    """Whatever was added and removed before, cached or not, a channel finds exactly the topics that match."""
+    """Whatever was added and removed before, cached or not, a channel finds exactly what matches."""
     router = make_router()
-    topics: list[Topic] = []
+    selections: list[Selection] = []
     asked: set[str] = set()
     for kind, *rest in actions:
         if kind == "add":
             pattern, deny = rest
-            topics.append(Topic(pattern, tuple(deny), len(topics) + 1))
-            router.add(topics[-1])
+            selections.append(Selection(pattern, tuple(deny), len(selections) + 1))
+            router.add(selections[-1])
         elif kind == "remove":
-            if topics:
-                router.remove(topics.pop(int(rest[0]) % len(topics)))
+            if selections:
+                router.remove(selections.pop(int(rest[0]) % len(selections)))
         else:
             asked.add(rest[0])
         for channel in asked:  # again and again, so that a stale answer shows
             found = router.match(channel)
             assert found[0] == channel
             assert len(found[1]) == len(set(found[1]))
-            assert set(found[1]) == expected(topics, channel)
-            assert all(topic.admits(channel) for topic in found[1])
+            assert set(found[1]) == expected(selections, channel)
+            assert all(selection.admits(channel) for selection in found[1])
         assert router.cached == sum(map(len, router.rooms.values()))
-    for topic in topics:
-        router.remove(topic)
+    for selection in selections:
+        router.remove(selection)
     assert not router.root.children, "an empty branch was left behind"
 
 
@@ -84,7 +86,7 @@ def test_finds_what_covers_says(actions: list[tuple[str, ...]]) -> None:
 def test_walls(pattern: str, channel: str) -> None:
     """No wildcard from outside finds a private or a live channel."""
     router = make_router()
-    router.add(Topic(pattern, (), 1))
+    router.add(Selection(pattern, (), 1))
     assert router.match(channel) == (channel, ())
 
 
@@ -94,9 +96,9 @@ def test_change_in_one_room_keeps_the_answers_of_others(pattern: str) -> None:
     router = make_router()
     others = ["users.w.i", "b", "users2.u"]
     kept = {channel: router.match(channel) for channel in others}
-    topic = Topic(pattern, (), 1)
-    router.add(topic)
-    router.remove(topic)
+    selection = Selection(pattern, (), 1)
+    router.add(selection)
+    router.remove(selection)
     assert all(router.match(channel) is kept[channel] for channel in others)
 
 
@@ -110,9 +112,9 @@ def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_same_pattern_with_another_denial_is_another_topic() -> None:
-    """Removing one of two topics with the same pattern leaves the other."""
+    """Removing one of two selections with the same pattern leaves the other."""
     router = make_router()
-    one, other = Topic("a.>", (), 1), Topic("a.>", ("a.b",), 2)
+    one, other = Selection("a.>", (), 1), Selection("a.>", ("a.b",), 2)
     router.add(one)
     router.add(other)
     assert set(router.match("a.c")[1]) == {one, other}

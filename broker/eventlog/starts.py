@@ -12,7 +12,7 @@ import attrs
 from broker import subjects
 from broker.config.sections import SNAPSHOT_BYTES
 from broker.errors import SnapshotTooLarge
-from broker.features.replay import filters, narrowed
+from broker.eventlog.history import filters, narrowed
 from broker.wire import effects
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Limits
-    from broker.features.replay import Checked
+    from broker.eventlog.history import Checked
     from broker.wire.positions import Position
 
 LISTED_CHANNELS = 100_000  # what `STREAM.INFO` answers at once

@@ -1,4 +1,4 @@
-"""The snapshot for a scrape: everything that actors keep, by tenant where that is bounded."""
+"""What a scrape finds: everything that actors keep, by tenant where that is bounded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OURS = (subjects.BROKER, subjects.BROADCAST)  # in the stream, and no tenant
 
 
 def take(supervisor: Supervisor) -> Statistics:
-    """What there is to see now. What tenants have added to their traffic is booked by it."""
+    """Return what there is to see now, and book what tenants have added to their traffic."""
     tenants, services, observer = supervisor.tenants, supervisor.services, supervisor.observer
     most = supervisor.config.metrics.tenants
     taken = {name: tenant.statistics() for name, tenant in tenants.running.items()}

@@ -10,11 +10,11 @@ import pytest
 
 from broker import config, subjects
 from broker.errors import SnapshotTooLarge, Unavailable
-from broker.features import starts
-from broker.features.starts import Beginning, Lost, Scope, Starts
+from broker.eventlog import starts
+from broker.eventlog.starts import Beginning, Lost, Scope, Starts
 from broker.wire.effects import After, Last, Since
 from broker.wire.positions import Position
-from tests.features.stream import BAD, NAMES, Patterns, Stream, check, matching
+from tests.eventlog.stream import BAD, NAMES, Patterns, Stream, check, matching
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:

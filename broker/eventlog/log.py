@@ -1,0 +1,334 @@
+"""The events of one tenant in one incarnation of the stream: written by the tick, read by the page.
+
+Event *i* of a tick is bit *i*. The masks of a tick say which selection matched which events; each member of a
+selection ORs them into its own; members with equal masks get the same bytes. No I/O here: the tenant
+actor sends the shares of a tick and yields in between, and whoever is told `Missing` asks the stream.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+from broker.eventlog.places import at, sequence_of
+from broker.eventlog.ring import Ring
+from broker.eventlog.routing import Router
+from broker.eventlog.selection import Selection
+from broker.eventlog.tick import Tick, indices
+from broker.metrics.meters import RING, STREAM, Traffic
+from broker.ranges import NOTHING
+from broker.wire import events, frames, positions, traces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    from broker import config
+    from broker.bus.base import Record
+    from broker.eventlog.history import History
+    from broker.eventlog.snapshots import Snapshots
+    from broker.ranges import Ranges
+    from broker.wire.frames import Framing
+
+TICK_EVENTS = 512
+TICK_BYTES = 128 * 1024
+PAGE_BYTES = 65536  # what a reader renders at a time, about
+
+
+class Feed(Protocol):
+    """How far the tenant's events have come."""
+
+    def quiet_at(self) -> int | None:
+        """Return the position up to which there is nothing more to fan out; None when something waits."""
+
+    def deleted(self, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
+        """Whether events after a position up to another, in channels that are admitted, were deleted."""
+
+
+@attrs.frozen
+class Route:
+    """What is known of a channel: the beginning of its frames, and who wants it."""
+
+    prefix: bytes
+    selections: tuple[Selection, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Page:
+    """What comes next for a reader: shares of ticks in order, up to the place `end`.
+
+    `lost`: nothing of that can be had. `source` is where it was read.
+    """
+
+    end: int
+    shares: Sequence[tuple[Tick, int]] = ()
+    lost: bool = False
+    source: str = RING
+
+
+@attrs.frozen
+class Missing:
+    """The stream has to be asked for what comes after a position; then the log knows, for all who ask."""
+
+    selections: tuple[Selection, ...]
+    after: int
+
+
+class EventLog:
+    """The selections and the ring of a tenant's events.
+
+    `head` is the place after the newest tick. `traced`: clients get the trace of an event with it. `history`
+    reads what is below the ring, `snapshots` the newest event of each channel.
+    """
+
+    history: History
+    snapshots: Snapshots
+
+    def __init__(
+        self,
+        *,
+        bounds: config.Ring,
+        incarnation: str,
+        position: int,
+        clock: Callable[[], float],
+        feed: Feed,
+        traced: bool = False,
+        traffic: Traffic | None = None,
+    ) -> None:
+        self.incarnation = incarnation
+        self.head = at(position)
+        self.traced = traced
+        self.clock = clock
+        self.feed = feed
+        self.traffic = traffic or Traffic()
+        self.ring = Ring(bounds, floor=self.head)
+        self.router: Router[Route] = Router(self.route)
+        self.selections: dict[tuple[str, tuple[str, ...]], Selection] = {}
+        self.serial = 0
+        self.running: Tick | None = None  # from `append` to `finish`
+        self.touched: list[Any] = []  # the members that get something of it
+        self.framings: Counter[Framing] = Counter()  # of members that have one
+        self.framed: dict[Framing, dict[int, bytes]] = {}  # events of the running tick, by their index
+        self.deleted_late = NOTHING  # events that are to be blanked when the running tick has been sent
+
+    def route(self, channel: str, selections: tuple[Selection, ...]) -> Route:
+        return Route(frames.event_head(channel, self.incarnation), selections)
+
+    def of(self, channel: str) -> Iterable[Selection]:
+        """Return the selections that a channel matches."""
+        return self.router.match(channel).selections
+
+    def end(self) -> int:
+        """Return the place of everybody who is up to date; it advances while the tenant is quiet."""
+        quiet = self.feed.quiet_at()
+        if quiet is not None and self.running is None and at(quiet) > self.head:
+            self.head = at(quiet)
+        return self.head
+
+    def position(self) -> int:
+        """Return P of every connection that is up to date."""
+        return sequence_of(self.end())
+
+    def text(self, sequence: int) -> str:
+        """Return a sequence as the position that clients see."""
+        return str(positions.Position(self.incarnation, sequence))
+
+    # --- selections --------------------------------------------------------------------------------
+
+    def acquire(self, pattern: str, deny: tuple[str, ...]) -> Selection:
+        """Return the selection of a pattern, kept until it has been released as often as acquired."""
+        selection = self.selections.get((pattern, deny))
+        if selection is None:
+            self.serial += 1
+            selection = self.selections[pattern, deny] = Selection(pattern, deny, self.serial)
+            self.router.add(selection)
+        selection.uses += 1
+        return selection
+
+    def release(self, selection: Selection) -> None:
+        """Give back a selection; also one of a log that is given up, which means nothing here."""
+        selection.uses -= 1
+        key = selection.pattern, selection.deny
+        if not selection.uses and self.selections.get(key) is selection:
+            del self.selections[key]
+            self.router.remove(selection)
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    def encode(self, records: Sequence[tuple[str, Record]], *, base: int) -> Tick:
+        """Return records, each with its channel, as a tick after the place `base`."""
+        masks: dict[Selection, int] = {}
+        encoded: list[bytes] = []
+        channels: list[str] = []
+        places: list[int] = []
+        match = self.router.match
+        place = base
+        bit = 1
+        for channel, (sequence, _, body, headers) in records:
+            route = match(channel)
+            publisher = None
+            if headers or not body:
+                publisher = events.published_by(headers)
+                body = events.to_event(body, headers)
+            encoded.append(frames.event(route.prefix, sequence, body, publisher))
+            for selection in route.selections:
+                masks[selection] = masks.get(selection, 0) | bit
+            bit <<= 1
+            place = at(sequence) if sequence else place + 1
+            places.append(place)
+            channels.append(channel)
+        if self.traced:
+            for index, (_, record) in enumerate(records):
+                if parent := traces.parent_of(record[3]):
+                    encoded[index] = frames.trace(encoded[index], parent)
+        return Tick(
+            base=base,
+            head=place,
+            places=places,
+            channels=channels,
+            frames=encoded,
+            masks=masks,
+            matcher=self,
+            serial=self.serial,
+            time=self.clock(),
+        )
+
+    def append(self, records: Sequence[tuple[str, Record]], *, upto: int = 0) -> Tick:
+        """Take the next events, and deal their shares to the members. `finish` ends it.
+
+        They stand for everything up to the position `upto`, where that is beyond the last of them. They are
+        in the ring before they are sent, so that who falls behind finds them there. The head moves last:
+        should anything break before, nobody is told of what nobody was given.
+        """
+        tick = self.encode(records, base=self.head)
+        tick.head = max(tick.head, at(upto))
+        touched: list[Any] = []
+        for selection, mask in tick.masks.items():
+            for member in selection.members:
+                if member.mask:
+                    member.mask |= mask
+                else:
+                    member.mask = mask
+                    touched.append(member)
+        self.ring.add(tick)
+        self.touched, self.head, self.running = touched, tick.head, tick
+        return tick
+
+    def shares(self, tick: Tick) -> Iterator[tuple[bytes, int, list[Any]]]:
+        """Yield the bytes of each share of the running tick, with the share, and the members that get it."""
+        touched, self.touched = self.touched, []
+        grouped: dict[Framing | None, dict[int, list[Any]]] = {None: {}}
+        if self.framings:
+            for member in touched:
+                grouped.setdefault(member.framing, {}).setdefault(member.mask, []).append(member)
+        else:
+            plain = grouped[None]
+            for member in touched:
+                plain.setdefault(member.mask, []).append(member)
+        for framing, by_mask in grouped.items():
+            for mask, members in by_mask.items():
+                if framing is None:
+                    yield tick.join(mask), mask, members
+                    continue
+                try:
+                    data = b"".join(self.framed_share(tick, mask, framing))
+                except Exception as error:  # what one kind of link cannot carry, others can
+                    for member in members:
+                        member.client.crashed(error)
+                else:
+                    yield data, mask, members
+
+    def framed_share(self, tick: Tick, mask: int, framing: Framing | None) -> list[bytes]:
+        """Return the frames of a share of the running tick as a kind of link takes them.
+
+        Each event is framed once for all links of the kind. What is framed is gone with the tick: the ring
+        holds each event once, and who reads on from there pays for its own framing.
+        """
+        if framing is None:
+            return list(tick.select(mask))
+        framed = self.framed.setdefault(framing, {})
+        for index in indices(mask):
+            if index not in framed:
+                framed[index] = framing(tick.frames[index], False)
+        return [framed[index] for index in indices(mask)]
+
+    def audience(self, tick: Tick, index: int) -> int:
+        """Return how many connections an event of a tick is for."""
+        matched = [selection for selection, mask in tick.masks.items() if mask >> index & 1]
+        return len({member for selection in matched for member in selection.members})
+
+    def finish(self) -> None:
+        """End the running tick: everybody has been given their share, or reads it from the ring."""
+        self.running = None
+        self.touched = []
+        self.framed.clear()
+        if self.deleted_late:
+            deleted, self.deleted_late = self.deleted_late, NOTHING
+            self.drop(deleted)
+
+    def drop(self, deleted: Ranges) -> None:
+        """Blank what was deleted.
+
+        The tick that is being sent comes later: who has not got it yet would not hear that something is gone.
+        """
+        running = self.running
+        self.ring.blank(deleted, but=running)
+        if running and deleted.meets(sequence_of(running.base), sequence_of(running.head)):
+            self.deleted_late |= deleted
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def read(
+        self,
+        selections: tuple[Selection, ...],
+        after: int,
+        upto: int,
+        *,
+        floors: Mapping[Selection, int] | None = None,
+        budget: int | None = PAGE_BYTES,
+    ) -> Page | Missing:
+        """Return what comes after one place up to another, about `budget` bytes of it (None: all at hand).
+
+        Only stored events below the ring: unstored ones are nowhere else.
+        """
+        ticks: Sequence[Tick]
+        source, floor = RING, self.ring.floor
+        if not selections or sequence_of(after) >= sequence_of(floor):
+            ticks = self.ring.after(after)
+        else:
+            segment = self.history.find(selections, sequence_of(after))
+            if segment is None:
+                return Missing(selections, sequence_of(after))
+            source = STREAM
+            if segment.trimmed > sequence_of(after):
+                return Page(end=min(at(segment.trimmed), upto), lost=True, source=source)
+            # All stored events before the ring are those up to its floor's position.
+            end = floor if segment.upto >= sequence_of(floor) else at(segment.upto)
+            ticks, upto = (segment.tick,), min(upto, end)
+        shares: list[tuple[Tick, int]] = []
+        size = 0
+        for tick in ticks:
+            if tick.base >= upto:
+                break
+            if mask := tick.share(selections, floors, after=after, upto=upto):
+                shares.append((tick, mask))
+                size += tick.size * mask.bit_count() // len(tick.frames)
+            if budget is not None and size >= budget and tick.head < upto:
+                return Page(end=tick.head, shares=shares, source=source)
+        return Page(end=upto, shares=shares, source=source)
+
+    def count(
+        self, selections: Collection[Selection], floors: Mapping[Selection, int] | None, after: int
+    ) -> int | None:
+        """Return how many events after a place match; None when that is below the ring."""
+        if sequence_of(after) < sequence_of(self.ring.floor):
+            return None
+        ticks = self.ring.after(after)
+        return sum(tick.share(selections, floors, after=after).bit_count() for tick in ticks)
+
+    def events_after(self, place: int) -> int | None:
+        """Return how many events of the tenant come after a place; None when that is below the ring."""
+        if sequence_of(place) < sequence_of(self.ring.floor):
+            return None
+        return sum(len(tick.frames) - tick.before(place) for tick in self.ring.after(place))

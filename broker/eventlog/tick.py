@@ -1,0 +1,225 @@
+"""Events that were encoded together, and which selections match which of them.
+
+A tick holds up to some hundred events in stream order with, for each selection that one of them matched, an
+`int` whose bit *i* says that event *i* did. A page of history read from the stream has the same shape,
+so that one reader serves both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from itertools import chain, compress
+from typing import TYPE_CHECKING, Protocol
+
+from broker import subjects
+from broker.eventlog.places import SHIFT, at, sequence_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from broker.eventlog.selection import Selection
+    from broker.ranges import Ranges
+
+BITS = bytes.maketrans(b"01", b"\0\1")
+UNSTORED = (1 << SHIFT) - 1  # the bits of a place that only an unstored event has
+OVERHEAD = 100  # bytes that an event costs beside its frame: list slots, small ints, its share of the tick
+
+
+def bits(mask: int) -> bytes:
+    """Return the mask as one byte an event, lowest first: what `itertools.compress` takes."""
+    return bin(mask)[:1:-1].encode().translate(BITS)
+
+
+def indices(mask: int) -> Iterable[int]:
+    """Yield the indices of the mask's bits, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+class Matcher(Protocol):
+    """All selections that there are now; `serial` is that of the newest."""
+
+    serial: int
+
+    def of(self, channel: str) -> Iterable[Selection]:
+        """Return those that a channel matches."""
+
+
+class Tick:
+    """Events that were encoded together.
+
+    `places` has each event's, ascending; `base` is the place before all of them and `head` the one after.
+    `masks` knows the selections of `matcher` up to `serial`. `gone` are the events that nobody is given any
+    more.
+    """
+
+    __slots__ = (
+        "base", "channels", "frames", "gone", "head", "index", "masks", "matcher", "places", "rooms",
+        "serial", "size", "time",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        base: int,
+        head: int,
+        places: list[int],
+        channels: list[str],
+        frames: list[bytes],
+        masks: dict[Selection, int],
+        matcher: Matcher,
+        serial: int,
+        time: float,
+    ) -> None:
+        self.base = base
+        self.head = head
+        self.places = places
+        self.channels = channels
+        self.frames = frames
+        self.masks = masks
+        self.matcher = matcher
+        self.serial = serial
+        self.time = time
+        self.size = sum(map(len, frames)) + OVERHEAD * len(frames)
+        self.index: dict[str, int] = {}  # the events of each channel, once somebody has asked
+        self.rooms: set[str | None] = set()
+        self.gone = 0
+
+    def mask(self, selection: Selection) -> int:
+        """Return the events that match; worked out now when the selection is younger than the tick."""
+        found = self.masks.get(selection)
+        if found is not None:
+            return found
+        if selection.serial <= self.serial:
+            return 0
+        if not self.index:
+            for index, channel in enumerate(self.channels):
+                self.index[channel] = self.index.get(channel, 0) | 1 << index
+            self.rooms.update(map(subjects.room, self.index))
+        if selection.literal:
+            found = self.index.get(selection.pattern, 0)
+            return found if found and selection.admits(selection.pattern) else 0
+        if selection.room is not None and selection.room not in self.rooms:
+            return 0  # as for most of the private ones, which are many
+        self.route()
+        return self.masks.get(selection, 0)
+
+    def route(self) -> None:
+        """Work out the masks of all younger selections in one go, whatever their number."""
+        for channel, events in self.index.items():
+            for selection in self.matcher.of(channel):
+                if selection.serial > self.serial:
+                    self.masks[selection] = self.masks.get(selection, 0) | events
+        self.serial = self.matcher.serial
+
+    def move(self, matcher: Matcher) -> None:
+        """Match against other selections from now on, none of which it knows yet."""
+        self.matcher, self.serial = matcher, 0
+        self.masks.clear()
+
+    def share(
+        self,
+        selections: Collection[Selection],
+        floors: Mapping[Selection, int] | None = None,
+        *,
+        after: int = 0,
+        upto: int | None = None,
+    ) -> int:
+        """Return the events that any of the selections matches, after a place up to another.
+
+        `floors` are places of some selections, below which they are given nothing.
+        """
+        mask = 0
+        for selection in selections:
+            if found := self.mask(selection):
+                if floors and (floor := floors.get(selection, 0)) > self.base:
+                    found &= -1 << self.before(floor)
+                mask |= found
+        if mask and after > self.base:
+            mask &= -1 << self.before(after)
+        if mask and upto is not None and upto < self.head:
+            mask &= (1 << self.before(upto)) - 1
+        return mask & ~self.gone
+
+    def before(self, place: int) -> int:
+        """Return how many of its events are at or before a place."""
+        return bisect_right(self.places, place)
+
+    def blank(self, deleted: Ranges) -> int:
+        """Take out the stored events that are among the deleted. Return how many bytes that sets free."""
+        freed = 0
+        if not self.places:
+            return 0
+        for first, last in deleted.within(sequence_of(self.base) + 1, sequence_of(self.places[-1])):
+            for index in range(bisect_left(self.places, at(first)), self.before(at(last))):
+                if not self.places[index] & UNSTORED:
+                    freed += len(self.frames[index])
+                    self.frames[index] = b""
+                    self.gone |= 1 << index
+        self.size -= freed
+        return freed
+
+    def join(self, mask: int) -> bytes:
+        """Return the frames of a share, which is not empty, as one."""
+        if mask & (mask - 1) == 0:
+            return self.frames[mask.bit_length() - 1]
+        return b"".join(compress(self.frames, bits(mask)))
+
+    def select(self, mask: int) -> Iterable[bytes]:
+        """Return the frames of a share."""
+        return compress(self.frames, bits(mask))
+
+
+def merged(ticks: Sequence[Tick]) -> Tick:
+    """Return ticks that follow each other as one. It knows the selections that the oldest one knew."""
+    serial = min(tick.serial for tick in ticks)
+    masks: dict[Selection, int] = {}
+    shift = gone = 0
+    for tick in ticks:
+        gone |= tick.gone << shift
+        for selection, mask in tick.masks.items():
+            if selection.serial <= serial:
+                masks[selection] = masks.get(selection, 0) | mask << shift
+        shift += len(tick.frames)
+    whole = Tick(
+        base=ticks[0].base,
+        head=ticks[-1].head,
+        places=list(chain.from_iterable(tick.places for tick in ticks)),
+        channels=list(chain.from_iterable(tick.channels for tick in ticks)),
+        frames=list(chain.from_iterable(tick.frames for tick in ticks)),
+        masks=masks,
+        matcher=ticks[0].matcher,
+        serial=serial,
+        time=ticks[-1].time,
+    )
+    whole.gone = gone
+    return whole
+
+
+def woven(ticks: Sequence[Tick], *, after: int, upto: int) -> Tick:
+    """Return the events of overlapping ticks after a place up to another as one tick, each once, in order.
+
+    It knows no selection yet.
+    """
+    events: dict[int, tuple[str, bytes]] = {}
+    gone = set()
+    for tick in ticks:
+        for index, place in enumerate(tick.places):
+            if after < place <= upto:
+                events[place] = tick.channels[index], tick.frames[index]
+                if tick.gone >> index & 1:
+                    gone.add(place)
+    places = sorted(events.keys() - gone)
+    return Tick(
+        base=after,
+        head=upto,
+        places=places,
+        channels=[events[place][0] for place in places],
+        frames=[events[place][1] for place in places],
+        masks={},
+        matcher=ticks[0].matcher,
+        serial=0,
+        time=ticks[0].time,
+    )

@@ -1,0 +1,83 @@
+"""What a flow needs of its connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+
+import attrs
+
+if TYPE_CHECKING:
+    from broker.wire.messages import ServerMessage, Source
+
+
+class Who(TypedDict):
+    """Whom a line of the log or a record is about."""
+
+    connection: str
+    peer: str
+    tenant: str | None
+    user: str | None
+
+
+@attrs.frozen
+class Notice:
+    """What all clients are told: a message, and that unstored events may be missing for a `reason`."""
+
+    message: Source | None
+    reason: Literal["source", "lag"] | None
+
+
+class Client(Protocol):
+    """The connection of a flow. Called in the middle of things: nothing may block or raise.
+
+    `lost`: nothing can be sent any more.
+    """
+
+    @property
+    def lost(self) -> bool: ...
+
+    def who(self) -> Who:
+        """Return who it is, for operators."""
+
+    def fell_behind(self) -> None:
+        """Start sending: something is left for when the link takes it."""
+
+    def link_lost(self) -> None:
+        """End it: nothing can be sent any more."""
+
+    def crashed(self, error: Exception) -> None:
+        """End it, and nothing else: its link is lost, or something is wrong that nobody expects."""
+
+    def too_slow(self) -> None:
+        """End it: more waits than a subscription with lag "close" allows."""
+
+    def send_away(self) -> None:
+        """End it: its tenant cannot be served; it may come back later."""
+
+    def tell(self, message: ServerMessage) -> None:
+        """Send the client a message in its turn."""
+
+    def encode(self, message: ServerMessage) -> bytes:
+        """Return a message as the bytes of its link."""
+
+    def heed_notice(self, notice: Notice) -> None:
+        """Send the client what all are told."""
+
+
+class Nobody:
+    """The client of a flow that has ended, should its last piece of work be under way."""
+
+    lost = True
+
+    def who(self) -> Who:
+        return {"connection": "", "peer": "", "tenant": None, "user": None}
+
+    def encode(self, _: ServerMessage) -> bytes:
+        return b""
+
+    def nothing(self, *_: object) -> None: ...
+
+    fell_behind = link_lost = crashed = too_slow = send_away = tell = heed_notice = nothing
+
+
+NOBODY = Nobody()

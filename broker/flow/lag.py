@@ -1,0 +1,94 @@
+"""What a slow client is spared: the lag policies, as functions over shares.
+
+Where a subscription's policy allows it, events are passed over here, and nowhere else; never is one sent
+before another that precedes it in the stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from broker.eventlog.tick import indices
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from broker.eventlog.log import Page
+    from broker.eventlog.selection import Selection
+    from broker.eventlog.tick import Tick
+    from broker.wire.messages import Lag
+
+# A page that passes over something is kept to its end, so that the count in its gap is true. A client that is
+# so slow holds no more than this.
+THIN_PAGE_BYTES = 8192
+WAITING_UNSTORED = 256  # unstored events that wait for a connection that is behind, by policy "drop"
+
+
+def default(selection: Selection) -> Lag:
+    return "drop" if selection.unstored else "replay"
+
+
+def strict(selection: Selection, policy: Lag) -> bool:
+    """Whether a policy looks at how much waits."""
+    return policy == "close" or (policy == "drop" and not selection.unstored)
+
+
+@attrs.frozen(kw_only=True)
+class Thinning:
+    """Selections by what may be passed over: nothing, or all but the newest of each channel, or of all."""
+
+    every: Collection[Selection]
+    latest: Collection[Selection]
+    few: Collection[Selection]
+
+    def __bool__(self) -> bool:
+        return bool(self.latest or self.few)
+
+
+def thinning(selections: Collection[Selection], policies: Mapping[Selection, Lag]) -> Thinning:
+    kinds: dict[str, list[Selection]] = {"every": [], "latest": [], "few": []}
+    for each in selections:
+        policy = policies.get(each) or default(each)
+        # Stored events that are dropped are dropped when too much waits; what is left is read as it is.
+        few = policy == "drop" and each.unstored
+        kinds["latest" if policy == "latest" else "few" if few else "every"].append(each)
+    return Thinning(**kinds)
+
+
+def thin(
+    page: Page, how: Thinning, floors: Mapping[Selection, int] | None, *, after: int
+) -> tuple[Page, int]:
+    """Return a page without what may be passed over, a page's worth of it, and how many events that were."""
+    keep = [0] * len(page.shares)
+    newest: dict[tuple[Selection, str], tuple[int, int]] = {}
+    queue: list[tuple[int, int]] = []
+    for number, (tick, _) in enumerate(page.shares):
+        for selection in how.latest:
+            for index in indices(tick.share((selection,), floors, after=after, upto=page.end)):
+                newest[selection, tick.channels[index]] = number, index
+        keep[number] = tick.share(how.every, floors, after=after, upto=page.end)
+        queue += [
+            (number, index) for index in indices(tick.share(how.few, floors, after=after, upto=page.end))
+        ]
+    for number, index in (*newest.values(), *queue[-WAITING_UNSTORED:]):
+        keep[number] |= 1 << index
+    return cut(page, keep)
+
+
+def cut(page: Page, keep: Sequence[int]) -> tuple[Page, int]:
+    """Return the page with what is kept of it, up to the size of one, and how many events are passed over."""
+    shares: list[tuple[Tick, int]] = []
+    size = passed = 0
+    for (tick, mask), kept in zip(page.shares, keep, strict=True):
+        for index in indices(kept):
+            size += len(tick.frames[index])
+            if size >= THIN_PAGE_BYTES:
+                window = (2 << index) - 1
+                shares.append((tick, kept & window))
+                passed += (mask & ~kept & window).bit_count()
+                return attrs.evolve(page, end=tick.places[index], shares=shares), passed
+        shares.append((tick, kept))
+        passed += (mask & ~kept).bit_count()
+    return attrs.evolve(page, shares=shares), passed

@@ -1,0 +1,87 @@
+"""Bytes in order, to a link that takes what it can."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from broker.flow.client import Client
+
+
+class Pipe:
+    """What is written to a client. `rest` is what the link has not taken yet; None when it has it all.
+
+    `whole`: the link cannot say how much it took (TLS), so that what is handed to it waits as one piece.
+    """
+
+    __slots__ = ("client", "rest", "send", "whole")
+
+    def __init__(self, *, send: Callable[[bytes], int], client: Client, whole: bool) -> None:
+        self.send = send
+        self.client = client
+        self.whole = whole
+        self.rest: list[bytes | memoryview] | None = None
+
+    @property
+    def unsent(self) -> int:
+        """The bytes that the link has not taken yet."""
+        return sum(map(len, self.rest)) if self.rest else 0
+
+    def write(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Write all of some frames, after what is left of those before."""
+        if self.rest is not None:
+            self.rest.extend(frames)
+            return
+        written = self.offer(frames)
+        if written < len(frames) and self.rest is not None:
+            self.rest.extend(frames[written:])
+
+    def offer(self, frames: Sequence[bytes | memoryview]) -> int:
+        """Write frames while nothing is left of others, as far as the link takes them.
+
+        Return how many: those that it has taken, and one of which something is left.
+        """
+        data = b"".join(frames) if len(frames) > 1 else frames[0]
+        return self.keep(frames, data, self.try_send(data))
+
+    def keep(self, frames: Sequence[bytes | memoryview], data: bytes | memoryview, sent: int) -> int:
+        """Keep what is left of one of the frames, which are `data` together; return as `offer`."""
+        if sent == len(data):
+            return len(frames)
+        if self.whole:
+            written, self.rest = len(frames), [memoryview(data)]
+        else:
+            ends = list(accumulate(map(len, frames)))
+            index = bisect_right(ends, sent)
+            frame = memoryview(frames[index])  # which the log holds anyway: it is no copy
+            written, self.rest = index + 1, [frame[len(frame) - (ends[index] - sent) :]]
+        self.held_up()
+        return written
+
+    def took(self, sent: int) -> None:
+        """Note that the link has taken so much of the first piece that was left; go on with the others."""
+        rest = self.rest
+        if rest is None:
+            return
+        if sent < len(rest[0]):
+            rest[0] = memoryview(rest[0])[sent:]
+            return
+        self.rest = None
+        if len(rest) > 1:
+            self.write(rest[1:])
+
+    def try_send(self, data: bytes | memoryview) -> int:
+        """Return what the link took. One that is lost takes everything: its connection is about to end."""
+        try:
+            return self.send(data)  # type: ignore[arg-type]
+        except Exception as error:  # whatever it is, it is that connection's
+            self.client.crashed(error)
+            return len(data)
+
+    def held_up(self) -> None:
+        """Something is left. Called whenever that begins."""
+        self.client.fell_behind()

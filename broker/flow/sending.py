@@ -1,0 +1,302 @@
+"""The task of a connection that is behind: it writes what is left, and then reads on.
+
+It reads a page at a time, and only while nothing is unsent, so that P stands still while something is. It
+ends when the connection is up to date.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+from msgspec import UNSET
+
+from broker.errors import Unavailable
+from broker.eventlog.log import PAGE_BYTES, Missing, Page
+from broker.eventlog.places import at, sequence_of
+from broker.eventlog.tick import indices
+from broker.flow.lag import thin, thinning
+from broker.wire.messages import Gap, Pong, SubscriptionLive, named
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from broker.eventlog.log import EventLog
+    from broker.eventlog.selection import Selection
+    from broker.eventlog.snapshots import Newer, Snapshot
+    from broker.flow.flow import Flow
+    from broker.flow.reader import Reader
+    from broker.metrics.meters import Meters
+
+RETRY_SECONDS = 0.1, 2.0  # between attempts to read the stream: at first, at most
+
+log = structlog.get_logger()
+
+
+@attrs.define(eq=False)
+class Sending:
+    """Writes what waits for a flow; `progressed` is called whenever the link has taken something."""
+
+    send_some: Callable[[bytes | memoryview], Awaitable[int]]
+    flow: Flow
+    catch_ups_at_once: int
+    progressed: Callable[[], None]
+    meters: Meters
+    clock: Callable[[], float] = trio.current_time
+    pause: float = RETRY_SECONDS[0]
+
+    async def run(self) -> None:
+        flow = self.flow
+        while True:
+            if flow.rest is not None:
+                flow.took(await self.send_some(flow.rest[0]))
+                self.progressed()
+            elif flow.log is not None and (flow.main is not None or flow.beside):
+                missing = self.read_on(flow.log)
+                self.progressed()  # until now nothing was left: the client waited for us
+                if missing is None:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    await self.fetch(flow.log, missing)
+            else:
+                return
+
+    async def fetch(self, events: EventLog, missing: Missing) -> None:
+        """Have the log read the stream; then all that wait for it ask again."""
+        try:
+            await events.history.fetch(missing.selections, missing.after)
+        except Unavailable as error:
+            log.debug("history_unavailable", error=error.message, **self.flow.client.who())
+            await trio.sleep(self.pause)
+            self.pause = min(self.pause * 2, RETRY_SECONDS[1])
+        else:
+            self.pause = RETRY_SECONDS[0]
+
+    # --- a page of each reader, without an await from here on --------------------------------------
+
+    def read_on(self, events: EventLog) -> Missing | None:
+        """Write a page of each reader, as long as the link takes it; what the stream has to be asked for."""
+        flow, found = self.flow, None
+        if flow.main is not None:
+            self.step_unstored(events, flow.main)
+            found = self.step_stored(events, flow.main)
+            flow.rejoin()
+        if flow.rest is None and flow.beside:
+            missing = self.step_beside(events, flow.beside[0])
+            found = found or missing
+        return found
+
+    def step_unstored(self, events: EventLog, main: Reader) -> None:
+        flow, end = self.flow, events.end()
+        if flow.unstored and main.unstored < events.ring.floor:  # which are kept nowhere else
+            main.unstored = events.ring.floor
+            channel = named(each.pattern for each in flow.unstored)
+            flow.client.tell(Gap(channel=channel, reason="lag"))
+        if flow.rest is not None:
+            return
+        if not flow.unstored or main.unstored >= end:
+            main.unstored = max(main.unstored, end)
+            return
+        start = main.unstored
+        page, passed = self.page(events, flow.unstored, start, end)
+        if isinstance(page, Page):
+            main.unstored = flow.give(page, main, start, all_of_it=passed)
+
+    def step_stored(self, events: EventLog, main: Reader) -> Missing | None:
+        flow, end = self.flow, events.end()
+        if flow.rest is not None:
+            return None
+        if not flow.stored:
+            main.place = max(main.place, end)
+        elif main.place < end:
+            start = main.place
+            page, passed = self.page(events, flow.stored, start, end)
+            if isinstance(page, Missing):
+                return page
+            main.source = page.source
+            if page.lost:
+                main.place = page.end
+                self.tell_lost(events, main, flow.stored, start)
+                return None
+            self.tell_deleted(events, main, flow.stored, page.end)
+            if passed or flow.rest is None:
+                main.place = flow.give(page, main, start, all_of_it=passed)
+        if main.place >= end and main.resuming:
+            main.resuming = False
+            self.replayed(main)
+            self.announce(events, main)
+        return None
+
+    def step_beside(self, events: EventLog, reader: Reader) -> Missing | None:
+        flow = self.flow
+        flow.settle()
+        if flow.rest is not None:
+            return None
+        limit, start = flow.place(), reader.place
+        if reader.snapshot:
+            page: Page | Missing = snapshot_page(events, reader, reader.snapshot)
+        elif start < limit:
+            page = events.read(reader.selections, start, limit)
+        else:
+            page = Page(end=start)
+        if isinstance(page, Missing) or page.end > limit:  # a later start has set P back: it comes first
+            self.turn(reader)
+            return page if isinstance(page, Missing) else None
+        if reader.newer and not reader.snapshot:
+            page = newer_only(page, reader.newer)
+        reader.source = page.source
+        if page.lost:
+            reader.place = page.end
+            self.tell_lost(events, reader, reader.selections, start)
+        else:
+            if not reader.snapshot:
+                self.tell_deleted(events, reader, reader.selections, page.end)
+            if flow.rest is not None:
+                return None
+            ahead: tuple[bytes, ...] = ()
+            if page.shares and page.end > reader.told:
+                # P first: a client that is cut off now must not resume before what is marked.
+                ahead = (flow.client.encode(Pong(position=events.text(sequence_of(limit)))),)
+                reader.told = limit
+            reader.place = flow.give(page, reader, start, ahead)
+        self.let_go(reader)
+        if reader.snapshot is None and reader.place >= limit:
+            self.finish(events, reader)
+        else:
+            self.turn(reader)
+        return None
+
+    def page(
+        self, events: EventLog, selections: tuple[Selection, ...], after: int, upto: int
+    ) -> tuple[Page | Missing, bool]:
+        """Return the next page without what the lag policies let pass, and whether that was something.
+
+        The client has been told of that then.
+        """
+        flow = self.flow
+        floors = flow.floors()
+        how = thinning(selections, flow.options.policies if flow.options else {})
+        if not how:
+            return events.read(selections, after, upto, floors=floors), False
+        page = events.read(selections, after, upto, floors=floors, budget=None)
+        if isinstance(page, Missing) or page.lost:
+            return page, False
+        page, passed = thin(page, how, floors, after=after)
+        if passed:
+            channel = named(each.pattern for each in (*how.latest, *how.few))
+            start = UNSET if selections is flow.unstored else events.text(sequence_of(after))
+            flow.client.tell(Gap(channel=channel, reason="lag", start=start, count=passed))
+        return page, passed > 0
+
+    def turn(self, reader: Reader) -> None:
+        """Let other catch-ups go on; they take turns, a few at a time."""
+        flow = self.flow
+        if len(flow.beside) > 1 and reader in flow.beside:
+            others = [each for each in flow.beside if each is not reader]
+            others.insert(min(self.catch_ups_at_once, len(flow.beside)) - 1, reader)
+            flow.beside = tuple(others)
+
+    def let_go(self, reader: Reader) -> None:
+        """Let go of what lies behind it of a snapshot."""
+        if reader.snapshot and reader.place >= at(reader.snapshot.head):
+            reader.snapshot = None
+        if reader.newer and reader.place >= at(reader.newer.head):
+            reader.newer = None
+
+    def finish(self, events: EventLog, reader: Reader) -> None:
+        """A catch-up has come to P: its selections join the flow."""
+        flow = self.flow
+        self.replayed(reader)
+        flow.beside = tuple(each for each in flow.beside if each is not reader)
+        for selection in reader.selections:
+            flow.join(selection)
+        self.announce(events, reader)
+
+    # --- what the client is told -------------------------------------------------------------------
+
+    def replayed(self, reader: Reader) -> None:
+        """A resume or a catch-up has come to its end."""
+        self.meters.replays[reader.source].observe(self.clock() - reader.began)
+
+    def announce(self, events: EventLog, reader: Reader) -> None:
+        groups, reader.groups = reader.groups, []
+        for group in groups:
+            self.flow.client.tell(
+                SubscriptionLive(
+                    channel=group.channel(),
+                    position=events.text(self.flow.position()),
+                    catch_up=UNSET if reader.number is None else reader.number,
+                )
+            )
+
+    def tell_lost(
+        self, events: EventLog, reader: Reader, selections: tuple[Selection, ...], start: int
+    ) -> None:
+        """Say what the stream no longer holds."""
+        floors = self.flow.floors() or {}
+        hit = [each.pattern for each in selections if floors.get(each, 0) < reader.place]
+        if hit:
+            self.flow.client.tell(
+                Gap(
+                    channel=named(hit),
+                    reason="trimmed",
+                    start=events.text(sequence_of(start)),
+                    end=events.text(sequence_of(reader.place)),
+                    catch_up=UNSET if reader.number is None else reader.number,
+                )
+            )
+
+    def tell_deleted(
+        self, events: EventLog, reader: Reader, selections: tuple[Selection, ...], end: int
+    ) -> None:
+        """Say ahead of what a reader is given up to a place that events among that were deleted, if so.
+
+        That moves no place: if the link does not take what follows, it is read again, and the gap is not
+        repeated.
+        """
+        after, upto = max(sequence_of(reader.place), reader.warned), sequence_of(end)
+
+        def admits(channel: str) -> bool:
+            return any(each.admits(channel) for each in selections)
+
+        if after >= upto or not events.feed.deleted(after, upto, admits):
+            return
+        reader.warned = upto
+        self.flow.client.tell(
+            Gap(
+                channel=named(each.pattern for each in selections),
+                reason="trimmed",
+                start=events.text(sequence_of(reader.place)),
+                catch_up=UNSET if reader.number is None else reader.number,
+            )
+        )
+
+
+def snapshot_page(events: EventLog, reader: Reader, snapshot: Snapshot) -> Page:
+    """Return the next events of a snapshot; the catch-up goes on after its head."""
+    shares = []
+    size = 0
+    for tick, left in snapshot.after(reader.place):
+        if tick.matcher is not events:  # others that read it may be in the next log already
+            tick.move(events)
+        if mask := tick.share(reader.selections, after=reader.place) & left:
+            shares.append((tick, mask))
+            size += tick.size
+        if size >= PAGE_BYTES:
+            return Page(end=tick.head, shares=shares, source=reader.source)
+    return Page(end=at(snapshot.head), shares=shares, source=reader.source)
+
+
+def newer_only(page: Page, newer: Newer) -> Page:
+    """Return the page without the events up to the head of `newer` that others have superseded."""
+    shares = []
+    for tick, mask in page.shares:
+        for index in indices(mask):
+            sequence = sequence_of(tick.places[index])
+            if sequence <= newer.head and sequence not in newer.sequences:
+                mask &= ~(1 << index)
+        if mask:
+            shares.append((tick, mask))
+    return attrs.evolve(page, shares=shares)
