@@ -67,6 +67,11 @@ class Reader:
         self.resuming = False
         self.groups: list[Group] = []
 
+    def note_source(self, source: str) -> None:
+        """Note where a page came from: once the stream was read, that is what it was read from."""
+        if source == STREAM:
+            self.source = source
+
     def swap(self, old: Selection, new: Selection | None) -> None:
         """Put one selection in the place of another, or none."""
         self.selections = swapped(self.selections, old, new)

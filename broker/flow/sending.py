@@ -115,7 +115,7 @@ class Sending:
             page, passed = self.page(events, flow.stored, start, end)
             if isinstance(page, Missing):
                 return page
-            main.source = page.source
+            main.note_source(page.source)
             if page.lost:
                 main.place = page.end
                 self.tell_lost(events, main, flow.stored, start)
@@ -146,7 +146,7 @@ class Sending:
             return page if isinstance(page, Missing) else None
         if reader.newer and not reader.snapshot:
             page = newer_only(page, reader.newer)
-        reader.source = page.source
+        reader.note_source(page.source)
         if page.lost:
             reader.place = page.end
             self.tell_lost(events, reader, reader.selections, start)

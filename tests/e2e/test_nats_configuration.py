@@ -288,7 +288,7 @@ async def test_an_operator_finds_the_way_out(tmp_path: Path, nats: NatsServer, p
         """
     )
     advice = (
-        "the stream EVENTS has allow_direct=False, not True. Set stream.name to use another one, or mend "
+        "the stream EVENTS has allow_direct=False, not True. Set stream.name to use another one, or change "
         "this one: `nats stream edit EVENTS --allow-direct`"
     )
     async with command.start("serve", "--config", tmp_path / "broker.toml") as running:
