@@ -6,10 +6,10 @@ it receives what clients send, and sends what they get.
 
 from __future__ import annotations
 
-from inspect import cleandoc, getdoc
+from inspect import getdoc
 from typing import TYPE_CHECKING, Any, get_args
 
-import attrs
+from msgspec import Struct, field
 
 from broker import errors
 from broker.http.responses import JSON
@@ -48,16 +48,14 @@ ADDRESS = {
 }
 
 
-@attrs.frozen(kw_only=True)
-class Metadata:
+class Metadata(Struct, kw_only=True):
     """Metadata of an event. A `tenant_id` that contradicts the subject makes it a dead letter."""
 
     tenant_id: str | None = None
     source: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Envelope:
+class Envelope(Struct, kw_only=True):
     """The plain envelope of an event, one form in which services publish."""
 
     id: str
@@ -67,8 +65,7 @@ class Envelope:
     metadata: Metadata | None = None
 
 
-@attrs.frozen(kw_only=True)
-class CloudEvent:
+class CloudEvent(Struct, kw_only=True):
     """A CloudEvents 1.0 event in structured mode; further attributes are allowed.
 
     In binary mode the attributes are headers `ce-…` and the body is the data.
@@ -81,24 +78,20 @@ class CloudEvent:
     data: Any = None
 
 
-@attrs.frozen(kw_only=True)
-class Headers:
+class Headers(Struct, kw_only=True):
     """NATS headers that the broker reads. An id is unique in the whole stream: begin it with the tenant."""
 
-    message_id: str | None = attrs.field(default=None, metadata={"wire": "Nats-Msg-Id"})
+    message_id: str | None = field(default=None, name="Nats-Msg-Id")
     traceparent: str | None = None
 
 
 def document(routes: Iterable[ClientRoute], names: Names) -> Document:
     """Return the document of a broker with these routes and these subject prefixes."""
     described = requests.table(routes)
-    asked = {*m.CLIENT_MESSAGES.values(), *(kind for each in described for kind in each.operation.bodies)}
     published = [Envelope, CloudEvent, Headers]
     kinds = [*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values(), *published, *requests.kinds(described)]
     kinds = list(dict.fromkeys(kinds))
     _, components = schemas.of(kinds)
-    for kind in kinds:
-        adapt(kind, components[kind.__name__], strict=kind in asked)
     components["ErrorCode"] = coded(error_codes(), "What went wrong, for programs.")
     components["CloseCode"] = coded({each.value: each.meaning for each in errors.CloseCode}, CLOSED)
     for name in ("Error", "Refused", "Unsubscribed", "Problem"):
@@ -126,16 +119,6 @@ def document(routes: Iterable[ClientRoute], names: Names) -> Document:
             },
         },
     }
-
-
-def adapt(kind: type, schema: Document, *, strict: bool) -> None:
-    """Give fields their names on the wire, and close a `strict` schema: unknown fields are refused."""
-    schema["description"] = cleandoc(schema["description"])
-    for field in attrs.fields(kind):
-        if wire := field.metadata.get("wire"):
-            schema["properties"][wire] = schema["properties"].pop(field.name)
-    if strict:
-        schema["additionalProperties"] = False
 
 
 def coded(meanings: Mapping[Any, str], description: str) -> Document:

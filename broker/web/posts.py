@@ -13,7 +13,7 @@ from broker.http import queries
 from broker.http.refusals import from_message
 from broker.http.responses import JSON, Refused, Response, problem
 from broker.links.route import POST, Operation, Route
-from broker.wire import codec, messages
+from broker.wire import messages
 
 if TYPE_CHECKING:
     from broker.links.exchange import ClientExchange
@@ -54,7 +54,7 @@ class Page:
         """Return a reply as a response."""
         if isinstance(reply, messages.Error):
             return from_message(reply)
-        document = codec.converter.unstructure(reply)
+        document = msgspec.to_builtins(reply)
         document.pop("id", None)  # the client has it
         body = msgspec.json.encode(document)
         return Response(status=self.status, body=body, media_type=JSON)

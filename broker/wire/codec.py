@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
-import cattrs
 import msgspec
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from broker.errors import BadMessage, UnknownType
-from broker.wire import messages
-from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, ServerMessage
+from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, Lag, OneOrMany, ServerMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 MAX_MESSAGE_ID_BYTES = 64
+ENVELOPE = ("type", "payload", "messageId")
 MAX_NAMED = 40  # characters of a client's own text that a message repeats
 # What the outline of a frame is made of, in one pass whatever it is: an id, other strings, brackets.
 OUTLINE = re.compile(
@@ -26,6 +27,16 @@ OUTLINE = re.compile(
     rb'|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|(?P<begin>[\[{]+)|(?P<end>[\]}]+)',
     re.DOTALL,
 )
+# What each type of a field is called in a refusal, and the same where `null` is its absence.
+REQUIRED: dict[Any, str] = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    OneOrMany: "a channel, or a list of at least one",
+    Lag: f"one of {', '.join(get_args(Lag))}",
+}
+EXPECTED = REQUIRED | {kind | None: text for kind, text in REQUIRED.items()}
+FIELDS = {kind: msgspec.structs.fields(kind) for kind in CLIENT_MESSAGES.values()}
 
 
 @attrs.frozen
@@ -43,12 +54,6 @@ class Undecodable(Exception):
         super().__init__(error.message)
         self.error = error
         self.message_id = message_id
-
-
-class WrongType(Exception):
-    def __init__(self, expected: str) -> None:
-        super().__init__(expected)
-        self.expected = expected
 
 
 def decode(data: bytes) -> Decoded:
@@ -94,85 +99,45 @@ def structure(document: dict[str, Any]) -> ClientMessage:
     name = document.get("type")
     if not isinstance(name, str):
         raise BadMessage("type: a string is required")
-    refuse_unknown(document, {"type", "payload", "messageId"}, where="")
-    cls = CLIENT_MESSAGES.get(name)
-    if cls is None:
+    refuse_unknown(document, ENVELOPE, where="")
+    kind = CLIENT_MESSAGES.get(name)
+    if kind is None:
         raise UnknownType(f"type: {name[:MAX_NAMED]!r} is unknown{nearest(name, CLIENT_MESSAGES)}")
     payload = document.get("payload", {})
     if not isinstance(payload, dict):
         raise BadMessage("payload: an object is required")
     try:
-        return converter.structure(payload, cls)
-    except cattrs.ClassValidationError as group:
-        raise BadMessage(first_fault(group, cls, payload)) from None
+        return msgspec.convert(payload, kind)
+    except msgspec.ValidationError:
+        refuse_unknown(payload, kind.__struct_fields__, where="payload.")
+        raise BadMessage(next(filter(None, (fault(payload, field) for field in FIELDS[kind])))) from None
 
 
-def first_fault(group: cattrs.ClassValidationError, cls: type, payload: dict[str, Any]) -> str:
-    refuse_unknown(payload, {field.name for field in attrs.fields(cls)}, where="payload.")
-    error, note = group.group_exceptions()[0][0]
-    fault = f"must be {error.expected}" if isinstance(error, WrongType) else "is required"
-    return f"payload.{note.name}: {fault}"
+def fault(payload: Mapping[str, Any], field: msgspec.structs.FieldInfo) -> str | None:
+    """What is wrong with a field."""
+    if field.name not in payload:
+        return f"payload.{field.name}: is required" if field.required else None
+    try:
+        msgspec.convert(payload[field.name], field.type)
+    except msgspec.ValidationError:
+        return f"payload.{field.name}: must be {EXPECTED[field.type]}"
+    return None
 
 
-def refuse_unknown(found: dict[str, Any], known: set[str], *, where: str) -> None:
+def refuse_unknown(found: Iterable[str], known: tuple[str, ...], *, where: str) -> None:
     for key in found:
         if key not in known:
             raise BadMessage(f"{where}{key[:MAX_NAMED]}: unknown field{nearest(key, known)}")
 
 
-def nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name[:MAX_NAMED], list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def encode(message: ServerMessage, message_id: str | None = None) -> bytes:
     """A message as JSON."""
-    document = {"type": message.type, "payload": converter.unstructure(message)}
+    document: dict[str, Any] = {"type": message.type, "payload": message}
     if message_id is not None:
         document["messageId"] = message_id
     return msgspec.json.encode(document)
-
-
-def strict(expected: str, *types: type) -> Any:
-    def check(value: Any, _: Any) -> Any:
-        if type(value) not in types:
-            raise WrongType(expected)
-        return value
-
-    return check
-
-
-def one_or_many(value: Any, _: Any) -> str | list[str]:
-    if isinstance(value, str) or (
-        isinstance(value, list) and value and all(isinstance(each, str) for each in value)
-    ):
-        return value
-    raise WrongType("a channel, or a list of at least one")
-
-
-def lag(value: Any, _: Any) -> str:
-    if value in get_args(messages.Lag):
-        return str(value)
-    raise WrongType(f"one of {', '.join(get_args(messages.Lag))}")
-
-
-def make_converter() -> cattrs.Converter:
-    made = cattrs.Converter(forbid_extra_keys=True)
-    made.register_structure_hook(str, strict("a string", str))
-    made.register_structure_hook(int, strict("a whole number", int))
-    made.register_structure_hook(bool, strict("true or false", bool))
-    made.register_structure_hook_func(lambda cls: cls == messages.OneOrMany, one_or_many)
-    made.register_structure_hook_func(lambda cls: cls == messages.Lag, lag)
-    for cls in CLIENT_MESSAGES.values():
-        made.register_structure_hook(cls, make_dict_structure_fn(cls, made, _cattrs_forbid_extra_keys=True))
-    for cls in (*get_args(ServerMessage), messages.Refused):
-        renamed: Any = {
-            field.name: override(rename=field.metadata.get("wire"), omit_if_default=True)
-            for field in attrs.fields(cls)
-            if field.default is not attrs.NOTHING
-        }
-        made.register_unstructure_hook(cls, make_dict_unstructure_fn(cls, made, **renamed))
-    return made
-
-
-converter = make_converter()

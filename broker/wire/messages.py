@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-import attrs
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +26,7 @@ def named(channels: Iterable[str]) -> OneOrMany:
 # --- client to server ------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class Authenticate:
+class Authenticate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Presents a token, or renews the one in use."""
 
     type: ClassVar[str] = "authenticate"
@@ -36,8 +34,7 @@ class Authenticate:
     tenant: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Subscribe:
+class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Asks for the events of channels and patterns, from now or from a start; at most one start.
 
     After a `position`; `since` a time (RFC 3339); from the newest `last` events on; from a `snapshot`, the
@@ -55,16 +52,14 @@ class Subscribe:
     lag: Lag | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Unsubscribe:
+class Unsubscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ends subscriptions, named as they were subscribed."""
 
     type: ClassVar[str] = "unsubscribe"
     channel: OneOrMany
 
 
-@attrs.frozen(kw_only=True)
-class Acknowledge:
+class Acknowledge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Says up to where a durable subscription has been dealt with."""
 
     type: ClassVar[str] = "acknowledge"
@@ -72,8 +67,7 @@ class Acknowledge:
     position: str
 
 
-@attrs.frozen(kw_only=True)
-class Publish:
+class Publish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Publishes any JSON value; `id` makes a retry harmless, `traceparent` continues a trace."""
 
     type: ClassVar[str] = "publish"
@@ -83,8 +77,7 @@ class Publish:
     traceparent: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Ping:
+class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Asks for a sign of life, and for the live position."""
 
     type: ClassVar[str] = "ping"
@@ -99,8 +92,7 @@ CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
 # --- server to client ------------------------------------------------------------------------------
 
 
-@attrs.frozen(kw_only=True)
-class Established:
+class Established(Struct, frozen=True, kw_only=True):
     """The first message of a connection.
 
     `limits` has those of the configuration by name, and `duplicate_window_seconds`: for how long the id of a
@@ -115,8 +107,7 @@ class Established:
     limits: dict[str, float]
 
 
-@attrs.frozen(kw_only=True)
-class Authenticated:
+class Authenticated(Struct, frozen=True, kw_only=True):
     """The token is good. `private` is the prefix of the user's own channels; `expires_at` is RFC 3339."""
 
     type: ClassVar[str] = "connection.authenticated"
@@ -127,16 +118,14 @@ class Authenticated:
     permissions: dict[str, list[str]]
 
 
-@attrs.frozen(kw_only=True)
-class Expiring:
+class Expiring(Struct, frozen=True, kw_only=True):
     """The token expires at `expires_at`; send `authenticate` with another one before that."""
 
     type: ClassVar[str] = "connection.expiring"
     expires_at: str
 
 
-@attrs.frozen(kw_only=True)
-class Draining:
+class Draining(Struct, frozen=True, kw_only=True):
     """This connection will be closed. Reconnect in so many milliseconds, and resume from `position`."""
 
     type: ClassVar[str] = "connection.draining"
@@ -144,8 +133,7 @@ class Draining:
     position: str | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Refused:
+class Refused(Struct, frozen=True, kw_only=True):
     """A channel of a list that was not subscribed, and why."""
 
     channel: str
@@ -153,8 +141,7 @@ class Refused:
     message: str
 
 
-@attrs.frozen(kw_only=True)
-class Subscribed:
+class Subscribed(Struct, frozen=True, kw_only=True):
     """The answer to `subscribe`: what was accepted and refused, by full names.
 
     `recovered` false: events that could have matched are gone, and a `gap` says which. `live` false:
@@ -170,8 +157,7 @@ class Subscribed:
     catch_up: int | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class SubscriptionLive:
+class SubscriptionLive(Struct, frozen=True, kw_only=True):
     """What was behind has caught up: events come as they are stored from here on. It comes once."""
 
     type: ClassVar[str] = "subscription.live"
@@ -180,8 +166,7 @@ class SubscriptionLive:
     catch_up: int | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Unsubscribed:
+class Unsubscribed(Struct, frozen=True, kw_only=True):
     """These subscriptions are over, and no event of theirs follows. `code`: why, when nobody asked."""
 
     type: ClassVar[str] = "unsubscribed"
@@ -189,15 +174,13 @@ class Unsubscribed:
     code: str | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Publisher:
+class Publisher(Struct, frozen=True, kw_only=True):
     """Which client published an event; one of a service has none."""
 
     user: str
 
 
-@attrs.frozen(kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """An event of a subscription; `null` removes the channel. Live channels have no `position`.
 
     `frames.event` splices it together without ever making one of these, which is what it has to look like.
@@ -212,8 +195,7 @@ class Event:
     traceparent: str | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Gap:
+class Gap(Struct, frozen=True, kw_only=True):
     """Events of these channels were not delivered: after `from`, up to `to`, as far as that is known.
 
     `trimmed`: no longer in the stream. `reset`: the stream began anew. `limit`: more than is replayed.
@@ -223,22 +205,20 @@ class Gap:
     type: ClassVar[str] = "gap"
     channel: OneOrMany
     reason: GapReason
-    start: str | UnsetType = attrs.field(default=UNSET, metadata={"wire": "from"})
-    end: str | UnsetType = attrs.field(default=UNSET, metadata={"wire": "to"})
+    start: str | UnsetType = field(default=UNSET, name="from")
+    end: str | UnsetType = field(default=UNSET, name="to")
     count: int | UnsetType = UNSET
     catch_up: int | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Source:
+class Source(Struct, frozen=True, kw_only=True):
     """The broker has lost or regained NATS. Connections stay."""
 
     type: ClassVar[str] = "source"
     state: Literal["interrupted", "restored"]
 
 
-@attrs.frozen(kw_only=True)
-class Published:
+class Published(Struct, frozen=True, kw_only=True):
     """An event is stored, or a live one handed on. A `duplicate` has the position of the first."""
 
     type: ClassVar[str] = "published"
@@ -247,8 +227,7 @@ class Published:
     duplicate: bool | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Acknowledged:
+class Acknowledged(Struct, frozen=True, kw_only=True):
     """An acknowledgement is stored."""
 
     type: ClassVar[str] = "acknowledged"
@@ -256,16 +235,14 @@ class Acknowledged:
     position: str
 
 
-@attrs.frozen(kw_only=True)
-class Pong:
+class Pong(Struct, frozen=True, kw_only=True):
     """The answer to `ping`, with the live position."""
 
     type: ClassVar[str] = "pong"
     position: str | UnsetType = UNSET
 
 
-@attrs.frozen(kw_only=True)
-class Error:
+class Error(Struct, frozen=True, kw_only=True):
     """A request was refused, or the connection is about to be closed.
 
     `message` is for the developer. `retryable`: the same may succeed after `retry_after_ms`.

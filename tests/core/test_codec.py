@@ -6,7 +6,6 @@ import json
 from contextlib import suppress
 from typing import Any, get_args
 
-import attrs
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -292,7 +291,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-FIELDS = sorted({field.name for cls in messages.CLIENT_MESSAGES.values() for field in attrs.fields(cls)})
+FIELDS = sorted({field for cls in messages.CLIENT_MESSAGES.values() for field in cls.__struct_fields__})
 DOCUMENTS = st.fixed_dictionaries(
     {"type": st.sampled_from(sorted(messages.CLIENT_MESSAGES)) | JSON},
     optional={
@@ -311,7 +310,7 @@ def test_any_document_is_a_message_or_refused(document: Any) -> None:
     except codec.Undecodable:
         return
     given = {key: value for key, value in document.get("payload", {}).items() if value is not None}
-    held = {key: value for key, value in attrs.asdict(decoded.message).items() if value is not None}
+    held = {key: value for key, value in msgspec.structs.asdict(decoded.message).items() if value is not None}
     assert json.dumps(held, sort_keys=True) == json.dumps(given, sort_keys=True)
     assert decoded.message.type == document["type"]
 

@@ -6,10 +6,9 @@ import json
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import attrs
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from broker.errors import CloseCode
 from broker.http import queries
@@ -60,7 +59,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     """Values of a type as the message classes have them."""
     if hint in SIMPLE:
         return SIMPLE[hint]
-    if attrs.has(hint):
+    if isinstance(hint, type) and issubclass(hint, Struct):
         return messages(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
@@ -77,7 +76,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 def messages(kind: Any) -> st.SearchStrategy[Any]:
     hints = get_type_hints(kind, include_extras=True)
-    fields = {field.name: values(hints[field.name]) for field in attrs.fields(kind)}
+    fields = {name: values(hints[name]) for name in kind.__struct_fields__}
     if kind.__name__ in CODES:
         codes = st.sampled_from(sorted(asyncapi.error_codes()))
         fields["code"] = codes | st.just(UNSET) if kind is m.Unsubscribed else codes
@@ -113,7 +112,7 @@ def test_events(channel: str, body: Any, publisher: str | None, catch_up: int | 
 def attempts(kind: str) -> st.SearchStrategy[dict[str, Any]]:
     """What clients might send: right, nearly right, and wrong."""
     hints = get_type_hints(m.CLIENT_MESSAGES[kind], include_extras=True)
-    fields = {field.name: values(hints[field.name]) for field in attrs.fields(m.CLIENT_MESSAGES[kind])}
+    fields = {name: values(hints[name]) for name in m.CLIENT_MESSAGES[kind].__struct_fields__}
     anything = dict.fromkeys(fields, JSON) | {"chanel": TEXT}
     payload = st.one_of(
         st.fixed_dictionaries(fields),
@@ -184,7 +183,7 @@ def test_requests_are_those_of_the_port() -> None:
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
     pages = {each.path: {*each.methods} - {"OPTIONS", "HEAD"} for each in described.PROTOCOL}
     assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws"}}
-    subscribe = {field.name for field in attrs.fields(m.Subscribe)}
+    subscribe = {*m.Subscribe.__struct_fields__}
     assert {"channel", *sse.PARAMETERS} == subscribe
     assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}
     for path, page in posts.PAGES.items():

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import attrs
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from broker import subjects
 from broker.http import queries
 from broker.http.responses import JSON, Refused, Response
 from broker.links.route import any_of, schema
-from broker.wire import codec, messages, sse
+from broker.wire import messages, sse
 from broker.wire.codec import nearest
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from broker.http.queries import Query
 
-Kind = TypeVar("Kind", bound=attrs.AttrsInstance)
+Kind = TypeVar("Kind", bound=Struct)
 
 STARTS = ("since", "last", "snapshot", "durable")
 LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
@@ -34,8 +34,7 @@ TRUE = msgspec.Meta(extra_json_schema={"const": True})
 payload = msgspec.json.Decoder(sse.Payload)
 
 
-@attrs.frozen(kw_only=True)
-class Poll:
+class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A poll, with `session` and `position` of the newest answer; only the first one has a start.
 
     The broker waits at most `wait` seconds for an event. `tenant` is for monitoring tokens; it may be in the
@@ -60,8 +59,7 @@ class Poll:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-@attrs.frozen(kw_only=True)
-class Leave:
+class Leave(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The end of a `session` by a page that goes away (`leave: true`). No token is needed.
 
     The session's name suffices, even an old one: it is a secret. The body may be text, which is what
@@ -72,7 +70,7 @@ class Leave:
     leave: Annotated[bool, TRUE]
 
 
-NAMES = tuple(field.name for field in attrs.fields(Poll))
+NAMES = Poll.__struct_fields__
 PARAMETERS = tuple(
     name for name in NAMES if name not in ("channels", "tenant")
 )  # of a query, beside `channel`
@@ -107,10 +105,10 @@ def converted(given: dict[str, Any], *, strict: bool) -> Poll:
 
 
 def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:
-    names = [field.name for field in attrs.fields(kind)]
+    known = kind.__struct_fields__
     for name in given:
-        if name not in names:
-            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, names)}")
+        if name not in known:
+            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, known)}")
     try:
         return msgspec.convert(given, type=kind, strict=strict)
     except msgspec.ValidationError as error:
@@ -176,7 +174,7 @@ class Gathered:
 def lag(channels: Sequence[str]) -> msgspec.Raw:
     """Return a gap: live events of these channels may be lost."""
     gap = messages.Gap(channel=messages.named(channels), reason="lag")
-    return msgspec.Raw(msgspec.json.encode(codec.converter.unstructure(gap)))
+    return msgspec.Raw(msgspec.json.encode(gap))
 
 
 def channels_of(given: msgspec.Raw) -> list[str]:
