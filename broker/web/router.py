@@ -19,10 +19,10 @@ from broker.http import queries
 from broker.http.responses import Refused, Response, problem
 from broker.links.route import not_allowed
 from broker.web.streaming import Lines, head, to_json
-from broker.wire.codec import nearest
+from broker.wire.codec import nearest, unknown_field
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from broker.http.heads import Request
 
@@ -194,10 +194,8 @@ def reason_of(error: Exception) -> str:
 
 
 def refuse_unknown(found: Mapping[str, object], kind: type[attrs.AttrsInstance]) -> None:
-    known: Iterable[str] = [field.name for field in attrs.fields(kind)]
-    for name in found:
-        if name not in known:
-            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, known)}")
+    if unknown := unknown_field(found, attrs.fields_dict(kind)):
+        raise Refused(400, unknown)
 
 
 def refusal(error: BrokerError) -> Response:

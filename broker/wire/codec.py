@@ -9,14 +9,15 @@ import difflib
 import re
 from typing import TYPE_CHECKING, Any, get_args
 
-import attrs
 import msgspec
 
 from broker.errors import BadMessage, UnknownType
 from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, Lag, OneOrMany, ServerMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
+
+    from msgspec.structs import FieldInfo
 
 MAX_MESSAGE_ID_BYTES = 64
 ENVELOPE = ("type", "payload", "messageId")
@@ -39,8 +40,7 @@ EXPECTED = REQUIRED | {kind | None: text for kind, text in REQUIRED.items()}
 FIELDS = {kind: msgspec.structs.fields(kind) for kind in CLIENT_MESSAGES.values()}
 
 
-@attrs.frozen
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """A client's message, and the id that its replies carry."""
 
     message: ClientMessage
@@ -99,7 +99,8 @@ def structure(document: dict[str, Any]) -> ClientMessage:
     name = document.get("type")
     if not isinstance(name, str):
         raise BadMessage("type: a string is required")
-    refuse_unknown(document, ENVELOPE, where="")
+    if unknown := unknown_field(document, ENVELOPE):
+        raise BadMessage(unknown)
     kind = CLIENT_MESSAGES.get(name)
     if kind is None:
         raise UnknownType(f"type: {name[:MAX_NAMED]!r} is unknown{nearest(name, CLIENT_MESSAGES)}")
@@ -109,25 +110,33 @@ def structure(document: dict[str, Any]) -> ClientMessage:
     try:
         return msgspec.convert(payload, kind)
     except msgspec.ValidationError:
-        refuse_unknown(payload, kind.__struct_fields__, where="payload.")
-        raise BadMessage(next(filter(None, (fault(payload, field) for field in FIELDS[kind])))) from None
+        raise BadMessage(f"payload.{fault(payload, kind)}") from None
 
 
-def fault(payload: Mapping[str, Any], field: msgspec.structs.FieldInfo) -> str | None:
-    """What is wrong with a field."""
+def fault(payload: Mapping[str, Any], kind: type[ClientMessage]) -> str:
+    """What is wrong with a payload that cannot be converted."""
+    if unknown := unknown_field(payload, kind.__struct_fields__):
+        return unknown
+    wrong = next(field for field in FIELDS[kind] if not fits(payload, field))
+    return f"{wrong.name}: {f'must be {EXPECTED[wrong.type]}' if wrong.name in payload else 'is required'}"
+
+
+def fits(payload: Mapping[str, Any], field: FieldInfo) -> bool:
     if field.name not in payload:
-        return f"payload.{field.name}: is required" if field.required else None
+        return not field.required
     try:
         msgspec.convert(payload[field.name], field.type)
     except msgspec.ValidationError:
-        return f"payload.{field.name}: must be {EXPECTED[field.type]}"
+        return False
+    return True
+
+
+def unknown_field(found: Iterable[str], known: Collection[str]) -> str | None:
+    """What is said of a field that is not known, if there is one."""
+    for name in found:
+        if name not in known:
+            return f"{name[:MAX_NAMED]}: unknown field{nearest(name, known)}"
     return None
-
-
-def refuse_unknown(found: Iterable[str], known: tuple[str, ...], *, where: str) -> None:
-    for key in found:
-        if key not in known:
-            raise BadMessage(f"{where}{key[:MAX_NAMED]}: unknown field{nearest(key, known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

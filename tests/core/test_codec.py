@@ -144,6 +144,12 @@ def test_refused(text: str, sentence: str) -> None:
     assert refused.value.error.message.startswith(sentence)
 
 
+def test_every_field_has_words_for_its_type() -> None:
+    """A field of any type can be refused; what may be anything never is."""
+    types = {field.type for fields in codec.FIELDS.values() for field in fields}
+    assert types - {Any} <= codec.EXPECTED.keys()
+
+
 def test_not_text() -> None:
     """Bytes that are no UTF-8 are refused as what they are, within a string or without."""
     for data in (b"\xff", b'{"type":"ping","messageId":"\xff"}', b'\xef\xbb\xbf{"type":"ping"}'):

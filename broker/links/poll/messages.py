@@ -13,7 +13,7 @@ from broker.http import queries
 from broker.http.responses import JSON, Refused, Response
 from broker.links.route import any_of, schema
 from broker.wire import messages, sse
-from broker.wire.codec import nearest
+from broker.wire.codec import unknown_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,10 +105,8 @@ def converted(given: dict[str, Any], *, strict: bool) -> Poll:
 
 
 def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:
-    known = kind.__struct_fields__
-    for name in given:
-        if name not in known:
-            raise Refused(400, f"{name[:40]}: unknown field{nearest(name, known)}")
+    if unknown := unknown_field(given, kind.__struct_fields__):
+        raise Refused(400, unknown)
     try:
         return msgspec.convert(given, type=kind, strict=strict)
     except msgspec.ValidationError as error:
