@@ -106,16 +106,20 @@ class Tenant:
         )
         made.history = self.make_history(self.name, made)
         made.snapshots = self.make_snapshots(self.name, made)
-        return made, self.fill(made, deque(recent))
+        return made, self.fill(made, deque(recent), self.intake.head)
 
-    def fill(self, made: EventLog, remembered: deque[Checked]) -> Iterator[None]:
-        """Put events into a log, a tick at a time, but for what is deleted meanwhile."""
+    def fill(self, made: EventLog, remembered: deque[Checked], upto: int) -> Iterator[None]:
+        """Put events into a log, a tick at a time, but for what is deleted meanwhile.
+
+        They are all there are up to the position `upto`, which connections may have been told already.
+        """
         while batch := take(remembered):
             late = self.intake.gone.late([record for _, record in batch])
             if batch := [checked for checked in batch if checked[1][0] not in late]:
                 made.append(batch)
                 made.finish()
             yield
+        made.head = max(made.head, at(upto))
 
     def enter(self, flow: Flow) -> None:
         """Give a connection its place."""
@@ -152,9 +156,9 @@ class Tenant:
                 except Exception:  # whatever it is, it is one tenant's and must not end the others'
                     self.restarts += 1
                     log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
+                self.inbox.lose()  # its work begins with a new log; till then P stands still
                 if crashes.hit(trio.current_time()):
                     break
-                self.inbox.lose()  # so that its work begins with a new log
                 pause = min(longest, first * 2 ** len(crashes.times))
                 await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
             self.failed_until = trio.current_time() + REST_SECONDS
@@ -234,7 +238,9 @@ class Tenant:
         self.passing = True
         try:
             while untold := [
-                flow for flow in self.flows if flow.main is None and flow.stored != told.get(flow, ())
+                flow
+                for flow in self.flows
+                if flow.stored and flow.main is None and flow.stored is not told.get(flow)
             ]:
                 for flow in untold:
                     if flow.stored and flow.main is None:
@@ -245,6 +251,9 @@ class Tenant:
                     await turn.pass_on()
         finally:
             self.passing = False
+        for flow, stored in told.items():
+            if flow.main is not None and flow.stored is stored:
+                flow.main.warned = max(flow.main.warned, upto)  # it has fallen behind since, and knows
 
     async def send_traced(
         self, batch: list[Checked], upto: int, turn: Turn, tracing: Tracing

@@ -312,8 +312,12 @@ class EventLog:
             if tick.base >= upto:
                 break
             if mask := tick.share(selections, floors, after=after, upto=upto):
+                share = tick.size * mask.bit_count() // len(tick.frames)
+                if budget is not None and size + share > 2 * budget:  # as a page of the stream may be
+                    mask, end = tick.cut(mask, budget - size)
+                    return Page(end=end, shares=[*shares, (tick, mask)], source=source)
                 shares.append((tick, mask))
-                size += tick.size * mask.bit_count() // len(tick.frames)
+                size += share
             if budget is not None and size >= budget and tick.head < upto:
                 return Page(end=tick.head, shares=shares, source=source)
         return Page(end=upto, shares=shares, source=source)

@@ -143,6 +143,14 @@ class Tick:
             mask &= (1 << self.before(upto)) - 1
         return mask & ~self.gone
 
+    def cut(self, mask: int, size: int) -> tuple[int, int]:
+        """Return the first events of a share, of so many bytes about, and the place of the last of them."""
+        for index in indices(mask):
+            size -= len(self.frames[index])
+            if size <= 0:
+                break
+        return mask & (2 << index) - 1, self.places[index]
+
     def before(self, place: int) -> int:
         """Return how many of its events are at or before a place."""
         return bisect_right(self.places, place)

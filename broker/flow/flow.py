@@ -55,14 +55,18 @@ class Options:
     """What only few connections have.
 
     `policies` of lag that are not the default; `floors`: places of selections that are given nothing up to
-    there; `catch_ups`: so many have been begun; `waits`: so many bytes wait, where a policy is `strict`.
+    there; `dropped`: selections of which something was let go, `count` events (None: not known), and the
+    client has not been told; `catch_ups`: so many have been begun; `waits`: so many bytes wait, where a
+    policy is `strict`.
     """
 
-    __slots__ = ("catch_ups", "floors", "policies", "strict", "waits")
+    __slots__ = ("catch_ups", "count", "dropped", "floors", "policies", "strict", "waits")
 
     def __init__(self) -> None:
         self.policies: dict[Selection, Lag] = {}
         self.floors: dict[Selection, int] = {}
+        self.dropped: tuple[Selection, ...] = ()
+        self.count: int | None = 0
         self.catch_ups = 0
         self.strict = False
         self.waits = 0
@@ -215,6 +219,10 @@ class Flow(Pipe):
         main, options, log = self.main, self.options, self.log
         if main is None or options is None or log is None or not options.strict or main.resuming:
             return False
+        running = log.running
+        if running and main.place > running.base:  # it has read that far already
+            left = len(running.frames) - running.before(main.place)
+            size = size * left // len(running.frames)
         options.waits += size
         if self.stored and sequence_of(main.place) < sequence_of(log.ring.floor):
             return True
@@ -231,19 +239,32 @@ class Flow(Pipe):
         dropped = [each for each in self.stored if options.policies.get(each) == "drop"]
         if not dropped:
             return
-        head, start = log.end(), log.text(sequence_of(main.place))
-        count = log.count(dropped, options.floors, main.place)
-        options.floors.update(dict.fromkeys(dropped, head))
         options.waits = 0
-        everything = len(dropped) == len(self.stored)
+        count = log.count(dropped, options.floors, main.place)
+        if count == 0:
+            return
+        options.floors.update(dict.fromkeys(dropped, log.end()))
+        options.count = None if count is None or options.count is None else options.count + count
+        options.dropped = tuple(dropped)
+
+    def tell_dropped(self, log: EventLog, main: Reader) -> None:
+        """Say what was let go since the link took something: one gap, however often that was."""
+        options = self.options
+        if options is None or not options.dropped:
+            return
+        dropped, count = [each for each in options.dropped if each in self.stored], options.count
+        options.dropped, options.count = (), 0
+        start, everything = main.place, len(dropped) == len(self.stored)
+        if not dropped:
+            return
         if everything:
-            main.place = head
+            main.place = max(start, min(options.floors[each] for each in dropped))
         self.client.tell(
             Gap(
                 channel=named(each.pattern for each in dropped),
                 reason="lag",
-                start=start,
-                end=log.text(sequence_of(head)) if everything else UNSET,
+                start=log.text(sequence_of(start)),
+                end=log.text(sequence_of(main.place)) if everything else UNSET,
                 count=UNSET if count is None else count,
             )
         )
@@ -306,9 +327,11 @@ class Flow(Pipe):
             return Begun(live=False, number=options.catch_ups)
         if behind:
             main = self.main or self.fall_behind(self.place())
-            main.place, main.resuming, main.began, main.warned = start.place, True, now, start.warned
+            main.place, main.resuming, main.began = start.place, True, now
         for each in stored:
             self.join(each, floor=start.place)
+        if behind and self.main is not None:
+            self.main.warned = start.warned
         return self.live_with(group)
 
     def go_on(self, stored: list[Selection], *, listed: bool) -> Begun:
@@ -341,6 +364,8 @@ class Flow(Pipe):
         else:
             self.stored = (*self.stored, selection)
         selection.members[self] = None
+        if self.main is not None and not selection.unstored:
+            self.main.warned = 0  # of what is gone it has not been told
         if self.main is not None and floor > (self.main.unstored if selection.unstored else self.main.place):
             self.opt().floors[selection] = floor
 
@@ -392,6 +417,7 @@ class Flow(Pipe):
         for reader in self.readers():
             reader.swap(old, new)
         if options := self.options:
+            options.dropped = swapped(options.dropped, old, new)
             policy, floor = options.policies.pop(old, None), options.floors.pop(old, None)
             if new is not None and policy is not None:
                 options.policies[new] = policy
@@ -503,6 +529,8 @@ class Flow(Pipe):
             for reader in self.readers():
                 reader.warned = 0
         if self.options:
+            if not same:
+                self.options.dropped, self.options.count = (), 0
             floors = self.options.floors
             self.options.floors = {
                 each: floor for each, floor in floors.items() if same and not each.unstored

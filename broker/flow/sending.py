@@ -108,6 +108,9 @@ class Sending:
         flow, end = self.flow, events.end()
         if flow.rest is not None:
             return None
+        flow.tell_dropped(events, main)
+        if flow.rest is not None:
+            return None
         if not flow.stored:
             main.place = max(main.place, end)
         elif main.place < end:

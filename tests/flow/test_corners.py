@@ -1,0 +1,259 @@
+"""Corners of a flow and its tenant, each as small as it goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio.testing
+
+from broker import config, subjects
+from broker.actors.following import Followers
+from broker.actors.intake import Intake
+from broker.actors.tenant import Tenant
+from broker.actors.turns import Turn
+from broker.bus.base import StreamState
+from broker.eventlog.history import Segment
+from broker.flow.flow import Start
+from broker.metrics.meters import Meters
+from broker.ranges import Ranges
+from tests.support.flows import ENDLESS, Bench, Link
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def tick_while_slow(
+    bench: Bench, link: Link, *channels: str, limit: int = 1000, read_first: bool = False
+) -> None:
+    """A tick as the tenant sends it to one that is behind; its own task may have read it by then."""
+    tick = bench.log.append(bench.records(*channels))
+    slow = False
+    for data, _, flows in bench.log.shares(tick):
+        if read_first:
+            link.write()
+        if link.flow in flows and link.flow.mask:
+            link.flow.mask = 0
+            slow = link.flow.overflows(len(data), limit) or slow
+    bench.log.finish()
+    if slow:
+        link.flow.overflow()
+
+
+def gaps(link: Link) -> list[dict[str, Any]]:
+    return [each["payload"] for each in link.messages() if each["type"] == "gap"]
+
+
+def test_nothing_dropped_is_no_gap() -> None:
+    """What overflows is another subscription's: nothing of what may be dropped waits."""
+    bench = Bench()
+    link = bench.attach(room=0)
+    bench.join(link, "a", policy="drop")
+    bench.join(link, "b")
+    bench.publish("b")
+    for _ in range(30):
+        tick_while_slow(bench, link, "b")
+    link.room = ENDLESS
+    link.write()
+    assert gaps(link) == []
+
+
+def test_below_the_ring_gaps_do_not_pile_up() -> None:
+    """A client that takes nothing costs no frame per tick."""
+    bench = Bench(bounds=config.Ring(events=2))
+    link = bench.attach(room=0)
+    bench.join(link, "a", policy="drop")
+    bench.join(link, "b")
+    bench.publish("b")
+    for _ in range(3):
+        tick_while_slow(bench, link, "a", "b", limit=10_000)
+    before = link.flow.unsent
+    for _ in range(1000):
+        tick_while_slow(bench, link, "a", "b", limit=100_000)
+    assert link.flow.unsent < before + 1000
+
+
+def test_one_piece_that_is_more_than_may_wait() -> None:
+    """A link that keeps what it was handed as one piece (TLS) gets no gap per tick either."""
+    bench = Bench()
+    link = bench.attach(whole=True, room=0)
+    bench.join(link, "a", policy="drop")
+    bench.publish(*["a"] * 20)
+    for _ in range(100):
+        tick_while_slow(bench, link, "a", limit=1000)
+    assert link.flow.unsent < 6000
+
+
+def test_what_was_read_already_does_not_wait() -> None:
+    """Its task has read the running tick before the tenant came to it: that does not wait any more."""
+    bench = Bench()
+    link = bench.attach(room=0)
+    bench.join(link, "a", policy="close")
+    bench.publish("a")
+    frame = link.flow.unsent
+    link.room = 12 * frame + 20
+    tick_while_slow(bench, link, *["a"] * 12, limit=1000, read_first=True)
+    assert 0 < link.flow.unsent < frame + 10
+    tick_while_slow(bench, link, *["a"] * 4, limit=1000)
+    assert link.calls["too_slow"] == 0, "but a third of that waits"
+
+
+def test_joined_after_others_were_warned() -> None:
+    """Those that were there know that something is gone; who joins at P does not."""
+    bench = Bench()
+    bench.publish("b", "a", "a")
+    bench.feed.gone = Ranges.of([2])
+    bench.log.drop(bench.feed.gone)
+    link = bench.attach(room=10)
+    bench.join(link, "*", start=Start(place=0))
+    link.sending.read_on(bench.log)
+    bench.join(link, "a")
+    link.room = ENDLESS
+    link.write()
+    assert any("a" in each["channel"] for each in gaps(link)), gaps(link)
+
+
+class OnePage:
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+
+    def find(self, *_: object) -> Segment:
+        return self.segment
+
+
+def test_a_page_of_the_stream_is_not_kept_whole() -> None:
+    """A link that keeps what it was handed in one piece holds about a page, not all that was read."""
+    bench = Bench(bounds=config.Ring(events=2))
+    records = bench.records(*["a"] * 200, size=5000)
+    page = bench.log.encode(records, base=0)
+    bench.publish("b", "b")
+    bench.publish("b", "b")
+    segment = Segment(after=0, upto=1000, trimmed=0, tick=page, size=page.size, read_at=0.0)
+    bench.log.history = OnePage(segment)  # type: ignore[assignment]
+    link = bench.attach(whole=True, room=0)
+    bench.join(link, "a", start=Start(place=0))
+    link.write()
+    assert link.flow.unsent < 150_000, link.flow.unsent
+    link.room = ENDLESS
+    link.write()
+    assert link.events() == list(range(1, 201))
+
+
+async def test_a_hole_is_told_once_to_who_falls_behind_meanwhile(autojump_clock: trio.abc.Clock) -> None:
+    """The link does not take the gap: what is read on from there does not repeat it."""
+    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake.begin("inc", 0)
+    intake.gone.note(StreamState(incarnation="inc", first=1, last=2, deleted=Ranges.of([1])))
+    tenant = Tenant(
+        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
+        meters=Meters(),
+    )  # fmt: skip
+    link = Link(room=10)
+    tenant.enter(link.flow)
+    selection = tenant.log.acquire("a", ())
+    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
+    intake.head = 2
+    await tenant.fan_out([("a", (2, "events.t.a", b"2", None))], Turn())
+    link.room = ENDLESS
+    link.write()
+    assert [each["type"] for each in link.messages()] == ["gap", "event"]
+
+
+async def test_who_is_sent_away_is_told_no_p_that_it_has_not_got(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenant that gives up has taken events that nobody was given: P does not come to them."""
+    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake.begin("inc", 0)
+    tenant = Tenant(
+        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
+        meters=Meters(),
+    )  # fmt: skip
+    link = Link()
+    tenant.enter(link.flow)
+    selection = tenant.log.acquire("a", ())
+    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
+    intake.head = 2
+    positions = []
+
+    async def work() -> None:
+        tenant.inbox.begin()  # as a rebuild does, and as it breaks before there is a new log
+        raise RuntimeError("a scripted crash")
+
+    monkeypatch.setattr(Tenant, "work", lambda _: work())
+    monkeypatch.setattr(Link, "send_away", lambda self: positions.append(self.flow.position()), raising=True)
+    await tenant.run()
+    assert positions == [0]
+
+
+async def test_p_does_not_fall_while_everybody_moves(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream has gone on with what is others'; the new log begins at the P that was told."""
+    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake.begin("inc", 0)
+    tenant = Tenant(
+        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
+        meters=Meters(),
+    )  # fmt: skip
+    links = [Link(), Link()]
+    for link in links:
+        tenant.enter(link.flow)
+    intake.head = 9
+    assert [link.flow.position() for link in links] == [9, 9]
+    tenant.inbox.lose()
+    told = []
+
+    async def pass_on(_: Turn) -> None:
+        links[0].write()
+        told.append(links[0].flow.position())
+
+    monkeypatch.setattr(Turn, "pass_on", pass_on)
+    await tenant.rebuild(Turn())
+    assert set(told) == {9}
+
+
+async def test_who_leaves_while_a_hole_is_told_stops_nobody(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been told, and then ends its last stored subscription: there is nothing more to tell it."""
+    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake.begin("inc", 0)
+    intake.gone.note(StreamState(incarnation="inc", first=1, last=2, deleted=Ranges.of([1])))
+    tenant = Tenant(
+        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
+        meters=Meters(),
+    )  # fmt: skip
+    link = Link()
+    tenant.enter(link.flow)
+    selection = tenant.log.acquire("a", ())
+    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
+    turns = 0
+
+    async def pass_on(_: Turn) -> None:
+        nonlocal turns
+        turns += 1
+        link.flow.leave("a")
+        assert turns < 10, "for ever"
+
+    monkeypatch.setattr(Turn, "pass_on", pass_on)
+    await tenant.tell_of_hole(2, Turn())
+
+
+def test_a_resume_is_not_told_again_what_its_answer_said() -> None:
+    """What was deleted up to its start's end was told with `subscribed`; of what goes later it hears."""
+    bench = Bench()
+    bench.publish("a", "a", "a", "a")
+    bench.feed.gone = Ranges.of([2])
+    bench.log.drop(bench.feed.gone)
+    link = bench.attach(room=10)
+    bench.join(link, "a", start=Start(place=0, warned=4))
+    bench.feed.gone = Ranges.of([2])
+    link.room = ENDLESS
+    link.write()
+    assert link.events() == [1, 3, 4]
+    assert not gaps(link)
