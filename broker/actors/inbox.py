@@ -6,9 +6,9 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import attrs
-import trio
 
 from broker.eventlog.log import TICK_BYTES, TICK_EVENTS
+from broker.signals import Signal
 
 if TYPE_CHECKING:
     from broker.bus.base import Record
@@ -43,7 +43,7 @@ class Inbox:
         self.lost = False
         self.renewed = False
         self.notices: deque[tuple[int, Notice | Hole]] = deque()
-        self.arrived = trio.Event()
+        self.arrived = Signal()
 
     def put(self, channel: str, record: Record) -> None:
         if self.lost:
@@ -107,7 +107,7 @@ class Inbox:
 
     async def wait(self) -> None:
         if self.empty():
-            self.arrived = trio.Event()
+            self.arrived.clear()
             await self.arrived.wait()
 
 

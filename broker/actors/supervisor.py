@@ -41,6 +41,7 @@ from broker.features.deadletter import DeadLetters
 from broker.flow.client import Notice
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
+from broker.signals import Signal
 from broker.wire.messages import Source
 from broker.wire.positions import Position
 from broker.wire.times import rfc3339
@@ -82,7 +83,7 @@ class Supervisor:
     meters: Meters = attrs.Factory(Meters)
     ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
-    banned: trio.Event = attrs.Factory(trio.Event)  # a ban is new, or another is over
+    banned: Signal = attrs.Factory(Signal)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
     admitting: int = 0  # clients and requests that a place is kept for
@@ -313,7 +314,6 @@ class Supervisor:
         """Ends the connections that a ban concerns, after each change of the bans."""
         while True:
             await self.banned.wait()
-            self.banned = trio.Event()
             turn = Turn()
             for connection in list(self.connections):
                 connection.keep_out()

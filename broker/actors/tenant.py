@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections import deque
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import trio
 from broker.actors.boundary import Boundary
 from broker.actors.inbox import Hole, Inbox, take
 from broker.actors.turns import Turn
+from broker.backoff import Backoff
 from broker.eventlog.log import EventLog
 from broker.eventlog.places import at, sequence_of
 from broker.flow.client import Notice
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from broker.tracing import Tracing
 
 SENDS_BETWEEN_LOOKS = 32  # at the clock
-RESTART_SECONDS = 0.1, 5.0  # back-off after a crash: at first, at most
+BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)  # after a crash
 CRASHES, CRASH_SECONDS = 8, 60.0  # so many within this time are too many
 REST_SECONDS = 30.0  # after too many
 
@@ -147,7 +147,6 @@ class Tenant:
 
         After too many crashes it gives up: its clients are sent away, and it rests for a while.
         """
-        first, longest = RESTART_SECONDS
         crashes = Window(limit=CRASHES, seconds=CRASH_SECONDS)
         with self.scope:
             while True:
@@ -159,8 +158,7 @@ class Tenant:
                 self.inbox.lose()  # its work begins with a new log; till then P stands still
                 if crashes.hit(trio.current_time()):
                     break
-                pause = min(longest, first * 2 ** len(crashes.times))
-                await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
+                await trio.sleep(BACKOFF.delay(len(crashes.times)))
             self.failed_until = trio.current_time() + REST_SECONDS
             log.error("tenant_gave_up", tenant=self.name, seconds=REST_SECONDS)
             turn = Turn()

@@ -13,6 +13,7 @@ import structlog
 import trio
 from msgspec import UNSET
 
+from broker.backoff import Backoff
 from broker.errors import Unavailable
 from broker.eventlog.log import PAGE_BYTES, Missing, Page
 from broker.eventlog.places import at, sequence_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from broker.flow.reader import Reader
     from broker.metrics.meters import Meters
 
-RETRY_SECONDS = 0.1, 2.0  # between attempts to read the stream: at first, at most
+BACKOFF = Backoff(first=0.1, longest=2.0, jitter=0.0)  # between attempts to read the stream
 
 log = structlog.get_logger()
 
@@ -45,7 +46,7 @@ class Sending:
     progressed: Callable[[], None]
     meters: Meters
     clock: Callable[[], float] = trio.current_time
-    pause: float = RETRY_SECONDS[0]
+    failures: int = 0  # to read the stream, in a row
 
     async def run(self) -> None:
         flow = self.flow
@@ -69,10 +70,10 @@ class Sending:
             await events.history.fetch(missing.selections, missing.after)
         except Unavailable as error:
             log.debug("history_unavailable", error=error.message, **self.flow.client.who())
-            await trio.sleep(self.pause)
-            self.pause = min(self.pause * 2, RETRY_SECONDS[1])
+            await trio.sleep(BACKOFF.delay(self.failures))
+            self.failures += 1
         else:
-            self.pause = RETRY_SECONDS[0]
+            self.failures = 0
 
     # --- a page of each reader, without an await from here on --------------------------------------
 

@@ -113,6 +113,25 @@ def test_joined_after_others_were_warned() -> None:
     assert any("a" in each["channel"] for each in gaps(link)), gaps(link)
 
 
+def make_tenant(*, deleted: int | None = None) -> Tenant:
+    """Return a tenant without history, in whose stream a sequence may have been deleted."""
+    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake.begin("inc", 0)
+    if deleted is not None:
+        gone = Ranges.of([deleted])
+        intake.gone.note(StreamState(incarnation="inc", first=1, last=2, deleted=gone))
+    return Tenant(
+        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
+        meters=Meters(),
+    )  # fmt: skip
+
+
+def subscribe(tenant: Tenant, link: Link) -> None:
+    selection = tenant.log.acquire("a", ())
+    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
+
+
 class OnePage:
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
@@ -141,19 +160,11 @@ def test_a_page_of_the_stream_is_not_kept_whole() -> None:
 
 async def test_a_hole_is_told_once_to_who_falls_behind_meanwhile(autojump_clock: trio.abc.Clock) -> None:
     """The link does not take the gap: what is read on from there does not repeat it."""
-    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
-    intake.begin("inc", 0)
-    intake.gone.note(StreamState(incarnation="inc", first=1, last=2, deleted=Ranges.of([1])))
-    tenant = Tenant(
-        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
-        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
-        meters=Meters(),
-    )  # fmt: skip
+    tenant = make_tenant(deleted=1)
     link = Link(room=10)
     tenant.enter(link.flow)
-    selection = tenant.log.acquire("a", ())
-    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
-    intake.head = 2
+    subscribe(tenant, link)
+    tenant.intake.head = 2
     await tenant.fan_out([("a", (2, "events.t.a", b"2", None))], Turn())
     link.room = ENDLESS
     link.write()
@@ -164,18 +175,11 @@ async def test_who_is_sent_away_is_told_no_p_that_it_has_not_got(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenant that gives up has taken events that nobody was given: P does not come to them."""
-    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
-    intake.begin("inc", 0)
-    tenant = Tenant(
-        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
-        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
-        meters=Meters(),
-    )  # fmt: skip
+    tenant = make_tenant()
     link = Link()
     tenant.enter(link.flow)
-    selection = tenant.log.acquire("a", ())
-    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
-    intake.head = 2
+    subscribe(tenant, link)
+    tenant.intake.head = 2
     positions = []
 
     async def work() -> None:
@@ -192,17 +196,11 @@ async def test_p_does_not_fall_while_everybody_moves(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stream has gone on with what is others'; the new log begins at the P that was told."""
-    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
-    intake.begin("inc", 0)
-    tenant = Tenant(
-        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
-        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
-        meters=Meters(),
-    )  # fmt: skip
+    tenant = make_tenant()
     links = [Link(), Link()]
     for link in links:
         tenant.enter(link.flow)
-    intake.head = 9
+    tenant.intake.head = 9
     assert [link.flow.position() for link in links] == [9, 9]
     tenant.inbox.lose()
     told = []
@@ -220,18 +218,10 @@ async def test_who_leaves_while_a_hole_is_told_stops_nobody(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has been told, and then ends its last stored subscription: there is nothing more to tell it."""
-    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
-    intake.begin("inc", 0)
-    intake.gone.note(StreamState(incarnation="inc", first=1, last=2, deleted=Ranges.of([1])))
-    tenant = Tenant(
-        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
-        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
-        meters=Meters(),
-    )  # fmt: skip
+    tenant = make_tenant(deleted=1)
     link = Link()
     tenant.enter(link.flow)
-    selection = tenant.log.acquire("a", ())
-    link.flow.subscribe([selection], start=None, again=False, policy=None, listed=False, now=0.0)
+    subscribe(tenant, link)
     turns = 0
 
     async def pass_on(_: Turn) -> None:

@@ -16,6 +16,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from broker import backoff
 from broker.actors import tenant
 from broker.actors.turns import TURN_SECONDS, Turn
 
@@ -46,6 +47,7 @@ def seeded(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
     monkeypatch.setattr("trio._core._run._r", random.Random(f"{seed} tasks"))
     random.seed(f"{seed} jitter")
+    monkeypatch.setattr(backoff, "random", random.Random(f"{seed} pauses"))
     for name, beginning in (("time", BEGINNING), ("monotonic", 0.0)):
         monkeypatch.setattr(time, name, told(getattr(time, name), beginning))
     interrupt(random.Random(f"{seed} turns"), monkeypatch)
