@@ -85,7 +85,7 @@ class Connection:
     tenant: Tenant | None = None
     pace: Pace | None = None  # of what is sent, where that is limited
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # of the reading task
-    sender: trio.CancelScope | None = None  # of the sending task, while there is one
+    sender: Sending | None = None  # while there is something to send
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
     close_reason: str = ""
@@ -135,7 +135,7 @@ class Connection:
         finally:
             self.lost = True
             if self.sender:
-                self.sender.cancel()
+                self.sender.scope.cancel()
             self.flow.client = NOBODY  # they hold each other: a cycle for a full collection to end
             each(  # the first two once more, should they have failed
                 self.leave_tenant,
@@ -182,7 +182,7 @@ class Connection:
         self.retire()
         self.scope.cancel()
         if self.sender:
-            self.sender.cancel()
+            self.sender.scope.cancel()
         each(self.transport.abort, failed=self.note_crash)
 
     def note_crash(self, error: Exception) -> None:
@@ -454,21 +454,23 @@ class Connection:
             self.tell(messages.Gap(channel=channel, reason=notice.reason))
 
     def fell_behind(self) -> None:
-        """Starts the sending task, unless it runs or there is nothing to send."""
+        """Start or wake the sending task, if there is something to send."""
         flow = self.flow
-        if self.sender is None and not self.lost and (flow.rest or flow.main or flow.beside):
+        if self.sender is not None:
+            self.sender.woken.set()
+        elif not self.lost and (flow.rest or flow.main or flow.beside):
             with Boundary(self):
                 self.progress = trio.current_time()
                 self.transport.behind(begins=True)
-                scope = trio.CancelScope()
-                self.services.nursery.start_soon(self.send, scope)
-                self.sender = scope
+                sender = self.sending()
+                self.services.nursery.start_soon(self.send, sender)
+                self.sender = sender
 
-    async def send(self, scope: trio.CancelScope) -> None:
+    async def send(self, sender: Sending) -> None:
         with Boundary(self):
             try:
-                with scope:
-                    await self.sending().run()
+                with sender.scope:
+                    await sender.run()
             finally:
                 self.sender = None
                 self.progressed()
@@ -481,7 +483,13 @@ class Connection:
             catch_ups_at_once=self.limits.catch_ups_per_connection,
             progressed=self.progressed,
             meters=self.services.meters,
+            spawn=lambda work: self.services.nursery.start_soon(self.beside, work),
         )
+
+    async def beside(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do work that is not broken off with the connection."""
+        with Boundary(self):
+            await work()
 
     async def send_some(self, data: bytes | memoryview) -> int:
         return await (self.pace or self.transport).send_some(data)
@@ -642,6 +650,8 @@ class Connection:
     def leave_tenant(self) -> None:
         if self.tenant:
             self.tenant.leave(self.flow)
+        if self.sender:
+            self.sender.woken.set()  # there is nothing to wait for any more
 
     def lift_pace(self) -> None:
         if self.pace:

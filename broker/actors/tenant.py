@@ -211,6 +211,8 @@ class Tenant:
                 with Boundary(flow.client):
                     flow.client.heed_notice(notice)
                 await turn.pass_on()
+        elif self.inbox.lost or self.inbox.renewed:
+            return  # everybody moves into a new log first, and finds it there
         elif notice.upto.incarnation == self.log.incarnation:
             await self.tell_of_hole(notice.upto.sequence, turn)
             if not (self.inbox.lost or self.inbox.renewed):

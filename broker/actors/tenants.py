@@ -122,6 +122,7 @@ class Tenants:
             remembered=partial(self.intake.between, name),
             encode=partial(log.encode, base=0),
             clock=trio.current_time,
+            memory=lambda: self.intake.floor if self.intake.incarnation == log.incarnation else None,
             below=lambda: sequence_of(log.ring.floor),
         )
 

@@ -17,7 +17,7 @@ from broker.eventlog.ring import Ring
 from broker.eventlog.routing import Router
 from broker.eventlog.selection import Selection
 from broker.eventlog.tick import Tick, indices
-from broker.metrics.meters import RING, STREAM, Traffic
+from broker.metrics.meters import RING, Traffic
 from broker.ranges import NOTHING
 from broker.wire import events, frames, positions, traces
 
@@ -300,7 +300,7 @@ class EventLog:
             segment = self.history.find(selections, sequence_of(after))
             if segment is None:
                 return Missing(selections, sequence_of(after))
-            source = STREAM
+            source = segment.source
             if segment.trimmed > sequence_of(after):
                 return Page(end=min(at(segment.trimmed), upto), lost=True, source=source)
             # All stored events before the ring are those up to its floor's position.

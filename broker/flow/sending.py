@@ -6,6 +6,7 @@ ends when the connection is up to date.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,6 +20,7 @@ from broker.eventlog.log import PAGE_BYTES, Missing, Page
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.tick import indices
 from broker.flow.lag import thin, thinning
+from broker.signals import Signal
 from broker.wire.messages import Gap, Pong, SubscriptionLive, named
 
 if TYPE_CHECKING:
@@ -38,14 +40,21 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Sending:
-    """Writes what waits for a flow; `progressed` is called whenever the link has taken something."""
+    """Writes what waits for a flow; `progressed` is called whenever the link has taken something.
+
+    `spawn` runs a read of the stream beside it. `woken` is set when there may be something to write again.
+    """
 
     send_some: Callable[[bytes | memoryview], Awaitable[int]]
     flow: Flow
     catch_ups_at_once: int
     progressed: Callable[[], None]
     meters: Meters
+    spawn: Callable[[Callable[[], Awaitable[None]]], None]
     clock: Callable[[], float] = trio.current_time
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    woken: Signal = attrs.Factory(Signal)
+    reading: bool = False
     failures: int = 0  # to read the stream, in a row
 
     async def run(self) -> None:
@@ -55,14 +64,22 @@ class Sending:
                 flow.took(await self.send_some(flow.rest[0]))
                 self.progressed()
             elif flow.log is not None and (flow.main is not None or flow.beside):
+                self.woken.clear()
                 missing = self.read_on(flow.log)
                 self.progressed()  # until now nothing was left: the client waited for us
                 if missing is None:
                     await trio.lowlevel.checkpoint()
                 else:
-                    await self.fetch(flow.log, missing)
+                    self.ask(flow.log, missing)
+                    await self.woken.wait()
             else:
                 return
+
+    def ask(self, events: EventLog, missing: Missing) -> None:
+        """Have the stream read, one page at a time; what can be written meanwhile is."""
+        if not self.reading:
+            self.reading = True
+            self.spawn(partial(self.fetch, events, missing))
 
     async def fetch(self, events: EventLog, missing: Missing) -> None:
         """Have the log read the stream; then all that wait for it ask again."""
@@ -74,20 +91,33 @@ class Sending:
             self.failures += 1
         else:
             self.failures = 0
+        finally:
+            self.reading = False
+            self.woken.set()
 
     # --- a page of each reader, without an await from here on --------------------------------------
 
     def read_on(self, events: EventLog) -> Missing | None:
-        """Write a page of each reader, as long as the link takes it; what the stream has to be asked for."""
+        """Write a page of each reader, as long as the link takes it.
+
+        Where nothing can be written before the stream has been read, return what it has to be asked for.
+        """
         flow, found = self.flow, None
+        before = self.places()
         if flow.main is not None:
             self.step_unstored(events, flow.main)
             found = self.step_stored(events, flow.main)
             flow.rejoin()
-        if flow.rest is None and flow.beside:
-            missing = self.step_beside(events, flow.beside[0])
+        for turn, reader in enumerate(flow.beside):  # one of them, or of those the first that can go on
+            if flow.rest is not None or (turn and self.places() != before):
+                break
+            missing = self.step_beside(events, reader)
             found = found or missing
-        return found
+        return found if flow.rest is None and self.places() == before else None
+
+    def places(self) -> dict[Reader, tuple[int, int]]:
+        """Return where all readers stand, in whatever order they have their turns."""
+        return {reader: (reader.place, reader.unstored) for reader in self.flow.readers()}
 
     def step_unstored(self, events: EventLog, main: Reader) -> None:
         flow, end = self.flow, events.end()

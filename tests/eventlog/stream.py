@@ -109,6 +109,7 @@ def make_log(
     feed: Feed | None = None,
     at_once: int = 8,
     remembered: Callable[[int, int], Iterable[Checked]] = lambda *_: (),
+    memory: Callable[[], int | None] = lambda: None,
 ) -> EventLog:
     """A tenant's log from the beginning of the stream on, whose history is read from the scripted one."""
     log = EventLog(
@@ -131,6 +132,7 @@ def make_log(
         ],
         encode=lambda checked: log.encode(checked, base=0),
         clock=trio.current_time,
+        memory=memory,
         below=lambda: sequence_of(log.ring.floor),
     )
     return log

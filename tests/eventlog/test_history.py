@@ -33,13 +33,19 @@ PATTERNS = ["a", "a.>", "*", ">", "*.b", "users.u.>", "b", "a.*", "users.*.i"]
 
 
 def make_history(
-    bus: Stream, *, at_once: int = 8, below: int | None = None, remembered: Sequence[Checked] = ()
+    bus: Stream,
+    *,
+    at_once: int = 8,
+    below: int | None = None,
+    remembered: Sequence[Checked] = (),
+    memory: int | None = None,
 ) -> History:
     """A history below a ring that begins at the stream's end, or elsewhere."""
     log = make_log(
         bus,
         at_once=at_once,
         remembered=lambda after, upto: [event for event in remembered if after < event[1][0] <= upto],
+        memory=lambda: memory,
     )
     log.history.below = lambda: bus.last_sequence if below is None else below
     return log.history
@@ -127,6 +133,28 @@ async def test_late_replica(
         assert [sequence for sequence, channel in found if subjects.covers(pattern, channel)] == wanted[
             pattern
         ]
+
+
+@pytest.mark.parametrize("size", [1, 40_000])
+async def test_the_memory_needs_no_stream(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the feed remembers is found at once, in pages, for all selections the same, and without NATS."""
+    monkeypatch.setattr(module, "PAGE_EVENTS", 7)
+    bus = Stream()
+    bus.fill(CHANNELS * 5, body=b"1" * size)
+    remembered = [event for record in bus.records if record[0] > 10 and (event := check(record))]
+    bus.failures = 1.0
+    history = make_history(bus, below=27, remembered=remembered, memory=10)
+    for pattern in PATTERNS:
+        found = await walk(history, [pattern], after=10, below=27)
+        wanted = [each for each in matching(bus, {pattern: ()}) if 10 < each <= 27]
+        assert [sequence for sequence, channel in found if subjects.covers(pattern, channel)] == wanted
+    assert history.find(selected(["a"]), 9) is None
+    assert bus.asked == []
+    assert set(history.kept) == {module.EVERYTHING}
+    pages = history.kept[module.EVERYTHING]
+    assert len(pages) == (3 if size == 1 else 5)
+    history.blank(Ranges.of([11]))
+    assert pages[0].tick.frames[0] == b""
 
 
 async def test_many_readers_read_once(autojump_clock: trio.abc.Clock) -> None:

@@ -136,19 +136,18 @@ async def test_deleted_under_load(open_world: OpenWorld, report: Report) -> None
     async with open_world(mixed=True, churning=25) as world:
         world.trims = True
         gone: dict[int, float] = {}
-        scope = trio.CancelScope()
+        over = trio.Event()
 
         async def expiring(client: RawNats) -> None:
             """Events with a time to live of a second; NATS may take a second more."""
             header = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
-            with scope:
-                while True:
-                    subject = world.subject("acme", world.random)
-                    identity = world.ledger.new(subject)
-                    sequence = await client.store(subject, b'{"n":"%b"}' % identity.encode(), header=header)
-                    world.ledger.acknowledged(identity, sequence)
-                    gone[sequence] = trio.current_time() + 2.0
-                    await trio.sleep(0.1)
+            while not over.is_set():
+                subject = world.subject("acme", world.random)
+                identity = world.ledger.new(subject)
+                sequence = await client.store(subject, b'{"n":"%b"}' % identity.encode(), header=header)
+                world.ledger.acknowledged(identity, sequence)
+                gone[sequence] = trio.current_time() + 2.0
+                await trio.sleep(0.1)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(world.with_nats, expiring))
@@ -157,7 +156,7 @@ async def test_deleted_under_load(open_world: OpenWorld, report: Report) -> None
                 how = (purge, delete, purge_but_some)[number % 3]
                 found = await world.with_nats(partial(how, world))
                 gone.update(dict.fromkeys(found, trio.current_time()))
-            scope.cancel()
+            over.set()
         await world.flows(50)
         until = max(gone.values()) + FORGOTTEN_SECONDS * BUSY
         await trio.sleep_until(until)

@@ -9,6 +9,7 @@ import trio.testing
 
 from broker import config, subjects
 from broker.actors.following import Followers
+from broker.actors.inbox import Hole
 from broker.actors.intake import Intake
 from broker.actors.tenant import Tenant
 from broker.actors.turns import Turn
@@ -17,6 +18,7 @@ from broker.eventlog.history import Segment
 from broker.flow.flow import Start
 from broker.metrics.meters import Meters
 from broker.ranges import Ranges
+from broker.wire.positions import Position
 from tests.support.flows import ENDLESS, Bench, Link
 
 if TYPE_CHECKING:
@@ -214,6 +216,37 @@ async def test_p_does_not_fall_while_everybody_moves(
     assert set(told) == {9}
 
 
+async def test_a_catch_up_that_waits_for_the_stream_holds_nothing_up(autojump_clock: trio.abc.Clock) -> None:
+    """While NATS does not answer, what the link takes again is written, and what it takes is read."""
+    bench = Bench(bounds=config.Ring(events=2))
+    bench.publish("a", "a")
+    bench.publish("b", "b")
+    bench.publish("b", "b")
+    link = bench.attach()
+    bench.join(link, "b")
+    bench.join(link, "a", start=Start(place=0))
+
+    class NoAnswer:
+        def find(self, *_: object) -> None: ...
+
+        async def fetch(self, *_: object) -> None:
+            await trio.sleep_forever()
+
+    bench.log.history = NoAnswer()  # type: ignore[assignment]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.sending.run)
+        for number in (7, 8):
+            await trio.testing.wait_all_tasks_blocked()
+            link.room = 10
+            bench.publish("b")
+            bench.join(link, f"other.{number}")
+            link.room = ENDLESS
+            await trio.testing.wait_all_tasks_blocked()
+            assert link.events()[-1] == number
+            assert link.flow.main is None
+        nursery.cancel_scope.cancel()
+
+
 async def test_who_leaves_while_a_hole_is_told_stops_nobody(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +265,30 @@ async def test_who_leaves_while_a_hole_is_told_stops_nobody(
 
     monkeypatch.setattr(Turn, "pass_on", pass_on)
     await tenant.tell_of_hole(2, Turn())
+
+
+async def test_a_hole_of_the_next_stream_is_not_told_before_the_move(autojump_clock: trio.abc.Clock) -> None:
+    """Who is in the old log after a rebuild that broke is not told of what is gone in the new stream."""
+    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake.begin("old", 0)
+    tenant = Tenant(
+        name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
+        meters=Meters(),
+    )  # fmt: skip
+    link = Link()
+    tenant.enter(link.flow)
+    link.flow.subscribe(
+        [tenant.log.acquire("a", ())], start=None, again=False, policy=None, listed=False, now=0.0
+    )
+    intake.begin("new", 0)
+    intake.gone.note(StreamState(incarnation="new", first=1, last=2, deleted=Ranges.of([1])))
+    tenant.log, _ = tenant.begin_log()  # it breaks here: nobody has been moved
+    tenant.inbox.lose()
+    await tenant.heed(Hole(Position("new", 2)), Turn())
+    assert link.messages() == []
+    await tenant.rebuild(Turn())
+    assert [each["reason"] for each in gaps(link)] == ["reset"]
 
 
 def test_a_resume_is_not_told_again_what_its_answer_said() -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
 from broker import config, subjects
 from broker.actors.transport import LinkLost
@@ -21,7 +22,7 @@ from broker.wire.messages import Pong, ServerMessage
 from tests.support.scripted import parse_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from broker.eventlog.history import Checked
     from broker.eventlog.selection import Selection
@@ -70,8 +71,12 @@ class Link:
             catch_ups_at_once=2,
             progressed=lambda: None,
             meters=Meters(),
+            spawn=lambda work: self.spawn(work),
             clock=lambda: 0.0,
         )
+
+    def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
+        trio.lowlevel.spawn_system_task(work)
 
     def send(self, data: bytes | memoryview) -> int:
         if self.lost:
@@ -92,6 +97,7 @@ class Link:
 
     def fell_behind(self) -> None:
         self.calls["fell_behind"] += 1
+        self.sending.woken.set()
 
     def link_lost(self) -> None:
         self.calls["link_lost"] += 1

@@ -71,7 +71,8 @@ ACTORS = (
     )),
     *(Seam(Tenant, name, second) for name in ("enter", "leave")),
     *(Seam(Sending, name) for name in (
-        "read_on", "step_unstored", "step_stored", "step_beside", "page", "fetch", "announce", "finish",
+        "read_on", "ask", "step_unstored", "step_stored", "step_beside", "page", "fetch",
+        "announce", "finish",
     )),
     *(Seam(Wheel, name, second) for name in ("schedule", "cancel")),
     Seam(Services, "check", second),
