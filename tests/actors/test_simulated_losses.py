@@ -25,7 +25,7 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.wire.positions import parse
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, parse_frame, until_let_in
-from tests.support.seeds import simulated
+from tests.support.seeds import shorten_memory, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,10 +265,13 @@ def announces(gap: dict[str, Any], generation: int, sequence: int) -> bool:
 
 
 @simulated(40)
-async def test_what_is_gone_is_not_given_and_is_said(seed: int, autojump_clock: trio.abc.Clock) -> None:
+async def test_what_is_gone_is_not_given_and_is_said(
+    seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever the store loses, and whatever is deleted, under load."""
     rng = random.Random(seed)
     bus = ScriptedBus(random=rng, late=rng.choice((0, 0, 7)), stalls=rng.choice((0, 0.1)))
+    shorten_memory(rng, bus.late, monkeypatch)
     world = World(bus, rng)
     settings = config.Config(
         ring=config.Ring(events=rng.choice((5, 100, 8192)), seconds=rng.choice((0.5, 300))),

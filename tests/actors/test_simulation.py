@@ -23,7 +23,7 @@ from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedStream, ScriptedVerifier, until_let_in
-from tests.support.seeds import simulated
+from tests.support.seeds import shorten_memory, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -286,11 +286,14 @@ def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
 
 
 @simulated(40)
-async def test_everyone_sees_what_a_naive_reader_would(seed: int, autojump_clock: trio.abc.Clock) -> None:
+async def test_everyone_sees_what_a_naive_reader_would(
+    seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each event of each subscription once, in stream order, whatever happens on the way."""
     rng = random.Random(seed)
     bus = ScriptedBus(random=rng, failures=rng.choice((0, 0, 0.1)), crashes=rng.choice((0, 0.001, 0.02)))
     bus.late = rng.choice((0, 0, 7))
+    shorten_memory(rng, bus.late, monkeypatch)
     for _ in range(rng.choice((0, 5, 400))):
         bus.put(f"events.t{rng.randint(0, 1)}.{rng.choice(CHANNELS)}", b"1")
     settings = config.Config(

@@ -17,7 +17,7 @@ import trio
 from trio.testing import MockClock
 
 from broker import backoff
-from broker.actors import tenant
+from broker.actors import supervisor, tenant
 from broker.actors.turns import TURN_SECONDS, Turn
 
 if TYPE_CHECKING:
@@ -64,6 +64,12 @@ def told(real: Callable[[], float], beginning: float) -> Callable[[], float]:
         return beginning + clock.current_time() if isinstance(clock, MockClock) else real()
 
     return now
+
+
+def shorten_memory(rng: random.Random, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the feed remember less, so that more is read from the stream, unless that may be late."""
+    if not late:
+        monkeypatch.setattr(supervisor, "KEPT_SECONDS", rng.choice((10.0, 1.0, 0.0)))
 
 
 def interrupt(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
