@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 VERSION = b"NATS/1.0"
 STATUS = VERSION + b" "  # begins the block of a message by the server itself: a status and no body
 LINE_BREAK = re.compile(r"[\r\n]")
+NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 def parse(block: bytes) -> dict[str, str]:
@@ -27,12 +28,18 @@ def parse(block: bytes) -> dict[str, str]:
     return fields
 
 
-def size(fields: Mapping[str, str] | None) -> int:
-    """Return the size of a header block in bytes, which count as payload."""
+def block(fields: Mapping[str, str] | None) -> bytes:
+    """Return the header block of a message, nothing without fields.
+
+    Raises `ValueError` for a name that is none and for a line break.
+    """
     if not fields:
-        return 0
-    lines = sum(len(name.encode()) + len(value.encode()) + 4 for name, value in fields.items())
-    return len(VERSION) + 4 + lines
+        return b""
+    check_lines(fields)
+    if wrong := next((name for name in fields if not NAME.fullmatch(name)), None):
+        raise ValueError(f"{wrong!r} is not the name of a header")
+    lines = "".join(f"{name}: {value.strip()}\r\n" for name, value in fields.items())
+    return b"%b\r\n%b\r\n" % (VERSION, lines.encode())
 
 
 def status(block: bytes) -> int:

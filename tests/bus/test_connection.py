@@ -15,6 +15,7 @@ import trio.testing
 import trustme
 
 from broker import config
+from broker.bus import bridge
 from broker.bus.bridge import connect_options, open_link, open_loop, shown
 from broker.errors import Unavailable
 from tests.support.bus import PATIENCE_SECONDS, ready_bus, running_bus, until_trouble
@@ -215,6 +216,47 @@ async def test_a_lost_link_stays_lost(nats: NatsServer) -> None:
         with pytest.raises(Unavailable, match="cut"):
             await link.flush()
         await link.close()
+
+
+async def test_messages_stay_behind_what_is_queued(nats: NatsServer) -> None:
+    """A message overtakes no command that the client library holds back, as while the socket is full."""
+    async with open_loop():
+        link = await open_link(nats.url, config.Nats(), on_lost=lambda: None)
+        heard = trio.Event()
+        link.handlers[99] = lambda *_: heard.set()
+        link.client._pending.append(b"SUB own.subject 99\r\n")
+        await link.send("own.subject", b"")
+        with trio.fail_after(10):
+            await heard.wait()
+        await link.close()
+
+
+async def test_a_server_that_takes_nothing_costs_the_connection() -> None:
+    """What is sent waits within a bound; beyond that the link is lost, and nobody waits for ever."""
+    info = {"server_id": "x", "version": "2.11.0", "headers": True, "max_payload": 1 << 20, "proto": 1}
+
+    async def deaf_server(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        async for data in stream:
+            if b"PING" in data:
+                await stream.send_all(b"PONG\r\n")
+                await trio.sleep_forever()
+
+    async with open_loop(), trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, deaf_server, [listener])
+        port = listener.socket.getsockname()[1]
+        link = await open_link(f"nats://127.0.0.1:{port}", config.Nats(), on_lost=lambda: None)
+
+        async def send() -> None:
+            with trio.fail_after(60):
+                while link.writer.transport.get_write_buffer_size() <= bridge.UNSENT_BYTES:
+                    await link.send("any", b"x" * 1_000_000)
+
+        with pytest.raises(Unavailable):
+            await send()
+        await link.close()
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_old_server_is_named(nats: NatsServer) -> None:
