@@ -248,13 +248,23 @@ class Link:
         self.check()
 
     async def close(self) -> None:
-        """Close the connection, within `CLOSE_SECONDS` and shielded from cancellation."""
+        """Close the connection, within `CLOSE_SECONDS` and shielded from cancellation.
+
+        Then its socket is closed too, whatever was still to be written. nats-py alone would leave it open
+        for ever where the peer reads no more.
+        """
         self.lose("closed")
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            try:
+        transport: Any = self.client._transport
+        if transport is None:  # never asked to connect, and nats-py cannot close such a client
+            return
+        try:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await trio_asyncio.aio_as_trio(self.client.close)()
-            except (nats.errors.Error, OSError) as error:
-                log.debug("nats_close_failed", error=repr(error))
+        except (nats.errors.Error, OSError) as error:
+            log.debug("nats_close_failed", error=repr(error))
+        finally:
+            if transport._bare_io_writer is not None:  # the one below TLS, where there is that
+                transport._bare_io_writer.transport.abort()
 
     async def cross(self, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Run one short call in asyncio.
@@ -368,28 +378,31 @@ async def open_link(url: str, options: config.Nats, *, on_lost: Callable[[], Non
     """
     link = Link(Client(), on_lost)
     link.client._ps = Reader(link)
+    links.setdefault(asyncio.get_running_loop(), set()).add(link)
+    try:
+        await connect(link, url, options)
+    except BaseException:
+        await link.close()
+        raise
+    return link
+
+
+async def connect(link: Link, url: str, options: config.Nats) -> None:
     try:
         await trio_asyncio.aio_as_trio(link.client.connect)(
             error_cb=link.failed, closed_cb=link.closed, **connect_options(url, options)
         )
-        links.setdefault(asyncio.get_running_loop(), set()).add(link)
-        link.writer = link.client._transport._io_writer  # type: ignore[union-attr]
     except (nats.errors.Error, nkeys.NkeysError, OSError, ValueError) as error:
         cause = link.error or error
-        await link.close()
         raise away(f"{shown(url)}: {cause or type(cause).__name__}") from error
-    except trio.Cancelled:
-        await link.close()
-        raise
+    link.writer = link.client._transport._io_writer  # type: ignore[union-attr]
     version = link.client.connected_server_version
     if (version.major, version.minor) < OLDEST_SERVER:
-        await link.close()
         raise away(
             f"{shown(url)}: nats-server {version.major}.{version.minor} has no batched direct get; "
             f"it must be at least {OLDEST_SERVER[0]}.{OLDEST_SERVER[1]}"
         )
     await link.subscribe(f"{link.inbox}.*", link.answered)
-    return link
 
 
 def connect_options(url: str, options: config.Nats) -> dict[str, Any]:
