@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import stat
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -30,27 +30,32 @@ INFO = {"server_id": "x", "version": "2.12.0", "headers": True, "max_payload": 1
 GREETING = b"INFO " + json.dumps(INFO).encode() + b"\r\n"
 
 
-def held() -> tuple[int, int]:
-    """How many sockets this process has open, and for how many asyncio waits."""
-    sockets = waiting = 0
+def sockets() -> set[str]:
+    """Those that this process has open."""
+    found = set()
     for name in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # the descriptor of this very listing
-            sockets += stat.S_ISSOCK(os.stat(f"/proc/self/fd/{name}").st_mode)
-    tasks = [trio.lowlevel.current_root_task()]
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
+def waiting() -> int:
+    """For how many ends of sockets asyncio waits."""
+    count, tasks = 0, [trio.lowlevel.current_root_task()]
     while tasks:
         if task := tasks.pop():
-            waiting += task.name.endswith("._io_task")
+            count += task.name.endswith("._io_task")
             tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return sockets, waiting
+    return count
 
 
-async def gone(before: tuple[int, int]) -> None:
-    """Wait until as much is held as before."""
+async def gone(before: set[str], peers: int = 0) -> None:
+    """Wait until no socket is new, but those of peers in this process."""
     with trio.move_on_after(PATIENCE_SECONDS):
-        while held() != before:
+        while len(sockets() - before) != peers or waiting():
             await trio.sleep(0.01)
-    assert held() == before
-    assert not any(links.values())
+    assert (len(sockets() - before), waiting()) == (peers, 0)
+    assert not links.get(asyncio.get_running_loop())
 
 
 @asynccontextmanager
@@ -83,6 +88,7 @@ async def full(link: Link) -> AsyncIterator[None]:
         with suppress(Unavailable):
             while True:
                 await link.send("nobody.at.all", PAYLOAD)
+                await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
@@ -109,7 +115,7 @@ async def test_a_server_that_reads_no_more(tmp_path: Path, tls: bool, killed: bo
     """It hangs, or is killed, in the middle of a large write."""
     options, section = certified(tmp_path) if tls else ({}, config.Nats())
     async with run_nats(tmp_path, **options) as nats, open_loop():
-        before = held()
+        before = sockets()
         link = await open_link(nats.url, section, on_lost=lambda: None)
         nats.stop()
         async with full(link):
@@ -130,7 +136,7 @@ async def test_a_peer_that_closes_its_side_and_reads_no_more() -> None:
         await trio.sleep_forever()
 
     async with open_loop(), serving(serve) as url:
-        sockets, waiting = held()
+        before = sockets()
         link = await open_link(url, config.Nats(), on_lost=lambda: None)
         async with full(link):
             close.set()
@@ -138,7 +144,7 @@ async def test_a_peer_that_closes_its_side_and_reads_no_more() -> None:
                 while not link.client.is_closed:
                     await trio.sleep(0.01)
             await link.close()
-        await gone((sockets + 1, waiting))  # the peer's is still open
+        await gone(before, peers=1)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +162,10 @@ async def test_a_refusal_at_the_door(answer: bytes, cause: str) -> None:
         await trio.sleep_forever()
 
     async with open_loop(), serving(serve) as url:
-        sockets, waiting = held()
+        before = sockets()
         with pytest.raises(Unavailable, match=cause):
             await open_link(url, config.Nats(), on_lost=lambda: None)
-        await gone((sockets + 1, waiting))
+        await gone(before, peers=1)
 
 
 @pytest.mark.parametrize("said", [b"", GREETING], ids=["nothing", "greeting"])
@@ -171,10 +177,10 @@ async def test_a_peer_that_falls_silent(said: bytes) -> None:
         await trio.sleep_forever()
 
     async with open_loop(), serving(serve) as url:
-        sockets, waiting = held()
+        before = sockets()
         with pytest.raises(Unavailable):
             await open_link(url, config.Nats(), on_lost=lambda: None)
-        await gone((sockets + 1, waiting))
+        await gone(before, peers=1)
 
 
 async def test_cancelled_at_any_step() -> None:
@@ -195,7 +201,7 @@ async def test_cancelled_at_any_step() -> None:
         scope.cancel()
 
     async with open_loop(), serving(serve) as url:
-        before = held()
+        before = sockets()
         for step in count():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(connect, url, nursery.cancel_scope)
@@ -210,7 +216,7 @@ async def test_cancelled_at_any_step() -> None:
 async def test_a_file_that_is_missing(tmp_path: Path) -> None:
     """A link that cannot even be asked to connect is closed all the same."""
     async with open_loop():
-        before = held()
+        before = sockets()
         with pytest.raises(Unavailable, match="No such file"):
             await open_link("h:1", config.Nats(password_file=tmp_path / "gone"), on_lost=lambda: None)
         await gone(before)
