@@ -174,6 +174,10 @@ class Keys:
         for source in self.sources:
             yield from source.keys
 
+    def sets(self) -> tuple[tuple[VerifyingKey, ...], ...]:
+        """Return the present keys of each source. A fetch replaces those of its source as a whole."""
+        return tuple(source.keys for source in self.sources)
+
     def successor(self, signer: object) -> VerifyingKey | None:
         """Return the key here that accepts the same tokens as a key of other `Keys`; None when there is
         none.

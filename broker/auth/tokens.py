@@ -35,6 +35,7 @@ from broker.auth.claims import (
     user_of,
 )
 from broker.auth.parts import decode, read_object
+from broker.auth.remembered import Remembered
 from broker.auth.signatures import Signed
 from broker.auth.sources import algorithms_of, read_secret
 from broker.errors import ConfigError, InvalidChannel, TokenInvalid
@@ -70,6 +71,7 @@ class Verifier:
     permissions: config.Permissions
     keys: Keys
     warned: set[tuple[str, str]] = attrs.field(factory=set, eq=False, repr=False)  # warnings given
+    remembered: Remembered = attrs.field(factory=Remembered, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         faults = []
@@ -93,12 +95,17 @@ class Verifier:
         requests.
 
         `passed` is called for each of the `STEPS` that passes, with what was found, never with a secret.
+        Without it, a token that was verified lately is not verified again.
 
         Waits only if the token names an unknown key that an address may have by now. Raises `TokenInvalid`,
         `TokenExpired`, `TenantForbidden`, or `Unavailable` when that address cannot be fetched.
         """
         if not token.isascii() or len(token) > self.limits.token_bytes:
             raise TokenInvalid(f"the token is not ASCII, or longer than {self.limits.token_bytes} bytes")
+        if passed is unheard:
+            known = self.remembered.find(token, tenant, now=now, keys=self.keys.sets())
+            if known is not None:
+                return known
         began, parts = time.monotonic(), token.split(".")
         if len(parts) != 3:
             raise TokenInvalid(f"a token has three parts (RFC 7515 section 3.1), not {len(parts)}")
@@ -115,7 +122,9 @@ class Verifier:
         entry = key.entry
         passed("parties", f"issuer {entry.issuer or 'any'}, audience {entry.audience or 'any'}")
         now += time.monotonic() - began  # a key may have been waited for
-        return self.principal(claims(), key, now, tenant, passed)
+        principal = self.principal(claims(), key, now, tenant, passed)
+        self.remembered.add(token, tenant, principal, now=now, keys=self.keys.sets())
+        return principal
 
     def again(self, held: Principal) -> Principal:
         """Return a principal as it is under this configuration; it was verified under another one.
