@@ -76,7 +76,6 @@ CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to
 READY_POLL_SECONDS = 0.02
 DEMO_TOKEN_SECONDS = 300.0  # short, so that whoever looks sees it renewed
 SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
-AUDIT_SECONDS = 2.0  # for the last records, when NATS does not answer
 
 log = structlog.get_logger()
 
@@ -167,10 +166,12 @@ async def serve(
             registry.register(pauses)
             ProcessCollector(registry=registry)
             health = Health(supervisor.not_ready, lambda: supervisor.verifier.keys.remarks())
-            protocol = routes.protocol(supervisor.post)
+            protocol = routes.protocol(supervisor.post, supervisor.services.table)
             site = Site(
                 sign=partial(demo_token, config) if demo else None,
-                documents={"/asyncapi.json": to_json(asyncapi.document(protocol, names))},
+                documents={
+                    "/asyncapi.json": to_json(asyncapi.document(protocol, names, supervisor.services.table))
+                },
             )
             public_port = PublicPort(
                 Backend(
@@ -198,7 +199,7 @@ async def serve(
                         Streams(bus),
                         *diagnosis.routes(Diagnosis(supervisor)),
                     ),
-                    acted=partial(note_action, supervisor.services.audit),
+                    acted=partial(note_action, supervisor.audit),
                 ),
                 token=token,
             )
@@ -320,9 +321,8 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
             await trio.sleep_until(began + delay)
             connection.dismiss(code)
         await supervisor.emptied()
-        await supervisor.services.cursors.flush()
-        with trio.move_on_after(AUDIT_SECONDS):
-            await supervisor.services.audit.flush()
+        for part in supervisor.parts:
+            await part.flush()
         if supervisor.tracing:
             await send_spans(supervisor.tracing)
     if grace.cancelled_caught:

@@ -14,11 +14,12 @@ import attrs
 from broker import limits
 from broker.errors import RateLimited, TooManyConnections, TooManyConnects, Unavailable
 from broker.limits import CONNECTIONS, CONNECTS, SUBSCRIPTIONS, Budget
+from broker.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from broker.config import Limits
+    from broker.config import Config, Limits
     from broker.limits import Bounds, Excess
     from broker.permissions import Principal
 
@@ -31,7 +32,7 @@ SHOWN = (
 
 
 @attrs.define(eq=False)
-class Budgets:
+class Budgets(Part):
     """Makes budgets when somebody needs them, and forgets those that say nothing any more.
 
     `hits` counts what was refused or held up, by scope and resource. `elsewhere` is what users and tenants
@@ -80,9 +81,9 @@ class Budgets:
             if value
         }
 
-    def adopt(self, wanted: Limits) -> None:
+    def settings_changed(self, config: Config) -> None:
         """Goes on with other limits. Who has more than that keeps it."""
-        self.read(wanted)
+        self.read(config.limits)
         self.process.adopt(self.bounds[limits.PROCESS])
         for budget in self.addresses.values():
             budget.adopt(self.bounds[limits.ADDRESS])

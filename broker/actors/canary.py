@@ -16,6 +16,7 @@ import trio
 
 from broker.errors import Unavailable
 from broker.metrics.meters import Meters
+from broker.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
-class Canary:
+class Canary(Part):
     """`broker` names this process.
 
     `alive` is called whenever a canary has come back while the feed is heard, and whenever NATS has refused
@@ -52,7 +53,12 @@ class Canary:
     fault: str = "NATS has not been reached yet"
     closed: str | None = "it was not asked yet whether the stream takes events"  # why it does not
 
-    def arrived(self, channel: str, body: bytes) -> None:
+    channel = BACK
+
+    def down(self) -> None:
+        self.fault = "the connection was lost"
+
+    def heard(self, channel: str, body: bytes) -> None:
         """A canary came back."""
         if channel == BACK + self.broker:
             self.seen = trio.current_time()

@@ -1,6 +1,6 @@
 """The actor of one client: a task that reads, and one that sends what the link did not take at once.
 
-What a message means is decided in `wire.session`, what is sent next in `flow`; here it is carried out.
+What a message means is decided in `session`, who does it in the features, what is sent next in `flow`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from math import inf
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import attrs
@@ -16,43 +15,32 @@ import structlog
 import trio
 from msgspec import UNSET
 
-from broker.actors import joining, publishing
 from broker.actors.boundary import Boundary, each
 from broker.actors.pacing import Pace
 from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Resting, Text
-from broker.errors import (
-    BrokerError,
-    CloseCode,
-    InvalidPosition,
-    TokenInvalid,
-    TokenRevoked,
-    Unauthenticated,
-    Unavailable,
-)
+from broker.errors import BrokerError, CloseCode, TokenInvalid, TokenRevoked, Unavailable
 from broker.eventlog.places import sequence_of
 from broker.flow.client import NOBODY
 from broker.flow.flow import Flow
 from broker.flow.sending import Sending
 from broker.limits import DELIVERED
+from broker.session.requests import Call, Close, Reply, Request, as_it_is
+from broker.session.session import Session, to_message
 from broker.wire import codec, messages, traces
-from broker.wire.effects import Acknowledge, Answer, Close, Join, Leave, Reply, Retune, Send, Verify
-from broker.wire.session import Session, to_message
-from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable
 
     from broker.actors.services import Services
     from broker.actors.tenant import Tenant
     from broker.actors.transport import Inbound, Transport
     from broker.auth.tokens import Verifier
     from broker.config import Limits
-    from broker.features.cursors import Cursor
     from broker.flow.client import Notice, Who
     from broker.limits import Budget
     from broker.permissions import Principal
-    from broker.wire.effects import Effect
+    from broker.session.requests import Caller
 
 PROTOCOL = "broker.v1"
 REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
@@ -61,6 +49,25 @@ FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
 REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
 
 log = structlog.get_logger()
+
+
+async def authenticate(caller: Caller, message: messages.Authenticate, message_id: str | None) -> None:
+    await caller.authenticate(message, message_id)
+
+
+async def pong(caller: Caller, _: messages.Ping, __: str | None) -> messages.Pong:
+    return messages.Pong(position=caller.position() or UNSET)
+
+
+AUTHENTICATE = Request(
+    message=messages.Authenticate,
+    check=as_it_is,
+    perform=authenticate,
+    replies=(messages.Authenticated,),
+    unasked=True,
+    open=True,
+)
+PING = Request(message=messages.Ping, check=as_it_is, perform=pong, replies=(messages.Pong,), open=True)
 
 
 @attrs.define(eq=False)
@@ -90,7 +97,6 @@ class Connection:
     close_code: int = 1006
     close_reason: str = ""
     ended_by: str = "link"
-    cursors: Mapping[str, Cursor] = MappingProxyType({})  # by durable name; replaced, never changed
     closing: bool = False  # it has no place in the tenant any more, and is told nothing further
     received: int = 0  # messages of the client
     last: str | None = None  # the live position at its end
@@ -108,13 +114,20 @@ class Connection:
         now = self.heard = self.spoke = trio.current_time()
         config = self.services.config
         budgets = self.services.budgets
-        self.session = Session(config.limits, now, config.auth.expiring_seconds, hits=budgets.hits)
         transport = self.transport
         self.flow = Flow(
             send=transport.send_nowait,
             client=self,
             whole=not transport.partial_sends,
             framing=transport.framing,
+        )
+        self.session = Session(
+            config.limits,
+            now,
+            config.auth.expiring_seconds,
+            self.services.table,
+            standing=self.flow,
+            hits=budgets.hits,
         )
         self.spend_from(budgets.arrive(self.peer))
 
@@ -188,23 +201,11 @@ class Connection:
     def note_crash(self, error: Exception) -> None:
         log.error("connection_crashed", exc_info=error, **self.who())
 
-    def note_token(self, principal: Principal, *, renewed: bool) -> None:
-        who = self.who()
-        self.services.audit.note(
-            "renewed" if renewed else "authenticated",
-            transport=self.transport.name,
-            token_id=principal.token_id,
-            expires=rfc3339(principal.expires_at),
-            monitoring=principal.monitoring or None,
-            certificate=self.certificate,
-            **who,
-        )
-        log.debug("connection_authenticated", renewed=renewed, certificate=self.certificate, **who)
-
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
-        """Notes what the client may not do, and a token that is not believed; no other error."""
+        """Note what the client may not do, and a token that is not believed; no other error."""
         if code in REFUSALS:
-            self.services.audit.note_refusal(code=code, message=message, channel=channel, **self.who())
+            for feature in self.services.features:
+                feature.refused(self.who(), code=code, message=message, channel=channel)
 
     def who(self) -> Who:
         principal = self.session.principal
@@ -222,7 +223,7 @@ class Connection:
         self.tell(self.greeting())
         token, self.token = self.token, None
         if token:
-            await self.carry_out(Verify(token=token, tenant=self.asked, message_id=None))
+            await self.attempt(Call(AUTHENTICATE, messages.Authenticate(token=token), None))
 
     async def heed(self, inbound: Inbound) -> None:
         """Does what one message is about."""
@@ -234,8 +235,7 @@ class Connection:
                 self.busy = True
                 self.received += 1
                 if not self.resting or await self.come_back(data):
-                    for effect in self.session.receive(data, trio.current_time()):
-                        await self.carry_out(effect)
+                    await self.receive(data)
                 self.busy = False
                 if self.dismissed is not None:
                     self.end(self.dismissed, STOPPING)
@@ -267,49 +267,47 @@ class Connection:
             },
         )
 
-    async def carry_out(self, effect: Effect) -> None:
+    async def receive(self, data: bytes) -> None:
+        """Do what a message of the client asks for."""
+        for effect in self.session.receive(data, trio.current_time()):
+            if isinstance(effect, Call):
+                await self.attempt(effect)
+            else:
+                self.refuse(effect)
+
+    async def attempt(self, call: Call) -> None:
+        """Have a wish carried out. That can still fail: then the client is told, and that is that."""
+        try:
+            reply = await call.request.perform(self, call.wish, call.message_id)
+        except BrokerError as error:
+            for effect in self.session.failed(error, call.message_id, trio.current_time()):
+                self.refuse(effect)
+        else:
+            if reply is not None:
+                self.tell(reply, call.message_id)
+
+    def refuse(self, effect: Reply | Close) -> None:
+        """Carry out what follows from a message that was refused."""
+        self.carry_out(effect)
+        if isinstance(effect, Reply) and isinstance(effect.message, messages.Error):
+            self.note_refusal(code=effect.message.code, message=effect.message.message)
+
+    def carry_out(self, effect: Reply | Close) -> None:
         match effect:
             case Reply(message, message_id):
                 self.tell(message, message_id)
-                if isinstance(message, messages.Error):
-                    self.note_refusal(code=message.code, message=message.message)
             case Close(code, reason):
                 self.end(code, reason)
-            case Answer(message_id):
-                self.tell(messages.Pong(position=self.position() or UNSET), message_id)
-            case Leave():
-                for pattern in effect.patterns:
-                    self.flow.leave(pattern)
-                self.drop_cursors(self.session.forget_durables())
-                reply = messages.Unsubscribed(channel=effect.channel, code=effect.code or UNSET)
-                self.tell(reply, effect.message_id)
-            case Retune():
-                self.flow.retune(effect.pattern, effect.deny)
-            case Verify():
-                await self.attempt(self.verify(effect), effect.message_id)
-            case Join():
-                await self.attempt(self.join(effect), effect.message_id)
-            case Acknowledge():
-                await self.attempt(self.acknowledge(effect), effect.message_id)
-            case Send():
-                await self.attempt(self.publish(effect), effect.message_id)
 
-    async def attempt(self, request: Awaitable[None], message_id: str | None) -> None:
-        """A request that can still fail: then the client is told, and that is that."""
-        try:
-            await request
-        except BrokerError as error:
-            for effect in self.session.failed(error, message_id, trio.current_time()):
-                await self.carry_out(effect)
-
-    async def verify(self, wish: Verify) -> None:
+    async def authenticate(self, message: messages.Authenticate, message_id: str | None) -> None:
+        """Go on under a token, if it is good."""
         services, held = self.services, self.session.principal
         chosen = held.tenant if held and held.monitoring else self.asked
-        principal = await services.verify(wish.token, wish.tenant or chosen)
+        principal = await services.verify(message.token, message.tenant or chosen)
         if self.closing:  # it ended while a key was fetched, and gives nothing back any more
             return
         services.check(principal)
-        if self.session.principal is None:
+        if held is None:
             verifier = services.verifier
             await services.places.claim(self, principal)
             if self.closing:
@@ -319,17 +317,26 @@ class Connection:
                 self.end(CloseCode.SERVICE_RESTART, "tokens are read in another way now")
                 return
         now = trio.current_time()
-        for effect in self.session.authenticated(principal, now=now, message_id=wish.message_id):
-            await self.carry_out(effect)
+        self.tell(self.session.authenticated(principal, now=now), message_id)
+        self.rights_changed()
         services.wheel.schedule(self, self.on_timer(now))
         with suppress(Unavailable):  # before NATS was reached: then with the first subscription
             self.attach()
-        self.note_token(principal, renewed=held is not None)
+        for feature in services.features:
+            feature.authenticated(self, principal, renewed=held is not None)
+        log.debug(
+            "connection_authenticated", renewed=held is not None, certificate=self.certificate, **self.who()
+        )
 
-    async def adopt(self, verifier: Verifier | None) -> None:
-        """Goes on under another configuration.
+    def rights_changed(self) -> None:
+        """Have all features go on with what the token allows now."""
+        for feature in self.services.features:
+            feature.rights_changed(self)
 
-        Or ends, when that may not believe the token (None: any token): the client comes back with it, and is
+    def settings_changed(self, verifier: Verifier | None) -> None:
+        """Go on under another configuration.
+
+        Or end, when that may not believe the token (None: any token): the client comes back with it, and is
         told then.
         """
         with Boundary(self):
@@ -347,9 +354,9 @@ class Connection:
             now, budgets = session.principal, self.services.budgets
             self.spend_from(budgets.again(session.budgets, self.peer, now, session.counted))
             self.transport.adopt(self.limits.message_bytes)
-            expiring = self.services.config.auth.expiring_seconds
-            for effect in session.adopt(self.limits, expiring, principal):
-                await self.carry_out(effect)
+            session.settings_changed(self.limits, self.services.config.auth.expiring_seconds, principal)
+            if principal is not None:
+                self.rights_changed()
             if not self.closing:
                 self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
@@ -366,64 +373,23 @@ class Connection:
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
 
     def attach(self) -> Principal:
-        """Takes its place in its tenant, once.
+        """Take its place in its tenant, once, and return who it is.
 
-        Raises `Unavailable` before NATS was reached, and `TokenRevoked`.
+        Raise `Unavailable` before NATS was reached, and `TokenRevoked`.
         """
-        principal = self.session.principal
-        if principal is None:
-            raise Unauthenticated("authenticate first")
+        principal = self.session.client()
         if self.tenant is None:
-            if reason := self.services.control.not_ready():
+            if reason := self.services.trouble():
                 raise Unavailable(reason, retry_after=1.0)
             self.services.check(principal)  # bans may have been read since it came in
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.enter(self.flow)
         return principal
 
-    async def join(self, wish: Join) -> None:
-        try:
-            await self.subscribe(wish)
-        finally:
-            if not self.closing:  # then it holds nothing any more
-                self.session.recount()
-
-    async def subscribe(self, wish: Join) -> None:
-        principal = self.attach()
-
-        def unchanged() -> bool:
-            now = self.session.principal
-            return now is not None and (now.subscribe, now.deny) == (principal.subscribe, principal.deny)
-
-        joined = await joining.join(self.services, principal, self.flow, wish, unchanged)
-        if wish.durable is not None and joined.cursor:
-            self.cursors = {**self.cursors, wish.durable: joined.cursor}
-        for message in joined.messages:
-            self.tell(message, wish.message_id)
-        for refused in wish.refused:
-            self.note_refusal(code=refused.code, message=refused.message, channel=refused.channel)
-        self.session.subscribed(wish)
-        self.fell_behind()
-
-    async def acknowledge(self, wish: Acknowledge) -> None:
-        cursor, events = self.cursors[wish.durable], self.flow.log
-        sent = self.flow.sent(self.session.durables[wish.durable])
-        if events is None or wish.position.incarnation != events.incarnation or wish.position.sequence > sent:
-            raise InvalidPosition("payload.position: above what was sent here for this durable subscription")
-        cursor.raise_to(wish.position)
-        if wish.message_id is not None:
-            reply = messages.Acknowledged(durable=wish.durable, position=str(wish.position))
-            cursor.waiting.append((wish.position, partial(self.tell, reply, wish.message_id)))
-            cursor.settle()
-
-    def drop_cursors(self, names: Collection[str]) -> None:
-        for name in names:
-            self.services.cursors.release(self.cursors[name])
-        self.cursors = {name: cursor for name, cursor in self.cursors.items() if name not in names}
-
-    async def publish(self, wish: Send) -> None:
-        reply = await publishing.hand_in(self.services, self.attach(), wish, connection=self.id)
-        self.tell(reply, wish.message_id)
+    @property
+    def kind(self) -> str:
+        """The kind of its link, for people."""
+        return self.transport.name
 
     def position(self) -> str | None:
         """The live position to tell the client, once there is one."""
@@ -521,11 +487,7 @@ class Connection:
     def when_due(self, now: float) -> float:
         effects, due = self.session.timers(now)
         for effect in effects:
-            match effect:
-                case Reply(message, message_id):
-                    self.tell(message, message_id)
-                case Close(code, reason):
-                    self.end(code, reason)
+            self.carry_out(effect)
         if effects:
             return inf if self.closing else self.when_due(now)
         return min(due, self.heartbeat(now))
@@ -641,7 +603,7 @@ class Connection:
             self.note_position,
             partial(self.services.wheel.cancel, self),
             self.leave_tenant,
-            lambda: self.drop_cursors(list(self.cursors)),
+            *(partial(feature.detach, self) for feature in self.services.features),
             self.lift_pace,
             self.return_budgets,
             failed=self.crashed,

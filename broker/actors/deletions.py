@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from broker.errors import Unavailable
+from broker.parts import Part
 
 if TYPE_CHECKING:
     from broker.actors.intake import Intake
@@ -29,7 +30,7 @@ log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
-class Deletions:
+class Deletions(Part):
     """Looks at the stream, and keeps the memory to what it holds."""
 
     bus: Bus

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from broker.eventlog.log import EventLog
     from broker.eventlog.selection import Selection
     from broker.eventlog.tick import Tick
-    from broker.features.deadletter import Letter
+    from broker.features.port import Letter
     from broker.flow.flow import Flow
 
 log = structlog.get_logger()

@@ -14,13 +14,15 @@ import attrs
 from broker import subjects
 from broker.errors import InvalidChannel
 from broker.eventlog.gone import Gone
-from broker.features.deadletter import DeadLetters, Letter
+from broker.features.port import Letter
+from broker.parts import Part
 from broker.wire import events
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from broker.bus.base import Record
+    from broker.config import Config
     from broker.eventlog.history import Checked
     from broker.ranges import Ranges
 
@@ -40,12 +42,12 @@ class Address:
 
 
 @attrs.define(eq=False)
-class Intake:
+class Intake(Part):
     """Checks records and remembers the newest events of all tenants."""
 
     names: subjects.Names
     event_bytes: int
-    letters: DeadLetters
+    rejected: Callable[[Letter], None]  # takes what is no event
     incarnation: str = ""
     gone: Gone = attrs.Factory(Gone)
     addresses: dict[str, Address] = attrs.Factory(dict)
@@ -55,6 +57,9 @@ class Intake:
     recent_bytes: int = 0
     floor: int = 0  # the position before `recent`
     head: int = 0  # how far the stream has been read
+
+    def settings_changed(self, config: Config) -> None:
+        self.event_bytes = config.limits.event_bytes
 
     def address(self, subject: str) -> Address:
         found = self.addresses.get(subject)
@@ -80,7 +85,7 @@ class Intake:
             reason, detail = fault.reason, fault.detail
         else:
             return True
-        self.letters.put(
+        self.rejected(
             Letter(
                 record=record,
                 tenant=address.tenant,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from broker.actors.transport import LinkState, Transport
     from broker.limits import Budget
     from broker.permissions import Principal
-    from broker.wire.session import Session
+    from broker.session.session import Session
 
 ANSWER_SECONDS = 2.0  # for an answer, beside what the way there and back takes; so long nobody is silent
 ROUND_TRIP_SECONDS = 1.5  # at most that are believed of a link: queues on its way make it seem longer

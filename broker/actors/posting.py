@@ -9,42 +9,34 @@ import attrs
 import trio
 
 from broker import limits
-from broker.actors import acknowledging
 from broker.actors.connection import REFUSALS
-from broker.actors.publishing import hand_in
-from broker.errors import BrokerError, Unavailable
-from broker.wire import messages, positions
-from broker.wire.effects import Acknowledge, Reply, Send
-from broker.wire.messages import Acknowledged, Error, Published
-from broker.wire.session import Session, check_name
+from broker.errors import BadMessage, BrokerError, Unavailable
+from broker.session.requests import Call, Reply
+from broker.session.session import Session
+from broker.wire import messages as m
 
 if TYPE_CHECKING:
     from broker.actors.services import Services
     from broker.flow.client import Who
     from broker.permissions import Principal
 
-Answer: TypeAlias = Published | Acknowledged | Error
+Answer: TypeAlias = "m.ServerMessage"
 
 
 @attrs.define(eq=False)
 class Alone(Session):
-    """A session of one message. What else is a connection's, is its user's: the rate, the durable names."""
+    """A session of one message. What else is a connection's, is its user's: the rate."""
 
-    def admit(self, message: messages.ClientMessage, now: float) -> None:
-        if isinstance(message, messages.Publish):
+    def admit(self, message: m.ClientMessage, now: float) -> None:
+        if self.table[message.type].publishes:
             super().admit(message, now)
         elif excess := limits.take(self.budgets, {limits.REQUESTS: 1}, now):
             raise self.limited(excess)
 
-    def acknowledge(self, message: messages.Acknowledge, message_id: str | None) -> Acknowledge:
-        check_name(message.durable)
-        position = positions.parse(message.position)
-        return Acknowledge(durable=message.durable, position=position, message_id=message_id)
-
 
 @attrs.define(eq=False)
 class Posting:
-    """One `publish` or `acknowledge` of a client at `peer` that has no connection.
+    """One message of a client at `peer` that has no connection.
 
     Permissions, rates and refusals are those of a connection. It does not count as one of its user's
     connections, which may be as many as are allowed.
@@ -53,45 +45,57 @@ class Posting:
     services: Services
     peer: str
     id: str = attrs.Factory(lambda: secrets.token_hex(8))
-    principal: Principal | None = None
+    session: Alone = attrs.field(init=False)
 
-    async def answer(self, message: bytes, *, token: str, tenant: str | None) -> Answer:
-        """What the client is told of its message."""
+    def __attrs_post_init__(self) -> None:
         services, budgets = self.services, self.services.budgets
-        session = Alone(
+        self.session = Alone(
             services.config.limits,
             trio.current_time(),
             services.config.auth.expiring_seconds,
+            services.table,
             budgets=budgets.of_link(self.peer),
             hits=budgets.hits,
         )
+
+    async def answer(self, message: bytes, *, token: str, tenant: str | None) -> Answer:
+        """Return what the client is told of its message."""
+        services, session = self.services, self.session
         try:
             principal = await services.verify(token, tenant)
-            if reason := services.control.not_ready():
+            if reason := services.trouble():
                 raise Unavailable(reason, retry_after=1.0)
             services.check(principal)
-            self.principal = session.principal = principal
-            session.budgets = (*budgets.of_principal(principal), *session.budgets)
+            session.principal = principal
+            session.budgets = (*services.budgets.of_principal(principal), *session.budgets)
             effects = session.receive(message, trio.current_time())
             for effect in effects:
-                match effect:
-                    case Send():
-                        return await hand_in(services, principal, effect, connection=self.id)
-                    case Acknowledge():
-                        return await acknowledging.settle(services, principal, effect)
+                if isinstance(effect, Call):
+                    return await self.perform(effect)
         except BrokerError as error:
             effects = session.failed(error, None, trio.current_time())
         replies = [each.message for each in effects if isinstance(each, Reply)]
-        return self.noted(next(each for each in replies if isinstance(each, Error)))
+        return self.noted(next(each for each in replies if isinstance(each, m.Error)))
 
-    def noted(self, error: Error) -> Error:
+    async def perform(self, call: Call) -> Answer:
+        page = call.request.page
+        if page is None:
+            raise BadMessage(f"type: {call.request.message.type} needs a connection")
+        reply: Answer = await page.perform(self, call.wish)
+        return reply
+
+    def attach(self) -> Principal:
+        return self.session.client()
+
+    def noted(self, error: m.Error) -> m.Error:
         self.services.meters.errors[error.code] += 1
         if error.code in REFUSALS:
-            self.services.audit.note_refusal(code=error.code, message=error.message, **self.who())
+            for feature in self.services.features:
+                feature.refused(self.who(), code=error.code, message=error.message, channel=None)
         return error
 
     def who(self) -> Who:
-        principal = self.principal
+        principal = self.session.principal
         return {
             "connection": self.id,
             "peer": self.peer,

@@ -8,65 +8,65 @@ from typing import TYPE_CHECKING
 import attrs
 
 from broker.errors import TokenRevoked
+from broker.parts import Part
 
 if TYPE_CHECKING:
     import trio
 
     from broker.actors.budgets import Budgets
-    from broker.actors.intake import Intake
-    from broker.actors.live import LiveSubjects
     from broker.actors.places import Places
     from broker.actors.tenants import Tenants
     from broker.actors.wheel import Wheel
     from broker.auth.tokens import Verifier
-    from broker.bus.base import Bus
+    from broker.bus.base import StreamState
     from broker.config import Config
-    from broker.eventlog.starts import Starts
-    from broker.features.audit import Audit
-    from broker.features.control import Control
-    from broker.features.cursors import Cursors
+    from broker.features.port import Feature
     from broker.metrics.meters import Meters
     from broker.permissions import Principal
-    from broker.subjects import Names
-    from broker.tracing import Tracing
+    from broker.session.requests import Table
 
 
 @attrs.define(eq=False, kw_only=True)
-class Services:
+class Services(Part):
     """Shared by all connections. `nursery` is where their sending tasks run."""
 
     config: Config
-    bus: Bus
-    names: Names
     verifier: Verifier
-    intake: Intake
     tenants: Tenants
     budgets: Budgets
     places: Places
-    live_subjects: LiveSubjects
-    starts: Starts
-    cursors: Cursors
-    audit: Audit
-    control: Control
+    features: tuple[Feature, ...]
+    table: Table
     wheel: Wheel
     meters: Meters
-    tracing: Tracing | None = None
     duplicate_window: float = attrs.field(init=False)  # of the stream as it is, in seconds
     nursery: trio.Nursery = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.duplicate_window = self.config.stream.duplicate_window  # until the stream has been seen
 
+    def up(self, state: StreamState) -> None:
+        if state.duplicate_window is not None:
+            self.duplicate_window = state.duplicate_window
+
+    def settings_changed(self, config: Config) -> None:
+        self.config = config
+
     async def verify(self, token: str, tenant: str | None) -> Principal:
-        """Whose token it is, by the configuration in force at the end. Raises as `Verifier.verify`."""
+        """Return whose token it is, by the configuration in force at the end. Raise as `Verifier.verify`."""
         verifier = None
         while verifier is not self.verifier:  # another configuration while it waited: what that says
             verifier = self.verifier
             principal = await verifier.verify(token, now=time.time(), tenant=tenant)
         return principal
 
+    def trouble(self) -> str | None:
+        """Return why nobody can be let in yet."""
+        return next((trouble for each in self.features if (trouble := each.trouble())), None)
+
     def check(self, principal: Principal) -> None:
-        """Raises `TokenRevoked` for a client that is kept out."""
-        self.control.check(principal)
+        """Raise `TokenRevoked` for a client that is kept out."""
+        for feature in self.features:
+            feature.check(principal)
         if self.budgets.suspended(principal.tenant) and not principal.monitoring:
             raise TokenRevoked("this tenant is suspended")

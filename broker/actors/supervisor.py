@@ -11,16 +11,14 @@ import attrs
 import structlog
 import trio
 
-from broker.actors import usage
 from broker.actors.boundary import Boundary, each, kept
 from broker.actors.budgets import Budgets
 from broker.actors.canary import Canary
-from broker.actors.connection import Connection
+from broker.actors.connection import AUTHENTICATE, PING, Connection
 from broker.actors.deletions import Deletions
 from broker.actors.following import Followers
 from broker.actors.inbox import Hole
 from broker.actors.intake import KEPT_SECONDS, Intake
-from broker.actors.live import LiveSubjects
 from broker.actors.observer import Observer
 from broker.actors.places import Places
 from broker.actors.posting import Posting
@@ -32,15 +30,21 @@ from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.errors import Unavailable
 from broker.eventlog.starts import Starts
-from broker.features import control
 from broker.features.audit import Audit
-from broker.features.closes import Closes, Ended
+from broker.features.closes import Closes
 from broker.features.control import Control
-from broker.features.cursors import Cursors
 from broker.features.deadletter import DeadLetters
+from broker.features.durable.cursors import Cursors
+from broker.features.durable.feature import Durables
+from broker.features.port import Ended
+from broker.features.publishing import Publishing
+from broker.features.subscriptions.feature import Subscriptions
+from broker.features.subscriptions.joining import Sources
+from broker.features.subscriptions.live import LiveSubjects
 from broker.flow.client import Notice
 from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
+from broker.session.requests import table
 from broker.signals import Signal
 from broker.wire.messages import Source
 from broker.wire.positions import Position
@@ -56,6 +60,8 @@ if TYPE_CHECKING:
     from broker.auth.tokens import Verifier
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
+    from broker.features.port import Feature, Letter
+    from broker.parts import Part
     from broker.subjects import Names
     from broker.tracing import Tracing
 
@@ -81,32 +87,31 @@ class Supervisor:
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     meters: Meters = attrs.Factory(Meters)
-    ends: Closes = attrs.field(init=False)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
     banned: Signal = attrs.Factory(Signal)  # a ban is new, or another is over
     connected: bool = False
     draining: bool = False
     admitting: int = 0  # clients and requests that a place is kept for
-    letters: DeadLetters = attrs.field(init=False)
     canary: Canary = attrs.field(init=False)
     observer: Observer = attrs.field(init=False)
-    control: Control = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
     tenants: Tenants = attrs.field(init=False)
     deletions: Deletions = attrs.field(init=False)
     services: Services = attrs.field(init=False)
+    live_subjects: LiveSubjects = attrs.field(init=False)
+    audit: Audit = attrs.field(init=False)
+    control: Control = attrs.field(init=False)
+    durables: Durables = attrs.field(init=False)
     sharing: Sharing = attrs.field(init=False)
+    letters: DeadLetters = attrs.field(init=False)
+    ends: Closes = attrs.field(init=False)
+    features: tuple[Feature, ...] = attrs.field(init=False)
+    parts: tuple[Part, ...] = attrs.field(init=False)  # the features among them
 
     def __attrs_post_init__(self) -> None:
         config, bus, names = self.config, self.bus, self.names
-        self.ends = Closes(config.audit.closes)
-        followers = Followers()
-        self.letters = DeadLetters(bus, names, noticed=followers.refused)
-        self.canary = Canary(bus, names, self.broker, self.alive, self.meters)
-        self.control = Control(bus, names, self.bans_changed)
-        budgets = Budgets(config.limits)
-        self.sharing = Sharing(bus, names, self.broker, budgets)
-        self.intake = Intake(names, config.limits.event_bytes, self.letters)
+        followers, budgets = Followers(), Budgets(config.limits)
+        self.intake = Intake(names, config.limits.event_bytes, self.rejected)
         starts = Starts(
             bus,
             names,
@@ -127,40 +132,68 @@ class Supervisor:
             tracing=self.tracing,
             followers=followers,
         )
+        self.live_subjects = LiveSubjects(bus, names)
         self.deletions = Deletions(bus, self.intake, self.tenants)
+        self.canary = Canary(bus, names, self.broker, self.alive, self.meters)
+        self.features = self.make_features(starts, followers)
         self.observer = Observer(
             bus, names, self.meters, self.intake, lambda: self.config.metrics, self.control.read_again
         )
         self.services = Services(
             config=config,
-            bus=bus,
-            names=names,
             verifier=self.verifier,
-            intake=self.intake,
             tenants=self.tenants,
             budgets=budgets,
             places=Places(budgets),
-            live_subjects=LiveSubjects(bus),
-            starts=starts,
-            cursors=Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age),
-            audit=Audit(bus, config.audit, self.broker),
-            control=self.control,
+            features=self.features,
+            table=table(
+                [AUTHENTICATE, PING, *(each for feature in self.features for each in feature.requests())]
+            ),
             wheel=Wheel(),
             meters=self.meters,
-            tracing=self.tracing,
+        )
+        self.sharing = Sharing(bus, names, self.broker, budgets)
+        self.parts = (
+            *(self.services, self.intake, budgets, starts, self.tenants, self.live_subjects),
+            *(*self.features, self.canary, self.sharing, self.deletions),
+        )
+
+    def make_features(self, starts: Starts, followers: Followers) -> tuple[Feature, ...]:
+        """Return the table of features: one line for each."""
+        config, bus, names, intake = self.config, self.bus, self.names, self.intake
+        cursors = Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age)
+        self.control = Control(bus, names, self.bans_changed)
+        self.durables = Durables(cursors, lambda: Position(intake.incarnation, intake.head))
+        self.audit = Audit(bus, config.audit, self.broker)
+        self.letters = DeadLetters(bus, names, noticed=followers.refused)
+        self.ends = Closes(config.audit.closes)
+        sources = Sources(
+            starts=starts,
+            live=self.live_subjects,
+            log_of=lambda name: self.tenants.get(name).log,
+            advanced=self.tenants.advanced,
+        )
+        return (
+            self.control,
+            Subscriptions(sources, self.durables),
+            Publishing(bus, names, lambda: intake.incarnation, self.tracing),
+            self.durables,
+            self.letters,
+            self.ends,
+            self.audit,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The tenants and the background work, until cancelled."""
         async with trio.open_nursery() as nursery:
             self.tenants.nursery = self.services.nursery = nursery
-            for part in (
-                *(self.services.wheel.run, self.services.cursors.run, self.services.audit.run),
-                *(self.canary.run, self.letters.run, self.tidy_up, self.control.run, self.keep_out),
+            background = [
+                *(part.run for part in self.parts),
+                *(self.services.wheel.run, self.tidy_up, self.keep_out),
                 *(self.observer.watch_loop, self.observer.watch_stream, self.observer.count_shares),
-                *(self.sharing.run, self.deletions.run),
-            ):
-                nursery.start_soon(kept, part.__qualname__, part)
+            ]
+            for work in background:
+                nursery.start_soon(kept, work.__qualname__, work)
             await nursery.start(self.feed)
             task_status.started()
 
@@ -181,26 +214,23 @@ class Supervisor:
 
     async def reload(self, config: Config, verifier: Verifier) -> None:
         """Goes on with another configuration; of the connections those end that it does not allow."""
-        services, limits = self.services, config.limits
         ours, theirs = self.config.auth, config.auth
         read_alike = (ours.type, ours.tenant_claim) == (theirs.type, theirs.tenant_claim)
-        self.config = services.config = config
-        self.verifier = services.verifier = verifier
-        self.intake.event_bytes = limits.event_bytes
-        services.budgets.adopt(limits)
-        services.starts.limits = limits
-        services.cursors.per_user = limits.durables_per_user
-        self.tenants.adopt(config)
+        self.config = config
+        self.verifier = self.services.verifier = verifier
+        for part in self.parts:
+            part.settings_changed(config)
         self.bans_changed()  # a tenant may be suspended now
         turn = Turn()
         for connection in list(self.connections):
-            await connection.adopt(verifier if read_alike else None)
+            connection.settings_changed(verifier if read_alike else None)
             await turn.pass_on()
 
     # --- what arrives: the bus's sink ---------------------------------------------------------------
 
     async def reached(self) -> None:
-        await self.control.look()  # bans that were made while we were cut off
+        for part in self.parts:
+            await part.reached()
 
     def restored(self, state: StreamState) -> None:
         known = self.intake.incarnation
@@ -214,12 +244,9 @@ class Supervisor:
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
         self.deletions.note(state)
-        self.connected = self.services.live_subjects.connected = True
-        if state.duplicate_window is not None:
-            self.services.duplicate_window = state.duplicate_window
-        self.control.restored()
-        self.services.audit.restored()
-        self.sharing.reached.set()
+        self.connected = True
+        for part in self.parts:
+            part.up(state)
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             self.announce(Notice(Source(state="restored"), "source"))
@@ -276,13 +303,14 @@ class Supervisor:
             tenant.inbox.wake(stored_at)
 
     def own(self, channel: str, body: bytes) -> None:
-        """What brokers send to themselves and to each other."""
-        if channel == control.NEWS:
-            self.control.told(body)
-        elif channel.startswith(usage.CHANNEL):
-            self.sharing.heard(channel, body, trio.current_time())
-        else:
-            self.canary.arrived(channel, body)
+        """Hand on what brokers send to themselves and to each other."""
+        for part in self.parts:
+            if part.channel and channel.startswith(part.channel):
+                part.heard(channel, body)
+
+    def rejected(self, letter: Letter) -> None:
+        for feature in self.features:
+            feature.rejected(letter)
 
     def live_lost(self) -> None:
         self.meters.live_losses += 1
@@ -290,9 +318,10 @@ class Supervisor:
         self.announce(Notice(None, "lag"))
 
     def interrupted(self) -> None:
-        self.connected = self.services.live_subjects.connected = False
+        self.connected = False
         self.meters.interruptions += 1
-        self.canary.fault = "the connection was lost"
+        for part in self.parts:
+            part.down()
         log.warning("source_interrupted")
         self.announce(Notice(Source(state="interrupted"), None))
 
@@ -368,18 +397,10 @@ class Supervisor:
         code = connection.close_code
         known = connection.ended_by != "client" or code in OF_RFC_6455
         self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
-        self.ends.add(ended := end_of(connection, trio.current_time(), time.time()))
+        ended = end_of(connection, trio.current_time(), time.time())
         log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
-        if connection.session.principal:
-            self.services.audit.note(
-                "ended",
-                transport=ended.transport,
-                code=ended.code,
-                by=ended.by,
-                reason=ended.reason or None,
-                seconds=ended.seconds,
-                **connection.who(),
-            )
+        for feature in self.features:
+            feature.ended(ended)
 
     def look_empty(self) -> None:
         if not (self.connections or self.admitting):
@@ -404,7 +425,7 @@ class Supervisor:
             self.tenants.tidy(now)
             self.services.budgets.tidy(now)
             try:
-                await self.services.live_subjects.drop_unless(self.tenants.wants_live)
+                await self.live_subjects.drop_unless(self.tenants.wants_live)
             except Unavailable:
                 log.debug("unsubscribe_postponed")  # the next round tries again
 
@@ -414,7 +435,7 @@ class Supervisor:
             return "the broker is about to stop"
         if not self.connected:
             return f"NATS is out of reach: {self.canary.fault}"
-        return self.control.not_ready() or self.canary.trouble()
+        return self.services.trouble() or self.canary.trouble()
 
 
 def end_of(connection: Connection, now: float, unix_now: float) -> Ended:

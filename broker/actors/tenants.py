@@ -18,6 +18,7 @@ from broker.eventlog.history import History
 from broker.eventlog.places import sequence_of
 from broker.eventlog.snapshots import KEPT_SECONDS, Holdings, Snapshots
 from broker.metrics.tenants import OTHER, Ledger
+from broker.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -36,7 +37,7 @@ log = structlog.get_logger()
 
 
 @attrs.define(eq=False, kw_only=True)
-class Tenants:
+class Tenants(Part):
     """Finds and keeps the tenants. `advanced` is unparked whenever one of them has come further."""
 
     config: Config
@@ -102,8 +103,7 @@ class Tenants:
         tenant = self.running.get(name)
         return (tenant,) if tenant else ()
 
-    def adopt(self, config: Config) -> None:
-        """Goes on with other limits."""
+    def settings_changed(self, config: Config) -> None:
         self.gate.widen(config.limits.catch_ups - self.config.limits.catch_ups)
         self.holdings.limit = config.limits.snapshot_memory_bytes
         self.config = config
@@ -139,10 +139,6 @@ class Tenants:
             memory=lambda: self.intake.floor,
             clock=trio.current_time,
         )
-
-    def live_filters(self, tenant: str) -> list[str]:
-        """The subjects that a live subscriber of the tenant needs to be listened to."""
-        return [f"{self.names.live}.{name}.>" for name in (tenant, subjects.BROADCAST)]
 
     def wants_live(self, subject: str) -> bool:
         """Whether a connection has a subscription that needs this subject, or is about to have one."""

@@ -27,12 +27,13 @@ import trio
 from broker import limits, subjects
 from broker.errors import Unavailable
 from broker.limits import CONNECTIONS, SUBSCRIPTIONS, WORTH_TELLING, Budget
+from broker.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.actors.budgets import Budgets
-    from broker.bus.base import Bus
+    from broker.bus.base import Bus, StreamState
 
 EVERY_SECONDS = 1.0
 SILENT_SECONDS = 3.0
@@ -66,7 +67,7 @@ class Report:
 
 
 @attrs.define(eq=False)
-class Sharing:
+class Sharing(Part):
     """Tells other brokers what ours hold, and ours what others hold. `broker` names this one."""
 
     bus: Bus
@@ -74,13 +75,18 @@ class Sharing:
     broker: str
     budgets: Budgets
     reports: dict[str, Report] = attrs.Factory(dict)
-    reached: trio.Event = attrs.Factory(trio.Event)  # NATS, for the first time
+    begun: trio.Event = attrs.Factory(trio.Event)  # when NATS was reached for the first time
     listening: bool = False
     failing: bool = False
     told: bool = False  # the last report said something, so that the others have to hear when it is over
 
+    channel = CHANNEL
+
+    def up(self, _: StreamState) -> None:
+        self.begun.set()
+
     async def run(self) -> None:
-        await self.reached.wait()
+        await self.begun.wait()
         while True:
             try:
                 await self.listen()
@@ -127,7 +133,7 @@ class Sharing:
             budget.spent = {}
         return usages
 
-    def heard(self, channel: str, body: bytes, now: float) -> None:
+    def heard(self, channel: str, body: bytes) -> None:
         """A report came in."""
         broker = channel.removeprefix(CHANNEL)
         if broker == self.broker:
@@ -137,6 +143,7 @@ class Sharing:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # or a version's other words
             log.warning("usage_not_understood", broker=broker)
             return
+        now = trio.current_time()
         self.reports[broker] = Report(now, usages)
         for usage in usages:
             if budget := self.budgets.shared.get(usage.key):

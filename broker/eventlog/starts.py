@@ -13,13 +13,14 @@ from broker import subjects
 from broker.config.sections import SNAPSHOT_BYTES
 from broker.errors import SnapshotTooLarge
 from broker.eventlog.history import filters, narrowed
-from broker.wire import effects
+from broker.parts import Part
+from broker.wire import starts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from broker.bus.base import Bus, Record, StreamState
-    from broker.config import Limits
+    from broker.config import Config, Limits
     from broker.eventlog.history import Checked
     from broker.wire.positions import Position
 
@@ -81,7 +82,7 @@ class Scope:
 
 
 @attrs.define(eq=False)
-class Starts:
+class Starts(Part):
     """Resolves starts.
 
     `check` makes an event of a record or answers None (a dead letter). `remembered` has a tenant's newest
@@ -98,14 +99,17 @@ class Starts:
     look: Callable[[], Awaitable[StreamState]]
     gone: Callable[[str, int, int, Callable[[str], bool]], bool]
 
-    async def resolve(self, start: effects.After | effects.Since | effects.Last, scope: Scope) -> Beginning:
+    def settings_changed(self, config: Config) -> None:
+        self.limits = config.limits
+
+    async def resolve(self, start: starts.After | starts.Since | starts.Last, scope: Scope) -> Beginning:
         """Where to begin. Raises `Unavailable`."""
         match start:
-            case effects.After(position):
+            case starts.After(position):
                 beginning = await self.after(position, scope)
-            case effects.Since():
+            case starts.Since():
                 beginning = await self.since(start, scope)
-            case effects.Last(count):
+            case starts.Last(count):
                 return attrs.evolve(await self.last(count, scope), warned=scope.head)
         return await self.limited(self.whole(beginning, scope), scope)
 
@@ -137,7 +141,7 @@ class Starts:
             return Beginning(after=after, lost=(Lost(reason="trimmed", start=after, end=after),))
         return Beginning(after=after)
 
-    async def since(self, start: effects.Since, scope: Scope) -> Beginning:
+    async def since(self, start: starts.Since, scope: Scope) -> Beginning:
         sequence = await self.bus.sequence_at(start.time)
         if sequence is None:
             return Beginning(after=scope.head)

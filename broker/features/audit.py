@@ -18,12 +18,18 @@ import structlog
 import trio
 
 from broker.errors import Unavailable
+from broker.features.port import Feature
 from broker.signals import Signal
 from broker.subjects import BROKER, is_tenant
+from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
     from broker import config
-    from broker.bus.base import Bus, Message
+    from broker.bus.base import Bus, Message, StreamState
+    from broker.features.port import Ended
+    from broker.flow.client import Who
+    from broker.permissions import Principal
+    from broker.session.requests import Caller
 
 Kind: TypeAlias = Literal["authenticated", "renewed", "ended", "refused", "admin"]
 
@@ -31,6 +37,7 @@ QUEUE = 32768  # records that wait for NATS, about 400 bytes each; what comes be
 BATCH = 128  # stored at a time: a millisecond of this loop
 GATHER_SECONDS = 0.2  # so that one wake-up serves many
 RETRY_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
 REFUSALS = 3  # of one connection within a second
 RECORD_BYTES = 8192
 
@@ -38,7 +45,7 @@ log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
-class Audit:
+class Audit(Feature):
     """Takes records at any time, without waiting. `broker` names this process.
 
     `dropped` counts those that could not be kept.
@@ -48,7 +55,7 @@ class Audit:
     section: config.Audit
     broker: str
     prepared: bool = False  # its stream is there, as far as is known
-    trouble: str = ""
+    fault: str = ""
     dropped: int = 0
     told: int = 0  # of the dropped ones
     number: int = 0
@@ -86,17 +93,43 @@ class Audit:
         self.waiting.append((subject, body, f"_broker:audit-{self.broker}-{self.number}"))
         self.arrived.set()
 
-    def note_refusal(self, *, connection: str, tenant: str | None, **fields: object) -> None:
-        """Notes a refusal, unless there were a few of this connection within the second."""
+    def authenticated(self, caller: Caller, principal: Principal, *, renewed: bool) -> None:
+        self.note(
+            "renewed" if renewed else "authenticated",
+            transport=caller.kind,
+            token_id=principal.token_id,
+            expires=rfc3339(principal.expires_at),
+            monitoring=principal.monitoring or None,
+            certificate=caller.certificate,
+            **caller.who(),
+        )
+
+    def refused(self, who: Who, *, code: str, message: str | None, channel: str | None) -> None:
+        """Note a refusal, unless there were a few of this connection within the second."""
         second = int(time.monotonic())
         if second != self.second:
             self.second = second
             self.refusals.clear()
-        self.refusals[connection] += 1
-        if self.refusals[connection] <= REFUSALS:
-            self.note("refused", tenant=tenant, connection=connection, **fields)
+        self.refusals[who["connection"]] += 1
+        if self.refusals[who["connection"]] <= REFUSALS:
+            self.note("refused", code=code, message=message, channel=channel, **who)
 
-    def restored(self) -> None:
+    def ended(self, ended: Ended) -> None:
+        if ended.tenant is not None:
+            self.note(
+                "ended",
+                connection=ended.connection,
+                peer=ended.peer,
+                tenant=ended.tenant,
+                user=ended.user,
+                transport=ended.transport,
+                code=ended.code,
+                by=ended.by,
+                reason=ended.reason or None,
+                seconds=ended.seconds,
+            )
+
+    def up(self, _: StreamState) -> None:
         """NATS is back. The stream is seen to by `run`, so that nothing else waits for it."""
         if self.section.enabled:
             self.prepared = False
@@ -108,7 +141,7 @@ class Audit:
             await self.arrived.wait()
             await trio.sleep(GATHER_SECONDS)
             self.arrived.clear()
-            await self.flush()
+            await self.store()
             if self.waiting or not self.prepared:
                 self.arrived.set()
                 await trio.sleep(RETRY_SECONDS)
@@ -117,12 +150,17 @@ class Audit:
                 self.told = self.dropped
 
     async def flush(self) -> None:
-        """Stores what waits, as far as NATS takes it."""
+        """Store what waits, unless NATS takes too long."""
+        with trio.move_on_after(FLUSH_SECONDS):
+            await self.store()
+
+    async def store(self) -> None:
+        """Store what waits, as far as NATS takes it."""
         async with self.writing:
             try:
                 if self.section.enabled and not self.prepared:
                     await self.bus.prepare_audit()
-                    self.prepared, self.trouble = True, ""
+                    self.prepared, self.fault = True, ""
                 while self.waiting:
                     batch = [self.waiting[index] for index in range(min(BATCH, len(self.waiting)))]
                     await self.bus.publish_all(batch)
@@ -130,6 +168,6 @@ class Audit:
                         self.waiting.popleft()
             except Unavailable as error:
                 self.prepared = False  # it may have been deleted
-                if error.message != self.trouble:
-                    self.trouble = error.message
+                if error.message != self.fault:
+                    self.fault = error.message
                     log.warning("audit_postponed", error=error.message, records=len(self.waiting))

@@ -5,43 +5,21 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-import attrs
+from broker.features.port import Feature
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@attrs.frozen(kw_only=True)
-class Ended:
-    """One connection that is gone.
-
-    `seconds` is how long it lasted. `by` is "broker", "operator" or "client", or "link" for one that just
-    went away (1006). `messages` counts what the client sent. `position` is the newest that it was given:
-    where it would resume. Without a token there is no tenant and no user.
-    """
-
-    connection: str
-    tenant: str | None
-    user: str | None
-    peer: str
-    transport: str
-    opened: str
-    ended: str
-    seconds: float
-    code: int
-    by: str
-    reason: str
-    messages: int
-    position: str | None
+    from broker.features.port import Ended
 
 
-class Closes:
+class Closes(Feature):
     """The newest `most` of them."""
 
     def __init__(self, most: int) -> None:
         self.kept: deque[Ended] = deque(maxlen=most)
 
-    def add(self, ended: Ended) -> None:
+    def ended(self, ended: Ended) -> None:
         self.kept.append(ended)
 
     def find(

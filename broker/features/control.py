@@ -22,12 +22,13 @@ import trio
 from broker import subjects
 from broker.bus.base import Mark, Stale
 from broker.errors import TokenRevoked, Unavailable
+from broker.features.port import Feature
 from broker.signals import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from broker.bus.base import Bus
+    from broker.bus.base import Bus, StreamState
     from broker.permissions import Principal
     from broker.subjects import Names
 
@@ -94,7 +95,7 @@ Who: TypeAlias = tuple[Kind, str, str]
 
 
 @attrs.define(eq=False)
-class Control:
+class Control(Feature):
     """The bans that hold, as far as this broker knows. `changed` is called after each change.
 
     `clock` gives Unix seconds.
@@ -110,7 +111,8 @@ class Control:
     mark: Mark | None = None
     stale: bool = False  # what the mark says is known may have been forgotten
     wake: Signal = attrs.Factory(Signal)
-    trouble: str = "revocations have not been read yet"
+    fault: str = "revocations have not been read yet"
+    channel = NEWS
 
     # --- asking --------------------------------------------------------------------------------------
 
@@ -136,9 +138,9 @@ class Control:
         if self.bans and (ban := self.ban_of(principal)):
             raise TokenRevoked(str(ban))
 
-    def not_ready(self) -> str | None:
+    def trouble(self) -> str | None:
         """Why nobody can be let in; None once it is known who may not."""
-        return None if self.loaded else self.trouble
+        return None if self.loaded else self.fault
 
     def listed(self) -> Iterator[Ban]:
         """The bans that hold, newest first."""
@@ -177,9 +179,10 @@ class Control:
 
     # --- learning ------------------------------------------------------------------------------------
 
-    def told(self, data: bytes) -> None:
+    def heard(self, channel: str, body: bytes) -> None:
         """Another broker's word, or our own that comes back."""
-        self.learn(understood([data]))
+        if channel == NEWS:
+            self.learn(understood([body]))
 
     def learn(self, bans: list[Ban]) -> None:
         news = False
@@ -191,7 +194,10 @@ class Control:
         if news:
             self.changed()
 
-    def restored(self) -> None:
+    async def reached(self) -> None:
+        await self.look()  # bans that were made while we were cut off
+
+    def up(self, _: StreamState) -> None:
         """NATS is back: what was missed is read at once."""
         self.wake.set()
 
@@ -210,8 +216,8 @@ class Control:
             try:
                 await self.look()
             except Unavailable as error:
-                if self.trouble != error.message:
-                    self.trouble = error.message
+                if self.fault != error.message:
+                    self.fault = error.message
                     log.warning("revocations_not_read", error=error.message, loaded=self.loaded)
             self.forget()
 
@@ -225,7 +231,7 @@ class Control:
         for start in range(0, len(values), AT_ONCE):
             self.learn(understood(values[start : start + AT_ONCE]))
             await trio.lowlevel.checkpoint()
-        first, self.loaded, self.mark, self.trouble = not self.loaded, True, mark, ""
+        first, self.loaded, self.mark, self.fault = not self.loaded, True, mark, ""
         if first:
             log.info("revocations_read", bans=len(self.bans))
 

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from broker.errors import TooLarge, Unavailable
+from broker.features.port import Feature
 from broker.metrics.meters import LETTER_REASONS, zeros
 from broker.signals import Signal
 from broker.subjects import BROKER
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable
 
-    from broker.bus.base import Bus, Record
+    from broker.bus.base import Bus
+    from broker.features.port import Letter
     from broker.subjects import Names
 
 WAITING = 1000  # beyond it the oldest are only counted: they still stand in the events stream
@@ -32,23 +34,8 @@ MAX_SUBJECT_BYTES = 1024  # of ours; the server ends a connection whose command 
 log = structlog.get_logger()
 
 
-@attrs.frozen(kw_only=True)
-class Letter:
-    """A record and why it is no event: `reason` is a word, `detail` a sentence.
-
-    `tenant` and `channel` are what its subject says, which may be neither.
-    """
-
-    record: Record
-    tenant: str
-    channel: str
-    incarnation: str
-    reason: str
-    detail: str
-
-
 @attrs.define(eq=False)
-class DeadLetters:
+class DeadLetters(Feature):
     """Stores dead letters under `deadletter.<tenant>.<channel>`, with why and whence in the headers."""
 
     bus: Bus
@@ -59,7 +46,7 @@ class DeadLetters:
     arrived: Signal = attrs.Factory(Signal)
     known: dict[tuple[str, int], None] = attrs.Factory(dict)
 
-    def put(self, letter: Letter) -> None:
+    def rejected(self, letter: Letter) -> None:
         """Notes a letter; `run` stores it. Of a live message (sequence 0) there is nothing to store."""
         sequence, subject, body, _ = letter.record
         where = letter.incarnation, sequence

@@ -443,6 +443,10 @@ class Flow(Pipe):
         for reader in self.beside:
             yield from reader.selections
 
+    def subscriptions(self) -> dict[str, tuple[str, ...]]:
+        """Return the pattern of each subscription, with what is left out of it."""
+        return {each.pattern: each.deny for each in self.selections()}
+
     def find(self, pattern: str) -> Selection | None:
         """Return the selection of a subscription, wherever it is."""
         return next((each for each in self.selections() if each.pattern == pattern), None)

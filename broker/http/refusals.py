@@ -9,7 +9,7 @@ from msgspec import UNSET
 
 from broker.http.credentials import CHALLENGE
 from broker.http.responses import problem
-from broker.wire.session import to_message
+from broker.session.session import to_message
 
 if TYPE_CHECKING:
     from broker.errors import BrokerError

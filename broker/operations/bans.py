@@ -28,7 +28,7 @@ class Bans:
 
     def revocations(self, wish: reports.BanFilter) -> reports.BanList:
         control = self.supervisor.control
-        if reason := control.not_ready():
+        if reason := control.trouble():
             raise Unavailable(reason, retry_after=1.0)
         listed = [ban for ban in control.listed() if wish.tenant in (None, ban.tenant)]
         return reports.BanList(revocations=[report(ban) for ban in listed])

@@ -19,7 +19,7 @@ from broker.actors.supervisor import Supervisor
 from broker.errors import BadMessage, InvalidChannel, NotFound
 from broker.features import explain as explaining
 from broker.features.audit import Kind
-from broker.features.closes import Ended
+from broker.features.port import Ended
 from broker.operations.reports import PageCursor, Size
 
 
@@ -138,7 +138,7 @@ class Diagnosis:
             raise BadMessage("tenant: is not a tenant name")
         if not section.enabled:
             raise NotFound("this broker keeps no audit trail: audit.enabled is false")
-        await self.supervisor.services.audit.flush()  # include what has just happened here
+        await self.supervisor.audit.flush()  # include what has just happened here
         archive = self.supervisor.bus.archive(section.name)
         subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
         entries = await archive.before(subject, wish.cursor, limit=wish.limit + 1)
@@ -161,8 +161,7 @@ class Diagnosis:
         with services.tenants.followers.follow(wish.tenant, pattern) as follower:
             events = services.tenants.get(wish.tenant).log
             if subjects.is_live(pattern):
-                for subject in services.tenants.live_filters(wish.tenant):
-                    await services.live_subjects.hold(subject)
+                await self.supervisor.live_subjects.hold(wish.tenant)
             start = events.text(events.position())
             await write(Tracing(tenant=wish.tenant, channel=pattern, position=start))
             left, deadline = wish.limit, trio.current_time() + wish.seconds

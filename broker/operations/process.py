@@ -18,15 +18,17 @@ from broker import log as logging
 from broker.errors import CloseCode, NotFound
 from broker.eventlog.places import sequence_of
 from broker.operations import reports
-from broker.subjects import is_live
 from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from broker.actors.connection import Connection
     from broker.actors.supervisor import Supervisor
     from broker.actors.tenant import Tenant
+    from broker.eventlog.selection import Selection
+    from broker.features.durable.feature import Durable
+    from broker.flow.flow import Flow
     from broker.permissions import Principal
 
 log = structlog.get_logger()
@@ -76,7 +78,8 @@ class Operations:
         )
 
     def connection(self, connection_id: str) -> reports.ConnectionReport:
-        return full(self.find(connection_id))
+        found = self.find(connection_id)
+        return full(found, self.supervisor.durables.of(found))
 
     def find(self, connection_id: str) -> Connection:
         for each in self.supervisor.connections:
@@ -162,14 +165,14 @@ def summary(connection: Connection) -> dict[str, Any]:
         "address": connection.peer,
         "transport": connection.transport.name,
         "since": wall_clock(connection.session.began),
-        "subscriptions": len(connection.session.subscriptions),
+        "subscriptions": len(connection.flow.subscriptions()),
         "behind": flow.main is not None,
         "lag": max(0, flow.log.position() - sequence_of(flow.place())) if flow.log else 0,
         "unsent_bytes": flow.unsent,
     }
 
 
-def full(connection: Connection) -> reports.ConnectionReport:
+def full(connection: Connection, durables: Mapping[str, Durable]) -> reports.ConnectionReport:
     session, flow = connection.session, connection.flow
     log, main = flow.log, flow.main
     now = trio.current_time()
@@ -184,7 +187,10 @@ def full(connection: Connection) -> reports.ConnectionReport:
         heard=wall_clock(connection.heard),
         progress=wall_clock(connection.progress) if main else None,
         closing=connection.closing,
-        channels=[subscription_report(connection, pattern) for pattern in sorted(session.subscriptions)],
+        channels=[
+            subscription_report(flow, selection, durables)
+            for selection in sorted(flow.selections(), key=lambda each: each.pattern)
+        ],
         catch_ups=[
             reports.CatchUpReport(
                 number=each.number,
@@ -198,27 +204,28 @@ def full(connection: Connection) -> reports.ConnectionReport:
         durables=[
             reports.DurableReport(
                 name=name,
-                channels=sorted(session.durables.get(name, ())),
-                acknowledged=str(cursor.position),
-                stored=str(cursor.stored),
+                channels=sorted(durable.patterns),
+                acknowledged=str(durable.cursor.position),
+                stored=str(durable.cursor.stored),
             )
-            for name, cursor in connection.cursors.items()
+            for name, durable in durables.items()
         ],
         bad_messages=session.bad.count(now) if session.bad else 0,
         refusals=session.refusals.count(now) if session.refusals else 0,
     )
 
 
-def subscription_report(connection: Connection, pattern: str) -> reports.SubscriptionReport:
-    session, flow = connection.session, connection.flow
-    selection = flow.find(pattern)
+def subscription_report(
+    flow: Flow, selection: Selection, durables: Mapping[str, Durable]
+) -> reports.SubscriptionReport:
+    pattern = selection.pattern
     numbers = [each.number for each in flow.beside if selection in each.selections]
     waiting = any(selection in group.selections for each in flow.readers() for group in each.groups)
-    names = [name for name, held in session.durables.items() if pattern in held]
+    names = [name for name, durable in durables.items() if pattern in durable.patterns]
     return reports.SubscriptionReport(
         channel=pattern,
-        deny=list(session.subscriptions[pattern]),
-        lag=flow.policy(selection) if selection else "drop" if is_live(pattern) else "replay",
+        deny=list(selection.deny),
+        lag=flow.policy(selection),
         live=not (numbers or waiting),
         catch_up=numbers[0] if numbers else None,
         durable=names[0] if names else None,

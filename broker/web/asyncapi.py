@@ -22,18 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from broker.links.route import ClientRoute
+    from broker.session.requests import Table
     from broker.subjects import Names
 
 SERVER_MESSAGES: dict[str, type] = {kind.type: kind for kind in (*get_args(m.ServerMessage), m.Event)}
-REPLIES: dict[type, tuple[type, ...]] = {
-    m.Authenticate: (m.Authenticated,),
-    m.Subscribe: (m.Subscribed, m.Gap),
-    m.Unsubscribe: (m.Unsubscribed,),
-    m.Acknowledge: (m.Acknowledged,),
-    m.Publish: (m.Published,),
-    m.Ping: (m.Pong,),
-}
-ANSWERS_ONLY = (m.Subscribed, m.Acknowledged, m.Published, m.Pong)
 NOT_FOR_CLIENTS = frozenset({errors.NotFound.code})
 ABOUT = (
     "On a WebSocket, text frames with one JSON object each: `type`, `payload`, and `messageId`, which the"
@@ -85,8 +77,8 @@ class Headers(Struct, kw_only=True):
     traceparent: str | None = None
 
 
-def document(routes: Iterable[ClientRoute], names: Names) -> Document:
-    """Return the document of a broker with these routes and these subject prefixes."""
+def document(routes: Iterable[ClientRoute], names: Names, table: Table) -> Document:
+    """Return the document of a broker with these routes, subject prefixes and requests."""
     described = requests.table(routes)
     published = [Envelope, CloudEvent, Headers]
     kinds = [*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values(), *published, *requests.kinds(described)]
@@ -105,7 +97,7 @@ def document(routes: Iterable[ClientRoute], names: Names) -> Document:
         "defaultContentType": JSON,
         "servers": servers(),
         "channels": channels(names, both) | requests.channels(described),
-        "operations": dict(operations()) | dict(requests.operations(described, components)),
+        "operations": dict(operations(table)) | dict(requests.operations(described, components)),
         "components": {
             "messages": messages | {"stored": on_subject(), "live": on_subject()},
             "schemas": components,
@@ -218,17 +210,21 @@ def channels(names: Names, both: Iterable[str]) -> Document:
     }
 
 
-def operations() -> Iterator[tuple[str, Document]]:
+def operations(table: Table) -> Iterator[tuple[str, Document]]:
     """Return the requests with their replies, and what the broker sends unasked."""
     connection = {"$ref": "#/channels/connection"}
 
     def each(*kinds: Any) -> list[Document]:
         return [{"$ref": f"#/channels/connection/messages/{kind.type}"} for kind in kinds]
 
-    for name, kind in m.CLIENT_MESSAGES.items():
-        reply = {"channel": connection, "messages": each(*REPLIES[kind], m.Error)}
-        yield name, {"action": "receive", "channel": connection, "messages": each(kind), "reply": reply}
-    unasked = [kind for kind in SERVER_MESSAGES.values() if kind not in ANSWERS_ONLY]
+    for name, request in table.items():
+        reply = {"channel": connection, "messages": each(*request.replies, m.Error)}
+        yield (
+            name,
+            {"action": "receive", "channel": connection, "messages": each(request.message), "reply": reply},
+        )
+    answers = [request.replies[0] for request in table.values() if not request.unasked]
+    unasked = [kind for kind in SERVER_MESSAGES.values() if kind not in answers]
     yield "deliver", {"action": "send", "channel": connection, "messages": each(*unasked)}
     for name in ("stored", "live"):
         channel = f"#/channels/{name}"

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from broker.links.route import ClientRoute
+    from broker.session.requests import Table
     from broker.web.posts import Post
 
 
-def protocol(post: Post) -> list[ClientRoute]:
+def protocol(post: Post, requests: Table) -> list[ClientRoute]:
     """Return the routes by which clients speak the protocol, with state of their own."""
-    return [websocket.ROUTE, sse.ROUTE, poll.route(), *posts.routes(post)]
+    return [websocket.ROUTE, sse.ROUTE, poll.route(), *posts.routes(post, requests)]
 
 
 def table(*groups: Iterable[ClientRoute]) -> dict[str, ClientRoute]:

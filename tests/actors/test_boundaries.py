@@ -38,9 +38,9 @@ KEEPS = {
     "Flow.quit",
     "Connection.return_budgets",
     "Wheel.cancel",
-    "Connection.drop_cursors",
+    "Durables.detach",
 }
-KEEPS_AFTER_ALL = {"Connection.return_budgets", "Connection.drop_cursors"}  # that is not tried again
+KEEPS_AFTER_ALL = {"Connection.return_budgets", "Durables.detach"}  # that is not tried again
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +186,7 @@ async def test_a_fault_ends_its_connection_alone(
             held = {budget.key: budget.connections for budget in supervisor.services.budgets.shared.values()}
             assert not held.get(("acme", user))
             assert supervisor.services.budgets.process.connections == 1
-            assert not any(cursor.holders for cursor in supervisor.services.cursors.used.values())
+            assert not any(cursor.holders for cursor in supervisor.durables.cursors.used.values())
         nursery.cancel_scope.cancel()
 
 

@@ -168,7 +168,7 @@ def test_counts_over_reloads(seed: int) -> None:
                 assert {one.bounds.scope for one in link} <= {"address", "process"}
                 limits.hold(link, CONNECTIONS, -1)
             case "reload":
-                budgets.adopt(rng.choice(CONFIGURATIONS))
+                budgets.settings_changed(config.Config(limits=rng.choice(CONFIGURATIONS)))
                 for each in connections:
                     each.budgets = budgets.again(each.budgets, each.peer, each.principal, each.subscriptions)
             case "tidy":
@@ -212,7 +212,7 @@ class Wire:
     def broker(self, wanted: config.Limits) -> Sharing:
         name = f"b{len(self.sharings)}"
         made = Sharing(self, subjects.Names(), name, Budgets(wanted))  # type: ignore[arg-type]
-        made.reached.set()
+        made.begun.set()
         self.sharings.append(made)
         return made
 
@@ -226,7 +226,7 @@ class Wire:
         self.sizes.append(len(body))
         channel = subject.removeprefix("_broker.")
         for each in self.sharings:
-            each.heard(channel, body, trio.current_time())
+            each.heard(channel, body)
 
 
 ALICE = who("acme", "alice")
@@ -330,7 +330,7 @@ async def test_what_nobody_understands(autojump_clock: trio.abc.Clock) -> None:
         ("live.usage.x", b'[{"key":["\xff"],"connections":1,"subscriptions":0,"spent":{}}]'),
         ("live.usage.x", b'[{"x":' + b"[" * 9999 + b"]" * 9999 + b"}]"),
     ):
-        here.heard(channel, body, 0.0)
+        here.heard(channel, body)
     assert not here.budgets.elsewhere
     wire.down = True
     async with trio.open_nursery() as nursery:

@@ -55,7 +55,7 @@ async def test_readiness_and_watchdog(
     calls: list[float] = []
     feed = Feed(random=random.Random(1), **bus)  # type: ignore[arg-type]
     canary = Canary(feed, Names(), "me", lambda: calls.append(trio.current_time()))
-    feed.arrived_at = canary.arrived
+    feed.arrived_at = canary.heard
     assert canary.trouble()
     with trio.move_on_after(60):
         await canary.run()
@@ -71,7 +71,7 @@ async def test_ready_again(autojump_clock: trio.abc.Clock) -> None:
     """Whatever was in the way, once it is gone the broker is ready within seconds."""
     feed = Feed(random=random.Random(1))
     canary = Canary(feed, Names(), "me", lambda: None)
-    feed.arrived_at = canary.arrived
+    feed.arrived_at = canary.heard
     troubles: Sequence[tuple[str, object, object]] = [
         ("sings", False, True),
         ("failures", 1.0, 0.0),
@@ -94,7 +94,7 @@ async def test_a_stream_in_trouble_is_asked_no_more_often(autojump_clock: trio.a
     """Every broker asks, and a server whose disk is full has enough to do."""
     feed = Feed(random=random.Random(1))
     canary = Canary(feed, Names(), "me", lambda: None)
-    feed.arrived_at = canary.arrived
+    feed.arrived_at = canary.heard
     counts = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(canary.run)

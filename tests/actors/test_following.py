@@ -19,7 +19,7 @@ from broker.actors.following import (
 )
 from broker.errors import Conflict
 from broker.eventlog.places import sequence_of
-from broker.features.deadletter import Letter
+from broker.features.port import Letter
 from tests.support.flows import Bench
 
 if TYPE_CHECKING:

@@ -2,67 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 import trio.lowlevel
 
-from broker import config, subjects
-from broker.actors.supervisor import Supervisor
-from broker.actors.transport import Hello
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-
-@attrs.define(eq=False)
-class Client:
-    """Reads as much at a time as a test wants, and keeps all messages."""
-
-    link: ScriptedLink
-    supervisor: Supervisor
-    messages: list[dict[str, Any]] = attrs.Factory(list)
-    looked_at: int = 0
-
-    async def read(self, most: int) -> None:
-        for opcode, payload in await self.link.read(most):
-            if opcode == 1:
-                self.messages.append(json.loads(payload))
-        assert not self.link.cut, self.messages[-1]
-
-    async def until(self, kind: str) -> dict[str, Any]:
-        """The next message of a kind; those before it have been looked at, too."""
-        with trio.fail_after(1000):
-            while True:
-                while self.looked_at < len(self.messages):
-                    message = self.messages[self.looked_at]
-                    self.looked_at += 1
-                    if message["type"] == kind:
-                        payload: dict[str, Any] = message["payload"]
-                        return payload
-                await self.read(500)
-
-
-@asynccontextmanager
-async def client(bus: ScriptedBus, *, room: int) -> AsyncIterator[Client]:
-    supervisor = Supervisor(
-        config=config.Config(ring=config.Ring(events=10)),
-        bus=bus,
-        names=subjects.Names(),
-        verifier=ScriptedVerifier(),  # type: ignore[arg-type]
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
-        await until_let_in(supervisor)
-        link = ScriptedLink(room=room)
-        nursery.start_soon(supervisor.serve, link, Hello(peer="test", token="acme:u"))
-        yield Client(link, supervisor)
-        nursery.cancel_scope.cancel()
+from tests.support.asking import open_client
+from tests.support.scripted import ScriptedBus
 
 
 async def test_a_restart_beside_a_catch_up(autojump_clock: trio.abc.Clock) -> None:
@@ -70,7 +17,7 @@ async def test_a_restart_beside_a_catch_up(autojump_clock: trio.abc.Clock) -> No
     bus = ScriptedBus(random=random.Random(1))
     for number in range(1, 301):
         bus.put("events.acme.a" if number % 2 else "events.acme.b", b"%d" % number)
-    async with client(bus, room=2000) as reader:
+    async with open_client(bus, room=2000) as reader:
         reader.link.say("subscribe", {"channel": "b"})
         await reader.until("subscribed")
         reader.link.say("subscribe", {"channel": "a", "position": "inc0-0"})
@@ -95,7 +42,7 @@ async def test_a_rebuild_within_a_snapshot(autojump_clock: trio.abc.Clock) -> No
     for number in range(40):
         bus.put(f"events.acme.a.{number}", b'"%s"' % (b"x" * 4000))
     bus.put("events.acme.b", b"1")
-    async with client(bus, room=500) as reader:
+    async with open_client(bus, room=500) as reader:
         reader.link.say("subscribe", {"channel": "b"})
         await reader.until("subscribed")
         reader.link.say("subscribe", {"channel": "a.>", "snapshot": True})
@@ -113,9 +60,9 @@ async def test_permissions_that_change_meanwhile(autojump_clock: trio.abc.Clock)
     """A subscription that was allowed when it was asked for is refused when it is not any more."""
     bus = ScriptedBus(random=random.Random(1))
     bus.put("events.acme.a", b"1")
-    async with client(bus, room=5000) as reader:
+    async with open_client(bus, room=5000) as reader:
         reader.link.say("subscribe", {"channel": "a", "position": "inc0-0"})
-        (connection,) = reader.supervisor.connections
+        connection = reader.connection
         with trio.fail_after(10):
             while connection.session.principal is None or not connection.busy:
                 await trio.lowlevel.checkpoint()

@@ -57,7 +57,7 @@ async def many() -> AsyncIterator[tuple[Supervisor, list[Connection]]]:
         await trio.sleep(1)
         connections = list(supervisor.connections)
         assert len(connections) == CLIENTS
-        assert all(each.session.subscriptions for each in connections)
+        assert all(each.flow.subscriptions() for each in connections)
         yield supervisor, connections
         nursery.cancel_scope.cancel()
 
@@ -106,12 +106,12 @@ async def test_nobody_who_is_banned_takes_a_place(autojump_clock: trio.abc.Clock
         (connection,) = supervisor.connections
         while not connection.session.principal:
             await trio.lowlevel.checkpoint()
-        assert supervisor.control.not_ready()
+        assert supervisor.control.trouble()
         supervisor.control.changed = lambda: None  # as it is for some turns of the loop
         supervisor.control.learn([Ban(kind="suspension", tenant="acme", at=time.time(), version=1)])
         await until_let_in(supervisor)
         link.say("subscribe", {"channel": "a"})
         await trio.sleep(1)
-        assert not connection.session.subscriptions
+        assert not connection.flow.subscriptions()
         assert connection.tenant is None
         nursery.cancel_scope.cancel()

@@ -96,7 +96,7 @@ async def many(
             link.say("subscribe", {"channel": ["a", "live.a"]})
             nursery.start_soon(supervisor.serve, link, Hello(peer="192.0.2.1:1", token="acme:alice"))
         await trio.sleep(5)
-        assert all(each.session.subscriptions for each in supervisor.connections)
+        assert all(each.flow.subscriptions() for each in supervisor.connections)
         trio.lowlevel.add_instrument(turns)
         await trio.lowlevel.checkpoint()  # this task's own turns count from here on
         yield supervisor, turns
@@ -144,7 +144,7 @@ async def banned(supervisor: Supervisor) -> None:
     limits = attrs.evolve(
         supervisor.config.limits, tenants=(config.TenantAllowance(name="acme", suspended=True),)
     )
-    supervisor.services.budgets.adopt(limits)
+    supervisor.services.budgets.settings_changed(config.Config(limits=limits))
     supervisor.bans_changed()
 
 

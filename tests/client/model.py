@@ -23,10 +23,14 @@ from broker.backoff import Backoff
 from broker.client.engine import Engine
 from broker.client.items import Lost, Message, SessionEnded
 from broker.config import Limits
+from broker.errors import BrokerError
+from broker.features.publishing import Send
+from broker.features.subscriptions.wishes import Join, Leave
 from broker.permissions import Principal
+from broker.session.requests import Call, Close, Reply
+from broker.session.session import Session
 from broker.wire import codec, messages
-from broker.wire.effects import Answer, Close, Join, Leave, Reply, Send, Verify
-from broker.wire.session import Session
+from tests.support.requests import TABLE, Stood
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,7 +293,10 @@ class Life:
 
     def accept(self) -> None:
         budgets = self.budgets.arrive(PEER)
-        self.link = Link(Session(self.limits, self.now, 60.0, budgets=budgets, hits=self.budgets.hits))
+        hits = self.budgets.hits
+        self.link = Link(
+            Session(self.limits, self.now, 60.0, TABLE, standing=Stood(), budgets=budgets, hits=hits)
+        )
         self.engine.listening(self.now)
         if self.fault("chatter"):
             self.chatter()
@@ -318,8 +325,11 @@ class Life:
         )  # fmt: skip
         if session.principal is None:
             session.budgets = self.budgets.claim(session.budgets, principal, self.now)
-        for effect in session.authenticated(principal, now=self.now, message_id=message_id):
-            self.carry_out(effect)
+        try:
+            self.tell(session.authenticated(principal, now=self.now), message_id)
+        except BrokerError as error:
+            for effect in session.failed(error, message_id, self.now):
+                self.carry_out(effect)
         self.timers(self.link)
 
     def timers(self, link: Link) -> None:
@@ -375,42 +385,52 @@ class Life:
 
     def carry_out(self, effect: Any) -> None:
         assert self.link
-        session = self.link.session
         match effect:
             case Reply(message, message_id):
                 self.tell(message, message_id)
             case Close(code, _):
                 self.close(code)
-            case Answer(message_id):
+            case Call(_, wish, message_id):
+                self.perform(wish, message_id)
+
+    def perform(self, wish: Any, message_id: str | None) -> None:
+        assert self.link
+        session = self.link.session
+        assert isinstance(session.standing, Stood)
+        match wish:
+            case messages.Ping():
                 self.tell(messages.Pong(position="i-0"), message_id)
+            case messages.Authenticate():
+                self.verify(wish.token, message_id)
             case Leave():
-                self.tell(messages.Unsubscribed(channel=effect.channel), effect.message_id)
-            case Verify():
-                self.verify(effect.token, effect.message_id)
-            case Join():
-                session.subscribed(effect)
+                for pattern in wish.patterns:
+                    session.standing.held.pop(pattern, None)
                 session.recount()
-                accepted = [*effect.patterns]
+                self.tell(messages.Unsubscribed(channel=wish.channel), message_id)
+            case Join():
+                session.standing.held.update(wish.patterns)
+                session.recount()
+                accepted = [*wish.patterns]
                 self.tell(
                     messages.Subscribed(
-                        channel=accepted, refused=effect.refused, position="i-0", recovered=True, live=True
+                        channel=accepted, refused=wish.refused, position="i-0", recovered=True, live=True
                     ),
-                    effect.message_id,
+                    message_id,
                 )
             case Send():
-                self.store(effect)
+                self.store(wish, message_id)
 
-    def store(self, wish: Send) -> None:
+    def store(self, wish: Send, message_id: str | None) -> None:
         if subjects.is_live(wish.channel):
             self.live.append(wish.body)
-            self.tell(messages.Published(), wish.message_id)
+            self.tell(messages.Published(), message_id)
             return
         assert wish.id is not None
         recent = [each for each in self.stored if each[0] > self.now - self.window and each[1] == wish.id]
         if not recent:
             self.stored.append((self.now, wish.id, wish.body))
         answer = messages.Published(id=wish.id, position="i-1", duplicate=bool(recent) or UNSET)
-        self.tell(answer, wish.message_id)
+        self.tell(answer, message_id)
 
     def tell(self, message: Any, message_id: str | None = None) -> None:
         self.fly(self.read, codec.encode(message, message_id).decode())

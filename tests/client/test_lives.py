@@ -30,7 +30,7 @@ def until_open(life: Life, most: float) -> None:
 def settled(life: Life) -> None:
     """Everything is as the application was told: subscriptions here and there, each publish once or not."""
     assert life.link
-    assert life.wanted == set(life.link.session.subscriptions), "another picture"
+    assert life.wanted == set(life.link.session.standing.subscriptions()), "another picture"
     for number, promise in life.outcomes.items():
         copies = [body for _, _, body in life.stored if body == str(number).encode()]
         copies += [body for body in life.live if body == str(number).encode()]
@@ -117,12 +117,12 @@ def test_three_hundred_in_a_turn() -> None:
     life.until(5.0)
     assert life.kinds.count("subscribe") <= 3
     assert life.link
-    assert len(life.link.session.subscriptions) == 128
+    assert len(life.link.session.standing.subscriptions()) == 128
     for name in CHANNELS[:300]:
         life.unsubscribe(name)
     life.until(10.0)
     assert life.kinds.count("unsubscribe") <= 2
-    assert not life.link.session.subscriptions
+    assert not life.link.session.standing.subscriptions()
     assert [each["code"] for each in life.errors] == ["limit_subscriptions"] * 2
     assert not life.closes
 
@@ -201,10 +201,10 @@ def test_long_names_go_in_lists_that_fit() -> None:
     life.subscribe(*(f"{number}.{'é' * 120}" for number in range(128)), snapshot=True)
     life.until(10.0)
     assert life.link
-    assert len(life.link.session.subscriptions) == 128
+    assert len(life.link.session.standing.subscriptions()) == 128
     life.unsubscribe(*life.wanted)
     life.until(20.0)
-    assert not life.link.session.subscriptions
+    assert not life.link.session.standing.subscriptions()
     assert max(life.sizes) <= life.limits.message_bytes
     assert not life.closes
 

@@ -12,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import config, errors, limits
+from broker.features.publishing import Send
+from broker.features.subscriptions.wishes import Join, Leave
 from broker.limits import BYTES, CONNECTIONS, DELIVERED, MESSAGES, PUBLISHES, SUBSCRIPTIONS, Bounds, Budget
 from broker.permissions import Principal
-from broker.wire.effects import Close, Join, Leave, Reply, Send
+from broker.session.requests import Close, Reply
+from broker.session.session import Session
 from broker.wire.messages import Error
-from broker.wire.session import Session
+from tests.support.requests import TABLE, Stood, wish_of
 
 if TYPE_CHECKING:
-    from broker.wire.effects import Effect
+    from collections.abc import Sequence
+
+    from broker.session.requests import Effect
 
 ALICE = Principal(
     tenant="acme",
@@ -166,17 +171,17 @@ def test_what_counts_as_one_address(one: str, other: str, *, same: bool) -> None
 
 
 def make_session(*budgets: Budget) -> Session:
-    made = Session(config.Limits(), 0.0, 60.0)
-    made.authenticated(ALICE, now=0.0, message_id=None)
+    made = Session(config.Limits(), 0.0, 60.0, TABLE, standing=Stood())
+    made.authenticated(ALICE, now=0.0)
     made.budgets = budgets
     return made
 
 
-def say(it: Session, kind: str, payload: object = None, **extra: object) -> list[Effect]:
+def say(it: Session, kind: str, payload: object = None, **extra: object) -> Sequence[Effect]:
     return it.receive(json.dumps({"type": kind, "payload": payload or {}, **extra}).encode(), 0.0)
 
 
-def refused(effects: list[Effect]) -> tuple[str, str, str | None]:
+def refused(effects: Sequence[Effect]) -> tuple[str, str, str | None]:
     (reply, *_) = effects
     assert isinstance(reply, Reply)
     assert isinstance(reply.message, Error)
@@ -188,13 +193,13 @@ def test_what_a_client_sends_is_limited(resource: str) -> None:
     """Over each rate it is refused by the limit's name, with the time to wait and its id; then closed."""
     it = make_session(Budget(Bounds(scope="tenant", rates={resource: (1.0, 1.0)})))
     payload = {"channel": "a.b", "event": 1}
-    assert isinstance(say(it, "publish", payload)[0], Send)
+    assert isinstance(wish_of(say(it, "publish", payload)[0]), Send)
     code, sentence, message_id = refused(say(it, "publish", payload, messageId="7"))
     assert (code, message_id) == ("rate_limited", "7")
     assert f"limit of the tenant reached: {resource}" in sentence
     other = say(it, "ping")
     assert isinstance(other[0], Reply) == (resource != PUBLISHES)
-    effects: list[Effect] = []
+    effects: Sequence[Effect] = []
     for _ in range(49):
         effects = say(it, "publish", payload)
     assert isinstance(effects[-1], Close)
@@ -215,7 +220,7 @@ def test_what_cannot_be_read_counts_too() -> None:
 
 def test_too_fast_connects_end_the_connection() -> None:
     """There is nothing that could wait: the error is followed by 4029 at once."""
-    it = Session(config.Limits(), 0.0, 60.0)
+    it = Session(config.Limits(), 0.0, 60.0, TABLE)
     reply, close = it.failed(errors.TooManyConnects("x", retry_after=2.0), None, 0.0)
     assert isinstance(reply, Reply)
     assert isinstance(close, Close)
@@ -260,7 +265,7 @@ def test_subscriptions_are_counted_exactly(
         if twin.pending:  # what was asked for comes to something, or not, before this one goes on
             if operation != "failed":
                 twin.patterns |= twin.pending.patterns.keys()
-                twin.session.subscribed(twin.pending)
+                stand(twin, twin.patterns)
             twin.pending = None
             twin.session.recount()
         match operation:
@@ -268,25 +273,31 @@ def test_subscriptions_are_counted_exactly(
                 held = sum(len(each.patterns) for each in twins)
                 held += sum(len(new(each)) for each in twins)
                 effects = say(twin.session, "subscribe", {"channel": patterns})
-                if isinstance(effects[0], Join):
-                    twin.pending = effects[0]
+                if isinstance(join := wish_of(effects[0]), Join):
+                    twin.pending = join
                 wanted = dict.fromkeys(each for each in patterns if each != "b.1")
                 further = [each for each in wanted if each not in twin.patterns]
                 granted = further[: max(0, min(tenant, user) - held)]
                 assert list(new(twin)) == granted
             case "unsubscribe" if gone := [each for each in patterns if each in twin.patterns]:
-                assert isinstance(say(twin.session, "unsubscribe", {"channel": gone})[0], Leave)
+                assert isinstance(wish_of(say(twin.session, "unsubscribe", {"channel": gone})[0]), Leave)
                 twin.patterns -= set(gone)
+                stand(twin, twin.patterns)
+                twin.session.recount()
             case "narrow":
-                only = attrs.evolve(ALICE, subscribe=(patterns[0],))
-                twin.session.authenticated(only, now=0.0, message_id=None)
                 twin.patterns &= {patterns[0]}
-                twin.session.principal = ALICE
+                stand(twin, twin.patterns)
+                twin.session.recount()
             case "close":
                 limits.hold(twin.session.budgets, SUBSCRIPTIONS, -twin.session.counted)
                 twin.patterns, twin.pending, twin.closed = set(), None, True
         count = sum(len(each.patterns) + len(new(each)) for each in twins)
         assert [each.subscriptions for each in shared] == [count, count]
+
+
+def stand(twin: Twin, patterns: set[str]) -> None:
+    assert isinstance(twin.session.standing, Stood)
+    twin.session.standing.held = dict.fromkeys(patterns, ())
 
 
 def new(twin: Twin) -> dict[str, None]:

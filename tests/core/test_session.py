@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from math import ceil, inf
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import msgspec
@@ -15,29 +15,20 @@ from hypothesis import strategies as st
 
 from broker import config, errors, limits
 from broker.errors import CloseCode
+from broker.features.publishing import Send
+from broker.features.subscriptions.wishes import Join, Leave
 from broker.limits import Bounds, Budget
 from broker.permissions import Principal
+from broker.session.requests import Call, Close, Effect, Reply
+from broker.session.session import Session
 from broker.wire import messages as m
-from broker.wire.effects import (
-    Acknowledge,
-    After,
-    Answer,
-    Close,
-    Effect,
-    Join,
-    Last,
-    Leave,
-    Reply,
-    Retune,
-    Send,
-    Since,
-    Snapshot,
-    Start,
-    Verify,
-)
 from broker.wire.positions import Position
-from broker.wire.session import Session
+from broker.wire.starts import After, Last, Since, Snapshot, Start
 from broker.wire.times import rfc3339
+from tests.support.requests import TABLE, Stood, wish_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 T = TypeVar("T")
 
@@ -54,9 +45,9 @@ ALICE = Principal(
 
 
 def make_session(*, principal: Principal | None = ALICE, bucket: bool = True, **changes: Any) -> Session:
-    made = Session(config.Limits(**changes), 0.0, 60.0)
+    made = Session(config.Limits(**changes), 0.0, 60.0, TABLE, standing=Stood())
     if principal:
-        made.authenticated(principal, now=0.0, message_id=None)
+        made.authenticated(principal, now=0.0)
         if bucket:
             made.budgets = (user_budget(rate=100 / 60, burst=50),)
     return made
@@ -71,27 +62,42 @@ def level(it: Session) -> float:
     return it.budgets[0].buckets[limits.POSTS].level
 
 
-def say(it: Session, kind: str, payload: Any = None, *, now: float = 0.0, **extra: Any) -> list[Effect]:
+def say(it: Session, kind: str, payload: Any = None, *, now: float = 0.0, **extra: Any) -> Sequence[Effect]:
     return it.receive(json.dumps({"type": kind, "payload": payload or {}, **extra}).encode(), now)
 
 
-def one(effects: list[Effect], kind: type[T]) -> T:
+def one(effects: Sequence[Effect], kind: type[T]) -> T:
     [effect] = effects
-    assert isinstance(effect, kind)
-    return effect
+    wish = wish_of(effect)
+    assert isinstance(wish, kind)
+    return wish
 
 
-def refusal(effects: list[Effect]) -> m.Error:
+def stood(it: Session) -> dict[str, tuple[str, ...]]:
+    assert isinstance(it.standing, Stood)
+    return it.standing.held
+
+
+def refusal(effects: Sequence[Effect]) -> m.Error:
     message = one(effects, Reply).message
     assert isinstance(message, m.Error)
     return message
 
 
 def joined(it: Session, payload: dict[str, Any]) -> Join:
-    """A subscription that the actor has made."""
+    """A subscription that stands."""
     join = one(say(it, "subscribe", payload), Join)
-    it.subscribed(join)
+    stood(it).update(join.patterns)
     return join
+
+
+def left(it: Session, payload: dict[str, Any]) -> Leave:
+    """A subscription that stands no longer."""
+    leave = one(say(it, "unsubscribe", payload), Leave)
+    for pattern in leave.patterns:
+        stood(it).pop(pattern, None)
+    it.recount()
+    return leave
 
 
 # --- before there is a token -----------------------------------------------------------------------
@@ -117,10 +123,16 @@ def test_nothing_without_a_token(kind: str, payload: dict[str, Any]) -> None:
 def test_what_goes_without_a_token() -> None:
     """A token can be presented, and a ping is answered."""
     it = make_session(principal=None)
-    wish = one(say(it, "authenticate", {"token": "t", "tenant": "x"}, messageId="1"), Verify)
-    assert wish == Verify(token="t", tenant="x", message_id="1")
-    assert one(say(it, "authenticate", {"token": "t"}), Verify).tenant is None
-    assert one(say(it, "ping", messageId="2"), Answer) == Answer("2")
+    [call] = say(it, "authenticate", {"token": "t", "tenant": "x"}, messageId="1")
+    assert call == Call(TABLE["authenticate"], m.Authenticate(token="t", tenant="x"), "1")
+    assert one(say(it, "authenticate", {"token": "t"}), m.Authenticate).tenant is None
+    assert say(it, "ping", messageId="2") == [Call(TABLE["ping"], m.Ping(), "2")]
+
+
+def test_every_message_is_asked_of_somebody() -> None:
+    """Each type that a client may send is a line of the table, and no other."""
+    assert {name: request.message for name, request in TABLE.items()} == m.CLIENT_MESSAGES
+    assert {name for name, request in TABLE.items() if request.open} == {"authenticate", "ping"}
 
 
 @pytest.mark.parametrize(
@@ -156,20 +168,16 @@ def test_a_refusal_that_has_nothing_to_do_with_the_token_closes_nothing() -> Non
 def test_authenticated() -> None:
     """The reply says who the client is, until when, and what it may do."""
     it = make_session(principal=None)
-    effects = it.authenticated(ALICE, now=5.0, message_id="1")
-    assert one(effects, Reply) == Reply(
-        m.Authenticated(
-            tenant="acme",
-            user="alice",
-            private="users.alice",
-            expires_at="2033-05-18T03:33:20Z",
-            permissions={
-                "subscribe": ["orders.>", "live.>", "b.*", "x.>"],
-                "publish": ["orders.>", "live.>", "users.bob.inbox"],
-                "deny": ["orders.secret.>", "live.secret"],
-            },
-        ),
-        "1",
+    assert it.authenticated(ALICE, now=5.0) == m.Authenticated(
+        tenant="acme",
+        user="alice",
+        private="users.alice",
+        expires_at="2033-05-18T03:33:20Z",
+        permissions={
+            "subscribe": ["orders.>", "live.>", "b.*", "x.>"],
+            "publish": ["orders.>", "live.>", "users.bob.inbox"],
+            "deny": ["orders.secret.>", "live.secret"],
+        },
     )
     assert it.expires == 1005.0
 
@@ -178,48 +186,10 @@ def test_authenticated() -> None:
 def test_renewal_for_another(change: dict[str, str]) -> None:
     """A connection keeps its user and its tenant, and goes on under the old token."""
     it = make_session()
-    it.subscriptions["orders.1"] = ()
     other = attrs.evolve(ALICE, **change, expires_at=ALICE.expires_at + 5)  # type: ignore[arg-type]
-    effects = it.authenticated(other, now=1.0, message_id="1")
-    assert refusal(effects).code == "forbidden"
-    assert (it.principal, it.expires, it.subscriptions) == (ALICE, 1000.0, {"orders.1": ()})
-
-
-def test_renewal_narrows_what_stands() -> None:
-    """What is no longer allowed ends as a whole; where something else is denied, that is left out."""
-    it = make_session()
-    joined(it, {"channel": ["orders.>", "orders.1", "b.*", "live.x", "me.>", "x.y"]})
-    assert it.subscriptions["orders.>"] == ("orders.secret.>",)
-    narrower = attrs.evolve(ALICE, subscribe=("orders.>", "b.*"), deny=("orders.*.x", "b.1"))
-    reply, *effects = it.authenticated(narrower, now=1.0, message_id=None)
-    assert isinstance(reply, Reply), "the reply comes before its consequences"
-    assert effects == [
-        Retune(pattern="orders.>", deny=("orders.*.x",)),
-        Retune(pattern="b.*", deny=("b.1",)),
-        Leave(patterns=["live.x"], channel="live.x", code="forbidden"),
-        Leave(patterns=["x.y"], channel="x.y", code="forbidden"),
-    ]
-    assert it.subscriptions == {
-        "orders.>": ("orders.*.x",),
-        "orders.1": (),
-        "b.*": ("b.1",),
-        "users.alice.>": (),
-    }
-    assert one(it.authenticated(narrower, now=2.0, message_id=None), Reply)
-    denied = attrs.evolve(narrower, deny=("orders.>",))
-    _, *effects = it.authenticated(denied, now=3.0, message_id=None)
-    assert [effect.patterns for effect in effects if isinstance(effect, Leave)] == [
-        ["orders.>"],
-        ["orders.1"],
-    ]
-
-
-def test_renewal_widens_what_stands() -> None:
-    """A denial that is gone lets its channels in again."""
-    it = make_session()
-    joined(it, {"channel": "orders.>"})
-    wider = attrs.evolve(ALICE, deny=())
-    assert it.authenticated(wider, now=1.0, message_id=None)[1:] == [Retune(pattern="orders.>", deny=())]
+    with pytest.raises(errors.Forbidden):
+        it.authenticated(other, now=1.0)
+    assert (it.principal, it.expires) == (ALICE, 1000.0)
 
 
 # --- time ------------------------------------------------------------------------------------------
@@ -260,7 +230,7 @@ def test_renewal_moves_the_expiry() -> None:
     it = make_session()
     it.timers(940.0)
     later = attrs.evolve(ALICE, expires_at=ALICE.expires_at + 500, life=550.0)
-    it.authenticated(later, now=950.0, message_id=None)
+    it.authenticated(later, now=950.0)
     assert it.timers(1000.0) == ([], 1440.0)
     effects, again = it.timers(1440.0)
     assert one(effects, Reply).message == m.Expiring(expires_at="2033-05-18T03:41:40Z")
@@ -273,7 +243,7 @@ def test_a_short_token_is_renewed_half_way(life: float) -> None:
     it = make_session()
     now = 0.0
     for _ in range(5):
-        it.authenticated(attrs.evolve(ALICE, life=life), now=now, message_id=None)
+        it.authenticated(attrs.evolve(ALICE, life=life), now=now)
         assert it.timers(now) == ([], now + life / 2)
         now += life / 2
         effects, again = it.timers(now)
@@ -284,9 +254,9 @@ def test_a_short_token_is_renewed_half_way(life: float) -> None:
 def test_another_warning_by_a_reload() -> None:
     """A configuration that wants the warning sooner or later is gone by, but not beyond half of the life."""
     it = make_session()
-    it.adopt(config.Limits(), 100.0, ALICE)
+    it.settings_changed(config.Limits(), 100.0, ALICE)
     assert it.timers(0.0) == ([], 900.0)
-    it.adopt(config.Limits(), 5000.0, ALICE)
+    it.settings_changed(config.Limits(), 5000.0, ALICE)
     assert it.timers(0.0) == ([], 500.0)
 
 
@@ -369,10 +339,10 @@ def test_every_time_can_be_compared(time: datetime, zone: str) -> None:
     """What is taken for a time is one that exists in UTC, from the first year to the last."""
     text = time.isoformat() + zone
     effects = say(make_session(), "subscribe", {"channel": "orders.1", "since": text})
-    if isinstance(effects[0], Join):
-        assert isinstance(effects[0].start, Since)
-        assert effects[0].start.time.utcoffset() is not None
-        assert effects[0].start.time.astimezone(UTC)
+    if isinstance(join := wish_of(effects[0]), Join):
+        assert isinstance(join.start, Since)
+        assert join.start.time.utcoffset() is not None
+        assert join.start.time.astimezone(UTC)
 
 
 def test_list() -> None:
@@ -426,7 +396,7 @@ def test_me() -> None:
     join = joined(it, {"channel": ["me.>", "live.me.x", "me"]})
     assert list(join.patterns) == ["users.a%2Eb.>", "live.users.a%2Eb.x"]
     assert [each.channel for each in join.refused] == ["me"]
-    leave = one(say(it, "unsubscribe", {"channel": "me.>"}), Leave)
+    leave = left(it, {"channel": "me.>"})
     assert leave.channel == "users.a%2Eb.>"
 
 
@@ -439,7 +409,7 @@ def test_subscription_limit() -> None:
     assert [(each.channel, each.code) for each in join.refused] == [("orders.4", "limit_subscriptions")]
     assert refusal(say(it, "subscribe", {"channel": "orders.5"})).code == "limit_subscriptions"
     assert joined(it, {"channel": "orders.3"}).patterns == {"orders.3": ()}
-    say(it, "unsubscribe", {"channel": "orders.1"})
+    left(it, {"channel": "orders.1"})
     assert joined(it, {"channel": "orders.5"}).patterns == {"orders.5": ()}
 
 
@@ -498,12 +468,11 @@ def test_unsubscribe() -> None:
     """Answered as it was asked: one with one, a list with a list."""
     it = make_session()
     joined(it, {"channel": ["orders.1", "orders.2", "orders.3"]})
-    leave = one(say(it, "unsubscribe", {"channel": "orders.1"}, messageId="1"), Leave)
-    assert leave == Leave(patterns=["orders.1"], channel="orders.1", message_id="1")
-    leave = one(say(it, "unsubscribe", {"channel": ["orders.3", "orders.2", "orders.3"]}), Leave)
+    assert left(it, {"channel": "orders.1"}) == Leave(patterns=["orders.1"], channel="orders.1")
+    leave = left(it, {"channel": ["orders.3", "orders.2", "orders.3"]})
     assert leave.channel == leave.patterns
     assert set(leave.patterns) == {"orders.2", "orders.3"}
-    assert not it.subscriptions
+    assert not stood(it)
 
 
 def test_unsubscribe_what_is_not_there() -> None:
@@ -512,7 +481,7 @@ def test_unsubscribe_what_is_not_there() -> None:
     joined(it, {"channel": ["orders.1", "orders.>"]})
     for channel in ("orders.2", "orders.*", ["orders.1", "orders.2"], "x" * 1000, "\r\n"):
         assert refusal(say(it, "unsubscribe", {"channel": channel})).code == "not_subscribed"
-    assert list(it.subscriptions) == ["orders.1", "orders.>"]
+    assert list(stood(it)) == ["orders.1", "orders.>"]
 
 
 # --- publish ---------------------------------------------------------------------------------------
@@ -522,10 +491,10 @@ def test_publish() -> None:
     """An event is the same JSON value in its shortest form, into the channel that `me` stands for."""
     it = make_session()
     wish = one(
-        say(it, "publish", {"channel": "me.x", "event": {"a": [1, 2.5, "ä\n"]}, "id": "i"}, messageId="1"),
+        say(it, "publish", {"channel": "me.x", "event": {"a": [1, 2.5, "ä\n"]}, "id": "i"}),
         Send,
     )
-    assert wish == Send(channel="users.alice.x", body='{"a":[1,2.5,"ä\\n"]}'.encode(), id="i", message_id="1")
+    assert wish == Send(channel="users.alice.x", body='{"a":[1,2.5,"ä\\n"]}'.encode(), id="i")
     assert one(say(it, "publish", {"channel": "live.me.x", "event": None}), Send).body == b"null"
     assert (
         one(say(it, "publish", {"channel": "users.bob.inbox", "event": 1}), Send).channel == "users.bob.inbox"
@@ -605,56 +574,6 @@ def test_monitoring_only_listens() -> None:
     assert refusal(say(it, "publish", {"channel": "me.x", "event": 1})).code == "forbidden"
 
 
-# --- durable subscriptions -------------------------------------------------------------------------
-
-
-def acknowledged(it: Session, name: str, position: str = "abc-7") -> list[Effect]:
-    return say(it, "acknowledge", {"durable": name, "position": position}, messageId="1")
-
-
-def test_acknowledge() -> None:
-    """Of a name that a subscription of this connection holds, and of no other."""
-    it = make_session()
-    assert joined(it, {"channel": "orders.1", "durable": "d", "last": 5}).durable == "d"
-    assert one(acknowledged(it, "d"), Acknowledge) == Acknowledge(
-        durable="d", position=Position("abc", 7), message_id="1"
-    )
-    assert refusal(acknowledged(it, "d", "abc")).code == "invalid_position"
-    assert refusal(acknowledged(it, "e")).code == "not_subscribed"
-
-
-def test_one_subscribe_holds_a_name() -> None:
-    """A second one is a conflict, until all subscriptions of the first have ended."""
-    it = make_session()
-    joined(it, {"channel": ["orders.1", "orders.2", "live.x"], "durable": "d"})
-    assert refusal(say(it, "subscribe", {"channel": "orders.3", "durable": "d"})).code == "conflict"
-    joined(it, {"channel": "orders.3", "durable": "e"})
-    say(it, "unsubscribe", {"channel": "orders.1"})
-    assert it.forget_durables() == []
-    say(it, "unsubscribe", {"channel": "orders.2"})
-    assert it.forget_durables() == ["d"], "a live channel needs no cursor"
-    assert refusal(acknowledged(it, "d")).code == "not_subscribed"
-    assert one(acknowledged(it, "e"), Acknowledge)
-    joined(it, {"channel": "orders.1", "durable": "d"})
-
-
-def test_a_renewal_ends_durable_subscriptions_too() -> None:
-    """The name of a subscription that is no longer allowed is let go of."""
-    it = make_session()
-    joined(it, {"channel": "x.y", "durable": "d"})
-    narrower = attrs.evolve(ALICE, subscribe=("orders.>",))
-    it.authenticated(narrower, now=1.0, message_id=None)
-    assert it.forget_durables() == ["d"]
-
-
-def test_live_channels_alone_have_nothing_to_acknowledge() -> None:
-    """They have no position: no cursor is held, and none let go of."""
-    it = make_session()
-    joined(it, {"channel": ["live.x", "live.y"], "durable": "d"})
-    assert refusal(acknowledged(it, "d")).code == "not_subscribed"
-    assert it.forget_durables() == []
-
-
 # --- limits ----------------------------------------------------------------------------------------
 
 
@@ -662,12 +581,12 @@ def test_requests_have_a_burst_and_a_rate() -> None:
     """What is over the rate is refused, with the time to wait, and the connection goes on."""
     it = make_session(requests_per_second=10, requests_burst=20)
     for _ in range(20):
-        assert one(say(it, "ping"), Answer)
+        assert one(say(it, "ping"), m.Ping)
     effects = say(it, "ping", messageId="7")
     error = refusal(effects)
     assert (error.code, error.retryable, error.retry_after_ms) == ("rate_limited", True, 100)
     assert one(effects, Reply).message_id == "7"
-    assert one(say(it, "ping", now=0.125), Answer)
+    assert one(say(it, "ping", now=0.125), m.Ping)
     assert refusal(say(it, "ping", now=0.125)).code == "rate_limited"
     assert one(say(it, "publish", {"channel": "orders.1", "event": 1}, now=0.125), Send)
 
@@ -682,7 +601,7 @@ def test_publishes_have_a_rate_of_their_own_that_a_user_shares() -> None:
     for it in (one_of, other):
         error = refusal(say(it, "publish", {"channel": "orders.1", "event": 1}))
         assert (error.code, error.retry_after_ms) == ("rate_limited", 1000)
-        assert one(say(it, "ping"), Answer)
+        assert one(say(it, "ping"), m.Ping)
 
 
 def test_failed_messages_use_up_what_a_user_may_publish() -> None:
@@ -712,7 +631,7 @@ def test_who_waits_as_told_is_served(rate: int, steps: list[float]) -> None:
             assert isinstance(wait, int)
             assert 1 <= wait <= ceil(1000 / rate) + 1
             now += wait / 1000 + 1e-9  # of a clock that counts in floats
-            assert one(say(it, "ping", now=now), Answer)
+            assert one(say(it, "ping", now=now), m.Ping)
 
 
 def test_persistently_over_the_rate() -> None:
@@ -721,7 +640,7 @@ def test_persistently_over_the_rate() -> None:
     say(it, "ping")
     for _ in range(49):
         assert refusal(say(it, "ping", now=0.0)).code == "rate_limited"
-    assert one(say(it, "ping", now=59.0), Answer), "a second's worth has come back meanwhile"
+    assert one(say(it, "ping", now=59.0), m.Ping), "a second's worth has come back meanwhile"
     _, close = say(it, "ping", now=59.0)
     assert isinstance(close, Close)
     assert close.code == CloseCode.RATE_LIMIT

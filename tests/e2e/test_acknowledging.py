@@ -211,8 +211,8 @@ async def test_what_operators_see(supervisors: list[Supervisor], broker: Broker)
         await acknowledge(broker, "d", position)
         await acknowledge(broker, "e", "other-1")
         [connection] = supervisor.connections
-        assert str(connection.cursors["d"].position) == position
+        assert str(supervisor.durables.of(connection)["d"].cursor.position) == position
     assert supervisor.services.meters.errors["invalid_position"] == 1
     with trio.fail_after(SECONDS):
-        while supervisor.services.cursors.used:
+        while supervisor.durables.cursors.used:
             await trio.sleep(0.01)

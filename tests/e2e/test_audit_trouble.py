@@ -52,9 +52,9 @@ async def test_a_stream_in_its_way(
         await client.subscribe(["a"])
         await publisher.store("events.acme.a", b"1")
         await client.events(1)
-        trail = supervisors[0].services.audit
+        trail = supervisors[0].audit
         with trio.fail_after(PATIENCE_SECONDS):
-            while "elsewhere" not in trail.trouble:
+            while "elsewhere" not in trail.fault:
                 await trio.sleep(0.05)
         assert trail.waiting
         await publisher.api("STREAM.DELETE.AUDIT")

@@ -304,7 +304,7 @@ async def test_a_flood_of_records_is_bounded(
     monkeypatch.setattr(audit, "QUEUE", 3)
     monkeypatch.setattr(audit, "GATHER_SECONDS", 0.0)
     async with run_broker(tmp_path / "broker", configure(tmp_path / "broker", nats.url)) as broker:
-        trail = supervisors[0].services.audit
+        trail = supervisors[0].audit
         async with broker.client() as client:
             await client.subscribe(["a"])
             with trio.fail_after(PATIENCE_SECONDS):
@@ -327,6 +327,6 @@ async def test_without_an_audit_trail(
     """Switched off, nothing waits and no stream is made."""
     settings = configure(tmp_path / "broker", nats.url, audit={"enabled": False})
     async with run_broker(tmp_path / "broker", settings) as broker, broker.client():
-        assert not supervisors[0].services.audit.waiting
+        assert not supervisors[0].audit.waiting
         async with Admin(broker, tmp_path / "broker").ask("GET", "audit") as (status, _):
             assert status == 404

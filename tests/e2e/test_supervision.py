@@ -10,16 +10,18 @@ import pytest
 import structlog
 import trio
 
-from broker.actors import following, joining, supervisor, tenants
+from broker.actors import following, supervisor, tenants
 from broker.actors.connection import Connection
 from broker.actors.transport import Text
 from broker.errors import CloseCode
 from broker.eventlog.log import EventLog
 from broker.eventlog.tick import Tick
+from broker.features.subscriptions import joining
+from broker.features.subscriptions.feature import Subscriptions
 from broker.flow.flow import Flow
 from broker.flow.sending import Sending
 from broker.links.websocket.transport import WebSocketTransport
-from broker.wire.session import Session
+from broker.session.session import Session
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
 from tests.web.harness import eventually
@@ -102,9 +104,9 @@ async def listened(publisher: RawNats, subject: str) -> bool:
     ("owner", "name"),
     [
         (Session, "receive"),
-        (Session, "subscribe"),
-        (Connection, "join"),
-        (Connection, "carry_out"),
+        (Session, "call"),
+        (Subscriptions, "join"),
+        (Connection, "attempt"),
         (joining.Joiner, "act"),
         (joining.Joiner, "prepare"),
         (Flow, "join"),
@@ -331,8 +333,8 @@ async def test_idle_tenants_are_reaped(
             while await listened(publisher, "live.acme.a") or await listened(publisher, "live.globex.a"):
                 pass
             await eventually(lambda: trio.lowlevel.current_statistics().tasks_living == base)
-        assert inside.services.live_subjects.held == {"live.stays.>", "live._all.>"}
-        assert len(inside.services.live_subjects.locks) == 2
+        assert inside.live_subjects.held == {"live.stays.>", "live._all.>"}
+        assert len(inside.live_subjects.locks) == 2
         assert len(inside.connections) == 1
         assert sum(each.connections for each in inside.services.budgets.shared.values()) == 1
         assert inside.services.budgets.process.connections == 1

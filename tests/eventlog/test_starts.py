@@ -12,8 +12,8 @@ from broker import config, subjects
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.eventlog import starts
 from broker.eventlog.starts import Beginning, Lost, Scope, Starts
-from broker.wire.effects import After, Last, Since
 from broker.wire.positions import Position
+from broker.wire.starts import After, Last, Since
 from tests.eventlog.stream import BAD, NAMES, Patterns, Stream, check, matching
 from tests.support.seeds import simulated
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 import trio
 
-from broker.bus.base import Value
+from broker.bus.base import StreamState, Value
 from broker.errors import TokenRevoked
-from broker.features.control import LIFTED_SECONDS, Ban, Control
+from broker.features.control import LIFTED_SECONDS, NEWS, Ban, Control
 from broker.permissions import Principal
 from broker.subjects import Names
 from tests.support.scripted import ScriptedBus, ScriptedValues
@@ -201,7 +201,7 @@ def test_words_that_are_no_bans() -> None:
         BEYOND_64_BITS,
         DEEP,
     ):
-        held.told(data)
+        held.heard(NEWS, data)
     assert not held.bans
 
 
@@ -213,11 +213,11 @@ async def test_two_brokers_over_one_bucket(autojump_clock: trio.abc.Clock) -> No
     ours = Control(bus, Names(), lambda: None, lambda: NOW)
     theirs = Control(bus, Names(), lambda: changes.append(1), lambda: NOW)
     async with trio.open_nursery() as nursery:
-        assert theirs.not_ready()
+        assert theirs.trouble()
         nursery.start_soon(theirs.run)
-        theirs.restored()
+        theirs.up(StreamState(incarnation="x", first=1, last=0))
         await trio.sleep(2)
-        assert theirs.not_ready() is None
+        assert theirs.trouble() is None
         stored = await ours.put(ban("user", "alice"))
         await trio.sleep(2)
         assert kept_out(theirs, principal())
@@ -259,7 +259,7 @@ async def test_many_bans_hold_up_nobody() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(held.look)
         seen = {0}
-        while held.not_ready():
+        while held.trouble():
             seen.add(len(held.bans))
             await trio.lowlevel.checkpoint()
     assert len(seen) > 5

@@ -11,12 +11,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from broker.bus.base import Value
 from broker.errors import Unavailable
-from broker.features.cursors import Cursors
+from broker.features.durable.cursors import Cursors
 from broker.wire import positions
 from tests.support.scripted import ScriptedValues
 
 if TYPE_CHECKING:
-    from broker.features.cursors import Cursor
+    from broker.features.durable.cursors import Cursor
     from broker.wire.positions import Position
 
 

@@ -117,7 +117,7 @@ def test_joined_after_others_were_warned() -> None:
 
 def make_tenant(*, deleted: int | None = None) -> Tenant:
     """Return a tenant without history, in whose stream a sequence may have been deleted."""
-    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake = Intake(names=subjects.Names(), event_bytes=65536, rejected=print)
     intake.begin("inc", 0)
     if deleted is not None:
         gone = Ranges.of([deleted])
@@ -269,7 +269,7 @@ async def test_who_leaves_while_a_hole_is_told_stops_nobody(
 
 async def test_a_hole_of_the_next_stream_is_not_told_before_the_move(autojump_clock: trio.abc.Clock) -> None:
     """Who is in the old log after a rebuild that broke is not told of what is gone in the new stream."""
-    intake = Intake(names=subjects.Names(), event_bytes=65536, letters=None)  # type: ignore[arg-type]
+    intake = Intake(names=subjects.Names(), event_bytes=65536, rejected=print)
     intake.begin("old", 0)
     tenant = Tenant(
         name="t", bounds=config.Ring(), outbound_bytes=1000, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]

@@ -556,7 +556,7 @@ class World:
         if self.harms and rng.random() < 0.5:
             self.stream.first = rng.randint(1, self.stream.last + 1)
             self.stream.gone.update(range(1, self.stream.first))
-        self.intake = Intake(names=NAMES, event_bytes=65536, letters=None)  # type: ignore[arg-type]
+        self.intake = Intake(names=NAMES, event_bytes=65536, rejected=print)
         self.intake.begin(self.stream.incarnation, self.stream.last)
         self.note()
         self.tenant = Tenant(

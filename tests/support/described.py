@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 from broker.http.responses import JSON
 from broker.subjects import Names
 from broker.web import asyncapi, routes
+from tests.support.requests import TABLE
 
 if TYPE_CHECKING:
     from broker.wire.messages import Published
@@ -19,12 +20,12 @@ async def post(message: bytes, *, token: str, tenant: str | None, peer: str) -> 
     raise NotImplementedError
 
 
-PROTOCOL = routes.protocol(post)
+PROTOCOL = routes.protocol(post, TABLE)
 
 
 @cache
 def document(names: Names = Names()) -> dict[str, Any]:  # noqa: B008  a frozen value
-    return asyncapi.document(PROTOCOL, names)
+    return asyncapi.document(PROTOCOL, names, TABLE)
 
 
 @cache

@@ -314,7 +314,7 @@ class ScriptedValues:
 
 async def until_let_in(supervisor: Supervisor) -> None:
     """Until the broker knows whose tokens were revoked, before which nobody is served."""
-    while supervisor.control.not_ready():
+    while supervisor.control.trouble():
         await trio.sleep(0.01)
 
 

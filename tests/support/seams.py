@@ -22,9 +22,12 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.tenant import Tenant
 from broker.actors.wheel import Wheel
 from broker.features.audit import Audit
+from broker.features.durable.feature import Durables
+from broker.features.publishing import Publishing
+from broker.features.subscriptions.feature import Subscriptions
 from broker.flow.flow import Flow
 from broker.flow.sending import Sending
-from broker.wire.session import Session
+from broker.session.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -58,11 +61,11 @@ class Seam:
 # Which of them are reached depends on what the client does.
 ACTORS = (
     *(Seam(Connection, name) for name in (
-        "begin", "heed", "carry_out", "verify", "subscribe", "join", "acknowledge", "publish", "drop_cursors",
-        "note_token", "note_refusal", "tell", "sending", "progressed", "when_due", "heartbeat",
+        "begin", "heed", "receive", "attempt", "authenticate", "rights_changed", "carry_out",
+        "note_refusal", "tell", "sending", "progressed", "when_due", "heartbeat",
         "heed_notice", "say_goodbye", "position", "note_position", "return_budgets", "fell_behind",
     )),
-    *(Seam(Session, name) for name in ("receive", "timers", "adopt", "subscribed", "recount")),
+    *(Seam(Session, name) for name in ("receive", "timers", "settings_changed", "recount")),
     *(Seam(Flow, name) for name in (
         "push", "settle", "try_send", "took", "short", "give", "held_up", "fall_behind", "render", "rejoin",
         "overflows", "overflow", "subscribe", "begin", "go_on", "join", "set_policies", "leave", "drop",
@@ -75,6 +78,9 @@ ACTORS = (
         "announce", "finish",
     )),
     *(Seam(Wheel, name, second) for name in ("schedule", "cancel")),
+    *(Seam(Subscriptions, name, second) for name in ("subscribe", "join", "unsubscribe", "rights_changed")),
+    *(Seam(Durables, name, second) for name in ("acknowledge", "begin", "left", "detach")),
+    Seam(Publishing, "publish", second),
     Seam(Services, "check", second),
     Seam(Supervisor, "note_end", second),
     Seam(Audit, "note"),

@@ -25,6 +25,7 @@ from broker.web.routes import protocol, table
 from broker.web.server import PublicPort
 from broker.web.site import Site
 from broker.wire.messages import Published
+from tests.support.requests import TABLE
 
 if TYPE_CHECKING:
     import ssl
@@ -285,7 +286,7 @@ async def running(
                 admission=run.admission,
                 responses=Counter(),
             ),
-            table(protocol(run.post), Health(lambda: run.reason).routes(), site.routes(), routes),
+            table(protocol(run.post, TABLE), Health(lambda: run.reason).routes(), site.routes(), routes),
             development=site.development,
             ssl_context=tls[0] if tls else None,
         )

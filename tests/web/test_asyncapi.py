@@ -16,11 +16,12 @@ from broker.http.responses import Refused
 from broker.links import sse
 from broker.links.poll import messages as polls
 from broker.subjects import Names
-from broker.web import asyncapi, posts
+from broker.web import asyncapi
 from broker.wire import codec, frames
 from broker.wire import messages as m
 from tests.support import described
 from tests.support.node import run
+from tests.support.requests import TABLE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -186,8 +187,10 @@ def test_requests_are_those_of_the_port() -> None:
     subscribe = {*m.Subscribe.__struct_fields__}
     assert {"channel", *sse.PARAMETERS} == subscribe
     assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}
-    for path, page in posts.PAGES.items():
-        reply = operations[f"post_{path.removeprefix('/')}"]["reply"]["messages"]
+    pages_of = [request.page for request in TABLE.values() if request.page]
+    assert {page.path for page in pages_of} == {"/publish", "/acknowledge"}
+    for page in pages_of:
+        reply = operations[f"post_{page.path.removeprefix('/')}"]["reply"]["messages"]
         status = [described.resolved(each)["bindings"]["http"].get("statusCode") for each in reply]
         assert status == [page.status, None]
 

@@ -7,7 +7,7 @@ behind: a resume. Otherwise it becomes a catch-up beside the live flow.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 import trio
@@ -19,26 +19,71 @@ from broker.eventlog.places import at, sequence_of
 from broker.eventlog.starts import Beginning, Scope
 from broker.eventlog.tick import indices
 from broker.flow.flow import Start
-from broker.wire import effects
-from broker.wire.effects import After, Last
 from broker.wire.messages import Gap, Subscribed, named
 from broker.wire.positions import Position
+from broker.wire.starts import After, Last, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from broker.actors.services import Services
+    from broker.eventlog import snapshots
     from broker.eventlog.log import EventLog
     from broker.eventlog.selection import Selection
-    from broker.eventlog.snapshots import Snapshot
-    from broker.eventlog.starts import Lost
-    from broker.features.cursors import Cursor
+    from broker.eventlog.starts import Lost, Starts
+    from broker.features.subscriptions.live import LiveSubjects
+    from broker.features.subscriptions.wishes import Join
     from broker.flow.flow import Flow
     from broker.permissions import Principal
-    from broker.wire.effects import Join
+    from broker.session.requests import Caller
     from broker.wire.messages import ServerMessage
+    from broker.wire.starts import Start as Wished
 
 REACH_SECONDS = 5.0  # another broker may be ahead of this one, by milliseconds
+
+
+@attrs.frozen(kw_only=True)
+class Sources:
+    """What a start is resolved with.
+
+    `log_of` returns the log of a tenant as it is now; `advanced` is unparked whenever a tenant has come
+    further.
+    """
+
+    starts: Starts
+    live: LiveSubjects
+    log_of: Callable[[str], EventLog]
+    advanced: trio.lowlevel.ParkingLot
+
+
+class Held(Protocol):
+    """Where the acknowledgements under a durable name stand."""
+
+    @property
+    def position(self) -> Position: ...
+
+
+Cursor = TypeVar("Cursor", bound=Held)
+
+
+class Durables(Protocol[Cursor]):
+    """Keeper of the cursors under durable names."""
+
+    async def hold(
+        self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
+    ) -> Cursor:
+        """Return the user's cursor under a name; `begin` says where a new one is to stand.
+
+        Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
+        """
+
+    def release(self, cursor: Cursor) -> None:
+        """Give back a cursor that was held for nothing."""
+
+    def begin(self, caller: Caller, name: str, cursor: Cursor, patterns: set[str]) -> None:
+        """Note that subscriptions stand under a name, and keep its cursor for them."""
+
+    def left(self, caller: Caller) -> None:
+        """Give back the cursors under whose names no subscription is left."""
 
 
 @attrs.frozen
@@ -46,75 +91,77 @@ class Joined:
     """What is to be said: `subscribed`, and perhaps gaps. `cursor` is held, where the wish was durable."""
 
     messages: list[ServerMessage]
-    cursor: Cursor | None
-
-
-async def join(
-    services: Services, principal: Principal, flow: Flow, wish: Join, unchanged: Callable[[], bool]
-) -> Joined:
-    """Make the subscriptions, if the permissions that they were checked with are `unchanged` by then.
-
-    Raise `Unavailable`, `SnapshotTooLarge` and `TooManySubscriptions` (durable names); then nothing has
-    changed.
-    """
-    log = flow.log
-    if log is None:
-        raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)
-    selections = [log.acquire(pattern, deny) for pattern, deny in wish.patterns.items()]
-    joiner = Joiner(services, principal, flow, log, wish, selections)
-    joined = False
-    try:
-        await joiner.prepare()
-        if flow.log is not log:
-            raise Unavailable("the stream began anew meanwhile; subscribe again", retry_after=0.1)
-        if not unchanged():
-            raise Unavailable("the permissions changed meanwhile; subscribe again", retry_after=0.1)
-        messages = joiner.act()
-        joined = True
-        return Joined(messages, joiner.cursor)
-    finally:
-        if joiner.cursor and not joined:
-            services.cursors.release(joiner.cursor)
-        for selection in selections:
-            log.release(selection)
+    cursor: Any
 
 
 @attrs.define(eq=False)
 class Joiner:
     """One `subscribe` on its way. It holds its selections, so that what arrives meanwhile knows them."""
 
-    services: Services
+    sources: Sources
+    durables: Durables[Any]
     principal: Principal
-    flow: Flow
+    caller: Caller
     log: EventLog
     wish: Join
-    selections: list[Selection]
+    selections: list[Selection] = attrs.Factory(list)
     beginning: Beginning | None = None
-    snapshot: Snapshot | None = None
-    cursor: Cursor | None = None
+    snapshot: snapshots.Snapshot | None = None
+    cursor: Held | None = None
+
+    async def join(self) -> Joined:
+        """Make the subscriptions, if the permissions that they were checked with still hold by then.
+
+        Raise `Conflict`, `Unavailable`, `SnapshotTooLarge` and `TooManySubscriptions` (durable names); then
+        nothing has changed.
+        """
+        log = self.log
+        self.selections = [log.acquire(pattern, deny) for pattern, deny in self.wish.patterns.items()]
+        joined = False
+        try:
+            await self.prepare()
+            if self.flow.log is not log:
+                raise Unavailable("the stream began anew meanwhile; subscribe again", retry_after=0.1)
+            if not self.unchanged():
+                raise Unavailable("the permissions changed meanwhile; subscribe again", retry_after=0.1)
+            messages = self.act()
+            joined = True
+            return Joined(messages, self.cursor)
+        finally:
+            if self.cursor and not joined:
+                self.durables.release(self.cursor)
+            for selection in self.selections:
+                log.release(selection)
+
+    @property
+    def flow(self) -> Flow:
+        return self.caller.flow
+
+    def unchanged(self) -> bool:
+        """Whether the client may still subscribe to what it might when the wish was checked."""
+        now, then = self.caller.session.client(), self.principal
+        return (now.subscribe, now.deny) == (then.subscribe, then.deny)
 
     async def prepare(self) -> None:
         """Everything that needs NATS; a snapshot last, since it is one of P as that is then."""
         if any(each.unstored for each in self.selections):
-            for subject in self.services.tenants.live_filters(self.principal.tenant):
-                await self.services.live_subjects.hold(subject)
+            await self.sources.live.hold(self.principal.tenant)
         if self.stored():
             if self.wish.durable is not None:
                 await self.from_cursor(self.wish.durable)
             elif self.wish.start:
                 await self.resolve(self.wish.start)
 
-    async def resolve(self, start: effects.Start) -> None:
-        if isinstance(start, effects.Snapshot):
+    async def resolve(self, start: Wished) -> None:
+        if isinstance(start, Snapshot):
             self.snapshot = await self.take_snapshot()
         else:
-            self.beginning = await self.services.starts.resolve(start, self.scope())
+            self.beginning = await self.sources.starts.resolve(start, self.scope())
             await self.reach(self.beginning.after)
 
     async def from_cursor(self, name: str) -> None:
         """Starts where the user's acknowledgements stand; a new cursor stands where this start does."""
-        who = self.principal
-        self.cursor = await self.services.cursors.hold(who.tenant, who.user, name, self.begin_cursor)
+        self.cursor = await self.durables.hold(self.caller, self.principal, name, self.begin_cursor)
         if self.snapshot:  # P has moved on while the cursor was made; that is for good, so this must not fail
             with suppress(Unavailable, SnapshotTooLarge):
                 self.snapshot = await self.take_snapshot()
@@ -165,18 +212,17 @@ class Joiner:
         """Waits until this broker has seen what another one has already shown the client."""
         with trio.move_on_after(REACH_SECONDS):
             while self.log.position() < position and self.flow.log is self.log:
-                await self.services.tenants.advanced.park()
+                await self.sources.advanced.park()
             return
         raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
 
-    async def take_snapshot(self) -> Snapshot:
+    async def take_snapshot(self) -> snapshots.Snapshot:
         """The newest event of each channel at P."""
-        limits = self.services.config.limits
+        limits = self.caller.session.limits
         most = limits.catch_ups_per_connection
         if sum(each.snapshot is not None for each in self.flow.beside) >= most:
             raise SnapshotTooLarge(f"{most} snapshots are under way on this connection; wait for one to end")
-        tenant = self.services.tenants.get(self.principal.tenant)
-        if tenant.log is not self.log:
+        if self.sources.log_of(self.principal.tenant) is not self.log:
             raise Unavailable("the tenant begins anew; subscribe again", retry_after=0.1)
         return await self.log.snapshots.take(self.stored(), self.scope, most=limits.snapshot_channels)
 

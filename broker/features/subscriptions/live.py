@@ -9,24 +9,38 @@ import attrs
 import trio
 
 from broker.errors import Unavailable
+from broker.parts import Part
+from broker.subjects import BROADCAST
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from broker.bus.base import Bus
+    from broker.bus.base import Bus, StreamState
+    from broker.subjects import Names
 
 
 @attrs.define(eq=False)
-class LiveSubjects:
+class LiveSubjects(Part):
     """Subscribes and unsubscribes; one thing at a time for each subject."""
 
     bus: Bus
-    connected: bool = False  # the supervisor knows; what is held is made again before it says so
+    names: Names
+    connected: bool = False  # what is held is made again before it is so
     locks: defaultdict[str, trio.Lock] = attrs.Factory(lambda: defaultdict(trio.Lock))
     held: set[str] = attrs.Factory(set)
 
-    async def hold(self, subject: str) -> None:
-        """Returns once NATS has confirmed the subscription. Raises `Unavailable`."""
+    def up(self, _: StreamState) -> None:
+        self.connected = True
+
+    def down(self) -> None:
+        self.connected = False
+
+    async def hold(self, tenant: str) -> None:
+        """Return once NATS has confirmed what a live subscriber of the tenant needs. Raise `Unavailable`."""
+        for name in (tenant, BROADCAST):
+            await self.hold_one(f"{self.names.live}.{name}.>")
+
+    async def hold_one(self, subject: str) -> None:
         if not self.connected:
             raise Unavailable("NATS is out of reach", retry_after=1.0)
         async with self.locks[subject]:

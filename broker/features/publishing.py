@@ -1,0 +1,133 @@
+"""The request `publish`, with a connection and without: what a client hands to NATS."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+from msgspec import UNSET
+
+from broker import subjects
+from broker.errors import BadMessage, Forbidden, TooLarge
+from broker.features.port import Feature
+from broker.session.requests import Page, Request
+from broker.wire import events, traces
+from broker.wire import messages as m
+from broker.wire.positions import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from broker.bus.base import Bus
+    from broker.session.requests import Asker, Caller, Terms
+    from broker.subjects import Names
+    from broker.tracing import Tracing
+
+MAX_ID_BYTES = 64
+INT64, UINT64 = -(2**63), 2**64
+
+
+@attrs.frozen(kw_only=True)
+class Send:
+    """Publish `body` into `channel`. `traceparent` is well-formed."""
+
+    channel: str
+    body: bytes
+    id: str | None
+    traceparent: str | None = None
+
+
+@attrs.define(eq=False)
+class Publishing(Feature):
+    """Publishes for clients. `incarnation` is that of the stream as it is."""
+
+    bus: Bus
+    names: Names
+    incarnation: Callable[[], str]
+    tracing: Tracing | None = None
+
+    def requests(self) -> tuple[Request[Any, Any], ...]:
+        return (
+            Request(
+                message=m.Publish,
+                check=check,
+                perform=self.perform,
+                replies=(m.Published,),
+                publishes=True,
+                page=Page(
+                    path="/publish",
+                    about="A publish without a connection.",
+                    example='{"channel": …, "event": …, "id": …}',
+                    status=202,
+                    perform=self.publish,
+                ),
+            ),
+        )
+
+    async def perform(self, caller: Caller, wish: Send, _: str | None) -> m.Published:
+        return await self.publish(caller, wish)
+
+    async def publish(self, asker: Asker, wish: Send) -> m.Published:
+        """Give NATS what a client publishes; return what the client is told. Raise `Unavailable`."""
+        principal = asker.attach()
+        headers = {events.PUBLISHER: principal.room, "Broker-Connection": asker.id}
+        subject = self.names.subject(principal.tenant, wish.channel)
+        if wish.traceparent is not None:
+            headers[traces.PARENT] = wish.traceparent
+        tracing = self.tracing
+        with (
+            tracing.publishing(headers, tenant=principal.tenant, channel=wish.channel)
+            if tracing is not None
+            else nullcontext()
+        ):
+            given = UNSET if wish.id is None else wish.id
+            if subjects.is_live(wish.channel):
+                await self.bus.publish_live(subject, wish.body, headers=headers)
+                return m.Published(id=given)
+            message_id = None
+            if wish.id is not None:
+                # The stream compares ids over all tenants, users and channels. No part holds a blank, and
+                # services begin theirs with a tenant, so that no client can take another's.
+                token = subjects.encode_token(wish.id)
+                message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
+            ack = await self.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
+            position = Position(self.incarnation(), ack.sequence)
+            return m.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET)
+
+
+def check(terms: Terms, message: m.Publish) -> Send:
+    """Return what a client publishes, if it may, and if it is an event."""
+    principal = terms.client()
+    channel = subjects.parse_channel(subjects.expand_me(message.channel, principal.room))
+    principal.check_publish(channel)
+    if message.id is not None and not 1 <= len(message.id.encode()) <= MAX_ID_BYTES:
+        raise BadMessage(f"payload.id: a string of 1 to {MAX_ID_BYTES} bytes")
+    if holds_huge_integer(message.event):
+        raise BadMessage("payload.event: an integer of more than 64 bits; send it as a string")
+    body = msgspec.json.encode(message.event)
+    if fault := events.fault(principal.tenant, body, terms.limits.publish_bytes):
+        sentence = f"payload.event: {fault.detail}"
+        if fault.reason == "too_large":
+            raise TooLarge(f"{sentence} (limits.publish_bytes)")
+        if fault.reason == "tenant_mismatch":
+            raise Forbidden(sentence)
+        raise BadMessage(sentence)
+    # One that is malformed is as good as none (W3C Trace Context, section 3.2.2.3).
+    parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
+    return Send(channel=channel, body=body, id=message.id, traceparent=parent)
+
+
+def holds_huge_integer(value: Any) -> bool:
+    """Whether an integer in there does not fit 64 bits: other languages would round it silently."""
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            pending.extend(each.values())
+        elif isinstance(each, list):
+            pending.extend(each)
+        elif type(each) is int and not INT64 <= each < UINT64:
+            return True
+    return False

@@ -1,0 +1,127 @@
+"""What a client wishes to subscribe to, and to leave: checked against its token and its limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from broker import errors, subjects
+from broker.errors import BrokerError
+from broker.wire import durables, positions
+from broker.wire import messages as m
+from broker.wire.starts import After, Last, Since, Snapshot
+from broker.wire.times import parse_time
+
+if TYPE_CHECKING:
+    from broker.permissions import Principal
+    from broker.session.requests import Terms
+    from broker.wire.starts import Start
+
+MAX_SHOWN = 256  # characters of a refused channel that are repeated
+
+
+@attrs.frozen(kw_only=True)
+class Join:
+    """Begin or restart subscriptions: each pattern with what is left out of it.
+
+    `listed`: the client sent a list, and is answered with lists.
+    """
+
+    patterns: dict[str, tuple[str, ...]]
+    refused: list[m.Refused]
+    start: Start | None
+    durable: str | None
+    lag: m.Lag | None
+    listed: bool
+
+
+@attrs.frozen(kw_only=True)
+class Leave:
+    """End subscriptions, and say so with `channel`."""
+
+    patterns: list[str]
+    channel: m.OneOrMany
+
+
+def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
+    """Return what can be subscribed of what a client asks for; the limits count it from here on.
+
+    Raise the first refusal where nothing is left.
+    """
+    principal = terms.client()
+    if terms.draining:
+        raise errors.Unavailable("subscribe: this broker is about to stop; reconnect first")
+    start = start_of(message, terms.limits.last_events)
+    if message.durable is not None:
+        durables.check_name(message.durable)
+    most = terms.limits.subscriptions_per_connection
+    texts = message.channel if isinstance(message.channel, list) else [message.channel]
+    if len(texts) > most:  # answered as one: a refusal is longer than what is refused
+        raise errors.TooManySubscriptions(f"{len(texts)} in one list; a connection has at most {most}")
+    held = set(terms.standing.subscriptions())
+    accepted: dict[str, tuple[str, ...]] = {}
+    refused: list[m.Refused] = []
+    first: BrokerError | None = None
+    for text in texts:
+        try:
+            pattern, deny = check_pattern(text, principal, message.lag)
+            if pattern not in held:
+                terms.reserve(text, most - len(held))
+                held.add(pattern)
+            accepted[pattern] = deny
+        except BrokerError as error:
+            first = first or error
+            refused.append(m.Refused(channel=text[:MAX_SHOWN], code=error.code, message=error.message))
+    if first and not accepted:
+        raise first
+    return Join(
+        patterns=accepted,
+        refused=refused,
+        start=start,
+        durable=message.durable,
+        lag=message.lag,
+        listed=isinstance(message.channel, list),
+    )
+
+
+def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
+    """Return the pattern that `text` stands for, with what the token denies within it."""
+    pattern = subjects.parse_pattern(subjects.expand_me(text, principal.room))
+    if lag == "replay" and subjects.is_live(pattern):
+        raise errors.BadMessage(f"{pattern}: a live channel is not stored and cannot take lag 'replay'")
+    return pattern, principal.check_subscribe(pattern)
+
+
+def start_of(message: m.Subscribe, most: int) -> Start | None:
+    """Return where a subscription is to start; None for now. At most `most` of the last events."""
+    given: dict[str, Any] = {
+        "position": message.position,
+        "since": message.since,
+        "last": message.last,
+        "snapshot": message.snapshot or None,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise errors.BadMessage(f"payload: {' and '.join(names)} exclude each other")
+    if message.position is not None:
+        return After(positions.parse(message.position))
+    if message.since is not None:
+        return Since(parse_time(message.since))
+    if message.last is not None:
+        if not 1 <= message.last <= most:
+            raise errors.BadMessage(f"payload.last: must be 1 to {most}")
+        return Last(message.last)
+    return Snapshot() if message.snapshot else None
+
+
+def check_unsubscribe(terms: Terms, message: m.Unsubscribe) -> Leave:
+    """Return what a client leaves, all of which stands."""
+    principal, standing = terms.client(), terms.standing.subscriptions()
+    texts = message.channel if isinstance(message.channel, list) else [message.channel]
+    patterns = [subjects.expand_me(text, principal.room) for text in texts]
+    for pattern in patterns:
+        if pattern not in standing:
+            raise errors.NotSubscribed(f"{subjects.shown(pattern)}: there is no such subscription")
+    channel = patterns if isinstance(message.channel, list) else patterns[0]
+    return Leave(patterns=patterns, channel=channel)

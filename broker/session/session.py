@@ -1,0 +1,227 @@
+"""One client's side of the protocol as a state machine without I/O.
+
+`receive` takes a message and answers with effects, which the connection carries out. Time is an argument
+(seconds on a monotonic clock).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import ceil
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import attrs
+import msgspec
+
+from broker import errors, limits
+from broker.errors import BrokerError, CloseCode
+from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, REQUESTS, SUBSCRIPTIONS, TokenBucket, Window
+from broker.session.requests import Call, Close, Reply
+from broker.subjects import shown
+from broker.wire import codec
+from broker.wire import messages as m
+from broker.wire.times import rfc3339
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from broker.config import Limits
+    from broker.limits import Budget, Excess
+    from broker.permissions import Principal
+    from broker.session.requests import Effect, Standing, Table
+
+BAD_MESSAGES, BAD_SECONDS = 10, 60.0  # the protocol page's row 4510
+REFUSALS, REFUSAL_SECONDS = 50, 60.0  # what "persistently" means in row 4029
+
+
+class Nothing:
+    """What stands for a client without a flow."""
+
+    def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
+        return MappingProxyType({})
+
+
+@attrs.define(eq=False)
+class Session:
+    """What a client may do, has done, and still has time for.
+
+    `table` has what it may ask for; `standing` are its subscriptions. `budgets` are what it is limited by
+    beside its own `limits`; `hits` counts what was in the way, by scope and resource.
+    """
+
+    limits: Limits
+    began: float
+    expiring_seconds: float
+    table: Table
+    standing: Standing = attrs.Factory(Nothing)
+    principal: Principal | None = None
+    budgets: tuple[Budget, ...] = ()
+    hits: Counter[tuple[str, str]] = attrs.Factory(Counter)
+    counted: int = 0  # subscriptions that are held in the budgets
+    draining: bool = False
+    expires: float | None = None  # on the monotonic clock
+    life: float = 0.0  # what the token had left of it when it came
+    warned: bool = False
+    requests: TokenBucket | None = None  # these three are made when first needed: most clients
+    bad: Window | None = None  # send one or two messages, and memory per idle connection counts
+    refusals: Window | None = None
+
+    def receive(self, data: bytes, now: float) -> Sequence[Effect]:
+        """Return what follows from one text message."""
+        excess = limits.take(self.budgets, {MESSAGES: 1, BYTES: len(data)}, now)
+        try:
+            decoded = codec.decode(data)
+        except codec.Undecodable as fault:
+            return self.failed(self.limited(excess) if excess else fault.error, fault.message_id, now)
+        try:
+            if excess:
+                raise self.limited(excess)
+            self.admit(decoded.message, now)
+            return [self.call(decoded.message, decoded.message_id)]
+        except BrokerError as error:
+            return self.failed(error, decoded.message_id, now)
+
+    def admit(self, message: m.ClientMessage, now: float) -> None:
+        """Count a message. Raise `RateLimited`."""
+        if self.principal and self.table[message.type].publishes:
+            if excess := limits.take(self.budgets, {PUBLISHES: 1, POSTS: 1}, now):
+                raise self.limited(excess)
+            return
+        if self.requests is None:
+            self.requests = TokenBucket(
+                rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
+            )
+        if wait := self.requests.take(now):
+            raise self.limited(limits.Excess(limits.CONNECTION, REQUESTS, wait))
+
+    def limited(self, excess: Excess) -> errors.RateLimited:
+        self.hits[excess.scope, excess.resource] += 1
+        return errors.RateLimited(f"{excess}; wait before the next", retry_after=excess.seconds)
+
+    def call(self, message: m.ClientMessage, message_id: str | None) -> Call:
+        """Return what a message asks for, checked."""
+        request = self.table[message.type]
+        if self.principal is None and not request.open:
+            raise errors.Unauthenticated(f"{message.type}: send authenticate first")
+        return Call(request, request.check(self, message), message_id)
+
+    def client(self) -> Principal:
+        """Return who the client is. Raise `Unauthenticated` before it has presented a token."""
+        if self.principal is None:
+            raise errors.Unauthenticated("authenticate first")
+        return self.principal
+
+    # --- tokens ------------------------------------------------------------------------------------
+
+    def authenticated(self, principal: Principal, *, now: float) -> m.Authenticated:
+        """Go on under a good token, which has just been verified; return the reply.
+
+        Raise `Forbidden` for one of somebody else.
+        """
+        held = self.principal
+        if held and (held.user, held.tenant) != (principal.user, principal.tenant):
+            raise errors.Forbidden(
+                "authenticate: a connection keeps its user and tenant; open another one for the other token"
+            )
+        self.principal = principal
+        self.expires, self.life = now + principal.life, principal.life
+        self.warned = False
+        return m.Authenticated(
+            tenant=principal.tenant,
+            user=principal.user,
+            private=principal.private,
+            expires_at=rfc3339(principal.expires_at),
+            permissions={
+                "subscribe": list(principal.subscribe),
+                "publish": list(principal.publish),
+                "deny": list(principal.deny),
+            },
+        )
+
+    def settings_changed(self, limits: Limits, expiring_seconds: float, principal: Principal | None) -> None:
+        """Go on with other limits, and with what the token allows under another configuration.
+
+        What is due when may have changed, too.
+        """
+        self.limits, self.expiring_seconds = limits, expiring_seconds
+        if self.requests is not None:
+            self.requests.adopt(rate=limits.requests_per_second, burst=limits.requests_burst)
+        if principal is not None:
+            self.principal = principal
+
+    # --- subscriptions in the budgets ---------------------------------------------------------------
+
+    def reserve(self, text: str, left: int) -> None:
+        """Count a further subscription of `left` that the connection may have; see `recount`.
+
+        Raise `TooManySubscriptions`.
+        """
+        if left < 1:
+            excess: Excess | None = limits.Excess(limits.CONNECTION, SUBSCRIPTIONS, 0.0)
+        else:
+            excess = limits.acquire(self.budgets, SUBSCRIPTIONS)
+        if excess:
+            self.hits[excess.scope, excess.resource] += 1
+            raise errors.TooManySubscriptions(f"{shown(text)}: {excess}; unsubscribe from another")
+        self.counted += 1
+
+    def recount(self) -> None:
+        """Have the budgets hold the subscriptions that stand, and no others: whenever those have changed.
+
+        Also when a subscribe is over, whatever came of it.
+        """
+        standing = len(self.standing.subscriptions())
+        limits.hold(self.budgets, SUBSCRIPTIONS, standing - self.counted)
+        self.counted = standing
+
+    # --- what goes wrong, and what time brings -----------------------------------------------------
+
+    def failed(self, error: BrokerError, message_id: str | None, now: float) -> Sequence[Reply | Close]:
+        """Return what follows from a request that was refused, here or later when it was carried out."""
+        effects: list[Reply | Close] = [Reply(to_message(error), message_id)]
+        if isinstance(error, errors.RateLimited):
+            self.refusals = self.refusals or Window(limit=REFUSALS, seconds=REFUSAL_SECONDS)
+            if self.refusals.hit(now):
+                effects.append(Close(CloseCode.RATE_LIMIT, "rate limit exceeded persistently"))
+            elif error.close_code:
+                effects.append(Close(error.close_code, error.message))
+            return effects
+        if not error.retryable:
+            limits.take(self.budgets, {POSTS: 1}, now)
+        if isinstance(error, errors.BadMessage | errors.UnknownType):
+            self.bad = self.bad or Window(limit=BAD_MESSAGES, seconds=BAD_SECONDS)
+            if self.bad.hit(now):
+                effects.append(Close(CloseCode.PROTOCOL_VIOLATION, "too many bad messages"))
+        elif error.close_code and self.principal is None:  # a failed renewal ends nothing
+            effects.append(Close(error.close_code, error.message))
+        return effects
+
+    def timers(self, now: float) -> tuple[Sequence[Reply | Close], float]:
+        """Return what is due, and when to ask again (`inf`: not before something else happens)."""
+        if self.principal is None:
+            deadline = self.began + self.limits.authentication_seconds
+            if now >= deadline:
+                late = errors.Unauthenticated("no token within the time allowed")
+                close = Close(CloseCode.AUTHENTICATION_DEADLINE, "authentication deadline")
+                return [Reply(to_message(late)), close], float("inf")
+            return [], deadline
+        if self.expires is None or now >= self.expires:
+            expired = errors.TokenExpired("the token has expired")
+            close = Close(CloseCode.TOKEN_EXPIRED, "token expired")
+            return [Reply(to_message(expired)), close], float("inf")
+        # A token that does not live for long is renewed half-way, and not as soon as it has come.
+        warning = self.expires - min(self.expiring_seconds, self.life / 2)
+        if not self.warned and now >= warning:
+            self.warned = True
+            return [Reply(m.Expiring(expires_at=rfc3339(self.principal.expires_at)))], self.expires
+        return [], self.expires if self.warned else warning
+
+
+def to_message(error: BrokerError) -> m.Error:
+    return m.Error(
+        code=error.code,
+        message=error.message,
+        retryable=error.retryable,
+        retry_after_ms=msgspec.UNSET if error.retry_after is None else ceil(error.retry_after * 1000),
+    )

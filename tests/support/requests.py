@@ -1,0 +1,39 @@
+"""The table of requests, of features that have nothing to carry them out with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from broker.actors.connection import AUTHENTICATE, PING
+from broker.features.durable.feature import Durables
+from broker.features.publishing import Publishing
+from broker.features.subscriptions.feature import Subscriptions
+from broker.session.requests import Call, table
+
+if TYPE_CHECKING:
+    from broker.session.requests import Effect
+
+NOTHING: Any = None
+FEATURES = (
+    Subscriptions(NOTHING, NOTHING),
+    Publishing(NOTHING, NOTHING, str),
+    Durables(NOTHING, NOTHING),
+)
+TABLE = table([AUTHENTICATE, PING, *(each for feature in FEATURES for each in feature.requests())])
+
+
+@attrs.define(eq=False)
+class Stood:
+    """Subscriptions of a client without a flow: what a test says that stands."""
+
+    held: dict[str, tuple[str, ...]] = attrs.Factory(dict)
+
+    def subscriptions(self) -> dict[str, tuple[str, ...]]:
+        return self.held
+
+
+def wish_of(effect: Effect) -> Any:
+    """What a message comes to: a wish, or what is said of it."""
+    return effect.wish if isinstance(effect, Call) else effect
