@@ -125,7 +125,7 @@ async def test_a_renewal_ends_durable_subscriptions_too(
         (cursor,) = client.supervisor.durables.cursors.used.values()
         verifier.changes = {"subscribe": ("orders.>",)}
         await renewed(client)
-        assert not client.supervisor.durables.held.get(client.connection)
+        assert not client.supervisor.durables.held
         assert cursor.holders == 0
 
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from broker.wire.positions import Position
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Durable:
-    """What a connection has under a durable name: the cursor, and the subscriptions that begin there."""
+    """What a connection has under a durable name: the cursor, and the subscriptions that began there.
+
+    Until those stand there are none.
+    """
 
     cursor: Cursor
-    patterns: set[str]
+    patterns: set[str] = attrs.Factory(set)
 
 
 class Durables(Feature):
@@ -65,30 +68,37 @@ class Durables(Feature):
 
     async def hold(
         self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
-    ) -> Cursor:
-        """Return the user's cursor under a name; `begin` says where a new one is to stand.
+    ) -> Position:
+        """Take a name for a connection; return where it stands. `begin` says where a new one is to.
 
         Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
         """
         if name in self.of(caller):
             raise Conflict(f"payload.durable: {name} is held by another subscribe of this connection")
-        return await self.cursors.hold(principal.tenant, principal.user, name, begin)
+        cursor = await self.cursors.hold(principal.tenant, principal.user, name, begin)
+        self.held.setdefault(caller, {})[name] = Durable(cursor)
+        return cursor.position
 
-    def release(self, cursor: Cursor) -> None:
-        """Give back a cursor that was held for nothing."""
-        self.cursors.release(cursor)
+    def release(self, caller: Caller, name: str) -> None:
+        """Give back a name that was taken for nothing, unless the connection's end has done so."""
+        durable = self.held.get(caller, {}).pop(name, None)
+        if durable is not None:
+            self.cursors.release(durable.cursor)
+        if caller in self.held and not self.held[caller]:
+            del self.held[caller]
 
-    def begin(self, caller: Caller, name: str, cursor: Cursor, patterns: set[str]) -> None:
-        """Note that subscriptions stand under a name, and keep its cursor for them."""
-        self.held.setdefault(caller, {})[name] = Durable(cursor, patterns)
+    def begin(self, caller: Caller, name: str, patterns: set[str]) -> None:
+        """Note which subscriptions stand under a name."""
+        self.held[caller][name].patterns = patterns
 
     def left(self, caller: Caller) -> None:
-        """Give back the cursors under whose names no subscription is left."""
-        if caller in self.held:
-            standing = caller.flow.subscriptions().keys()
-            for name, durable in list(self.held[caller].items()):
-                if not durable.patterns & standing:
-                    self.cursors.release(self.held[caller].pop(name).cursor)
+        """Give back the names under which no subscription is left."""
+        if caller not in self.held:
+            return
+        standing = caller.flow.subscriptions().keys()
+        for name, durable in list(self.of(caller).items()):
+            if durable.patterns and not durable.patterns & standing:
+                self.release(caller, name)
 
     def detach(self, caller: Caller) -> None:
         for durable in self.held.pop(caller, {}).values():

@@ -9,7 +9,6 @@ from broker.features.port import Feature
 from broker.features.subscriptions.joining import Joiner
 from broker.features.subscriptions.wishes import Join, Leave, check_subscribe, check_unsubscribe
 from broker.session.requests import Request
-from broker.subjects import is_live
 from broker.wire import messages as m
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ class Subscriptions(Feature):
     `sources` is what a start is resolved with, `durables` keeps where the starts under a durable name stand.
     """
 
-    def __init__(self, sources: Sources, durables: Durables[Any]) -> None:
+    def __init__(self, sources: Sources, durables: Durables) -> None:
         self.sources = sources
         self.durables = durables
 
@@ -56,11 +55,7 @@ class Subscriptions(Feature):
         principal, log = caller.attach(), caller.flow.log
         if log is None:
             raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)
-        joined = await Joiner(self.sources, self.durables, principal, caller, log, wish).join()
-        if wish.durable is not None and joined.cursor:
-            stored = {pattern for pattern in wish.patterns if not is_live(pattern)}
-            self.durables.begin(caller, wish.durable, joined.cursor, stored)
-        for message in joined.messages:
+        for message in await Joiner(self.sources, self.durables, principal, caller, log, wish).join():
             caller.tell(message, message_id)
         for refused in wish.refused:
             caller.note_refusal(code=refused.code, message=refused.message, channel=refused.channel)

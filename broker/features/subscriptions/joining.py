@@ -7,7 +7,7 @@ behind: a resume. Otherwise it becomes a catch-up beside the live flow.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 import trio
@@ -55,43 +55,25 @@ class Sources:
     advanced: trio.lowlevel.ParkingLot
 
 
-class Held(Protocol):
-    """Where the acknowledgements under a durable name stand."""
-
-    @property
-    def position(self) -> Position: ...
-
-
-Cursor = TypeVar("Cursor", bound=Held)
-
-
-class Durables(Protocol[Cursor]):
-    """Keeper of the cursors under durable names."""
+class Durables(Protocol):
+    """Keeper of where the acknowledgements under durable names stand."""
 
     async def hold(
         self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
-    ) -> Cursor:
-        """Return the user's cursor under a name; `begin` says where a new one is to stand.
+    ) -> Position:
+        """Take a name for a connection; return where it stands. `begin` says where a new one is to.
 
         Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
         """
 
-    def release(self, cursor: Cursor) -> None:
-        """Give back a cursor that was held for nothing."""
+    def release(self, caller: Caller, name: str) -> None:
+        """Give back a name that was taken for nothing."""
 
-    def begin(self, caller: Caller, name: str, cursor: Cursor, patterns: set[str]) -> None:
-        """Note that subscriptions stand under a name, and keep its cursor for them."""
+    def begin(self, caller: Caller, name: str, patterns: set[str]) -> None:
+        """Note which subscriptions stand under a name."""
 
     def left(self, caller: Caller) -> None:
-        """Give back the cursors under whose names no subscription is left."""
-
-
-@attrs.frozen
-class Joined:
-    """What is to be said: `subscribed`, and perhaps gaps. `cursor` is held, where the wish was durable."""
-
-    messages: list[ServerMessage]
-    cursor: Any
+        """Give back the names under which no subscription is left."""
 
 
 @attrs.define(eq=False)
@@ -99,7 +81,7 @@ class Joiner:
     """One `subscribe` on its way. It holds its selections, so that what arrives meanwhile knows them."""
 
     sources: Sources
-    durables: Durables[Any]
+    durables: Durables
     principal: Principal
     caller: Caller
     log: EventLog
@@ -107,13 +89,13 @@ class Joiner:
     selections: list[Selection] = attrs.Factory(list)
     beginning: Beginning | None = None
     snapshot: snapshots.Snapshot | None = None
-    cursor: Held | None = None
+    taken: str | None = None  # the durable name, once it is taken
 
-    async def join(self) -> Joined:
+    async def join(self) -> list[ServerMessage]:
         """Make the subscriptions, if the permissions that they were checked with still hold by then.
 
         Raise `Conflict`, `Unavailable`, `SnapshotTooLarge` and `TooManySubscriptions` (durable names); then
-        nothing has changed.
+        nothing has changed. Return what is to be said: `subscribed`, and perhaps gaps.
         """
         log = self.log
         self.selections = [log.acquire(pattern, deny) for pattern, deny in self.wish.patterns.items()]
@@ -126,10 +108,10 @@ class Joiner:
                 raise Unavailable("the permissions changed meanwhile; subscribe again", retry_after=0.1)
             messages = self.act()
             joined = True
-            return Joined(messages, self.cursor)
+            return messages
         finally:
-            if self.cursor and not joined:
-                self.durables.release(self.cursor)
+            if self.taken is not None and not joined:
+                self.durables.release(self.caller, self.taken)
             for selection in self.selections:
                 log.release(selection)
 
@@ -161,12 +143,13 @@ class Joiner:
 
     async def from_cursor(self, name: str) -> None:
         """Starts where the user's acknowledgements stand; a new cursor stands where this start does."""
-        self.cursor = await self.durables.hold(self.caller, self.principal, name, self.begin_cursor)
+        position = await self.durables.hold(self.caller, self.principal, name, self.begin_cursor)
+        self.taken = name
         if self.snapshot:  # P has moved on while the cursor was made; that is for good, so this must not fail
             with suppress(Unavailable, SnapshotTooLarge):
                 self.snapshot = await self.take_snapshot()
         elif not self.beginning:
-            await self.resolve(After(self.cursor.position))
+            await self.resolve(After(position))
 
     async def begin_cursor(self) -> Position:
         if self.wish.start:
@@ -243,6 +226,8 @@ class Joiner:
             listed=wish.listed,
             now=trio.current_time(),
         )
+        if self.taken is not None:
+            self.durables.begin(self.caller, self.taken, {each.pattern for each in self.stored()})
         lost = beginning.lost if beginning else ()
         reply = Subscribed(
             channel=list(wish.patterns),
