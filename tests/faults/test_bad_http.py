@@ -251,7 +251,12 @@ async def storm(row: Row) -> None:
 
     async def come(number: int) -> None:
         await trio.sleep(number / STORM_RATE)
-        async with open_raw(row.url) as client:
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(open_raw(row.url))
+            except OSError:  # cut before the connect was through on our side
+                statuses[0] += 1
+                return
             await pour(client, GOOD)
             told = await listen(client, stay=False)
             assert told.status != 503 or int(told.headers["retry-after"]) >= 1

@@ -55,7 +55,7 @@ def published(ledger: Ledger, subject: str, sequence: int) -> tuple[str, str]:
     return subject, identity
 
 
-def verdict(follower: Follower, *, purged: int = 0, trims: bool = True) -> Verdict:
+def verdict(follower: Follower, *, purged: int = 0, trims: bool = True, forgets: bool = False) -> Verdict:
     """What is said of a client that should have got 3 to 10, of a stream in which `purged` are gone."""
     ledger = Ledger()
     stream = {number: published(ledger, "events.acme.orders.1", number) for number in range(1, EVENTS + 1)}
@@ -69,7 +69,7 @@ def verdict(follower: Follower, *, purged: int = 0, trims: bool = True) -> Verdi
         ledger.live[identity] = Entry(
             id=identity, subject="live.acme.orders.1", sequence=0, sent=number + 1, taken=number + 1.5
         )
-    return judge(ledger, [follower], left, trims=trims, ended=100.0)
+    return judge(ledger, [follower], left, trims=trims, forgets=forgets, ended=100.0)
 
 
 def others(ledger: Ledger) -> list[str]:
@@ -105,6 +105,17 @@ def test_one_comes_twice() -> None:
     made = good()
     made.events.append(received(10, connection=2))
     assert "twice" in verdict(made).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("forgets", "first", "fine"), [(True, 2, True), (False, 2, False), (True, 10, False)]
+)
+def test_one_that_was_never_acknowledged_comes_again(*, forgets: bool, first: int, fine: bool) -> None:
+    """Its service sent it again after NATS had lost the copy and its id: no fault of the broker."""
+    made = good()
+    made.events.insert(0, received(first, id="events.acme.orders.1#10"))
+    made.events.sort(key=lambda event: event.sequence)
+    assert (not verdict(made, forgets=forgets).problems) == fine
 
 
 def test_two_change_places() -> None:

@@ -61,7 +61,7 @@ HARMS = [
 async def test_store_damaged(open_world: OpenWorld, report: Report, harm: Callable[[Path], None]) -> None:
     """Three times over, under a broker that runs: what is gone is announced to who has not got it."""
     async with open_world(mixed=True, churning=20) as world:
-        world.trims = True
+        world.trims = world.forgets = True
         await world.flows(100)
         await world.nats.term()
         damage.keep_copy(world.nats.directory)
@@ -82,7 +82,7 @@ async def test_store_damaged(open_world: OpenWorld, report: Report, harm: Callab
 async def test_embedded_store_damaged(open_world: OpenWorld, harm: Callable[[Path], None]) -> None:
     """Between two lives of a broker with a nats-server of its own: the data directory knows."""
     async with open_world(mixed=True, embedded=True, churning=20) as world:
-        world.trims = True
+        world.trims = world.forgets = True
         directory = world.broker.directory / "state" / "nats"
         for life in range(3):
             await world.flows(150)

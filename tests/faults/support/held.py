@@ -34,7 +34,14 @@ async def check(world: World, base: dict[str, int]) -> Verdict:
     """Holds everything against what happened; raises `AssertionError` with all that is wrong."""
     with trio.fail_after(READ_SECONDS):
         stream = await world.with_nats(read_stream)
-    verdict = judge(world.ledger, world.clients, stream, trims=world.trims, ended=world.ended)
+    verdict = judge(
+        world.ledger,
+        world.clients,
+        stream,
+        trims=world.trims,
+        forgets=world.forgets,
+        ended=world.ended,
+    )
     verdict.problems += readiness(world)
     for follower in world.clients:
         follower.leave()

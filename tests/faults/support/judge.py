@@ -58,10 +58,12 @@ def judge(
     *,
     trims: bool,
     ended: float,
+    forgets: bool = False,
 ) -> Verdict:
     """a to c, for all clients. `stream` is what NATS holds at the end, subject and id by sequence.
 
-    `trims`: the test took acknowledged events out of it. `ended`: when everybody had come to its end.
+    `trims`: the test took acknowledged events out of it. `forgets`: it took away what NATS knew of ids, too.
+    `ended`: when everybody had come to its end.
     """
     verdict = Verdict(acknowledged=len(ledger.stored), clients=len(clients))
     problems = verdict.problems
@@ -80,7 +82,7 @@ def judge(
         problems += foreign(ledger, client)
         problems += live(ledger, client, ended)
         for each in subscriptions(client):
-            problems += order(each, verdict)
+            problems += order(each, verdict, ledger.stored if forgets else {})
             problems += missing(each, final, gone.values(), verdict)
     return verdict
 
@@ -120,8 +122,11 @@ def foreign(ledger: Ledger, client: Follower) -> list[str]:
     return found
 
 
-def order(subscribed: Subscriptions, verdict: Verdict) -> list[str]:
-    """a: positions grow within an incarnation, over all connections, so nothing comes twice."""
+def order(subscribed: Subscriptions, verdict: Verdict, retried: Mapping[str, Entry]) -> list[str]:
+    """a: positions grow within an incarnation, over all connections, so nothing comes twice.
+
+    Of `retried` an earlier copy that NATS has lost may have come besides, if it was never acknowledged.
+    """
     found = []
     last: dict[str, Received] = {}
     seen: dict[tuple[str, str], Received] = {}
@@ -129,7 +134,9 @@ def order(subscribed: Subscriptions, verdict: Verdict) -> list[str]:
         verdict.delivered += 1
         before = last.get(event.incarnation)
         twice = seen.setdefault((event.incarnation, event.id), event)
-        if twice is not event:
+        entry = retried.get(event.id)
+        again = entry is not None and twice.sequence != entry.sequence and event.sequence > twice.sequence
+        if twice is not event and not again:
             verdict.duplicated += 1
             found.append(f"{subscribed}: twice: {twice} and {event}")
         elif before and event.sequence <= before.sequence:

@@ -90,6 +90,7 @@ class World:
     recoveries: list[float] = attrs.field(factory=list)
     refusals: list[tuple[float, str]] = attrs.field(factory=list)  # of publications: when, which code
     trims: bool = False  # the test takes acknowledged events out of the stream
+    forgets: bool = False  # and what NATS knows of publish ids
     quiet: bool = False  # the end has begun: no further publications, no further cuts
     ended: float = 0.0  # when everybody had come to the end of the stream
     mixed: bool = False  # some clients do without WebSocket
