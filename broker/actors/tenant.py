@@ -18,6 +18,7 @@ from broker.backoff import Backoff
 from broker.eventlog.log import EventLog
 from broker.eventlog.places import at, sequence_of
 from broker.flow.client import Notice
+from broker.flow.overflow import overflow, overflows
 from broker.limits import Window
 from broker.metrics.meters import Traffic
 from broker.wire.messages import Gap, named
@@ -202,7 +203,7 @@ class Tenant:
                 self.followers.sent(self.name, self.log, self.flows, batch, tick, slow)
         for flow in slow:
             with Boundary(flow.client):
-                flow.overflow()
+                overflow(flow)
 
     async def heed(self, notice: Notice | Hole, turn: Turn) -> None:
         """Do what comes between two events."""
@@ -280,7 +281,7 @@ class Tenant:
                     flow.mask = 0
                     try:
                         if flow.main is not None:  # it reads the tick by itself
-                            if flow.options is not None and flow.overflows(size, self.outbound_bytes):
+                            if flow.options is not None and overflows(flow, size, self.outbound_bytes):
                                 slow.append(flow)
                         elif (sent := flow.send(data)) == size:
                             reached += 1

@@ -8,7 +8,8 @@ it has no reader again. A resume is a flow that is behind from the start. A catc
 further reader beside it, whose events are marked; it ends where the flow is, and its selections join the
 flow.
 
-What a slow client is spared is decided by the lag policy of each subscription (`lag`), and said in a `gap`.
+What a slow client is spared is decided by the lag policy of each subscription (`lag`, `overflow`), and said
+in a `gap`.
 
 P, the position that clients are told, is the place of the stored flow. A place moves when its bytes are
 written to the pipe; what the link has not taken yet belongs to the place already reached. So a frame with P

@@ -1,33 +1,24 @@
-"""A connection's place in the log of its tenant: what it has been given, and what it still gets.
-
-No I/O but for the link's `send`, which takes what the kernel takes at once.
-"""
+"""A connection in the log of its tenant: its subscriptions, how they begin and end, and its moves. No I/O."""
 
 from __future__ import annotations
 
-from itertools import compress, islice
 from typing import TYPE_CHECKING
 
 import attrs
 from msgspec import UNSET
 
 from broker.eventlog.places import at, sequence_of
-from broker.eventlog.tick import bits
 from broker.flow import lag
-from broker.flow.pipe import Pipe
 from broker.flow.reader import Group, Reader, swapped
-from broker.wire.frames import mark
+from broker.flow.writer import Options, Writer
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator
 
-    from broker.eventlog.log import EventLog, Page
+    from broker.eventlog.log import EventLog
     from broker.eventlog.selection import Selection
     from broker.eventlog.snapshots import Snapshot
-    from broker.eventlog.tick import Tick
-    from broker.flow.client import Client
-    from broker.wire.frames import Framing
     from broker.wire.messages import Lag
 
 
@@ -51,223 +42,10 @@ class Begun:
     number: int | None = None
 
 
-class Options:
-    """What only few connections have.
+class Flow(Writer):
+    """A connection in the log of its tenant: its subscriptions, from the first to the last."""
 
-    `policies` of lag that are not the default; `floors`: places of selections that are given nothing up to
-    there; `dropped`: selections of which something was let go, `count` events (None: not known), and the
-    client has not been told; `catch_ups`: so many have been begun; `waits`: so many bytes wait, where a
-    policy is `strict`.
-    """
-
-    __slots__ = ("catch_ups", "count", "dropped", "floors", "policies", "strict", "waits")
-
-    def __init__(self) -> None:
-        self.policies: dict[Selection, Lag] = {}
-        self.floors: dict[Selection, int] = {}
-        self.dropped: tuple[Selection, ...] = ()
-        self.count: int | None = 0
-        self.catch_ups = 0
-        self.strict = False
-        self.waits = 0
-
-
-class Flow(Pipe):
-    """A connection in the log.
-
-    `framing`: what its link makes of the frames of events, if anything. `mask` is its share of the running
-    tick until that is written. `stored` and `unstored` are its selections; `main` reads them while it is
-    behind (None: it is up to date, and nothing is unsent), `beside` are its catch-ups.
-    """
-
-    __slots__ = ("beside", "framing", "log", "main", "mask", "options", "stored", "unstored")
-
-    def __init__(
-        self, *, send: Callable[[bytes], int], client: Client, whole: bool, framing: Framing | None = None
-    ) -> None:
-        super().__init__(send=send, client=client, whole=whole)
-        self.framing = framing
-        self.log: EventLog | None = None
-        self.mask = 0
-        self.stored: tuple[Selection, ...] = ()
-        self.unstored: tuple[Selection, ...] = ()
-        self.main: Reader | None = None
-        self.beside: tuple[Reader, ...] = ()
-        self.options: Options | None = None
-
-    # --- P, and what is written --------------------------------------------------------------------
-
-    def place(self) -> int:
-        """Return P's place: all of the stored flow up to there has been written."""
-        if self.main is not None:
-            return self.main.place
-        if self.log is None:
-            return 0
-        if self.mask and self.log.running:
-            return self.log.running.base
-        return self.log.end()
-
-    def position(self) -> int:
-        """Return P, for a frame that is written next."""
-        self.settle()
-        return sequence_of(self.place())
-
-    def push(self, frame: bytes) -> None:
-        """Write a reply, a heartbeat or the like in its turn: after the events up to P, before others."""
-        self.settle()
-        self.write((frame,))
-
-    def settle(self) -> None:
-        """Write the share of the running tick now, so that what follows comes after it."""
-        log = self.log
-        if self.mask and self.main is None and log and log.running:
-            mask, self.mask = self.mask, 0
-            frames = log.framed_share(log.running, mask, self.framing)
-            data = b"".join(frames)
-            sent = self.try_send(data)
-            if sent < len(data):
-                self.short(log.running, mask, data, sent)
-            else:
-                log.traffic.add(len(frames), len(data))
-
-    def short(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
-        """The link has not taken all of a share of the running tick: read on after what it has."""
-        log = self.joined()
-        frames = log.framed_share(tick, mask, self.framing)
-        main = self.fall_behind(tick.head)
-        written = self.keep(frames, data, sent)
-        left = sum(map(len, frames[written:]))
-        log.traffic.add(written, len(data) - left)
-        if left:
-            main.place = main.unstored = nth_place([(tick, mask)], written)
-            if self.options:
-                self.options.waits = left
-
-    def give(
-        self,
-        page: Page,
-        reader: Reader,
-        after: int,
-        ahead: Sequence[bytes] = (),
-        *,
-        all_of_it: bool = False,
-    ) -> int:
-        """Write what comes next after a place, with what must precede it. Return the place that is reached.
-
-        What the link does not take is read again later, but for the rest of a frame: by then it may have been
-        deleted, or be passed over. Or `all_of_it` is kept.
-        """
-        events = self.render(page, reader)
-        frames = [*ahead, *events]
-        if not frames:
-            return page.end
-        if all_of_it or self.rest is not None:
-            self.write(frames)
-            written = len(frames)
-        else:
-            written = self.offer(frames)
-        given = max(0, written - len(ahead))
-        size = sum(map(len, events[:given]))
-        if self.log:
-            self.log.traffic.add(given, size)
-        if self.options and reader is self.main:
-            self.options.waits = max(0, self.options.waits - size)
-        if written == len(frames):
-            return page.end
-        return nth_place(page.shares, given) if given else after
-
-    def held_up(self) -> None:
-        if self.main is None and self.log is not None:
-            self.fall_behind(self.log.end())
-        self.client.fell_behind()
-
-    def fall_behind(self, place: int) -> Reader:
-        """From now on read the log, from a place on."""
-        self.main = Reader(place, unstored=place)
-        self.mask = 0
-        if self.options:
-            self.options.waits = 0
-        return self.main
-
-    def render(self, page: Page, reader: Reader) -> list[bytes]:
-        """Return the events of a page as they are written for a reader."""
-        frames = [frame for tick, mask in page.shares for frame in tick.select(mask)]
-        if reader.number is not None:
-            frames = [mark(frame, reader.number) for frame in frames]
-        if self.framing is not None:
-            frames = [self.framing(frame, reader.number is not None) for frame in frames]
-        return frames
-
-    def rejoin(self) -> bool:
-        """Be up to date again, if it is; nothing may be awaited between the test and that."""
-        main, log = self.main, self.log
-        if main is None or log is None or self.rest is not None or main.groups:
-            return False
-        if main.place < log.end() or main.unstored < log.end():
-            return False
-        self.main = None
-        self.mask = 0  # the running tick is in the ring and was read there
-        if self.options:
-            self.options.floors.clear()
-            self.options.waits = 0
-        return True
-
-    # --- more waits than may -----------------------------------------------------------------------
-
-    def overflows(self, size: int, limit: int) -> bool:
-        """Note that a share of so many bytes waits; whether that is more than the lag policies allow."""
-        main, options, log = self.main, self.options, self.log
-        if main is None or options is None or log is None or not options.strict or main.resuming:
-            return False
-        running = log.running
-        if running and main.place > running.base:  # it has read that far already
-            left = len(running.frames) - running.before(main.place)
-            size = size * left // len(running.frames)
-        options.waits += size
-        if self.stored and sequence_of(main.place) < sequence_of(log.ring.floor):
-            return True
-        return options.waits + self.unsent >= limit
-
-    def overflow(self) -> None:
-        """End the connection, or let go of what may be dropped."""
-        main, options, log = self.main, self.options, self.log
-        if main is None or options is None or log is None:
-            return
-        if "close" in options.policies.values():
-            self.client.too_slow()
-            return
-        dropped = [each for each in self.stored if options.policies.get(each) == "drop"]
-        if not dropped:
-            return
-        options.waits = 0
-        count = log.count(dropped, options.floors, main.place)
-        if count == 0:
-            return
-        options.floors.update(dict.fromkeys(dropped, log.end()))
-        options.count = None if count is None or options.count is None else options.count + count
-        options.dropped = tuple(dropped)
-
-    def tell_dropped(self, log: EventLog, main: Reader) -> None:
-        """Say what was let go since the link took something: one gap, however often that was."""
-        options = self.options
-        if options is None or not options.dropped:
-            return
-        dropped, count = [each for each in options.dropped if each in self.stored], options.count
-        options.dropped, options.count = (), 0
-        start, everything = main.place, len(dropped) == len(self.stored)
-        if not dropped:
-            return
-        if everything:
-            main.place = max(start, min(options.floors[each] for each in dropped))
-        self.client.tell(
-            Gap(
-                channel=named(each.pattern for each in dropped),
-                reason="lag",
-                start=log.text(sequence_of(start)),
-                end=log.text(sequence_of(main.place)) if everything else UNSET,
-                count=UNSET if count is None else count,
-            )
-        )
+    __slots__ = ()
 
     # --- subscriptions: whatever had to wait for NATS did so before --------------------------------
 
@@ -431,11 +209,6 @@ class Flow(Pipe):
 
     # --- questions ---------------------------------------------------------------------------------
 
-    def readers(self) -> Iterator[Reader]:
-        if self.main is not None:
-            yield self.main
-        yield from self.beside
-
     def selections(self) -> Iterator[Selection]:
         """Yield all selections, each once: a subscription has one, wherever it is."""
         yield from self.stored
@@ -450,9 +223,6 @@ class Flow(Pipe):
     def find(self, pattern: str) -> Selection | None:
         """Return the selection of a subscription, wherever it is."""
         return next((each for each in self.selections() if each.pattern == pattern), None)
-
-    def floors(self) -> Mapping[Selection, int] | None:
-        return self.options.floors if self.options else None
 
     def sent(self, patterns: Collection[str]) -> int:
         """Return the newest position written for some subscriptions: P, or that of their catch-up."""
@@ -473,12 +243,6 @@ class Flow(Pipe):
         self.enter(log)
         if self.rest is not None:  # it is still sending what came before its tenant was known
             self.fall_behind(log.end())
-
-    def joined(self) -> EventLog:
-        """Return its log, where it must have one."""
-        if self.log is None:
-            raise LookupError("the connection has no place in a tenant")
-        return self.log
 
     def enter(self, log: EventLog) -> None:
         self.log = log
@@ -557,9 +321,3 @@ class Flow(Pipe):
             channel = named(each.pattern for each in reader.selections)
             number = UNSET if reader.number is None else reader.number
             self.client.tell(Gap(channel=channel, reason="reset", end=start, catch_up=number))
-
-
-def nth_place(shares: Iterable[tuple[Tick, int]], count: int) -> int:
-    """Return the place of an event of some shares: the first is 1."""
-    places = (place for tick, mask in shares for place in compress(tick.places, bits(mask)))
-    return next(islice(places, count - 1, None))

@@ -20,6 +20,7 @@ from broker.eventlog.log import PAGE_BYTES, Missing, Page
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.tick import indices
 from broker.flow.lag import thin, thinning
+from broker.flow.overflow import tell_dropped
 from broker.signals import Signal
 from broker.wire.messages import Gap, Pong, SubscriptionLive, named
 
@@ -139,7 +140,7 @@ class Sending:
         flow, end = self.flow, events.end()
         if flow.rest is not None:
             return None
-        flow.tell_dropped(events, main)
+        tell_dropped(flow, events, main)
         if flow.rest is not None:
             return None
         if not flow.stored:

@@ -16,6 +16,7 @@ from broker.actors.turns import Turn
 from broker.bus.base import StreamState
 from broker.eventlog.history import Segment
 from broker.flow.flow import Start
+from broker.flow.overflow import overflow, overflows
 from broker.metrics.meters import Meters
 from broker.ranges import Ranges
 from broker.wire.positions import Position
@@ -36,10 +37,10 @@ def tick_while_slow(
             link.write()
         if link.flow in flows and link.flow.mask:
             link.flow.mask = 0
-            slow = link.flow.overflows(len(data), limit) or slow
+            slow = overflows(link.flow, len(data), limit) or slow
     bench.log.finish()
     if slow:
-        link.flow.overflow()
+        overflow(link.flow)
 
 
 def gaps(link: Link) -> list[dict[str, Any]]:

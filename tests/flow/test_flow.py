@@ -16,6 +16,7 @@ from broker.eventlog.places import at, sequence_of
 from broker.eventlog.snapshots import PAGE_BYTES as SNAPSHOT_PAGE_BYTES
 from broker.eventlog.snapshots import Snapshot, events_of, make_base
 from broker.flow.flow import Start
+from broker.flow.overflow import overflow, overflows
 from broker.flow.pipe import Pipe
 from broker.ranges import Ranges
 from broker.wire import frames, sse
@@ -535,20 +536,20 @@ def test_waiting_bytes() -> None:
     bench = Bench()
     link = bench.attach(room=0)
     bench.join(link, "a", policy="close")
-    assert not link.flow.overflows(1, 1), "it is not behind"
+    assert not overflows(link.flow, 1, 1), "it is not behind"
     bench.publish("a")
     frame = len(bench.log.ring.ticks[0].frames[0])
     assert link.flow.unsent == frame
     assert slow_share(bench, link, "b", size=10_000) == 0
     share = slow_share(bench, link, "a", "b")
     assert share == frame
-    assert not link.flow.overflows(share, 2 * frame + 1)
-    assert link.flow.overflows(share, 2 * frame + 1), "as much again"
-    link.flow.overflow()
+    assert not overflows(link.flow, share, 2 * frame + 1)
+    assert overflows(link.flow, share, 2 * frame + 1), "as much again"
+    overflow(link.flow)
     assert link.calls["too_slow"] == 1
     link.room = ENDLESS
     link.write()
-    assert not link.flow.overflows(1, 1)
+    assert not overflows(link.flow, 1, 1)
 
 
 def test_below_the_ring_is_too_much() -> None:
@@ -558,10 +559,10 @@ def test_below_the_ring_is_too_much() -> None:
     bench.join(link, "a", policy="close")
     bench.publish("a")
     bench.publish("b", "b")
-    assert not link.flow.overflows(1, ENDLESS)
+    assert not overflows(link.flow, 1, ENDLESS)
     bench.publish("b", "b")
     bench.publish("b", "b")
-    assert link.flow.overflows(1, ENDLESS)
+    assert overflows(link.flow, 1, ENDLESS)
 
 
 def test_dropped() -> None:
@@ -572,7 +573,7 @@ def test_dropped() -> None:
     bench.join(link, "b")
     bench.publish("a", "b")
     bench.publish("a", "b")
-    link.flow.overflow()
+    overflow(link.flow)
     link.room = ENDLESS
     link.write()
     bench.publish("a", "b")
@@ -623,7 +624,7 @@ def test_a_crash_makes_nobody_slow() -> None:
     bench.log.append([("a", (1, "s", b"1", None))])
     bench.log.finish()
     link.flow.move(bench.log)
-    assert not link.flow.overflows(slow_share(bench, link, "a"), 1000), "one small event waits"
+    assert not overflows(link.flow, slow_share(bench, link, "a"), 1000), "one small event waits"
     link.write()
     assert link.events() == [1, 2]
 

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
+from broker.actors import tenant
 from broker.actors.connection import Connection
 from broker.actors.services import Services
 from broker.actors.supervisor import Supervisor
@@ -49,13 +50,13 @@ def second(*given: Any) -> Any:
 class Seam:
     """A method of a class, and which of its arguments belongs to a connection."""
 
-    owner: type
+    owner: Any
     method: str
     part: Callable[..., Any] = first
 
     @property
     def name(self) -> str:
-        return f"{self.owner.__name__}.{self.method}"
+        return f"{self.owner.__name__.rpartition('.')[2]}.{self.method}"
 
 
 # Which of them are reached depends on what the client does.
@@ -68,10 +69,11 @@ ACTORS = (
     *(Seam(Session, name) for name in ("receive", "timers", "settings_changed", "recount")),
     *(Seam(Flow, name) for name in (
         "push", "settle", "try_send", "took", "short", "give", "held_up", "fall_behind", "render", "rejoin",
-        "overflows", "overflow", "subscribe", "begin", "go_on", "join", "set_policies", "leave", "drop",
+        "subscribe", "begin", "go_on", "join", "set_policies", "leave", "drop",
         "swap", "sent", "attach", "enter", "quit", "detach", "move", "position", "place", "offer", "keep",
         "write",
     )),
+    *(Seam(tenant, name) for name in ("overflows", "overflow")),
     *(Seam(Tenant, name, second) for name in ("enter", "leave")),
     *(Seam(Sending, name) for name in (
         "read_on", "ask", "step_unstored", "step_stored", "step_beside", "page", "fetch",
