@@ -22,7 +22,8 @@ from broker.actors.tenants import IDLE_SECONDS
 from broker.actors.transport import Hello
 from broker.errors import CloseCode
 from broker.flow.flow import Flow
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 from tests.support.seams import ACTORS, Seam, Seams, transports
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from broker.config import Allowance, TenantAllowance
 from broker.errors import BrokerError, CloseCode, RateLimited, TooManyConnections, Unavailable
 from broker.limits import CONNECTIONS, DELIVERED, MESSAGES, SUBSCRIPTIONS
 from broker.permissions import Principal
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ import trio
 from broker.actors.canary import LATE_SECONDS, Canary
 from broker.errors import Unavailable
 from broker.subjects import Names
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

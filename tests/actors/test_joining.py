@@ -9,7 +9,7 @@ import trio
 import trio.lowlevel
 
 from tests.support.asking import open_client
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted_bus import ScriptedBus
 
 
 async def test_a_restart_beside_a_catch_up(autojump_clock: trio.abc.Clock) -> None:

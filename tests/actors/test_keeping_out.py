@@ -15,7 +15,8 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.config import TenantAllowance
 from broker.features.control import Ban
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -15,7 +15,8 @@ from broker.actors.transport import Hello, LinkLost, Resting
 from broker.config import Allowance, TenantAllowance
 from broker.errors import BrokerError, CloseCode
 from broker.features.control import Ban
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:

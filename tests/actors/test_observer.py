@@ -12,7 +12,7 @@ from broker import config
 from broker.actors.observer import LOOP_SECONDS, Observer
 from broker.metrics.meters import Meters
 from broker.subjects import Names
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted_bus import ScriptedBus
 
 HOUR = 3600.0
 

@@ -18,7 +18,8 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Alive, Hello, LinkState, Resting
 from broker.config import Allowance
 from broker.features.control import Ban
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

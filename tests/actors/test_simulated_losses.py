@@ -24,7 +24,8 @@ from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.wire.positions import parse
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, parse_frame, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, parse_frame, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import shorten_memory, simulated
 
 if TYPE_CHECKING:

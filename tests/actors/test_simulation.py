@@ -22,7 +22,8 @@ import trio
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedStream, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedStream, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import shorten_memory, simulated
 
 if TYPE_CHECKING:

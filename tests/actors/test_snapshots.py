@@ -16,7 +16,8 @@ from broker.actors import turns
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.eventlog import snapshots
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.turns import Turn
 from tests.support.flows import ENDLESS, Link
-from tests.support.scripted import ScriptedBus, ScriptedVerifier
+from tests.support.scripted import ScriptedVerifier
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     import trio

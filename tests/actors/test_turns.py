@@ -23,7 +23,8 @@ from broker.actors.transport import Hello
 from broker.actors.turns import TURN_SECONDS
 from broker.actors.wheel import BUCKET_SECONDS, Wheel
 from broker.errors import CloseCode
-from tests.support.scripted import ScriptedBus, ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -14,7 +14,7 @@ from broker.bus.base import Page, Stale
 from broker.bus.history import History
 from broker.errors import TooLarge, Unavailable
 from tests.support.bus import Recorder, ready_bus, running_bus
-from tests.support.scripted import ScriptedValues
+from tests.support.scripted_bus import ScriptedValues
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -15,7 +15,7 @@ from tests.support import damage
 from tests.support.bus import Recorder, ready_bus
 from tests.support.nats import NatsServer, run_nats
 from tests.support.rawnats import connect
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

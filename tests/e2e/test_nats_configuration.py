@@ -27,7 +27,7 @@ from tests.support.configured import (
     single,
 )
 from tests.support.rawnats import connect
-from tests.support.scripted import subjects_match
+from tests.support.scripted_bus import subjects_match
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

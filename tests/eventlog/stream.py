@@ -14,7 +14,7 @@ from broker.eventlog.history import History
 from broker.eventlog.log import EventLog
 from broker.eventlog.places import sequence_of
 from broker.subjects import BROADCAST, Names
-from tests.support.scripted import ScriptedBus
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

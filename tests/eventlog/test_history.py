@@ -19,7 +19,7 @@ from broker.eventlog.places import at, sequence_of
 from broker.eventlog.selection import Selection
 from broker.ranges import Ranges
 from tests.eventlog.stream import BAD, NAMES, Stream, check, make_log, matching
-from tests.support.scripted import subjects_match
+from tests.support.scripted_bus import subjects_match
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:

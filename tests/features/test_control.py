@@ -15,7 +15,7 @@ from broker.errors import TokenRevoked
 from broker.features.control import LIFTED_SECONDS, NEWS, Ban, Control
 from broker.permissions import Principal
 from broker.subjects import Names
-from tests.support.scripted import ScriptedBus, ScriptedValues
+from tests.support.scripted_bus import ScriptedBus, ScriptedValues
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from broker.bus.base import Value
 from broker.errors import Unavailable
 from broker.features.durable.cursors import Cursors
 from broker.wire import positions
-from tests.support.scripted import ScriptedValues
+from tests.support.scripted_bus import ScriptedValues
 
 if TYPE_CHECKING:
     from broker.features.durable.cursors import Cursor

@@ -9,7 +9,8 @@ import attrs
 import pytest
 
 from tests.support.asking import open_client
-from tests.support.scripted import ScriptedBus, ScriptedVerifier
+from tests.support.scripted import ScriptedVerifier
+from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     import trio

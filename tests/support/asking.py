@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from broker.actors.connection import Connection
-    from tests.support.scripted import ScriptedBus
+    from tests.support.scripted_bus import ScriptedBus
 
 
 @attrs.define(eq=False)

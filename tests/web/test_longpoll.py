@@ -24,7 +24,8 @@ from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.links.poll import messages
 from broker.links.poll.session import PollTransport, Sessions
-from tests.support.scripted import ScriptedBus, ScriptedVerifier, until_let_in
+from tests.support.scripted import ScriptedVerifier, until_let_in
+from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
