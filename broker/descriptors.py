@@ -1,9 +1,9 @@
-"""File descriptors: as many as the system allows, and some that the crowd cannot take.
+"""File descriptors: the limit of the process, and a reserve that clients cannot exhaust.
 
-A connection is a descriptor. Where they run out nothing can be opened any more: no connection to NATS, no
-answer to a health check, no file. So the public port stops short of the limit: at the first mark it answers
-`/healthz` and `/readyz` and refuses the rest with 503, at the second one it cuts what comes. What is above is
-kept for the admin port, NATS, names, keys and files.
+Each connection takes a descriptor. Without free ones nothing can be opened: no connection to NATS, no answer
+to a health check, no file. So the public port stops short of the limit: from the first threshold on it
+answers `/healthz` and `/readyz` and refuses other requests with 503, from the second on it cuts new
+connections. The rest is reserved for the admin port, NATS, name resolution, key sets and files.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Final
 
 import attrs
 
-RESERVE: Final = 128  # descriptors that are no client's, at most
-SHARE: Final = 4  # of a small limit a quarter is kept
+RESERVE: Final = 128  # at most so many are reserved
+SHARE: Final = 4  # of a small limit only a quarter is reserved
 
 
 @attrs.frozen(kw_only=True)
 class Descriptors:
-    """How many descriptors the process may have (`limit`)."""
+    """The maximum number of descriptors of the process (`limit`)."""
 
     limit: int
 
@@ -29,16 +29,16 @@ class Descriptors:
 
     @property
     def crowded(self) -> int:
-        """From this one on clients are refused. The kernel gives out the lowest that is free (POSIX)."""
+        """Return the first descriptor that is refused; the kernel allocates the lowest free one (POSIX)."""
         return self.limit - self.reserve
 
     @property
     def full(self) -> int:
-        """From this one on they are cut."""
+        """Return the first descriptor that is cut."""
         return self.limit - self.reserve // 2
 
     def fault(self, connections: int) -> str | None:
-        """Return why so many connections cannot be had, and what to do; None when they can."""
+        """Return why there cannot be so many connections, and the remedy; None if there can."""
         if connections <= self.crowded:
             return None
         return (
@@ -52,12 +52,12 @@ UNBOUNDED: Final = Descriptors(limit=1 << 30)
 
 
 def claim() -> Descriptors:
-    """Raise the soft limit of this process, and so of its children, to the hard one; how many that is."""
+    """Raise the soft limit of this process, and so of its children, to the hard limit; return that limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (OSError, ValueError):  # some systems have another bound beside it
+        except (OSError, ValueError):  # some systems have a further bound
             pass
     return UNBOUNDED if soft == resource.RLIM_INFINITY else Descriptors(limit=soft)

@@ -4,22 +4,29 @@
 
     BrokerError
      ├─ ConfigError              the configuration, all faults at once
-     ├─ BadMessage               a frame that breaks the protocol page
+     ├─ BadMessage               a message that breaks the protocol
      ├─ UnknownType
      ├─ Unauthenticated
      ├─ Forbidden
+     │   └─ TenantForbidden
      ├─ InvalidChannel
      ├─ InvalidPosition
      ├─ NotSubscribed
      ├─ Conflict
-     ├─ LimitReached             code says which limit
+     ├─ TooManySubscriptions
+     ├─ SnapshotTooLarge
+     ├─ TooManyConnections
+     ├─ RateLimited
+     │   └─ TooManyConnects
      ├─ NotFound                 the admin API was asked for something that does not exist
      ├─ TooLarge
-     ├─ TokenError               code says: token_invalid, token_expired, token_revoked
+     ├─ TokenInvalid
+     ├─ TokenExpired
+     ├─ TokenRevoked
      ├─ Unavailable              retry later
      └─ Internal
 
-`code` goes to the client in an `error` message, `close_code` is the WebSocket close code where the
+`code` is sent to the client in an `error` message; `close_code` is the WebSocket close code if the
 error ends the connection. Codes are those of the protocol's code table.
 """
 
@@ -34,9 +41,9 @@ if TYPE_CHECKING:
 
 
 class CloseCode(IntEnum):
-    """WebSocket close codes: RFC 6455 section 7.4.1, and the broker's own. `meaning` is their description.
+    """WebSocket close codes: RFC 6455 section 7.4.1, and the broker's own. `meaning` describes each.
 
-    4000-4499: reconnecting may help. 4500-4999: it does not help before something changes.
+    4000-4499: reconnecting may help. 4500-4999: reconnecting does not help until something changes.
     """
 
     meaning: str
@@ -46,19 +53,19 @@ class CloseCode(IntEnum):
         member._value_, member.meaning = code, meaning
         return member
 
-    NORMAL = 1000, "The client closed, or both are done."
-    GOING_AWAY = 1001, "The broker stops."
+    NORMAL = 1000, "The client closed the connection, or both sides are done."
+    GOING_AWAY = 1001, "The broker is stopping."
     PROTOCOL_ERROR = 1002, "A frame broke RFC 6455."
-    UNSUPPORTED_DATA = 1003, "A binary message: messages are text."
+    UNSUPPORTED_DATA = 1003, "A binary message; messages are text."
     INVALID_PAYLOAD = 1007, "Text that is not UTF-8."
     TOO_BIG = 1009, "A message over the limit `message_bytes`."
     INTERNAL_ERROR = 1011, "The broker failed; reconnect."
-    SERVICE_RESTART = 1012, "The broker restarts, or wants the client elsewhere; reconnect."
+    SERVICE_RESTART = 1012, "The broker is restarting, or moves clients to other brokers; reconnect."
     AUTHENTICATION_DEADLINE = 4001, "No token came in time."
     TOKEN_EXPIRED = 4002, "The token expired; reconnect with a new one."
     TOO_SLOW = 4008, "The client fell behind a subscription with lag `close`."
-    HEARTBEAT = 4009, "The client answered no ping, or took nothing for too long."
-    CONNECTION_LIMIT = 4010, "Too many connections, and all are alive: the new one is the one refused."
+    HEARTBEAT = 4009, "The client did not answer a ping, or read nothing for too long."
+    CONNECTION_LIMIT = 4010, "Too many connections, all of them alive; the new one is refused."
     RATE_LIMIT = 4029, "Rate limits were exceeded persistently."
     TOKEN_INVALID = 4500, "The token is not valid."
     TOKEN_REVOKED = 4501, "The token or its user was revoked, or the tenant is suspended."
@@ -69,7 +76,7 @@ class CloseCode(IntEnum):
 class BrokerError(Exception):
     """Base of every error that the broker raises on purpose.
 
-    `message` is a sentence for the client's developer: what and where, never a secret.
+    `message` is a sentence for the developer of the client: what is wrong and where, never a secret.
     `retry_after` is in seconds.
     """
 
@@ -84,7 +91,7 @@ class BrokerError(Exception):
 
 
 class ConfigError(BrokerError):
-    """The configuration cannot be used. `faults` holds one sentence for each fault, key first."""
+    """The configuration cannot be used. `faults` has one sentence per fault, which begins with the key."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -122,7 +129,7 @@ class InvalidChannel(BrokerError):
 
 
 class InvalidPosition(BrokerError):
-    """Not a position of this stream, or above what was sent on this connection."""
+    """Not a position of this stream, or above the last one sent on this connection."""
 
     code = "invalid_position"
 
@@ -140,19 +147,19 @@ class Conflict(BrokerError):
 
 
 class TooManySubscriptions(BrokerError):
-    """The connection, or the user, has as many subscriptions or durable names as allowed."""
+    """The connection has all the subscriptions that it may have, or the user all the durable names."""
 
     code = "limit_subscriptions"
 
 
 class SnapshotTooLarge(BrokerError):
-    """The snapshot has too many channels or bytes; ask for fewer."""
+    """The snapshot has too many channels or bytes; request fewer."""
 
     code = "limit_snapshot"
 
 
 class TooManyConnections(BrokerError):
-    """The limit of connections is reached."""
+    """The limit of connections has been reached."""
 
     code = "limit_connections"
     close_code = CloseCode.CONNECTION_LIMIT
@@ -167,7 +174,7 @@ class RateLimited(BrokerError):
 
 
 class TooManyConnects(RateLimited):
-    """Connections are opened faster than a limit allows; there is none yet that could wait."""
+    """Connections are opened faster than a limit allows; this one does not exist yet, so it cannot wait."""
 
     close_code = CloseCode.RATE_LIMIT
 
@@ -212,7 +219,7 @@ class TenantForbidden(Forbidden):
 
 
 class Unavailable(BrokerError):
-    """Not possible now, as while NATS is away or the broker stops; retry after `retry_after_ms`."""
+    """Not possible now, for example while NATS is away or the broker stops; retry after `retry_after_ms`."""
 
     code = "unavailable"
     retryable = True
@@ -227,9 +234,9 @@ class Internal(BrokerError):
 
 @cache
 def by_code() -> dict[str, type[BrokerError]]:
-    """Map each code of the broker to the class that introduces it.
+    """Return the error codes of the broker, each with the class that introduces it.
 
-    Clients have more, which are theirs.
+    Client libraries add codes of their own.
     """
     found: dict[str, type[BrokerError]] = {}
     pending = BrokerError.__subclasses__()

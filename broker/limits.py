@@ -1,7 +1,7 @@
 """Rates and quotas. The clock is an argument: seconds on any monotonic clock.
 
-A connection has *budgets*: its own, its user's, its tenant's, its address's, the process's, as far as there
-is something that limits them. What it does must be within all of them, and is taken from all or from none.
+A connection has *budgets*: its own, its user's, its tenant's, its address's and the process's, wherever a
+limit is configured. An operation must fit into all of them; it is charged to all or to none.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
     from broker.config import Allowance
 
-# Resources, by their keys in the configuration: those that are held, and those that flow.
+# Resources, by their configuration keys: some are held and given back, others are spent at a rate.
 CONNECTIONS, SUBSCRIPTIONS = "connections", "subscriptions"
 CONNECTS, MESSAGES, BYTES = "connects_per_second", "messages_per_second", "bytes_per_second"
 PUBLISHES, DELIVERED = "publishes_per_second", "delivered_bytes_per_second"
-POSTS = "messages_per_minute"  # of a user: publications, and messages that fail
-REQUESTS = "requests_per_second"  # all others: of a connection, or of a user where there is none
+POSTS = "messages_per_minute"  # per user: publications and failed messages
+REQUESTS = "requests_per_second"  # all others: per connection, or per user without one
 HELD = (CONNECTIONS, SUBSCRIPTIONS)
 FLOWING = (CONNECTS, MESSAGES, BYTES, PUBLISHES, DELIVERED)
 
 CONNECTION, USER, TENANT, ADDRESS, PROCESS = "connection", "user", "tenant", "address", "process"  # scopes
-OF_THE_LINK = (ADDRESS, PROCESS)  # from the first byte to the last; the others follow from the token
+OF_THE_LINK = (ADDRESS, PROCESS)  # from the first byte to the last; the others depend on the token
 
-LONGEST_DEBT_SECONDS = 20.0  # of what is spent without asking: below that of any heartbeat
-WORTH_TELLING = 0.25  # of a limit: whoever has less is not reported to other brokers
-NETWORK_BITS = 64  # what one subscriber has of IPv6 (RFC 6177)
+LONGEST_DEBT_SECONDS = 20.0  # cap on the debt of what is spent on credit: below a heartbeat interval
+WORTH_TELLING = 0.25  # of a limit: smaller shares are not reported to other brokers
+NETWORK_BITS = 64  # the IPv6 prefix that one site is assigned (RFC 6177)
 
 NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 class TokenBucket:
-    """Admits `rate` a second on average and `burst` at once."""
+    """Admits `rate` per second on average, and `burst` at once."""
 
     __slots__ = ("burst", "level", "rate", "time")
 
@@ -50,38 +50,36 @@ class TokenBucket:
         self.time = now
 
     def adopt(self, *, rate: float, burst: float) -> None:
-        """Go on with other bounds, and no longer in debt than those allow."""
+        """Apply other bounds, and reduce any debt to the longest that they allow."""
         self.rate, self.burst = rate, burst
         self.level = max(self.level, -LONGEST_DEBT_SECONDS * rate)
 
     def take(self, now: float, amount: float = 1) -> float:
-        """Take `amount` and return 0, or take nothing and return in how many seconds it will be there."""
+        """Take `amount` and return 0, or take nothing and return the seconds until it is available."""
         if wait := self.wait(now, amount):
             return wait
         self.level -= amount
         return 0.0
 
     def wait(self, now: float, amount: float = 1) -> float:
-        """Return how many seconds until `amount` may be taken: of more than the burst, until the bucket
-        is full.
-        """
+        """Return the seconds until `amount` may be taken (more than the burst: until the bucket is full)."""
         self.level = min(self.burst, self.level + (now - self.time) * self.rate)
         self.time = now
         return max(0.0, (min(amount, self.burst) - self.level) / self.rate)
 
     def spend(self, now: float, amount: float) -> float:
-        """Take `amount` at once, on credit if need be; how many seconds of debt there were before."""
+        """Take `amount` at once, on credit if necessary; return the seconds of debt before that."""
         debt = self.wait(now, 0)
         self.level = max(min(self.level - amount, self.burst), -LONGEST_DEBT_SECONDS * self.rate)
         return debt
 
     def full(self, now: float) -> bool:
-        """Return whether nothing of the burst is in use: the bucket may be forgotten and made anew."""
+        """Return whether the whole burst is available: the bucket may be dropped and recreated."""
         return self.level + (now - self.time) * self.rate >= self.burst
 
 
 class Window:
-    """Counts what happened within the last `seconds`."""
+    """Counts the occurrences within the last `seconds`."""
 
     __slots__ = ("limit", "seconds", "times")
 
@@ -91,20 +89,20 @@ class Window:
         self.times: deque[float] = deque()
 
     def hit(self, now: float) -> bool:
-        """Record one; whether that makes `limit` of them."""
+        """Record an occurrence; return whether that makes `limit` of them."""
         self.times.append(now)
         while self.times[0] <= now - self.seconds:
             self.times.popleft()
         return len(self.times) >= self.limit
 
     def count(self, now: float) -> int:
-        """Return how many there have been."""
+        """Return the number of occurrences within the window."""
         return sum(time > now - self.seconds for time in self.times)
 
 
 @attrs.frozen(kw_only=True)
 class Bounds:
-    """What each holder within a scope may have at a time, and as (a second, at once) do."""
+    """The limits of each holder in a scope: how much may be held, and rates as (per second, at once)."""
 
     scope: str
     held: Mapping[str, int] = NOTHING
@@ -122,7 +120,10 @@ def bounds(
     connections: int = 0,
     further: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> Bounds:
-    """Return what an allowance means, with what `over` says instead, and what other keys say beside."""
+    """Return the bounds that an allowance sets.
+
+    A value in `over` overrides that of `allowance`; `connections` and `further` come from other keys.
+    """
 
     def said(key: str) -> float:
         own = getattr(over, key) if over else None
@@ -139,7 +140,7 @@ def bounds(
 
 @attrs.frozen
 class Excess:
-    """A limit that is in the way: the scope, the key, and for how many seconds."""
+    """A limit that has been reached: its scope, its key, and for how many seconds."""
 
     scope: str
     resource: str
@@ -150,13 +151,13 @@ class Excess:
 
 
 class Budget:
-    """What one holder has and has spent, over all its connections to this broker.
+    """What one holder holds and has spent, over all its connections to this broker.
 
-    `holders` are the connections that are a user's, also those that hold no place in here for now.
+    `holders` are a user's connections, including those that hold no place here at the moment.
 
-    `key` names a holder that other brokers may know too: (tenant,) or (tenant, user). Of such a one
-    `elsewhere` is what it holds there, `spent` what they have not been told of yet, and it puts itself into
-    `touched` whenever it has taken something.
+    `key` names a holder that other brokers may know too: (tenant,) or (tenant, user). For such a holder
+    `elsewhere` is what it holds on other brokers, and `spent` what they have not been told yet; the budget
+    adds itself to `touched` whenever something has been taken.
     """
 
     __slots__ = (
@@ -174,11 +175,11 @@ class Budget:
         self.subscriptions = 0
         self.holders: tuple[Any, ...] = ()
         self.elsewhere = NOTHING
-        self.buckets: Mapping[str, TokenBucket] = MappingProxyType({})  # made when first needed
+        self.buckets: Mapping[str, TokenBucket] = MappingProxyType({})  # created on first use
         self.spent: Mapping[str, float] = MappingProxyType({})
 
     def adopt(self, bounds: Bounds) -> None:
-        """Go on with other bounds; what is held above them stays."""
+        """Apply other bounds; what is already held beyond them stays held."""
         self.bounds = bounds
         self.buckets = {key: each for key, each in self.buckets.items() if key in bounds.rates}
         self.spent = {key: amount for key, amount in self.spent.items() if key in bounds.rates}
@@ -201,32 +202,32 @@ class Budget:
         return most is None or held + self.elsewhere.get(resource, 0) < most
 
     def hold(self, resource: str, count: int) -> None:
-        """Record that `count` more are held, or fewer."""
+        """Record that `count` more are held, or fewer if it is negative."""
         setattr(self, resource, getattr(self, resource) + count)
         if self.touched is not None:
             self.touched.add(self)
 
     def note(self, resource: str, amount: float) -> None:
-        """Record what has been spent, for other brokers."""
+        """Record what has been spent, for the report to other brokers."""
         if amount and self.touched is not None:
             self.spent = {**self.spent, resource: self.spent.get(resource, 0.0) + amount}
             self.touched.add(self)
 
     def share(self) -> float:
-        """Return the largest part of a limit that is held, or spent and not told yet."""
+        """Return the largest share of a limit that is held, or spent and not yet reported."""
         held = [getattr(self, key) / most for key, most in self.bounds.held.items()]
         spent = [amount / self.bounds.rates[key][1] for key, amount in self.spent.items()]
         return max(held + spent, default=0.0)
 
     def idle(self, now: float) -> bool:
-        """Return whether it says nothing any more: it may be forgotten and made anew."""
+        """Return whether it carries no information, so that it may be dropped and recreated."""
         return not (self.connections or self.subscriptions or self.holders) and all(
             bucket.full(now) for bucket in self.buckets.values()
         )
 
 
 def acquire(budgets: Sequence[Budget], resource: str) -> Excess | None:
-    """Hold one more in all of the budgets, or in none: then which of them has no room."""
+    """Hold one more in all budgets, or in none; then return the limit that has been reached."""
     for budget in budgets:
         if not budget.room(resource):
             return Excess(budget.bounds.scope, resource, 0.0)
@@ -235,13 +236,13 @@ def acquire(budgets: Sequence[Budget], resource: str) -> Excess | None:
 
 
 def hold(budgets: Iterable[Budget], resource: str, count: int) -> None:
-    """Hold `count` more whether there is room or not; a negative count gives back."""
+    """Hold `count` more, whether there is room or not; a negative count gives back."""
     for budget in budgets:
         budget.hold(resource, count)
 
 
 def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) -> Excess | None:
-    """Take the amounts from all budgets, or nothing: then it says what would take longest to be there."""
+    """Take the amounts from all budgets, or nothing; then return the limit with the longest wait."""
     worst: Excess | None = None
     buckets: list[tuple[Budget, TokenBucket, str, float]] = []
     for budget in budgets:
@@ -262,7 +263,7 @@ def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) ->
 
 
 def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -> Excess | None:
-    """Take `amount` at once, on credit if need be; which budget was in debt for longest before."""
+    """Take `amount` at once, on credit if necessary; return the longest debt before that, if any."""
     worst: Excess | None = None
     for budget in budgets:
         if bucket := budget.bucket(resource, now):
@@ -274,7 +275,7 @@ def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -
 
 
 def level(budgets: Iterable[Budget], resource: str, now: float) -> float:
-    """Return how much of it there is in all of the budgets (`inf`: as much as you like)."""
+    """Return how much of a resource is left in all budgets (`inf`: unlimited)."""
     found = inf
     for budget in budgets:
         if bucket := budget.bucket(resource, now):
@@ -284,7 +285,7 @@ def level(budgets: Iterable[Budget], resource: str, now: float) -> float:
 
 
 def network(peer: str) -> str:
-    """Return what counts as one address of a client "HOST:PORT": IPv4 as it is, of IPv6 the /64."""
+    """Return what counts as one address for a client "HOST:PORT": an IPv4 address, or an IPv6 /64."""
     host = peer.rpartition(":")[0].strip("[]")
     try:
         address = ipaddress.ip_address(host)

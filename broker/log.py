@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
 # A JWT or the beginning of one, wherever it stands, and the credentials in an address.
 HIDDEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|(?<=://)[^/\s]+(?=@)")
-KEPT_SOURCES = 1024  # of lines, whose rates are kept
+KEPT_SOURCES = 1024  # how many events and sources have their rate tracked
 
 
 def configure(log: Log) -> None:
@@ -59,14 +59,14 @@ def configure(log: Log) -> None:
 
 
 def set_level(level: Level) -> None:
-    """Log from this level up, from now on."""
+    """Log from this level up from now on."""
     number = getattr(logging, level.upper())
     logging.getLogger().setLevel(number)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(number))
 
 
 def level() -> Level:
-    """Return the level that is in force."""
+    """Return the level in force."""
     return cast("Level", logging.getLevelName(logging.getLogger().level).lower())
 
 
@@ -88,7 +88,7 @@ def withhold_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> 
 
 
 def hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Replace tokens and credentials within texts, such as the messages of libraries' exceptions."""
+    """Replace tokens and credentials within texts, such as the exception messages of libraries."""
     return {
         key: HIDDEN.sub("[withheld]", value) if isinstance(value, str) else value
         for key, value in event.items()
@@ -99,9 +99,8 @@ def hide(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 class RateLimit:
     """A limit of `burst` lines per event and source within `period` seconds.
 
-    A source is a tenant, else a peer's address, so that a misbehaving one does not hide others. The first
-    line after a suppression has the number of suppressed ones in `suppressed`. Lines of level debug are not
-    limited.
+    A source is a tenant, or else a peer's address, so that a misbehaving one does not hide others. The first
+    line after a suppression states in `suppressed` how many were dropped. Debug lines are not limited.
     """
 
     burst: int
@@ -140,9 +139,7 @@ class Window:
 
 
 def source(event: EventDict) -> str | None:
-    """Return whom a line is about, for the limit: without a peer's port, which changes with each
-    connection.
-    """
+    """Return the source of a line: its tenant, or else its peer without the port, which changes."""
     if tenant := event.get("tenant"):
         return str(tenant)
     peer = event.get("peer")

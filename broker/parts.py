@@ -1,6 +1,6 @@
-"""What the parts of a broker have in common: each hears when NATS is there and which settings hold.
+"""The interface that all parts of a broker share: background work, the state of NATS, and the settings.
 
-The supervisor runs all parts and tells them. None asks another for what it can be told.
+The supervisor runs the parts and notifies them. No part asks another for something it is notified of.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
 
 
 class Part:
-    """A part of the broker. Each of these does nothing unless a part says otherwise.
+    """A part of the broker. Every method does nothing unless a part overrides it.
 
-    `channel` is the beginning of the brokers' own channels that it listens to, `<prefix>.<channel>…`.
+    `channel` is the prefix of the brokers' own channels to which the part listens, `<prefix>.<channel>…`.
     """
 
     channel: str | None = None
 
     async def run(self) -> None:
-        """Do what there is to do in the background; begun again after a crash."""
+        """Do the part's background work; restarted after a crash."""
 
     async def reached(self) -> None:
-        """Learn what there is to learn from NATS before any event is served. Raise `Unavailable`."""
+        """Read what the part needs from NATS before any event is served. Raise `Unavailable`."""
 
     def up(self, state: StreamState) -> None:
-        """Hear that NATS is there, for the first time or again."""
+        """Note that NATS is available, for the first time or again."""
 
     def down(self) -> None:
-        """Hear that NATS is out of reach."""
+        """Note that NATS is out of reach."""
 
     def settings_changed(self, config: Config) -> None:
-        """Go on with another configuration."""
+        """Apply another configuration."""
 
     def heard(self, channel: str, body: bytes) -> None:
-        """Take what a broker, perhaps this one, has said under `channel`."""
+        """Process a message that a broker, possibly this one, published on `channel`."""
 
     async def flush(self) -> None:
-        """Write what is not written yet: the broker stops."""
+        """Write what has not been written yet; called when the broker stops."""

@@ -1,4 +1,4 @@
-"""Who a client is and what it may do: the patterns of its token against what it asks for."""
+"""The identity of a client and its permissions: the patterns of its token, matched against its requests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from broker.errors import Forbidden
 
 @attrs.frozen(kw_only=True)
 class Verdict:
-    """What decides about a channel or pattern, and so why.
+    """The patterns that decide on a channel or pattern, and so the reason for the decision.
 
-    `within` is the first of the `allowing` patterns that holds all of it, `denied` the first denied pattern
-    that does; `left_out` are the denied ones that reach into it.
+    `within` is the first of the `allowing` patterns that covers it, `denied` the first denied pattern that
+    covers it; `left_out` are the denied patterns that overlap it.
     """
 
     allowing: tuple[str, ...]
@@ -37,13 +37,13 @@ def weigh(pattern: str, allowing: tuple[str, ...], denying: tuple[str, ...]) -> 
 
 @attrs.frozen(kw_only=True)
 class Principal:
-    """A verified token: one user of one tenant, until `expires_at` (Unix seconds).
+    """The holder of a verified token: one user of one tenant, until `expires_at` (Unix seconds).
 
-    That is by the clock of the moment at which it was verified, from which on it is good for `life` seconds;
-    clocks may be put right meanwhile. `issued_at` is in Unix seconds too, where the token says. The patterns
-    have no placeholders left. `room` is the encoded user, the token of its private channels. A monitoring
-    principal only subscribes. `signer` is the key behind the token, as `auth` knows it; `standard`: the token
-    said nothing of permissions, so these are the configuration's.
+    `expires_at` is by the clock at the time of verification, from which the token is valid for `life`
+    seconds; the clock may be set meanwhile. `issued_at` is in Unix seconds too, if the token states it.
+    Placeholders in the patterns are filled in. `room` is the encoded user, a token of its private channels. A
+    monitoring principal may only subscribe. `signer` is the key that verified the token, an object of `auth`.
+    `standard`: the token states no permissions, so these are the configured defaults.
     """
 
     tenant: str
@@ -61,39 +61,39 @@ class Principal:
     standard: bool = False
 
     def check_subscribe(self, pattern: str) -> tuple[str, ...]:
-        """Return the denied patterns that reach into `pattern`; what they match is left out of it.
+        """Return the denied patterns that overlap `pattern`; what they match is left out of it.
 
-        Raises `Forbidden` when `pattern` does not lie within one allowed pattern, or wholly within
-        a denied one.
+        Raises `Forbidden` when `pattern` does not lie within one allowed pattern, or lies wholly within a
+        denied one.
         """
         verdict = self.subscribing(pattern)
         if verdict.within is None:
-            raise Forbidden(f"{pattern}: not within a pattern that the token allows to subscribe")
+            raise Forbidden(f"{pattern}: not within a pattern that the token may subscribe to")
         if verdict.denied is not None:
             raise Forbidden(f"{pattern}: denied by the token")
         return verdict.left_out
 
     def check_publish(self, channel: str) -> None:
-        """Raise `Forbidden` unless `channel` may be published into."""
+        """Raise `Forbidden` unless the client may publish to `channel`."""
         if self.monitoring:
             raise Forbidden("a monitoring token may only subscribe")
         verdict = self.publishing(channel)
         if verdict.within is None:
-            raise Forbidden(f"{channel}: not within a pattern that the token allows to publish")
+            raise Forbidden(f"{channel}: not within a pattern that the token may publish to")
         if verdict.denied is not None:
             raise Forbidden(f"{channel}: denied by the token")
 
     def subscribing(self, pattern: str) -> Verdict:
-        """Return what decides about a subscription to `pattern`."""
+        """Return the verdict on a subscription to `pattern`."""
         return weigh(pattern, (*self.subscribe, *self.own), self.deny)
 
     def publishing(self, channel: str) -> Verdict:
-        """Return what decides about publishing into `channel`."""
+        """Return the verdict on publishing to `channel`."""
         return weigh(channel, () if self.monitoring else (*self.publish, *self.own), self.deny)
 
     @property
     def private(self) -> str:
-        """The prefix of the user's own private channels."""
+        """Return the prefix of the user's own private channels."""
         return f"users.{self.room}"
 
     @property

@@ -1,4 +1,4 @@
-"""A Trio event that can happen again."""
+"""An event that a task can wait for again and again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import trio
 
 @attrs.define(eq=False)
 class Signal:
-    """Wakes the one task that waits for it. Set any number of times before that, it wakes it once."""
+    """Wakes the one task that waits for it. Set several times before that, it wakes the task once."""
 
     event: trio.Event = attrs.field(factory=trio.Event)
 
@@ -16,7 +16,7 @@ class Signal:
         self.event.set()
 
     def clear(self) -> None:
-        """Forget what was set and not waited for."""
+        """Discard a `set` that nobody has waited for."""
         if self.event.is_set():
             self.event = trio.Event()
 

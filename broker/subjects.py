@@ -4,7 +4,7 @@ A *channel* is what clients see (`orders.7`, `live.cursor.7`, `users.alice.inbox
 NATS sees (`events.acme.orders.7`, `live.acme.cursor.7`, `events.acme.users.alice.inbox`). A *pattern*
 is a channel in which a whole token may be `*` and the last one `>`, with the meaning that they have
 in NATS (https://docs.nats.io/nats-concepts/subjects), and one rule of our own: a wildcard never
-reaches into a private or live room from outside. `>` covers neither `users.…` nor `live.…`, and
+reaches into private or live channels from outside. `>` covers neither `users.…` nor `live.…`, and
 `live.>` does not cover `live.users.…`.
 """
 
@@ -20,7 +20,7 @@ import attrs
 from broker.errors import InvalidChannel
 
 BROADCAST = "_all"
-BROKER = "_broker"  # no tenant: where a stream is asked for an answer, see `bus.probe`
+BROKER = "_broker"  # the broker itself, in place of a tenant
 LIVE = "live"
 USERS = "users"
 ME = "me"
@@ -31,17 +31,17 @@ MAX_USER_BYTES = 128  # leaves half a channel for what follows `users.<user>.`
 
 TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 ESCAPED = frozenset(".*>%$")
-# Everything that `token_fault` must look at one character at a time; nearly no token has any of it.
+# Characters that make `token_fault` look at a token one by one; hardly any token has one.
 ODD = re.compile(r"[^!-~]|[*>]")
 
 
 def is_tenant(name: str) -> bool:
-    """Return whether `name` may be a tenant in a token: the reserved ones, which begin with `_`, may not."""
+    """Return whether a token may name this tenant: names that begin with `_` are reserved."""
     return bool(TENANT.match(name)) and not name.startswith("_")
 
 
 def encode_user(user: str) -> str:
-    """`user` as one subject token: percent-encoded over its UTF-8 bytes where a subject could not hold it.
+    """Return `user` as one subject token, percent-encoded over its UTF-8 bytes where a subject needs it.
 
     Raises `ValueError` when it is empty, not valid Unicode, or longer than 128 bytes once encoded.
     """
@@ -53,14 +53,14 @@ def encode_user(user: str) -> str:
 
 
 def encode_token(text: str) -> str:
-    """Any text as one subject token, or as a header's value; `urllib.parse.unquote` is the way back."""
+    """Return any text as one subject token or header value; `urllib.parse.unquote` reverses it."""
     return "".join(
         "".join(f"%{byte:02X}" for byte in char.encode()) if needs_escape(char) else char for char in text
     )
 
 
 def digest(*parts: str) -> str:
-    """Any texts as one key of a bucket: keys refuse much of what users and names may hold."""
+    """Return a bucket key for any texts: keys do not allow all that users and names may contain."""
     sha = hashlib.sha256("\0".join(parts).encode()).digest()
     return base64.b32encode(sha).decode().rstrip("=").lower()
 
@@ -70,7 +70,7 @@ def needs_escape(char: str) -> bool:
 
 
 def parse_channel(text: str) -> str:
-    """`text` when it is a channel to publish into. Raises `InvalidChannel`, which says why it is none."""
+    """Return `text` if it is a channel to publish to. Raises `InvalidChannel` with the reason if not."""
     tokens = parse(text, wildcards=False)
     if (tokens[0] == USERS and len(tokens) < 3) or (tokens[:2] == [LIVE, USERS] and len(tokens) < 4):
         raise InvalidChannel(f"{shown(text)}: a private channel is users.<user>.<name>")
@@ -78,7 +78,7 @@ def parse_channel(text: str) -> str:
 
 
 def parse_pattern(text: str) -> str:
-    """`text` when it is a pattern (a channel is one). Raises `InvalidChannel`, which says why it is none."""
+    """Return `text` if it is a pattern or channel. Raises `InvalidChannel` with the reason if not."""
     parse(text, wildcards=True)
     return text
 
@@ -121,13 +121,13 @@ def token_fault(token: str) -> str | None:
 
 
 def shown(text: str) -> str:
-    """`text` for a message: quoted, escaped, shortened."""
+    """Return `text` for a message: quoted, escaped and shortened."""
     quoted = ascii(text[:80])  # an escape takes up to ten characters
     return quoted if len(text) <= 80 and len(quoted) <= 82 else quoted[:78] + "...'"
 
 
 def expand_me(text: str, user: str) -> str:
-    """`text` with a leading `me` (or `live.me`) replaced by the private room of the encoded `user`."""
+    """Return `text` with a leading `me` or `live.me` replaced by the prefix of `user` (encoded)."""
     if text == ME or text.startswith(ME + "."):
         return f"{USERS}.{user}{text[len(ME) :]}"
     if text == f"{LIVE}.{ME}" or text.startswith(f"{LIVE}.{ME}."):
@@ -136,20 +136,19 @@ def expand_me(text: str, user: str) -> str:
 
 
 def is_live(channel: str) -> bool:
-    """Return whether a channel or pattern lies in the live room: plain NATS, never stored."""
+    """Return whether a channel or pattern is live: plain NATS, never stored."""
     return channel.startswith("live.")
 
 
 def is_literal(pattern: str) -> bool:
-    """Return whether a pattern is a channel: it has no wildcard."""
+    """Return whether a pattern is a channel, that is, has no wildcard."""
     return not {"*", ">"} & set(pattern.split("."))
 
 
 def room(pattern: str) -> str | None:
-    """Return the part of the tree that holds every channel of a pattern; None when that is more than one
-    room.
+    """Return the subtree that contains every channel of a pattern; None if there is more than one.
 
-    A room is a first token, and of `users` the first two, since each client has its own there.
+    A subtree is a first token; below `users` it is the first two, since each client has its own there.
     """
     first, _, rest = pattern.partition(".")
     if first == USERS:
@@ -159,7 +158,7 @@ def room(pattern: str) -> str | None:
 
 
 def walled(tokens: list[str], index: int) -> bool:
-    """Return whether the token at `index` opens a room that no wildcard reaches into from outside."""
+    """Return whether the token at `index` begins a subtree that no wildcard matches from outside."""
     token = tokens[index]
     if index == 0:
         return token in (USERS, LIVE)
@@ -167,7 +166,7 @@ def walled(tokens: list[str], index: int) -> bool:
 
 
 def covers(outer: str, inner: str) -> bool:
-    """Return whether each channel that `inner` (a channel or pattern) matches is matched by `outer` too."""
+    """Return whether `outer` matches every channel that `inner` (a channel or pattern) matches."""
     wide, narrow = outer.split("."), inner.split(".")
     for index, token in enumerate(wide):
         if index == len(narrow):
@@ -182,7 +181,7 @@ def covers(outer: str, inner: str) -> bool:
 
 
 def overlaps(one: str, other: str) -> bool:
-    """Return whether some channel is matched by both patterns."""
+    """Return whether some channel matches both patterns."""
     left, right = one.split("."), other.split(".")
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         wild_a, wild_b = a in ("*", ">"), b in ("*", ">")
@@ -197,12 +196,12 @@ def overlaps(one: str, other: str) -> bool:
 
 @attrs.frozen(kw_only=True)
 class Names:
-    """The configured subject prefixes, and the way between subjects and channels."""
+    """The configured subject prefixes, and the mapping between subjects and channels."""
 
     events: str = "events"
     live: str = "live"
     deadletter: str = "deadletter"
-    own: str = "_broker"  # what brokers tell themselves and each other
+    own: str = "_broker"  # messages that brokers send to themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
         """Return the subject of a channel, or the subject filter of a pattern, in `tenant`."""
@@ -211,7 +210,7 @@ class Names:
         return f"{self.events}.{tenant}.{channel}"
 
     def split(self, subject: str) -> tuple[str, str]:
-        """Tenant and channel of a subject under `events` or `live`; neither is checked yet.
+        """Return the tenant and channel of a subject under `events` or `live`, neither of them checked.
 
         Raises `InvalidChannel` when the subject has another prefix or no channel.
         """

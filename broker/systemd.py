@@ -1,7 +1,7 @@
-"""What systemd hands a service, and what it wants to hear.
+"""The interface to systemd: passed sockets, readiness, status and the watchdog.
 
-sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3). The variables are taken out of
-the environment, so that children (nats-server) do not inherit them.
+sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3). The variables are removed from the environment, so
+that children (nats-server) do not inherit them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ NAMES = ("public", "admin")
 def sockets(
     environment: MutableMapping[str, str], *, first: int = FIRST_DESCRIPTOR
 ) -> dict[str, list[socket.socket]]:
-    """Return the listening sockets that were passed, under "public" and "admin"; empty without socket
-    activation.
+    """Return the listening sockets that were passed, by name: "public", "admin".
 
-    The names are those of `FileDescriptorName=`; where there are none, all are public. Raises
-    `ConfigError` when one has another name or is no listening TCP socket.
+    The names are those of `FileDescriptorName=`; without names all are public. Empty without socket
+    activation. Raises `ConfigError` for another name, and for anything but a listening TCP socket.
     """
     owner = environment.pop("LISTEN_PID", "")
     count = environment.pop("LISTEN_FDS", "")
@@ -42,13 +41,13 @@ def sockets(
     passed: dict[str, list[socket.socket]] = {}
     for descriptor, label in enumerate(labels, first):
         if label not in NAMES:
-            raise ConfigError([f"LISTEN_FDNAMES: {label!r} is none of {', '.join(NAMES)}"])
+            raise ConfigError([f"LISTEN_FDNAMES: {label!r} is not one of {', '.join(NAMES)}"])
         passed.setdefault(label, []).append(listening(descriptor))
     return passed
 
 
 def listening(descriptor: int) -> socket.socket:
-    """Return the socket behind a descriptor, ours alone."""
+    """Return the socket of a descriptor, not to be inherited by children."""
     try:
         os.set_inheritable(descriptor, False)
         passed = socket.socket(fileno=descriptor)
@@ -61,33 +60,35 @@ def listening(descriptor: int) -> socket.socket:
     except OSError as error:
         raise ConfigError([f"LISTEN_FDS: descriptor {descriptor}: {error.strerror}"]) from error
     passed.close()
-    raise ConfigError([f"LISTEN_FDS: descriptor {descriptor} is no listening TCP socket"])
+    raise ConfigError([f"LISTEN_FDS: descriptor {descriptor} is not a listening TCP socket"])
 
 
 @attrs.frozen(kw_only=True)
 class Notifier:
-    """The way back to systemd. Without `NOTIFY_SOCKET` there is nobody to tell, and nothing happens.
+    """Notifies systemd. Without `NOTIFY_SOCKET` it does nothing.
 
-    `watchdog_seconds`: within each such span `WATCHDOG=1` is expected; `None`: it is not.
+    `watchdog_seconds` is the interval within which `WATCHDOG=1` is expected; None if it is not.
     """
 
     address: str | None = None
     watchdog_seconds: float | None = None
 
     def notify(self, *assignments: str) -> None:
-        """Send "READY=1", "STATUS=…", "STOPPING=1" and the like, a line each, as one message. Never blocks.
+        """Send "READY=1", "STATUS=…", "STOPPING=1" and the like, one per line, in one message. Never blocks.
 
-        Whether it arrives makes no difference to what we do (sd_notify(3), "Return Value").
+        Delivery makes no difference to what the broker does (sd_notify(3), "Return Value").
         """
         if self.address is None:
             return
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
-            lines = (each.replace("\n", " ") for each in assignments)  # a reason may have several
+            lines = (each.replace("\n", " ") for each in assignments)  # a reason may have several lines
             sender.sendto("\n".join(lines).encode(), self.address)
 
     def stopping(self, seconds: float, connections: int) -> None:
-        """Say that the service leaves within `seconds`, whatever its unit allows, and what it is at."""
+        """Report that connections are drained and the service stops in `seconds`, whatever its
+        unit allows.
+        """
         self.notify(
             "STOPPING=1",
             f"STATUS=draining {connections} connections",
@@ -95,15 +96,15 @@ class Notifier:
         )
 
     def feed_watchdog(self) -> None:
-        """Say that all is well, where that is wanted."""
+        """Report that the process is alive, if a watchdog expects it."""
         if self.watchdog_seconds is not None:
             self.notify("WATCHDOG=1")
 
 
 def notifier(environment: MutableMapping[str, str]) -> Notifier:
-    """Return who is to be told, from `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    """Return the notifier for `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
 
-    A path, or with "@" first an abstract name. Other kinds (vsock) are for virtual machines, not services.
+    The address is a path, or an abstract name after "@". Other kinds (vsock) are for virtual machines.
     """
     address = environment.pop("NOTIFY_SOCKET", "")
     span = environment.pop("WATCHDOG_USEC", "")

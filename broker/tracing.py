@@ -1,10 +1,10 @@
-"""Spans by OpenTelemetry, for events that carry a trace: publish → receive → fan-out.
+"""OpenTelemetry spans for events that carry a trace: publish → receive → fan-out.
 
-A span's context travels in the headers of the event itself, so that nothing is kept beside it: each step
-finds its parent there and puts itself in its place. Spans are handed to a thread of the SDK's, which sends
-them; when that cannot keep up it drops them, and never holds anybody up.
+The context of a span travels in the headers of the event, so that no other state is needed: each step takes
+its parent from there and replaces it by its own span. A thread of the SDK exports the spans; when it cannot
+keep up it drops them, and never blocks anything.
 
-Imports OpenTelemetry, which is an extra: nobody imports this module unless tracing is enabled.
+Imports OpenTelemetry, an optional dependency, so this module is imported only when tracing is enabled.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
 
 NAME = "nats-websocket-broker"
-# OpenTelemetry would log each `tracestate` that is none, all of it: a line for an event, as a service likes.
+# OpenTelemetry would log each invalid `tracestate` in full: a service could cause a line for every event.
 logging.getLogger(TraceState.__module__).setLevel(logging.ERROR)
 
 
 def make_exporter(settings: config.Tracing) -> SpanExporter:
-    """OTLP over HTTP. Its other settings are the SDK's variables: OTEL_EXPORTER_OTLP_HEADERS and the like."""
+    """Return an OTLP/HTTP exporter; see OTEL_EXPORTER_OTLP_HEADERS etc. for its other settings."""
     return OTLPSpanExporter(endpoint=settings.endpoint)
 
 
 @attrs.define(eq=False)
 class Tracing:
-    """Makes spans of what happens to events whose trace is sampled.
+    """Creates spans for events whose trace is sampled.
 
-    Client publishes without a trace begin one, of which `settings.sample_ratio` are sampled.
+    A client's publish without a trace begins one; the share `settings.sample_ratio` of these is sampled.
     """
 
     settings: config.Tracing
@@ -64,19 +64,19 @@ class Tracing:
         self.provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(self.settings.sample_ratio)),
             resource=Resource.create({"service.name": service, "service.version": version(NAME)}),
-            shutdown_on_exit=False,  # `close` has its turn, and a time
+            shutdown_on_exit=False,  # `close` is called in its turn and with a time limit
         )
         self.provider.add_span_processor(BatchSpanProcessor(self.exporter))
         self.tracer = self.provider.get_tracer("broker")
 
     def close(self) -> None:
-        """Send what has not been sent yet. Blocks for as long as that takes: for a thread."""
+        """Send all spans that have not been sent. Blocks meanwhile: call it in a thread."""
         self.provider.shutdown()
 
     def begin(
         self, name: str, kind: SpanKind, headers: Mapping[str, str], **attributes: str | int
     ) -> tuple[Span, dict[str, str]]:
-        """Return a span under the trace of `headers`, and the headers with the span in its place."""
+        """Return a new span within the trace of `headers`, and the headers with that span as the parent."""
         carried: dict[str, str] = {}
         fields: dict[str, str] = {}
         for field, value in headers.items():
@@ -93,14 +93,14 @@ class Tracing:
 
     @contextmanager
     def publishing(self, headers: dict[str, str], *, tenant: str, channel: str) -> Iterator[None]:
-        """The span of a client's publish; `headers` have it afterwards."""
+        """Open the span of a client's publish, and put it into `headers`."""
         span, fields = self.begin("publish", SpanKind.PRODUCER, headers, tenant=tenant, channel=channel)
         headers.update(fields)
         with use_span(span, end_on_exit=True, record_exception=False):
             yield
 
     def received(self, records: list[Record], incarnation: str) -> list[Record]:
-        """Return the records as they go on: the traced ones with the span of their arrival."""
+        """Return the records, the sampled ones with a span for their arrival in the headers."""
         return [
             self.receive(record, record[3], incarnation)
             if record[3] and traces.sampled(traces.parent_of(record[3]))
@@ -117,7 +117,7 @@ class Tracing:
 
     @contextmanager
     def fanning_out(self, tenant: str, batch: list[tuple[str, Record]]) -> Iterator[dict[int, Span]]:
-        """Spans for the traced events of a batch, by their index; in the batch they have them then."""
+        """Yield spans for the sampled events of a batch, by index, and put them into their headers."""
         spans: dict[int, Span] = {}
         with ExitStack() as open_spans:
             for index, (channel, (sequence, subject, body, headers)) in enumerate(batch):
@@ -132,8 +132,9 @@ class Tracing:
 
 
 def printable(value: str | int) -> str | int:
-    """Return a subject may hold any byte; protocol buffers refuse what is no text, and with it the whole
-    batch.
+    """Return a text without undecodable bytes, for which protocol buffers would refuse the whole batch.
+
+    A subject may contain any byte.
     """
     if isinstance(value, int):
         return value

@@ -72,7 +72,10 @@ class Terms(Protocol):
         """Return who the client is. Raise `Unauthenticated` before it has presented a token."""
 
     def reserve(self, text: str, left: int) -> None:
-        """Count a further subscription of `left` that the connection may have. Raise `LimitReached`."""
+        """Count a further subscription of `left` that the connection may have.
+
+        Raise `TooManySubscriptions`.
+        """
 
     def recount(self) -> None:
         """Have the budgets hold the subscriptions that stand, and no others."""
