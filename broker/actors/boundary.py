@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 
-from broker.actors.transport import LinkLost
 from broker.backoff import Backoff
 
 if TYPE_CHECKING:
@@ -25,11 +24,10 @@ log = structlog.get_logger()
 
 
 class Guarded(Protocol):
-    """What a boundary tells of what went wrong. Neither may raise."""
+    """What a boundary tells of what went wrong."""
 
-    def link_lost(self) -> None: ...
-
-    def crashed(self, error: Exception) -> None: ...
+    def crashed(self, error: Exception) -> None:
+        """End: the link is lost (`LinkLost`), or something is wrong that nobody expects. Must not raise."""
 
 
 class Boundary:
@@ -49,9 +47,7 @@ class Boundary:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
     ) -> bool:
-        if isinstance(error, LinkLost):
-            self.part.link_lost()
-        elif isinstance(error, Exception):
+        if isinstance(error, Exception):
             self.part.crashed(error)
         elif isinstance(error, BaseExceptionGroup):  # what went wrong while it was cancelled
             faults, rest = error.split(Exception)

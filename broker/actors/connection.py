@@ -180,9 +180,10 @@ class Connection:
             await self.transport.linger()
 
     def crashed(self, error: Exception) -> None:
-        """Ends it at once and without a word: what has failed may be what would say it."""
+        """End at once and without a word: what has failed may be what would say it."""
         if isinstance(error, LinkLost):
-            self.link_lost()
+            self.lost = True
+            self.scope.cancel()
             return
         self.note_crash(error)
         if not self.closing:
@@ -472,10 +473,6 @@ class Connection:
         resting = Unavailable("the tenant cannot be served for a while", retry_after=REST_SECONDS)
         self.tell(to_message(resting))
         self.end(CloseCode.SERVICE_RESTART, "the tenant cannot be served for a while")
-
-    def link_lost(self) -> None:
-        self.lost = True
-        self.scope.cancel()
 
     # --- time ---------------------------------------------------------------------------------------
 

@@ -169,9 +169,6 @@ class Followers(list[Follower]):
             for follower in self
         )
 
-    def link_lost(self) -> None:
-        """Nothing here has a link."""
-
     def crashed(self, error: Exception) -> None:
         """To look at a tick has failed; nobody but those who follow is concerned."""
         log.error("trace_crashed", exc_info=error)

@@ -64,8 +64,6 @@ class Holder(Protocol):
     def spend_from(self, budgets: tuple[Budget, ...]) -> None:
         """Note what it is limited by from now on."""
 
-    def link_lost(self) -> None: ...
-
     def crashed(self, error: Exception) -> None: ...
 
 

@@ -42,9 +42,6 @@ class Client(Protocol):
     def fell_behind(self) -> None:
         """Start sending: something is left for when the link takes it."""
 
-    def link_lost(self) -> None:
-        """End it: nothing can be sent any more."""
-
     def crashed(self, error: Exception) -> None:
         """End it, and nothing else: its link is lost, or something is wrong that nobody expects."""
 
@@ -77,7 +74,7 @@ class Nobody:
 
     def nothing(self, *_: object) -> None: ...
 
-    fell_behind = link_lost = crashed = too_slow = send_away = tell = heed_notice = nothing
+    fell_behind = crashed = too_slow = send_away = tell = heed_notice = nothing
 
 
 NOBODY = Nobody()

@@ -9,7 +9,7 @@ import attrs
 import structlog
 import trio
 
-from broker.actors.transport import Hello
+from broker.actors.transport import Hello, LinkLost
 from broker.errors import BrokerError
 from broker.http import credentials, heads
 from broker.http.refusals import from_error
@@ -55,10 +55,10 @@ class Exchange:
     response: Response | None = FAILED
     lost: bool = False
 
-    def link_lost(self) -> None:
-        self.lost = True
-
     def crashed(self, error: Exception) -> None:
+        if isinstance(error, LinkLost):
+            self.lost = True
+            return
         log.error(self.event, exc_info=error, peer=self.link.peer)
 
     async def read(self, begin: Callable[[], Awaitable[None]]) -> Request:

@@ -264,9 +264,6 @@ async def test_what_goes_wrong_while_it_is_cancelled() -> None:
 class Part:
     crashes: list[Exception] = attrs.Factory(list)
 
-    def link_lost(self) -> None:
-        raise AssertionError("no link is lost here")
-
     def crashed(self, error: Exception) -> None:
         self.crashes.append(error)
 

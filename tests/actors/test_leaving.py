@@ -92,7 +92,7 @@ class Crowd:
             case 2:
                 connection.crashed(RuntimeError("scripted"))
             case 3:
-                connection.link_lost()
+                connection.crashed(LinkLost())
             case 4:
                 connection.dismiss(CloseCode.SERVICE_RESTART)
 

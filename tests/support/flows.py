@@ -99,13 +99,10 @@ class Link:
         self.calls["fell_behind"] += 1
         self.sending.woken.set()
 
-    def link_lost(self) -> None:
-        self.calls["link_lost"] += 1
-
     def crashed(self, error: Exception) -> None:
         if not isinstance(error, LinkLost):
             raise error
-        self.link_lost()
+        self.calls["link_lost"] += 1
 
     def heed_notice(self, notice: Notice) -> None:
         self.calls["heed_notice"] += 1
