@@ -74,7 +74,7 @@ def test_not_for_us(given: dict[str, str]) -> None:
 
 
 def test_refused(descriptor: int, tmp_path: Path) -> None:
-    """Unknown names, wrong counts and what is no listening TCP socket are told."""
+    """Unknown names, wrong counts and anything but a listening TCP socket are reported."""
     for names in ("broker.socket", "public:admin"):
         with pytest.raises(ConfigError, match="LISTEN_FDNAMES"):
             systemd.sockets(environment(LISTEN_FDNAMES=names), first=descriptor)
@@ -83,7 +83,7 @@ def test_refused(descriptor: int, tmp_path: Path) -> None:
     unix.bind(str(tmp_path / "socket"))
     unix.listen()
     for wrong in (socket.socket(), socket.socket(type=socket.SOCK_DGRAM), unix):
-        with pytest.raises(ConfigError, match="no listening TCP socket"):
+        with pytest.raises(ConfigError, match="not a listening TCP socket"):
             systemd.sockets(environment(), first=wrong.detach())
     with pytest.raises(ConfigError, match="Bad file descriptor"):
         systemd.sockets(environment(), first=descriptor)
