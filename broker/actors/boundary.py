@@ -1,7 +1,7 @@
-"""Where an exception ends: at the part that it happened in.
+"""Exception boundaries: an exception ends at the part in which it occurred.
 
-Three parts have such a place: a connection (all that acts on it, whoever calls), a tenant, and each piece of
-the background work, which begins again. Whatever passes none of them is the end of the process.
+Three kinds of part have a boundary: a connection (for everything that acts on it, whoever calls), a tenant,
+and each background task, which is restarted. An exception that passes none of them ends the process.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)  # before a part of the background begins again
-SOUND_SECONDS = 60.0  # so long without a crash, and the next is a first one
+BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)  # before a background task is restarted
+SOUND_SECONDS = 60.0  # without a crash for so long, failures count from zero
 
 log = structlog.get_logger()
 
 
 class Guarded(Protocol):
-    """What a boundary tells of what went wrong."""
+    """The part that a boundary notifies. Neither method may raise."""
 
     def crashed(self, error: Exception) -> None:
         """End: the link is lost (`LinkLost`), or something is wrong that nobody expects. Must not raise."""
 
 
 class Boundary:
-    """Whatever goes wrong within it is told to `part`, and ends there.
+    """Reports any exception raised within it to `part`, and stops it there.
 
-    No generator, which would be half a KiB more for each silent client.
+    Not a generator, which would cost another half KiB for each idle client.
     """
 
     __slots__ = ("part",)
@@ -49,7 +49,7 @@ class Boundary:
     ) -> bool:
         if isinstance(error, Exception):
             self.part.crashed(error)
-        elif isinstance(error, BaseExceptionGroup):  # what went wrong while it was cancelled
+        elif isinstance(error, BaseExceptionGroup):  # exceptions raised during a cancellation
             faults, rest = error.split(Exception)
             if faults is not None and rest is not None:
                 self.part.crashed(faults)
@@ -58,24 +58,24 @@ class Boundary:
 
 
 def each(*steps: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    """Takes all steps, whichever of them fail."""
+    """Execute all steps, even if some of them fail."""
     for step in steps:
         try:
             step()
-        except Exception as error:  # that one alone
+        except Exception as error:  # the other steps are still executed
             failed(error)
 
 
 async def kept(
     name: str, work: Callable[[], Awaitable[None]], crashed: Callable[[], object] = lambda: None
 ) -> None:
-    """Runs a part of the background, which begins again after a crash; `crashed` is called in between."""
+    """Run a background task and restart it after a crash; `crashed` is called before each restart."""
     failures = 0
     while True:
         began = trio.current_time()
         try:
             await work()
-        except Exception:  # whatever it is: without this part the others still serve
+        except Exception:  # any: the other parts can serve without this one
             log.exception("part_crashed", part=name)
         else:
             return

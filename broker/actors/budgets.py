@@ -1,6 +1,6 @@
-"""Who has which budgets: users, tenants and addresses with clients, and the process.
+"""The budgets of users, tenants and addresses with clients, and of the process.
 
-Of what is not limited there is no budget, but for users and the process, whose connections always are.
+What is not limited has no budget, except users and the process, whose connections are always limited.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from broker.limits import Bounds, Excess
     from broker.permissions import Principal
 
-CONNECTIONS_RETRY_SECONDS = 5.0  # nobody knows when a place is free
+CONNECTIONS_RETRY_SECONDS = 5.0  # when a place will be free is unknown
 SHOWN = (
     "message_bytes", "publish_bytes", "event_bytes", "connections_per_user", "subscriptions_per_connection",
     "messages_per_minute", "messages_burst", "requests_per_second", "requests_burst",
@@ -33,10 +33,10 @@ SHOWN = (
 
 @attrs.define(eq=False)
 class Budgets(Part):
-    """Makes budgets when somebody needs them, and forgets those that say nothing any more.
+    """Creates budgets on demand, and forgets those that carry no information.
 
-    `hits` counts what was refused or held up, by scope and resource. `elsewhere` is what users and tenants
-    hold at other brokers, and `touched` are those of ours that others may have to hear of: see `Usage`.
+    `hits` counts what was refused or delayed, by scope and resource. `elsewhere` is what users and tenants
+    hold at other brokers; `touched` are the budgets here that may have to be reported to them: see `Usage`.
     """
 
     limits: Limits
@@ -47,16 +47,16 @@ class Budgets(Part):
     elsewhere: Mapping[tuple[str, ...], Mapping[str, int]] = attrs.Factory(dict)
     touched: set[Budget] = attrs.Factory(set)
     bounds: Mapping[str, Bounds] = attrs.field(init=False)  # by scope
-    tenants: Mapping[str, Bounds] = attrs.field(init=False)  # by tenant, where it has its own
+    tenants: Mapping[str, Bounds] = attrs.field(init=False)  # of tenants that have their own
     suspensions: frozenset[str] = attrs.field(init=False)
-    shown: Mapping[str, float] = attrs.field(init=False)  # what a client is told of all this
+    shown: Mapping[str, float] = attrs.field(init=False)  # the limits that a client is told
 
     def __attrs_post_init__(self) -> None:
         self.read(self.limits)
         self.process = Budget(self.bounds[limits.PROCESS])
 
     def read(self, wanted: Limits) -> None:
-        """Takes the configuration apart."""
+        """Derive the bounds from the configuration."""
         self.limits = wanted
         own = {
             limits.POSTS: (wanted.messages_per_minute / 60, wanted.messages_burst),
@@ -82,7 +82,7 @@ class Budgets(Part):
         }
 
     def settings_changed(self, config: Config) -> None:
-        """Goes on with other limits. Who has more than that keeps it."""
+        """Apply other limits; holders that exceed them keep what they hold."""
         self.read(config.limits)
         self.process.adopt(self.bounds[limits.PROCESS])
         for budget in self.addresses.values():
@@ -97,17 +97,17 @@ class Budgets(Part):
         return self.tenants.get(key[0], self.bounds[limits.TENANT])
 
     def suspended(self, tenant: str) -> bool:
-        """Whether the configuration lets nobody of this tenant in."""
+        """Return whether the configuration suspends this tenant."""
         return tenant in self.suspensions
 
-    # --- a connection's way -------------------------------------------------------------------------
+    # --- the life of a connection -------------------------------------------------------------------
 
     @contextmanager
     def admission(self, peer: str, now: float) -> Iterator[None]:
-        """Keeps a place for a connection from "HOST:PORT" that is being opened; `arrive` takes it over.
+        """Reserve a place for a connection from "HOST:PORT" that is being opened; `arrive` takes it over.
 
-        Raises `Unavailable` when the process has no room, `TooManyConnections` and `RateLimited` when the
-        address has no more.
+        Raises `Unavailable` when the process is full, and `TooManyConnections` or `RateLimited` when the
+        address has reached a limit.
         """
         budgets = self.of_link(peer)
         if excess := limits.acquire(budgets, CONNECTIONS):
@@ -120,7 +120,7 @@ class Budgets(Part):
             limits.hold(budgets, CONNECTIONS, -1)
 
     def refusal(self, excess: Excess) -> Unavailable | TooManyConnections | RateLimited:
-        """Why a connection is not taken in."""
+        """Return the error for a connection that is not admitted."""
         wait = self.count(excess).seconds or CONNECTIONS_RETRY_SECONDS
         if excess.scope == limits.PROCESS:
             return Unavailable(f"{excess}; other brokers may have room", retry_after=wait)
@@ -133,7 +133,7 @@ class Budgets(Part):
         return excess
 
     def of_link(self, peer: str) -> tuple[Budget, ...]:
-        """What limits whoever has no token yet, but for what is its own."""
+        """Return the budgets that limit a client without a token, except its connection's own."""
         bounds = self.bounds[limits.ADDRESS]
         if not bounds:
             return (self.process,)
@@ -159,13 +159,16 @@ class Budgets(Part):
         return found
 
     def arrive(self, peer: str) -> tuple[Budget, ...]:
-        """The budgets of a connection that is there now, without a token."""
+        """Return the budgets of a new connection, which has no token yet."""
         budgets = (*self.of_connection(), *self.of_link(peer))
         limits.hold(budgets, CONNECTIONS, 1)
         return budgets
 
     def claim(self, held: tuple[Budget, ...], principal: Principal, now: float) -> tuple[Budget, ...]:
-        """With the token's user and tenant. Raises `TooManyConnections` and `TooManyConnects`."""
+        """Add the budgets of the token's user and tenant.
+
+        Raises `TooManyConnections` and `TooManyConnects`.
+        """
         budgets = self.of_principal(principal)
         if excess := limits.acquire(budgets, CONNECTIONS):
             raise self.refusal(excess)
@@ -177,7 +180,7 @@ class Budgets(Part):
     def again(
         self, held: tuple[Budget, ...], peer: str, principal: Principal | None, subscriptions: int
     ) -> tuple[Budget, ...]:
-        """The same connection's under another configuration: some have come, others are gone."""
+        """Return a connection's budgets under another configuration, and move what it holds to them."""
         own = tuple(each for each in held if each.bounds.scope == limits.CONNECTION)
         for budget in own:
             budget.adopt(self.bounds[limits.CONNECTION])
@@ -192,18 +195,18 @@ class Budgets(Part):
         return wanted
 
     def retire(self, held: tuple[Budget, ...], subscriptions: int) -> tuple[Budget, ...]:
-        """Gives back what a connection that ends has held; what its link still holds stays with it."""
+        """Give back what an ending connection has held, except for what its link still holds."""
         limits.hold(held, SUBSCRIPTIONS, -subscriptions)
         of_link = tuple(each for each in held if each.bounds.scope in limits.OF_THE_LINK)
         limits.hold(set(held) - set(of_link), CONNECTIONS, -1)
         return of_link
 
     def tidy(self, now: float) -> None:
-        """Forgets the budgets that say nothing any more."""
+        """Forget the budgets that carry no information."""
         for key, shared in list(self.shared.items()):
             if shared.idle(now):
                 del self.shared[key]
-                self.touched.discard(shared)  # also while nobody can be told
+                self.touched.discard(shared)  # also while reports cannot be sent
         for name, address in list(self.addresses.items()):
             if address.idle(now):
                 del self.addresses[name]

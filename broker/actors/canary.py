@@ -1,8 +1,8 @@
-"""Whether an event can travel: `/readyz` says just that, and the watchdog is fed by it.
+"""The canary: whether an event can travel. It decides `/readyz`, and feeds the watchdog.
 
-A *canary* is stored in a stream of our own every 2 s and comes back when that has it. The stream of the
-events, which is not ours to write into, is asked whether it takes events, and the feed of it gives a sign
-each second.
+A *canary* is stored in a stream of the broker's own every 2 s, and comes back once it is stored. The events
+stream, into which the broker may not write, is asked whether it accepts messages, and its feed gives a sign
+of life each second.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 2.0
 LATE_SECONDS = 10.0
-ON_THEIR_WAY = 16  # canaries that are waited for; what comes later than that is not measured
-BACK = "seen."  # under which canaries come back
+ON_THEIR_WAY = 16  # canaries awaited at a time; a later return is not measured
+BACK = "seen."  # the channel on which canaries come back
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Canary(Part):
-    """`broker` names this process.
+    """Sends canaries. `broker` names this process.
 
-    `alive` is called whenever a canary has come back while the feed is heard, and whenever NATS has refused
-    one or is away: then we do what we can, and to be started anew would not help. It is not while canaries
+    `alive` is called whenever a canary comes back while the feed is heard, and whenever NATS refuses one or
+    is away: then the broker does all it can, and a restart would not help. It is not called while canaries
     are stored and do not come back, or while the feed is silent.
     """
 
@@ -47,11 +47,11 @@ class Canary(Part):
     alive: Callable[[], None]
     meters: Meters = attrs.Factory(Meters)
     numbers: count[int] = attrs.Factory(count)
-    sent: dict[bytes, float] = attrs.Factory(dict)  # when, by what is in them
+    sent: dict[bytes, float] = attrs.Factory(dict)  # the time of sending, by body
     seen: float | None = None
     listening: bool = False
     fault: str = "NATS has not been reached yet"
-    closed: str | None = "it was not asked yet whether the stream takes events"  # why it does not
+    closed: str | None = "the stream has not confirmed yet that it accepts messages"  # why it does not
 
     channel = BACK
 
@@ -59,7 +59,7 @@ class Canary(Part):
         self.fault = "the connection was lost"
 
     def heard(self, channel: str, body: bytes) -> None:
-        """A canary came back."""
+        """Note that a canary has come back."""
         if channel == BACK + self.broker:
             self.seen = trio.current_time()
             if (sent := self.sent.pop(body, None)) is not None:
@@ -68,7 +68,7 @@ class Canary(Part):
                 self.alive()
 
     def trouble(self) -> str | None:
-        """Why no event can travel; None while one can."""
+        """Return why no event can travel; None while one can."""
         if self.seen is None:
             return self.fault
         if (late := trio.current_time() - self.seen) >= LATE_SECONDS:
@@ -76,7 +76,7 @@ class Canary(Part):
         return self.closed or self.deaf()
 
     def deaf(self) -> str | None:
-        """That the feed of events is silent, if it is."""
+        """Return that the feed of events is silent; None if it is not."""
         heard = self.bus.heard
         silence = 0.0 if heard is None else trio.current_time() - heard
         return None if silence < LATE_SECONDS else f"the feed of events has been silent for {silence:.0f} s"
@@ -87,7 +87,7 @@ class Canary(Part):
             nursery.start_soon(self.ask)
 
     async def fly(self) -> None:
-        """Sends canaries, for ever."""
+        """Send canaries, until cancelled."""
         while True:
             try:
                 await self.send()
@@ -100,7 +100,7 @@ class Canary(Part):
     async def send(self) -> None:
         if not self.listening:
             await self.bus.subscribe_live(f"{self.names.own}.{BACK}{self.broker}")
-            self.listening = True  # from now on, whatever becomes of the connection
+            self.listening = True  # from now on, also over reconnects
         body = str(next(self.numbers)).encode()
         while len(self.sent) >= ON_THEIR_WAY:
             del self.sent[next(iter(self.sent))]
@@ -109,7 +109,7 @@ class Canary(Part):
         self.meters.round_trip.observe(trio.current_time() - began)
 
     async def ask(self) -> None:
-        """Asks the stream of the events, for ever."""
+        """Ask the events stream whether it accepts messages, until cancelled."""
         pause = EVERY_SECONDS / 20
         while True:
             try:
@@ -120,5 +120,5 @@ class Canary(Part):
             await trio.sleep(pause)
 
     def age(self) -> float | None:
-        """For how many seconds none has come; None before the first one."""
+        """Return the seconds since the last canary came back; None before the first one."""
         return None if self.seen is None else trio.current_time() - self.seen

@@ -1,6 +1,6 @@
-"""The actor of one client: a task that reads, and one that sends what the link did not take at once.
+"""The actor of one client: a task that reads, and a task that sends what the link did not accept at once.
 
-What a message means is decided in `session`, who does it in the features, what is sent next in `flow`.
+`session` decides what a message means, the features carry it out, and `flow` decides what is sent next.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 PROTOCOL = "broker.v1"
 REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
 STOPPING = "the broker is stopping; reconnect"
-FLUSH_SECONDS = 2.0  # for what is unsent when a connection ends
-REPLIES_HELD = 16  # a client with more unsent replies is not read from until it has taken some
+FLUSH_SECONDS = 2.0  # for unsent data when a connection ends
+REPLIES_HELD = 16  # with more unsent replies, reading from the client pauses
 
 log = structlog.get_logger()
 
@@ -72,42 +72,42 @@ PING = Request(message=messages.Ping, check=as_it_is, perform=pong, replies=(mes
 
 @attrs.define(eq=False)
 class Connection:
-    """One client. A crash in here ends this connection alone: nothing that others call here raises.
+    """One client. A crash in here ends this connection alone: no method that others call raises.
 
-    `peer`, `token`, `asked` (the tenant that it asked for) and `certificate` (the verified name in one that
-    it has shown) are from the request that opened it. What a silent client costs is decided here and along
-    the way to its socket: no more frames and no more values than it takes stay while its task waits.
+    `peer`, `token`, `asked` (the tenant requested) and `certificate` (the verified name in the client's
+    certificate) are from the request that opened it. The cost of an idle client is decided here and on the
+    way to its socket: no frame and no value beyond the necessary ones stays alive while its task waits.
     """
 
     id: str
     transport: Transport
     services: Services
     peer: str
-    token: str | None  # until it has been looked at
+    token: str | None  # until it has been verified
     asked: str | None
-    ended: Callable[[Connection], None]  # hears of the end, once
+    ended: Callable[[Connection], None]  # called once, at the end
     certificate: str | None = None
     session: Session = attrs.field(init=False)
     flow: Flow = attrs.field(init=False)
     tenant: Tenant | None = None
-    pace: Pace | None = None  # of what is sent, where that is limited
+    pace: Pace | None = None  # of sends, where a rate limits them
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)  # of the reading task
     sender: Sending | None = None  # while there is something to send
     drained: trio.Event | None = None  # set when the replies that held up reading are gone
     close_code: int = 1006
     close_reason: str = ""
     ended_by: str = "link"
-    closing: bool = False  # it has no place in the tenant any more, and is told nothing further
-    received: int = 0  # messages of the client
+    closing: bool = False  # it has left its tenant, and nothing further is sent
+    received: int = 0  # messages from the client
     last: str | None = None  # the live position at its end
-    busy: bool = False  # a message of the client is being dealt with
-    dismissed: CloseCode | None = None  # to be ended with this code after that
+    busy: bool = False  # a message from the client is being processed
+    dismissed: CloseCode | None = None  # end it with this code after that
     lost: bool = False  # nothing can be sent any more
     slot: int | None = None  # the wheel's
-    pinged: float | None = None  # when the heartbeat that is not answered yet was sent
+    pinged: float | None = None  # when the heartbeat without an answer yet was sent
     heard: float = 0.0  # when the last heartbeat was answered
-    progress: float = 0.0  # when the link last took something of what had been left
-    spoke: float = 0.0  # when anything last came from the client
+    progress: float = 0.0  # when the link last accepted pending data
+    spoke: float = 0.0  # when the client last sent anything
     resting: bool = False  # it has given up its place among its user's connections
 
     def __attrs_post_init__(self) -> None:
@@ -136,7 +136,7 @@ class Connection:
         return self.services.config.limits
 
     async def run(self) -> None:
-        """From the opening to the end of the link."""
+        """Serve the client from the opening to the end of the link."""
         try:
             with Boundary(self), self.scope:
                 await self.begin()
@@ -149,8 +149,8 @@ class Connection:
             self.lost = True
             if self.sender:
                 self.sender.scope.cancel()
-            self.flow.client = NOBODY  # they hold each other: a cycle for a full collection to end
-            each(  # the first two once more, should they have failed
+            self.flow.client = NOBODY  # breaks a reference cycle, which only a full collection would free
+            each(  # the first two again, in case they have failed
                 self.leave_tenant,
                 partial(self.services.wheel.cancel, self),
                 self.transport.abort,
@@ -159,7 +159,7 @@ class Connection:
             )
 
     def spend_from(self, budgets: tuple[Budget, ...]) -> None:
-        """What it is limited by from now on."""
+        """Use these budgets from now on."""
         self.session.budgets = budgets
         paced = tuple(each for each in budgets if DELIVERED in each.bounds.rates)
         if paced:
@@ -171,7 +171,7 @@ class Connection:
             self.pace, self.flow.send = None, self.transport.send_nowait
 
     async def say_goodbye(self) -> None:
-        """Sends what is unsent, and lets the client be the one to close."""
+        """Send what is unsent, and let the client close first."""
         with trio.move_on_after(FLUSH_SECONDS) as flushing:
             while self.sender and not self.lost:
                 self.drained = trio.Event()
@@ -180,7 +180,7 @@ class Connection:
             await self.transport.linger()
 
     def crashed(self, error: Exception) -> None:
-        """End at once and without a word: what has failed may be what would say it."""
+        """End the connection at once and without a message: whatever sends one may be what has failed."""
         if isinstance(error, LinkLost):
             self.lost = True
             self.scope.cancel()
@@ -203,7 +203,7 @@ class Connection:
         log.error("connection_crashed", exc_info=error, **self.who())
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
-        """Note what the client may not do, and a token that is not believed; no other error."""
+        """Record a forbidden request or a refused token; other errors are not recorded."""
         if code in REFUSALS:
             for feature in self.services.features:
                 feature.refused(self.who(), code=code, message=message, channel=channel)
@@ -227,8 +227,8 @@ class Connection:
             await self.attempt(Call(AUTHENTICATE, messages.Authenticate(token=token), None))
 
     async def heed(self, inbound: Inbound) -> None:
-        """Does what one message is about."""
-        await trio.lowlevel.checkpoint_if_cancelled()  # what came in just as we closed is void
+        """Process one input."""
+        await trio.lowlevel.checkpoint_if_cancelled()  # ignore what arrived while the connection was closing
         if not isinstance(inbound, Resting):
             self.spoke = trio.current_time()
         match inbound:
@@ -251,7 +251,7 @@ class Connection:
         await self.let_drain()
 
     async def let_drain(self) -> None:
-        """Holds up reading from a client that does not take the replies to what it said."""
+        """Pause reading from a client that does not read its replies."""
         while len(self.flow.rest or ()) > REPLIES_HELD and self.sender:
             self.drained = trio.Event()
             await self.drained.wait()
@@ -269,7 +269,7 @@ class Connection:
         )
 
     async def receive(self, data: bytes) -> None:
-        """Do what a message of the client asks for."""
+        """Process a message of the client."""
         for effect in self.session.receive(data, trio.current_time()):
             if isinstance(effect, Call):
                 await self.attempt(effect)
@@ -277,7 +277,7 @@ class Connection:
                 self.refuse(effect)
 
     async def attempt(self, call: Call) -> None:
-        """Have a wish carried out. That can still fail: then the client is told, and that is that."""
+        """Carry out a wish. If that fails, the client is told."""
         try:
             reply = await call.request.perform(self, call.wish, call.message_id)
         except BrokerError as error:
@@ -288,7 +288,7 @@ class Connection:
                 self.tell(reply, call.message_id)
 
     def refuse(self, effect: Reply | Close) -> None:
-        """Carry out what follows from a message that was refused."""
+        """Carry out an effect of a refused message."""
         self.carry_out(effect)
         if isinstance(effect, Reply) and isinstance(effect.message, messages.Error):
             self.note_refusal(code=effect.message.code, message=effect.message.message)
@@ -301,11 +301,11 @@ class Connection:
                 self.end(code, reason)
 
     async def authenticate(self, message: messages.Authenticate, message_id: str | None) -> None:
-        """Go on under a token, if it is good."""
+        """Verify a token, and continue under it if it is valid."""
         services, held = self.services, self.session.principal
         chosen = held.tenant if held and held.monitoring else self.asked
         principal = await services.verify(message.token, message.tenant or chosen)
-        if self.closing:  # it ended while a key was fetched, and gives nothing back any more
+        if self.closing:  # ended while a key was fetched: it could give nothing back any more
             return
         services.check(principal)
         if held is None:
@@ -313,15 +313,15 @@ class Connection:
             await services.places.claim(self, principal)
             if self.closing:
                 return
-            services.check(principal)  # whoever waits for a place is found by no ban, and by no reload
+            services.check(principal)  # bans and reloads do not find a connection that waits for a place
             if services.verifier is not verifier:
-                self.end(CloseCode.SERVICE_RESTART, "tokens are read in another way now")
+                self.end(CloseCode.SERVICE_RESTART, "the settings for tokens have changed")
                 return
         now = trio.current_time()
         self.tell(self.session.authenticated(principal, now=now), message_id)
         self.rights_changed()
         services.wheel.schedule(self, self.on_timer(now))
-        with suppress(Unavailable):  # before NATS was reached: then with the first subscription
+        with suppress(Unavailable):  # NATS has not been reached: attach at the first subscription
             self.attach()
         for feature in services.features:
             feature.authenticated(self, principal, renewed=held is not None)
@@ -330,15 +330,15 @@ class Connection:
         )
 
     def rights_changed(self) -> None:
-        """Have all features go on with what the token allows now."""
+        """Have all features apply what the token allows now."""
         for feature in self.services.features:
             feature.rights_changed(self)
 
     def settings_changed(self, verifier: Verifier | None) -> None:
-        """Go on under another configuration.
+        """Apply another configuration.
 
-        Or end, when that may not believe the token (None: any token): the client comes back with it, and is
-        told then.
+        The connection ends if that may not accept its token (None: no token): the client reconnects with the
+        token, and is told then.
         """
         with Boundary(self):
             if self.closing:
@@ -347,7 +347,7 @@ class Connection:
             try:
                 held = session.principal
                 if held and verifier is None:
-                    raise TokenInvalid("tokens are read in another way now")
+                    raise TokenInvalid("the settings for tokens have changed")
                 principal = verifier.again(held) if held and verifier else None
             except TokenInvalid as error:
                 self.end(CloseCode.SERVICE_RESTART, error.message)
@@ -362,7 +362,7 @@ class Connection:
                 self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     def keep_out(self) -> None:
-        """Ends when its token has been revoked, or its tenant suspended."""
+        """End the connection if its token has been revoked or its tenant suspended."""
         with Boundary(self):
             principal = self.session.principal
             if principal is None or self.closing:
@@ -374,26 +374,26 @@ class Connection:
                 self.end(CloseCode.TOKEN_REVOKED, error.message)
 
     def attach(self) -> Principal:
-        """Take its place in its tenant, once, and return who it is.
+        """Join the tenant, once, and return the principal.
 
-        Raise `Unavailable` before NATS was reached, and `TokenRevoked`.
+        Raise `Unavailable` before NATS is reached, and `TokenRevoked`.
         """
         principal = self.session.client()
         if self.tenant is None:
             if reason := self.services.trouble():
                 raise Unavailable(reason, retry_after=1.0)
-            self.services.check(principal)  # bans may have been read since it came in
+            self.services.check(principal)  # bans may have been read since it was authenticated
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.enter(self.flow)
         return principal
 
     @property
     def kind(self) -> str:
-        """The kind of its link, for people."""
+        """Return the kind of its link, for people."""
         return self.transport.name
 
     def position(self) -> str | None:
-        """The live position to tell the client, once there is one."""
+        """Return the live position to tell the client, once there is one."""
         events = self.flow.log
         return events.text(self.flow.position()) if events else None
 
@@ -413,7 +413,7 @@ class Connection:
         return self.transport.frame(codec.encode(message, message_id))
 
     def heed_notice(self, notice: Notice) -> None:
-        """Tells the client what all are told."""
+        """Tell the client what all clients are told."""
         if notice.message:
             self.tell(notice.message)
         if notice.reason and (unstored := self.flow.unstored):
@@ -454,7 +454,7 @@ class Connection:
         )
 
     async def beside(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do work that is not broken off with the connection."""
+        """Do work that continues after the end of the connection."""
         with Boundary(self):
             await work()
 
@@ -467,7 +467,7 @@ class Connection:
             self.drained.set()
 
     def too_slow(self) -> None:
-        self.end(CloseCode.TOO_SLOW, "more is unsent than a subscription with lag close allows")
+        self.end(CloseCode.TOO_SLOW, "more data is unsent than a subscription with lag close allows")
 
     def send_away(self) -> None:
         resting = Unavailable("the tenant cannot be served for a while", retry_after=REST_SECONDS)
@@ -490,15 +490,15 @@ class Connection:
         return min(due, self.heartbeat(now))
 
     def heartbeat(self, now: float) -> float:
-        """Pings while nothing waits for the client, judges by progress while something does."""
+        """Send pings while nothing waits for the client; check progress while something does."""
         if self.flow.rest:
             self.pinged, self.heard = None, now
-            if self.pace:  # what we hold back is not what the client does not take
+            if self.pace:  # data held back by the pace is not a stall of the client
                 self.progress = max(self.progress, min(now, self.pace.until))
             if now >= self.progress + self.limits.stall_seconds:
-                self.end(CloseCode.HEARTBEAT, "the client has taken nothing for too long")
+                self.end(CloseCode.HEARTBEAT, "the client has read nothing for too long")
                 return inf
-            # It may have caught up by then, and is to be pinged again.
+            # By then it may have caught up and need a ping.
             return min(self.progress + self.limits.stall_seconds, now + self.limits.heartbeat_seconds)
         if self.pinged is not None:
             if now >= self.pinged + self.limits.heartbeat_timeout_seconds:
@@ -506,7 +506,7 @@ class Connection:
                 return inf
             return self.due_after(now, self.pinged)
         if now < self.heard + self.limits.heartbeat_seconds:
-            # A stall that may be shorter than that is not to be found later for it.
+            # `stall_seconds` may be shorter, and a stall must not be detected late.
             return min(self.heard + self.limits.heartbeat_seconds, now + self.limits.stall_seconds)
         answers = self.transport.answers
         self.pinged, self.heard = (now, self.heard) if answers else (None, now)
@@ -516,13 +516,13 @@ class Connection:
         return now + min(self.limits.heartbeat_seconds, self.limits.stall_seconds)
 
     def due_after(self, now: float, pinged: float) -> float:
-        """When to look again for the answer to a ping; with one the next ping is due, perhaps sooner."""
+        """Return when to check for the answer to a ping; if it comes, the next ping may be due sooner."""
         return min(pinged + self.limits.heartbeat_timeout_seconds, now + self.limits.heartbeat_seconds)
 
     # --- its place among its user's connections ------------------------------------------------------
 
     async def come_back(self, data: bytes) -> bool:
-        """Takes a place again before it heeds a message; or the message is refused, and it rests on."""
+        """Take a place again before a message is processed; otherwise refuse the message and keep resting."""
         try:
             await self.services.places.come_back(self)
         except BrokerError as error:
@@ -531,7 +531,7 @@ class Connection:
         return not self.closing
 
     def ask(self) -> None:
-        """Asks the client for a sign of life."""
+        """Ask the client for a sign of life."""
         with Boundary(self):
             self.flow.push(self.transport.ask())
 
@@ -540,15 +540,15 @@ class Connection:
         return self.flow.rest is not None
 
     def held_back(self, since: float) -> bool:
-        """Whether it is us who keep what is unsent from the client."""
+        """Return whether it is the broker that holds back what is unsent."""
         return self.pace is not None and self.unsent and self.pace.until > since
 
     def give_up_place(self) -> None:
-        """For another connection of its user, as nobody seems to be there."""
+        """Give the place to another connection of the user, since the client seems to be gone."""
         if self.transport.comes_and_goes:
             self.services.places.rest(self)
         else:
-            self.end(CloseCode.HEARTBEAT, "no sign of life, and its place was wanted")
+            self.end(CloseCode.HEARTBEAT, "no sign of life, and another connection needed its place")
 
     def end_rest(self) -> None:
         self.end(CloseCode.GOING_AWAY, "more sessions without a poll than a user may have")
@@ -556,7 +556,7 @@ class Connection:
     # --- the end ------------------------------------------------------------------------------------
 
     def drain(self, reconnect_after: float) -> None:
-        """Asks the client to come back elsewhere, or to us, in `reconnect_after` seconds."""
+        """Ask the client to reconnect, to any broker, in `reconnect_after` seconds."""
         with Boundary(self):
             self.session.draining = True
             self.tell(
@@ -566,14 +566,14 @@ class Connection:
             )
 
     def dismiss(self, code: CloseCode) -> None:
-        """Ends the connection because the broker stops; what the client has asked for is answered first."""
+        """End the connection because the broker stops, after a request in progress has been answered."""
         if self.busy:
             self.dismissed = code
         else:
             self.end(code, STOPPING)
 
     def end(self, code: CloseCode, reason: str, *, by: str = "broker") -> None:
-        """Ends the connection from our side: what is unsent may still go out, then the Close frame."""
+        """End the connection: send what is unsent, as far as possible, then the Close frame."""
         if not self.closing:
             self.close_code, self.close_reason, self.ended_by = code, reason, by
             self.retire()
@@ -582,7 +582,7 @@ class Connection:
             self.scope.cancel()
 
     def leave(self, closed: Closed) -> None:
-        """The client has ended it, or the link has, or broke what is spoken on it."""
+        """Note that the client or the link has ended, or that the client violated the link's protocol."""
         if not self.closing:
             self.close_code, self.close_reason, self.ended_by = closed.code, closed.reason, closed.by
             self.retire()
@@ -592,7 +592,7 @@ class Connection:
                 self.lost = True
 
     def retire(self) -> None:
-        """Gives up its place in the tenant, its timer and all that it holds. What is unsent stays."""
+        """Give up the place in the tenant, the timer and everything held. Unsent data stays."""
         if self.closing:
             return
         self.closing = True
@@ -610,7 +610,7 @@ class Connection:
         if self.tenant:
             self.tenant.leave(self.flow)
         if self.sender:
-            self.sender.woken.set()  # there is nothing to wait for any more
+            self.sender.woken.set()  # it has nothing to wait for any more
 
     def lift_pace(self) -> None:
         if self.pace:
@@ -618,7 +618,7 @@ class Connection:
 
     def note_position(self) -> None:
         if events := self.flow.log:
-            self.last = events.text(sequence_of(self.flow.place()))  # sends nothing: the link may be lost
+            self.last = events.text(sequence_of(self.flow.place()))  # without sending: the link may be lost
 
     def return_budgets(self) -> None:
         self.services.places.leave(self)

@@ -1,7 +1,7 @@
-"""Takes what was deleted from the stream out of this broker's memory, within two seconds.
+"""Removes messages that were deleted from the stream from this broker's memory, within two seconds.
 
-Nobody tells of a deletion: the stream is looked at each second, and after each read of history. What it names
-is blanked in the intake, in each tenant's ring and pages, and in snapshots under way.
+NATS does not announce deletions: the stream is inspected each second, and after each read of history. Deleted
+messages are blanked in the intake, in each tenant's ring and pages, and in snapshots under way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Deletions(Part):
-    """Looks at the stream, and keeps the memory to what it holds."""
+    """Inspects the stream, and removes from memory what it no longer holds."""
 
     bus: Bus
     intake: Intake
@@ -39,7 +39,7 @@ class Deletions(Part):
     doubt: int = 0
 
     async def run(self) -> None:
-        """Looks, for ever."""
+        """Inspect the stream each second, until cancelled."""
         while True:
             try:
                 await self.look()
@@ -53,16 +53,16 @@ class Deletions(Part):
             await trio.sleep(LOOK_SECONDS)
 
     async def look(self) -> StreamState:
-        """The stream as it is; what of it is gone is forgotten. Raises `Unavailable`."""
+        """Return the state of the stream; forget what it no longer holds. Raises `Unavailable`."""
         state = await self.bus.state()
         self.note(state)
         return state
 
     def note(self, state: StreamState) -> None:
-        """Forgets what the stream does not hold any more."""
+        """Forget what the stream no longer holds."""
         gone = self.intake.gone
         if state.incarnation != gone.incarnation:
-            return  # the feed comes to that
+            return  # the feed notices the new stream itself
         if state.unnamed > gone.unnamed:
             self.doubt = LOOKS_IN_DOUBT
             log.info("deleted_unnamed", upto=state.unnamed)
@@ -75,7 +75,7 @@ class Deletions(Part):
                 tenant.drop(gone)
 
     def shorten(self, before: float) -> None:
-        """Forgets everything that came before a time."""
+        """Forget everything that arrived before a time."""
         self.intake.forget(before=before)
         for tenant in self.tenants.running.values():
             tenant.shorten(before)

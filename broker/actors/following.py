@@ -1,7 +1,7 @@
-"""Following events through the broker while somebody looks: who they were meant for, and who got them.
+"""Traces for operators: for whom an event was meant, and who received it.
 
-It looks at what the fan-out of a tick has left behind, once, after the tick; so there is nothing to pay
-while nobody traces, and nothing that a delivery does for it.
+The trace inspects the result of a tick's fan-out once, after the tick. So it costs nothing while nobody
+traces, and a delivery does no work for it.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-FOLLOWERS = 8  # at a time: each looks at every event of its tenant
-HELD = 1000  # entries that wait for whoever follows; what comes beyond them is counted
-FOLLOWED_PER_TICK = 16  # events, and so many connections of them: a hundredth of a second of this loop
+FOLLOWERS = 8  # at a time: each inspects every event of its tenant
+HELD = 1000  # entries that wait for a follower; any more are only counted
+FOLLOWED_PER_TICK = 16  # events and their connections per tick: 10 ms of the event loop
 CONNECTIONS_PER_TICK = 10_000
-SHOWN_CONNECTIONS = 50  # of one event, those that did not get it first
+SHOWN_CONNECTIONS = 50  # per event; those that did not receive it come first
 
 Outcome: TypeAlias = Literal["written", "behind", "catching_up", "dropped", "closed", "gone"]
-Fate: TypeAlias = "tuple[Outcome, Selection]"  # and by which selection it was meant for it
+Fate: TypeAlias = "tuple[Outcome, Selection]"  # and the selection that matched
 
 
 @attrs.frozen(kw_only=True)
 class Audience:
-    """A pattern that matched, and how many connections of the live flow have it.
+    """A pattern that matched, and the number of connections that have it in the live flow.
 
-    `denied`: the channel is left out of it by the token of those who have it.
+    `denied`: their token denies the channel within the pattern.
     """
 
     pattern: str
@@ -56,10 +56,10 @@ class Audience:
 
 @attrs.frozen(kw_only=True)
 class Delivery:
-    """What became of an event at one connection.
+    """The outcome of an event for one connection.
 
-    written: given to its link. behind: it reads on by itself, `events_behind` events back where that is
-    known, and will get this one if its policy `lag` lets it. catching_up: it is still in the past.
+    written: passed to its link. behind: it reads on its own, `events_behind` events back if that is known,
+    and will get this one if its `lag` policy lets it. catching_up: a catch-up has not reached it yet.
     dropped: left out by its policy. closed: too slow, by its policy. gone: the link was lost.
     """
 
@@ -73,10 +73,10 @@ class Delivery:
 
 @attrs.frozen(kw_only=True)
 class Traced:
-    """An event, and what became of it. `position` is None for a live one; `broadcast`: for every tenant.
+    """An event and its outcomes. `position` is None for a live event; `broadcast`: sent to every tenant.
 
     Lines of another `kind`: `tracing` (the first), `dead_letter` (with `reason` and `detail`), `missed` (with
-    `count`: more than could be followed) and `end` (with `reason`).
+    `count`: entries too many to follow) and `end` (with `reason`).
     """
 
     kind: Literal["event"] = "event"
@@ -87,13 +87,13 @@ class Traced:
     form: events.Form
     broadcast: bool
     audiences: list[Audience]
-    outcomes: dict[str, int]  # connections by what became of it there
+    outcomes: dict[str, int]  # number of connections by outcome
     connections: list[Delivery]  # at most `SHOWN_CONNECTIONS`
 
 
 @attrs.frozen(kw_only=True)
 class Refused:
-    """A message that is no event, and why. `position` is None for a live one."""
+    """A message that is not an event, and the reason. `position` is None for a live one."""
 
     kind: Literal["dead_letter"] = "dead_letter"
     time: float
@@ -106,7 +106,7 @@ class Refused:
 
 @attrs.frozen(kw_only=True)
 class Missed:
-    """So many entries came faster than they could be followed."""
+    """Entries that came faster than they could be followed."""
 
     kind: Literal["missed"] = "missed"
     count: int
@@ -117,7 +117,7 @@ Entry: TypeAlias = Traced | Refused | Missed
 
 @attrs.define(eq=False)
 class Follower:
-    """Somebody who follows the channels of a tenant that lie within a pattern."""
+    """A trace of the channels of a tenant that lie within a pattern."""
 
     tenant: str
     pattern: str
@@ -136,7 +136,7 @@ class Follower:
         self.arrived.set()
 
     async def take(self) -> list[Entry]:
-        """What there is, at least one entry."""
+        """Return the entries there are, once there is one."""
         await self.arrived.wait()
         taken = list(self.waiting)
         self.waiting.clear()
@@ -147,11 +147,11 @@ class Follower:
 
 
 class Followers(list[Follower]):
-    """All who follow something. Empty, nothing of this file runs."""
+    """All running traces. While there are none, no code here runs."""
 
     @contextmanager
     def follow(self, tenant: str, pattern: str) -> Iterator[Follower]:
-        """Raises `Conflict` while there are too many."""
+        """Begin a trace. Raises `Conflict` while too many are running."""
         if len(self) >= FOLLOWERS:
             raise Conflict(f"{FOLLOWERS} traces are running; end one before the next")
         follower = Follower(tenant, pattern)
@@ -162,7 +162,10 @@ class Followers(list[Follower]):
             self.remove(follower)
 
     def need(self, tenant: str, *, live: bool) -> bool:
-        """Whether somebody follows the tenant (every tenant's: broadcasts), in its live room if so said."""
+        """Return whether a trace follows this tenant, or every tenant for broadcasts.
+
+        With `live`, only traces of live channels count.
+        """
         return any(
             tenant in (follower.tenant, subjects.BROADCAST)
             and (not live or subjects.is_live(follower.pattern))
@@ -170,14 +173,14 @@ class Followers(list[Follower]):
         )
 
     def crashed(self, error: Exception) -> None:
-        """To look at a tick has failed; nobody but those who follow is concerned."""
+        """Log that a tick could not be inspected; nobody but the followers is affected."""
         log.error("trace_crashed", exc_info=error)
         for follower in self:
             follower.missed += 1
             follower.arrived.set()
 
     def refused(self, letter: Letter) -> None:
-        """A message has turned out to be no event."""
+        """Add a message that is not an event."""
         sequence, _, body, _ = letter.record
         entry = Refused(
             time=time.time(),
@@ -200,7 +203,9 @@ class Followers(list[Follower]):
         tick: Tick,
         slow: Collection[Flow],
     ) -> None:
-        """A tick of the tenant is out. For `slow` more waits than a policy allows: they are told next."""
+        """Inspect a tick that has been sent. For `slow`, more waits than a policy allows: their policy
+        applies next.
+        """
         looked = connections = 0
         catching = [flow for flow in flows if flow.beside]
         slow = frozenset(slow)  # each connection is looked up there
@@ -226,7 +231,7 @@ def look(
     slow: Collection[Flow],
     catching: Sequence[Flow],
 ) -> Traced:
-    """Return what became of one event of a tick."""
+    """Return the outcomes of one event of a tick."""
     channel, (sequence, subject, body, headers) = checked
     matched: list[Selection] = [each for each, mask in tick.masks.items() if mask >> index & 1]
     audiences = [
@@ -247,7 +252,7 @@ def look(
             for selection in matched:
                 if selection in reader.selections and flow not in fates:
                     fates[flow] = "catching_up", selection
-    # There may be as many as connections, of which few are shown.
+    # There may be one for each connection, of which few are shown.
     first = (each for each in fates.items() if each[1][0] != "written")
     rest = (each for each in fates.items() if each[1][0] == "written")
     return Traced(
@@ -267,7 +272,7 @@ def look(
 
 
 def fate(flow: Flow, selection: Selection, place: int, slow: Collection[Flow]) -> Fate:
-    """Return what became of an event at a connection in whose flow it is."""
+    """Return the outcome of an event for a connection that has it in its live flow."""
     main = flow.main
     if flow.client.lost:
         return "gone", selection
@@ -283,7 +288,7 @@ def fate(flow: Flow, selection: Selection, place: int, slow: Collection[Flow]) -
 
 
 def delivery(log: EventLog, flow: Flow, outcome: Outcome, selection: Selection) -> Delivery:
-    """Return a connection as it is shown."""
+    """Return the outcome as it is shown."""
     who, main, behind = flow.client.who(), flow.main, None
     if outcome == "behind" and main is not None:
         behind = log.events_after(main.unstored if selection.unstored else main.place)

@@ -1,4 +1,4 @@
-"""What has arrived for a tenant and is not fanned out yet."""
+"""Events that have arrived for a tenant and have not been fanned out yet."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ if TYPE_CHECKING:
     from broker.flow.client import Notice
     from broker.wire.positions import Position
 
-INBOX_EVENTS = 16384  # beyond either bound the tenant is behind, and reads from the stream instead
+INBOX_EVENTS = 16384  # beyond either limit the tenant is behind, and reads from the stream instead
 INBOX_BYTES = 16 * 1024 * 1024
 
 
 @attrs.frozen
 class Hole:
-    """The feed has come to the position `upto`, and something on its way there is gone."""
+    """The feed has reached the position `upto`, and something before it has been deleted."""
 
     upto: Position
 
 
 class Inbox:
-    """What has arrived and is not fanned out yet, bounded. `lost`: the bound was passed, all was dropped.
+    """Events that have arrived and have not been fanned out yet, up to a limit.
 
-    `renewed`: the stream began anew; what was in here belonged to the old one. `notices` stand among the
-    events: each comes after so many that were ever taken.
+    `lost`: the limit was exceeded, and everything was dropped. `renewed`: the stream was recreated; the
+    contents belonged to the old one. `notices` are ordered among the events: each follows a given number of
+    events, counted from the beginning.
     """
 
     def __init__(self) -> None:
         self.records: deque[Checked] = deque()
         self.size = 0
-        self.taken = 0  # so many events, ever
-        self.marks: deque[tuple[int, float]] = deque()  # taken to there, the oldest was stored then
-        self.stored_at: float | None = None  # the oldest of the last tick's worth, where it is known
+        self.taken = 0  # events taken since the beginning
+        self.marks: deque[tuple[int, float]] = deque()  # up to that count, the oldest was stored at that time
+        self.stored_at: float | None = None  # of the oldest event in the last batch, if known
         self.lost = False
         self.renewed = False
         self.notices: deque[tuple[int, Notice | Hole]] = deque()
@@ -54,7 +55,7 @@ class Inbox:
             self.lose()
 
     def wake(self, stored_at: float | None) -> None:
-        """Some have been put; NATS stored the oldest of what came at once at `stored_at` (Unix seconds)."""
+        """Wake the tenant; NATS stored the oldest of the events just put at `stored_at` (Unix seconds)."""
         if stored_at is not None and self.records:
             self.marks.append((self.taken + len(self.records), stored_at))
         self.arrived.set()
@@ -64,7 +65,7 @@ class Inbox:
         self.arrived.set()
 
     def due(self) -> Notice | Hole | None:
-        """The notice that comes before the next event."""
+        """Return and remove the notice that precedes the next event, if there is one."""
         if self.notices and self.notices[0][0] <= self.taken:
             return self.notices.popleft()[1]
         return None
@@ -76,7 +77,7 @@ class Inbox:
         self.size = 0
 
     def begin(self) -> None:
-        """Takes in again what comes."""
+        """Accept events again."""
         self.clear()
         self.lost = self.renewed = False
 
@@ -91,7 +92,7 @@ class Inbox:
         self.arrived.set()
 
     def take(self) -> list[Checked]:
-        """The next tick's worth, up to the next notice."""
+        """Remove and return the next batch, up to the next notice."""
         before = self.notices[0][0] - self.taken if self.notices else TICK_EVENTS
         batch = take(self.records, min(before, TICK_EVENTS))
         self.size -= sum(len(record[2]) for _, record in batch)
@@ -112,7 +113,7 @@ class Inbox:
 
 
 def take(records: deque[Checked], most: int = TICK_EVENTS) -> list[Checked]:
-    """Takes off a tick's worth."""
+    """Remove and return one batch: at most `most` events, and about `TICK_BYTES`."""
     batch: list[Checked] = []
     size = 0
     while records and len(batch) < most and size < TICK_BYTES:

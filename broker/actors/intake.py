@@ -1,7 +1,7 @@
-"""From what NATS delivers to what a tenant takes: address, check, and a memory of the newest.
+"""The way from NATS to the tenants: address, check, and a memory of the newest events.
 
-The memory is why a fresh tenant can serve a client that was away for a moment without asking the stream,
-and why it may trust the stream for what is older: a replica can lag behind the feed by some seconds.
+With this memory a new tenant can serve a client that was away for a moment without reading the stream, and
+can rely on the stream for anything older: a replica can lag behind the feed by some seconds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 KEPT_SECONDS = 10.0
 KEPT_BYTES = 32 * 1024 * 1024
-OVERHEAD = 300  # bytes that a remembered record takes beside its body
+OVERHEAD = 300  # bytes of a remembered record besides its body
 KEPT_ADDRESSES = 65536
 
 
 @attrs.frozen
 class Address:
-    """What a subject stands for; `fault` when it is none that clients can see."""
+    """The tenant and channel of a subject; `fault` if clients cannot see it."""
 
     tenant: str
     channel: str
@@ -47,13 +47,13 @@ class Intake(Part):
 
     names: subjects.Names
     event_bytes: int
-    rejected: Callable[[Letter], None]  # takes what is no event
+    rejected: Callable[[Letter], None]  # is called with each message that is not an event
     incarnation: str = ""
     gone: Gone = attrs.Factory(Gone)
     addresses: dict[str, Address] = attrs.Factory(dict)
     recent: list[tuple[float, str, Checked]] = attrs.Factory(list)
-    sequences: list[int] = attrs.Factory(list)  # of what is in `recent`
-    start: int = 0  # what is before it in the two is forgotten
+    sequences: list[int] = attrs.Factory(list)  # of the events in `recent`
+    start: int = 0  # entries before it, in both lists, are forgotten
     recent_bytes: int = 0
     floor: int = 0  # the position before `recent`
     head: int = 0  # how far the stream has been read
@@ -72,9 +72,9 @@ class Intake(Part):
         return found
 
     def check(self, record: Record) -> Checked | None:
-        """A record as an event of its channel; None when it is none: a dead letter, or deleted meanwhile."""
+        """Return a record as an event of its channel; None for a dead letter or a deleted message."""
         if self.gone.has(record[0]):
-            return None  # a replica that is late still has it
+            return None  # a lagging replica still has it
         address = self.address(record[1])
         return (address.channel, record) if self.admit(address, record) else None
 
@@ -103,7 +103,7 @@ class Intake(Part):
         self.recent_bytes += OVERHEAD + len(checked[1][2])
 
     def forget(self, *, before: float) -> None:
-        """Drops what came before a time, or is too much."""
+        """Drop events that arrived before a time, and the oldest while there are too many."""
         recent = self.recent
         while self.start < len(recent):
             at, _, (_, record) = recent[self.start]
@@ -117,7 +117,7 @@ class Intake(Part):
             self.start = 0
 
     def drop(self, deleted: Ranges) -> None:
-        """Forgets events that were deleted."""
+        """Drop events that were deleted."""
         if not deleted.meets(self.floor, self.head):
             return
         kept = [each for each in self.recent[self.start :] if each[2][1][0] not in deleted]
@@ -126,7 +126,7 @@ class Intake(Part):
         self.recent_bytes = sum(OVERHEAD + len(each[2][1][2]) for each in kept)
 
     def begin(self, incarnation: str, floor: int) -> None:
-        """Forgets everything: the feed goes on after `floor`, perhaps in another stream."""
+        """Forget everything: the feed continues after `floor`, perhaps in another stream."""
         if incarnation != self.incarnation:
             self.gone = Gone(incarnation=incarnation)
         self.incarnation = incarnation
@@ -136,12 +136,12 @@ class Intake(Part):
         self.floor = self.head = floor
 
     def recent_of(self, tenant: str) -> tuple[int, Iterable[Checked]]:
-        """The position before the memory, and the tenant's events in it, broadcasts among them."""
+        """Return the position before the memory, and the tenant's events in it, including broadcasts."""
         audience = (tenant, subjects.BROADCAST)
         return self.floor, [checked for _, of, checked in self.recent[self.start :] if of in audience]
 
     def between(self, tenant: str, after: int, upto: int) -> list[Checked]:
-        """What of the memory the tenant may see after one position up to another."""
+        """Return the remembered events that the tenant may see after one position up to another."""
         if upto <= self.floor:
             return []
         audience = (tenant, subjects.BROADCAST)
@@ -155,7 +155,7 @@ def parse(names: subjects.Names, subject: str) -> Address:
     try:
         tenant, channel = names.split(subject)
         if tenant != subjects.BROADCAST and not subjects.is_tenant(tenant):
-            raise InvalidChannel(f"{subjects.shown(tenant)}: is not a tenant name")
+            raise InvalidChannel(f"{subjects.shown(tenant)}: not a tenant name")
         subjects.parse_channel(channel)
         if subjects.is_live(channel) != subject.startswith(names.live + "."):
             raise InvalidChannel(f"{channel}: live channels are published under {names.live}.<tenant>.")

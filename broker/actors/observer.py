@@ -1,4 +1,4 @@
-"""What nobody sees who only does his work: how late the loop is, the clock, and how much the stream holds."""
+"""Process health for the metrics: event-loop lag, clock jumps, and the contents of the stream."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from broker.subjects import Names
 
 LOOP_SECONDS = 0.5
-JUMP_SECONDS = 5.0  # by which the clock is set within that time; what is less is corrected, not set
+JUMP_SECONDS = 5.0  # a difference within that time is a jump; less is a gradual correction
 STREAM_SECONDS = 5.0
-AWAY_SECONDS = 1.0  # before the next try
-CLOCK_HINT = "tokens are judged by this clock: see timedatectl; connections that stand go by another"
+AWAY_SECONDS = 1.0  # until the next attempt
+CLOCK_HINT = "this clock decides when tokens expire (see timedatectl); open connections use a monotonic clock"
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Observer:
-    """Looks now and then, for the metrics. `shares` has the messages of each tenant in the stream.
+    """Measures at intervals, for the metrics. `shares` has the number of messages per tenant in the stream.
 
-    `jumped` is called when this machine's clock has been set. `clock` gives Unix seconds.
+    `jumped` is called when this machine's clock has been set. `clock` returns Unix seconds.
     """
 
     bus: Bus
@@ -44,11 +44,11 @@ class Observer:
     settings: Callable[[], config.Metrics]
     jumped: Callable[[], None]
     clock: Callable[[], float] = time.time
-    stream: StreamUsage | None = None  # None: not known just now
+    stream: StreamUsage | None = None  # None: not known at the moment
     shares: Mapping[str, int] = attrs.Factory(dict)
 
     async def watch_loop(self) -> None:
-        """Measures how late a task wakes up that wants to at a certain time, and whether the clock jumps."""
+        """Measure how late a task is woken, and detect jumps of the clock."""
         ahead = self.clock() - trio.current_time()
         while True:
             due = trio.current_time() + LOOP_SECONDS
@@ -78,7 +78,7 @@ class Observer:
                 await trio.sleep(AWAY_SECONDS)
 
     async def count_shares(self) -> None:
-        """Counts the messages of each tenant."""
+        """Count the messages of each tenant."""
         while True:
             try:
                 self.shares = await self.bus.tally(f"{self.names.events}.>", token=1)

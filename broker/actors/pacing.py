@@ -1,7 +1,7 @@
-"""Delivered bytes at a rate: between an outlet and its link, where a limit asks for it.
+"""Rate limits of delivered bytes: between a flow and its link, where one is configured.
 
-Whoever is over the rate is a slow client: it falls behind as a whole, reads on by its lag policy, and loses
-nothing. Installed for connections that are limited in this alone; others write to their link directly.
+A client over its rate is a slow client: it falls behind as a whole, reads on by its lag policy, and loses
+nothing. Only connections with such a limit have a `Pace`; the others write to their link directly.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from broker.actors.transport import Transport
     from broker.limits import Budget, Excess
 
-PIECE_BYTES: Final = 4096  # so much may be sent on credit: many may share a rate, and each waits its turn
+PIECE_BYTES: Final = 4096  # may be sent on credit: many connections may share a rate, and each waits its turn
 
 
 @attrs.define(eq=False)
 class Pace:
     """The sends of a transport, paced by all of `budgets`.
 
-    Each takes as much as there is, and a piece at least, while no budget is in debt. What waits takes its
-    place in the queue that a debt is: a piece is charged at once, and sent when what was there before is
-    paid; after 20 s at most, so that the client sees signs of life even where a rate is far too small for all
-    that share it. `until` is when the last wait ends: the time before is no stall of the client's.
+    While no budget is in debt, a send takes as much as the budgets allow, and at least one piece. A debt is a
+    queue: a waiting piece is charged at once, and sent once the debt before it is paid; after 20 s at the
+    latest, so that the client sees signs of life even where a rate is far too small for all that share it.
+    `until` is the end of the last wait: the time before it is not a stall of the client.
     """
 
     transport: Transport
@@ -40,11 +40,11 @@ class Pace:
     lifted: trio.Event = attrs.Factory(trio.Event)
 
     def room(self, now: float) -> float:
-        """How many bytes may be sent at once."""
+        """Return how many bytes may be sent at once."""
         return max(PIECE_BYTES, limits.level(self.budgets, DELIVERED, now))
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """As the transport's; 0 also when there is a debt."""
+        """Send as the transport does; return 0 also while there is a debt."""
         now = trio.current_time()
         if excess := limits.spend(self.budgets, DELIVERED, 0, now):
             self.count(excess)
@@ -54,7 +54,7 @@ class Pace:
         return sent
 
     async def send_some(self, data: bytes | memoryview) -> int:
-        """As the transport's, after a wait for what was spent before."""
+        """Send as the transport does, after waiting until earlier debts are paid."""
         now = trio.current_time()
         piece = memoryview(data)[: int(min(len(data), self.room(now)))]
         excess = limits.spend(self.budgets, DELIVERED, len(piece), now)
@@ -71,7 +71,7 @@ class Pace:
         return sent
 
     def lift(self) -> None:
-        """No waiting from now on: the connection ends, or is not limited any more."""
+        """Stop all waiting: the connection is ending, or is no longer limited."""
         self.budgets = ()
         self.until = 0.0
         self.lifted.set()

@@ -1,10 +1,10 @@
-"""The places of a user: who has one, and who gives it up for another connection.
+"""The places of a user: which connections have one, and which gives it up for another.
 
-There are `limits.connections_per_user`, counted by the user's budget. A newcomer that finds none is not
-refused before those that have been silent for a moment were asked whether they are still there: a browser
-that lost its network leaves connections behind, which would keep it out until a heartbeat notices. One round
-of questions at a time is asked for a user, in the task of the first newcomer; others that come meanwhile
-share what it finds. Long polls need a place only while somebody polls.
+A user has `limits.connections_per_user` places, counted by its budget. A new connection that finds none free
+is not refused until those that have been silent for a moment have been asked for a sign of life: a browser
+that lost its network leaves connections behind, which would keep it out until a heartbeat notices. There is
+one round of questions at a time for a user, in the task of the first new connection; others that arrive
+meanwhile share its result. Long polls need a place only while a poll is open.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from broker.permissions import Principal
     from broker.session.session import Session
 
-ANSWER_SECONDS = 2.0  # for an answer, beside what the way there and back takes; so long nobody is silent
-ROUND_TRIP_SECONDS = 1.5  # at most that are believed of a link: queues on its way make it seem longer
+ANSWER_SECONDS = 2.0  # for an answer, besides the round trip; less than this does not count as silent
+ROUND_TRIP_SECONDS = 1.5  # at most, since queues make the measured round trip longer
 LOOK_SECONDS = 0.05
-MOST_ASKED = 64  # in one round: the longest silent of a user who may have very many
+MOST_ASKED = 64  # in one round, the longest silent first
 
 
 class Holder(Protocol):
-    """A connection as one that has a place, or wants one.
+    """A connection that has a place or wants one.
 
-    `spoke`: when anything last came from its client. `busy`: a message of the client is being dealt with.
-    `unsent`: its link has not taken all yet. `resting`: it has given up its place for now.
+    `spoke`: when the client last sent anything. `busy`: a message of the client is being processed. `unsent`:
+    its link has not accepted everything yet. `resting`: it has given up its place for now.
     """
 
     transport: Transport
@@ -50,45 +50,45 @@ class Holder(Protocol):
     def unsent(self) -> bool: ...
 
     def held_back(self, since: float) -> bool:
-        """Return whether it is us who keep what is unsent from the client."""
+        """Return whether it is the broker that holds back what is unsent."""
 
     def ask(self) -> None:
         """Ask the client for a sign of life."""
 
     def give_up_place(self) -> None:
-        """Rest, or end: nobody seems to be there."""
+        """Rest, or end, since the client seems to be gone."""
 
     def end_rest(self) -> None:
-        """End: more of them rest than may."""
+        """End, since too many connections rest."""
 
     def spend_from(self, budgets: tuple[Budget, ...]) -> None:
-        """Note what it is limited by from now on."""
+        """Use these budgets from now on."""
 
     def crashed(self, error: Exception) -> None: ...
 
 
 @attrs.define(eq=False)
 class Question:
-    """Whether the client of `asked` is still there; `look` says what is known.
+    """A question whether the client of `asked` is still there; `look` evaluates what is known.
 
-    What waits in front of the question on a slow link delays the answer. So its time begins anew with each
-    acknowledgement of the client's side while the question is on its way, and whoever still sends them after
-    twice the time is alive, unless it is one that cannot answer: that has to have taken something.
+    Data queued ahead of the question on a slow link delays the answer. So its time starts anew with each
+    acknowledgement by the peer while the question is on its way. A peer that still acknowledges after twice
+    the time counts as alive, unless it cannot answer: then it must have acknowledged something new.
     """
 
     asked: Holder
     at: float
     spoke: float
     before: LinkState
-    end: float = inf  # of the question among the bytes that were sent; not known while it waits in here
+    end: float = inf  # of the question in the bytes sent; unknown while it has not been sent
     acknowledged: int = attrs.field(init=False)
-    moved: float = attrs.field(init=False)  # when the link last took something on the way to `end`
+    moved: float = attrs.field(init=False)  # the last progress towards `end`
 
     def __attrs_post_init__(self) -> None:
         self.acknowledged, self.moved = self.before.acknowledged, self.at
 
     def look(self, now: float) -> bool | None:
-        """True: it is. False: it is not. None: it has time yet."""
+        """Return True if the client is there, False if it is not, None while it has time left."""
         connection = self.asked
         state = connection.transport.state()
         heard = connection.busy or connection.spoke != self.spoke or state.received > self.before.received
@@ -112,7 +112,7 @@ class Question:
 
 @attrs.define(eq=False)
 class Round:
-    """`dead` are those who did not answer, the longest silent first, once it is over."""
+    """A round of questions. `dead`, once it is `over`: those without an answer, longest silent first."""
 
     over: trio.Event = attrs.Factory(trio.Event)
     dead: list[Question] = attrs.Factory(list)
@@ -120,13 +120,13 @@ class Round:
 
 @attrs.define(eq=False)
 class Places:
-    """Gives and takes the places of all users."""
+    """Assigns and releases the places of all users."""
 
     budgets: Budgets
     rounds: dict[Budget, Round] = attrs.Factory(dict)
 
     async def claim(self, connection: Holder, principal: Principal) -> None:
-        """Makes a connection one of its user's. Raises `TooManyConnections` and `TooManyConnects`."""
+        """Give a connection a place of its user. Raises `TooManyConnections` and `TooManyConnects`."""
         user = self.budgets.share((principal.tenant, principal.user))
         await self.room(user)
         if not connection.closing:
@@ -135,7 +135,7 @@ class Places:
             user.holders = (*user.holders, connection)
 
     async def come_back(self, connection: Holder) -> None:
-        """Gives one that rested its place again. Raises `TooManyConnections`."""
+        """Give a resting connection a place again. Raises `TooManyConnections`."""
         user = user_of(connection)
         if user is None or not connection.resting:
             return
@@ -146,9 +146,9 @@ class Places:
             connection.resting = False
 
     def rest(self, connection: Holder) -> None:
-        """Takes the place of one that needs none for now.
+        """Take the place of a connection that needs none for now.
 
-        Of more that rest than a user may have connections, the one that was silent longest ends.
+        If more connections rest than a user may have, the longest silent one ends.
         """
         user = user_of(connection)
         if user is None or connection.resting or connection.closing:
@@ -160,7 +160,7 @@ class Places:
             min(resting, key=since).end_rest()
 
     def leave(self, connection: Holder) -> None:
-        """Takes leave of one that ends; what it holds in its budgets is given back as of all others."""
+        """Remove a connection that ends; what it holds in its budgets is given back elsewhere."""
         user = user_of(connection)
         if user is not None:
             user.holders = tuple(each for each in user.holders if each is not connection)
@@ -168,12 +168,12 @@ class Places:
                 limits.hold((user,), CONNECTIONS, 1)
 
     async def room(self, user: Budget) -> None:
-        """Makes room for one more, if that can be; then there is no pause until it is taken."""
+        """Free a place if possible; there is no checkpoint between this and taking it."""
         while not user.room(CONNECTIONS) and await self.freed(user):
             pass
 
     async def freed(self, user: Budget) -> bool:
-        """Whether one of a user's connections turned out to be dead, and has given up its place."""
+        """Return whether a connection of the user turned out to be dead and has given up its place."""
         found = self.rounds.get(user)
         if found is None:
             found = self.rounds[user] = Round()
@@ -194,7 +194,7 @@ class Places:
 
 
 async def ask(user: Budget) -> list[Question]:
-    """Asks those of a user who have been silent for a moment; the questions that got no answer."""
+    """Ask the connections of a user that have been silent for a moment; return the unanswered questions."""
     now = trio.current_time()
     waiting = [each for each in user.holders if not (each.resting or each.closing or each.busy)]
     silent = sorted((each for each in waiting if each.spoke <= now - ANSWER_SECONDS), key=since)
@@ -221,5 +221,5 @@ def since(connection: Holder) -> float:
 
 
 def user_of(connection: Holder) -> Budget | None:
-    """The budget that its place is in; None before there is a token."""
+    """Return the user's budget, which has the connection's place; None before there is a token."""
     return next((each for each in connection.session.budgets if each.bounds.scope == limits.USER), None)

@@ -1,4 +1,4 @@
-"""A message without a connection around it: a session that lives for that one."""
+"""A message without a connection, in a session that lives for that message alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Answer: TypeAlias = "m.ServerMessage"
 
 @attrs.define(eq=False)
 class Alone(Session):
-    """A session of one message. What else is a connection's, is its user's: the rate."""
+    """A session of one message. Limits that are a connection's elsewhere are here its user's: the rate."""
 
     def admit(self, message: m.ClientMessage, now: float) -> None:
         if self.table[message.type].publishes:
@@ -38,8 +38,8 @@ class Alone(Session):
 class Posting:
     """One message of a client at `peer` that has no connection.
 
-    Permissions, rates and refusals are those of a connection. It does not count as one of its user's
-    connections, which may be as many as are allowed.
+    Permissions, rates and refusals are those of a connection. It does not count towards the user's
+    connections.
     """
 
     services: Services
@@ -59,7 +59,7 @@ class Posting:
         )
 
     async def answer(self, message: bytes, *, token: str, tenant: str | None) -> Answer:
-        """Return what the client is told of its message."""
+        """Return the reply to the client's message."""
         services, session = self.services, self.session
         try:
             principal = await services.verify(token, tenant)

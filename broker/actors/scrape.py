@@ -1,4 +1,4 @@
-"""What a scrape finds: everything that actors keep, by tenant where that is bounded."""
+"""The statistics of a scrape, collected from the actors, by tenant up to a limit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from broker.actors.connection import Connection
     from broker.actors.supervisor import Supervisor
 
-OURS = (subjects.BROKER, subjects.BROADCAST)  # in the stream, and no tenant
+OURS = (subjects.BROKER, subjects.BROADCAST)  # in the stream, but not tenants
 
 
 def take(supervisor: Supervisor) -> Statistics:
-    """Return what there is to see now, and book what tenants have added to their traffic."""
+    """Return the current statistics, and settle what tenants have added to their traffic."""
     tenants, services, observer = supervisor.tenants, supervisor.services, supervisor.observer
     most = supervisor.config.metrics.tenants
     taken = {name: tenant.statistics() for name, tenant in tenants.running.items()}
@@ -61,7 +61,7 @@ def take(supervisor: Supervisor) -> Statistics:
 
 
 def limits_hit(budgets: Budgets) -> Mapping[tuple[str, str], int]:
-    """By scope and resource; those that are configured and have not been in the way yet are there with 0."""
+    """Return the hits by scope and resource; a configured limit without hits is listed with 0."""
     configured = {
         (scope, resource): 0
         for scope, bounds in budgets.bounds.items()
@@ -71,7 +71,7 @@ def limits_hit(budgets: Budgets) -> Mapping[tuple[str, str], int]:
 
 
 def by_tenant(connections: Collection[Connection], named: Collection[str]) -> Mapping[tuple[str, str], int]:
-    """How many there are by tenant and transport."""
+    """Return the number of connections by tenant and transport."""
     counts: Counter[tuple[str, str]] = Counter()
     for connection in connections:
         principal = connection.session.principal
@@ -84,6 +84,9 @@ def by_tenant(connections: Collection[Connection], named: Collection[str]) -> Ma
 
 
 def shares(found: Mapping[str, int], most: int) -> Mapping[str, int]:
-    """Those with the most messages. Whoever publishes can make up names: what is none is not shown."""
+    """Return the messages of the largest tenants.
+
+    Publishers can make up names, so invalid ones are not shown.
+    """
     real = {name: count for name, count in found.items() if subjects.is_tenant(name) or name in OURS}
     return fold(found, largest(real, most))

@@ -1,4 +1,4 @@
-"""What every connection needs of the rest of the broker."""
+"""What all connections share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False, kw_only=True)
 class Services(Part):
-    """Shared by all connections. `nursery` is where their sending tasks run."""
+    """Shared by all connections. `nursery` runs their sending tasks."""
 
     config: Config
     verifier: Verifier
@@ -39,7 +39,7 @@ class Services(Part):
     table: Table
     wheel: Wheel
     meters: Meters
-    duplicate_window: float = attrs.field(init=False)  # of the stream as it is, in seconds
+    duplicate_window: float = attrs.field(init=False)  # of the existing stream, in seconds
     nursery: trio.Nursery = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -53,19 +53,22 @@ class Services(Part):
         self.config = config
 
     async def verify(self, token: str, tenant: str | None) -> Principal:
-        """Return whose token it is, by the configuration in force at the end. Raise as `Verifier.verify`."""
+        """Return the principal of a token, under the configuration in force at the end.
+
+        Raise as `Verifier.verify`.
+        """
         verifier = None
-        while verifier is not self.verifier:  # another configuration while it waited: what that says
+        while verifier is not self.verifier:  # reloaded meanwhile: verify again
             verifier = self.verifier
             principal = await verifier.verify(token, now=time.time(), tenant=tenant)
         return principal
 
     def trouble(self) -> str | None:
-        """Return why nobody can be let in yet."""
+        """Return why no client can be admitted yet; None when clients can."""
         return next((trouble for each in self.features if (trouble := each.trouble())), None)
 
     def check(self, principal: Principal) -> None:
-        """Raise `TokenRevoked` for a client that is kept out."""
+        """Raise `TokenRevoked` for a client that is banned."""
         for feature in self.features:
             feature.check(principal)
         if self.budgets.suspended(principal.tenant) and not principal.monitoring:

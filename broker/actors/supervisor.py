@@ -1,4 +1,4 @@
-"""The supervisor: hands what arrives from NATS to the tenants, and takes the clients in."""
+"""The supervisor: passes what arrives from NATS to the tenants, and admits clients."""
 
 from __future__ import annotations
 
@@ -73,25 +73,25 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Supervisor:
-    """Owns the connections and the tenants. It is the bus's sink.
+    """Owns the connections and the tenants. It is the sink of the bus.
 
-    `run` keeps the background work going; `serve` is one client from its request to its end.
+    `run` does the background work; `serve` serves one client from its opening to its end.
     """
 
     config: Config
     bus: Bus
     names: Names
     verifier: Verifier
-    alive: Callable[[], None] = lambda: None  # called while we do what we can, see `Canary`
+    alive: Callable[[], None] = lambda: None  # called while the process works, see `Canary`
     tracing: Tracing | None = None
     broker: str = attrs.Factory(lambda: secrets.token_hex(4))
     connections: dict[Connection, None] = attrs.Factory(dict)
     meters: Meters = attrs.Factory(Meters)
     empty: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `emptied`
-    banned: Signal = attrs.Factory(Signal)  # a ban is new, or another is over
+    banned: Signal = attrs.Factory(Signal)  # set when bans have changed
     connected: bool = False
     draining: bool = False
-    admitting: int = 0  # clients and requests that a place is kept for
+    admitting: int = 0  # clients and requests with a reserved place
     canary: Canary = attrs.field(init=False)
     observer: Observer = attrs.field(init=False)
     intake: Intake = attrs.field(init=False)
@@ -159,7 +159,7 @@ class Supervisor:
         )
 
     def make_features(self, starts: Starts, followers: Followers) -> tuple[Feature, ...]:
-        """Return the table of features: one line for each."""
+        """Return the features, one line each."""
         config, bus, names, intake = self.config, self.bus, self.names, self.intake
         cursors = Cursors(bus, config.limits.durables_per_user, config.stream.cursor_max_age)
         self.control = Control(bus, names, self.bans_changed)
@@ -184,7 +184,7 @@ class Supervisor:
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """The tenants and the background work, until cancelled."""
+        """Run the tenants and the background work, until cancelled."""
         async with trio.open_nursery() as nursery:
             self.tenants.nursery = self.services.nursery = nursery
             background = [
@@ -198,7 +198,7 @@ class Supervisor:
             task_status.started()
 
     async def feed(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs the bus; what it had in hand when it crashed the tenants read from the stream."""
+        """Run the bus. After a crash the tenants read from the stream what it had received."""
         statuses = iter([task_status])
 
         async def work() -> None:
@@ -213,7 +213,7 @@ class Supervisor:
         await kept("bus", work, crashed)
 
     async def reload(self, config: Config, verifier: Verifier) -> None:
-        """Goes on with another configuration; of the connections those end that it does not allow."""
+        """Apply another configuration, and end the connections that it does not allow."""
         ours, theirs = self.config.auth, config.auth
         read_alike = (ours.type, ours.tenant_claim) == (theirs.type, theirs.tenant_claim)
         self.config = config
@@ -239,7 +239,7 @@ class Supervisor:
             for tenant in self.tenants.running.values():
                 tenant.inbox.renew()
         elif self.intake.head < state.first - 1:
-            # Cut off before anybody has read it: each connection will find that out, and say so.
+            # Trimmed before anybody has read it: each connection notices, and reports a gap.
             self.intake.begin(state.incarnation, state.first - 1)
             for tenant in self.tenants.running.values():
                 tenant.inbox.lose()
@@ -284,7 +284,7 @@ class Supervisor:
         self.meters.received["live"] += len(events)
 
     def hand_on(self, records: list[Record], stored_at: float | None) -> Iterator[tuple[Address, Record]]:
-        """Gives each record that is an event to its tenants, and yields it; wakes them at the end."""
+        """Put each record that is an event into its tenants' inboxes and yield it; wake them at the end."""
         woken: set[Tenant] = set()
         now = trio.current_time()
         if self.tracing is not None:
@@ -303,7 +303,7 @@ class Supervisor:
             tenant.inbox.wake(stored_at)
 
     def own(self, channel: str, body: bytes) -> None:
-        """Hand on what brokers send to themselves and to each other."""
+        """Pass on what brokers send to themselves and to each other."""
         for part in self.parts:
             if part.channel and channel.startswith(part.channel):
                 part.heard(channel, body)
@@ -326,11 +326,11 @@ class Supervisor:
         self.announce(Notice(Source(state="interrupted"), None))
 
     def announce(self, notice: Notice) -> None:
-        """Says something to everybody: by the tenants, each in its turn among the events."""
+        """Send a notice to all clients: through the tenants, in its turn among the events."""
         for tenant in self.tenants.running.values():
             tenant.inbox.announce(notice)
         for connection in self.connections:
-            if connection.tenant is None:  # it has not been given a place: few, and for a short time
+            if connection.tenant is None:  # not in a tenant yet: few, and for a short time
                 with Boundary(connection):
                     connection.heed_notice(notice)
 
@@ -340,7 +340,7 @@ class Supervisor:
         self.banned.set()
 
     async def keep_out(self) -> None:
-        """Ends the connections that a ban concerns, after each change of the bans."""
+        """After each change of the bans, end the connections that they concern."""
         while True:
             await self.banned.wait()
             turn = Turn()
@@ -350,10 +350,10 @@ class Supervisor:
 
     @contextmanager
     def admission(self, peer: str) -> Iterator[None]:
-        """Keeps a place for a client from "HOST:PORT" until it is with `serve`, without a pause in between.
+        """Reserve a place for a client from "HOST:PORT" until `serve` takes it, without a checkpoint between.
 
-        Or for as long as a request of its own takes, which a drain waits for.
-        Raises `Unavailable`, `TooManyConnections` and `RateLimited` when none is taken now.
+        It may also enclose a single request; a drain waits for it. Raises `Unavailable`, `TooManyConnections`
+        and `RateLimited` when no client can be admitted.
         """
         if self.draining:
             raise Unavailable("this broker is about to stop", retry_after=1.0)
@@ -366,9 +366,9 @@ class Supervisor:
             self.look_empty()
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
-        """One client, until it is gone. Raises `LinkLost` when it came too late."""
+        """Serve one client until it is gone. Raises `LinkLost` when the broker is draining."""
         if self.draining:
-            raise LinkLost  # its handshake was under way: cut off, it finds a broker when it comes again
+            raise LinkLost  # its handshake was under way; after the cut it reconnects to another broker
         connection = Connection(
             id=secrets.token_hex(8),
             transport=transport,
@@ -393,7 +393,7 @@ class Supervisor:
         )
 
     def note_end(self, connection: Connection) -> None:
-        # A client may say any code, so that each would be a label that it chose.
+        # A client may send any code, and would otherwise create metric labels of its choice.
         code = connection.close_code
         known = connection.ended_by != "client" or code in OF_RFC_6455
         self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
@@ -407,12 +407,12 @@ class Supervisor:
             self.empty.unpark_all()
 
     async def emptied(self) -> None:
-        """Waits until no connection is left, and no request."""
+        """Wait until no connection and no request is left."""
         while self.connections or self.admitting:
             await self.empty.park()
 
     async def post(self, message: bytes, *, token: str, tenant: str | None, peer: str) -> Answer:
-        """A message that came without a connection, within an `admission`; its reply."""
+        """Return the reply to a message that was sent without a connection, within an `admission`."""
         return await Posting(self.services, peer).answer(message, token=token, tenant=tenant)
 
     # --- housekeeping -------------------------------------------------------------------------------
@@ -427,10 +427,10 @@ class Supervisor:
             try:
                 await self.live_subjects.drop_unless(self.tenants.wants_live)
             except Unavailable:
-                log.debug("unsubscribe_postponed")  # the next round tries again
+                log.debug("unsubscribe_postponed")  # the next round retries
 
     def not_ready(self) -> str | None:
-        """Why `/readyz` says no; None while an event can travel through."""
+        """Return why `/readyz` fails; None while an event can travel."""
         if self.draining:
             return "the broker is about to stop"
         if not self.connected:
@@ -439,7 +439,7 @@ class Supervisor:
 
 
 def end_of(connection: Connection, now: float, unix_now: float) -> Ended:
-    """What is remembered of a connection. Its code and reason may be the client's own words."""
+    """Return the record of a connection's end. Its code and reason may be the client's own."""
     seconds = now - connection.session.began
     who = connection.who()
     return Ended(

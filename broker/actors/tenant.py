@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from broker.ranges import Ranges
     from broker.tracing import Tracing
 
-SENDS_BETWEEN_LOOKS = 32  # at the clock
+SENDS_BETWEEN_LOOKS = 32  # sends between two looks at the clock
 BACKOFF = Backoff(first=0.1, longest=5.0, jitter=0.5)  # after a crash
-CRASHES, CRASH_SECONDS = 8, 60.0  # so many within this time are too many
-REST_SECONDS = 30.0  # after too many
+CRASHES, CRASH_SECONDS = 8, 60.0  # so many crashes within this time are too many
+REST_SECONDS = 30.0  # after too many crashes
 
 log = structlog.get_logger()
 
@@ -62,8 +62,8 @@ class TenantStatistics:
 class Tenant:
     """One tenant's log, its connections and its inbox.
 
-    After a crash, after falling behind the feed and when the stream begins anew it makes a new log, into
-    which its connections move.
+    It creates a new log, to which its connections move, after a crash, after falling behind the feed, and
+    when the stream is recreated.
     """
 
     name: str
@@ -73,18 +73,18 @@ class Tenant:
     make_history: Callable[[str, EventLog], History]
     make_snapshots: Callable[[str, EventLog], Snapshots]
     followers: Followers
-    advanced: trio.lowlevel.ParkingLot  # of those that wait for the tenant to come further
+    advanced: trio.lowlevel.ParkingLot  # of tasks that wait for the tenant to advance
     meters: Meters
     tracing: Tracing | None = None
     inbox: Inbox = attrs.Factory(Inbox)
-    traffic: Traffic = attrs.Factory(Traffic)  # since it was last read
+    traffic: Traffic = attrs.Factory(Traffic)  # since the last scrape
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     flows: dict[Flow, None] = attrs.Factory(dict)  # of all of its connections
     log: EventLog = attrs.field(init=False)
-    logs: tuple[EventLog, ...] = attrs.field(init=False)  # more than one while everybody moves
-    passing: bool = False  # something that is gone: not everybody has been told yet
+    logs: tuple[EventLog, ...] = attrs.field(init=False)  # more than one while connections move
+    passing: bool = False  # passing deleted events, of which not all connections have been told
     used: float = 0.0  # when it last had a connection
-    failed_until: float | None = None  # it has crashed too often, and rests
+    failed_until: float | None = None  # set when it has crashed too often
     restarts: int = 0
 
     def __attrs_post_init__(self) -> None:
@@ -94,7 +94,9 @@ class Tenant:
             pass
 
     def begin_log(self) -> tuple[EventLog, Iterator[None]]:
-        """Return a log without members, and what fills it with what the intake remembers, bit by bit."""
+        """Return a log without members, and an iterator that fills it step by step from the
+        intake's memory.
+        """
         floor, recent = self.intake.recent_of(self.name)
         made = EventLog(
             bounds=self.bounds,
@@ -110,9 +112,9 @@ class Tenant:
         return made, self.fill(made, deque(recent), self.intake.head)
 
     def fill(self, made: EventLog, remembered: deque[Checked], upto: int) -> Iterator[None]:
-        """Put events into a log, a tick at a time, but for what is deleted meanwhile.
+        """Put events into a log, one tick at a time, except those deleted meanwhile.
 
-        They are all there are up to the position `upto`, which connections may have been told already.
+        They are all the events up to the position `upto`, which connections may have been told already.
         """
         while batch := take(remembered):
             late = self.intake.gone.late([record for _, record in batch])
@@ -123,17 +125,17 @@ class Tenant:
         made.head = max(made.head, at(upto))
 
     def enter(self, flow: Flow) -> None:
-        """Give a connection its place."""
+        """Add a connection."""
         flow.attach(self.log)
         self.flows[flow] = None
 
     def leave(self, flow: Flow) -> None:
-        """End a connection's subscriptions, and its place."""
+        """End the subscriptions of a connection, and remove it."""
         self.flows.pop(flow, None)
         flow.detach()
 
     def needs_unstored(self) -> bool:
-        """Whether a connection has a subscription to a live channel, or is about to have one."""
+        """Return whether a connection has, or is about to have, a subscription to a live channel."""
         return any(each.unstored for held in self.logs for each in held.selections.values())
 
     def quiet_at(self) -> int | None:
@@ -144,19 +146,19 @@ class Tenant:
         return self.intake.gone.between(self.name, after, upto, admits)
 
     async def run(self) -> None:
-        """Work until cancelled through `scope`; a crash costs a moment, and no event.
+        """Work until cancelled through `scope`; after a crash it resumes shortly, without losing events.
 
-        After too many crashes it gives up: its clients are sent away, and it rests for a while.
+        After too many crashes it gives up: it ends its connections, and pauses for a while.
         """
         crashes = Window(limit=CRASHES, seconds=CRASH_SECONDS)
         with self.scope:
             while True:
                 try:
                     await self.work()
-                except Exception:  # whatever it is, it is one tenant's and must not end the others'
+                except Exception:  # any: it must not affect other tenants
                     self.restarts += 1
                     log.exception("tenant_crashed", tenant=self.name, restarts=self.restarts)
-                self.inbox.lose()  # its work begins with a new log; till then P stands still
+                self.inbox.lose()  # work resumes with a new log; until then P does not advance
                 if crashes.hit(trio.current_time()):
                     break
                 await trio.sleep(BACKOFF.delay(len(crashes.times)))
@@ -170,7 +172,7 @@ class Tenant:
     async def work(self) -> None:
         inbox, turn = self.inbox, Turn()
         while True:
-            await inbox.wait()  # which is no pause while something waits
+            await inbox.wait()  # returns without a checkpoint while something waits
             await turn.pass_on()
             if notice := inbox.due():
                 await self.heed(notice, turn)
@@ -184,8 +186,8 @@ class Tenant:
         upto = next((record[0] for _, record in reversed(batch) if record[0]), 0)
         await self.tell_of_hole(upto, turn)
         if self.inbox.lost or self.inbox.renewed:
-            return  # meanwhile; nobody has come further
-        # No await from here until the position has moved on: who joins before it is told.
+            return  # set meanwhile; no position has advanced
+        # No await from here until the position has advanced: whoever joined before that has been told.
         if late := self.intake.gone.late([record for _, record in batch]):
             batch = [checked for checked in batch if checked[1][0] not in late]
             if not batch:
@@ -206,36 +208,37 @@ class Tenant:
                 overflow(flow)
 
     async def heed(self, notice: Notice | Hole, turn: Turn) -> None:
-        """Do what comes between two events."""
+        """Process a notice between two events."""
         if isinstance(notice, Notice):
             for flow in list(self.flows):
                 with Boundary(flow.client):
                     flow.client.heed_notice(notice)
                 await turn.pass_on()
         elif self.inbox.lost or self.inbox.renewed:
-            return  # everybody moves into a new log first, and finds it there
+            return  # all connections move to a new log first, and find the hole there
         elif notice.upto.incarnation == self.log.incarnation:
             await self.tell_of_hole(notice.upto.sequence, turn)
             if not (self.inbox.lost or self.inbox.renewed):
                 self.move_on(notice.upto.sequence)
 
     def move_on(self, position: int) -> None:
-        """Note that there is nothing more to fan out up to a position."""
+        """Note that nothing is left to fan out up to a position."""
         self.log.head = max(self.log.head, at(position))
         self.advanced.unpark_all()
 
     async def tell_of_hole(self, upto: int, turn: Turn) -> None:
-        """Before the position comes to `upto`, tell whoever is up to date when something was deleted.
+        """Before the position reaches `upto`, report deleted events to connections that are up to date.
 
-        Who is behind comes to it and hears of it then. When this returns all have been told who stand at the
-        position, also those who came there meanwhile; so it must be moved before anybody else comes.
+        Connections that are behind report them when they reach them. On return all connections at the
+        position have been told, including those that reached it meanwhile, so it must advance before any
+        others arrive.
         """
         events = self.log
         head = sequence_of(events.head)
         if not self.intake.gone.between(self.name, head, upto, lambda _: True):
             return
         start = events.text(head)
-        told: dict[Flow, tuple[Selection, ...]] = {}  # with which subscriptions
+        told: dict[Flow, tuple[Selection, ...]] = {}  # by the subscriptions named
         self.passing = True
         try:
             while untold := [
@@ -254,12 +257,14 @@ class Tenant:
             self.passing = False
         for flow, stored in told.items():
             if flow.main is not None and flow.stored is stored:
-                flow.main.warned = max(flow.main.warned, upto)  # it has fallen behind since, and knows
+                flow.main.warned = max(
+                    flow.main.warned, upto
+                )  # it has fallen behind since, and has been told
 
     async def send_traced(
         self, batch: list[Checked], upto: int, turn: Turn, tracing: Tracing
     ) -> tuple[Tick, list[Flow]]:
-        """Fan out a batch with a span for each event that is traced."""
+        """Fan out a batch with a span for each traced event."""
         with tracing.fanning_out(self.name, batch) as spans:
             tick = self.log.append(batch, upto=upto)
             for index, span in spans.items():
@@ -270,24 +275,24 @@ class Tenant:
         return tick, slow
 
     async def send(self, tick: Tick, turn: Turn) -> list[Flow]:
-        """Write to each connection what it gets of the tick, once; return those for which too much waits."""
+        """Write to each connection its share of the tick, once; return those with too much unsent."""
         sends = deliveries = total = 0
         slow: list[Flow] = []
         for data, mask, flows in self.log.shares(tick):
             size = len(data)
             reached = 0
             for flow in flows:
-                if flow.mask:  # else its share went ahead of a reply
+                if flow.mask:  # otherwise its share was sent ahead of a reply
                     flow.mask = 0
                     try:
-                        if flow.main is not None:  # it reads the tick by itself
+                        if flow.main is not None:  # it reads the tick on its own
                             if flow.options is not None and overflows(flow, size, self.outbound_bytes):
                                 slow.append(flow)
                         elif (sent := flow.send(data)) == size:
                             reached += 1
                         else:
                             flow.short(tick, mask, data, sent)
-                    except Exception as error:  # whatever it is, it is that connection's
+                    except Exception as error:  # any: it ends that connection alone
                         flow.client.crashed(error)
                 sends += 1
                 if not sends % SENDS_BETWEEN_LOOKS:
@@ -299,7 +304,7 @@ class Tenant:
         return slow
 
     def measure(self, tick: Tick, *, written: bool) -> None:
-        """Note what a tick has taken, when somebody got something of it."""
+        """Record the metrics of a tick; times only if something was written."""
         meters, stored_at = self.meters, self.inbox.stored_at
         meters.batch.observe(len(tick.frames))
         if written:
@@ -308,13 +313,13 @@ class Tenant:
                 meters.latency.observe(max(0.0, time.time() - stored_at))
 
     async def rebuild(self, turn: Turn) -> None:
-        """Move all connections into a new log, to go on from where each has come to.
+        """Move all connections to a new log, each to continue from its place.
 
-        They stand still meanwhile. Without a new one the old one keeps them, for the next try.
+        They stand still meanwhile. If creating it fails, the old log keeps them for the next attempt.
         """
         same_stream = self.log.incarnation == self.intake.incarnation
         log.warning("tenant_rebuilt", tenant=self.name, new_stream=not same_stream)
-        self.inbox.begin()  # what comes from now on comes after what the intake remembers now
+        self.inbox.begin()  # what arrives from now on follows what the intake remembers now
         made, filling = self.begin_log()
         self.logs = (*self.logs, made)
         for _ in filling:
@@ -329,14 +334,14 @@ class Tenant:
         self.advanced.unpark_all()
 
     def drop(self, deleted: Ranges) -> None:
-        """Give nobody what was deleted."""
+        """Deliver deleted events to nobody."""
         for held in self.logs:
             held.drop(deleted)
             held.history.blank(deleted)
             held.snapshots.blank(deleted)
 
     def shorten(self, before: float) -> None:
-        """Forget the events that came before a time; the stream is read for them."""
+        """Forget the events that arrived before a time; they are read from the stream instead."""
         for held in self.logs:
             while (oldest := held.ring.oldest) and oldest.time < before and oldest is not held.running:
                 held.ring.drop()

@@ -1,4 +1,4 @@
-"""The tenants that have clients: an actor each, started on demand and reaped when idle."""
+"""The tenants that have clients: one actor each, started on demand and stopped when idle."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from broker.metrics.meters import Meters
     from broker.tracing import Tracing
 
-IDLE_SECONDS = 60.0  # a tenant without clients is kept so long: they may be reconnecting
+IDLE_SECONDS = 60.0  # a tenant without clients is kept this long, since they may be reconnecting
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False, kw_only=True)
 class Tenants(Part):
-    """Finds and keeps the tenants. `advanced` is unparked whenever one of them has come further."""
+    """Starts, finds and stops tenants. `advanced` is unparked whenever one of them has advanced."""
 
     config: Config
     bus: Bus
@@ -46,7 +46,7 @@ class Tenants(Part):
     intake: Intake
     meters: Meters
     starts: Starts
-    look: Callable[[], Awaitable[StreamState]]  # at the stream; what of it is gone is forgotten
+    look: Callable[[], Awaitable[StreamState]]  # inspects the stream and forgets what was deleted
     tracing: Tracing | None = None
     nursery: trio.Nursery = attrs.field(init=False)
     running: dict[str, Tenant] = attrs.Factory(dict)
@@ -54,7 +54,7 @@ class Tenants(Part):
     followers: Followers = attrs.Factory(Followers)
     gate: FairGate = attrs.field(init=False)
     holdings: Holdings = attrs.field(init=False)
-    restarts: int = 0  # of those that are gone
+    restarts: int = 0  # of tenants that are gone
     ledger: Ledger = attrs.Factory(Ledger)
 
     def __attrs_post_init__(self) -> None:
@@ -62,16 +62,16 @@ class Tenants(Part):
         self.holdings = Holdings(self.config.limits.snapshot_memory_bytes)
 
     def get(self, name: str) -> Tenant:
-        """The tenant's actor, started when there is none.
+        """Return the tenant's actor, started if there is none.
 
-        Raises `Unavailable` before NATS was reached, and for a while after it has crashed too often.
+        Raises `Unavailable` before NATS is reached, and for a while after the tenant has crashed too often.
         """
         now = trio.current_time()
         found = self.running.get(name)
         if found and found.failed_until is not None:
             if now < found.failed_until:
                 raise Unavailable(
-                    "the tenant's part of the broker keeps crashing and rests; others are served",
+                    "this tenant's actor keeps crashing and is paused; other tenants are served",
                     retry_after=found.failed_until - now,
                 )
             self.restarts += found.restarts
@@ -97,7 +97,7 @@ class Tenants(Part):
         return found
 
     def audience(self, name: str) -> Iterable[Tenant]:
-        """The tenants that get what is published under this name."""
+        """Return the running tenants that receive what is published under this name."""
         if name == subjects.BROADCAST:
             return self.running.values()
         tenant = self.running.get(name)
@@ -141,14 +141,14 @@ class Tenants(Part):
         )
 
     def wants_live(self, subject: str) -> bool:
-        """Whether a connection has a subscription that needs this subject, or is about to have one."""
+        """Return whether a connection has, or is about to have, a subscription that needs this subject."""
         name, _ = self.names.split(subject)
         return self.followers.need(name, live=True) or any(
             tenant.needs_unstored() for tenant in self.audience(name)
         )
 
     def tidy(self, now: float) -> None:
-        """Drops what is old, and who has been idle."""
+        """Drop what is old, and stop idle tenants."""
         for name, tenant in list(self.running.items()):
             tenant.log.ring.expire(now)
             tenant.log.history.expire(now)
@@ -164,7 +164,7 @@ class Tenants(Part):
         self.shrink_rings()
 
     def shrink_rings(self) -> None:
-        """Keeps all rings together within their bound; the least recently used give first."""
+        """Keep the total size of all rings below the limit; the least recently used lose events first."""
         total = sum(tenant.log.ring.size for tenant in self.running.values())
         for tenant in sorted(self.running.values(), key=lambda each: each.used):
             ring = tenant.log.ring

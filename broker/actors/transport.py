@@ -1,4 +1,4 @@
-"""What a connection needs of the link to its client. `web` implements it, tests fake it."""
+"""The port of a connection to the link of its client. `links` implements it; tests use a fake."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Text:
-    """One whole message of the client."""
+    """One whole message from the client."""
 
     data: bytes
 
 
 @attrs.frozen(kw_only=True)
 class Control:
-    """The link itself has something to say (a pong): bytes to be sent in their turn."""
+    """A reply of the link itself (a pong): bytes to be sent in their turn."""
 
     data: bytes
 
@@ -32,10 +32,10 @@ class Alive:
 
 @attrs.frozen(kw_only=True)
 class Closed:
-    """The client is gone, or broke the link's protocol.
+    """The client is gone, or violated the protocol of the link.
 
-    `by`: "client" said so, "broker" says so and why, or the "link" just ended. `answer` is the last thing to
-    be sent, when there is anybody to take it.
+    `by`: "client" if the client closed, "broker" if the broker did and states why, "link" if it just ended.
+    `answer` is the last data to be sent, if anybody can receive it.
     """
 
     code: int
@@ -46,7 +46,7 @@ class Closed:
 
 @attrs.frozen
 class Resting:
-    """Nobody is there for now, and nothing is to be said; the next `Text` is from who has come back."""
+    """Nobody is there at the moment, and nothing is sent; the next `Text` means that the client is back."""
 
 
 Inbound: TypeAlias = Text | Control | Alive | Resting | Closed
@@ -54,11 +54,12 @@ Inbound: TypeAlias = Text | Control | Alive | Resting | Closed
 
 @attrs.frozen(kw_only=True)
 class LinkState:
-    """What the kernel knows of a link, in bytes and seconds; not `known` where it does not say.
+    """The kernel's view of a link, in bytes and seconds; not `known` where there is none.
 
-    `acknowledged`: taken by the other side's kernel, which may be a proxy's; `received`: from there, read or
-    not; `pending`: sent and not acknowledged. `round_trip`: the way there and back; `silence`: since it last
-    acknowledged anything. `full`: it has said that it cannot take more for now, and what is pending waits.
+    `acknowledged`: bytes that the peer's kernel (perhaps a proxy's) has acknowledged; `received`: bytes from
+    the peer, read or not; `pending`: sent and not acknowledged. `round_trip`: the round-trip time; `silence`:
+    the time since the last acknowledgement. `full`: the peer's receive window is closed, and the pending
+    bytes wait.
     """
 
     known: bool = True
@@ -72,15 +73,15 @@ class LinkState:
 
 @attrs.frozen(kw_only=True)
 class Hello:
-    """What the request that opened the connection said.
+    """The request that opened the connection.
 
-    `peer` is the client's "HOST:PORT", an IPv6 address in brackets; port 0 where a proxy did not say it.
+    `peer` is the client's "HOST:PORT", an IPv6 address in brackets; port 0 if a proxy did not state it.
     """
 
     peer: str
     token: str | None = None
     tenant: str | None = None
-    certificate: str | None = None  # the name in the one that the client has shown, verified
+    certificate: str | None = None  # the verified name in the client's certificate
 
 
 class LinkLost(Exception):
@@ -90,15 +91,15 @@ class LinkLost(Exception):
 class Transport(Protocol):
     """A link to one client. One task receives; sends never overlap.
 
-    `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some`
-    all or nothing. `answers`: the client answers a heartbeat; where none can, it lives as long as its link
-    takes what it is sent. `comes_and_goes`: it is `Resting` now and then. `framing`: what becomes of the
-    frames of events; None: they go out as they are.
+    `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some` all or
+    nothing. `answers`: the client can answer a heartbeat; otherwise it counts as alive while the link accepts
+    what is sent. `comes_and_goes`: it is `Resting` now and then. `framing`: the conversion of event frames;
+    None: they are sent unchanged.
     """
 
     @property
     def name(self) -> str:
-        """The kind of link, for people: "websocket"."""
+        """Return the kind of link, for people: "websocket"."""
 
     @property
     def partial_sends(self) -> bool: ...
@@ -113,43 +114,43 @@ class Transport(Protocol):
     def framing(self) -> Framing | None: ...
 
     def adopt(self, message_bytes: int) -> None:
-        """From now on a message of the client may have so many bytes."""
+        """Limit the client's messages to so many bytes from now on."""
 
     async def receive(self) -> Inbound:
-        """The next thing from the client; `Closed` is the last, also when TCP just ends."""
+        """Return the next input from the client; `Closed` is the last, also when TCP just ends."""
 
     def behind(self, *, begins: bool) -> None:
-        """More is to be sent than the link has taken; or no longer."""
+        """Note that more is to be sent than the link has accepted, or no longer."""
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """Hands over what the kernel takes at once and says how many bytes; 0 is a fair answer.
+        """Send what the kernel accepts at once and return the number of bytes, possibly 0.
 
         Raises `LinkLost`.
         """
 
     async def send_some(self, data: bytes | memoryview) -> int:
-        """Waits until the link takes something; says how many bytes, at least one. Raises `LinkLost`.
+        """Wait until the link accepts something; return the number of bytes, at least 1.
 
-        Cancelled in the middle it leaves a link that can only be aborted.
+        Raises `LinkLost`. If it is cancelled midway, the link can only be aborted.
         """
 
     def frame(self, message: bytes) -> bytes:
-        """A JSON message as this link's bytes."""
+        """Return a JSON message as bytes of this link."""
 
     def ping(self, position: str | None) -> bytes:
-        """A heartbeat as this link's bytes, with P where it is carried; an answer arrives as `Alive`."""
+        """Return a heartbeat as bytes of this link, with P where carried; an answer arrives as `Alive`."""
 
     def ask(self) -> bytes:
-        """Asks the client for a sign of life at once, by these bytes; it arrives as `Alive` or as `Text`."""
+        """Return bytes that request a sign of life at once; it arrives as `Alive` or as `Text`."""
 
     def state(self) -> LinkState:
-        """What has become of the bytes."""
+        """Return what has become of the bytes sent."""
 
     def close(self, code: int, reason: str) -> bytes:
-        """The link's last frame."""
+        """Return the last frame of the link."""
 
     async def linger(self) -> None:
-        """After the last frame: waits at most 2 s for the client to close, then cuts the link."""
+        """After the last frame, wait at most 2 s for the client to close, then cut the link."""
 
     def abort(self) -> None:
-        """Cuts the link at once. Never blocks; may be called more than once."""
+        """Cut the link at once. Never blocks; may be called more than once."""

@@ -1,4 +1,4 @@
-"""Long work in short turns, so that nobody waits for it."""
+"""Long work in short turns, so that it does not delay other tasks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Final
 
 import trio
 
-TURN_SECONDS: Final = 0.002  # of work before other tasks get their turn
+TURN_SECONDS: Final = 0.002  # of work until other tasks may run
 
 
 class Turn:
-    """One task's turn of the loop, which it passes on when that has become long.
+    """One task's turn of the event loop, which it passes on when the turn has become long.
 
-    By time and not by count: what is counted takes microseconds or milliseconds, as it happens.
+    Measured in time and not in items: an item takes microseconds or milliseconds, depending on the case.
     """
 
     __slots__ = ("until",)
@@ -21,7 +21,7 @@ class Turn:
         self.until = trio.current_time() + TURN_SECONDS
 
     async def pass_on(self) -> None:
-        """Lets other tasks run, if this one has worked for long enough. To be called between two pieces."""
+        """Let other tasks run if this one has worked for long enough. Call it between two pieces of work."""
         if trio.current_time() >= self.until:
             await trio.lowlevel.checkpoint()
             self.until = trio.current_time() + TURN_SECONDS

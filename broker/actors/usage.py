@@ -1,16 +1,16 @@
-"""What users and tenants hold and spend at other brokers: limits that hold over all of them, approximately.
+"""Limits that hold, approximately, over all brokers: what users and tenants hold and spend at each of them.
 
-Each second a broker tells the others (`_broker.usage.<broker>`, plain NATS: a second later it is worth
-nothing) of its users and tenants that hold a quarter of a limit or more, or have spent that much of a
-second's worth since they were last told of. Others add what is held to their own counts and take what was
-spent from their own buckets.
+Each second a broker publishes a report (`_broker.usage.<broker>`, plain NATS, since it is worthless a second
+later) about its users and tenants that hold a quarter of a limit or more, or that have spent a quarter of a
+second's allowance since the last report. Other brokers add what is held to their own counts, and take what
+was spent from their own buckets.
 
-So of `n` allowed at a time, over `b` brokers, at most ``n + (b - 1) * (ceil(n / 4) - 1)`` are held, and what
-came to other brokers within about a second; a rate is exceeded by what the brokers admit before they have
-heard of each other, ``(b - 1) * 2.25`` seconds' worth at a time, and holds on average. A broker that says
-nothing for 3 s is forgotten; until then what it had counts, and who comes from it to another one may be sent
-away for so long. Only `MOST_HOLDERS` are told of, those with the largest share of a limit. Without NATS each
-broker has its limits alone.
+So where `n` may be held at a time, over `b` brokers, at most ``n + (b - 1) * (ceil(n / 4) - 1)`` are held,
+plus what reached other brokers within about a second. A rate is exceeded by what the brokers admit before
+they have heard from each other, ``(b - 1) * 2.25`` seconds' worth at a time, and holds on average. A broker
+that is silent for 3 s is forgotten; until then its report counts, so that its clients may be refused by
+another broker for that long. Only the `MOST_HOLDERS` with the largest share of a limit are reported. Without
+NATS each broker applies its limits alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 1.0
 SILENT_SECONDS = 3.0
-MOST_HOLDERS = 256  # of at most some 400 bytes each
+MOST_HOLDERS = 256  # up to about 400 bytes each
 CHANNEL = "usage."
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
@@ -47,12 +47,12 @@ log = structlog.get_logger()
 
 @attrs.frozen(kw_only=True)
 class Usage:
-    """What one user or tenant (`key`) holds at a broker, and has spent since it last said so."""
+    """What one user or tenant (`key`) holds at a broker, and has spent since the last report."""
 
     key: tuple[str, ...]
     connections: Count
     subscriptions: Count
-    spent: dict[str, float]  # less than nothing where a send was charged and then cut off
+    spent: dict[str, float]  # negative where a send was charged and then cut short
 
 
 DECODER = msgspec.json.Decoder(list[Usage])
@@ -60,7 +60,7 @@ DECODER = msgspec.json.Decoder(list[Usage])
 
 @attrs.frozen
 class Report:
-    """What a broker said last, and when."""
+    """The last report of a broker, and when it arrived."""
 
     at: float
     usages: list[Usage]
@@ -68,17 +68,17 @@ class Report:
 
 @attrs.define(eq=False)
 class Sharing(Part):
-    """Tells other brokers what ours hold, and ours what others hold. `broker` names this one."""
+    """Reports to other brokers what is held here, and applies their reports. `broker` names this one."""
 
     bus: Bus
     names: subjects.Names
     broker: str
     budgets: Budgets
     reports: dict[str, Report] = attrs.Factory(dict)
-    begun: trio.Event = attrs.Factory(trio.Event)  # when NATS was reached for the first time
+    begun: trio.Event = attrs.Factory(trio.Event)  # set when NATS is reached for the first time
     listening: bool = False
     failing: bool = False
-    told: bool = False  # the last report said something, so that the others have to hear when it is over
+    told: bool = False  # the last report was not empty: an empty one must follow when it no longer holds
 
     channel = CHANNEL
 
@@ -95,14 +95,14 @@ class Sharing(Part):
             except Unavailable as error:
                 if not self.failing:
                     log.warning(
-                        "usage_not_shared", why=error.message, next="limits hold for each broker alone"
+                        "usage_not_shared", why=error.message, next="each broker applies its limits alone"
                     )
                 self.failing = True
             await trio.sleep(EVERY_SECONDS)
             self.forget(trio.current_time())
 
     async def listen(self) -> None:
-        """Subscribes, once; the bus keeps that over reconnections."""
+        """Subscribe once; the bus renews the subscription after each reconnect."""
         if not self.listening:
             await self.bus.subscribe_live(f"{self.names.own}.{CHANNEL}*")
             self.listening = True
@@ -115,7 +115,7 @@ class Sharing(Part):
             self.told = bool(usages)
 
     def collect(self) -> list[Usage]:
-        """What is worth telling; it counts as told."""
+        """Return the usages to report, and count them as reported."""
         touched = self.budgets.touched
         worth = {each: share for each in touched if (share := each.share()) >= WORTH_TELLING}
         for budget in touched - worth.keys():
@@ -134,13 +134,13 @@ class Sharing(Part):
         return usages
 
     def heard(self, channel: str, body: bytes) -> None:
-        """A report came in."""
+        """Apply a report."""
         broker = channel.removeprefix(CHANNEL)
         if broker == self.broker:
             return
         try:
             usages = DECODER.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # or a version's other words
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # or the format of another version
             log.warning("usage_not_understood", broker=broker)
             return
         now = trio.current_time()
@@ -158,7 +158,7 @@ class Sharing(Part):
             self.add_up()
 
     def add_up(self) -> None:
-        """Has what is held elsewhere count here."""
+        """Count here what is held at other brokers."""
         before, held = self.budgets.elsewhere, dict[tuple[str, ...], Counter[str]]()
         for report in self.reports.values():
             for usage in report.usages:
@@ -172,7 +172,7 @@ class Sharing(Part):
 
 
 def charge(budget: Budget, spent: Mapping[str, float], now: float) -> None:
-    """Takes what was spent elsewhere. It is not told on."""
+    """Take what was spent at other brokers; it is not reported again."""
     for resource, amount in spent.items():
         if bucket := budget.bucket(resource, now):
             bucket.spend(now, amount)

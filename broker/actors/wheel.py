@@ -1,6 +1,6 @@
 """One timer for all connections: heartbeats, stalls, deadlines and expiries in buckets of 250 ms.
 
-At 10,000 connections it takes 3 % of a core; a sleeping task for each would take 12 % and 3.7 KB each.
+At 10,000 connections it takes 3 % of a core; a sleeping task per connection would take 12 %, and 3.7 KB each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import trio
 from broker.actors.turns import Turn
 
 BUCKET_SECONDS = 0.25
-FAR_SECONDS = 3600.0  # later is asked again then, so that the wheel holds no far future
+FAR_SECONDS = 3600.0  # later deadlines are checked again then, so that the wheel stays small
 
 
 class Timed(Protocol):
@@ -23,18 +23,18 @@ class Timed(Protocol):
     slot: int | None
 
     def on_timer(self, now: float) -> float:
-        """Does what is due; says when to ask again (`inf`: never). Must not raise."""
+        """Do what is due; return when to be called again (`inf`: never). Must not raise."""
 
 
 @attrs.define(eq=False)
 class Wheel:
-    """Calls each member when it is due, up to a bucket late."""
+    """Calls each member when it is due, at most one bucket late."""
 
     buckets: dict[int, dict[Timed, None]] = attrs.Factory(dict)
-    done: int = 0  # the newest bucket that has been dealt with
+    done: int = 0  # the newest bucket that has been processed
 
     def schedule(self, member: Timed, at: float) -> None:
-        """Has the member called at `at`, and no longer at another time."""
+        """Call the member at `at`, and not at any time scheduled before."""
         self.cancel(member)
         if math.isinf(at):
             return
@@ -57,7 +57,7 @@ class Wheel:
             await trio.sleep_until((self.done + 1) * BUCKET_SECONDS)
             while (self.done + 1) * BUCKET_SECONDS <= trio.current_time():
                 self.done += 1
-                # It stays where it is until it is empty: whoever leaves meanwhile leaves it, too.
+                # The bucket stays in place until it is empty, so that members can still be cancelled.
                 due = self.buckets.get(self.done, {})
                 while due:
                     member, _ = due.popitem()

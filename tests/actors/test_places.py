@@ -144,7 +144,7 @@ async def test_a_dead_one_gives_way(autojump_clock: trio.abc.Clock) -> None:
         assert one.has_place
         assert three.has_place
         (end,) = it.supervisor.ends.find(code=4009)
-        assert (end.by, end.reason) == ("broker", "no sign of life, and its place was wanted")
+        assert (end.by, end.reason) == ("broker", "no sign of life, and another connection needed its place")
         assert it.held() == PLACES
 
 
