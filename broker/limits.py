@@ -49,7 +49,7 @@ class TokenBucket:
         self.level = burst
         self.time = now
 
-    def adopt(self, *, rate: float, burst: float) -> None:
+    def set_rate(self, *, rate: float, burst: float) -> None:
         """Apply other bounds, and reduce any debt to the longest that they allow."""
         self.rate, self.burst = rate, burst
         self.level = max(self.level, -LONGEST_DEBT_SECONDS * rate)
@@ -178,14 +178,14 @@ class Budget:
         self.buckets: Mapping[str, TokenBucket] = MappingProxyType({})  # created on first use
         self.spent: Mapping[str, float] = MappingProxyType({})
 
-    def adopt(self, bounds: Bounds) -> None:
+    def set_bounds(self, bounds: Bounds) -> None:
         """Apply other bounds; what is already held beyond them stays held."""
         self.bounds = bounds
         self.buckets = {key: each for key, each in self.buckets.items() if key in bounds.rates}
         self.spent = {key: amount for key, amount in self.spent.items() if key in bounds.rates}
         for key, bucket in self.buckets.items():
             rate, burst = bounds.rates[key]
-            bucket.adopt(rate=rate, burst=burst)
+            bucket.set_rate(rate=rate, burst=burst)
 
     def bucket(self, resource: str, now: float) -> TokenBucket | None:
         found = self.buckets.get(resource)
@@ -195,7 +195,7 @@ class Budget:
             self.buckets = {**self.buckets, resource: found}
         return found
 
-    def room(self, resource: str) -> bool:
+    def has_room(self, resource: str) -> bool:
         """Return whether one more may be held."""
         most = self.bounds.held.get(resource)
         held: int = getattr(self, resource)
@@ -229,7 +229,7 @@ class Budget:
 def acquire(budgets: Sequence[Budget], resource: str) -> Excess | None:
     """Hold one more in all budgets, or in none; then return the limit that has been reached."""
     for budget in budgets:
-        if not budget.room(resource):
+        if not budget.has_room(resource):
             return Excess(budget.bounds.scope, resource, 0.0)
     hold(budgets, resource, 1)
     return None

@@ -84,11 +84,11 @@ class Budgets(Part):
     def settings_changed(self, config: Config) -> None:
         """Apply other limits; holders that exceed them keep what they hold."""
         self.read(config.limits)
-        self.process.adopt(self.bounds[limits.PROCESS])
+        self.process.set_bounds(self.bounds[limits.PROCESS])
         for budget in self.addresses.values():
-            budget.adopt(self.bounds[limits.ADDRESS])
+            budget.set_bounds(self.bounds[limits.ADDRESS])
         for key, budget in self.shared.items():
-            budget.adopt(self.bounds_of(key))
+            budget.set_bounds(self.bounds_of(key))
         self.touched.update(self.shared.values())
 
     def bounds_of(self, key: tuple[str, ...]) -> Bounds:
@@ -183,7 +183,7 @@ class Budgets(Part):
         """Return a connection's budgets under another configuration, and move what it holds to them."""
         own = tuple(each for each in held if each.bounds.scope == limits.CONNECTION)
         for budget in own:
-            budget.adopt(self.bounds[limits.CONNECTION])
+            budget.set_bounds(self.bounds[limits.CONNECTION])
         wanted = (
             *(self.of_principal(principal) if principal else ()),
             *(own or self.of_connection()),

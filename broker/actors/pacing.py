@@ -39,7 +39,7 @@ class Pace:
     until: float = 0.0
     lifted: trio.Event = attrs.Factory(trio.Event)
 
-    def room(self, now: float) -> float:
+    def allowance(self, now: float) -> float:
         """Return how many bytes may be sent at once."""
         return max(PIECE_BYTES, limits.level(self.budgets, DELIVERED, now))
 
@@ -49,14 +49,14 @@ class Pace:
         if excess := limits.spend(self.budgets, DELIVERED, 0, now):
             self.count(excess)
             return 0
-        sent = self.transport.send_nowait(memoryview(data)[: int(min(len(data), self.room(now)))])
+        sent = self.transport.send_nowait(memoryview(data)[: int(min(len(data), self.allowance(now)))])
         limits.spend(self.budgets, DELIVERED, sent, now)
         return sent
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Send as the transport does, after waiting until earlier debts are paid."""
         now = trio.current_time()
-        piece = memoryview(data)[: int(min(len(data), self.room(now)))]
+        piece = memoryview(data)[: int(min(len(data), self.allowance(now)))]
         excess = limits.spend(self.budgets, DELIVERED, len(piece), now)
         sent = 0
         try:

@@ -128,7 +128,7 @@ class Places:
     async def claim(self, connection: Holder, principal: Principal) -> None:
         """Give a connection a place of its user. Raises `TooManyConnections` and `TooManyConnects`."""
         user = self.budgets.share((principal.tenant, principal.user))
-        await self.room(user)
+        await self.make_room(user)
         if not connection.closing:
             now = trio.current_time()
             connection.spend_from(self.budgets.claim(connection.session.budgets, principal, now))
@@ -139,7 +139,7 @@ class Places:
         user = user_of(connection)
         if user is None or not connection.resting:
             return
-        await self.room(user)
+        await self.make_room(user)
         if not connection.closing:
             if excess := limits.acquire((user,), CONNECTIONS):
                 raise self.budgets.refusal(excess)
@@ -167,9 +167,9 @@ class Places:
             if connection.resting:
                 limits.hold((user,), CONNECTIONS, 1)
 
-    async def room(self, user: Budget) -> None:
+    async def make_room(self, user: Budget) -> None:
         """Free a place if possible; there is no checkpoint between this and taking it."""
-        while not user.room(CONNECTIONS) and await self.freed(user):
+        while not user.has_room(CONNECTIONS) and await self.freed(user):
             pass
 
     async def freed(self, user: Budget) -> bool:

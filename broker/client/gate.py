@@ -74,7 +74,7 @@ class Gate:
         for lane, (rate, burst) in rates.items():
             rate, burst = SHARE * rate, max(1.0, SHARE * burst)
             if lane == "publishes" and lane in self.buckets:
-                self.buckets[lane].adopt(rate=rate, burst=burst)
+                self.buckets[lane].set_rate(rate=rate, burst=burst)
             else:
                 self.buckets[lane] = TokenBucket(rate=rate, burst=burst, now=now)
 

@@ -168,7 +168,7 @@ class Holdings:
         )
 
     @asynccontextmanager
-    async def room(self, tenant: str) -> AsyncIterator[None]:
+    async def place(self, tenant: str) -> AsyncIterator[None]:
         """A tenant's turn to read, and room for what it reads. Raises `Unavailable` where there is none."""
         async with self.gate.turn(tenant):
             self.make_room(tenant, SNAPSHOT_BYTES)
@@ -248,7 +248,7 @@ class Snapshots:
 
     async def load(self, line: Line, selections: Collection[Selection], scope: Callable[[], Scope]) -> Base:
         for _ in range(TRIES):
-            async with self.holdings.room(self.tenant):
+            async with self.holdings.place(self.tenant):
                 wanted = scope()
                 records = [*(await self.read(wanted)).items()]
                 found: dict[str, Event] = {}

@@ -146,7 +146,7 @@ class Session:
         """
         self.limits, self.expiring_seconds = limits, expiring_seconds
         if self.requests is not None:
-            self.requests.adopt(rate=limits.requests_per_second, burst=limits.requests_burst)
+            self.requests.set_rate(rate=limits.requests_per_second, burst=limits.requests_burst)
         if principal is not None:
             self.principal = principal
 

@@ -102,7 +102,7 @@ def test_other_bounds() -> None:
     budget = Budget(Bounds(scope="user", held={CONNECTIONS: 1}, rates={BYTES: (1, 10), MESSAGES: (1, 1)}))
     limits.take([budget], {BYTES: 8, MESSAGES: 1}, 0.0)
     assert limits.acquire([budget], CONNECTIONS) is None
-    budget.adopt(Bounds(scope="user", rates={BYTES: (1, 20)}))
+    budget.set_bounds(Bounds(scope="user", rates={BYTES: (1, 20)}))
     assert limits.take([budget], {BYTES: 3, MESSAGES: 1}, 0.0) == limits.Excess("user", BYTES, 1.0)
     assert limits.acquire([budget], CONNECTIONS) is None
     assert budget.connections == 2
@@ -116,7 +116,7 @@ def test_a_debt_under_a_lower_rate() -> None:
     """A short debt does not become one of hours when the rate is lowered."""
     budget = Budget(Bounds(scope="tenant", rates={DELIVERED: (10**6, 10**6)}))
     limits.spend([budget], DELIVERED, 10**9, 0.0)
-    budget.adopt(Bounds(scope="tenant", rates={DELIVERED: (100, 100)}))
+    budget.set_bounds(Bounds(scope="tenant", rates={DELIVERED: (100, 100)}))
     excess = limits.spend([budget], DELIVERED, 0, 0.0)
     assert excess == limits.Excess("tenant", DELIVERED, limits.LONGEST_DEBT_SECONDS)
 

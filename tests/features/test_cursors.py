@@ -139,7 +139,7 @@ async def test_a_stream_that_began_anew(bus: Bus, autojump_clock: Any) -> None:
     waits = trio.Event()
     cursor.raise_to(positions.parse("c-2"))
     cursor.waiting.append((positions.parse("c-2"), waits.set))
-    cursor.settle()
+    cursor.notify()
     assert not waits.is_set()
     await one.flush()
     assert waits.is_set()

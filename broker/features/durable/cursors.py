@@ -55,20 +55,20 @@ class Cursor:
         if position.incarnation != self.position.incarnation or position.sequence > self.position.sequence:
             self.position = position
 
-    def adopt(self, value: Value) -> None:
+    def merge(self, value: Value) -> None:
         """Takes over what another broker wrote; in a stream that began anew unless that is known here too."""
         position = parse(value)
         if position and (position.incarnation == self.position.incarnation or self.position == self.stored):
             self.raise_to(position)
         self.stored, self.revision = position or NOWHERE, value.revision
-        self.settle()
+        self.notify()
 
     def written_as(self, position: Position, revision: int, now: float) -> None:
         """Notes what is in NATS now."""
         self.stored, self.revision, self.written = position, revision, now
-        self.settle()
+        self.notify()
 
-    def settle(self) -> None:
+    def notify(self) -> None:
         """Tells those whose acknowledgement is stored by now."""
         done = [told for position, told in self.waiting if self.stores(position)]
         self.waiting = [each for each in self.waiting if not self.stores(each[0])]
@@ -118,7 +118,7 @@ class Cursors:
         fresh = Cursor(key, position, position, value.revision, trio.current_time())
         cursor = self.used.setdefault(key, known or fresh)
         if value.revision > cursor.revision:
-            cursor.adopt(value)
+            cursor.merge(value)
         cursor.holders += 1
         return cursor
 
@@ -130,7 +130,7 @@ class Cursors:
         cursor.raise_to(position)
         stored = trio.Event()
         cursor.waiting.append((position, stored.set))
-        cursor.settle()
+        cursor.notify()
         with trio.move_on_after(PATIENCE_SECONDS):
             await stored.wait()
             return
@@ -180,7 +180,7 @@ class Cursors:
         """Reads a cursor that others have written, and writes it if it is higher here."""
         for _ in range(TRIES):
             if value := await self.bus.cursors.get(cursor.key):
-                cursor.adopt(value)
+                cursor.merge(value)
             else:
                 cursor.stored, cursor.revision = NOWHERE, 0
             position, now = cursor.position, trio.current_time()

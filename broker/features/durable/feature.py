@@ -122,7 +122,7 @@ class Durables(Feature):
         if message_id is not None:
             reply = m.Acknowledged(durable=message.durable, position=str(position))
             durable.cursor.waiting.append((position, partial(caller.tell, reply, message_id)))
-            durable.cursor.settle()
+            durable.cursor.notify()
 
     async def acknowledge_alone(self, asker: Asker, message: m.Acknowledge) -> m.Acknowledged:
         """Raise a user's cursor, or make one; return where it stands in NATS then.
