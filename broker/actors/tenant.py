@@ -257,9 +257,7 @@ class Tenant:
             self.passing = False
         for flow, stored in told.items():
             if flow.main is not None and flow.stored is stored:
-                flow.main.warned = max(
-                    flow.main.warned, upto
-                )  # it has fallen behind since, and has been told
+                flow.main.warned = max(flow.main.warned, upto)  # it fell behind meanwhile, and was told
 
     async def send_traced(
         self, batch: list[Checked], upto: int, turn: Turn, tracing: Tracing

@@ -1,8 +1,7 @@
-"""The audit trail: who connected, how that ended, what was refused, and what operators did.
+"""The audit trail: who connected, how connections ended, what was refused, and what operators did.
 
-A record is JSON under `<prefix>.<tenant>.<kind>` in a stream of its own, which bounds its age and size.
-Connections only put records into a queue; one task stores them, many at a time. Neither a token nor a body
-is ever in one.
+A record is JSON under `<prefix>.<tenant>.<kind>`, in a stream of its own with limits on age and size. Records
+are queued without waiting; one task stores them in batches. No record contains a token or a body.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ if TYPE_CHECKING:
 
 Kind: TypeAlias = Literal["authenticated", "renewed", "ended", "refused", "admin"]
 
-QUEUE = 32768  # records that wait for NATS, about 400 bytes each; what comes beyond them is counted
-BATCH = 128  # stored at a time: a millisecond of this loop
-GATHER_SECONDS = 0.2  # so that one wake-up serves many
+QUEUE = 32768  # records that wait for NATS, about 400 bytes each; any more are only counted
+BATCH = 128  # records stored at a time: a millisecond of the event loop
+GATHER_SECONDS = 0.2  # so that one wake-up stores many records
 RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
-REFUSALS = 3  # of one connection within a second
+REFUSALS = 3  # recorded per connection and second
 RECORD_BYTES = 8192
 
 log = structlog.get_logger()
@@ -48,29 +47,29 @@ log = structlog.get_logger()
 class Audit(Feature):
     """Takes records at any time, without waiting. `broker` names this process.
 
-    `dropped` counts those that could not be kept.
+    `dropped` counts records that could not be kept.
     """
 
     bus: Bus
     section: config.Audit
     broker: str
-    prepared: bool = False  # its stream is there, as far as is known
+    prepared: bool = False  # its stream exists, as far as is known
     fault: str = ""
     dropped: int = 0
-    told: int = 0  # of the dropped ones
+    told: int = 0  # dropped records already logged
     number: int = 0
     waiting: deque[Message] = attrs.Factory(deque)
     arrived: Signal = attrs.Factory(Signal)
     writing: trio.Lock = attrs.Factory(trio.Lock)
-    second: int = 0  # in which ...
-    refusals: Counter[str] = attrs.Factory(Counter)  # ... each connection was refused so often
+    second: int = 0  # the second in which `refusals` are counted
+    refusals: Counter[str] = attrs.Factory(Counter)  # by connection
 
     def note(
         self, kind: Kind, *, tenant: str | None, connection: str | None = None, **fields: object
     ) -> None:
-        """Notes what has just happened. Without a tenant it is the broker's own.
+        """Queue a record of what has just happened. Without a tenant it is filed under the broker's own name.
 
-        `fields` are JSON values, None is left out; never a token or a body.
+        `fields` are JSON values, of which None is left out; never a token or a body.
         """
         if not self.section.enabled:
             return
@@ -105,7 +104,7 @@ class Audit(Feature):
         )
 
     def refused(self, who: Who, *, code: str, message: str | None, channel: str | None) -> None:
-        """Note a refusal, unless there were a few of this connection within the second."""
+        """Queue a refusal, unless the connection has had `REFUSALS` of them within the second."""
         second = int(time.monotonic())
         if second != self.second:
             self.second = second
@@ -130,13 +129,13 @@ class Audit(Feature):
             )
 
     def up(self, _: StreamState) -> None:
-        """NATS is back. The stream is seen to by `run`, so that nothing else waits for it."""
+        """Have `run` prepare the stream again, so that nothing else waits for it."""
         if self.section.enabled:
             self.prepared = False
             self.arrived.set()
 
     async def run(self) -> None:
-        """Keeps storing, until cancelled."""
+        """Store records, until cancelled."""
         while True:
             await self.arrived.wait()
             await trio.sleep(GATHER_SECONDS)
@@ -150,12 +149,12 @@ class Audit(Feature):
                 self.told = self.dropped
 
     async def flush(self) -> None:
-        """Store what waits, unless NATS takes too long."""
+        """Store the queued records, unless NATS takes too long."""
         with trio.move_on_after(FLUSH_SECONDS):
             await self.store()
 
     async def store(self) -> None:
-        """Store what waits, as far as NATS takes it."""
+        """Store the queued records, as far as NATS takes them."""
         async with self.writing:
             try:
                 if self.section.enabled and not self.prepared:

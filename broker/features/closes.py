@@ -1,4 +1,4 @@
-"""How the last connections ended: who, when, from where, by whom and why. In memory, for operators."""
+"""The ends of the last connections: who, when, from where, by whom and why; in memory, for operators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Closes(Feature):
-    """The newest `most` of them."""
+    """The newest `most` ends."""
 
     def __init__(self, most: int) -> None:
         self.kept: deque[Ended] = deque(maxlen=most)
@@ -25,7 +25,7 @@ class Closes(Feature):
     def find(
         self, *, tenant: str | None = None, user: str | None = None, code: int | None = None
     ) -> Iterator[Ended]:
-        """Those that match all of what is given, the newest first."""
+        """Yield the ends that match all given criteria, newest first."""
         for ended in reversed(self.kept):
             if tenant in (None, ended.tenant) and user in (None, ended.user) and code in (None, ended.code):
                 yield ended

@@ -1,11 +1,11 @@
-"""Who may not come in, on whichever broker: revoked tokens, users and tenants, and suspended tenants.
+"""Bans, on all brokers: revoked tokens, users and tenants, and suspended tenants.
 
-A ban is one value in NATS, which forgets it when the last token that it concerns has expired. Whoever makes
-one tells the other brokers at once by a message that is not stored; each broker also looks every second what
-is new in the bucket, and reads it at the start and after each interruption before anybody has events.
+A ban is one value in NATS, which expires with the last token that it concerns. The broker that makes a ban
+notifies the others at once by a message that is not stored; each broker also reads what is new in the bucket
+every second, and at the start and after each interruption before any client gets events.
 
-Of two versions of a ban the higher number counts, however they come in. A ban that is lifted is another
-version, one that is over: it stays for a while, so that a late replica cannot bring the old one back.
+Of two versions of a ban the higher number counts, in whatever order they arrive. A lifted ban is a further
+version, which is over: it is kept for a while, so that a lagging replica cannot bring the old one back.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
     from broker.subjects import Names
 
 Kind: TypeAlias = Literal["token", "user", "tenant", "suspension"]
-Unix: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253402300800)]  # seconds, before the year 10000
+Unix: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=253402300800)]  # seconds, up to the year 9999
 
-BANS = "bans"  # what their keys begin with
+BANS = "bans"  # the prefix of their keys
 EVERY_TENANT = "*"  # stands for the tenant of monitoring tokens
-NEWS = "control"  # what brokers tell each other under, by plain NATS: the bucket has it too
+NEWS = "control"  # the channel for notifications, by plain NATS; the bucket has the same
 LOOK_SECONDS = 1.0
-LIFTED_SECONDS = 3600.0  # how long it is remembered that a ban was lifted
-AT_ONCE = 1000  # bans that are learned before others have a turn: 8 ms
-TRIES = 5  # at a write, against other brokers that write the same ban
+LIFTED_SECONDS = 3600.0  # how long a lifted ban is kept
+AT_ONCE = 1000  # bans applied before other tasks get a turn: 8 ms
+TRIES = 5  # attempts at a write while other brokers write the same ban
 
 log = structlog.get_logger()
 
 
 @attrs.frozen(kw_only=True)
 class Ban:
-    """Who is kept out, since when, until when and why. Times are Unix seconds; no `until`: until lifted.
+    """Who is banned, from when, until when and why. Times are Unix seconds; without `until`: until lifted.
 
-    `kind` says what `name` is: a token's id (`jti`), a user (`sub`), or nothing where all of the tenant is
-    meant. A revoked user or tenant may come back with a token that was issued later; a revoked token id and a
-    suspended tenant may not. `version` counts nanoseconds, so far as brokers' clocks agree.
+    `kind` says what `name` is: a token id (`jti`), a user (`sub`), or empty where the whole tenant is meant.
+    A revoked user or tenant may return with a token that was issued later; a revoked token id and a suspended
+    tenant may not. `version` is in nanoseconds, as far as the clocks of the brokers agree.
     """
 
     kind: Kind
@@ -66,7 +66,7 @@ class Ban:
 
     @property
     def key(self) -> str:
-        """Where it stands in the bucket."""
+        """Return its key in the bucket."""
         return f"{BANS}.{self.kind}.{subjects.digest(self.tenant, self.name)}"
 
     @property
@@ -77,7 +77,7 @@ class Ban:
         return self.until is not None and self.until <= max(now, self.at)
 
     def concerns(self, issued_at: float | None) -> bool:
-        """Whether a token that was issued then is meant. One that does not say when may be old."""
+        """Return whether it concerns a token issued at that time. A token without `iat` may be old."""
         later = issued_at is not None and issued_at > self.at
         return self.kind in ("token", "suspension") or not later
 
@@ -96,9 +96,9 @@ Who: TypeAlias = tuple[Kind, str, str]
 
 @attrs.define(eq=False)
 class Control(Feature):
-    """The bans that hold, as far as this broker knows. `changed` is called after each change.
+    """The bans in force, as far as this broker knows. `changed` is called after each change.
 
-    `clock` gives Unix seconds.
+    `clock` returns Unix seconds.
     """
 
     bus: Bus
@@ -107,17 +107,17 @@ class Control(Feature):
     clock: Callable[[], float] = time.time
     bans: dict[Who, Ban] = attrs.Factory(dict)
     listening: bool = False
-    loaded: bool = False  # all that was there has been read
+    loaded: bool = False  # the bucket has been read completely
     mark: Mark | None = None
-    stale: bool = False  # what the mark says is known may have been forgotten
+    stale: bool = False  # bans before the mark may have been forgotten
     wake: Signal = attrs.Factory(Signal)
     fault: str = "revocations have not been read yet"
     channel = NEWS
 
-    # --- asking --------------------------------------------------------------------------------------
+    # --- checks --------------------------------------------------------------------------------------
 
     def ban_of(self, principal: Principal) -> Ban | None:
-        """The ban that keeps a client out, if there is one."""
+        """Return the ban on a client, if there is one."""
         tenant = EVERY_TENANT if principal.monitoring else principal.tenant
         whos: list[Who] = [
             ("suspension", tenant, ""),
@@ -134,23 +134,23 @@ class Control(Feature):
         return None
 
     def check(self, principal: Principal) -> None:
-        """Raises `TokenRevoked` for a client that is kept out."""
+        """Raise `TokenRevoked` for a client that is banned."""
         if self.bans and (ban := self.ban_of(principal)):
             raise TokenRevoked(str(ban))
 
     def trouble(self) -> str | None:
-        """Why nobody can be let in; None once it is known who may not."""
+        """Return why no client can be admitted; None once the bans are known."""
         return None if self.loaded else self.fault
 
     def listed(self) -> Iterator[Ban]:
-        """The bans that hold, newest first."""
+        """Return the bans in force, newest first."""
         now = self.clock()
         return iter(sorted((ban for ban in self.bans.values() if not ban.over(now)), key=lambda ban: -ban.at))
 
     # --- changing ------------------------------------------------------------------------------------
 
     async def put(self, ban: Ban) -> Ban:
-        """Puts a ban, or the lifting of one, into force on every broker; it as it was stored.
+        """Put a ban, or the lifting of one, into force on every broker; return it as it was stored.
 
         Raises `Unavailable`: then it may be in force all the same, and can be put again.
         """
@@ -174,13 +174,13 @@ class Control(Feature):
         raise Unavailable("other brokers keep changing the same ban", retry_after=1.0)
 
     async def lift(self, ban: Ban) -> Ban:
-        """Ends a ban before its time: as one that never held, whatever another broker's clock says."""
+        """End a ban before its time, as one that never was in force, whatever another broker's clock says."""
         return await self.put(attrs.evolve(ban, until=ban.at))
 
     # --- learning ------------------------------------------------------------------------------------
 
     def heard(self, channel: str, body: bytes) -> None:
-        """Another broker's word, or our own that comes back."""
+        """Apply a ban that another broker, or this one, has announced."""
         if channel == NEWS:
             self.learn(understood([body]))
 
@@ -195,19 +195,19 @@ class Control(Feature):
             self.changed()
 
     async def reached(self) -> None:
-        await self.look()  # bans that were made while we were cut off
+        await self.look()  # bans that were made during the interruption
 
     def up(self, _: StreamState) -> None:
-        """NATS is back: what was missed is read at once."""
+        """Read at once what was missed."""
         self.wake.set()
 
     def read_again(self) -> None:
-        """The clock was set: what it made us forget, as over, may hold after all."""
+        """Read all bans again: the clock was set, and those forgotten as over may still hold."""
         self.stale = True
         self.wake.set()
 
     async def run(self) -> None:
-        """Keeps up with the bucket, until cancelled; from the first `restored` on."""
+        """Follow the bucket, from the first `up` on, until cancelled."""
         pause = math.inf
         while True:
             with trio.move_on_after(pause):
@@ -224,7 +224,7 @@ class Control(Feature):
     async def look(self) -> None:
         if not self.listening:
             await self.bus.subscribe_live(f"{self.names.own}.{NEWS}")
-            self.listening = True  # from now on, whatever becomes of the connection
+            self.listening = True  # from now on, also over reconnects
         if self.stale:
             self.mark, self.stale = None, False
         values, mark = await self.bus.control.news(BANS, self.mark)
@@ -236,7 +236,7 @@ class Control(Feature):
             log.info("revocations_read", bans=len(self.bans))
 
     def forget(self) -> None:
-        """Drops what has been over, and not been touched, for long."""
+        """Drop bans that have been over, and unchanged, for long."""
         before = self.clock() - LIFTED_SECONDS
         for who, ban in list(self.bans.items()):
             if ban.until is not None and max(ban.until, ban.version / 1e9) <= before:
@@ -244,7 +244,7 @@ class Control(Feature):
 
 
 def understood(values: list[bytes]) -> list[Ban]:
-    """The bans among some values; what is none (a key that was deleted by hand) is left out."""
+    """Return the bans among some values; anything else (a key deleted by hand) is skipped."""
     bans = []
     for data in values:
         try:

@@ -1,6 +1,6 @@
-"""Dead letters: stored messages that are no events, kept once in a stream of their own.
+"""Dead letters: stored messages that are not events, each kept once in a stream of their own.
 
-Each broker sees each of them; the message id, made of where it stood, lets the stream keep one.
+Every broker sees every one of them; a message id made of the original position lets the stream keep one.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
     from broker.features.port import Letter
     from broker.subjects import Names
 
-WAITING = 1000  # beyond it the oldest are only counted: they still stand in the events stream
+WAITING = 1000  # beyond it the oldest are only counted: they are still in the events stream
 RETRY_SECONDS = 1.0
-KNOWN = 4 * WAITING  # of which it is remembered that they were put: replays read them again and again
-MAX_SUBJECT_BYTES = 1024  # of ours; the server ends a connection whose command line is over 4,096
+KNOWN = 4 * WAITING  # letters remembered as already taken, since every replay reads them again
+MAX_SUBJECT_BYTES = 1024  # of ours; the server closes a connection over a protocol line of more than 4,096
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class DeadLetters(Feature):
-    """Stores dead letters under `deadletter.<tenant>.<channel>`, with why and whence in the headers."""
+    """Stores dead letters under `deadletter.<tenant>.<channel>`, with reason and origin in the headers."""
 
     bus: Bus
     names: Names
-    noticed: Callable[[Letter], None]  # hears of each, once
+    noticed: Callable[[Letter], None]  # called once for each
     counts: Counter[str] = attrs.Factory(lambda: zeros(LETTER_REASONS))
     waiting: deque[Letter] = attrs.Factory(deque)
     arrived: Signal = attrs.Factory(Signal)
     known: dict[tuple[str, int], None] = attrs.Factory(dict)
 
     def rejected(self, letter: Letter) -> None:
-        """Notes a letter; `run` stores it. Of a live message (sequence 0) there is nothing to store."""
+        """Queue a letter, which `run` stores. A live message (sequence 0) is only counted and logged."""
         sequence, subject, body, _ = letter.record
         where = letter.incarnation, sequence
         if where in self.known:
@@ -84,12 +84,12 @@ class DeadLetters(Feature):
     async def store(self, letter: Letter) -> None:
         sequence, subject, body, _ = letter.record
         detail = letter.detail.encode("ascii", "backslashreplace").decode().replace("\n", " ")
-        # As the bus sends it: a byte that is not UTF-8 becomes text, in a header too, where no line may end.
+        # As the bus sends it: bytes that are not UTF-8 are escaped; a header may not contain a line end.
         subject = subject.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         subject = subject.replace("\r", "\\r")
         target = self.names.deadletter + subject.removeprefix(self.names.events)
         if len(target.encode()) > MAX_SUBJECT_BYTES:
-            target = f"{self.names.deadletter}.{BROKER}.long"  # the header has it whole
+            target = f"{self.names.deadletter}.{BROKER}.long"  # the header has the whole subject
         headers = {
             "Broker-Reason": letter.reason,
             "Broker-Detail": detail,
@@ -99,6 +99,6 @@ class DeadLetters(Feature):
         message_id = f"_broker:{letter.incarnation}-{sequence}"
         try:
             await self.bus.publish(target, body, headers=headers, message_id=message_id)
-        except TooLarge:  # with the headers it is: then without the body, which still stands where it came in
+        except TooLarge:  # due to the headers: leave out the body, which is still in the events stream
             headers["Broker-Body"] = f"{len(body)} bytes, left out"
             await self.bus.publish(target, b"", headers=headers, message_id=message_id)

@@ -1,7 +1,7 @@
-"""Why a token may do with a channel what it may, and why not: each decision as a step.
+"""Explains why a token may or may not subscribe or publish to a channel: each decision as a step.
 
-Nothing is decided here. The token goes through the verifier that lets clients in, the channel through the
-principal that answers them; this says what they came across. Neither the token nor a secret is in it.
+Nothing is decided here. The token is checked by the verifier that admits clients, the channel by the
+principal that decides on requests; this module reports their findings, without the token or a secret.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN_PATTERNS = 16
 
 @attrs.frozen(kw_only=True)
 class Step:
-    """One thing that was looked at. `ok` is None where nothing is decided by it."""
+    """One check. `ok` is None where it decides nothing."""
 
     step: str
     ok: bool | None
@@ -36,10 +36,9 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """May this token subscribe to the channel (or, with `publish`, publish into it)?
+    """May this token subscribe to the channel, or, with `publish`, publish to it?
 
-    `channel` is a channel or pattern as a client writes it; `tenant` the one that a client asks for beside
-    its token.
+    `channel` is a channel or pattern as a client writes it; `tenant` the one requested beside the token.
     """
 
     token: str = attrs.field(repr=False)
@@ -50,7 +49,7 @@ class Question:
 
 @attrs.frozen(kw_only=True)
 class Explanation:
-    """The answer, and every step up to it; the steps end with the first that ends all."""
+    """The answer, and every step up to it; a step that rules out everything else is the last."""
 
     allowed: bool
     steps: tuple[Step, ...]
@@ -58,7 +57,7 @@ class Explanation:
 
 @attrs.frozen(kw_only=True)
 class Held:
-    """What the stream holds now, and of what a channel's subjects match: how many, the oldest first."""
+    """The state of the stream, and the number and oldest sequence of the messages on a channel's subjects."""
 
     state: StreamState
     count: int
@@ -75,9 +74,9 @@ async def explain(
     held: Callable[[str], Awaitable[Held]],
     now: float,
 ) -> Explanation:
-    """Everything that would happen to a client with this token, at the Unix time `now`.
+    """Return everything that would happen to a client with this token, at the Unix time `now`.
 
-    `admit` raises `TokenRevoked` for who is kept out. `held` looks under a subject filter of the stream, and
+    `admit` raises `TokenRevoked` for a banned client. `held` reports on a subject filter of the stream, and
     may raise `Unavailable`.
     """
     steps, principal = await token_steps(question, verifier, now)
@@ -110,7 +109,7 @@ async def explain(
 async def token_steps(
     question: Question, verifier: Verifier, now: float
 ) -> tuple[list[Step], Principal | None]:
-    """What the verifier finds, and whom."""
+    """Return the findings of the verifier, and the principal if the token is valid."""
     found: dict[str, str] = {}
     principal, refusal = None, None
     try:
@@ -152,7 +151,7 @@ def publish_step(principal: Principal, channel: str) -> Step:
 
 
 def reason(verdict: Verdict, pattern: str) -> str:
-    """Which pattern decides; where none does, which one comes nearest."""
+    """Return the pattern that decides; if none does, the nearest one."""
     if verdict.within is None:
         near = max(verdict.allowing, key=lambda allowed: common(allowed, pattern), default=None)
         hint = f"; the nearest is {near}" if near and common(near, pattern) else ""
@@ -165,7 +164,7 @@ def reason(verdict: Verdict, pattern: str) -> str:
 
 
 def common(one: str, other: str) -> int:
-    """With how many tokens alike, a wildcard for any, two patterns begin."""
+    """Return how far two patterns agree from the beginning: two for an equal token, one for a wildcard."""
     count = 0
     for a, b in zip(one.split("."), other.split("."), strict=False):
         if a != b and not {a, b} & {"*", ">"}:
@@ -199,7 +198,7 @@ async def start_step(
     state, most = found.state, limits.last_events
     matching = "none is kept under the tenant's own subject"
     if found.oldest is not None:
-        # In NATS a wildcard reaches into private rooms, and of a subject not everything is an event.
+        # "At most": in NATS a wildcard matches private channels too, and not every message is an event.
         matching = f"at most {found.count} kept, the oldest at {state.incarnation}-{found.oldest}"
     return Step(
         step="starts",

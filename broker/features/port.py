@@ -1,7 +1,7 @@
-"""The port by which a feature meets the rest of the broker.
+"""The port between a feature and the rest of the broker.
 
-A feature is one object for the process. The supervisor has a list of all features and tells each of what
-concerns it; its requests are lines of every session's table. No feature knows another.
+A feature is one object per process. The supervisor has a list of all features and notifies each; a feature's
+requests are lines in every session's table. No feature knows another.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Letter:
-    """A record and why it is no event: `reason` is a word, `detail` a sentence.
+    """A record that is not an event, and why: `reason` is a word, `detail` a sentence.
 
-    `tenant` and `channel` are what its subject says, which may be neither.
+    `tenant` and `channel` are taken from its subject, and may be invalid.
     """
 
     record: Record
@@ -36,11 +36,11 @@ class Letter:
 
 @attrs.frozen(kw_only=True)
 class Ended:
-    """One connection that is gone.
+    """The record of a connection that has ended.
 
-    `seconds` is how long it lasted. `by` is "broker", "operator" or "client", or "link" for one that just
-    went away (1006). `messages` counts what the client sent. `position` is the newest that it was given:
-    where it would resume. Without a token there is no tenant and no user.
+    `seconds` is its duration. `by` is "broker", "operator" or "client", or "link" if it was lost (1006).
+    `messages` counts messages from the client. `position` is the newest one sent to it, from which it would
+    resume. Without a token there is no tenant and no user.
     """
 
     connection: str
@@ -59,36 +59,36 @@ class Ended:
 
 
 class Feature(Part):
-    """What the broker does for clients beside the flow; a hook does nothing unless a feature says otherwise.
+    """A service for clients besides the event flow. Every hook does nothing unless a feature overrides it.
 
-    Whatever is called with a client runs within that connection's boundary.
+    A hook that takes a client runs within the boundary of that connection.
     """
 
     def requests(self) -> tuple[Request[Any, Any], ...]:
-        """Return what clients may ask of it."""
+        """Return the requests that it adds."""
         return ()
 
     def trouble(self) -> str | None:
-        """Return why nobody can be let in yet."""
+        """Return why no client can be admitted yet; None when clients can."""
         return None
 
     def check(self, principal: Principal) -> None:
-        """Raise `TokenRevoked` for a client that is kept out."""
+        """Raise `TokenRevoked` for a client that is banned."""
 
     def authenticated(self, caller: Caller, principal: Principal, *, renewed: bool) -> None:
-        """Hear that a client has presented a good token, its first or another one."""
+        """Note that a client has presented a valid token, its first or (`renewed`) another one."""
 
     def rights_changed(self, caller: Caller) -> None:
-        """Go on with what a client's token allows now."""
+        """Apply what a client's token allows now."""
 
     def detach(self, caller: Caller) -> None:
-        """Give back all that is held for a client, which is about to end. It is told nothing any more."""
+        """Give back all that is held for a client that is about to end; nothing more is sent to it."""
 
     def refused(self, who: Who, *, code: str, message: str | None, channel: str | None) -> None:
-        """Hear that a client was refused what it may not do, or its token."""
+        """Note that a client was refused a forbidden request, or that its token was refused."""
 
     def ended(self, ended: Ended) -> None:
-        """Hear of the end of a connection."""
+        """Note the end of a connection."""
 
     def rejected(self, letter: Letter) -> None:
-        """Take a message of a service that is no event."""
+        """Take a message of a service that is not an event."""

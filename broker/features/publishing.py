@@ -1,4 +1,4 @@
-"""The request `publish`, with a connection and without: what a client hands to NATS."""
+"""The request `publish`, over a connection and without one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INT64, UINT64 = -(2**63), 2**64
 
 @attrs.frozen(kw_only=True)
 class Send:
-    """Publish `body` into `channel`. `traceparent` is well-formed."""
+    """Publish `body` to `channel`. `traceparent` is well-formed."""
 
     channel: str
     body: bytes
@@ -41,7 +41,7 @@ class Send:
 
 @attrs.define(eq=False)
 class Publishing(Feature):
-    """Publishes for clients. `incarnation` is that of the stream as it is."""
+    """Publishes events of clients. `incarnation` returns that of the current stream."""
 
     bus: Bus
     names: Names
@@ -58,7 +58,7 @@ class Publishing(Feature):
                 publishes=True,
                 page=Page(
                     path="/publish",
-                    about="A publish without a connection.",
+                    about="Publish without a connection.",
                     example='{"channel": …, "event": …, "id": …}',
                     status=202,
                     perform=self.publish,
@@ -70,7 +70,7 @@ class Publishing(Feature):
         return await self.publish(caller, wish)
 
     async def publish(self, asker: Asker, wish: Send) -> m.Published:
-        """Give NATS what a client publishes; return what the client is told. Raise `Unavailable`."""
+        """Pass a client's event to NATS; return the reply. Raise `Unavailable`."""
         principal = asker.attach()
         headers = {events.PUBLISHER: principal.room, "Broker-Connection": asker.id}
         subject = self.names.subject(principal.tenant, wish.channel)
@@ -88,8 +88,8 @@ class Publishing(Feature):
                 return m.Published(id=given)
             message_id = None
             if wish.id is not None:
-                # The stream compares ids over all tenants, users and channels. No part holds a blank, and
-                # services begin theirs with a tenant, so that no client can take another's.
+                # The stream compares ids over all tenants, users and channels. No part contains a blank, and
+                # services begin theirs with a tenant, so that no client can use the id of another.
                 token = subjects.encode_token(wish.id)
                 message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
             ack = await self.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
@@ -98,7 +98,7 @@ class Publishing(Feature):
 
 
 def check(terms: Terms, message: m.Publish) -> Send:
-    """Return what a client publishes, if it may, and if it is an event."""
+    """Return the event to publish. Raise if the client may not publish it, or if it is not an event."""
     principal = terms.client()
     channel = subjects.parse_channel(subjects.expand_me(message.channel, principal.room))
     principal.check_publish(channel)
@@ -114,13 +114,13 @@ def check(terms: Terms, message: m.Publish) -> Send:
         if fault.reason == "tenant_mismatch":
             raise Forbidden(sentence)
         raise BadMessage(sentence)
-    # One that is malformed is as good as none (W3C Trace Context, section 3.2.2.3).
+    # A malformed one is ignored (W3C Trace Context, section 3.2.2.3).
     parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
     return Send(channel=channel, body=body, id=message.id, traceparent=parent)
 
 
 def holds_huge_integer(value: Any) -> bool:
-    """Whether an integer in there does not fit 64 bits: other languages would round it silently."""
+    """Return whether `value` contains an integer beyond 64 bits, which other languages round silently."""
     pending = [value]
     while pending:
         each = pending.pop()

@@ -1,7 +1,7 @@
-"""The table of a session: what a client may ask for, and who does it.
+"""The table of a session: the requests of a client, and what carries them out.
 
-A request is checked at once and without I/O, which makes a *wish* of its message; then the wish is carried
-out, which may wait for NATS. Both may refuse it with a `BrokerError`.
+A request is checked at once and without I/O, which turns its message into a *wish*. Then the wish is carried
+out, which may wait for NATS. Either step may refuse it with a `BrokerError`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Reply:
 
 @attrs.frozen
 class Close:
-    """Send what is to be sent, then close with this code."""
+    """Send what is unsent, then close with this code."""
 
     code: CloseCode
     reason: str
@@ -43,7 +43,7 @@ class Close:
 
 @attrs.frozen
 class Call:
-    """Have a wish carried out."""
+    """Carry out a wish."""
 
     request: Request[Any, Any]
     wish: Any
@@ -57,11 +57,11 @@ class Standing(Protocol):
     """The subscriptions of a client."""
 
     def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
-        """Return each pattern with what is left out of it."""
+        """Return each pattern with the patterns denied within it."""
 
 
 class Terms(Protocol):
-    """The terms on which a session grants its requests."""
+    """The terms on which a session grants requests."""
 
     limits: Limits
     standing: Standing
@@ -69,20 +69,20 @@ class Terms(Protocol):
     draining: bool
 
     def client(self) -> Principal:
-        """Return who the client is. Raise `Unauthenticated` before it has presented a token."""
+        """Return the principal. Raise `Unauthenticated` before a token has been presented."""
 
     def reserve(self, text: str, left: int) -> None:
-        """Count a further subscription of `left` that the connection may have.
+        """Count one more subscription, of the `left` that the connection may still have.
 
         Raise `TooManySubscriptions`.
         """
 
     def recount(self) -> None:
-        """Have the budgets hold the subscriptions that stand, and no others."""
+        """Have the budgets hold exactly the existing subscriptions."""
 
 
 class Asker(Protocol):
-    """Who sends a request, with a connection or without."""
+    """The sender of a request, with or without a connection."""
 
     @property
     def id(self) -> str: ...
@@ -91,10 +91,10 @@ class Asker(Protocol):
     def session(self) -> Terms: ...
 
     def attach(self) -> Principal:
-        """Return who it is, now that it may be served. Raise `Unavailable` and `TokenRevoked`."""
+        """Return the principal, once it may be served. Raise `Unavailable` and `TokenRevoked`."""
 
     def who(self) -> Who:
-        """Return who it is, for operators."""
+        """Return its identity, for operators."""
 
 
 class Caller(Asker, Protocol):
@@ -108,11 +108,11 @@ class Caller(Asker, Protocol):
 
     @property
     def kind(self) -> str:
-        """The kind of its link: "websocket"."""
+        """Return the kind of its link: "websocket"."""
 
     @property
     def certificate(self) -> str | None:
-        """The verified name in the certificate that it has shown."""
+        """Return the verified name in the client's certificate."""
 
     def tell(self, message: m.ServerMessage, message_id: str | None = None) -> None:
         """Send the client a message in its turn."""
@@ -121,20 +121,20 @@ class Caller(Asker, Protocol):
         """Start or wake the sending task, if there is something to send."""
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
-        """Note what the client may not do."""
+        """Record a forbidden request or a refused token."""
 
     def position(self) -> str | None:
         """Return the live position to tell the client, once there is one."""
 
     async def authenticate(self, message: m.Authenticate, message_id: str | None) -> None:
-        """Verify a token, and go on under it."""
+        """Verify a token, and continue under it."""
 
 
 @attrs.frozen(kw_only=True)
 class Page(Generic[W]):
     """The form of a request without a connection: its payload is posted to `path`.
 
-    It answers with the first of the request's replies under `status`.
+    The reply is the first of the request's `replies`, with `status`.
     """
 
     path: str
@@ -146,10 +146,10 @@ class Page(Generic[W]):
 
 @attrs.frozen(kw_only=True)
 class Request(Generic[M, W]):
-    """A line of the table. `perform` returns the reply, or None where it has told the client itself.
+    """A line of the table. `perform` returns the reply, or None if it has told the client itself.
 
-    `replies` are the types of message that answer it, besides `error`; with `unasked` the first of them may
-    also come by itself. With `publishes` it is counted as a publication, and not as another request; an
+    `replies` are the message types of the reply, besides `error`; with `unasked` the first of them may also
+    be sent without a request. With `publishes` it counts as a publication and not as another request; an
     `open` one needs no token.
     """
 
@@ -172,5 +172,5 @@ def table(requests: Iterable[Request[Any, Any]]) -> Table:
 
 
 def as_it_is(_: Terms, message: M) -> M:
-    """Return the message as the wish: there is nothing to check."""
+    """Return the message as the wish, without a check."""
     return message

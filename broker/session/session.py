@@ -1,7 +1,7 @@
-"""One client's side of the protocol as a state machine without I/O.
+"""The protocol with one client as a state machine without I/O.
 
-`receive` takes a message and answers with effects, which the connection carries out. Time is an argument
-(seconds on a monotonic clock).
+`receive` takes a message and returns effects, which the connection carries out. Time is an argument (seconds
+on a monotonic clock).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from broker.permissions import Principal
     from broker.session.requests import Effect, Standing, Table
 
-BAD_MESSAGES, BAD_SECONDS = 10, 60.0  # the protocol page's row 4510
-REFUSALS, REFUSAL_SECONDS = 50, 60.0  # what "persistently" means in row 4029
+BAD_MESSAGES, BAD_SECONDS = 10, 60.0  # close code 4510
+REFUSALS, REFUSAL_SECONDS = 50, 60.0  # close code 4029
 
 
 class Nothing:
-    """What stands for a client without a flow."""
+    """The subscriptions of a client without a flow: none."""
 
     def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
         return MappingProxyType({})
@@ -44,10 +44,10 @@ class Nothing:
 
 @attrs.define(eq=False)
 class Session:
-    """What a client may do, has done, and still has time for.
+    """The state of the protocol with one client: its permissions, its rates and its deadlines.
 
-    `table` has what it may ask for; `standing` are its subscriptions. `budgets` are what it is limited by
-    beside its own `limits`; `hits` counts what was in the way, by scope and resource.
+    `table` has the requests that it may send; `standing` has its subscriptions. `budgets` limit it besides
+    its own `limits`; `hits` counts limits reached, by scope and resource.
     """
 
     limits: Limits
@@ -61,14 +61,14 @@ class Session:
     counted: int = 0  # subscriptions that are held in the budgets
     draining: bool = False
     expires: float | None = None  # on the monotonic clock
-    life: float = 0.0  # what the token had left of it when it came
+    life: float = 0.0  # the remaining validity of the token when it was verified
     warned: bool = False
-    requests: TokenBucket | None = None  # these three are made when first needed: most clients
+    requests: TokenBucket | None = None  # these three are created on first use: most clients
     bad: Window | None = None  # send one or two messages, and memory per idle connection counts
     refusals: Window | None = None
 
     def receive(self, data: bytes, now: float) -> Sequence[Effect]:
-        """Return what follows from one text message."""
+        """Return the effects of one text message."""
         excess = limits.take(self.budgets, {MESSAGES: 1, BYTES: len(data)}, now)
         try:
             decoded = codec.decode(data)
@@ -83,7 +83,7 @@ class Session:
             return self.failed(error, decoded.message_id, now)
 
     def admit(self, message: m.ClientMessage, now: float) -> None:
-        """Count a message. Raise `RateLimited`."""
+        """Count a message against the rates. Raise `RateLimited`."""
         if self.principal and self.table[message.type].publishes:
             if excess := limits.take(self.budgets, {PUBLISHES: 1, POSTS: 1}, now):
                 raise self.limited(excess)
@@ -100,14 +100,14 @@ class Session:
         return errors.RateLimited(f"{excess}; wait before the next", retry_after=excess.seconds)
 
     def call(self, message: m.ClientMessage, message_id: str | None) -> Call:
-        """Return what a message asks for, checked."""
+        """Return the checked request of a message."""
         request = self.table[message.type]
         if self.principal is None and not request.open:
             raise errors.Unauthenticated(f"{message.type}: send authenticate first")
         return Call(request, request.check(self, message), message_id)
 
     def client(self) -> Principal:
-        """Return who the client is. Raise `Unauthenticated` before it has presented a token."""
+        """Return the principal. Raise `Unauthenticated` before a token has been presented."""
         if self.principal is None:
             raise errors.Unauthenticated("authenticate first")
         return self.principal
@@ -115,9 +115,9 @@ class Session:
     # --- tokens ------------------------------------------------------------------------------------
 
     def authenticated(self, principal: Principal, *, now: float) -> m.Authenticated:
-        """Go on under a good token, which has just been verified; return the reply.
+        """Continue under a token that has just been verified; return the reply.
 
-        Raise `Forbidden` for one of somebody else.
+        Raise `Forbidden` for a token of another user or tenant.
         """
         held = self.principal
         if held and (held.user, held.tenant) != (principal.user, principal.tenant):
@@ -140,9 +140,9 @@ class Session:
         )
 
     def settings_changed(self, limits: Limits, expiring_seconds: float, principal: Principal | None) -> None:
-        """Go on with other limits, and with what the token allows under another configuration.
+        """Apply other limits, and the permissions of the token under another configuration.
 
-        What is due when may have changed, too.
+        The timers may be due at other times afterwards.
         """
         self.limits, self.expiring_seconds = limits, expiring_seconds
         if self.requests is not None:
@@ -153,7 +153,7 @@ class Session:
     # --- subscriptions in the budgets ---------------------------------------------------------------
 
     def reserve(self, text: str, left: int) -> None:
-        """Count a further subscription of `left` that the connection may have; see `recount`.
+        """Count one more subscription, of the `left` that the connection may still have; see `recount`.
 
         Raise `TooManySubscriptions`.
         """
@@ -167,18 +167,18 @@ class Session:
         self.counted += 1
 
     def recount(self) -> None:
-        """Have the budgets hold the subscriptions that stand, and no others: whenever those have changed.
+        """Have the budgets hold exactly the existing subscriptions.
 
-        Also when a subscribe is over, whatever came of it.
+        Call it after every change of these, and after every subscribe, whatever its outcome.
         """
         standing = len(self.standing.subscriptions())
         limits.hold(self.budgets, SUBSCRIPTIONS, standing - self.counted)
         self.counted = standing
 
-    # --- what goes wrong, and what time brings -----------------------------------------------------
+    # --- failures and timers -----------------------------------------------------------------------
 
     def failed(self, error: BrokerError, message_id: str | None, now: float) -> Sequence[Reply | Close]:
-        """Return what follows from a request that was refused, here or later when it was carried out."""
+        """Return the effects of a refused request, whether it was refused here or when it was carried out."""
         effects: list[Reply | Close] = [Reply(to_message(error), message_id)]
         if isinstance(error, errors.RateLimited):
             self.refusals = self.refusals or Window(limit=REFUSALS, seconds=REFUSAL_SECONDS)
@@ -198,7 +198,7 @@ class Session:
         return effects
 
     def timers(self, now: float) -> tuple[Sequence[Reply | Close], float]:
-        """Return what is due, and when to ask again (`inf`: not before something else happens)."""
+        """Return the effects that are due, and when to ask again (`inf`: not before another change)."""
         if self.principal is None:
             deadline = self.began + self.limits.authentication_seconds
             if now >= deadline:
@@ -210,7 +210,7 @@ class Session:
             expired = errors.TokenExpired("the token has expired")
             close = Close(CloseCode.TOKEN_EXPIRED, "token expired")
             return [Reply(to_message(expired)), close], float("inf")
-        # A token that does not live for long is renewed half-way, and not as soon as it has come.
+        # A short-lived token is to be renewed half-way through its life, not as soon as it arrives.
         warning = self.expires - min(self.expiring_seconds, self.life / 2)
         if not self.warned and now >= warning:
             self.warned = True

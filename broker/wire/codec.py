@@ -1,4 +1,4 @@
-"""Between JSON text and the message classes.
+"""Conversion between JSON text and message classes.
 
 Decoding is strict: no value is coerced, and an unknown field is refused by name, with the nearest known one.
 """
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_ID_BYTES = 64
 ENVELOPE = ("type", "payload", "messageId")
-MAX_NAMED = 40  # characters of a client's own text that a message repeats
-# What the outline of a frame is made of, in one pass whatever it is: an id, other strings, brackets.
+MAX_NAMED = 40  # characters of a client's own text in an error
+# Tokens of the outline of a frame, found in linear time: a message id, other strings, brackets.
 OUTLINE = re.compile(
     rb'"messageId"[ \t\r\n]*:[ \t\r\n]*(?P<id>"(?:[^"\\]|\\.)*+")'
     rb'|"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|(?P<begin>[\[{]+)|(?P<end>[\]}]+)',
     re.DOTALL,
 )
-# What each type of a field is called in a refusal, and the same where `null` is its absence.
+# The name of each field type in an error; an optional field has the same.
 REQUIRED: dict[Any, str] = {
     str: "a string",
     int: "a whole number",
@@ -48,7 +48,7 @@ class Decoded(msgspec.Struct, frozen=True):
 
 
 class Undecodable(Exception):
-    """A message that cannot be read: the error for the client, and its id where that could be read."""
+    """A message that cannot be decoded: the error for the client, and the message's id if readable."""
 
     def __init__(self, error: BadMessage | UnknownType, message_id: str | None) -> None:
         super().__init__(error.message)
@@ -57,7 +57,7 @@ class Undecodable(Exception):
 
 
 def decode(data: bytes) -> Decoded:
-    """The message in one text frame. Raises `Undecodable`."""
+    """Return the message in one text frame. Raises `Undecodable`."""
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -80,14 +80,14 @@ def is_message_id(value: object) -> bool:
 
 
 def stray_id(data: bytes) -> str | None:
-    """The id of a frame that is not JSON, by its outline: whoever waits for the answer is to get it."""
+    """Return the message id in a frame that is not JSON, found by its outline, for the error to carry."""
     if data.lstrip(b" \t\r\n")[:1] != b"{":
         return None
     depth, found = 0, None
     for token in OUTLINE.finditer(data):
         depth += len(token["begin"] or b"") - len(token["end"] or b"")
         if depth == 1 and token["id"] is not None:
-            found = token["id"]  # of doubled keys the last counts
+            found = token["id"]  # of duplicate keys the last one counts
     try:
         message_id = None if found is None else msgspec.json.decode(found)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -114,7 +114,7 @@ def structure(document: dict[str, Any]) -> ClientMessage:
 
 
 def fault(payload: Mapping[str, Any], kind: type[ClientMessage]) -> str:
-    """What is wrong with a payload that cannot be converted."""
+    """Return what is wrong with a payload that cannot be converted."""
     if unknown := unknown_field(payload, kind.__struct_fields__):
         return unknown
     wrong = next(field for field in FIELDS[kind] if not fits(payload, field))
@@ -132,7 +132,7 @@ def fits(payload: Mapping[str, Any], field: FieldInfo) -> bool:
 
 
 def unknown_field(found: Iterable[str], known: Collection[str]) -> str | None:
-    """What is said of a field that is not known, if there is one."""
+    """Return the error for the first unknown field, if there is one."""
     for name in found:
         if name not in known:
             return f"{name[:MAX_NAMED]}: unknown field{nearest(name, known)}"
@@ -145,7 +145,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def encode(message: ServerMessage, message_id: str | None = None) -> bytes:
-    """A message as JSON."""
+    """Return a message as JSON."""
     document: dict[str, Any] = {"type": message.type, "payload": message}
     if message_id is not None:
         document["messageId"] = message_id

@@ -10,6 +10,6 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 
 
 def check_name(name: str) -> None:
-    """Raise `BadMessage` for a name that is none."""
+    """Raise `BadMessage` for an invalid name."""
     if not NAME.match(name):
         raise BadMessage("payload.durable: 1 to 64 of the characters A-Z a-z 0-9 _ -")

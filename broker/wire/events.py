@@ -1,8 +1,8 @@
-"""What a service published, made into the event that clients get.
+"""From the body that a service published to the event that clients receive.
 
-A body passes through untouched; here it is only looked at: is it JSON, does it fit, does it contradict
-its tenant. CloudEvents in binary mode (attributes in `ce-*` headers) become structured ones around
-the untouched body: https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md
+A body is passed through unchanged; it is only validated: JSON, size, and the tenant that it names.
+CloudEvents in binary mode (attributes in `ce-*` headers) become structured ones around the unchanged body:
+https://github.com/cloudevents/spec/blob/main/cloudevents/bindings/nats-protocol-binding.md
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 1024
 TOMBSTONE = b"null"
-PUBLISHER = "Broker-User"  # the header that says which client published, encoded by the broker
+PUBLISHER = "Broker-User"  # the header that names the publishing client, encoded by the broker
 
 ATTRIBUTE = re.compile(r"ce-((?!data\Z)[a-z0-9]+)\Z")  # the names that the specification allows
-# A string without an end, too: to look for one again from each of its quotes would take for ever.
+# Also an unterminated string: a retry from each of its quotes would take quadratic time.
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
-# A number that may be too large to be finite; only then is all of the body decoded to find out.
+# A number that may not be finite; only then is the whole body decoded, to find out.
 HUGE = re.compile(rb"[0-9][eE]\+?[0-9]{3}")
 NO_BRACKET = bytes(set(range(256)) - set(b"[{]}"))
 OPENS = ord("[")
 STEPS = bytes.maketrans(b"{}", b"[]")
 
-# msgspec counts nesting against the interpreter's recursion limit, whose default of 1,000 less the frames
-# that are in use would refuse documents that the protocol page allows.
+# msgspec counts nesting against the interpreter's recursion limit, whose default of 1,000, less the frames
+# in use, would refuse documents that the protocol allows.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 2 * MAX_DEPTH))
 
 
@@ -49,7 +49,7 @@ class Envelope(msgspec.Struct):
 
 
 class Shape(msgspec.Struct):
-    """What tells an envelope and a CloudEvent from other objects."""
+    """The members that distinguish an envelope and a CloudEvent from other objects."""
 
     specversion: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -57,21 +57,21 @@ class Shape(msgspec.Struct):
 
 
 envelope = msgspec.json.Decoder(Envelope)
-anything = msgspec.json.Decoder(msgspec.Raw)  # looks at the grammar alone
+anything = msgspec.json.Decoder(msgspec.Raw)  # checks the grammar only
 everything = msgspec.json.Decoder()
 shape = msgspec.json.Decoder(Shape)
 
 
 @attrs.frozen
 class Fault:
-    """Why a body is no event: a word for machines, a sentence for people."""
+    """Why a body is not an event: a word for machines, a sentence for people."""
 
     reason: Literal["too_large", "not_json", "tenant_mismatch"]
     detail: str
 
 
 def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
-    """Why a body is no event of `tenant`; None when it is one.
+    """Return why a body is not an event of `tenant`; None when it is one.
 
     An empty body is a tombstone. `limit` is in bytes.
     """
@@ -80,7 +80,7 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
     if len(body) > limit:
         return Fault("too_large", f"{len(body)} bytes; the limit is {limit}")
     try:
-        # Neither decoder looks at the UTF-8 of what it skips.
+        # Neither decoder validates the UTF-8 of what it skips.
         if not body.isascii():
             body.decode()
         if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(body) > MAX_DEPTH:
@@ -89,7 +89,7 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
             everything.decode(body)
         try:
             claimed = envelope.decode(body).metadata
-        except msgspec.ValidationError:  # JSON, perhaps, but no envelope
+        except msgspec.ValidationError:  # perhaps JSON, but not an envelope
             anything.decode(body)
             return None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -100,13 +100,13 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
 
 
 def depth(body: bytes) -> int:
-    """How deeply arrays and objects are nested; brackets within strings do not count."""
+    """Return how deeply arrays and objects are nested, not counting brackets within strings."""
     brackets = STRING.sub(b"", body).translate(STEPS, NO_BRACKET)
     return max(accumulate(1 if step == OPENS else -1 for step in brackets), default=0)
 
 
 def to_event(body: bytes, headers: Mapping[str, str] | None) -> bytes:
-    """The event of a body that has no `fault`."""
+    """Return the event of a body that has no `fault`."""
     if not body:
         return TOMBSTONE
     if headers:
@@ -128,7 +128,7 @@ def cloud_attributes(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def form(body: bytes, headers: Mapping[str, str] | None) -> Form:
-    """What a body that has no `fault` is, by the members that its kind must have."""
+    """Return the kind of a body that has no `fault`, by the members that the kind requires."""
     if to_event(body, headers) == TOMBSTONE:
         return "tombstone"
     if headers and "specversion" in cloud_attributes(headers):
@@ -145,7 +145,7 @@ def form(body: bytes, headers: Mapping[str, str] | None) -> Form:
 
 
 def header_text(value: str) -> str:
-    """The text of a percent-encoded header, which may hold any byte: what is no UTF-8 is replaced."""
+    """Return the text of a percent-encoded header, with anything but UTF-8 replaced."""
     return unquote_to_bytes(value.encode("utf-8", "surrogateescape")).decode(errors="replace")
 
 

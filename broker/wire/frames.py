@@ -12,7 +12,7 @@ from broker.subjects import is_live
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# An event's text frame as the bytes of another kind of link; also whether it carries the mark of a catch-up.
+# Converts an event's text frame for another kind of link; the flag: it carries the mark of a catch-up.
 Framing: TypeAlias = "Callable[[bytes, bool], bytes]"
 
 TEXT = 0x81
@@ -22,7 +22,7 @@ PONG = 0x8A
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
-    """One final, unmasked frame; `opcode` with the FIN bit."""
+    """Return one final, unmasked frame; `opcode` includes the FIN bit."""
     return head(opcode, len(payload)) + payload
 
 
@@ -35,22 +35,22 @@ def head(opcode: int, size: int) -> bytes:
 
 
 def close(code: int, reason: str) -> bytes:
-    """A Close frame. The reason is cut to the 123 bytes that a control frame leaves for it."""
+    """Return a Close frame, with the reason cut to the 123 bytes that a control frame leaves for it."""
     return frame(CLOSE, struct.pack(">H", code) + reason.encode()[:123].decode(errors="ignore").encode())
 
 
 def text(payload: bytes) -> bytes:
-    """One text frame."""
+    """Return one text frame."""
     return head(TEXT, len(payload)) + payload
 
 
 def payload(framed: bytes) -> bytes:
-    """What a text frame holds."""
+    """Return the payload of a text frame."""
     return framed[{126: 4, 127: 10}.get(framed[1], 2) :]
 
 
 def take(buffer: bytearray) -> Iterator[bytes]:
-    """The payloads of the frames of ours that are complete; takes them off the buffer."""
+    """Yield the payloads of our own frames that are complete, and remove them from the buffer."""
     while len(buffer) >= 2:
         start = {126: 4, 127: 10}.get(buffer[1], 2)
         if len(buffer) < start:
@@ -64,9 +64,9 @@ def take(buffer: bytearray) -> Iterator[bytes]:
 
 
 def event_head(channel: str, incarnation: str) -> bytes:
-    """The part of an `event` message that depends on its channel alone, up to the sequence.
+    """Return the part of an `event` message that depends on its channel alone, up to the sequence.
 
-    A live channel has no position, so that it ends where the event begins.
+    A live channel has no position: its head ends before the publisher or event.
     """
     name = msgspec.json.encode(channel).decode()
     if is_live(channel):
@@ -75,7 +75,7 @@ def event_head(channel: str, incarnation: str) -> bytes:
 
 
 def event(prefix: bytes, sequence: int, body: bytes, publisher: str | None) -> bytes:
-    """An `event` message as a text frame: the event's own bytes, spliced into our fields.
+    """Return an `event` message as a text frame: the event's own bytes, spliced into our fields.
 
     `prefix` is from `event_head`; `sequence` 0 is a live event, which has no position.
     """
@@ -91,14 +91,14 @@ def event(prefix: bytes, sequence: int, body: bytes, publisher: str | None) -> b
 
 
 def mark(framed: bytes, catch_up: int) -> bytes:
-    """The text frame of an `event` with the number of the catch-up that it belongs to."""
+    """Return the text frame of an `event` with the number of the catch-up that it belongs to."""
     return text(b'%b,"catch_up":%d}}' % (payload(framed)[:-2], catch_up))
 
 
 def trace(framed: bytes, parent: str) -> bytes:
-    """The text frame of an `event` with the `traceparent` of the step that a client continues.
+    """Return the text frame of an `event` with the `traceparent` of the step that a client continues.
 
-    Ahead of the event's own bytes, which a frame ends with until it is marked.
+    It is inserted before the event's own bytes: `mark` expects those at the end.
     """
-    before, name, event = payload(framed).partition(b',"event":')  # which is in no string: quotes are escaped
+    before, name, event = payload(framed).partition(b',"event":')  # not in a string: quotes are escaped
     return text(b'%b,"traceparent":"%b"%b%b' % (before, parent.encode("ascii"), name, event))

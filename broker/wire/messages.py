@@ -18,7 +18,7 @@ OneOrMany: TypeAlias = str | Annotated[list[str], Meta(min_length=1)]
 
 
 def named(channels: Iterable[str]) -> OneOrMany:
-    """Channels that the broker names unasked: one as itself, more as a list."""
+    """Return channels that the broker names by itself: one as a string, several as a list."""
     listed = list(channels)
     return listed[0] if len(listed) == 1 else listed
 
@@ -27,7 +27,7 @@ def named(channels: Iterable[str]) -> OneOrMany:
 
 
 class Authenticate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Presents a token, or renews the one in use."""
+    """Present a token, or renew the one in use."""
 
     type: ClassVar[str] = "authenticate"
     token: str
@@ -35,11 +35,11 @@ class Authenticate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Asks for the events of channels and patterns, from now or from a start; at most one start.
+    """Subscribe to channels and patterns, from now or from one start.
 
-    After a `position`; `since` a time (RFC 3339); from the newest `last` events on; from a `snapshot`, the
-    newest event of each channel; where the acknowledgements under a `durable` name (1 to 64 of A-Z a-z 0-9
-    _ -) stand. `lag` says what may be left out while the client is slow.
+    `position`: after that position. `since`: from a time on (RFC 3339). `last`: from the newest `last` events
+    on. `snapshot`: from the newest event of each channel on. `durable`: from the position acknowledged under
+    that name (1 to 64 of A-Z a-z 0-9 _ -). `lag` says what may be left out while the client is slow.
     """
 
     type: ClassVar[str] = "subscribe"
@@ -53,14 +53,14 @@ class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Unsubscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Ends subscriptions, named as they were subscribed."""
+    """End subscriptions, named as they were subscribed."""
 
     type: ClassVar[str] = "unsubscribe"
     channel: OneOrMany
 
 
 class Acknowledge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Says up to where a durable subscription has been dealt with."""
+    """Acknowledge the events of a durable subscription, up to a position."""
 
     type: ClassVar[str] = "acknowledge"
     durable: str
@@ -68,7 +68,7 @@ class Acknowledge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Publish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Publishes any JSON value; `id` makes a retry harmless, `traceparent` continues a trace."""
+    """Publish any JSON value; `id` makes a retry harmless, `traceparent` continues a trace."""
 
     type: ClassVar[str] = "publish"
     channel: str
@@ -78,7 +78,7 @@ class Publish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Asks for a sign of life, and for the live position."""
+    """Ask for a sign of life and the live position."""
 
     type: ClassVar[str] = "ping"
 
@@ -95,8 +95,8 @@ CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
 class Established(Struct, frozen=True, kw_only=True):
     """The first message of a connection.
 
-    `limits` has those of the configuration by name, and `duplicate_window_seconds`: for how long the id of a
-    publication is known.
+    `limits` has the configured limits by name, and `duplicate_window_seconds`: how long the id of a
+    publication is remembered.
     """
 
     type: ClassVar[str] = "connection.established"
@@ -108,7 +108,7 @@ class Established(Struct, frozen=True, kw_only=True):
 
 
 class Authenticated(Struct, frozen=True, kw_only=True):
-    """The token is good. `private` is the prefix of the user's own channels; `expires_at` is RFC 3339."""
+    """The token is valid. `private` is the prefix of the user's own channels; `expires_at` is RFC 3339."""
 
     type: ClassVar[str] = "connection.authenticated"
     tenant: str
@@ -126,7 +126,7 @@ class Expiring(Struct, frozen=True, kw_only=True):
 
 
 class Draining(Struct, frozen=True, kw_only=True):
-    """This connection will be closed. Reconnect in so many milliseconds, and resume from `position`."""
+    """This connection will be closed. Reconnect in `reconnect_after_ms`, and resume from `position`."""
 
     type: ClassVar[str] = "connection.draining"
     reconnect_after_ms: int
@@ -144,8 +144,8 @@ class Refused(Struct, frozen=True, kw_only=True):
 class Subscribed(Struct, frozen=True, kw_only=True):
     """The answer to `subscribe`: what was accepted and refused, by full names.
 
-    `recovered` false: events that could have matched are gone, and a `gap` says which. `live` false:
-    `subscription.live` follows. Frames that are marked `catch_up` with this number belong to it alone.
+    `recovered` false: matching events may be gone, as a `gap` says. `live` false: `subscription.live`
+    follows. Messages marked with this `catch_up` number belong to this subscribe alone.
     """
 
     type: ClassVar[str] = "subscribed"
@@ -158,7 +158,7 @@ class Subscribed(Struct, frozen=True, kw_only=True):
 
 
 class SubscriptionLive(Struct, frozen=True, kw_only=True):
-    """What was behind has caught up: events come as they are stored from here on. It comes once."""
+    """The subscriptions have caught up: from here on events arrive as they are stored. Sent once."""
 
     type: ClassVar[str] = "subscription.live"
     channel: OneOrMany
@@ -167,7 +167,7 @@ class SubscriptionLive(Struct, frozen=True, kw_only=True):
 
 
 class Unsubscribed(Struct, frozen=True, kw_only=True):
-    """These subscriptions are over, and no event of theirs follows. `code`: why, when nobody asked."""
+    """These subscriptions have ended, and none of their events follows. `code` is why, if unasked."""
 
     type: ClassVar[str] = "unsubscribed"
     channel: OneOrMany
@@ -175,7 +175,7 @@ class Unsubscribed(Struct, frozen=True, kw_only=True):
 
 
 class Publisher(Struct, frozen=True, kw_only=True):
-    """Which client published an event; one of a service has none."""
+    """The client that published an event; an event of a service has none."""
 
     user: str
 
@@ -183,7 +183,7 @@ class Publisher(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True, kw_only=True):
     """An event of a subscription; `null` removes the channel. Live channels have no `position`.
 
-    `frames.event` splices it together without ever making one of these, which is what it has to look like.
+    This class describes the message; `frames.event` splices the bytes without creating an instance.
     """
 
     type: ClassVar[str] = "event"
@@ -196,10 +196,10 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class Gap(Struct, frozen=True, kw_only=True):
-    """Events of these channels were not delivered: after `from`, up to `to`, as far as that is known.
+    """Events of these channels were not delivered: after `from`, up to `to`, as far as known.
 
-    `trimmed`: no longer in the stream. `reset`: the stream began anew. `limit`: more than is replayed.
-    `lag`: left out for a slow client, as its `lag` says. `source`: lost between NATS and the broker.
+    `trimmed`: no longer in the stream. `reset`: the stream was recreated. `limit`: more than is replayed.
+    `lag`: left out for a slow client, by its `lag` policy. `source`: lost between NATS and the broker.
     """
 
     type: ClassVar[str] = "gap"
@@ -219,7 +219,7 @@ class Source(Struct, frozen=True, kw_only=True):
 
 
 class Published(Struct, frozen=True, kw_only=True):
-    """An event is stored, or a live one handed on. A `duplicate` has the position of the first."""
+    """The event has been stored, or a live one passed on. A `duplicate` has the position of the first."""
 
     type: ClassVar[str] = "published"
     id: str | UnsetType = UNSET
@@ -228,7 +228,7 @@ class Published(Struct, frozen=True, kw_only=True):
 
 
 class Acknowledged(Struct, frozen=True, kw_only=True):
-    """An acknowledgement is stored."""
+    """The acknowledgement has been stored."""
 
     type: ClassVar[str] = "acknowledged"
     durable: str
@@ -245,7 +245,7 @@ class Pong(Struct, frozen=True, kw_only=True):
 class Error(Struct, frozen=True, kw_only=True):
     """A request was refused, or the connection is about to be closed.
 
-    `message` is for the developer. `retryable`: the same may succeed after `retry_after_ms`.
+    `message` is for the developer. `retryable`: the same request may succeed after `retry_after_ms`.
     """
 
     type: ClassVar[str] = "error"

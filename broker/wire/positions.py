@@ -1,4 +1,4 @@
-"""Positions: where in which stream. Opaque to clients, the same for every broker over one NATS."""
+"""Positions in the stream: opaque to clients, the same for every broker over one NATS."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Position:
 
 
 def parse(text: str) -> Position:
-    """Raises `InvalidPosition` for anything that no broker has given out."""
+    """Return the position in a text. Raises `InvalidPosition` for anything that no broker can have sent."""
     found = FORM.match(text)
     if not found:
-        raise InvalidPosition(f"position: {text[:40]!r} is not one; send one back as it was received")
+        raise InvalidPosition(f"position: {text[:40]!r} is not a position; send one back as it was received")
     return Position(found[1], int(found[2]))

@@ -1,4 +1,4 @@
-"""From a message to the bytes of a stream of Server-Sent Events, and where such a client may resume.
+"""From messages to the bytes of Server-Sent Events, and the position at which such a client may resume.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -10,14 +10,14 @@ import msgspec
 from broker.wire import frames
 
 PAYLOAD = len('{"type":"event","payload":{"channel":"')
-END_OF_NAME = b'","'  # of a channel: a quote within it is escaped
+END_OF_NAME = b'","'  # the end of the channel: quotes within it are escaped
 POSITION = b'position":"'
-# A line end within `data:` ends the field. In JSON it is white space between tokens, never in a string.
+# A line end would end the `data:` field. In JSON it is only white space between tokens, never in a string.
 ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
 class Payload(msgspec.Struct):
-    """Of a message that the broker sends: what matters for resuming, and when to come back."""
+    """The fields of a server message that matter for resuming and for reconnecting."""
 
     position: str | None = None
     to: str | None = None
@@ -41,10 +41,10 @@ CARRIERS = {"subscribed", "subscription.live", "pong", "connection.draining", "e
 
 
 class Place:
-    """Where a client would resume: the newest P that it was told.
+    """The position at which a client would resume: the newest P that it was told.
 
-    None while a catch-up is under way: a client that knows one position alone, and comes back with it, would
-    never get the rest of that. Without one it asks as it did at first.
+    None while a catch-up is in progress: a client that knows a single position and came back with it would
+    never get the rest of the catch-up. Without one it repeats its original request.
     """
 
     __slots__ = ("position", "unfinished")
@@ -54,7 +54,7 @@ class Place:
         self.unfinished: set[int] = set()
 
     def follow(self, told: Told) -> str | None:
-        """The place after a message, if that has changed it."""
+        """Return the place after a message, if the message has changed it."""
         payload = told.payload
         if payload.catch_up is not None:
             if told.type == "subscribed":
@@ -71,7 +71,7 @@ class Place:
 
 
 def event(framed: bytes, marked: bool) -> bytes:
-    """The text frame of an `event`; its position becomes `id:` where it is P."""
+    """Return the text frame of an `event` as an SSE event; its position becomes `id:` if it is P."""
     data = frames.payload(framed)
     if b"\n" in data or b"\r" in data:
         data = data.translate(ONE_LINE)
@@ -83,7 +83,7 @@ def event(framed: bytes, marked: bool) -> bytes:
 
 
 def message(data: bytes, place: str | None, retry_ms: int | None) -> bytes:
-    """Any other message, which has no line ends. `place` is P, if the client may resume there."""
+    """Return any other message, which has no line ends. `place` is P, if the client may resume there."""
     return b"data: %b\n%b%b\n" % (
         data,
         b"" if place is None else b"id: %b\n" % place.encode(),
@@ -92,7 +92,7 @@ def message(data: bytes, place: str | None, retry_ms: int | None) -> bytes:
 
 
 def heartbeat(place: str | None) -> bytes:
-    """P alone, of which no page hears; or a comment."""
+    """Return P alone, which does not fire an event in the browser; or a comment."""
     return b":\n\n" if place is None else b"id: %b\n\n" % place.encode()
 
 
@@ -101,5 +101,5 @@ def comment(text: str) -> bytes:
 
 
 def retry(milliseconds: int) -> bytes:
-    """How long to wait before coming back."""
+    """Return the field that sets the time until the client reconnects."""
     return b"retry: %d\n\n" % milliseconds

@@ -1,4 +1,4 @@
-"""Where a subscription starts, when not from now."""
+"""Where a subscription starts, other than from now."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ def rfc3339(unix: float) -> str:
 
 def parse_time(text: str, field: str = "payload.since") -> datetime:
     try:
-        # Cut to the microsecond, since rounded up it could be after the event that is meant.
+        # Truncated to the microsecond: rounded up, the time could be after the event that is meant.
         time = msgspec.convert(BELOW_MICROSECONDS.sub("", text), datetime)
         if time.tzinfo:
             return time.astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):  # beyond the calendar's ends, once in UTC
+    except (msgspec.ValidationError, OverflowError):  # outside the calendar when converted to UTC
         pass
     raise errors.BadMessage(
-        f"{field}: {text[:40]!r} is no RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
+        f"{field}: {text[:40]!r} is not an RFC 3339 time with an offset, such as 2026-01-31T12:00:00Z"
     )

@@ -1,4 +1,4 @@
-"""Which trace a message belongs to: W3C Trace Context, https://www.w3.org/TR/trace-context/, section 3."""
+"""The trace that a message belongs to: W3C Trace Context, https://www.w3.org/TR/trace-context/, section 3."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 PARENT, STATE = "traceparent", "tracestate"
 
-# Version, trace, span, flags. Of a later version this beginning alone could be understood; there is none.
+# Version, trace, span, flags. A later version might append fields; there is none yet.
 PARENT_VALUE = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 SAMPLED = 1
 
 
 def well_formed(parent: str) -> bool:
-    """Whether a `traceparent` can be believed; one that is not is to be passed over."""
+    """Return whether a `traceparent` is valid; an invalid one is to be ignored."""
     return PARENT_VALUE.fullmatch(parent) is not None
 
 
 def parent_of(headers: Mapping[str, str] | None) -> str | None:
-    """The `traceparent` of a message. Its name may be in any case: clients in Go write `Traceparent`."""
+    """Return the `traceparent` of a message. The name may be in any case: Go clients write `Traceparent`."""
     for name, value in (headers or {}).items():
         if name.lower() == PARENT and well_formed(value):
             return value
@@ -29,5 +29,5 @@ def parent_of(headers: Mapping[str, str] | None) -> str | None:
 
 
 def sampled(parent: str | None) -> bool:
-    """Whether who began the trace wants it recorded."""
+    """Return whether the origin of the trace wants it recorded."""
     return parent is not None and bool(int(parent[-2:], 16) & SAMPLED)

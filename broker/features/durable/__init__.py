@@ -1,1 +1,1 @@
-"""Durable subscriptions: `acknowledge`, and the cursors that say where a user's acknowledgements stand."""
+"""Durable subscriptions: `acknowledge`, and the cursors with the positions that users have acknowledged."""

@@ -1,9 +1,9 @@
-"""Durable cursors: up to where a user has dealt with its events, under a name, on whichever broker.
+"""Durable cursors: the position up to which a user has acknowledged events, by name, on every broker.
 
 A cursor is one value in NATS. Acknowledgements are cumulative and only ever raise it; they are written at
-most once a second, so that up to a second of them may be lost in a crash. Writers replace a revision
-that they know; who is told that it was another reads it again and keeps the higher position. What is no
-position, such as what `nats kv del` leaves, is as good as no cursor.
+most once a second, so that a crash may lose up to a second of them. A writer states the revision that it
+replaces; on a conflict it reads the value again and keeps the higher position. A value that is not a
+position, such as the marker of `nats kv del`, counts as no cursor.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus
 
 WRITE_SECONDS = 1.0
-PATIENCE_SECONDS = 5.0  # of a request that waits for that
+PATIENCE_SECONDS = 5.0  # of a request that waits for a write
 WRITTEN_AT_ONCE = 100
-TRIES = 5  # against other brokers that write the same cursor
-NOWHERE = Position("", 0)  # of no stream
-RENEWALS = 8  # writes of an unchanged cursor in use, within the time after which it would expire
+TRIES = 5  # attempts while other brokers write the same cursor
+NOWHERE = Position("", 0)  # in no stream
+RENEWALS = 8  # writes of an unchanged cursor in use, within the time until it would expire
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Cursor:
-    """One cursor in use. `position` is acknowledged, `stored` is in NATS as `revision`.
+    """A cursor in use. `position` is acknowledged, `stored` is in NATS as `revision`.
 
-    `holders` counts the connections that use it; `waiting` are told once a position is stored.
+    `holders` counts the connections that use it; `waiting` are called once a position is stored.
     """
 
     key: str
@@ -51,12 +51,15 @@ class Cursor:
     waiting: list[tuple[Position, Callable[[], None]]] = attrs.Factory(list)
 
     def raise_to(self, position: Position) -> None:
-        """Notes an acknowledgement; a lower one is ignored. Another incarnation is always newer."""
+        """Record an acknowledgement; a lower one is ignored. Another incarnation is always newer."""
         if position.incarnation != self.position.incarnation or position.sequence > self.position.sequence:
             self.position = position
 
     def merge(self, value: Value) -> None:
-        """Takes over what another broker wrote; in a stream that began anew unless that is known here too."""
+        """Take over another broker's value.
+
+        If it is of a new stream, only if this broker has no unwritten acknowledgement.
+        """
         position = parse(value)
         if position and (position.incarnation == self.position.incarnation or self.position == self.stored):
             self.raise_to(position)
@@ -64,19 +67,19 @@ class Cursor:
         self.notify()
 
     def written_as(self, position: Position, revision: int, now: float) -> None:
-        """Notes what is in NATS now."""
+        """Record what is in NATS now."""
         self.stored, self.revision, self.written = position, revision, now
         self.notify()
 
     def notify(self) -> None:
-        """Tells those whose acknowledgement is stored by now."""
+        """Notify those whose acknowledgement has been stored."""
         done = [told for position, told in self.waiting if self.stores(position)]
         self.waiting = [each for each in self.waiting if not self.stores(each[0])]
         for told in done:
             told()
 
     def stores(self, position: Position) -> bool:
-        """Whether NATS has at least this position. One of a stream that is gone is as good as stored."""
+        """Return whether NATS has at least this position; one of a former stream counts as stored."""
         if position.incarnation != self.position.incarnation:
             return True
         return position.incarnation == self.stored.incarnation and position.sequence <= self.stored.sequence
@@ -84,9 +87,9 @@ class Cursor:
 
 @attrs.define(eq=False)
 class Cursors:
-    """The cursors that this broker's connections use.
+    """The cursors used by the connections of this broker.
 
-    A user may have `per_user`; one that is not used is kept for `max_age` seconds.
+    A user may have `per_user` of them; an unused one is kept for `max_age` seconds.
     """
 
     bus: Bus
@@ -98,14 +101,14 @@ class Cursors:
     async def hold(
         self, tenant: str, user: str, name: str, begin: Callable[[], Awaitable[Position]]
     ) -> Cursor:
-        """The cursor of a user under a name; `begin` says where a new one is to stand.
+        """Return a user's cursor by name; `begin` returns the position of a new one.
 
-        `release` gives it back. Raises `Unavailable`, and `TooManySubscriptions` when the user has
-        as many as it may.
+        `release` gives it back. Raises `Unavailable`, and `TooManySubscriptions` when the user has as many as
+        allowed.
         """
         folder = subjects.digest(tenant, user)
         key = f"{folder}.{subjects.digest(name)}"
-        known = self.used.get(key)  # may be written and dropped while NATS is asked
+        known = self.used.get(key)  # may be written and dropped meanwhile
         value = await self.bus.cursors.get(key)
         while value is None or not (position := parse(value)):
             if value is None and await self.bus.cursors.count(folder) >= self.per_user:
@@ -113,7 +116,7 @@ class Cursors:
             data, revision = str(await begin()).encode(), value.revision if value else 0
             try:
                 value = Value(data=data, revision=await self.bus.cursors.put(key, data, revision=revision))
-            except Stale:  # made elsewhere at this very moment
+            except Stale:  # created by another broker at the same time
                 value = await self.bus.cursors.get(key)
         fresh = Cursor(key, position, position, value.revision, trio.current_time())
         cursor = self.used.setdefault(key, known or fresh)
@@ -126,7 +129,7 @@ class Cursors:
         cursor.holders -= 1
 
     async def store(self, cursor: Cursor, position: Position) -> None:
-        """Raises a cursor, and returns once that is in NATS. Raises `Unavailable` when it takes too long."""
+        """Raise a cursor, and return once that is stored. Raises `Unavailable` when it takes too long."""
         cursor.raise_to(position)
         stored = trio.Event()
         cursor.waiting.append((position, stored.set))
@@ -137,13 +140,13 @@ class Cursors:
         raise Unavailable("the acknowledgement is not stored yet; send it again", retry_after=WRITE_SECONDS)
 
     async def run(self) -> None:
-        """Writes what has been acknowledged, and keeps what is in use from expiring."""
+        """Write acknowledgements each second, and keep cursors in use from expiring."""
         while True:
             await trio.sleep(WRITE_SECONDS)
             await self.flush()
 
     async def flush(self) -> None:
-        """Writes now what is not written yet, as far as NATS takes it."""
+        """Write now what has not been written, as far as NATS takes it."""
         async with self.writing:
             now = trio.current_time()
             due = [cursor for cursor in self.used.values() if self.is_due(cursor, now)]
@@ -157,12 +160,12 @@ class Cursors:
                     del self.used[cursor.key]
 
     def is_due(self, cursor: Cursor, now: float) -> bool:
-        """Whether it is to be written: it has moved, or is in use and would expire."""
+        """Return whether a cursor is to be written: it has moved, or is in use and would expire."""
         late = self.max_age and now > cursor.written + self.max_age / RENEWALS
         return cursor.position != cursor.stored or bool(cursor.holders and late)
 
     async def write_all(self, cursors: Sequence[Cursor]) -> None:
-        """Writes cursors together, and those by themselves that another broker has written."""
+        """Write cursors together, and those that another broker has written one by one."""
         positions = [cursor.position for cursor in cursors]
         puts = [
             (cursor.key, str(position).encode(), cursor.revision)
@@ -177,14 +180,14 @@ class Cursors:
                 await self.reconcile(cursor)
 
     async def reconcile(self, cursor: Cursor) -> None:
-        """Reads a cursor that others have written, and writes it if it is higher here."""
+        """Read a cursor that others have written, and write it if it is higher here."""
         for _ in range(TRIES):
             if value := await self.bus.cursors.get(cursor.key):
                 cursor.merge(value)
             else:
                 cursor.stored, cursor.revision = NOWHERE, 0
             position, now = cursor.position, trio.current_time()
-            if position == cursor.stored:  # as after a write of ours whose answer was lost
+            if position == cursor.stored:  # for example, the answer to our own write was lost
                 cursor.written = now
                 return
             data = str(position).encode()
@@ -194,7 +197,7 @@ class Cursors:
                 continue
             cursor.written_as(position, revision, now)
             return
-        log.debug("cursor_contended", key=cursor.key)  # others keep writing it: in a second once more
+        log.debug("cursor_contended", key=cursor.key)  # retried in a second
 
 
 def parse(value: Value) -> Position | None:

@@ -1,4 +1,4 @@
-"""The request `acknowledge`, with a connection and without, and the cursors that each connection holds."""
+"""The request `acknowledge`, over a connection and without one, and the cursors that connections hold."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Durable:
-    """What a connection has under a durable name: the cursor, and the subscriptions that began there.
+    """A durable name held by a connection: its cursor, and the subscriptions that began there.
 
-    Until those stand there are none.
+    Until those have begun `patterns` is empty.
     """
 
     cursor: Cursor
@@ -35,12 +35,12 @@ class Durable:
 
 
 class Durables(Feature):
-    """Keeps the cursors of connections, and raises them. `head` returns how far this broker has read."""
+    """Holds the cursors of connections, and raises them. `head` returns how far this broker has read."""
 
     def __init__(self, cursors: Cursors, head: Callable[[], Position]) -> None:
         self.cursors = cursors
         self.head = head
-        self.held: dict[Caller, dict[str, Durable]] = {}  # of connections that have any
+        self.held: dict[Caller, dict[str, Durable]] = {}  # only connections that hold one
 
     def requests(self) -> tuple[Request[Any, Any], ...]:
         return (
@@ -51,7 +51,7 @@ class Durables(Feature):
                 replies=(m.Acknowledged,),
                 page=Page(
                     path="/acknowledge",
-                    about="An acknowledgement without a connection, for clients that listen or poll by a "
+                    about="Acknowledge without a connection, for clients that use SSE or long polling with a "
                     "durable name.",
                     example='{"durable": …, "position": …}',
                     status=200,
@@ -63,13 +63,13 @@ class Durables(Feature):
     # --- which connection holds what ----------------------------------------------------------------
 
     def of(self, caller: Caller) -> Mapping[str, Durable]:
-        """Return what a connection has under its durable names."""
+        """Return the durable names of a connection."""
         return self.held.get(caller, {})
 
     async def hold(
         self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
     ) -> Position:
-        """Take a name for a connection; return where it stands. `begin` says where a new one is to.
+        """Take a name for a connection; return its position. `begin` returns the position of a new cursor.
 
         Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
         """
@@ -80,7 +80,7 @@ class Durables(Feature):
         return cursor.position
 
     def release(self, caller: Caller, name: str) -> None:
-        """Give back a name that was taken for nothing, unless the connection's end has done so."""
+        """Give back a name that was taken in vain, unless the connection's end has done so."""
         durable = self.held.get(caller, {}).pop(name, None)
         if durable is not None:
             self.cursors.release(durable.cursor)
@@ -88,11 +88,11 @@ class Durables(Feature):
             del self.held[caller]
 
     def begin(self, caller: Caller, name: str, patterns: set[str]) -> None:
-        """Note which subscriptions stand under a name."""
+        """Record which subscriptions began under a name."""
         self.held[caller][name].patterns = patterns
 
     def left(self, caller: Caller) -> None:
-        """Give back the names under which no subscription is left."""
+        """Give back the names without a subscription."""
         if caller not in self.held:
             return
         standing = caller.flow.subscriptions().keys()
@@ -107,7 +107,7 @@ class Durables(Feature):
     # --- acknowledgements ---------------------------------------------------------------------------
 
     async def acknowledge(self, caller: Caller, message: m.Acknowledge, message_id: str | None) -> None:
-        """Raise the cursor that the connection holds; with an id the reply follows once that is stored.
+        """Raise a cursor of the connection; with a message id, reply once that is stored.
 
         Raise `NotSubscribed` and `InvalidPosition`.
         """
@@ -125,11 +125,11 @@ class Durables(Feature):
             durable.cursor.notify()
 
     async def acknowledge_alone(self, asker: Asker, message: m.Acknowledge) -> m.Acknowledged:
-        """Raise a user's cursor, or make one; return where it stands in NATS then.
+        """Raise a user's cursor, or create it; return its stored position.
 
-        Nobody knows what was sent, so the end of the stream bounds it. Whoever holds the cursor here shares
-        it, and other brokers read it whenever a subscription begins there. Raise `InvalidPosition`,
-        `TooManySubscriptions` (durable names) and `Unavailable`.
+        What was sent to the user is unknown here, so the end of the stream is the limit. Connections of this
+        broker share the cursor; other brokers read it whenever a subscription begins there. Raise
+        `InvalidPosition`, `TooManySubscriptions` (durable names) and `Unavailable`.
         """
         principal = asker.attach()
         durables.check_name(message.durable)
@@ -147,13 +147,13 @@ class Durables(Feature):
             self.cursors.release(cursor)
 
     async def check_given(self, position: Position) -> None:
-        """Raise `InvalidPosition` for one that nobody was given; another broker may be ahead of this one."""
+        """Raise `InvalidPosition` for a position that no broker, even one ahead of this, can have sent."""
         head = self.head()
         if position.incarnation == head.incarnation and position.sequence <= head.sequence:
             return
         state = await self.cursors.bus.state()
         if position.incarnation != state.incarnation:
-            raise InvalidPosition("payload.position: of another stream; acknowledge what this one has sent")
+            raise InvalidPosition("payload.position: belongs to another stream, not to the current one")
         if position.sequence > state.last:
             raise InvalidPosition("payload.position: above the newest event")
 

@@ -1,5 +1,6 @@
-"""`subscribe` and `unsubscribe`: how a client's subscriptions begin and end.
+"""`subscribe` and `unsubscribe`: how the subscriptions of a client begin and end.
 
-`wishes` checks what is asked for; `joining` resolves a start with NATS and then begins, in one step; `live`
-has the live channels brought here while somebody wants them. The subscriptions themselves are the flow's.
+`wishes` checks requests; `joining` resolves a start with NATS and then begins the subscriptions in one step;
+`live` subscribes this broker to live subjects while a client needs them. The flow has the subscriptions
+themselves.
 """

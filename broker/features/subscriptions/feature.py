@@ -1,4 +1,4 @@
-"""The requests `subscribe` and `unsubscribe`, and what a changed token means for the subscriptions."""
+"""The requests `subscribe` and `unsubscribe`, and the effect of a changed token on subscriptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Subscriptions(Feature):
     """Begins and ends subscriptions.
 
-    `sources` is what a start is resolved with, `durables` keeps where the starts under a durable name stand.
+    `sources` resolve starts; `durables` keeps the cursors for starts under a durable name.
     """
 
     def __init__(self, sources: Sources, durables: Durables) -> None:
@@ -44,11 +44,11 @@ class Subscriptions(Feature):
         )
 
     async def subscribe(self, caller: Caller, wish: Join, message_id: str | None) -> None:
-        """Make the subscriptions. Raise what `Joiner.join` raises, with nothing changed."""
+        """Begin subscriptions. Raise what `Joiner.join` raises, with nothing changed."""
         try:
             await self.join(caller, wish, message_id)
         finally:
-            if not caller.closing:  # then it holds nothing any more
+            if not caller.closing:  # otherwise it holds nothing any more
                 caller.session.recount()
 
     async def join(self, caller: Caller, wish: Join, message_id: str | None) -> None:
@@ -69,7 +69,7 @@ class Subscriptions(Feature):
         return m.Unsubscribed(channel=wish.channel)
 
     def rights_changed(self, caller: Caller) -> None:
-        """End what is no longer allowed, and leave out what is denied now."""
+        """End subscriptions that are no longer allowed, and leave out channels that are now denied."""
         principal, flow = caller.session.client(), caller.flow
         for pattern, deny in dict(flow.subscriptions()).items():
             try:

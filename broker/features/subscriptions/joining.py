@@ -1,7 +1,7 @@
-"""How subscriptions begin: a start resolved with NATS, then everything else in one step without an await.
+"""How subscriptions begin: a start is resolved with NATS, then all else happens in one step without an await.
 
 While a connection has no stored subscription, a start sets its live position, and the connection is simply
-behind: a resume. Otherwise it becomes a catch-up beside the live flow.
+behind: a resume. Otherwise the start becomes a catch-up beside the live flow.
 """
 
 from __future__ import annotations
@@ -38,15 +38,14 @@ if TYPE_CHECKING:
     from broker.wire.messages import ServerMessage
     from broker.wire.starts import Start as Wished
 
-REACH_SECONDS = 5.0  # another broker may be ahead of this one, by milliseconds
+REACH_SECONDS = 5.0  # another broker may be milliseconds ahead of this one
 
 
 @attrs.frozen(kw_only=True)
 class Sources:
-    """What a start is resolved with.
+    """What starts are resolved with.
 
-    `log_of` returns the log of a tenant as it is now; `advanced` is unparked whenever a tenant has come
-    further.
+    `log_of` returns the current log of a tenant; `advanced` is unparked whenever a tenant has advanced.
     """
 
     starts: Starts
@@ -56,29 +55,29 @@ class Sources:
 
 
 class Durables(Protocol):
-    """Keeper of where the acknowledgements under durable names stand."""
+    """The cursors of durable names."""
 
     async def hold(
         self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
     ) -> Position:
-        """Take a name for a connection; return where it stands. `begin` says where a new one is to.
+        """Take a name for a connection; return its position. `begin` returns the position of a new cursor.
 
         Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
         """
 
     def release(self, caller: Caller, name: str) -> None:
-        """Give back a name that was taken for nothing."""
+        """Give back a name that was taken in vain."""
 
     def begin(self, caller: Caller, name: str, patterns: set[str]) -> None:
-        """Note which subscriptions stand under a name."""
+        """Record which subscriptions began under a name."""
 
     def left(self, caller: Caller) -> None:
-        """Give back the names under which no subscription is left."""
+        """Give back the names without a subscription."""
 
 
 @attrs.define(eq=False)
 class Joiner:
-    """One `subscribe` on its way. It holds its selections, so that what arrives meanwhile knows them."""
+    """A `subscribe` in progress. It holds its selections, so that events that arrive meanwhile match them."""
 
     sources: Sources
     durables: Durables
@@ -92,10 +91,10 @@ class Joiner:
     taken: str | None = None  # the durable name, once it is taken
 
     async def join(self) -> list[ServerMessage]:
-        """Make the subscriptions, if the permissions that they were checked with still hold by then.
+        """Begin the subscriptions, if the permissions by which they were checked still hold.
 
-        Raise `Conflict`, `Unavailable`, `SnapshotTooLarge` and `TooManySubscriptions` (durable names); then
-        nothing has changed. Return what is to be said: `subscribed`, and perhaps gaps.
+        Return the replies: `subscribed`, and perhaps gaps. Raise `Conflict`, `Unavailable`,
+        `SnapshotTooLarge` and `TooManySubscriptions` (durable names), with nothing changed.
         """
         log = self.log
         self.selections = [log.acquire(pattern, deny) for pattern, deny in self.wish.patterns.items()]
@@ -103,7 +102,7 @@ class Joiner:
         try:
             await self.prepare()
             if self.flow.log is not log:
-                raise Unavailable("the stream began anew meanwhile; subscribe again", retry_after=0.1)
+                raise Unavailable("the stream was recreated meanwhile; subscribe again", retry_after=0.1)
             if not self.unchanged():
                 raise Unavailable("the permissions changed meanwhile; subscribe again", retry_after=0.1)
             messages = self.act()
@@ -120,12 +119,12 @@ class Joiner:
         return self.caller.flow
 
     def unchanged(self) -> bool:
-        """Whether the client may still subscribe to what it might when the wish was checked."""
+        """Return whether the permissions are still those by which the wish was checked."""
         now, then = self.caller.session.client(), self.principal
         return (now.subscribe, now.deny) == (then.subscribe, then.deny)
 
     async def prepare(self) -> None:
-        """Everything that needs NATS; a snapshot last, since it is one of P as that is then."""
+        """Do everything that needs NATS; a snapshot last, since it is taken at P as it then stands."""
         if any(each.unstored for each in self.selections):
             await self.sources.live.hold(self.principal.tenant)
         if self.stored():
@@ -142,10 +141,10 @@ class Joiner:
             await self.reach(self.beginning.after)
 
     async def from_cursor(self, name: str) -> None:
-        """Starts where the user's acknowledgements stand; a new cursor stands where this start does."""
+        """Start from the user's acknowledgements; a new cursor is set to the start given, if any."""
         position = await self.durables.hold(self.caller, self.principal, name, self.begin_cursor)
         self.taken = name
-        if self.snapshot:  # P has moved on while the cursor was made; that is for good, so this must not fail
+        if self.snapshot:  # P has advanced while the cursor was created: this must not fail any more
             with suppress(Unavailable, SnapshotTooLarge):
                 self.snapshot = await self.take_snapshot()
         elif not self.beginning:
@@ -171,11 +170,11 @@ class Joiner:
         )
 
     def floor(self) -> int:
-        """The position below which the stream is read: where the ring begins, or P when that is lower."""
+        """Return the position below which the stream is read: the beginning of the ring, or P if lower."""
         return min(sequence_of(self.log.ring.floor), self.position())
 
     def held(self, count: int) -> list[int]:
-        """Return the sequences of the newest `count` events for the wish in the ring, up to P."""
+        """Return the sequences of the newest `count` matching events in the ring, up to P."""
         found: list[int] = []
         limit, ring, stored = self.flow.place(), self.log.ring, self.stored()
         for tick in reversed(ring.after(ring.floor)):
@@ -192,7 +191,7 @@ class Joiner:
         return sequence_of(self.flow.place())
 
     async def reach(self, position: int) -> None:
-        """Waits until this broker has seen what another one has already shown the client."""
+        """Wait until this broker has received what another one has already sent to the client."""
         with trio.move_on_after(REACH_SECONDS):
             while self.log.position() < position and self.flow.log is self.log:
                 await self.sources.advanced.park()
@@ -200,13 +199,13 @@ class Joiner:
         raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
 
     async def take_snapshot(self) -> snapshots.Snapshot:
-        """The newest event of each channel at P."""
+        """Return the newest event of each channel at P."""
         limits = self.caller.session.limits
         most = limits.catch_ups_per_connection
         if sum(each.snapshot is not None for each in self.flow.beside) >= most:
             raise SnapshotTooLarge(f"{most} snapshots are under way on this connection; wait for one to end")
         if self.sources.log_of(self.principal.tenant) is not self.log:
-            raise Unavailable("the tenant begins anew; subscribe again", retry_after=0.1)
+            raise Unavailable("the tenant was restarted; subscribe again", retry_after=0.1)
         return await self.log.snapshots.take(self.stored(), self.scope, most=limits.snapshot_channels)
 
     # --- without an await from here on --------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The subscriptions to live subjects: one for each tenant that has a live subscriber, one for broadcasts."""
+"""NATS subscriptions to live subjects: one per tenant that has a live subscriber, and one for broadcasts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class LiveSubjects(Part):
-    """Subscribes and unsubscribes; one thing at a time for each subject."""
+    """Subscribes and unsubscribes, one operation at a time for each subject."""
 
     bus: Bus
     names: Names
-    connected: bool = False  # what is held is made again before it is so
+    connected: bool = False  # set after the bus has renewed the subscriptions held
     locks: defaultdict[str, trio.Lock] = attrs.Factory(lambda: defaultdict(trio.Lock))
     held: set[str] = attrs.Factory(set)
 
@@ -36,7 +36,7 @@ class LiveSubjects(Part):
         self.connected = False
 
     async def hold(self, tenant: str) -> None:
-        """Return once NATS has confirmed what a live subscriber of the tenant needs. Raise `Unavailable`."""
+        """Return once NATS has confirmed the subscriptions of a live subscriber. Raise `Unavailable`."""
         for name in (tenant, BROADCAST):
             await self.hold_one(f"{self.names.live}.{name}.>")
 
@@ -49,7 +49,7 @@ class LiveSubjects(Part):
                 self.held.add(subject)
 
     async def drop_unless(self, wanted: Callable[[str], bool]) -> None:
-        """Ends the subscriptions that nobody wants any more."""
+        """End the subscriptions that nobody needs any more."""
         for subject in list(self.held):
             lock = self.locks[subject]
             async with lock:

@@ -1,4 +1,4 @@
-"""What a client wishes to subscribe to, and to leave: checked against its token and its limits."""
+"""What a client wishes to subscribe to or unsubscribe from, checked against its token and limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from broker.session.requests import Terms
     from broker.wire.starts import Start
 
-MAX_SHOWN = 256  # characters of a refused channel that are repeated
+MAX_SHOWN = 256  # characters of a refused channel in the reply
 
 
 @attrs.frozen(kw_only=True)
 class Join:
-    """Begin or restart subscriptions: each pattern with what is left out of it.
+    """Begin or restart subscriptions: each pattern, with the denied patterns to leave out.
 
     `listed`: the client sent a list, and is answered with lists.
     """
@@ -38,16 +38,16 @@ class Join:
 
 @attrs.frozen(kw_only=True)
 class Leave:
-    """End subscriptions, and say so with `channel`."""
+    """End subscriptions, and reply with `channel`."""
 
     patterns: list[str]
     channel: m.OneOrMany
 
 
 def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
-    """Return what can be subscribed of what a client asks for; the limits count it from here on.
+    """Return the subscriptions that are allowed; from here on they count against the limits.
 
-    Raise the first refusal where nothing is left.
+    Raise the first refusal if none is allowed.
     """
     principal = terms.client()
     if terms.draining:
@@ -57,7 +57,7 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
         durables.check_name(message.durable)
     most = terms.limits.subscriptions_per_connection
     texts = message.channel if isinstance(message.channel, list) else [message.channel]
-    if len(texts) > most:  # answered as one: a refusal is longer than what is refused
+    if len(texts) > most:  # one error, since a list of refusals would be longer than the request
         raise errors.TooManySubscriptions(f"{len(texts)} in one list; a connection has at most {most}")
     held = set(terms.standing.subscriptions())
     accepted: dict[str, tuple[str, ...]] = {}
@@ -86,7 +86,7 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
 
 
 def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
-    """Return the pattern that `text` stands for, with what the token denies within it."""
+    """Return the pattern that `text` stands for, and the patterns that the token denies within it."""
     pattern = subjects.parse_pattern(subjects.expand_me(text, principal.room))
     if lag == "replay" and subjects.is_live(pattern):
         raise errors.BadMessage(f"{pattern}: a live channel is not stored and cannot take lag 'replay'")
@@ -94,7 +94,7 @@ def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[s
 
 
 def start_of(message: m.Subscribe, most: int) -> Start | None:
-    """Return where a subscription is to start; None for now. At most `most` of the last events."""
+    """Return where a subscription starts; None: from now. `most` is the limit of `last`."""
     given: dict[str, Any] = {
         "position": message.position,
         "since": message.since,
@@ -116,7 +116,7 @@ def start_of(message: m.Subscribe, most: int) -> Start | None:
 
 
 def check_unsubscribe(terms: Terms, message: m.Unsubscribe) -> Leave:
-    """Return what a client leaves, all of which stands."""
+    """Return the subscriptions to end. Raise `NotSubscribed` unless all of them exist."""
     principal, standing = terms.client(), terms.standing.subscriptions()
     texts = message.channel if isinstance(message.channel, list) else [message.channel]
     patterns = [subjects.expand_me(text, principal.room) for text in texts]
