@@ -17,6 +17,7 @@ from msgspec import UNSET
 
 from broker.actors.boundary import Boundary, each
 from broker.actors.pacing import Pace
+from broker.actors.stretch import before_waiting
 from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Resting, Text
 from broker.errors import BrokerError, CloseCode, TokenInvalid, TokenRevoked, Unavailable
@@ -75,8 +76,9 @@ class Connection:
     """One client. A crash in here ends this connection alone: no method that others call raises.
 
     `peer`, `token`, `asked` (the tenant requested) and `certificate` (the verified name in the client's
-    certificate) are from the request that opened it. The cost of an idle client is decided here and on the
-    way to its socket: no frame and no value beyond the necessary ones stays alive while its task waits.
+    certificate) are from the request that opened it; `response` is the answer to it, sent ahead of the first
+    message. The cost of an idle client is decided here and on the way to its socket: no frame and no value
+    beyond the necessary ones stays alive while its task waits.
     """
 
     id: str
@@ -87,6 +89,7 @@ class Connection:
     asked: str | None
     ended: Callable[[Connection], None]  # called once, at the end
     certificate: str | None = None
+    response: bytes = b""  # until it has been sent
     session: Session = attrs.field(init=False)
     flow: Flow = attrs.field(init=False)
     tenant: Tenant | None = None
@@ -106,12 +109,12 @@ class Connection:
     slot: int | None = None  # the wheel's
     pinged: float | None = None  # when the heartbeat without an answer yet was sent
     heard: float = 0.0  # when the last heartbeat was answered
-    progress: float = 0.0  # when the link last accepted pending data
+    progress: float = 0.0  # when the link last accepted pending data, or the connection began
     spoke: float = 0.0  # when the client last sent anything
     resting: bool = False  # it has given up its place among its user's connections
 
     def __attrs_post_init__(self) -> None:
-        now = self.heard = self.spoke = trio.current_time()
+        now = self.heard = self.spoke = self.progress = trio.current_time()
         config = self.services.config
         budgets = self.services.budgets
         transport = self.transport
@@ -220,7 +223,15 @@ class Connection:
     # --- what the client says -----------------------------------------------------------------------
 
     async def begin(self) -> None:
+        """Says in one write what can be said at once: each costs as much as all else that it takes."""
         self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
+        self.flow.hold()
+        await before_waiting(self.open(), self.flow.release)
+
+    async def open(self) -> None:
+        if self.response:
+            self.flow.push(self.response)
+            self.response = b""
         self.tell(self.greeting())
         token, self.token = self.token, None
         if token:

@@ -377,6 +377,7 @@ class Supervisor:
             token=hello.token,
             asked=hello.tenant,
             certificate=hello.certificate,
+            response=hello.response,
             ended=self.ended,
         )
         self.connections[connection] = None

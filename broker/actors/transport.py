@@ -76,12 +76,14 @@ class Hello:
     """The request that opened the connection.
 
     `peer` is the client's "HOST:PORT", an IPv6 address in brackets; port 0 if a proxy did not state it.
+    `response` is the link's answer, which is sent together with the first message.
     """
 
     peer: str
     token: str | None = None
     tenant: str | None = None
     certificate: str | None = None  # the verified name in the client's certificate
+    response: bytes = b""
 
 
 class LinkLost(Exception):

@@ -40,6 +40,16 @@ class Pipe:
         if written < len(frames) and self.rest is not None:
             self.rest.extend(frames[written:])
 
+    def hold(self) -> None:
+        """Keep all that is written until `release`. Nothing may be left, and nobody else have a turn."""
+        self.rest = []
+
+    def release(self) -> None:
+        """Write in one piece what has been held."""
+        frames, self.rest = self.rest, None
+        if frames:
+            self.write(frames)
+
     def offer(self, frames: Sequence[bytes | memoryview]) -> int:
         """Write frames while nothing is left of others, as far as the link takes them.
 

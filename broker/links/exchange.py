@@ -129,8 +129,14 @@ class ClientExchange(Exchange):
             raise credentials.missing()
         return token, credentials.tenant_of(query)
 
-    def hello(self, token: str | None, tenant: str | None) -> Hello:
-        return Hello(peer=self.link.peer, token=token, tenant=tenant, certificate=self.link.certificate)
+    def hello(self, token: str | None, tenant: str | None, response: bytes = b"") -> Hello:
+        return Hello(
+            peer=self.link.peer,
+            token=token,
+            tenant=tenant,
+            certificate=self.link.certificate,
+            response=response,
+        )
 
     @contextmanager
     def place(self) -> Iterator[None]:

@@ -197,6 +197,7 @@ class Running:
         self.hellos.append(hello)
         with contextlib.ExitStack() as end, contextlib.suppress(LinkLost):
             end.callback(transport.abort)
+            await send(transport, hello.response)
             while True:
                 inbound = await transport.receive()
                 if isinstance(inbound, Text):

@@ -41,15 +41,13 @@ async def handle(exchange: ClientExchange) -> Awaitable[None]:
     """Bring the link to WebSocket, including what the client sent after its request."""
     opening = decide(exchange.request)
     query = queries.parse(exchange.request.query)
-    hello = exchange.hello(exchange.token(query, opening.token), tenant_of(query))
-    link = exchange.link
-    with exchange.place():
-        exchange.begin(101)
-        await link.send_all(opening.response)
-    transport = WebSocketTransport(link, exchange.limits.message_bytes)
+    hello = exchange.hello(exchange.token(query, opening.token), tenant_of(query), opening.response)
+    transport = WebSocketTransport(exchange.link, exchange.limits.message_bytes)
     if exchange.trailing:
         transport.feed(exchange.trailing)
-    return exchange.backend.serve(transport, hello)
+    with exchange.place():
+        exchange.begin(101)
+        return exchange.backend.serve(transport, hello)
 
 
 ROUTE = Route(path="/ws", methods=GET, handle=handle, cross_origin=True)
