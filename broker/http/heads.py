@@ -1,14 +1,15 @@
-"""Requests: a head is read within bounds, checked, and parsed by h11; a body is read on demand.
+"""Requests: a head is read within bounds, checked and parsed in one pass; h11 reads a body, on demand.
 
-h11 accepts more than an origin server has to: line ends without CR, control characters, folded lines,
-duplicate headers. What a proxy in front of the broker might read differently is refused here (RFC 9112
-sections 2.2, 3.2, 5.2, 6.3 and 11). Headers that the broker does not read are not checked. The README has the
-table.
+An origin server need not accept all that HTTP has had. What a proxy in front of the broker might read
+differently is refused here (RFC 9112 sections 2.2, 3.2, 5.2, 6.3 and 11): line ends without CR, control
+characters, folded lines, duplicate headers. Of headers that the broker does not read only the name is
+checked. The README has the table.
 """
 
 from __future__ import annotations
 
 import re
+import string
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
@@ -19,7 +20,7 @@ from broker.actors.transport import LinkLost
 from broker.http.responses import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from broker.config import Limits
 
@@ -30,19 +31,25 @@ HEADERS = 100
 # Beside the longest token: what a list of channels or a proxy's path may need.
 TARGET_BYTES_BESIDE_TOKEN = 2048
 CONTROLS = bytes({*range(0x20), 0x7F} - {0x09})  # except the tab
-LENGTHS = re.compile(rb"\r\ncontent-length[ \t]*:([^\r]*)", re.IGNORECASE)
+# RFC 9110 section 5.6.2
+TOKEN_CHARACTERS = b"!#$%&'*+-.^_`|~" + (string.digits + string.ascii_letters).encode()
+REQUEST_LINE = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+) ([\x21-\x7e]+) HTTP/([0-9]\.[0-9])")
+LENGTH = re.compile(r"[0-9]{1,20}")
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._~%!$&'()*+,;=-]+))(?::([0-9]{1,5}))?\Z", re.IGNORECASE)
 # The headers that the broker reads; they must be ASCII. A duplicate of a single one is ambiguous; several
 # lines of a list are one list (RFC 9110 section 5.3).
 SINGLE = {
     "authorization", "content-length", "host", "last-event-id", "origin", "sec-websocket-key",
-    "sec-websocket-version", "transfer-encoding",
+    "sec-websocket-version",
 }  # fmt: skip
 LISTS = {
-    "accept", "accept-encoding", "connection", "expect", "if-none-match", "sec-websocket-protocol", "upgrade",
-    "x-forwarded-for", "x-forwarded-host",
+    "accept", "accept-encoding", "connection", "expect", "if-none-match", "sec-websocket-protocol",
+    "transfer-encoding", "upgrade", "x-forwarded-for", "x-forwarded-host",
 }  # fmt: skip
+READ = {name.encode(): name for name in SINGLE | LISTS}
+FRAMING = ("content-length", "transfer-encoding", "expect")  # what the body depends on
 VERSIONS = (b"1.0", b"1.1")
+MALFORMED = "Malformed head: expected a request line, one Host and header lines."
 
 
 class Stream(Protocol):
@@ -72,7 +79,6 @@ class Request:
     host: str
     port: int | None
     headers: Mapping[str, str]
-    framing: h11.Connection = attrs.field(eq=False, repr=False)  # knows where the body ends
 
     @property
     def has_body(self) -> bool:
@@ -143,7 +149,7 @@ async def read_body(
     too_long = Refused(413, f"The body exceeds {most} bytes{named}.")
     if int(request.headers.get("content-length", "0")) > most:
         raise too_long
-    framing = request.framing
+    framing = framing_of(request)
     body = bytearray()
     with trio.move_on_after(seconds):
         if trailing:
@@ -161,6 +167,16 @@ async def read_body(
     raise Refused(408, f"The body was incomplete after {seconds:g} s.")
 
 
+def framing_of(request: Request) -> h11.Connection:
+    """Return what knows where the body of a request ends."""
+    framing = h11.Connection(h11.SERVER)
+    fields = [f"{name}: {request.headers[name]}" for name in FRAMING if name in request.headers]
+    lines = [f"POST / HTTP/{request.version}", "Host: broker", *fields, "\r\n"]
+    framing.receive_data("\r\n".join(lines).encode("ascii"))
+    framing.next_event()
+    return framing
+
+
 def next_event(framing: h11.Connection) -> object:
     """Return the next event of h11. Raises `Refused` (400)."""
     try:
@@ -175,65 +191,74 @@ def parse(head: bytes, limits: Limits, local_host: str) -> Request:
 
     `local_host` is the address that the client reached: HTTP/1.0 does not have to name one.
     """
-    if head.count(b"\r\n") - 2 > HEADERS:
+    line, *fields = head[: -len(END)].split(b"\r\n")
+    if len(fields) > HEADERS:
         raise Refused(431, f"Too many headers: at most {HEADERS} are accepted.")
-    lengths: list[bytes] = LENGTHS.findall(head)
-    if len(lengths) > 1 or (lengths and b"," in lengths[0]):  # h11 merges equal ones
-        raise Refused(400, "Duplicate header: content-length")
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
-    connection.receive_data(head)
-    try:
-        event = connection.next_event()
-    except h11.RemoteProtocolError as error:
-        error.__traceback__ = None  # a frame of h11's in it holds the error itself: a cycle
-        # The text of h11 may quote a header's value: a token.
-        raise Refused(
-            error.error_status_hint, "Malformed head: expected a request line, one Host and header lines."
-        ) from None
-    if not isinstance(event, h11.Request) or event.http_version not in VERSIONS:
+    request_line = REQUEST_LINE.fullmatch(line)
+    if request_line is None:
+        raise Refused(400, MALFORMED)
+    method, target, version = (part.decode("ascii") for part in request_line.groups())
+    headers = checked(fields)
+    if request_line[3] not in VERSIONS:
         raise Refused(400, "Unsupported HTTP version: use HTTP/1.1 or HTTP/1.0.")
+    check_framing(headers, version)
+    if "host" not in headers and version == "1.1":
+        raise Refused(400, MALFORMED)
     most = limits.token_bytes + TARGET_BYTES_BESIDE_TOKEN
-    if len(event.target) > most:
+    if len(target) > most:
         raise Refused(
             414,
             f"The request target exceeds {most} bytes (limits.token_bytes and {TARGET_BYTES_BESIDE_TOKEN}).",
         )
-    if not event.target.startswith(b"/"):
+    if not target.startswith("/"):
         raise Refused(400, "The request target must be a path.")
-    version = event.http_version.decode("ascii")
-    headers = checked(event.headers)
-    if "transfer-encoding" in headers and ("content-length" in headers or version == "1.0"):
-        raise Refused(400, "Transfer-Encoding cannot go with Content-Length or HTTP/1.0.")
     host, port = authority(headers["host"]) if "host" in headers else (local_host, None)
-    path, _, query = event.target.decode("ascii").partition("?")
+    path, _, query = target.partition("?")
     return Request(
-        method=event.method.decode("ascii"),
+        method=method,
         version=version,
         path=path,
         query=query,
         host=host,
         port=port,
         headers=headers,
-        framing=connection,
     )
 
 
-def checked(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def check_framing(headers: Mapping[str, str], version: str) -> None:
+    """Raise `Refused` (400, 501) where it is not certain, or not known, where the body ends."""
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coding is not None and coding.lower() != "chunked":
+        raise Refused(501, "Unknown Transfer-Encoding: use chunked.")
+    if length is not None and not LENGTH.fullmatch(length):
+        raise Refused(400, "Malformed Content-Length: expected a number.")
+    if coding is not None and (length is not None or version == "1.0"):
+        raise Refused(400, "Transfer-Encoding cannot go with Content-Length or HTTP/1.0.")
+
+
+def checked(fields: Sequence[bytes]) -> dict[str, str]:
     """Return the headers that the broker reads. Raises `Refused` (400)."""
     headers: dict[str, str] = {}
-    for name_bytes, value in raw:
-        name = name_bytes.decode("ascii")
-        if name not in SINGLE and name not in LISTS:
+    names = []
+    for field in fields:
+        name_bytes, colon, value = field.partition(b":")
+        if not (name_bytes and colon):
+            raise Refused(400, MALFORMED)
+        names.append(name_bytes)
+        name = READ.get(name_bytes.lower())
+        if name is None:
             continue
         if not value.isascii():
             raise Refused(400, f"Non-ASCII value of header: {name}")
-        text = value.decode("ascii")
+        text = value.strip(b" \t").decode("ascii")
         if name not in headers:
             headers[name] = text
         elif name in SINGLE:
             raise Refused(400, f"Duplicate header: {name}")
         else:
             headers[name] += f", {text}"
+    if b"".join(names).translate(None, TOKEN_CHARACTERS):
+        raise Refused(400, MALFORMED)
     return headers
 
 

@@ -19,6 +19,7 @@ from broker.http.responses import Refused
 from tests.web.harness import KEY, head
 
 if TYPE_CHECKING:
+    from broker.http.heads import Request
     from tests.web.harness import Running
 
 GOOD = head()
@@ -250,6 +251,80 @@ def test_odd_lines(pieces: list[bytes], cuts: list[int]) -> None:
             assert is_odd(buffer, start, len(buffer)) == (ODD.search(buffer) is not None)
             if ODD.search(buffer):
                 return
+
+
+LINES = [
+    *(line.encode() for line in GOOD.decode().split("\r\n")[1:] if line),
+    *(b"Content-Length: 0", b"content-length: 12", b"Content-Length: 1, 1", b"Content-Length: +1"),
+    *(b"Transfer-Encoding: chunked", b"TRANSFER-ENCODING:\tChunked ", b"Transfer-Encoding: gzip, chunked"),
+    *(b"Host: [::1]:1", b"Host:a", b"Host: a/b", b"HOST: a:65536", b"Host:"),
+    *(b"Cookie: \xfc", b"Accept: \xfc", b"Cookie : a", b": a", b"a", b"", b"a:", b"\xfc: a", b"a b: c"),
+    *(b"Content-Length: " + b"0" * 21, b"Origin:  http://a\t ", b"Connection: a", b"Expect: 100-continue"),
+]
+REQUEST_LINES = [
+    *(b"GET /ws HTTP/1.1", b"GET /ws?a=b HTTP/1.0", b"POST / HTTP/1.1", b"!#$%&'*+-.^_`|~09azAZ / HTTP/1.1"),
+    *(b"GET  / HTTP/1.1", b"GET / HTTP/1.1 ", b" GET / HTTP/1.1", b"GET / http/1.1", b"GET / HTTP/1.10"),
+    *(b"GET / HTTP/2.0", b"GET / HTTP/1.2", b"GET /", b"GET", b"", b"G(T / HTTP/1.1", b"GET * HTTP/1.1"),
+    *(b"GET http://a/ HTTP/1.1", b"GET /" + b"a" * 2200 + b" HTTP/1.1", b"GET /\x7e HTTP/1.1"),
+]
+
+
+def by_h11(head_bytes: bytes) -> int | tuple[str, str, str]:
+    """The status with which h11 has a head refused, by our limits; or method, version and target."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=Limits().head_bytes)
+    connection.receive_data(head_bytes)
+    try:
+        event = connection.next_event()
+    except h11.RemoteProtocolError as error:
+        return error.error_status_hint
+    if not isinstance(event, h11.Request) or event.http_version not in (b"1.0", b"1.1"):
+        return 400
+    if len(event.target) > 100 + 2048:
+        return 414
+    return event.method.decode(), event.http_version.decode(), event.target.decode()
+
+
+def read(head_bytes: bytes) -> int | Request:
+    try:
+        return parse(head_bytes, Limits(token_bytes=100), "127.0.0.1")
+    except Refused as refused:
+        return refused.response.status
+
+
+def compare(line: bytes, *fields: bytes) -> None:
+    """Whatever h11 refuses is refused, by the same status; the rest is read as h11 reads it, or refused."""
+    head_bytes = b"\r\n".join([line, *fields, b"\r\n"])
+    head_bytes = head_bytes[: head_bytes.index(b"\r\n\r\n") + 4]
+    theirs, request = by_h11(head_bytes), read(head_bytes)
+    if isinstance(request, int) or isinstance(theirs, int):
+        assert isinstance(request, int)
+        # We refuse more; and where more than one thing is at fault either may be named.
+        assert request in (theirs, 400) or (theirs, request) == (400, 501) or isinstance(theirs, tuple)
+        return
+    target = request.path + ("?" + request.query) * ("?" in theirs[2])
+    assert (request.method, request.version, target) == theirs
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(head_bytes)
+    event = connection.next_event()
+    assert isinstance(event, h11.Request)
+    for name in request.headers:
+        values = [value.decode() for each, value in event.headers if each.decode() == name]
+        assert request.headers[name] == ", ".join(values) or name == "transfer-encoding"
+
+
+@pytest.mark.parametrize("line", REQUEST_LINES)
+def test_each_line_as_h11(line: bytes) -> None:
+    """One line of each kind, and none, with any request line."""
+    compare(line)
+    for field in LINES:
+        compare(line, field)
+        compare(line, b"Host: a", field)
+
+
+@given(line=st.sampled_from(REQUEST_LINES[:4]), fields=st.lists(st.sampled_from(LINES), max_size=8))
+def test_any_lines_as_h11(line: bytes, fields: list[bytes]) -> None:
+    """Any of them together."""
+    compare(line, *fields)
 
 
 @given(lines=HEAD_LINES)

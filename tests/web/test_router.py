@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import h11
 import pytest
 import structlog
 
@@ -194,7 +193,6 @@ async def test_what_breaks_in_the_middle_was_done_too() -> None:
         host="localhost",
         port=None,
         headers={},
-        framing=h11.Connection(h11.SERVER),
     )
     with pytest.raises(ZeroDivisionError):
         await Router([route], acted=told.append).answer(wish, nothing, "127.0.0.1:1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING
 
-import h11
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,7 +133,6 @@ async def test_refused_origins_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
         host="a",
         port=None,
         headers={},
-        framing=h11.Connection(h11.SERVER),
     )
     with capture_logs() as logs:
         for number in (0, 1, 2, 2, 3, 4, 5, 5, 0):
@@ -271,7 +269,6 @@ def test_any_values(query: str, header: str) -> None:
         host="a",
         port=None,
         headers=headers,
-        framing=h11.Connection(h11.SERVER),
     )
     try:
         opening = handshake.decide(request)
