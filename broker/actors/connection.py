@@ -223,7 +223,7 @@ class Connection:
     # --- what the client says -----------------------------------------------------------------------
 
     async def begin(self) -> None:
-        """Says in one write what can be said at once: each costs as much as all else that it takes."""
+        """Send all that the opening leads to in one write, up to the first wait."""
         self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
         self.flow.hold()
         await before_waiting(self.open(), self.flow.release)
