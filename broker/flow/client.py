@@ -1,4 +1,4 @@
-"""What a flow needs of its connection."""
+"""The port of a flow to its connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Who(TypedDict):
-    """Whom a line of the log or a record is about."""
+    """The identity of a client in log lines and records."""
 
     connection: str
     peer: str
@@ -21,14 +21,14 @@ class Who(TypedDict):
 
 @attrs.frozen
 class Notice:
-    """What all clients are told: a message, and that unstored events may be missing for a `reason`."""
+    """A notice to all clients: a message, and a `reason` for which unstored events may be missing."""
 
     message: Source | None
     reason: Literal["source", "lag"] | None
 
 
 class Client(Protocol):
-    """The connection of a flow. Called in the middle of things: nothing may block or raise.
+    """The connection of a flow. Called in the middle of other work: no method may block or raise.
 
     `lost`: nothing can be sent any more.
     """
@@ -37,19 +37,19 @@ class Client(Protocol):
     def lost(self) -> bool: ...
 
     def who(self) -> Who:
-        """Return who it is, for operators."""
+        """Return its identity, for operators."""
 
     def fell_behind(self) -> None:
-        """Start sending: something is left for when the link takes it."""
+        """Start sending: bytes are left that the link did not accept."""
 
     def crashed(self, error: Exception) -> None:
         """End it, and nothing else: its link is lost, or something is wrong that nobody expects."""
 
     def too_slow(self) -> None:
-        """End it: more waits than a subscription with lag "close" allows."""
+        """End it: more data is unsent than a subscription with lag "close" allows."""
 
     def send_away(self) -> None:
-        """End it: its tenant cannot be served; it may come back later."""
+        """End it: its tenant cannot be served; the client may return later."""
 
     def tell(self, message: ServerMessage) -> None:
         """Send the client a message in its turn."""
@@ -58,11 +58,11 @@ class Client(Protocol):
         """Return a message as the bytes of its link."""
 
     def heed_notice(self, notice: Notice) -> None:
-        """Send the client what all are told."""
+        """Send the client what all clients are told."""
 
 
 class Nobody:
-    """The client of a flow that has ended, should its last piece of work be under way."""
+    """The client of a flow that has ended, in case its last piece of work is still running."""
 
     lost = True
 

@@ -1,4 +1,4 @@
-"""A connection in the log of its tenant: its subscriptions, how they begin and end, and its moves. No I/O."""
+"""A connection in the log of its tenant: how its subscriptions begin and end, and its moves. No I/O."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @attrs.frozen(kw_only=True)
 class Start:
-    """Where subscriptions begin: after a place, or with a snapshot of P.
+    """Where subscriptions begin: after a place, or with a snapshot at P.
 
-    Of what was deleted up to the position `warned` the client has been told.
+    The client has been told of deletions up to the position `warned`.
     """
 
     place: int = 0
@@ -36,7 +36,7 @@ class Start:
 
 @attrs.frozen
 class Begun:
-    """How subscriptions have begun: whether they are live, and else the number of their catch-up, if any."""
+    """The result of beginning subscriptions: whether they are live, and the number of a catch-up, if any."""
 
     live: bool
     number: int | None = None
@@ -47,7 +47,7 @@ class Flow(Writer):
 
     __slots__ = ()
 
-    # --- subscriptions: whatever had to wait for NATS did so before --------------------------------
+    # --- subscriptions: all that needs NATS is done before -----------------------------------------
 
     def subscribe(
         self,
@@ -59,9 +59,9 @@ class Flow(Writer):
         listed: bool,
         now: float,
     ) -> Begun:
-        """Begin subscriptions at a start, or at P. The selections are held from here on.
+        """Begin subscriptions at a start, or at P. The flow holds the selections from here on.
 
-        What stands already goes on, unless it is to begin `again`.
+        Existing subscriptions continue, unless they are to begin `again`.
         """
         log = self.joined()
         self.settle()
@@ -83,7 +83,7 @@ class Flow(Writer):
         return begun
 
     def begin(self, stored: list[Selection], start: Start, *, listed: bool, now: float) -> Begun:
-        """Begin subscriptions in the past: as a resume while there is no stored flow, else beside it."""
+        """Begin subscriptions in the past: as a resume while there is no stored flow, else as a catch-up."""
         group = Group(stored, listed=listed)
         for each in stored:
             each.uses += 1
@@ -113,7 +113,7 @@ class Flow(Writer):
         return self.live_with(group)
 
     def go_on(self, stored: list[Selection], *, listed: bool) -> Begun:
-        """Join at P what is new; what stands already stays where it is."""
+        """Join new subscriptions at P; existing ones stay where they are."""
         live, joined = True, []
         for each in stored:
             reader = next((reader for reader in self.beside if each in reader.selections), None)
@@ -129,21 +129,21 @@ class Flow(Writer):
         return begun if live else Begun(live=False)
 
     def live_with(self, group: Group) -> Begun:
-        """Say whether what has joined is live: at once, or with the resume that is under way."""
+        """Return whether what has joined is live: at once, or with the resume in progress."""
         if self.main is None or not self.main.resuming:
             return Begun(live=True)
         self.main.groups.append(group)
         return Begun(live=False)
 
     def join(self, selection: Selection, *, floor: int = 0) -> None:
-        """Make a selection part of the flow, from P on, or from `floor` on where that is higher."""
+        """Make a selection part of the flow, from P on, or from `floor` on if that is higher."""
         if selection.unstored:
             self.unstored = (*self.unstored, selection)
         else:
             self.stored = (*self.stored, selection)
         selection.members[self] = None
         if self.main is not None and not selection.unstored:
-            self.main.warned = 0  # of what is gone it has not been told
+            self.main.warned = 0  # nothing deleted has been reported for this selection
         if self.main is not None and floor > (self.main.unstored if selection.unstored else self.main.place):
             self.opt().floors[selection] = floor
 
@@ -162,7 +162,7 @@ class Flow(Writer):
         return (self.options and self.options.policies.get(selection)) or lag.default(selection)
 
     def leave(self, pattern: str) -> None:
-        """End a subscription: no frame of it follows."""
+        """End a subscription: none of its frames follows."""
         self.settle()
         selection = self.find(pattern)
         if selection is not None and self.log is not None:
@@ -170,13 +170,13 @@ class Flow(Writer):
             self.log.release(selection)
 
     def drop(self, selection: Selection) -> None:
-        """Take a selection out of wherever it is."""
+        """Remove a selection from wherever it is."""
         selection.members.pop(self, None)
         self.swap(selection, None)
         self.beside = tuple(reader for reader in self.beside if reader.selections)
 
     def retune(self, pattern: str, deny: tuple[str, ...]) -> None:
-        """Leave other channels out of a subscription, from what is not written yet on."""
+        """Change the denied channels of a subscription, for everything not written yet."""
         self.settle()
         old = self.find(pattern)
         if old is None or self.log is None:
@@ -189,7 +189,7 @@ class Flow(Writer):
         self.log.release(old)
 
     def swap(self, old: Selection, new: Selection | None) -> None:
-        """Put one selection in the place of another, or none."""
+        """Replace one selection by another, or remove it."""
         self.stored = swapped(self.stored, old, new)
         self.unstored = swapped(self.unstored, old, new)
         for reader in self.readers():
@@ -217,7 +217,7 @@ class Flow(Writer):
             yield from reader.selections
 
     def subscriptions(self) -> dict[str, tuple[str, ...]]:
-        """Return the pattern of each subscription, with what is left out of it."""
+        """Return the pattern of each subscription, with the patterns denied within it."""
         return {each.pattern: each.deny for each in self.selections()}
 
     def find(self, pattern: str) -> Selection | None:
@@ -239,9 +239,9 @@ class Flow(Writer):
     # --- life --------------------------------------------------------------------------------------
 
     def attach(self, log: EventLog) -> None:
-        """Take its place in a tenant, with no subscription yet."""
+        """Join the log of a tenant, without subscriptions yet."""
         self.enter(log)
-        if self.rest is not None:  # it is still sending what came before its tenant was known
+        if self.rest is not None:  # it is still sending replies from before
             self.fall_behind(log.end())
 
     def enter(self, log: EventLog) -> None:
@@ -257,7 +257,7 @@ class Flow(Writer):
                 del log.framings[self.framing]
 
     def detach(self) -> None:
-        """End all subscriptions, and leave the tenant. What is unsent stays."""
+        """End all subscriptions, and leave the tenant. Unsent data stays."""
         log, self.log = self.log, None
         if log is None:
             return
@@ -269,10 +269,10 @@ class Flow(Writer):
         self.quit(log)
 
     def move(self, log: EventLog) -> None:
-        """Go on in the next log of the tenant, after what it was given by the one before.
+        """Continue in the tenant's next log, after what was written from the one before.
 
-        What lies between it reads from the ring or the stream. Places and floors in another incarnation of
-        the stream mean nothing, and those of unstored events nothing in another log.
+        What lies between is read from the ring or the stream. Places and floors of another incarnation of the
+        stream are meaningless, and so are those of unstored events in another log.
         """
         old = self.joined()
         same = old.incarnation == log.incarnation
@@ -307,7 +307,7 @@ class Flow(Writer):
         self.tell_of_loss(log, same_stream=same)
 
     def tell_of_loss(self, log: EventLog, *, same_stream: bool) -> None:
-        """Say what a new log cannot bring: unstored events that were on the way, or the old stream's."""
+        """Report what a new log cannot provide: unstored events in transit, or those of an old stream."""
         if self.unstored:
             channel = named(each.pattern for each in self.unstored)
             self.client.tell(Gap(channel=channel, reason="source"))

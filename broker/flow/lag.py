@@ -1,7 +1,7 @@
-"""What a slow client is spared: the lag policies, as functions over shares.
+"""The lag policies: which events are left out for a slow client, as functions over shares.
 
-Where a subscription's policy allows it, events are passed over here, and nowhere else; never is one sent
-before another that precedes it in the stream.
+Where a subscription's policy allows it, events are left out here and nowhere else; none is ever sent before
+another that precedes it in the stream.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from broker.eventlog.tick import Tick
     from broker.wire.messages import Lag
 
-# A page that passes over something is kept to its end, so that the count in its gap is true. A client that is
-# so slow holds no more than this.
+# A page that leaves events out is kept to its end, so that the count in its gap is true. Such a slow client
+# holds no more than this.
 THIN_PAGE_BYTES = 8192
 WAITING_UNSTORED = 256  # unstored events that wait for a connection that is behind, by policy "drop"
 
@@ -31,13 +31,13 @@ def default(selection: Selection) -> Lag:
 
 
 def strict(selection: Selection, policy: Lag) -> bool:
-    """Whether a policy looks at how much waits."""
+    """Return whether a policy limits how much may wait."""
     return policy == "close" or (policy == "drop" and not selection.unstored)
 
 
 @attrs.frozen(kw_only=True)
 class Thinning:
-    """Selections by what may be passed over: nothing, or all but the newest of each channel, or of all."""
+    """Selections by what may be left out: nothing, all but the newest of each channel, all but a few."""
 
     every: Collection[Selection]
     latest: Collection[Selection]
@@ -51,7 +51,7 @@ def thinning(selections: Collection[Selection], policies: Mapping[Selection, Lag
     kinds: dict[str, list[Selection]] = {"every": [], "latest": [], "few": []}
     for each in selections:
         policy = policies.get(each) or default(each)
-        # Stored events that are dropped are dropped when too much waits; what is left is read as it is.
+        # "drop" of stored events happens when too much waits (`overflow`); the rest is read in full.
         few = policy == "drop" and each.unstored
         kinds["latest" if policy == "latest" else "few" if few else "every"].append(each)
     return Thinning(**kinds)
@@ -60,7 +60,7 @@ def thinning(selections: Collection[Selection], policies: Mapping[Selection, Lag
 def thin(
     page: Page, how: Thinning, floors: Mapping[Selection, int] | None, *, after: int
 ) -> tuple[Page, int]:
-    """Return a page without what may be passed over, a page's worth of it, and how many events that were."""
+    """Return a page without the events that may be left out, cut to size, and the number left out."""
     keep = [0] * len(page.shares)
     newest: dict[tuple[Selection, str], tuple[int, int]] = {}
     queue: list[tuple[int, int]] = []
@@ -78,7 +78,7 @@ def thin(
 
 
 def cut(page: Page, keep: Sequence[int]) -> tuple[Page, int]:
-    """Return the page with what is kept of it, up to the size of one, and how many events are passed over."""
+    """Return the page with the events to keep, cut to its maximum size, and the number of events left out."""
     shares: list[tuple[Tick, int]] = []
     size = passed = 0
     for (tick, mask), kept in zip(page.shares, keep, strict=True):

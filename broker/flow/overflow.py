@@ -1,4 +1,6 @@
-"""More waits for a client than its lag policies allow: it is sent away, or some is let go."""
+"""Overflow: more data waits for a client than its lag policies allow, so it is disconnected or events are
+dropped.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def overflows(flow: Writer, size: int, limit: int) -> bool:
-    """Note that a share of so many bytes waits; whether that is more than the lag policies allow."""
+    """Record that a share of `size` bytes waits; return whether that exceeds what the lag policies allow."""
     main, options, log = flow.main, flow.options, flow.log
     if main is None or options is None or log is None or not options.strict or main.resuming:
         return False
     running = log.running
-    if running and main.place > running.base:  # it has read that far already
+    if running and main.place > running.base:  # it has read part of the tick already
         left = len(running.frames) - running.before(main.place)
         size = size * left // len(running.frames)
     options.waits += size
@@ -31,7 +33,7 @@ def overflows(flow: Writer, size: int, limit: int) -> bool:
 
 
 def overflow(flow: Writer) -> None:
-    """End the connection, or let go of what may be dropped."""
+    """End the connection, or drop what may be dropped."""
     main, options, log = flow.main, flow.options, flow.log
     if main is None or options is None or log is None:
         return
@@ -51,7 +53,7 @@ def overflow(flow: Writer) -> None:
 
 
 def tell_dropped(flow: Writer, log: EventLog, main: Reader) -> None:
-    """Say what was let go since the link took something: one gap, however often that was."""
+    """Report what was dropped since the link last accepted anything, in one gap."""
     options = flow.options
     if options is None or not options.dropped:
         return

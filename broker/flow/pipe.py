@@ -1,4 +1,4 @@
-"""Bytes in order, to a link that takes what it can."""
+"""Bytes in order, to a link that accepts as much as it can."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 
 class Pipe:
-    """What is written to a client. `rest` is what the link has not taken yet; None when it has it all.
+    """The output to a client. `rest` is what the link has not accepted yet; None when it has accepted
+    everything.
 
-    `whole`: the link cannot say how much it took (TLS), so that what is handed to it waits as one piece.
+    `whole`: the link cannot report how much it accepted (TLS), so the bytes passed to it are kept as one
+    piece.
     """
 
     __slots__ = ("client", "rest", "send", "whole")
@@ -28,11 +30,11 @@ class Pipe:
 
     @property
     def unsent(self) -> int:
-        """The bytes that the link has not taken yet."""
+        """Return the number of bytes that the link has not accepted yet."""
         return sum(map(len, self.rest)) if self.rest else 0
 
     def write(self, frames: Sequence[bytes | memoryview]) -> None:
-        """Write all of some frames, after what is left of those before."""
+        """Write all of the frames, after the rest of those before."""
         if self.rest is not None:
             self.rest.extend(frames)
             return
@@ -51,15 +53,15 @@ class Pipe:
             self.write(frames)
 
     def offer(self, frames: Sequence[bytes | memoryview]) -> int:
-        """Write frames while nothing is left of others, as far as the link takes them.
+        """Write frames while there is no rest, as far as the link accepts them.
 
-        Return how many: those that it has taken, and one of which something is left.
+        Return the number of frames written, including one of which a rest is kept.
         """
         data = b"".join(frames) if len(frames) > 1 else frames[0]
         return self.keep(frames, data, self.try_send(data))
 
     def keep(self, frames: Sequence[bytes | memoryview], data: bytes | memoryview, sent: int) -> int:
-        """Keep what is left of one of the frames, which are `data` together; return as `offer`."""
+        """Keep the rest of a partly sent frame; `data` is all `frames` joined. Return as `offer` does."""
         if sent == len(data):
             return len(frames)
         if self.whole:
@@ -67,13 +69,13 @@ class Pipe:
         else:
             ends = list(accumulate(map(len, frames)))
             index = bisect_right(ends, sent)
-            frame = memoryview(frames[index])  # which the log holds anyway: it is no copy
+            frame = memoryview(frames[index])  # held by the log anyway: not a copy
             written, self.rest = index + 1, [frame[len(frame) - (ends[index] - sent) :]]
         self.held_up()
         return written
 
     def took(self, sent: int) -> None:
-        """Note that the link has taken so much of the first piece that was left; go on with the others."""
+        """Note that the link has accepted so many bytes of the first kept piece; continue with the others."""
         rest = self.rest
         if rest is None:
             return
@@ -85,13 +87,13 @@ class Pipe:
             self.write(rest[1:])
 
     def try_send(self, data: bytes | memoryview) -> int:
-        """Return what the link took. One that is lost takes everything: its connection is about to end."""
+        """Return how many bytes the link accepted; on an error all, since the connection is about to end."""
         try:
             return self.send(data)  # type: ignore[arg-type]
-        except Exception as error:  # whatever it is, it is that connection's
+        except Exception as error:  # any: it ends that connection alone
             self.client.crashed(error)
             return len(data)
 
     def held_up(self) -> None:
-        """Something is left. Called whenever that begins."""
+        """Note that there is a rest now. Called whenever one begins."""
         self.client.fell_behind()

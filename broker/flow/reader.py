@@ -1,4 +1,4 @@
-"""What reads the log for a connection that is not up to date."""
+"""The reader of the log for a connection that is not up to date."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Group:
-    """Subscriptions that were asked for together, and are announced as live together."""
+    """Subscriptions that were requested together, and are announced as live together."""
 
     __slots__ = ("listed", "selections")
 
@@ -27,14 +27,16 @@ class Group:
 
 
 class Reader:
-    """A way through the log: the flow that is behind, or a catch-up beside it, which has a `number`.
+    """A way through the log: of the flow while it is behind, or of a catch-up beside it, which has a
+    `number`.
 
-    Everything up to `place` has been written. The flow itself reads its own selections, and `unstored` is
-    its place among unstored events, which a long way back through the stream does not hold up. A catch-up
-    has `selections` of its own; what it reads first may be a `snapshot`, and then of what follows only what
-    is `newer`; the client has been `told` of this place as P since it began. `groups` are announced at its
-    end. `resuming` until a start has been caught up with. Up to the position `warned` the client knows that
-    something was deleted. It `began` then, by the loop's clock, and `source` is where it was read so far.
+    Everything up to `place` has been written. The flow's reader reads the flow's own selections; `unstored`
+    is its place among unstored events, so that these do not wait for a long way through the stream. A
+    catch-up has `selections` of its own. It may begin with a `snapshot`, and then reads of what follows only
+    what is `newer`; `told` is its place that the client has been sent as P since it began. `groups` are
+    announced at the end. `resuming` lasts until a start has been caught up with. The client has been told of
+    deletions up to the position `warned`. `began` is by the event loop's clock; `source` is where events were
+    read so far.
     """
 
     __slots__ = (
@@ -68,12 +70,12 @@ class Reader:
         self.groups: list[Group] = []
 
     def note_source(self, source: str) -> None:
-        """Note where a page came from: once the stream was read, that is what it was read from."""
+        """Note where a page came from; once the stream was read, that is the source."""
         if source == STREAM:
             self.source = source
 
     def swap(self, old: Selection, new: Selection | None) -> None:
-        """Put one selection in the place of another, or none."""
+        """Replace one selection by another, or remove it."""
         self.selections = swapped(self.selections, old, new)
         for group in self.groups:
             group.selections = list(swapped(tuple(group.selections), old, new))
@@ -83,7 +85,7 @@ class Reader:
 def swapped(
     selections: tuple[Selection, ...], old: Selection, new: Selection | None
 ) -> tuple[Selection, ...]:
-    """Return the selections with one of them replaced, or left out."""
+    """Return the selections with one of them replaced or removed."""
     if old not in selections:
         return selections
     return tuple(new if each is old else each for each in selections if new is not None or each is not old)  # type: ignore[misc]

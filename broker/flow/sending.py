@@ -1,6 +1,6 @@
-"""The task of a connection that is behind: it writes what is left, and then reads on.
+"""The sending task of a connection that is behind: it writes the rest, and then reads on.
 
-It reads a page at a time, and only while nothing is unsent, so that P stands still while something is. It
+It reads one page at a time, and only while nothing is unsent, so that P stands still while something is. It
 ends when the connection is up to date.
 """
 
@@ -41,9 +41,10 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False)
 class Sending:
-    """Writes what waits for a flow; `progressed` is called whenever the link has taken something.
+    """Writes what waits for a flow; `progressed` is called whenever the link has accepted something.
 
-    `spawn` runs a read of the stream beside it. `woken` is set when there may be something to write again.
+    `spawn` runs a read of the stream beside this task. `woken` is set when there may be something to write
+    again.
     """
 
     send_some: Callable[[bytes | memoryview], Awaitable[int]]
@@ -56,7 +57,7 @@ class Sending:
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     woken: Signal = attrs.Factory(Signal)
     reading: bool = False
-    failures: int = 0  # to read the stream, in a row
+    failures: int = 0  # consecutive failures to read the stream
 
     async def run(self) -> None:
         flow = self.flow
@@ -67,7 +68,7 @@ class Sending:
             elif flow.log is not None and (flow.main is not None or flow.beside):
                 self.woken.clear()
                 missing = self.read_on(flow.log)
-                self.progressed()  # until now nothing was left: the client waited for us
+                self.progressed()  # nothing was left until now: not a stall of the client
                 if missing is None:
                     await trio.lowlevel.checkpoint()
                 else:
@@ -77,13 +78,13 @@ class Sending:
                 return
 
     def ask(self, events: EventLog, missing: Missing) -> None:
-        """Have the stream read, one page at a time; what can be written meanwhile is."""
+        """Have the stream read, one page at a time; meanwhile whatever is at hand is written."""
         if not self.reading:
             self.reading = True
             self.spawn(partial(self.fetch, events, missing))
 
     async def fetch(self, events: EventLog, missing: Missing) -> None:
-        """Have the log read the stream; then all that wait for it ask again."""
+        """Have the log read the stream; then all readers that wait for it try again."""
         try:
             await events.history.fetch(missing.selections, missing.after)
         except Unavailable as error:
@@ -99,9 +100,9 @@ class Sending:
     # --- a page of each reader, without an await from here on --------------------------------------
 
     def read_on(self, events: EventLog) -> Missing | None:
-        """Write a page of each reader, as long as the link takes it.
+        """Write a page of each reader, as long as the link accepts it.
 
-        Where nothing can be written before the stream has been read, return what it has to be asked for.
+        If nothing can be written before the stream has been read, return what is missing.
         """
         flow, found = self.flow, None
         before = self.places()
@@ -109,7 +110,7 @@ class Sending:
             self.step_unstored(events, flow.main)
             found = self.step_stored(events, flow.main)
             flow.rejoin()
-        for turn, reader in enumerate(flow.beside):  # one of them, or of those the first that can go on
+        for turn, reader in enumerate(flow.beside):  # the first one that can continue
             if flow.rest is not None or (turn and self.places() != before):
                 break
             missing = self.step_beside(events, reader)
@@ -117,12 +118,12 @@ class Sending:
         return found if flow.rest is None and self.places() == before else None
 
     def places(self) -> dict[Reader, tuple[int, int]]:
-        """Return where all readers stand, in whatever order they have their turns."""
+        """Return the places of all readers, whatever their order."""
         return {reader: (reader.place, reader.unstored) for reader in self.flow.readers()}
 
     def step_unstored(self, events: EventLog, main: Reader) -> None:
         flow, end = self.flow, events.end()
-        if flow.unstored and main.unstored < events.ring.floor:  # which are kept nowhere else
+        if flow.unstored and main.unstored < events.ring.floor:  # they are kept nowhere else
             main.unstored = events.ring.floor
             channel = named(each.pattern for each in flow.unstored)
             flow.client.tell(Gap(channel=channel, reason="lag"))
@@ -176,7 +177,9 @@ class Sending:
             page = events.read(reader.selections, start, limit)
         else:
             page = Page(end=start)
-        if isinstance(page, Missing) or page.end > limit:  # a later start has set P back: it comes first
+        if (
+            isinstance(page, Missing) or page.end > limit
+        ):  # a later start has set P back: the flow comes first
             self.turn(reader)
             return page if isinstance(page, Missing) else None
         if reader.newer and not reader.snapshot:
@@ -192,7 +195,7 @@ class Sending:
                 return None
             ahead: tuple[bytes, ...] = ()
             if page.shares and page.end > reader.told:
-                # P first: a client that is cut off now must not resume before what is marked.
+                # P first: after a cut the client must not resume from before the marked events.
                 ahead = (flow.client.encode(Pong(position=events.text(sequence_of(limit)))),)
                 reader.told = limit
             reader.place = flow.give(page, reader, start, ahead)
@@ -206,9 +209,9 @@ class Sending:
     def page(
         self, events: EventLog, selections: tuple[Selection, ...], after: int, upto: int
     ) -> tuple[Page | Missing, bool]:
-        """Return the next page without what the lag policies let pass, and whether that was something.
+        """Return the next page without the events that lag policies leave out, and whether there are any.
 
-        The client has been told of that then.
+        If so, the client has been told.
         """
         flow = self.flow
         floors = flow.floors()
@@ -226,7 +229,7 @@ class Sending:
         return page, passed > 0
 
     def turn(self, reader: Reader) -> None:
-        """Let other catch-ups go on; they take turns, a few at a time."""
+        """Let other catch-ups continue; they take turns, a few at a time."""
         flow = self.flow
         if len(flow.beside) > 1 and reader in flow.beside:
             others = [each for each in flow.beside if each is not reader]
@@ -234,14 +237,14 @@ class Sending:
             flow.beside = tuple(others)
 
     def let_go(self, reader: Reader) -> None:
-        """Let go of what lies behind it of a snapshot."""
+        """Release a snapshot once the reader is past it."""
         if reader.snapshot and reader.place >= at(reader.snapshot.head):
             reader.snapshot = None
         if reader.newer and reader.place >= at(reader.newer.head):
             reader.newer = None
 
     def finish(self, events: EventLog, reader: Reader) -> None:
-        """A catch-up has come to P: its selections join the flow."""
+        """End a catch-up that has reached P: its selections join the flow."""
         flow = self.flow
         self.replayed(reader)
         flow.beside = tuple(each for each in flow.beside if each is not reader)
@@ -252,7 +255,7 @@ class Sending:
     # --- what the client is told -------------------------------------------------------------------
 
     def replayed(self, reader: Reader) -> None:
-        """A resume or a catch-up has come to its end."""
+        """Record that a resume or a catch-up has ended."""
         self.meters.replays[reader.source].observe(self.clock() - reader.began)
 
     def announce(self, events: EventLog, reader: Reader) -> None:
@@ -269,7 +272,7 @@ class Sending:
     def tell_lost(
         self, events: EventLog, reader: Reader, selections: tuple[Selection, ...], start: int
     ) -> None:
-        """Say what the stream no longer holds."""
+        """Report what the stream no longer holds."""
         floors = self.flow.floors() or {}
         hit = [each.pattern for each in selections if floors.get(each, 0) < reader.place]
         if hit:
@@ -286,10 +289,9 @@ class Sending:
     def tell_deleted(
         self, events: EventLog, reader: Reader, selections: tuple[Selection, ...], end: int
     ) -> None:
-        """Say ahead of what a reader is given up to a place that events among that were deleted, if so.
+        """Report deletions among the events up to a place, before these are given to a reader.
 
-        That moves no place: if the link does not take what follows, it is read again, and the gap is not
-        repeated.
+        This moves no place: if the link does not accept the events, they are read again, without another gap.
         """
         after, upto = max(sequence_of(reader.place), reader.warned), sequence_of(end)
 
@@ -310,11 +312,11 @@ class Sending:
 
 
 def snapshot_page(events: EventLog, reader: Reader, snapshot: Snapshot) -> Page:
-    """Return the next events of a snapshot; the catch-up goes on after its head."""
+    """Return the next events of a snapshot; the catch-up continues after its head."""
     shares = []
     size = 0
     for tick, left in snapshot.after(reader.place):
-        if tick.matcher is not events:  # others that read it may be in the next log already
+        if tick.matcher is not events:  # other readers may be in the next log already
             tick.move(events)
         if mask := tick.share(reader.selections, after=reader.place) & left:
             shares.append((tick, mask))
@@ -325,7 +327,7 @@ def snapshot_page(events: EventLog, reader: Reader, snapshot: Snapshot) -> Page:
 
 
 def newer_only(page: Page, newer: Newer) -> Page:
-    """Return the page without the events up to the head of `newer` that others have superseded."""
+    """Return the page without the events up to the head of `newer` that have been superseded."""
     shares = []
     for tick, mask in page.shares:
         for index in indices(mask):

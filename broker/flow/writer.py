@@ -1,6 +1,6 @@
-"""What a connection has been written of the log of its tenant, and what it still gets.
+"""What has been written of the tenant's log to a connection, and what it still has to get.
 
-No I/O but for the link's `send`, which takes what the kernel takes at once.
+No I/O, except the link's `send`, which passes on what the kernel accepts at once.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
 
 class Options:
-    """What only few connections have.
+    """State that only few connections have.
 
-    `policies` of lag that are not the default; `floors`: places of selections that are given nothing up to
-    there; `dropped`: selections of which something was let go, `count` events (None: not known), and the
-    client has not been told; `catch_ups`: so many have been begun; `waits`: so many bytes wait, where a
-    policy is `strict`.
+    `policies`: lag policies other than the default; `floors`: places up to which a selection gets nothing;
+    `dropped`: selections of which `count` events (None: unknown) were dropped and not reported yet;
+    `catch_ups`: the number begun so far; `waits`: bytes waiting, counted while a policy is `strict`.
     """
 
     __slots__ = ("catch_ups", "count", "dropped", "floors", "policies", "strict", "waits")
@@ -47,11 +46,11 @@ class Options:
 
 
 class Writer(Pipe):
-    """What writes to a connection in the log.
+    """Writes the log to a connection.
 
-    `framing`: what its link makes of the frames of events, if anything. `mask` is its share of the running
-    tick until that is written. `stored` and `unstored` are its selections; `main` reads them while it is
-    behind (None: it is up to date, and nothing is unsent), `beside` are its catch-ups.
+    `framing` converts event frames for its link, if it needs that. `mask` is its share of the running tick
+    until that is written. `stored` and `unstored` are its selections; `main` reads them while it is behind
+    (None: it is up to date, and nothing is unsent), `beside` are its catch-ups.
     """
 
     __slots__ = ("beside", "framing", "log", "main", "mask", "options", "stored", "unstored")
@@ -72,7 +71,7 @@ class Writer(Pipe):
     # --- P, and what is written --------------------------------------------------------------------
 
     def place(self) -> int:
-        """Return P's place: all of the stored flow up to there has been written."""
+        """Return the place of P: everything in the stored flow up to it has been written."""
         if self.main is not None:
             return self.main.place
         if self.log is None:
@@ -87,12 +86,12 @@ class Writer(Pipe):
         return sequence_of(self.place())
 
     def push(self, frame: bytes) -> None:
-        """Write a reply, a heartbeat or the like in its turn: after the events up to P, before others."""
+        """Write a reply, a heartbeat or the like in its turn: after the events up to P, before later ones."""
         self.settle()
         self.write((frame,))
 
     def settle(self) -> None:
-        """Write the share of the running tick now, so that what follows comes after it."""
+        """Write the share of the running tick now, so that what is written next follows it."""
         log = self.log
         if self.mask and self.main is None and log and log.running:
             mask, self.mask = self.mask, 0
@@ -105,7 +104,7 @@ class Writer(Pipe):
                 log.traffic.add(len(frames), len(data))
 
     def short(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
-        """The link has not taken all of a share of the running tick: read on after what it has."""
+        """Read on from the log, after a link that has not accepted all of a share of the running tick."""
         log = self.joined()
         frames = log.framed_share(tick, mask, self.framing)
         main = self.fall_behind(tick.head)
@@ -126,10 +125,10 @@ class Writer(Pipe):
         *,
         all_of_it: bool = False,
     ) -> int:
-        """Write what comes next after a place, with what must precede it. Return the place that is reached.
+        """Write the next events of a reader, after the frames in `ahead`. Return the place reached.
 
-        What the link does not take is read again later, but for the rest of a frame: by then it may have been
-        deleted, or be passed over. Or `all_of_it` is kept.
+        Events that the link does not accept are read again later, except the rest of a partly sent frame: by
+        then they may have been deleted, or be left out. With `all_of_it` all are kept instead.
         """
         events = self.render(page, reader)
         frames = [*ahead, *events]
@@ -156,7 +155,7 @@ class Writer(Pipe):
         self.client.fell_behind()
 
     def fall_behind(self, place: int) -> Reader:
-        """From now on read the log, from a place on."""
+        """Read the log from a place on, from now on."""
         self.main = Reader(place, unstored=place)
         self.mask = 0
         if self.options:
@@ -164,7 +163,7 @@ class Writer(Pipe):
         return self.main
 
     def render(self, page: Page, reader: Reader) -> list[bytes]:
-        """Return the events of a page as they are written for a reader."""
+        """Return the frames of a page as written for a reader."""
         frames = [frame for tick, mask in page.shares for frame in tick.select(mask)]
         if reader.number is not None:
             frames = [mark(frame, reader.number) for frame in frames]
@@ -173,7 +172,7 @@ class Writer(Pipe):
         return frames
 
     def rejoin(self) -> bool:
-        """Be up to date again, if it is; nothing may be awaited between the test and that."""
+        """Become up to date if possible, without an await between the test and the change."""
         main, log = self.main, self.log
         if main is None or log is None or self.rest is not None or main.groups:
             return False
@@ -197,13 +196,13 @@ class Writer(Pipe):
         return self.options.floors if self.options else None
 
     def joined(self) -> EventLog:
-        """Return its log, where it must have one."""
+        """Return its log. Raise `LookupError` if it has none."""
         if self.log is None:
-            raise LookupError("the connection has no place in a tenant")
+            raise LookupError("the connection is not in a tenant")
         return self.log
 
 
 def nth_place(shares: Iterable[tuple[Tick, int]], count: int) -> int:
-    """Return the place of an event of some shares: the first is 1."""
+    """Return the place of the `count`-th event of some shares, from 1."""
     places = (place for tick, mask in shares for place in compress(tick.places, bits(mask)))
     return next(islice(places, count - 1, None))
