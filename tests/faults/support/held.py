@@ -88,5 +88,5 @@ def readiness(world: World) -> list[str]:
         if not any(began <= state.at <= ended and state.status != 200 for state in states):
             found.append(f"/readyz stayed green while nothing could be delivered, {ended - began:.1f} s")
     if states[-1].status != 200:
-        found.append(f"/readyz is {states[-1].status} at the end")
+        found.append(f"/readyz is {states[-1].status} at the end: {states[-1].reason}")
     return found

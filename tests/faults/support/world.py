@@ -64,10 +64,11 @@ OFTEN = {"heartbeat_seconds": 2}  # so that streams that are quiet soon tell whe
 
 @attrs.frozen
 class State:
-    """`/readyz` at a time: 200, 503, or 0 when nobody answered."""
+    """`/readyz` at a time: 200, 503 with its reason, or 0 when nobody answered."""
 
     at: float
     status: int
+    reason: str = ""
 
 
 @attrs.define(eq=False)
@@ -259,11 +260,11 @@ class World:
     async def watch(self) -> None:
         """Asks `/readyz` all the time, and keeps each change of its answer."""
         while True:
-            status = 0
+            status, body = 0, b""
             if self.broker.admin:
-                status, _ = await get(self.broker.admin, "/readyz")
+                status, body = await get(self.broker.admin, "/readyz")
             if not self.readiness or self.readiness[-1].status != status:
-                self.readiness.append(State(trio.current_time(), status))
+                self.readiness.append(State(trio.current_time(), status, body.decode()))
             await trio.sleep(POLL_SECONDS)
 
     async def status(self, *wanted: int) -> float:
@@ -340,7 +341,10 @@ class World:
     # --- the end -----------------------------------------------------------------------------------
 
     async def settle(self) -> None:
-        """Everything published is acknowledged, and every client has come to the end of the stream."""
+        """Everything published is acknowledged, every client at the end of the stream, and `/readyz` green.
+
+        On a machine with too much to do it may have been red for a moment just now.
+        """
         self.quiet = True
         for writer in self.writers:
             writer.stopping = True
@@ -360,6 +364,8 @@ class World:
                     nursery.start_soon(follow, follower)
         self.ended = trio.current_time()
         assert not behind, f"never came to {last}: {[each.describe() for each in behind]}"
+        with trio.move_on_after(PATIENCE_SECONDS):
+            await self.status(200)  # else `held.check` says why not
 
 
 @asynccontextmanager
