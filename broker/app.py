@@ -73,6 +73,7 @@ GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
 MILESTONE_FILE = "stream.json"
 CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
+NOTICE_SECONDS = 0.5  # from a client's last request on its way to its end, when the broker stops
 READY_POLL_SECONDS = 0.02
 DEMO_TOKEN_SECONDS = 300.0  # short, so that whoever looks sees it renewed
 SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
@@ -302,7 +303,8 @@ async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier
 async def drain(supervisor: Supervisor, code: CloseCode) -> None:
     """Ask all clients to reconnect, spread over time, and end each connection at its time.
 
-    Publishes and acknowledgements go on until then. Over after the grace at the latest.
+    Publishes and acknowledgements go on until then, and for a moment longer: what was on its way when a
+    client was told is still answered. Over after the grace at the latest.
     """
     settings = supervisor.config.drain
     leaving = list(supervisor.connections)
@@ -315,10 +317,11 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
         connection.drain(delay)
         await turn.pass_on()
     log.info("draining", connections=len(leaving), seconds=round(spread, 1))
-    began = trio.current_time()
+    told = trio.current_time()
+    notice = min(NOTICE_SECONDS, settings.grace_seconds * 0.1)
     with trio.move_on_after(settings.grace_seconds) as grace:
         for connection, delay in zip(leaving, delays, strict=True):
-            await trio.sleep_until(began + delay)
+            await trio.sleep_until(told + notice + delay)
             connection.dismiss(code)
         await supervisor.emptied()
         for part in supervisor.parts:

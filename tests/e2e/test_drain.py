@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from broker import app
 from broker.bus.nats import NatsBus
 from broker.errors import CloseCode
 from broker.links.tcp import Link
@@ -82,6 +83,19 @@ async def test_between_draining_and_the_close(tmp_path: Path, nats: NatsServer, 
         with pytest.raises(OSError, match="all attempts to connect"):
             await ask(broker.running.ws, "/ws")
         assert await last.closed() == 1012
+
+
+async def test_what_was_on_its_way_is_answered(
+    tmp_path: Path, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first client to go has sent a publish when it is told so: that is taken and answered."""
+    monkeypatch.setattr(app, "NOTICE_SECONDS", 6.0)
+    settings = configure(tmp_path / "b", nats.url, drain={"grace_seconds": 60.0})
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
+        broker.stop.wanted.set()
+        assert (await client.expect("connection.draining"))["reconnect_after_ms"] == 0
+        await client.send("publish", {"channel": "a", "event": 1})
+        await client.expect("published")
 
 
 @pytest.mark.parametrize("channel", ["a", "live.a"])

@@ -48,7 +48,7 @@ async def test_down_for_half_a_minute(open_world: OpenWorld) -> None:
             await world.red()
             began = trio.current_time()
             await trio.sleep(30)
-            refused = [code for at, code in world.refusals if at > began]
+            refused = [each.code for each in world.refusals if each.at > began]
             accepted = [entry for entry in world.ledger.stored.values() if entry.taken > began]
             await world.nats.start()
         assert set(refused) == {"unavailable"}

@@ -149,7 +149,7 @@ async def test_disk_full(open_world: OpenWorld, disk: Disk) -> None:
         async with world.outage():
             disk.fill()
             await world.red()
-            assert {code for _, code in world.refusals} == {"unavailable"}
+            assert {each.code for each in world.refusals} == {"unavailable"}
             for follower in world.clients:
                 follower.cut()
             away = world.client([">"], tenant="acme", user="reader", denied=[], start={"last": 200})

@@ -71,6 +71,15 @@ class State:
     reason: str = ""
 
 
+@attrs.frozen
+class Refusal:
+    """A publication was refused."""
+
+    at: float
+    code: str
+    follower: Follower
+
+
 @attrs.define(eq=False)
 class World:
     """What runs, and what a test does to it."""
@@ -89,7 +98,7 @@ class World:
     readiness: list[State] = attrs.field(factory=list)
     outages: list[tuple[float, float]] = attrs.field(factory=list)
     recoveries: list[float] = attrs.field(factory=list)
-    refusals: list[tuple[float, str]] = attrs.field(factory=list)  # of publications: when, which code
+    refusals: list[Refusal] = attrs.field(factory=list)  # of publications
     trims: bool = False  # the test takes acknowledged events out of the stream
     forgets: bool = False  # and what NATS knows of publish ids
     quiet: bool = False  # the end has begun: no further publications, no further cuts
@@ -232,7 +241,7 @@ class World:
                 return refusals
             assert said["retryable"], said
             refusals.append(said["code"])
-            self.refusals.append((trio.current_time(), said["code"]))
+            self.refusals.append(Refusal(trio.current_time(), said["code"], follower))
             await trio.sleep(said.get("retry_after_ms", RETRY_MS) / 1000)
         self.ledger.abandon(identity)
         return refusals
