@@ -24,7 +24,6 @@ from broker.actors.places import Places
 from broker.actors.posting import Posting
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
-from broker.actors.transport import LinkLost
 from broker.actors.turns import Turn
 from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
@@ -366,9 +365,7 @@ class Supervisor:
             self.look_empty()
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
-        """Serve one client until it is gone. Raises `LinkLost` when the broker is draining."""
-        if self.draining:
-            raise LinkLost  # its handshake was under way; after the cut it reconnects to another broker
+        """Serve one client until it is gone. Called within its `admission`, with no checkpoint in between."""
         connection = Connection(
             id=secrets.token_hex(8),
             transport=transport,

@@ -10,7 +10,6 @@ import trio
 from broker import app
 from broker.bus.nats import NatsBus
 from broker.errors import CloseCode
-from broker.links.tcp import Link
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
 from tests.web.harness import eventually, head
@@ -147,35 +146,24 @@ async def test_grace_is_an_end(
         await eventually(lambda: not supervisors[0].connections)
 
 
-async def test_client_that_was_just_let_in(
-    tmp_path: Path, nats: NatsServer, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+async def test_a_request_that_was_under_way(
+    tmp_path: Path, nats: NatsServer, supervisors: list[Supervisor]
 ) -> None:
-    """Whose handshake was answered as the broker began to stop is cut off, and does not hold it up."""
-    answering, go_on = trio.Event(), trio.Event()
-    real = Link.send_all
-
-    async def send_all(self: Link, data: bytes) -> None:
-        if data.startswith(b"HTTP/1.1 101"):
-            answering.set()
-            await go_on.wait()
-        await real(self, data)
-
+    """Whoever is in the middle of a request as the broker begins to stop is sent elsewhere: 503."""
     settings = configure(
         tmp_path / "b", nats.url, drain={"reconnects_per_second": 0.5, "grace_seconds": 60.0}
     )
-    async with run_broker(tmp_path / "b", settings) as broker, broker.client() as one, broker.client() as two:
-        monkeypatch.setattr(Link, "send_all", send_all)
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client() as one:
         async with open_raw(broker.running.ws) as client:
-            await client.send(head())
-            with trio.fail_after(15):
-                await answering.wait()
+            request = head()
+            await client.send(request[:20])
             broker.stop.wanted.set()
-            for each in (one, two):
-                await each.expect("connection.draining")
-            go_on.set()
-            await client.rest()
-            for each in (one, two):
-                assert await each.closed() == 1012
+            await one.expect("connection.draining")
+            await client.send(request[20:])
+            answer = await client.answer()
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) >= 1
+            assert await one.closed() == 1012
         await eventually(lambda: not supervisors[0].connections)
 
 
