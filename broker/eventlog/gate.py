@@ -1,4 +1,4 @@
-"""A bound on what runs at the same time, fair between tenants."""
+"""A limit on concurrent operations, fair between tenants."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class FairGate:
-    """Lets `free` through at a time. Who waits is served by tenant in turn, whoever came in what numbers."""
+    """Admits `free` operations at a time. Waiting tenants take turns, however many waiters each has."""
 
     free: int
     waiting: OrderedDict[str, deque[trio.Event]] = attrs.Factory(OrderedDict)
 
     @asynccontextmanager
     async def turn(self, tenant: str) -> AsyncIterator[None]:
-        """Waits for a turn of the tenant, and gives it on at the end."""
+        """Wait for a turn of the tenant, and pass it on at the end."""
         await self.acquire(tenant)
         try:
             yield
@@ -30,7 +30,7 @@ class FairGate:
             self.release()
 
     def widen(self, more: int) -> None:
-        """So many more at a time, or fewer: then those that are through finish first."""
+        """Admit `more` at a time, or fewer if negative; operations in progress finish first."""
         self.free += more
         while self.free > 0 and self.waiting:
             self.free -= 1
@@ -55,7 +55,7 @@ class FairGate:
             raise
 
     def waits(self) -> int:
-        """How many wait for their turn."""
+        """Return the number of waiters."""
         return sum(map(len, self.waiting.values()))
 
     def release(self) -> None:

@@ -1,8 +1,8 @@
-"""What has been deleted from the stream, and whose it was: what nobody is given any more, and where a gap is.
+"""Deleted events: what nobody is sent any more, and for whom there is a gap.
 
-The stream names the sequences. Whose events they were it does not say; of those that this broker has seen
-arriving, lately, that is remembered, so that a tenant hears of no gap when another one's events go. Of
-others it is not known, and everybody hears of them.
+The stream names the deleted sequences, but not whose events they were. For those that this broker has
+recently received that is remembered, so that a tenant gets no gap for deleted events of another. For others
+it is unknown, and every tenant gets a gap.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from broker.bus.base import Record, StreamState
 
-SEEN = 65_536  # events whose owner is remembered, and up to twice as many: 10 MB
-TIMED = 100_000  # events that end at a time; those of more are found out by looking at the stream
-LOOKED_AT = 1000  # events of a stretch, before it is called a gap without looking at the rest
+SEEN = 65_536  # at least so many owners are remembered, at most twice as many: 10 MB
+TIMED = 100_000  # events with a TTL; the expiry of more is found by inspecting the stream
+LOOKED_AT = 1000  # events inspected in a range, before it is called a gap
 TTL = "Nats-TTL"  # https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-43.md
 DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
 SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Owner(Protocol):
-    """Whose an event is. The same object for all events of a channel, as a rule."""
+    """The tenant and channel of an event; usually the same object for all events of a channel."""
 
     @property
     def tenant(self) -> str: ...
@@ -42,11 +42,12 @@ class Owner(Protocol):
 
 @attrs.define(eq=False)
 class Gone:
-    """What is known of one incarnation of the stream.
+    """What is known about deletions in one incarnation of the stream.
 
-    `named` is what the stream says, `first` where it begins. `expired` are those whose time is over and that
-    the stream has not named yet. Where it keeps so many messages `per_subject` only, an event that was
-    replaced is not gone: `chosen` are those that were deleted all the same.
+    `named` are the deleted sequences that the stream names, `first` is where it begins. `expired` are those
+    whose TTL is over and that the stream has not named yet. If the stream keeps only `per_subject` messages
+    of each subject, an event that was replaced does not count as gone: `chosen` are those that were deleted
+    otherwise.
     """
 
     incarnation: str = ""
@@ -58,14 +59,14 @@ class Gone:
     chosen: Ranges = NOTHING
     newest_gone: int = 0
     sequences: list[int] = attrs.Factory(list)  # seen, ascending
-    owners: list[Owner | None] = attrs.Factory(list)  # of these; None: no event
+    owners: list[Owner | None] = attrs.Factory(list)  # of these; None: not an event
     newest: dict[tuple[str, str], deque[int]] = attrs.Factory(dict)  # of each channel, with `per_subject`
-    timed: list[tuple[float, int]] = attrs.Factory(list)  # a heap: when each is over, by the loop's clock
+    timed: list[tuple[float, int]] = attrs.Factory(list)  # a heap by expiry, on the loop's clock
 
-    # --- what comes ----------------------------------------------------------------------------------
+    # --- arrivals ------------------------------------------------------------------------------------
 
     def saw(self, record: Record, owner: Owner | None, now: float) -> None:
-        """The next record of the feed; `owner` is None when it is no event."""
+        """Note the next record of the feed; `owner` is None if it is not an event."""
         self.sequences.append(record[0])
         self.owners.append(owner)
         if len(self.sequences) > 2 * SEEN:
@@ -78,10 +79,10 @@ class Gone:
             if seconds is not None:
                 heappush(self.timed, (now + seconds, record[0]))
 
-    # --- what goes -----------------------------------------------------------------------------------
+    # --- deletions -----------------------------------------------------------------------------------
 
     def note(self, state: StreamState) -> Ranges:
-        """What was deleted since the stream was looked at last."""
+        """Return what was deleted since the stream was inspected last."""
         front = Ranges.joined([(self.first, state.first - 1)])
         known = Ranges.joined(self.named.within(self.first, state.first - 1)) | self.expired
         fresh = (front | (state.deleted - self.named)) - known
@@ -101,7 +102,7 @@ class Gone:
         return fresh
 
     def expire(self, now: float) -> Ranges:
-        """What has come to its time since the last call."""
+        """Return what has expired since the last call."""
         over: list[int] = []
         while self.timed and self.timed[0][0] <= now:
             over.append(heappop(self.timed)[1])
@@ -117,9 +118,9 @@ class Gone:
         self.newest_gone = max(self.first - 1, *lasts, 0)
 
     def deliberate(self, fresh: Ranges) -> Ranges:
-        """Of what is missing now the events that were not merely replaced by newer ones in their channel.
+        """Return those missing now that were not merely replaced by newer events of their channel.
 
-        Where one of the newest has gone, all that it had replaced is gone for good.
+        If one of a channel's newest is gone, everything that it had replaced is gone for good.
         """
         hit: set[tuple[str, str]] = set()
         for first, last in fresh:
@@ -138,23 +139,23 @@ class Gone:
     # --- questions -----------------------------------------------------------------------------------
 
     def has(self, sequence: int) -> bool:
-        """Whether the stream does not hold it any more."""
+        """Return whether the stream no longer has this sequence."""
         return sequence < self.first or sequence in self.named or sequence in self.expired
 
     def late(self, records: Sequence[Record]) -> Ranges:
-        """Those of some records of the feed that were deleted before they came here."""
+        """Return those records of the feed that were deleted before they arrived."""
         if not records or records[0][0] > self.newest_gone or self.per_subject:
             return NOTHING
         return Ranges.of(record[0] for record in records if record[0] and self.has(record[0]))
 
     def reaches(self, position: int) -> bool:
-        """Whether something above a position may be gone."""
+        """Return whether anything above a position may be gone."""
         return position < self.newest_gone or position < self.unnamed
 
     def between(self, tenant: str, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
-        """Whether something is gone, after a position up to another, that would have been for somebody.
+        """Return whether anything that somebody would have received is gone, after a position up to another.
 
-        Those are the tenant's events and broadcasts in channels that `admits` says yes to.
+        That is, the tenant's events and broadcasts in channels that `admits` accepts.
         """
         if after >= upto or not self.reaches(after):
             return False
@@ -182,7 +183,7 @@ class Gone:
 
     @property
     def oldest(self) -> int:
-        """The first sequence whose owner is remembered."""
+        """Return the first sequence whose owner is remembered."""
         return self.sequences[0] if self.sequences else 0
 
     def seen(self, first: int, last: int) -> list[tuple[int, Owner | None]]:
@@ -192,7 +193,7 @@ class Gone:
 
 
 def duration(text: str) -> float | None:
-    """A time to live in seconds, as Go writes durations or as whole seconds; None: for good."""
+    """Return a time to live in seconds, from a Go duration or whole seconds; None: no expiry."""
     if text.isdecimal():
         return float(text)
     parts = DURATION.findall(text)

@@ -1,8 +1,8 @@
-"""History of one tenant, read from the stream for those that are further back than the ring.
+"""The history of one tenant, read from the stream for readers further back than the ring.
 
-Reads are shared: one at a time for each subject filter, and what was read is kept for a while, so that
-many clients that come back together cost one read and not one each. Nobody is handed an answer: who has
-waited for it asks again.
+Reads are shared: there is one at a time for each subject filter, and its result is kept for a while, so that
+many clients that reconnect together cost one read and not one each. No result is passed to a waiting reader:
+it asks again.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     from broker.ranges import Ranges
 
 PAGE_EVENTS = 256  # 25 µs an event at this size, 60 µs at 16
-RECALLED_BYTES = 131072  # of bodies in a page from memory, about: it is made while everybody waits
-MAX_FILTERS = 8  # a reader of more patterns reads the whole tenant and picks
+RECALLED_BYTES = 131072  # bodies in a page from memory, about: it is encoded while other tasks wait
+MAX_FILTERS = 8  # for more patterns the whole tenant is read and filtered
 KEPT_SECONDS = 10.0
 KEPT_BYTES = 8 * 1024 * 1024
 
 Checked: TypeAlias = "tuple[str, Record]"  # a record that is an event, with its channel
 Filters: TypeAlias = "tuple[str, ...]"  # subject filters
-EVERYTHING: Filters = ()  # of what is kept from memory: all of the tenant's
+EVERYTHING: Filters = ()  # key of segments from memory, which have all events of the tenant
 
 
 @attrs.frozen(kw_only=True)
 class Segment:
-    """All that some filters match after the position `after` up to `upto`.
+    """Everything that some filters match after the position `after` up to `upto`.
 
-    Up to `trimmed` the stream no longer holds what it once held (0: nothing is known to be gone). `size` is
-    what it takes in memory, in bytes; `source` is where it was read.
+    Up to `trimmed` the stream no longer has all events (0: nothing is known to be gone). `size` is its memory
+    in bytes; `source` is where it was read.
     """
 
     after: int
@@ -61,12 +61,11 @@ class Segment:
 class History:
     """Reads a tenant's history in pages that look like ticks.
 
-    `check` makes an event of a record or answers None (a dead letter); `encode` makes a tick. `gate` bounds
-    the reads of the whole process. `remembered` has the tenant's newest events from the feed, after one
-    position up to another: a replica that answers late has not got them yet, and does not say so. `look`
-    has the stream's state, with what was deleted from it taken out of memory. `memory` is the position that
-    memory begins after (None: it is of another stream), `below` where the ring begins: above it nothing is
-    read.
+    `check` returns a record as an event, or None (a dead letter); `encode` makes a tick. `gate` limits the
+    reads of the whole process. `remembered` returns the tenant's newest events from the feed, after one
+    position up to another: a lagging replica does not have them yet, and does not say so. `look` returns the
+    stream's state, and removes deleted events from memory. `memory` is the position after which memory begins
+    (None: it is of another stream), `below` where the ring begins: nothing is read above it.
     """
 
     tenant: str
@@ -82,19 +81,19 @@ class History:
     memory: Callable[[], int | None]
     below: Callable[[], int]
     kept: dict[Filters, list[Segment]] = attrs.Factory(dict)
-    order: deque[Filters] = attrs.Factory(deque)  # those of all segments, in the order of reading
+    order: deque[Filters] = attrs.Factory(deque)  # the filters of all segments, in the order of reading
     size: int = 0
-    underway: list[list[Segment]] = attrs.Factory(list)  # read, while other filters are, and kept or not
+    underway: list[list[Segment]] = attrs.Factory(list)  # already read, by unfinished fetches
     locks: WeakValueDictionary[Filters, trio.Lock] = attrs.Factory(WeakValueDictionary)
 
     def find(self, selections: Collection[Selection], after: int) -> Segment | None:
-        """Return what is at hand after a position, for these selections; None when it has to be read."""
+        """Return the segment at hand after a position, for these selections; None if it must be read."""
         return self.held(self.filters(selections), after) or self.recall(after)
 
     def recall(self, after: int) -> Segment | None:
-        """Return what the feed remembers after a position, whatever the selections; None below its memory.
+        """Return the feed's memory after a position, whatever the selections; None below the memory.
 
-        Who is just below a small ring need not wait for the stream, and comes nearer even while NATS is away.
+        A reader just below a small ring need not wait for the stream, and advances even while NATS is away.
         """
         memory, below = self.memory(), self.below()
         if memory is None or not memory <= after < below:
@@ -123,7 +122,7 @@ class History:
         return found
 
     async def fetch(self, selections: Collection[Selection], after: int) -> None:
-        """Read what follows a position, so that it is found. Raise `Unavailable`."""
+        """Read what follows a position, so that `find` finds it. Raise `Unavailable`."""
         wanted = self.filters(selections)
         parts: list[Segment] = []
         self.underway.append(parts)
@@ -142,7 +141,7 @@ class History:
                     upto=upto,
                     trimmed=max(part.trimmed for part in parts),
                     tick=tick,
-                    size=tick.size,  # it may outlive the parts, whose frames these are
+                    size=tick.size,  # it may outlive the parts, with which it shares frames
                     read_at=self.clock(),
                 ),
             )
@@ -151,7 +150,7 @@ class History:
         return tuple(filters(self.names, self.tenant, [each.pattern for each in selections]))
 
     async def part(self, wanted: Filters, after: int) -> Segment:
-        """Return what one filter matches after a position. One reads it, and others wait for that."""
+        """Return what one filter matches after a position. One task reads it; others wait for that."""
         lock = self.locks.get(wanted)
         if lock is None:
             lock = self.locks[wanted] = trio.Lock()
@@ -160,7 +159,7 @@ class History:
             if found is None:
                 async with self.gate.turn(self.tenant):
                     found = await self.read(wanted[0], after)
-                    self.keep(wanted, found)  # at once: what is deleted from now on is blanked in there
+                    self.keep(wanted, found)  # at once, so that later deletions are blanked in it
             return found
 
     def held(self, wanted: Filters, after: int) -> Segment | None:
@@ -172,7 +171,7 @@ class History:
     async def read(self, subject: str, after: int) -> Segment:
         below = self.below()
         page = await self.bus.read(subject, after=after, limit=PAGE_EVENTS)
-        # Asked after the read: what has been cut off before cannot have been cut out of the page unseen.
+        # Requested after the read, so that any trimming before the read is included.
         state = await self.look()
         if state.incarnation != self.incarnation:
             raise Unavailable("the stream was recreated")
@@ -188,7 +187,7 @@ class History:
         return Segment(
             after=after,
             upto=upto,
-            trimmed=min(state.first - 1, below),  # what has left the stream may still be in the ring
+            trimmed=min(state.first - 1, below),  # the ring may have events that have left the stream
             tick=tick,
             size=tick.size,
             read_at=self.clock(),
@@ -198,18 +197,18 @@ class History:
         self.kept.setdefault(wanted, []).append(segment)
         self.order.append(wanted)
         self.size += segment.size
-        while self.size > KEPT_BYTES and len(self.order) > 1:  # who has read the newest asks for it next
+        while self.size > KEPT_BYTES and len(self.order) > 1:  # the newest is about to be asked for
             self.drop()
 
     def blank(self, deleted: Ranges) -> None:
-        """Take deleted events out of what was read."""
+        """Remove deleted events from what was read."""
         for segments in (*self.kept.values(), *self.underway):
             for segment in segments:
                 if segment.tick.frames and deleted.meets(segment.after, segment.upto):
                     segment.tick.blank(deleted)
 
     def clear(self) -> None:
-        """Forget all that was read."""
+        """Forget everything that was read."""
         while self.order:
             self.drop()
 
@@ -229,12 +228,12 @@ class History:
 def filters(
     names: subjects.Names, tenant: str, patterns: Iterable[str], *, most: int = MAX_FILTERS
 ) -> list[str]:
-    """The subject filters that hold every stored event of the patterns, broadcasts included.
+    """Return the subject filters that match every stored event of the patterns, including broadcasts.
 
-    More than `most` patterns are read as all of the tenant's.
+    For more than `most` patterns they match all events of the tenant.
     """
     wanted = list(dict.fromkeys(patterns))
-    if len(wanted) <= 4 * MAX_FILTERS:  # comparing each with each has its price
+    if len(wanted) <= 4 * MAX_FILTERS:  # pairwise comparison is expensive
         wanted = narrowed(wanted)
     if len(wanted) > most:
         wanted = [">"]
@@ -248,7 +247,7 @@ def filters(
 
 
 def narrowed(patterns: Iterable[str]) -> list[str]:
-    """The patterns without those that others cover."""
+    """Return the patterns without those that others cover."""
     distinct = list(dict.fromkeys(patterns))
     return [
         pattern

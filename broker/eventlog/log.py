@@ -1,8 +1,8 @@
 """The events of one tenant in one incarnation of the stream: written by the tick, read by the page.
 
-Event *i* of a tick is bit *i*. The masks of a tick say which selection matched which events; each member of a
-selection ORs them into its own; members with equal masks get the same bytes. No I/O here: the tenant
-actor sends the shares of a tick and yields in between, and whoever is told `Missing` asks the stream.
+Event *i* of a tick is bit *i*. The masks of a tick say which selections match which events; each member of a
+selection ORs them into its own mask; members with equal masks get the same bytes. No I/O here: the tenant
+actor sends the shares of a tick and yields in between, and a reader that gets `Missing` has the stream read.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
 
 TICK_EVENTS = 512
 TICK_BYTES = 128 * 1024
-PAGE_BYTES = 65536  # what a reader renders at a time, about
+PAGE_BYTES = 65536  # about what a reader renders at a time
 
 
 class Feed(Protocol):
-    """How far the tenant's events have come."""
+    """How far the tenant's events have been fanned out."""
 
     def quiet_at(self) -> int | None:
-        """Return the position up to which there is nothing more to fan out; None when something waits."""
+        """Return the position up to which nothing is left to fan out; None if something waits."""
 
     def deleted(self, after: int, upto: int, admits: Callable[[str], bool]) -> bool:
-        """Whether events after a position up to another, in channels that are admitted, were deleted."""
+        """Return whether events after a position up to another, in admitted channels, were deleted."""
 
 
 @attrs.frozen
 class Route:
-    """What is known of a channel: the beginning of its frames, and who wants it."""
+    """The cached data of a channel: the beginning of its frames, and the selections that match."""
 
     prefix: bytes
     selections: tuple[Selection, ...]
@@ -58,7 +58,7 @@ class Route:
 class Page:
     """What comes next for a reader: shares of ticks in order, up to the place `end`.
 
-    `lost`: nothing of that can be had. `source` is where it was read.
+    `lost`: none of it is available any more. `source` is where it was read.
     """
 
     end: int
@@ -69,7 +69,7 @@ class Page:
 
 @attrs.frozen
 class Missing:
-    """The stream has to be asked for what comes after a position; then the log knows, for all who ask."""
+    """The stream has to be read for what follows a position; then the log has it, for all readers."""
 
     selections: tuple[Selection, ...]
     after: int
@@ -78,7 +78,7 @@ class Missing:
 class EventLog:
     """The selections and the ring of a tenant's events.
 
-    `head` is the place after the newest tick. `traced`: clients get the trace of an event with it. `history`
+    `head` is the place after the newest tick. `traced`: clients get the trace context of an event. `history`
     reads what is below the ring, `snapshots` the newest event of each channel.
     """
 
@@ -107,20 +107,20 @@ class EventLog:
         self.selections: dict[tuple[str, tuple[str, ...]], Selection] = {}
         self.serial = 0
         self.running: Tick | None = None  # from `append` to `finish`
-        self.touched: list[Any] = []  # the members that get something of it
+        self.touched: list[Any] = []  # the members with a share of it
         self.framings: Counter[Framing] = Counter()  # of members that have one
-        self.framed: dict[Framing, dict[int, bytes]] = {}  # events of the running tick, by their index
-        self.deleted_late = NOTHING  # events that are to be blanked when the running tick has been sent
+        self.framed: dict[Framing, dict[int, bytes]] = {}  # framed events of the running tick, by index
+        self.deleted_late = NOTHING  # events to be blanked once the running tick has been sent
 
     def route(self, channel: str, selections: tuple[Selection, ...]) -> Route:
         return Route(frames.event_head(channel, self.incarnation), selections)
 
     def of(self, channel: str) -> Iterable[Selection]:
-        """Return the selections that a channel matches."""
+        """Return the selections that match a channel."""
         return self.router.match(channel).selections
 
     def end(self) -> int:
-        """Return the place of everybody who is up to date; it advances while the tenant is quiet."""
+        """Return the place of everybody who is up to date; it also advances while the tenant is quiet."""
         quiet = self.feed.quiet_at()
         if quiet is not None and self.running is None and at(quiet) > self.head:
             self.head = at(quiet)
@@ -147,7 +147,7 @@ class EventLog:
         return selection
 
     def release(self, selection: Selection) -> None:
-        """Give back a selection; also one of a log that is given up, which means nothing here."""
+        """Give back a selection; one of a former log is simply dropped."""
         selection.uses -= 1
         key = selection.pattern, selection.deny
         if not selection.uses and self.selections.get(key) is selection:
@@ -195,11 +195,11 @@ class EventLog:
         )
 
     def append(self, records: Sequence[tuple[str, Record]], *, upto: int = 0) -> Tick:
-        """Take the next events, and deal their shares to the members. `finish` ends it.
+        """Take the next events, and give the members their shares. `finish` ends the tick.
 
-        They stand for everything up to the position `upto`, where that is beyond the last of them. They are
-        in the ring before they are sent, so that who falls behind finds them there. The head moves last:
-        should anything break before, nobody is told of what nobody was given.
+        The events stand for everything up to the position `upto`, if that is beyond the last of them. They
+        are in the ring before they are sent, so that a member that falls behind finds them there. The head
+        advances last: if anything fails before, nobody is told a position that was not delivered.
         """
         tick = self.encode(records, base=self.head)
         tick.head = max(tick.head, at(upto))
@@ -216,7 +216,7 @@ class EventLog:
         return tick
 
     def shares(self, tick: Tick) -> Iterator[tuple[bytes, int, list[Any]]]:
-        """Yield the bytes of each share of the running tick, with the share, and the members that get it."""
+        """Yield each share of the running tick: its bytes, its mask, and the members that get it."""
         touched, self.touched = self.touched, []
         grouped: dict[Framing | None, dict[int, list[Any]]] = {None: {}}
         if self.framings:
@@ -233,17 +233,17 @@ class EventLog:
                     continue
                 try:
                     data = b"".join(self.framed_share(tick, mask, framing))
-                except Exception as error:  # what one kind of link cannot carry, others can
+                except Exception as error:  # other kinds of link may still carry it
                     for member in members:
                         member.client.crashed(error)
                 else:
                     yield data, mask, members
 
     def framed_share(self, tick: Tick, mask: int, framing: Framing | None) -> list[bytes]:
-        """Return the frames of a share of the running tick as a kind of link takes them.
+        """Return the frames of a share of the running tick for a kind of link.
 
-        Each event is framed once for all links of the kind. What is framed is gone with the tick: the ring
-        holds each event once, and who reads on from there pays for its own framing.
+        Each event is framed once for all links of the kind. Framed events are dropped with the tick: the ring
+        holds each event once, and a reader that reads on from there does its own framing.
         """
         if framing is None:
             return list(tick.select(mask))
@@ -254,12 +254,12 @@ class EventLog:
         return [framed[index] for index in indices(mask)]
 
     def audience(self, tick: Tick, index: int) -> int:
-        """Return how many connections an event of a tick is for."""
+        """Return the number of connections that an event of a tick is for."""
         matched = [selection for selection, mask in tick.masks.items() if mask >> index & 1]
         return len({member for selection in matched for member in selection.members})
 
     def finish(self) -> None:
-        """End the running tick: everybody has been given their share, or reads it from the ring."""
+        """End the running tick: all members have been sent their shares, or read them from the ring."""
         self.running = None
         self.touched = []
         self.framed.clear()
@@ -268,9 +268,10 @@ class EventLog:
             self.drop(deleted)
 
     def drop(self, deleted: Ranges) -> None:
-        """Blank what was deleted.
+        """Blank deleted events.
 
-        The tick that is being sent comes later: who has not got it yet would not hear that something is gone.
+        Those in the running tick are blanked later: members that have not got it yet would not hear of the
+        gap.
         """
         running = self.running
         self.ring.blank(deleted, but=running)
@@ -290,7 +291,7 @@ class EventLog:
     ) -> Page | Missing:
         """Return what comes after one place up to another, about `budget` bytes of it (None: all at hand).
 
-        Only stored events below the ring: unstored ones are nowhere else.
+        Below the ring only stored events: unstored ones are kept nowhere else.
         """
         ticks: Sequence[Tick]
         source, floor = RING, self.ring.floor
@@ -303,7 +304,7 @@ class EventLog:
             source = segment.source
             if segment.trimmed > sequence_of(after):
                 return Page(end=min(at(segment.trimmed), upto), lost=True, source=source)
-            # All stored events before the ring are those up to its floor's position.
+            # All stored events before the ring are at or below its floor's position.
             end = floor if segment.upto >= sequence_of(floor) else at(segment.upto)
             ticks, upto = (segment.tick,), min(upto, end)
         shares: list[tuple[Tick, int]] = []
@@ -325,14 +326,14 @@ class EventLog:
     def count(
         self, selections: Collection[Selection], floors: Mapping[Selection, int] | None, after: int
     ) -> int | None:
-        """Return how many events after a place match; None when that is below the ring."""
+        """Return how many events after a place match; None if the place is below the ring."""
         if sequence_of(after) < sequence_of(self.ring.floor):
             return None
         ticks = self.ring.after(after)
         return sum(tick.share(selections, floors, after=after).bit_count() for tick in ticks)
 
     def events_after(self, place: int) -> int | None:
-        """Return how many events of the tenant come after a place; None when that is below the ring."""
+        """Return how many events of the tenant follow a place; None if it is below the ring."""
         if sequence_of(place) < sequence_of(self.ring.floor):
             return None
         return sum(len(tick.frames) - tick.before(place) for tick in self.ring.after(place))

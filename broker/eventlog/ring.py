@@ -1,4 +1,4 @@
-"""The recent ticks of a tenant, bounded."""
+"""The recent ticks of a tenant, limited in size and age."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from broker.eventlog.tick import Tick
     from broker.ranges import Ranges
 
-SMALL, SMALL_BYTES = 16, 4096  # events and bytes of a tick that is merged with others, at most
-LOOSE = 32  # so many of them at a time
+SMALL, SMALL_BYTES = 16, 4096  # maximum events and bytes of a tick that is merged with others
+LOOSE = 32  # ticks merged at a time
 
 
 @attrs.frozen(kw_only=True)
@@ -28,10 +28,10 @@ class RingStatistics:
 
 
 class Ring:
-    """Ticks in order, bounded by count, bytes and age; the newest may be read while it is being sent.
+    """Ticks in order, limited by count, bytes and age; the newest may be read while it is being sent.
 
-    Everything after the place `floor` is here. Small ticks, which a quiet tenant's are, are merged: a reader
-    pays by the tick, and a tick of one event takes twice the memory.
+    Everything after the place `floor` is here. Small ticks, typical of a quiet tenant, are merged: reading
+    costs per tick, and a tick of one event takes twice the memory.
     """
 
     def __init__(self, bounds: Bounds, *, floor: int) -> None:
@@ -39,11 +39,11 @@ class Ring:
         self.floor = floor
         self.ticks: list[Tick] = []
         self.heads: list[int] = []
-        self.start = 0  # ticks before this index are gone; removed from the lists now and then
+        self.start = 0  # ticks before this index are dropped; removed from the lists now and then
         self.events = 0
         self.size = 0
-        self.loose = 0  # so many of the newest ticks are small, and not merged yet
-        self.merges = bounds.events >= LOOSE * SMALL * 8  # a ring is trimmed by the tick: not by much of it
+        self.loose = 0  # number of newest ticks that are small and not merged yet
+        self.merges = bounds.events >= LOOSE * SMALL * 8  # whole ticks are dropped: not too large ones
 
     def add(self, tick: Tick) -> None:
         if self.loose == LOOSE and self.merges:
@@ -61,7 +61,7 @@ class Ring:
         self.expire(tick.time)
 
     def merge(self) -> None:
-        """Make one tick of the loose ones, none of which is being sent any more."""
+        """Merge the loose ticks into one; none of them is being sent any more."""
         start = max(self.start, len(self.ticks) - self.loose)
         self.loose = 0
         if start < len(self.ticks):
@@ -69,7 +69,7 @@ class Ring:
             self.ticks[start:], self.heads[start:] = [tick], [tick.head]
 
     def expire(self, now: float) -> None:
-        """Drop what is older than the bound; `now` is on the clock of the ticks."""
+        """Drop what is older than the limit; `now` is on the clock of the ticks."""
         while self.start < len(self.ticks) and self.ticks[self.start].time < now - self.bounds.seconds:
             self.drop()
 
@@ -86,17 +86,17 @@ class Ring:
 
     @property
     def oldest(self) -> Tick | None:
-        """The oldest tick, if there is one."""
+        """Return the oldest tick, if there is one."""
         return self.ticks[self.start] if self.start < len(self.ticks) else None
 
     def blank(self, deleted: Ranges, *, but: Tick | None) -> None:
-        """Take deleted events out of all ticks but the one that is being sent."""
+        """Remove deleted events from all ticks except the one that is being sent."""
         for tick in self.ticks[self.start :]:
             if tick is not but:
                 self.size -= tick.blank(deleted)
 
     def after(self, place: int) -> Sequence[Tick]:
-        """Return the ticks that hold something after a place, which is not below `floor`."""
+        """Return the ticks with events after a place, which must not be below `floor`."""
         return self.ticks[bisect_right(self.heads, place, self.start) :]
 
     def statistics(self) -> RingStatistics:

@@ -1,4 +1,4 @@
-"""Who gets what: a trie of patterns with a bounded cache of its answers.
+"""Routing: a trie of patterns with a bounded cache of its results.
 
 The trie follows the rules of `subjects.covers`: wildcards do not reach into `users.…` and `live.…`.
 """
@@ -23,7 +23,7 @@ R = TypeVar("R")
 class Node:
     """The selections whose patterns end here, and those that end with a `>` after this.
 
-    Each user's private channels are such a node, so it has few parts.
+    Every user's private channels have such a node, so it has few attributes.
     """
 
     __slots__ = ("below", "children", "selections")
@@ -37,9 +37,9 @@ class Node:
 class Router(Generic[R]):
     """Finds the selections of a channel.
 
-    `build` makes what is cached for a channel from the channel and its selections. The cache is kept by
-    room (the first token, of `users` the first two), so that a client that comes or goes with its
-    private pattern drops nobody else's answers.
+    `build` makes the cached value of a channel from the channel and its selections. The cache is divided by
+    room (the first token, below `users` the first two), so that a client that arrives or leaves with its
+    private pattern does not invalidate other entries.
     """
 
     def __init__(self, build: Callable[[str, tuple[Selection, ...]], R]) -> None:
@@ -76,7 +76,7 @@ class Router(Generic[R]):
         self.forget(selection.pattern)
 
     def match(self, channel: str) -> R:
-        """What `build` made for the channel, from the cache where it is there."""
+        """Return the value that `build` made for the channel, from the cache if possible."""
         cached = self.rooms.get(subjects.room(channel))
         if cached is not None and (found := cached.get(channel)) is not None:
             return found
@@ -93,7 +93,7 @@ class Router(Generic[R]):
         return route
 
     def forget(self, pattern: str) -> None:
-        """Drops the cached answers that a change of `pattern` can touch."""
+        """Drop the cached values that a change of `pattern` can affect."""
         room = subjects.room(pattern)
         if room is None:
             self.clear()
@@ -106,13 +106,13 @@ class Router(Generic[R]):
 
 
 def split(pattern: str) -> tuple[list[str], bool]:
-    """The tokens of a pattern but for a `>` at its end, and whether there is one."""
+    """Return the tokens of a pattern without a final `>`, and whether there is one."""
     tokens = pattern.split(".")
     return (tokens[:-1], True) if tokens[-1] == ">" else (tokens, False)
 
 
 def collect(node: Node, tokens: list[str], index: int, found: list[Selection]) -> None:
-    """Adds the selections of every pattern below `node` that matches the tokens from `index` on."""
+    """Add the selections of every pattern below `node` that matches the tokens from `index` on."""
     if index == len(tokens):
         found.extend(node.selections)
         return

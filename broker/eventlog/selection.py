@@ -1,4 +1,4 @@
-"""What is asked for: a pattern, and what is left out of it."""
+"""Selections: what members have subscribed to, a pattern without its denied channels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from broker import subjects
 
 
 class Selection:
-    """One distinct pattern with what is denied within it, and the members that share it.
+    """One distinct pattern with the patterns denied within it, and the members that share it.
 
-    One evaluation for each event serves all that ask for the same. `room` is where its channels lie (None:
-    anywhere). `serial` grows with each selection made: a tick made earlier holds no mask of it. `uses` counts
-    holders, whether they are members yet or not. `unstored`: its channels are never stored.
+    One evaluation of an event serves all members with the same selection. `room` is the subtree of its
+    channels (None: any). `serial` grows with each new selection: a tick made earlier has no mask for it.
+    `uses` counts holders, members or not yet. `unstored`: its channels are never stored.
     """
 
     __slots__ = ("deny", "literal", "members", "pattern", "room", "serial", "unstored", "uses")
@@ -28,7 +28,7 @@ class Selection:
         self.members: dict[Any, None] = {}  # in order of arrival; a set would vary from run to run
 
     def admits(self, channel: str) -> bool:
-        """Whether the channel matches; what the trie answers for many patterns, for this one."""
+        """Return whether the channel matches: the trie's answer, for this selection alone."""
         return subjects.covers(self.pattern, channel) and self.allows(channel)
 
     def allows(self, channel: str) -> bool:

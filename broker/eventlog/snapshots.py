@@ -1,10 +1,11 @@
-"""Snapshots: the newest event of each channel, read once for all who ask for the same, and bounded.
+"""Snapshots: the newest event of each channel, read once for all clients that request the same, within
+limits.
 
-A *base* is the newest event of each channel of some patterns at a position, encoded, in ticks. Whoever asks
-for the same patterns later gets the same base, without what has been superseded since; the newer events it
-reads from the ring or the stream, like any catch-up. So a thousand clients that come back at once cost
-one read and one encoding, and those of them that read nothing hold the same bytes. What all bases
-of the process hold together is bounded; who finds no room is told to ask again.
+A *base* is the newest event of each channel of some patterns at a position, encoded, in ticks. A client that
+requests the same patterns later gets the same base, without what has been superseded since; it reads the
+newer events from the ring or the stream, like any catch-up. So a thousand clients that reconnect at once cost
+one read and one encoding, and those that do not read hold the same bytes. The memory of all bases of the
+process is limited; when there is no room, clients are told to retry.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ if TYPE_CHECKING:
 
 PAGE_EVENTS = 256
 PAGE_BYTES = 32 * 1024
-REBASE_SECONDS = 10.0  # an older base is replaced by one at the position that is asked for
+REBASE_SECONDS = 10.0  # an older base is replaced by one at the requested position
 NEWER_EVENTS = 256  # each client notes those that it gets beyond a base; of more the next base is made,
 NEWER_PART = 16  # where they are more than this part of it, too
-OVERHEAD = 330  # bytes that an event costs beside what its tick counts: its channel, and where that is
-KEPT_SECONDS = 10.0  # without anybody who asks for it
-READS_AT_ONCE = 2  # each has its records and their frames in memory, for a moment
-FULL_SECONDS = 2.0  # after which asking again is worth it: clients that read are soon done
+OVERHEAD = 330  # bytes of an event besides those in its tick: its channel and the channel's index
+KEPT_SECONDS = 10.0  # without a request for it
+READS_AT_ONCE = 2  # each briefly has its records and their frames in memory
+FULL_SECONDS = 2.0  # until a retry is worth while: clients that read are soon done
 TRIES = 3
 TOMBSTONE_END = b'"event":null}}'
 
@@ -67,7 +68,8 @@ Patterns: TypeAlias = "frozenset[tuple[str, tuple[str, ...]]]"  # each with what
 class Base:
     """The newest event of each channel at the position `head`, in `pages` by position.
 
-    `where` has the index of each channel's event over all pages, `starts` that of each page's first event.
+    `where` has the index of each channel's event over all pages, `starts` the index of each page's first
+    event.
     """
 
     tenant: str
@@ -79,13 +81,13 @@ class Base:
     made: float
 
     def blank(self, deleted: Ranges) -> bool:
-        """Takes deleted events out; whether there were any."""
+        """Remove deleted events; return whether there were any."""
         freed = sum(page.blank(deleted) for page in self.pages)
         self.size -= freed
         return freed > 0
 
     def move(self, matcher: Matcher) -> None:
-        """Match it against other selections from now on."""
+        """Match against the selections of another log from now on."""
         for page in self.pages:
             if page.matcher is not matcher:
                 page.move(matcher)
@@ -93,7 +95,7 @@ class Base:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Newer:
-    """Of the events between a base and `head`, by sequence, those that nothing has superseded."""
+    """The events between a base and `head`, by sequence, that have not been superseded."""
 
     sequences: frozenset[int]
     head: int
@@ -101,7 +103,8 @@ class Newer:
 
 @attrs.frozen(kw_only=True, eq=False)
 class Snapshot:
-    """What one client gets: a base, without the events at the indices in `superseded`, and what is `newer`.
+    """The snapshot for one client: a base, without the events at the indices in `superseded`, and what is
+    `newer`.
 
     The base stands for all events up to the position `head`.
     """
@@ -112,7 +115,7 @@ class Snapshot:
     newer: Newer | None = None
 
     def after(self, place: int) -> Sequence[tuple[Tick, int]]:
-        """Return the pages with something after a place, each with the events that are not superseded."""
+        """Return the pages with something after a place, each with the events not superseded."""
         base = self.base
         first = bisect_right(base.pages, place, key=attrgetter("head"))
         return [
@@ -123,10 +126,10 @@ class Snapshot:
 
 @attrs.define(eq=False)
 class Holdings:
-    """What the snapshots of the process hold, within `limit` bytes, each tenant's within half of that.
+    """The memory of all snapshots of the process, within `limit` bytes, each tenant's within half of that.
 
-    `read` counts those that were read from NATS, `shared` those that came of a base in memory, `refused`
-    those that found no room.
+    `read` counts snapshots read from NATS, `shared` those from a base in memory, `refused` those without
+    room.
     """
 
     limit: int
@@ -139,24 +142,23 @@ class Holdings:
     refused: int = 0
 
     def size(self, tenant: str | None = None) -> int:
-        """Bytes that are held, by a tenant or by all."""
+        """Return the bytes held, by one tenant or by all."""
         return sum(base.size for base in self.bases if tenant in (None, base.tenant))
 
     def fits(self, tenant: str, size: int) -> bool:
-        """Whether there is room for so many bytes more, beside what is being read."""
+        """Return whether there is room for `size` more bytes, besides what is being read."""
         together = self.size() + size + self.reading * SNAPSHOT_BYTES
         return together <= self.limit and self.size(tenant) + size <= self.limit // 2
 
     def make_room(self, tenant: str, size: int) -> None:
-        """Lets go of what nobody reads, if need be. Raises `Unavailable` where that is not enough."""
+        """Release what no client is reading, if necessary. Raises `Unavailable` if that is not enough."""
         if not self.fits(tenant, size):
             for each in self.tenants:
                 each.expire(math.inf)
         if not self.fits(tenant, size):
             self.refused += 1
             raise Unavailable(
-                "snapshots wait for clients that do not read them, and there is no room for another; "
-                "ask again",
+                "there is no room for another snapshot while others wait for clients to read them; try again",
                 retry_after=FULL_SECONDS,
             )
 
@@ -181,7 +183,7 @@ class Holdings:
 
 @attrs.define(eq=False)
 class Line:
-    """The bases of the same patterns. `kept` is there for whoever asks next, `used` is when one did."""
+    """The bases of the same patterns. `kept` is held for the next request, `used` is the time of the last."""
 
     lock: trio.Lock = attrs.Factory(trio.Lock)
     bases: WeakSet[Base] = attrs.Factory(WeakSet)
@@ -189,23 +191,23 @@ class Line:
     used: float = 0.0
 
     def forget(self, base: Base | None = None) -> None:
-        """Whoever asks next gets another than this one, or (None) than any."""
+        """Do not use this base (None: any base) for later requests."""
         self.bases = WeakSet(each for each in self.bases if base and each is not base)
         self.kept = self.kept if base and self.kept is not base else None
 
     def base(self, position: int, floor: int) -> Base | None:
-        """The newest from which a position can be reached, where the ring has all above `floor`."""
+        """Return the newest base from which a position can be reached, if the ring begins at `floor`."""
         found = [each for each in self.bases if each.head == position or floor <= each.head <= position]
         return max(found, key=attrgetter("head"), default=None)
 
 
 @attrs.define(eq=False, kw_only=True)
 class Snapshots:
-    """The snapshots of a tenant, with one fan-out.
+    """The snapshots of a tenant, for one event log.
 
-    `read` has the newest record of each channel below the ring, `encode` makes a tick of such. `deleted`
-    says whether a sequence has left the stream. `remembered` has the tenant's newest events, after one
-    position up to another, as long as the first is not below `memory`.
+    `read` returns the newest record of each channel below the ring, `encode` makes a tick of records.
+    `deleted` says whether a sequence has left the stream. `remembered` returns the tenant's newest events,
+    after one position up to another, as long as the first is not below `memory`.
     """
 
     tenant: str
@@ -226,7 +228,7 @@ class Snapshots:
     async def take(
         self, selections: Collection[Selection], scope: Callable[[], Scope], *, most: int
     ) -> Snapshot:
-        """A snapshot at the head of the scope, as that is in the end, of at most so many channels.
+        """Return a snapshot at the head that the scope has in the end, of at most `most` channels.
 
         Raises `Unavailable` and `SnapshotTooLarge`.
         """
@@ -243,7 +245,7 @@ class Snapshots:
         newer = len(snapshot.newer.sequences) if snapshot.newer else 0
         count = len(snapshot.base.where) - snapshot.superseded.bit_count() + newer
         if count > most:
-            raise SnapshotTooLarge(f"{count} channels; a snapshot has at most {most}; ask for fewer")
+            raise SnapshotTooLarge(f"{count} channels; a snapshot has at most {most}; request fewer")
         return snapshot
 
     async def load(self, line: Line, selections: Collection[Selection], scope: Callable[[], Scope]) -> Base:
@@ -254,11 +256,11 @@ class Snapshots:
                 found: dict[str, Event] = {}
                 for start in range(0, len(records), PAGE_EVENTS):
                     found.update(events_of(self.encode(records[start : start + PAGE_EVENTS])))
-                    await trio.lowlevel.checkpoint()  # ten thousand take long, and others have their turns
+                    await trio.lowlevel.checkpoint()  # ten thousand take long: let other tasks run
                 del records
                 now = scope()
                 if min(now.floor, self.memory()) > wanted.floor:
-                    continue  # what has left the ring meanwhile is not known
+                    continue  # what has left the ring meanwhile is unknown
                 left = self.remembered(wanted.floor, now.floor)
                 found.update(events_of(self.encode([each for each in left if now.admits(each[0])])))
                 newest = self.newest(selections, max(wanted.floor, now.floor), now.head)
@@ -266,14 +268,14 @@ class Snapshots:
                 held = [each for each in below if not self.deleted(each[1][0])]
                 base = self.add(line, [*held, *newest.items()], now.head)
                 if len(held) < len(below):
-                    line.forget()  # before what is gone there may have been others: who asks next reads again
+                    line.forget()  # older events may take their place: the next request reads again
                 return base
-        raise Unavailable("events come too fast for this snapshot; try again", retry_after=1.0)
+        raise Unavailable("events arrive too fast for this snapshot; try again", retry_after=1.0)
 
     def renew(self, line: Line, base: Base, newest: Mapping[str, Event], head: int) -> Snapshot:
-        """A snapshot at a position that has `newest` beyond the base, which is replaced when it is old.
+        """Return a snapshot at `head`, given the `newest` events beyond the base; an old base is replaced.
 
-        Raises `Unavailable` where that must be, and there is no room for another.
+        Raises `Unavailable` if it must be replaced, and there is no room for another.
         """
         old = self.clock() >= base.made + REBASE_SECONDS
         size = base.size + sum(map(size_of, newest.values()))
@@ -294,7 +296,7 @@ class Snapshots:
         )
 
     def add(self, line: Line, events: Iterable[tuple[str, Event]], head: int) -> Base:
-        """Makes the base of these events, the line's from now on."""
+        """Make a base of these events, and add it to the line."""
         base = make_base(events, tenant=self.tenant, head=head, matcher=self.matcher, now=self.clock())
         self.holdings.bases.add(base)
         line.bases.add(base)
@@ -302,7 +304,7 @@ class Snapshots:
         return base
 
     def newest(self, selections: Collection[Selection], after: int, upto: int) -> dict[str, Event]:
-        """The newest event of each channel in the ring after a position up to another."""
+        """Return the newest event of each channel in the ring after a position up to another."""
         found: dict[str, Event] = {}
         if upto <= after or upto < sequence_of(self.ring.floor):
             return found
@@ -312,14 +314,14 @@ class Snapshots:
         return found
 
     def blank(self, deleted: Ranges) -> None:
-        """Takes deleted events out. Who asks next gets what was there before them, by another read."""
+        """Remove deleted events. The next request gets what preceded them, by another read."""
         for base in self.holdings.bases:
             if base.tenant == self.tenant and base.blank(deleted):
                 for line in self.lines.values():
                     line.forget(base)
 
     def expire(self, before: float) -> None:
-        """Lets go of what nobody has asked for since then."""
+        """Release what has not been requested since then."""
         for patterns, line in list(self.lines.items()):
             if line.used < before:
                 line.forget()
@@ -330,7 +332,7 @@ class Snapshots:
 def make_base(
     events: Iterable[tuple[str, Event]], *, tenant: str, head: int, matcher: Matcher, now: float
 ) -> Base:
-    """The base at a position of events, each with its channel, in any order; tombstones are left out."""
+    """Return the base of events, each with its channel, in any order, without tombstones."""
     kept = sorted(
         (sequence, channel, frame) for channel, (sequence, frame) in events if not is_tombstone(frame)
     )
@@ -344,7 +346,7 @@ def make_base(
             channels=channels,
             frames=frames,
             masks={},
-            serial=0,  # who gets what of it is worked out when it is sent
+            serial=0,  # its masks are computed when it is sent
             matcher=matcher,
             time=now,
         )
@@ -374,7 +376,7 @@ def is_tombstone(frame: bytes) -> bool:
 
 
 def cuts(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where pages begin and end, by the sizes of all frames."""
+    """Yield where pages begin and end, given the sizes of all frames."""
     start = size = 0
     for index, each in enumerate(sizes):
         if index > start and (index - start == PAGE_EVENTS or size + each > PAGE_BYTES):

@@ -1,4 +1,4 @@
-"""Where a subscription begins: a client's wish, resolved against what the stream holds now."""
+"""Starts: where a subscription begins, resolved against what the stream has now."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from broker.eventlog.history import Checked
     from broker.wire.positions import Position
 
-LISTED_CHANNELS = 100_000  # what `STREAM.INFO` answers at once
-SNAPSHOT_SUBJECTS = 250  # read at once, so that too much is noticed before all of it is there
+LISTED_CHANNELS = 100_000  # what `STREAM.INFO` returns at once
+SNAPSHOT_SUBJECTS = 250  # read at a time, so that excess is noticed before everything has been read
 
 
 @attrs.frozen(kw_only=True)
 class Lost:
-    """A stretch of history that cannot be had: after `start` (None: of another incarnation) up to `end`.
+    """A range of history that is not available: after `start` (None: in another incarnation) up to `end`.
 
-    Without an `end` some of what follows `start` is gone.
+    Without `end`, some of what follows `start` is gone.
     """
 
     reason: Literal["trimmed", "reset", "limit"]
@@ -43,7 +43,7 @@ class Lost:
 
 @attrs.frozen(kw_only=True)
 class Beginning:
-    """Events follow after the sequence `after`. Of what is gone up to `warned` nothing more need be said."""
+    """Events follow after the sequence `after`. Deletions up to `warned` have been reported."""
 
     after: int
     lost: tuple[Lost, ...] = ()
@@ -56,10 +56,10 @@ class Beginning:
 
 @attrs.frozen(kw_only=True)
 class Scope:
-    """What is asked for: patterns, each with what is denied in it, and how the tenant stands.
+    """The patterns of a subscribe, each with the patterns denied within it, and the state of the tenant.
 
-    `head` is the newest position, `floor` that of the ring, `held` the sequences of what the ring holds for
-    the patterns, ascending.
+    `head` is the newest position, `floor` that of the ring, `held` the sequences of matching events in the
+    ring, ascending.
     """
 
     tenant: str
@@ -76,7 +76,7 @@ class Scope:
         )
 
     def plain(self) -> bool:
-        """Whether each event that a pattern matches is meant, and matched by no other pattern."""
+        """Return whether every event that matches a pattern is allowed, and matches no other pattern."""
         apart = not any(subjects.overlaps(*pair) for pair in combinations(narrowed(self.patterns), 2))
         return apart and not any(self.patterns.values())
 
@@ -85,9 +85,9 @@ class Scope:
 class Starts(Part):
     """Resolves starts.
 
-    `check` makes an event of a record or answers None (a dead letter). `remembered` has a tenant's newest
-    events from the feed, after one position up to another, which a replica that is late has not got yet.
-    `look` has the stream's state; `gone` says whether anything was deleted that a tenant would have got
+    `check` returns a record as an event, or None (a dead letter). `remembered` returns a tenant's newest
+    events from the feed, after one position up to another, which a lagging replica does not have yet. `look`
+    returns the stream's state; `gone` says whether anything was deleted that a tenant would have received,
     after one position up to another, in channels that a function admits.
     """
 
@@ -103,7 +103,7 @@ class Starts(Part):
         self.limits = config.limits
 
     async def resolve(self, start: starts.After | starts.Since | starts.Last, scope: Scope) -> Beginning:
-        """Where to begin. Raises `Unavailable`."""
+        """Return where to begin. Raises `Unavailable`."""
         match start:
             case starts.After(position):
                 beginning = await self.after(position, scope)
@@ -114,7 +114,7 @@ class Starts(Part):
         return await self.limited(self.whole(beginning, scope), scope)
 
     def whole(self, beginning: Beginning, scope: Scope) -> Beginning:
-        """Says so when something was deleted of what follows."""
+        """Add a loss if any of the events that follow has been deleted."""
         after = beginning.after
         if not self.gone(scope.tenant, after, scope.head, scope.admits):
             return beginning
@@ -132,12 +132,12 @@ class Starts(Part):
         return self.from_stream(position.sequence, state, scope)
 
     def from_stream(self, after: int, state: StreamState, scope: Scope) -> Beginning:
-        """A start below the ring, told truly: what the stream has cut off, or may have."""
+        """Return a start below the ring, with what the stream has trimmed, or may have."""
         oldest = min(state.first - 1, scope.head)
         if after < oldest:
             return Beginning(after=oldest, lost=(Lost(reason="trimmed", start=after, end=oldest),))
         if state.per_subject and after < scope.floor:
-            # Any subject may have lost its older messages within the range, and no request would say so.
+            # Any subject may have lost older messages within the range, which no request reveals.
             return Beginning(after=after, lost=(Lost(reason="trimmed", start=after, end=after),))
         return Beginning(after=after)
 
@@ -147,12 +147,12 @@ class Starts(Part):
             return Beginning(after=scope.head)
         state = await self.look()
         if sequence <= state.first and state.first > 1:
-            # The oldest message that is left is within the wish, and there have been older ones.
+            # The oldest remaining message is at or after the time, and there were older ones.
             sequence = state.first - 1
         return self.from_stream(sequence - 1, state, scope)
 
     async def limited(self, beginning: Beginning, scope: Scope) -> Beginning:
-        """Leaves out the oldest of more than `replay_events`."""
+        """Leave out the oldest events if there are more than `replay_events`."""
         most = self.limits.replay_events
         if scope.head - beginning.after <= most:
             return beginning
@@ -162,7 +162,7 @@ class Starts(Part):
             return beginning
         cut = await self.newest(wanted, most, low=beginning.after, high=scope.head)
         rest = await self.count(wanted, cut)
-        known = scope.plain() and count == await self.count(wanted, beginning.after)  # no event came between
+        known = scope.plain() and count == await self.count(wanted, beginning.after)  # nothing arrived
         skipped = Lost(reason="limit", start=beginning.after, end=cut, count=count - rest if known else None)
         return attrs.evolve(beginning, after=cut, lost=(*beginning.lost, skipped))
 
@@ -175,7 +175,7 @@ class Starts(Part):
         oldest = min((await self.look()).first - 1, scope.floor)
         while True:
             # The filters may match more than the patterns: denied channels, several filters at once,
-            # dead letters. So what they count is only a guess, and what is there decides.
+            # dead letters. So their count is only a guess, and the events themselves decide.
             cut = await self.newest(wanted, above + guess, low=oldest, high=scope.floor)
             found = await self.sequences(wanted, scope, after=cut)
             if len(found) >= missing:
@@ -187,7 +187,7 @@ class Starts(Part):
             guess *= 4
 
     async def sequences(self, wanted: Counter[str], scope: Scope, *, after: int) -> list[int]:
-        """The sequences of the events for `scope` after a position, up to the ring."""
+        """Return the sequences of the events in `scope` after a position, up to the ring."""
         found = {
             record[0]
             for channel, record in self.remembered(scope.tenant, after, scope.floor)
@@ -206,10 +206,10 @@ class Starts(Part):
         return sorted(found)
 
     def weights(self, scope: Scope) -> Counter[str]:
-        """The subject filters that hold every event for `scope`, and how each of their counts adds to it.
+        """Return the subject filters that match every event in `scope`, with the weight of each one's count.
 
-        Each pattern by itself, since in all of a busy tenant's messages those of a few quiet channels would
-        be lost. In NATS a wildcard reaches into the private rooms, so what is in there is subtracted.
+        Each pattern has its own filter, since among all messages of a busy tenant those of a few quiet
+        channels would be lost. In NATS a wildcard also matches private channels, so these are subtracted.
         """
         patterns = narrowed(scope.patterns)
         wanted = Counter(filters(self.names, scope.tenant, patterns, most=len(patterns)))
@@ -227,9 +227,10 @@ class Starts(Part):
         return total
 
     async def newest(self, wanted: Counter[str], count: int, *, low: int, high: int) -> int:
-        """The newest position with at least `count` matching messages after it; `low` when there is none.
+        """Return the newest position with at least `count` matching messages after it; `low` if there is
+        none.
 
-        By bisection on `Nats-Num-Pending`: 20 requests a filter for a million messages.
+        By bisection on `Nats-Num-Pending`: 20 requests per filter for a million messages.
         """
         if await self.count(wanted, low) < count:
             return low
@@ -242,7 +243,7 @@ class Starts(Part):
         return low
 
     async def snapshot(self, scope: Scope) -> dict[str, Record]:
-        """The newest record of each matching channel below the ring, by channel.
+        """Return the newest record of each matching channel below the ring, by channel.
 
         Raises `SnapshotTooLarge`.
         """
@@ -250,23 +251,23 @@ class Starts(Part):
         wanted: set[str] = set()
         for pattern in narrowed(scope.patterns):
             for each in filters(self.names, scope.tenant, [pattern]):
-                # More than a snapshot's worth, since among them are others' private channels.
+                # More than a snapshot may have, since they include other users' private channels.
                 literal = subjects.is_literal(pattern)
                 found = [each] if literal else await self.bus.subjects(each, limit=LISTED_CHANNELS)
                 if found is None:
-                    raise SnapshotTooLarge(f"{pattern}: more than {LISTED_CHANNELS} channels; ask for fewer")
+                    raise SnapshotTooLarge(f"{pattern}: more than {LISTED_CHANNELS} channels; request fewer")
                 wanted.update(found)
         channels = {each: self.names.split(each)[1] for each in wanted}
         entitled = [each for each, channel in channels.items() if scope.admits(channel)]
         if len({channels[each] for each in entitled}) > most:
-            raise SnapshotTooLarge(f"more than {most} channels; ask for fewer")
+            raise SnapshotTooLarge(f"more than {most} channels; request fewer")
         records = await self.newest_events(entitled, up_to=scope.floor)
         records += [record for _, record in self.remembered(scope.tenant, 0, scope.floor)]
         newest = {channels.get(record[1]): record for record in sorted(records, key=itemgetter(0))}
         return {channel: record for channel, record in newest.items() if channel and scope.admits(channel)}
 
     async def newest_events(self, wanted: list[str], *, up_to: int) -> list[Record]:
-        """The newest event of each subject; dead letters on top of it are passed over."""
+        """Return the newest event of each subject, skipping any dead letters after it."""
         found: list[Record] = []
         size = 0
         for start in range(0, len(wanted), SNAPSHOT_SUBJECTS):
@@ -277,5 +278,5 @@ class Starts(Part):
                 found += records
                 size += sum(len(record[2]) for record in records)
             if size > SNAPSHOT_BYTES:
-                raise SnapshotTooLarge(f"more than {SNAPSHOT_BYTES} bytes; ask for fewer channels")
+                raise SnapshotTooLarge(f"more than {SNAPSHOT_BYTES} bytes; request fewer channels")
         return found

@@ -1,8 +1,8 @@
-"""Events that were encoded together, and which selections match which of them.
+"""Ticks: events that were encoded together, with the selections that match each.
 
-A tick holds up to some hundred events in stream order with, for each selection that one of them matched, an
-`int` whose bit *i* says that event *i* did. A page of history read from the stream has the same shape,
-so that one reader serves both.
+A tick has up to some hundred events in stream order and, for each selection that matches one of them, an
+`int` whose bit *i* says that event *i* matches. A page of history read from the stream has the same shape, so
+that one reader serves both.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 BITS = bytes.maketrans(b"01", b"\0\1")
 UNSTORED = (1 << SHIFT) - 1  # the bits of a place that only an unstored event has
-OVERHEAD = 100  # bytes that an event costs beside its frame: list slots, small ints, its share of the tick
+OVERHEAD = 100  # bytes of an event besides its frame: list slots, small ints, its share of the tick
 
 
 def bits(mask: int) -> bytes:
-    """Return the mask as one byte an event, lowest first: what `itertools.compress` takes."""
+    """Return the mask as one byte per event, lowest first, as `itertools.compress` needs it."""
     return bin(mask)[:1:-1].encode().translate(BITS)
 
 
@@ -39,20 +39,20 @@ def indices(mask: int) -> Iterable[int]:
 
 
 class Matcher(Protocol):
-    """All selections that there are now; `serial` is that of the newest."""
+    """All current selections; `serial` is that of the newest."""
 
     serial: int
 
     def of(self, channel: str) -> Iterable[Selection]:
-        """Return those that a channel matches."""
+        """Return the selections that match a channel."""
 
 
 class Tick:
     """Events that were encoded together.
 
-    `places` has each event's, ascending; `base` is the place before all of them and `head` the one after.
-    `masks` knows the selections of `matcher` up to `serial`. `gone` are the events that nobody is given any
-    more.
+    `places` has the place of each event, ascending; `base` is the place before all of them and `head` the
+    place after. `masks` is complete for the selections of `matcher` up to `serial`. `gone` are the events
+    that are no longer sent to anybody.
     """
 
     __slots__ = (
@@ -83,12 +83,12 @@ class Tick:
         self.serial = serial
         self.time = time
         self.size = sum(map(len, frames)) + OVERHEAD * len(frames)
-        self.index: dict[str, int] = {}  # the events of each channel, once somebody has asked
+        self.index: dict[str, int] = {}  # the events of each channel, built on demand
         self.rooms: set[str | None] = set()
         self.gone = 0
 
     def mask(self, selection: Selection) -> int:
-        """Return the events that match; worked out now when the selection is younger than the tick."""
+        """Return the events that match; computed now if the selection is newer than the tick."""
         found = self.masks.get(selection)
         if found is not None:
             return found
@@ -102,12 +102,12 @@ class Tick:
             found = self.index.get(selection.pattern, 0)
             return found if found and selection.admits(selection.pattern) else 0
         if selection.room is not None and selection.room not in self.rooms:
-            return 0  # as for most of the private ones, which are many
+            return 0  # as for most private patterns, which are many
         self.route()
         return self.masks.get(selection, 0)
 
     def route(self) -> None:
-        """Work out the masks of all younger selections in one go, whatever their number."""
+        """Compute the masks of all newer selections in one pass, however many there are."""
         for channel, events in self.index.items():
             for selection in self.matcher.of(channel):
                 if selection.serial > self.serial:
@@ -115,7 +115,7 @@ class Tick:
         self.serial = self.matcher.serial
 
     def move(self, matcher: Matcher) -> None:
-        """Match against other selections from now on, none of which it knows yet."""
+        """Match against the selections of another log from now on, of which no masks are known yet."""
         self.matcher, self.serial = matcher, 0
         self.masks.clear()
 
@@ -127,9 +127,9 @@ class Tick:
         after: int = 0,
         upto: int | None = None,
     ) -> int:
-        """Return the events that any of the selections matches, after a place up to another.
+        """Return the events that match any of the selections, after a place up to another.
 
-        `floors` are places of some selections, below which they are given nothing.
+        `floors` are places of some selections, up to which they get nothing.
         """
         mask = 0
         for selection in selections:
@@ -144,7 +144,7 @@ class Tick:
         return mask & ~self.gone
 
     def cut(self, mask: int, size: int) -> tuple[int, int]:
-        """Return the first events of a share, of so many bytes about, and the place of the last of them."""
+        """Return the first events of a share, up to about `size` bytes, and the place of the last one."""
         for index in indices(mask):
             size -= len(self.frames[index])
             if size <= 0:
@@ -156,7 +156,7 @@ class Tick:
         return bisect_right(self.places, place)
 
     def blank(self, deleted: Ranges) -> int:
-        """Take out the stored events that are among the deleted. Return how many bytes that sets free."""
+        """Remove the stored events that have been deleted. Return the number of bytes freed."""
         freed = 0
         if not self.places:
             return 0
@@ -170,7 +170,7 @@ class Tick:
         return freed
 
     def join(self, mask: int) -> bytes:
-        """Return the frames of a share, which is not empty, as one."""
+        """Return the frames of a non-empty share as one."""
         if mask & (mask - 1) == 0:
             return self.frames[mask.bit_length() - 1]
         return b"".join(compress(self.frames, bits(mask)))
@@ -181,7 +181,7 @@ class Tick:
 
 
 def merged(ticks: Sequence[Tick]) -> Tick:
-    """Return ticks that follow each other as one. It knows the selections that the oldest one knew."""
+    """Return consecutive ticks as one. It has the masks of the selections that all of them know."""
     serial = min(tick.serial for tick in ticks)
     masks: dict[Selection, int] = {}
     shift = gone = 0
@@ -209,7 +209,7 @@ def merged(ticks: Sequence[Tick]) -> Tick:
 def woven(ticks: Sequence[Tick], *, after: int, upto: int) -> Tick:
     """Return the events of overlapping ticks after a place up to another as one tick, each once, in order.
 
-    It knows no selection yet.
+    It has no masks yet.
     """
     events: dict[int, tuple[str, bytes]] = {}
     gone = set()

@@ -177,9 +177,7 @@ class Sending:
             page = events.read(reader.selections, start, limit)
         else:
             page = Page(end=start)
-        if (
-            isinstance(page, Missing) or page.end > limit
-        ):  # a later start has set P back: the flow comes first
+        if isinstance(page, Missing) or page.end > limit:  # a later start has set P back: flow first
             self.turn(reader)
             return page if isinstance(page, Missing) else None
         if reader.newer and not reader.snapshot:
