@@ -134,7 +134,8 @@ class Stale(Exception):
 class Values(Protocol):
     """Small values by key, the same for every broker. A key is tokens of [A-Za-z0-9_-] joined by ".".
 
-    Requests raise `errors.Unavailable` as those of `Bus` do.
+    Requests raise `errors.Unavailable` as those of `Bus` do; what a put should have stored may then be stored
+    all the same.
     """
 
     async def get(self, key: str) -> Value | None:
@@ -144,22 +145,24 @@ class Values(Protocol):
         """Replace a revision (0: there is none yet) and return the new one; it lives for `ttl` seconds
         (None: always).
 
-        Raises `Stale` when the present revision is another.
+        Raises `Stale` when the present revision is another. After its time a value is gone as if it had never
+        been put; where values stay, as in `cursors`, a `ttl` is refused as `Unavailable`.
         """
 
     async def put_all(self, puts: Sequence[Put]) -> list[int | None]:
-        """Replace revisions of a hundred keys or so; return the new ones, None for each that was stale.
+        """Replace revisions of different keys, a hundred or so; return the new ones, None for each that was
+        stale.
 
         When this raises, any of them may have been stored.
         """
 
     async def count(self, prefix: str) -> int:
-        """Return how many keys there are under `prefix`."""
+        """Return how many keys there are under `prefix`: those that begin with it and a "."."""
 
     async def news(self, prefix: str, mark: Mark | None) -> tuple[list[bytes], Mark]:
         """Return what was put under `prefix` since `mark` (None: all), oldest first, and the new mark.
 
-        Earlier values of a key may be left out.
+        Earlier values of a key may be left out. A mark of another bucket counts as none.
         """
 
 
@@ -169,29 +172,37 @@ class Sink(Protocol):
     async def reached(self) -> None:
         """Read what has to be known before anything is delivered: NATS answers, and `restored` follows.
 
-        Raises `Unavailable` when it cannot be read; the bus then connects again.
+        Called on each new connection, when the live subscriptions have been renewed. Raises `Unavailable`
+        when it cannot be read; the bus then connects again.
         """
 
     def restored(self, state: StreamState) -> None:
         """Record that the stream can be reached, at first and after each interruption, before `stored`.
 
         The feed continues after the last `head` when the incarnation is the same and nothing was cut off
-        its end; otherwise `state.incarnation` differs, and the feed starts again at `state.first`.
+        its end; otherwise `state.incarnation` differs, and the feed starts again at `state.first`. Records
+        between the last `head` and `state.first` were deleted before they were read; when that happens
+        during the feed, `interrupted` and `restored` follow each other at once, without `reached`.
         """
 
     def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
         """Take the next stored records in sequence order: all between the last call's `head` and this one.
 
-        `stored_at` is when NATS stored the first of them (Unix seconds, by its clock); None without any.
+        `stored_at` is when NATS stored the first of them (Unix seconds, by its clock); None without any. The
+        first call of an incarnation has no records: its `head` is where the feed begins. A broker that starts
+        may begin some seconds back, or at the end of the stream.
         """
 
     def skipped(self, state: StreamState) -> None:
         """Record that some of the next records were deleted before they were read; `state` is the stream
-        now.
+        now, and `deleted` has them.
+
+        Called before the records that follow the missing ones; not for a stream with `per_subject`, where
+        that is usual, nor for records before `state.first`, see `restored`.
         """
 
     def live(self, records: list[Record]) -> None:
-        """Take live messages in order of arrival."""
+        """Take live messages in order of arrival: each once for each subscription that it matches."""
 
     def live_lost(self) -> None:
         """Record that live messages were dropped on the way; how many and which is not known."""
@@ -228,8 +239,8 @@ class Archive(Protocol):
 class Bus(Protocol):
     """A connection to NATS that is re-established for ever.
 
-    `cursors` and `control` are buckets of values. Requests raise `errors.Unavailable` while NATS is away and
-    when no answer comes in time.
+    `cursors` and `control` are buckets of values. Requests raise `errors.Unavailable` while NATS is away, at
+    once, and when no answer comes in time. From `Sink.reached` to `Sink.interrupted` they are answered.
     """
 
     @property
@@ -252,13 +263,18 @@ class Bus(Protocol):
         headers: Mapping[str, str] | None = None,
         message_id: str | None = None,
     ) -> PublishAck:
-        """Store one message and wait for the stream's acknowledgement."""
+        """Store one message and wait for the stream's acknowledgement.
+
+        Under one `message_id` it is stored once within `duplicate_window`; without an id it is no duplicate.
+        Raises `ValueError` for an invalid subject or header, `TooLarge` above the server's limit, and
+        `Unavailable`, also when no stream has the subject; the message may then be stored all the same.
+        """
 
     async def publish_all(self, messages: Sequence[Message]) -> None:
         """Store messages, all on their way at once, and return when the stream has acknowledged each.
 
         Raises `Unavailable` when one is not acknowledged. Some may have been stored all the same; they may
-        be sent again under their ids.
+        be sent again under their ids. Raises `ValueError` and `TooLarge` as `publish` does.
         """
 
     @property
@@ -291,15 +307,20 @@ class Bus(Protocol):
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Hand one message to NATS without storing it, and return when the server has taken it."""
+        """Hand one message to NATS without storing it, and return when the server has taken it.
+
+        Raises `ValueError` and `TooLarge` as `publish` does.
+        """
 
     async def subscribe_live(self, subject: str) -> None:
         """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.
 
-        The subscription outlives reconnections, until `unsubscribe_live`.
+        The subscription outlives reconnections, until `unsubscribe_live`. When this raises there is none,
+        now or later. Subscribing again to the same subject changes nothing.
         """
 
-    async def unsubscribe_live(self, subject: str) -> None: ...
+    async def unsubscribe_live(self, subject: str) -> None:
+        """End the subscription, if there is one; also while NATS is away."""
 
     async def state(self) -> StreamState:
         """Return the state of the stream now. Simultaneous requests share one answer."""

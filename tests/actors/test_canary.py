@@ -16,18 +16,19 @@ from broker.subjects import Names
 from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 @attrs.define(eq=False, kw_only=True)
 class Feed(ScriptedBus):
     """A bus whose canaries go to `arrived_at` at once; the stream takes no events for the reason `closed`."""
 
+    fed: str | None = "inc0"
     closed: str | None = None
     asked: int = 0
     arrived_at: Callable[[str, bytes], object] = attrs.field(init=False)
 
-    def put_live(self, subject: str, body: bytes) -> None:
+    def put_live(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.arrived_at(subject.removeprefix("_broker."), body)
 
     async def probe(self) -> None:

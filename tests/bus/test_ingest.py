@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import trio
 from broker import config
 from broker.bus.ingest import sequences, time_of
 from broker.errors import Unavailable
+from tests.support import unread
 from tests.support.bus import ready_bus
 from tests.support.nats import run_nats
 from tests.support.rawnats import connect
@@ -242,22 +242,12 @@ async def test_what_is_trimmed_before_we_read_it_is_visible(nats: NatsServer, pu
     async with ready_bus(nats.url, stream=config.Stream(max_bytes=1_000_000)) as (_, sink):
         await publisher.store("events.acme.a")
         await sink.until(lambda: len(sink.records) == 1)
-        await burst_unread(publisher)
+        unread.burst(nats.port)
         await sink.until(lambda: sink.sequences[-1] == 20_001)
         firsts = [state.first for state in sink.states[1:]]
         missing = sorted(set(range(1, 20_002)) - set(sink.sequences))
         assert missing
         assert firsts[-1] > missing[-1]
-
-
-async def burst_unread(publisher: RawNats) -> None:
-    """20,000 events, 40 MB, while this process with the bus in it reads nothing."""
-    data = b"PUB events.acme.a 2000\r\n%b\r\n" % bytes(2000) * 20_000
-    client = socket.create_connection(("127.0.0.1", publisher.port))
-    with client, client.makefile("rb") as answers:
-        client.sendall(b'CONNECT {"verbose":false}\r\n' + data + b"PING\r\n")
-        while answers.readline() != b"PONG\r\n":
-            pass
 
 
 async def test_rollups_are_no_holes(nats: NatsServer, publisher: RawNats) -> None:

@@ -11,6 +11,7 @@ import trio
 from broker import config
 from broker.bus.bridge import open_loop
 from broker.bus.nats import NatsBus
+from broker.errors import Unavailable
 from broker.subjects import Names
 
 if TYPE_CHECKING:
@@ -31,19 +32,27 @@ class Recorder:
     times: list[float | None] = attrs.field(factory=list)
     messages: list[Record] = attrs.field(factory=list)
     skips: list[StreamState] = attrs.field(factory=list)
+    known: StreamState | None = None  # as the sink was told last
     lost: int = 0
     interruptions: int = 0
+    reaches: int = 0  # calls of `reached`
+    refusals: int = 0  # further ones that fail
     up: bool = False
     changed: trio.Event = attrs.field(factory=trio.Event)
 
     async def reached(self) -> None:
         assert not self.up, "reached twice without an interruption"
+        self.reaches += 1
+        await trio.lowlevel.checkpoint()
+        if self.refusals:
+            self.refusals -= 1
+            raise Unavailable("the sink cannot read what it needs")
 
     def restored(self, state: StreamState) -> None:
         assert not self.up, "restored twice without an interruption"
         if self.states and state.incarnation != self.states[-1].incarnation:
             self.records, self.heads = [], []
-        self.up = True
+        self.up, self.known = True, state
         self.states.append(state)
         self.change()
 
@@ -55,6 +64,7 @@ class Recorder:
         assert not sequences or head >= sequences[-1]
         assert not self.heads or (sequences[0] if sequences else head) > self.heads[-1]
         assert (stored_at is None) == (not records)
+        assert self.explained(sequences, head), "records are missing, and nobody said so"
         self.records += records
         self.times.append(stored_at)
         self.heads.append(head)
@@ -63,7 +73,18 @@ class Recorder:
     def skipped(self, state: StreamState) -> None:
         assert self.up, "skipped while interrupted"
         self.skips.append(state)
+        self.known = state
         self.change()
+
+    def explained(self, sequences: list[int], head: int) -> bool:
+        """Whether all that is left out up to `head` is known to be deleted."""
+        known = self.known
+        if known is None or not self.heads or known.per_subject or known.unnamed:
+            return True
+        start = max(self.heads[-1] + 1, known.first)
+        return len(sequences) >= head - start + 1 or all(
+            sequence in known.deleted for sequence in {*range(start, head + 1)}.difference(sequences)
+        )
 
     def live(self, records: list[Record]) -> None:
         self.messages += records
