@@ -13,5 +13,5 @@ A feature is a file or folder of `features`, its classes in `wire.messages` if i
 `app` is the composition root and alone picks the implementations of the ports (`bus.base.Bus`,
 `actors.transport.Transport`). The pure core (`wire`, `subjects`, `limits`, `permissions`,
 `config`, `errors`) does no I/O and takes the time as an argument. import-linter
-holds all of this (see `pyproject.toml`).
+enforces all of this (see `pyproject.toml`).
 """

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class Commands(click.Group):
-    """Turns what the broker raises on purpose into sentences on standard error and exit code 1.
+    """Reports the broker's own errors as sentences on standard error, with exit code 1.
 
-    And what the system refuses: it says which file, and why.
+    And errors of the operating system, with the file and the reason.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -37,7 +37,7 @@ class Commands(click.Group):
             problems.extend(leaves(group))
         for problem in problems:
             if isinstance(problem, BrokenPipeError):
-                raise problem  # whoever reads has enough, which click knows
+                raise problem  # the reader has closed the pipe, which click handles
             click.echo(sentence(problem), err=True)
         return ctx.exit(1)
 
@@ -67,7 +67,7 @@ for command in (*bans.COMMANDS, *streams.COMMANDS):
 )
 @click.version_option(package_name="nats-websocket-broker")
 def main() -> None:
-    """Forwards events from NATS JetStream to WebSocket clients: in order, once, per tenant."""
+    """Forward events from NATS JetStream to WebSocket clients: in order, once, per tenant."""
 
 
 if __name__ == "__main__":

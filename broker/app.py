@@ -1,4 +1,4 @@
-"""The composition root: the only place that picks implementations.
+"""The composition root: the only module that chooses implementations.
 
 The nesting of the nurseries is the order of shutdown: listeners close first, then connections end, then
 tenants, then NATS.
@@ -67,23 +67,23 @@ if TYPE_CHECKING:
     from broker.tracing import Tracing
     from broker.web.router import Action
 
-# The defaults make a full collection stop everything for 300 ms at 8,000 connections; with these the
-# longest pause is 14 ms. No cycle may then be left behind by a connection.
+# With the defaults a full collection stops everything for 300 ms at 8,000 connections; with these the
+# longest pause is 14 ms. In return no connection may leave a reference cycle behind.
 GC_THRESHOLDS = (5000, 8, 1_000_000)
 STATE_FILE = "broker.json"
 MILESTONE_FILE = "stream.json"
-CLOSING_SECONDS = 15.0  # beside the drain: the embedded nats-server has 10 s to end, NATS 2 s to be left
-NOTICE_SECONDS = 0.5  # from a client's last request on its way to its end, when the broker stops
+CLOSING_SECONDS = 15.0  # besides the drain: the embedded nats-server takes up to 10 s, leaving NATS up to 2 s
+NOTICE_SECONDS = 0.5  # for requests that clients sent before they heard that the broker stops
 READY_POLL_SECONDS = 0.02
-DEMO_TOKEN_SECONDS = 300.0  # short, so that whoever looks sees it renewed
-SPANS_SECONDS = 5.0  # for the last spans, which are not worth all of the grace
+DEMO_TOKEN_SECONDS = 300.0  # short, so that its renewal can be seen
+SPANS_SECONDS = 5.0  # for the last spans, which must not use up the grace period
 
 log = structlog.get_logger()
 
 
 @attrs.define(eq=False)
 class Stop:
-    """The wish to stop, and what clients are told with it: to come back to the next process, or just that."""
+    """The request to stop, and the close code for clients: restart (reconnect soon) or going away."""
 
     wanted: trio.Event = attrs.Factory(trio.Event)
     code: CloseCode = CloseCode.SERVICE_RESTART
@@ -91,7 +91,7 @@ class Stop:
 
 @attrs.frozen(kw_only=True)
 class Running:
-    """Where a running broker is reached, as URLs; `nats` with its credentials."""
+    """The addresses of a running broker, as URLs; `nats` includes its credentials."""
 
     pid: int
     http: str
@@ -109,11 +109,11 @@ async def serve(
     read: Callable[[], Config] | None = None,
     demo: bool = False,
 ) -> None:
-    """Run the broker until SIGTERM or SIGINT (or `stop`), then drains it; a second signal ends it at once.
+    """Run the broker until SIGTERM, SIGINT or `stop`, then drain it; a second signal ends it at once.
 
-    `on_ready` is called once an event can travel through. With `read`, which reads the configuration anew,
-    SIGHUP puts that into force. With `demo` there is a demo page, which has tokens signed for it. Raises
-    `ConfigError` for what cannot be used, and other `BrokerError`s for what is in the way at the start.
+    `on_ready` is called once an event can be delivered. With `read`, which reads the configuration, SIGHUP
+    reloads it. With `demo` there is a demo page, with tokens signed for it. Raises `ConfigError` for an
+    unusable configuration, and other `BrokerError`s for obstacles at the start.
     """
     keys = Keys.load(config.auth)
     verifier = Verifier(config.auth, config.limits, config.permissions, keys)
@@ -273,7 +273,7 @@ def demo_token(config: Config, tenant: str, user: str) -> str:
 
 
 def note_action(audit: Audit, action: Action) -> None:
-    """Whoever has the admin token is known by the address alone."""
+    """Record an operator's action; the address is all that is known of the bearer of the admin token."""
     tenant = action.on.get("tenant")
     audit.note(
         "admin",
@@ -286,7 +286,7 @@ def note_action(audit: Audit, action: Action) -> None:
 
 
 async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier) -> bool:
-    """Wait until an event can travel through; False when the broker is to stop before that."""
+    """Wait until an event can be delivered; return False if the broker is to stop before that."""
     told = None
     while not stop.wanted.is_set():
         reason = supervisor.not_ready()
@@ -303,8 +303,7 @@ async def settled(supervisor: Supervisor, stop: Stop, notifier: systemd.Notifier
 async def drain(supervisor: Supervisor, code: CloseCode) -> None:
     """Ask all clients to reconnect, spread over time, and end each connection at its time.
 
-    Publishes and acknowledgements go on until then, and for a moment longer: what was on its way when a
-    client was told is still answered. Over after the grace at the latest.
+    Publishes and acknowledgements continue until then. Returns after the grace period at the latest.
     """
     settings = supervisor.config.drain
     leaving = list(supervisor.connections)
@@ -333,7 +332,7 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
 
 
 def open_tracing(settings: TracingSettings) -> Tracing | None:
-    """Return what makes spans, when that is enabled: then alone OpenTelemetry is imported."""
+    """Return the tracing, if enabled; only then is OpenTelemetry imported."""
     if not settings.enabled:
         return None
     from broker.tracing import Tracing, make_exporter
@@ -350,9 +349,9 @@ async def send_spans(tracing: Tracing) -> None:
 
 
 async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:
-    """The first signal stops the broker in order, the second at once.
+    """Stop the broker in order at the first signal, and at once at the second.
 
-    A service manager that restarts us sends SIGTERM; Ctrl-C is somebody who has seen enough.
+    SIGTERM is taken for a restart by a service manager, SIGINT (Ctrl-C) for a stop without one.
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
@@ -365,7 +364,7 @@ async def watch_signals(stop: Stop, scope: trio.CancelScope) -> None:
 
 
 def open_directory(path: Path) -> None:
-    """Make the data directory and check that it is writable. Raises `ConfigError`."""
+    """Create the data directory and check that it is writable. Raises `ConfigError`."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=path):
@@ -376,7 +375,7 @@ def open_directory(path: Path) -> None:
 
 @contextmanager
 def state_file(path: Path, running: Running) -> Iterator[None]:
-    """The addresses, for the commands that run beside the broker; gone when it is."""
+    """Keep the addresses in a file while the broker runs, for the commands that run beside it."""
     try:
         leave(path, attrs.asdict(running))
     except OSError as error:
@@ -384,13 +383,13 @@ def state_file(path: Path, running: Running) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # it names a process that is gone
+        with suppress(OSError):  # a leftover only names a process that is gone
             path.unlink(missing_ok=True)
 
 
 @contextmanager
 def watched_collector(pauses: Pauses) -> Iterator[None]:
-    """Have the garbage collector's pauses counted."""
+    """Count the pauses of the garbage collector."""
     gc.callbacks.append(pauses)
     try:
         yield
@@ -405,7 +404,7 @@ def tune_collector() -> None:
 
 
 def with_credentials(nats: Nats) -> str:
-    """Return the first address as another client can use it."""
+    """Return the first address, with the credentials that another client needs."""
     first = nats.urls[0]
     if nats.user is None or "@" in first:
         return first

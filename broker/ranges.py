@@ -1,4 +1,4 @@
-"""Sets of sequences, as the runs that they consist of."""
+"""Sets of sequences, stored as runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Ranges:
-    """Runs from `firsts[i]` to `lasts[i]` inclusive, ascending, with something between any two of them."""
+    """Inclusive runs from `firsts[i]` to `lasts[i]`, ascending, with a gap between any two of them."""
 
     firsts: tuple[int, ...] = ()
     lasts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Ranges:
-        """From ascending numbers, each once."""
+        """Return the set of ascending numbers, each given once."""
         every = list(numbers)
         if not every:
             return NOTHING
@@ -33,7 +33,7 @@ class Ranges:
 
     @classmethod
     def joined(cls, runs: Iterable[tuple[int, int]]) -> Ranges:
-        """From runs in the order of their firsts; they may overlap."""
+        """Return the set of some runs, ordered by their firsts; they may overlap."""
         firsts: list[int] = []
         lasts: list[int] = []
         for first, last in runs:
@@ -65,7 +65,7 @@ class Ranges:
     def __sub__(self, other: Ranges) -> Ranges:
         if not (self and other):
             return self
-        # Long ones that are nearly the same, as from one look at a stream to the next, cost little.
+        # Skip what both begin and end with: of two looks at a stream most is the same.
         start = alike(self, other)
         mine = Ranges(self.firsts[start:], self.lasts[start:])
         theirs = Ranges(other.firsts[start:], other.lasts[start:])
@@ -82,17 +82,17 @@ class Ranges:
         return Ranges(self.firsts[::-1], self.lasts[::-1])
 
     def meets(self, after: int, upto: int) -> bool:
-        """Return whether one of the numbers after `after` up to `upto` is in it."""
+        """Return whether it contains any of the numbers after `after` up to `upto`."""
         at = bisect_left(self.lasts, after + 1)
         return after < upto and at < len(self.firsts) and self.firsts[at] <= upto
 
     def within(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """Yield the runs that have numbers from `first` to `last`, each as far as it does."""
+        """Yield the parts of its runs that lie between `first` and `last`."""
         for at in range(bisect_left(self.lasts, first), bisect_right(self.firsts, last)):
             yield max(first, self.firsts[at]), min(last, self.lasts[at])
 
     def above(self, number: int) -> Ranges:
-        """Without the numbers up to this one."""
+        """Return it without the numbers up to this one."""
         at = bisect_left(self.lasts, number + 1)
         if at < len(self.firsts) and self.firsts[at] <= number:
             return Ranges((number + 1, *self.firsts[at + 1 :]), self.lasts[at:])
@@ -100,7 +100,7 @@ class Ranges:
 
 
 def alike(one: Ranges, other: Ranges) -> int:
-    """Return how many runs both begin with."""
+    """Return the number of runs with which both begin."""
     low, high = 0, min(len(one.firsts), len(other.firsts))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""Reloading of the configuration by SIGHUP, and a verdict on it in a file for `broker reload`.
+"""Reloading of the configuration on SIGHUP, with a verdict in a file for `broker reload`.
 
 Keys, permissions, limits, origins, trusted proxies, certificates, the drain, metrics and the log take effect
 at once. For the rest the verdict says that it needs a restart. An invalid configuration changes nothing.
@@ -94,7 +94,7 @@ class Hangups:
     heard: Signal = attrs.Factory(Signal)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled."""
+        """Receive signals, until cancelled."""
         with trio.open_signal_receiver(signal.SIGHUP) as signals:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
             task_status.started()
@@ -107,7 +107,7 @@ class Hangups:
 
 @attrs.define(eq=False, kw_only=True)
 class Reloader:
-    """Reloader of the configuration, by `read`, after each SIGHUP. `config` is the one in force."""
+    """Reloads the configuration, with `read`, after each SIGHUP. `config` is the one in force."""
 
     config: Config
     read: Callable[[], Config]
@@ -122,9 +122,9 @@ class Reloader:
     process: Process
 
     async def run(self) -> None:
-        """Reload after each SIGHUP, until cancelled; not while the broker stops.
+        """Reload after each SIGHUP, until cancelled, except while the broker is stopping.
 
-        Run it once that is ready.
+        Run it once the broker is ready.
         """
         self.leave(Verdict(pid=os.getpid(), began=time.monotonic_ns()))
         while True:
@@ -138,7 +138,7 @@ class Reloader:
             self.process.reload(succeeded=not faults)
             if not self.supervisor.draining:  # STOPPING=1 was the last word
                 self.notifier.notify("READY=1")
-            # Last: it ends the command that systemd may wait for, to which all else has to be done by then.
+            # Last: it ends `broker reload`, for which systemd may wait until all else is done.
             verdict = Verdict(
                 pid=os.getpid(), began=began, changed=changed, needs_restart=left, faults=faults
             )
