@@ -109,12 +109,12 @@ class Connection:
     slot: int | None = None  # the wheel's
     pinged: float | None = None  # when the heartbeat without an answer yet was sent
     heard: float = 0.0  # when the last heartbeat was answered
-    progress: float = 0.0  # when the link last accepted pending data, or the connection began
+    progress: float = 0.0  # when the link last accepted pending data
     spoke: float = 0.0  # when the client last sent anything
     resting: bool = False  # it has given up its place among its user's connections
 
     def __attrs_post_init__(self) -> None:
-        now = self.heard = self.spoke = self.progress = trio.current_time()
+        now = self.heard = self.spoke = trio.current_time()
         config = self.services.config
         budgets = self.services.budgets
         transport = self.transport

@@ -20,13 +20,14 @@ class Pipe:
     piece.
     """
 
-    __slots__ = ("client", "rest", "send", "whole")
+    __slots__ = ("client", "held", "rest", "send", "whole")
 
     def __init__(self, *, send: Callable[[bytes], int], client: Client, whole: bool) -> None:
         self.send = send
         self.client = client
         self.whole = whole
         self.rest: list[bytes | memoryview] | None = None
+        self.held: list[bytes | memoryview] | None = None  # between `hold` and `release`
 
     @property
     def unsent(self) -> int:
@@ -35,6 +36,9 @@ class Pipe:
 
     def write(self, frames: Sequence[bytes | memoryview]) -> None:
         """Write all of the frames, after the rest of those before."""
+        if self.held is not None:
+            self.held.extend(frames)
+            return
         if self.rest is not None:
             self.rest.extend(frames)
             return
@@ -43,14 +47,14 @@ class Pipe:
             self.rest.extend(frames[written:])
 
     def hold(self) -> None:
-        """Keep all that is written until `release`. Nothing may be left, and nobody else have a turn."""
-        self.rest = []
+        """Keep all that is written until `release`, which must come before any other task has a turn."""
+        self.held = []
 
     def release(self) -> None:
         """Write in one piece what has been held."""
-        frames, self.rest = self.rest, None
-        if frames:
-            self.write(frames)
+        held, self.held = self.held, None
+        if held:
+            self.write(held)
 
     def offer(self, frames: Sequence[bytes | memoryview]) -> int:
         """Write frames while there is no rest, as far as the link accepts them.

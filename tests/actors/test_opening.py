@@ -32,6 +32,10 @@ class Recorded(ScriptedLink):
     """A link that knows its writes."""
 
     writes: list[bytes] = attrs.Factory(list)
+    was_behind: bool = False
+
+    def behind(self, *, begins: bool) -> None:
+        self.was_behind = True
 
     def take(self, data: bytes | memoryview) -> int:
         taken = super().take(data)
@@ -96,6 +100,16 @@ async def test_in_one_write(autojump_clock: trio.abc.Clock, token: str | None, m
         (written,) = link.writes
         assert written.startswith(RESPONSE)
         assert said(written) == messages
+
+
+async def test_no_task_for_what_is_sent_at_once(autojump_clock: trio.abc.Clock) -> None:
+    """A client whose link takes everything is never behind, and needs no task that sends."""
+    link = Recorded(room=1 << 16)
+    async with opened(link, "acme:alice"):
+        link.say("subscribe", {"channel": "a"})
+        await trio.sleep(1)
+        assert said(link.writes[-1]) == ["subscribed"]
+    assert not link.was_behind
 
 
 async def test_nothing_waits_for_keys(autojump_clock: trio.abc.Clock) -> None:
