@@ -14,6 +14,7 @@ import attrs
 import structlog
 import trio
 
+from broker.beats import beat
 from broker.errors import Unavailable
 from broker.metrics.meters import Meters
 from broker.parts import Part
@@ -95,7 +96,7 @@ class Canary(Part):
             except Unavailable as error:
                 self.fault = error.message
                 self.alive()
-            await trio.sleep(EVERY_SECONDS if self.seen else EVERY_SECONDS / 20)
+            await beat(EVERY_SECONDS if self.seen else EVERY_SECONDS / 20)
 
     async def send(self) -> None:
         if not self.listening:
@@ -117,7 +118,7 @@ class Canary(Part):
                 self.closed, pause = None, EVERY_SECONDS
             except Unavailable as error:
                 self.closed = error.message
-            await trio.sleep(pause)
+            await beat(pause)
 
     def age(self) -> float | None:
         """Return the seconds since the last canary came back; None before the first one."""

@@ -12,6 +12,7 @@ import attrs
 import structlog
 import trio
 
+from broker.beats import beat
 from broker.errors import Unavailable
 from broker.parts import Part
 
@@ -50,7 +51,7 @@ class Deletions(Part):
             if self.doubt:
                 self.doubt -= 1
                 self.shorten(now - LOOK_SECONDS)
-            await trio.sleep(LOOK_SECONDS)
+            await beat(LOOK_SECONDS)
 
     async def look(self) -> StreamState:
         """Return the state of the stream; forget what it no longer holds. Raises `Unavailable`."""

@@ -9,6 +9,7 @@ import attrs
 import structlog
 import trio
 
+from broker.beats import beat, next_beat
 from broker.errors import Unavailable
 from broker.metrics.statistics import StreamUsage
 
@@ -51,7 +52,7 @@ class Observer:
         """Measure how late a task is woken, and detect jumps of the clock."""
         ahead = self.clock() - trio.current_time()
         while True:
-            due = trio.current_time() + LOOP_SECONDS
+            due = next_beat(LOOP_SECONDS)
             await trio.sleep_until(due)
             now = trio.current_time()
             self.meters.loop_lag.observe(now - due)
@@ -72,7 +73,7 @@ class Observer:
                     max_bytes=found.max_bytes,
                     lag=max(0, found.last - self.intake.head),
                 )
-                await trio.sleep(STREAM_SECONDS)
+                await beat(STREAM_SECONDS)
             except Unavailable:
                 self.stream = None
                 await trio.sleep(AWAY_SECONDS)

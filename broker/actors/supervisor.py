@@ -27,6 +27,7 @@ from broker.actors.tenants import Tenants
 from broker.actors.turns import Turn
 from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
+from broker.beats import beat
 from broker.errors import Unavailable
 from broker.eventlog.starts import Starts
 from broker.features.audit import Audit
@@ -417,7 +418,7 @@ class Supervisor:
 
     async def tidy_up(self) -> None:
         while True:
-            await trio.sleep(TIDY_SECONDS)
+            await beat(TIDY_SECONDS)
             now = trio.current_time()
             self.intake.forget(before=now - KEPT_SECONDS)
             self.tenants.tidy(now)

@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from broker import limits, subjects
+from broker.beats import beat
 from broker.errors import Unavailable
 from broker.limits import CONNECTIONS, SUBSCRIPTIONS, WORTH_TELLING, Budget
 from broker.parts import Part
@@ -98,7 +99,7 @@ class Sharing(Part):
                         "usage_not_shared", why=error.message, next="each broker applies its limits alone"
                     )
                 self.failing = True
-            await trio.sleep(EVERY_SECONDS)
+            await beat(EVERY_SECONDS)
             self.forget(trio.current_time())
 
     async def listen(self) -> None:

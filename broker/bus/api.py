@@ -16,7 +16,7 @@ from broker.bus.bridge import RETRY_AFTER_SECONDS, Link, Part, away
 from broker.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
 MESSAGE_TOO_LARGE = 10054
@@ -59,6 +59,21 @@ class JetStream:
         body = b"" if query is None else json.dumps(query).encode()
         parts = await (await self.up()).request(f"{self.prefix}.{path}", body, seconds=self.seconds)
         return decode(parts[0][1], path)
+
+    async def infos(self, streams: Sequence[str]) -> list[dict[str, Any] | None]:
+        """Return the answers to `STREAM.INFO` of several streams; None for one that does not exist."""
+        paths = [f"{self.prefix}.STREAM.INFO.{name}" for name in streams]
+        link = await self.up()
+        answers = await link.request_all([(path, b"", {}) for path in paths], seconds=self.seconds)
+        found: list[dict[str, Any] | None] = []
+        for path, (_, body) in zip(paths, answers, strict=True):
+            try:
+                found.append(decode(body, path))
+            except ApiError as error:
+                if error.number != STREAM_NOT_FOUND:
+                    raise
+                found.append(None)
+        return found
 
 
 def decode(body: bytes, path: str) -> dict[str, Any]:

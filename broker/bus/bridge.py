@@ -219,7 +219,8 @@ class Link:
             )
             with trio.move_on_after(seconds) as patience:
                 for answer in answers:
-                    await answer.done.wait()
+                    if not answer.done.is_set():  # else waiting is a turn of the loop for each
+                        await answer.done.wait()
         finally:
             for token in tokens:
                 del self.answers[token.encode()]

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 import trio
 
+from broker.beats import beat
 from broker.bus import api
 from broker.bus.base import Stale
 from broker.bus.bridge import NotPermitted, away
@@ -219,7 +220,7 @@ class Generations:
         """Keep a milestone every few seconds and watch for new generations, until cancelled."""
         try:
             while True:
-                await trio.sleep(KEEP_SECONDS)
+                await beat(KEEP_SECONDS)
                 await self.write_file()
                 try:
                     await self.store()

@@ -22,7 +22,7 @@ from broker.errors import NotFound, Unavailable
 from broker.subjects import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from broker.bus.streams import Wanted
     from broker.bus.values import Values
@@ -83,6 +83,7 @@ class Keeper:
     said: dict[str, object] = attrs.Factory(dict)  # by name, so that each is logged once
     failed: dict[tuple[str, str], str] = attrs.Factory(dict)  # the last refusal, by log event and name
     forbidden: set[str] = attrs.Factory(set)  # names of those that our login may not change
+    kept: dict[str, object] = attrs.Factory(dict)  # name → the stream as `keep` last found it in order
 
     async def ensure(self, name: str) -> None:
         """Make the stream when it is missing; update one of ours to the configuration where that loses
@@ -112,6 +113,16 @@ class Keeper:
                 continue
             return
         raise away(f"other brokers keep changing the stream {name}")
+
+    async def keep(self, names: Sequence[str]) -> None:
+        """Ensure those of the streams that have changed since this was last done: one question for all."""
+        infos = dict(zip(names, await self.jetstream.infos(names), strict=True))
+        memory = infos.get(self.control.stream)  # that of all of them
+        for name, info in infos.items():
+            found = None if info is None or memory is None else (shape(info), shape(memory), subjects(memory))
+            if found is None or found != self.kept.get(name) or any(name == each for _, each in self.failed):
+                await self.ensure(name)
+                self.kept[name] = found
 
     def owns(self, info: Mapping[str, Any]) -> bool:
         """Return whether `ensure` has found the stream in this answer to `STREAM.INFO` to be ours."""
@@ -279,6 +290,16 @@ class Keeper:
         if self.failed.get((event, name)) != error.message:
             self.failed[event, name] = error.message
             log.warning(event, stream=name, error=error.message)
+
+
+def shape(info: Mapping[str, Any]) -> object:
+    """Return what `ensure` looks at of a stream."""
+    return info["created"], info["config"]
+
+
+def subjects(info: Mapping[str, Any]) -> object:
+    """Return how many keys a bucket has."""
+    return info["state"].get("num_subjects")
 
 
 def marked(info: Mapping[str, Any]) -> bool | None:

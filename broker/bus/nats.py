@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from broker.backoff import Backoff
+from broker.beats import beat
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
 from broker.bus.base import Page, PublishAck, Standing, StreamState, Usage
@@ -182,11 +183,11 @@ class NatsBus:
         """Recreate deleted streams, for ever: the connection gives no sign of a deletion."""
         said = ""
         while True:
-            await trio.sleep(UPKEEP_SECONDS)
+            await beat(UPKEEP_SECONDS)
             link = self.jetstream.link
             try:
                 if link is not None:
-                    await self.prepare()
+                    await self.keeper.keep([name for name in self.keeper.wanted if name != self.audit.name])
                     said = ""
             except Unavailable as error:
                 if error.message != said and link is self.jetstream.link:  # else that is logged

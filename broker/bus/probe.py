@@ -54,16 +54,18 @@ class Probe:
     async def ask(self) -> None:
         """Raise `Unavailable` when the stream would not store an event."""
         subject = self.names.subject(BROKER, "probe")
+        info = f"{self.jetstream.prefix}.STREAM.INFO.{self.stream}"
         link = await self.jetstream.up()
-        parts = await link.request(
-            subject, b"", seconds=ANSWER_SECONDS, fields={"Nats-Expected-Last-Sequence": IMPOSSIBLE}
+        (_, refusal), (_, state) = await link.request_all(
+            [(subject, b"", {"Nats-Expected-Last-Sequence": IMPOSSIBLE}), (info, b"", {})],
+            seconds=ANSWER_SECONDS,
         )
         try:
-            api.decode(parts[0][1], subject)
+            api.decode(refusal, subject)
         except api.ApiError as error:
             if error.number != api.WRONG_LAST_SEQUENCE:
                 raise
-        if fault := full(await self.jetstream.call(f"STREAM.INFO.{self.stream}")):
+        if fault := full(api.decode(state, info)):
             raise away(f"the stream {self.stream} is full: {fault}")
         if self.refusal and trio.current_time() < self.refused_at + REMEMBERED_SECONDS:
             raise away(f"the stream {self.stream} did not store the last event: {self.refusal}")

@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from broker import subjects
+from broker.beats import next_beat
 from broker.bus.base import Mark, Stale
 from broker.errors import TokenRevoked, Unavailable
 from broker.features.port import Feature
@@ -208,11 +209,10 @@ class Control(Feature):
 
     async def run(self) -> None:
         """Follow the bucket, from the first `up` on, until cancelled."""
-        pause = math.inf
+        due = math.inf
         while True:
-            with trio.move_on_after(pause):
+            with trio.move_on_at(due):
                 await self.wake.wait()
-            pause = LOOK_SECONDS
             try:
                 await self.look()
             except Unavailable as error:
@@ -220,6 +220,7 @@ class Control(Feature):
                     self.fault = error.message
                     log.warning("revocations_not_read", error=error.message, loaded=self.loaded)
             self.forget()
+            due = next_beat(LOOK_SECONDS)
 
     async def look(self) -> None:
         if not self.listening:

@@ -11,6 +11,7 @@ import trio
 from structlog.testing import capture_logs
 
 from broker import config
+from broker.bus.keeper import Keeper
 from broker.errors import NotFound, Unavailable
 from tests.support.bus import PATIENCE_SECONDS, ready_bus, running_bus, until_trouble
 from tests.support.rawnats import connect
@@ -456,3 +457,39 @@ async def test_without_the_right_to_note_it(nats: NatsServer, streams: Streams, 
         [refused] = [line for line in logs if line["event"] == "stream_not_noted"]
         assert (refused["stream"], refused["log_level"]) == ("EVENTS", "warning")
         assert "$KV.broker_control.owned." in refused["error"]
+
+
+async def test_streams_in_order_cost_one_question(
+    nats: NatsServer, streams: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The regular look examines just what somebody has changed since: a stream, its mark, or our memory."""
+    looked: list[str] = []
+    original = Keeper.ensure
+
+    async def ensure(self: Keeper, name: str) -> None:
+        looked.append(name)
+        await original(self, name)
+
+    async def settled(keeper: Keeper) -> set[str]:
+        """Whom it looks at until nothing is new."""
+        found: set[str] = set()
+        for _ in range(5):
+            looked.clear()
+            await keeper.keep(list(keeper.wanted))
+            found.update(looked)
+            if not looked:
+                return found
+        pytest.fail(f"it never comes to rest: {found}")
+
+    monkeypatch.setattr("broker.bus.nats.UPKEEP_SECONDS", 3600.0)
+    async with ready_bus(nats.url) as (bus, _):
+        monkeypatch.setattr(Keeper, "ensure", ensure)
+        keeper = bus.keeper
+        assert await settled(keeper) == set(keeper.wanted)
+        await streams.edit("EVENTS", metadata={})
+        assert await settled(keeper) == {"EVENTS"}
+        assert (await streams.found("EVENTS"))["metadata"]["broker_stream"].startswith("EVENTS ")
+        await streams.nats.api("STREAM.DELETE.DEADLETTER")
+        assert await settled(keeper) == {"DEADLETTER"}
+        await streams.nats.api("STREAM.PURGE.KV_broker_control")
+        assert await settled(keeper) == set(keeper.wanted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,7 +17,6 @@ from broker.bus.server import ended, find_binary, spawn
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 READY_SECONDS = 20
 
@@ -71,7 +72,13 @@ class NatsServer:
         await ended(self.process)
 
     def stop(self) -> None:
+        """Stop it until `cont`; when this returns all of its threads stand still."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        while any(
+            (each / "stat").read_text().rpartition(")")[2].split()[0] != "T" for each in tasks.iterdir()
+        ):
+            time.sleep(0.001)
 
     def cont(self) -> None:
         self.process.send_signal(signal.SIGCONT)

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from broker import subjects
+from broker.beats import beat
 from broker.bus.base import Stale, Value
 from broker.errors import BrokerError, InvalidPosition, TooManySubscriptions, Unavailable
 from broker.wire import positions
@@ -142,7 +143,7 @@ class Cursors:
     async def run(self) -> None:
         """Write acknowledgements each second, and keep cursors in use from expiring."""
         while True:
-            await trio.sleep(WRITE_SECONDS)
+            await beat(WRITE_SECONDS)
             await self.flush()
 
     async def flush(self) -> None:
