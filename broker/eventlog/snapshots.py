@@ -171,7 +171,7 @@ class Holdings:
 
     @asynccontextmanager
     async def place(self, tenant: str) -> AsyncIterator[None]:
-        """A tenant's turn to read, and room for what it reads. Raises `Unavailable` where there is none."""
+        """Wait for a tenant's turn to read, and reserve memory. Raises `Unavailable` if there is none."""
         async with self.gate.turn(tenant):
             self.make_room(tenant, SNAPSHOT_BYTES)
             self.reading += 1
