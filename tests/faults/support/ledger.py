@@ -156,7 +156,8 @@ class Writer:
     async def publish(self, client: RawNats, inbox: str) -> None:
         while not (self.stopping and not self.waiting):
             hurry = self.burst > 0
-            if not self.stopping and len(self.waiting) < (BURST_WINDOW if hurry else WINDOW):
+            left = (BURST_WINDOW if hurry else WINDOW) - len(self.waiting)
+            for _ in range(0 if self.stopping else min(self.burst if hurry else 1, left)):
                 self.burst -= hurry
                 identity = self.ledger.new(self.pick(self.random))
                 event = {"n": identity, "pad": "x" * self.random.randint(0, self.padding)}
