@@ -71,7 +71,7 @@ AUTHENTICATE = Request(
 PING = Request(message=messages.Ping, check=as_it_is, perform=pong, replies=(messages.Pong,), open=True)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Connection:
     """One client. A crash in here ends this connection alone: no method that others call raises.
 
@@ -633,4 +633,6 @@ class Connection:
 
     def return_budgets(self) -> None:
         self.services.places.leave(self)
-        self.session.budgets = self.services.budgets.retire(self.session.budgets, self.session.counted)
+        session = self.session
+        session.budgets = self.services.budgets.retire(session.budgets, session.counted)
+        session.counted = 0  # what counts after that finds nothing, and gives nothing back again

@@ -34,7 +34,7 @@ class Alone(Session):
             raise self.limited(excess)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Posting:
     """One message of a client at `peer` that has no connection.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from broker.session.requests import Table
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, repr=False, kw_only=True)
 class Services(Part):
     """Shared by all connections. `nursery` runs their sending tasks."""
 

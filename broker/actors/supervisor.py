@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -71,7 +72,7 @@ OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
 log = structlog.get_logger()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Supervisor:
     """Owns the connections and the tenants. It is the sink of the bus.
 
@@ -245,8 +246,7 @@ class Supervisor:
                 tenant.inbox.lose()
         self.deletions.note(state)
         self.connected = True
-        for part in self.parts:
-            part.up(state)
+        each(*(partial(part.up, state) for part in self.parts), failed=part_failed)
         log.info("source_restored", first=state.first, last=state.last, incarnation=state.incarnation)
         if known:
             self.announce(Notice(Source(state="restored"), "source"))
@@ -304,13 +304,11 @@ class Supervisor:
 
     def own(self, channel: str, body: bytes) -> None:
         """Pass on what brokers send to themselves and to each other."""
-        for part in self.parts:
-            if part.channel and channel.startswith(part.channel):
-                part.heard(channel, body)
+        hearing = [part for part in self.parts if part.channel and channel.startswith(part.channel)]
+        each(*(partial(part.heard, channel, body) for part in hearing), failed=part_failed)
 
     def rejected(self, letter: Letter) -> None:
-        for feature in self.features:
-            feature.rejected(letter)
+        each(*(partial(feature.rejected, letter) for feature in self.features), failed=part_failed)
 
     def live_lost(self) -> None:
         self.meters.live_losses += 1
@@ -320,8 +318,7 @@ class Supervisor:
     def interrupted(self) -> None:
         self.connected = False
         self.meters.interruptions += 1
-        for part in self.parts:
-            part.down()
+        each(*(part.down for part in self.parts), failed=part_failed)
         log.warning("source_interrupted")
         self.announce(Notice(Source(state="interrupted"), None))
 
@@ -398,8 +395,7 @@ class Supervisor:
         self.meters.closed[connection.ended_by, str(int(code)) if known else "other"] += 1
         ended = end_of(connection, trio.current_time(), time.time())
         log.debug("connection_ended", code=ended.code, reason=ended.reason, by=ended.by, **connection.who())
-        for feature in self.features:
-            feature.ended(ended)
+        each(*(partial(feature.ended, ended) for feature in self.features), failed=part_failed)
 
     def look_empty(self) -> None:
         if not (self.connections or self.admitting):
@@ -435,6 +431,11 @@ class Supervisor:
         if not self.connected:
             return f"NATS is out of reach: {self.canary.fault}"
         return self.services.trouble() or self.canary.trouble()
+
+
+def part_failed(error: Exception) -> None:
+    """Record that a part could not take what it was told; the others are told all the same."""
+    log.error("part_failed", exc_info=error)
 
 
 def end_of(connection: Connection, now: float, unix_now: float) -> Ended:

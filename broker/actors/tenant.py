@@ -58,7 +58,7 @@ class TenantStatistics:
     restarts: int
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Tenant:
     """One tenant's log, its connections and its inbox.
 

@@ -36,7 +36,7 @@ IDLE_SECONDS = 60.0  # a tenant without clients is kept this long, since they ma
 log = structlog.get_logger()
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, repr=False, kw_only=True)
 class Tenants(Part):
     """Starts, finds and stops tenants. `advanced` is unparked whenever one of them has advanced."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 from msgspec import UNSET
 
+from broker.errors import Unavailable
 from broker.eventlog.places import at, sequence_of
 from broker.flow import lag
 from broker.flow.reader import Group, Reader, swapped
@@ -61,13 +62,16 @@ class Flow(Writer):
     ) -> Begun:
         """Begin subscriptions at a start, or at P. The flow holds the selections from here on.
 
-        Existing subscriptions continue, unless they are to begin `again`.
+        Existing subscriptions continue, unless they are to begin `again`. Raise `Unavailable` if the
+        connection ends meanwhile.
         """
         log = self.joined()
         self.settle()
         if again:
             for each in selections:
                 self.leave(each.pattern)
+        if self.log is not log:  # a send within one of these has ended the connection
+            raise Unavailable("the connection has ended")
         for each in selections:
             if each.unstored and self.find(each.pattern) is None:
                 each.uses += 1

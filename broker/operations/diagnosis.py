@@ -138,7 +138,7 @@ class Diagnosis:
             raise BadMessage("tenant: is not a tenant name")
         if not section.enabled:
             raise NotFound("this broker keeps no audit trail: audit.enabled is false")
-        await self.supervisor.audit.flush()  # include what has just happened here
+        await self.supervisor.audit.store()  # include what has just happened here
         archive = self.supervisor.bus.archive(section.name)
         subject = f"{section.prefix}.{wish.tenant or '*'}.{wish.kind or '*'}"
         entries = await archive.before(subject, wish.cursor, limit=wish.limit + 1)

@@ -167,8 +167,12 @@ Table: TypeAlias = "Mapping[str, Request[Any, Any]]"
 
 
 def table(requests: Iterable[Request[Any, Any]]) -> Table:
-    """Return requests by the types of their messages."""
-    return {request.message.type: request for request in requests}
+    """Return requests by the types of their messages. Raise `ValueError` for two of one type."""
+    found: dict[str, Request[Any, Any]] = {}
+    for request in requests:
+        if found.setdefault(request.message.type, request) is not request:
+            raise ValueError(f"two requests have the type {request.message.type}")
+    return found
 
 
 def as_it_is(_: Terms, message: M) -> M:

@@ -146,4 +146,6 @@ async def test_all_that_was_held_is_given_back(seed: int, autojump_clock: trio.a
             assert (each.connections, each.subscriptions) == (0, 0), each.bounds.scope
         assert not budgets.shared
         assert not budgets.addresses
+        assert not supervisor.durables.held
+        assert not any(each.holders for each in supervisor.durables.cursors.used.values())
         nursery.cancel_scope.cancel()

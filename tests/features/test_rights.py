@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import pytest
+import trio
 
-from tests.support.asking import open_client
-from tests.support.scripted import ScriptedVerifier
+from tests.support.asking import Granting, open_client
 from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
-    import trio
-
-    from broker.permissions import Principal
     from tests.support.asking import Client
-
-
-@attrs.define(eq=False)
-class Granting(ScriptedVerifier):
-    """Tokens that allow what a test says at the time."""
-
-    changes: dict[str, Any] = attrs.Factory(dict)
-
-    async def verify(self, token: str, *, now: float, tenant: str | None = None) -> Principal:
-        return attrs.evolve(await super().verify(token, now=now, tenant=tenant), **self.changes)
 
 
 @pytest.fixture
@@ -51,10 +38,13 @@ async def test_a_renewal_narrows_what_stands(autojump_clock: trio.abc.Clock, bus
         flow = client.connection.flow
         assert flow.subscriptions()["orders.>"] == ("orders.secret.>",)
         verifier.changes = {"subscribe": ("orders.>", "b.*"), "deny": ("orders.*.x", "b.1")}
-        await renewed(client)
+        before = len(client.messages)
+        client.link.say("authenticate", {"token": "acme:u"})
         await client.ask("ping", {}, "pong")
-        kinds = [each["type"] for each in client.messages]
-        assert kinds.index("unsubscribed") > kinds.index("connection.authenticated"), "first the reply"
+        kinds = [each["type"] for each in client.messages[before:]]
+        assert kinds == ["connection.authenticated", "unsubscribed", "unsubscribed", "pong"], (
+            "first the reply"
+        )
         assert sorted(said(client, "unsubscribed")) == ["live.x", "x.y"]
         left = {"orders.>": ("orders.*.x",), "orders.1": (), "b.*": ("b.1",), "users.u.>": ()}
         assert flow.subscriptions() == left
@@ -148,3 +138,28 @@ async def test_what_may_be_acknowledged(autojump_clock: trio.abc.Clock, bus: Scr
         await client.ask("ping", {}, "pong")
         (cursor,) = client.supervisor.durables.cursors.used.values()
         assert str(cursor.position) == "inc0-1"
+
+
+def audited(client: Client, kind: str) -> list[dict[str, Any]]:
+    records = [json.loads(body) for _, body, _ in client.supervisor.audit.waiting]
+    return [each for each in records if each["kind"] == kind]
+
+
+async def test_a_timer_is_no_refusal(autojump_clock: trio.abc.Clock, bus: ScriptedBus) -> None:
+    """The end of a token by its time is in the audit trail as that, and as nothing else."""
+    verifier = Granting(changes={"life": 5.0})
+    async with open_client(bus, room=1 << 20, verifier=verifier) as client:
+        client.supervisor.audit.store = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        await trio.sleep(8)
+        assert [each["code"] for each in audited(client, "ended")] == [4002]
+        assert not audited(client, "refused")
+
+
+async def test_each_refused_channel_of_a_list_is_audited(
+    autojump_clock: trio.abc.Clock, bus: ScriptedBus
+) -> None:
+    """Also where others of the list are accepted."""
+    verifier = Granting(changes={"subscribe": ("a",)})
+    async with open_client(bus, room=1 << 20, verifier=verifier) as client:
+        await client.ask("subscribe", {"channel": ["a", "b", "c"]}, "subscribed")
+        assert [each["channel"] for each in audited(client, "refused")] == ["b", "c"]

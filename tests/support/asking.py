@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from broker.actors.connection import Connection
+    from broker.permissions import Principal
     from tests.support.scripted_bus import ScriptedBus
+
+
+@attrs.define(eq=False)
+class Granting(ScriptedVerifier):
+    """Tokens that allow what a test says at the time."""
+
+    changes: dict[str, Any] = attrs.Factory(dict)
+
+    async def verify(self, token: str, *, now: float, tenant: str | None = None) -> Principal:
+        return attrs.evolve(await super().verify(token, now=now, tenant=tenant), **self.changes)
 
 
 @attrs.define(eq=False)

@@ -66,15 +66,18 @@ class Durables(Feature):
         """Return the durable names of a connection."""
         return self.held.get(caller, {})
 
+    def check_free(self, caller: Caller, name: str) -> None:
+        """Raise `Conflict` if a subscription of the connection has this name."""
+        if name in self.of(caller):
+            raise Conflict(f"payload.durable: {name} is held by another subscribe of this connection")
+
     async def hold(
         self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
     ) -> Position:
         """Take a name for a connection; return its position. `begin` returns the position of a new cursor.
 
-        Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
+        Raise `Unavailable` and `TooManySubscriptions`.
         """
-        if name in self.of(caller):
-            raise Conflict(f"payload.durable: {name} is held by another subscribe of this connection")
         cursor = await self.cursors.hold(principal.tenant, principal.user, name, begin)
         self.held.setdefault(caller, {})[name] = Durable(cursor)
         return cursor.position
@@ -88,8 +91,9 @@ class Durables(Feature):
             del self.held[caller]
 
     def begin(self, caller: Caller, name: str, patterns: set[str]) -> None:
-        """Record which subscriptions began under a name."""
-        self.held[caller][name].patterns = patterns
+        """Record which subscriptions began under a name, unless the connection has ended meanwhile."""
+        if durable := self.of(caller).get(name):
+            durable.patterns = patterns
 
     def left(self, caller: Caller) -> None:
         """Give back the names without a subscription."""

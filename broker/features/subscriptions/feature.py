@@ -52,6 +52,8 @@ class Subscriptions(Feature):
                 caller.session.recount()
 
     async def join(self, caller: Caller, wish: Join, message_id: str | None) -> None:
+        if wish.durable is not None:
+            self.durables.check_free(caller, wish.durable)
         principal, log = caller.attach(), caller.flow.log
         if log is None:
             raise Unavailable("the broker has not reached NATS yet", retry_after=1.0)

@@ -57,12 +57,15 @@ class Sources:
 class Durables(Protocol):
     """The cursors of durable names."""
 
+    def check_free(self, caller: Caller, name: str) -> None:
+        """Raise `Conflict` if a subscription of the connection has this name."""
+
     async def hold(
         self, caller: Caller, principal: Principal, name: str, begin: Callable[[], Awaitable[Position]]
     ) -> Position:
         """Take a name for a connection; return its position. `begin` returns the position of a new cursor.
 
-        Raise `Conflict`, `Unavailable` and `TooManySubscriptions`.
+        Raise `Unavailable` and `TooManySubscriptions`.
         """
 
     def release(self, caller: Caller, name: str) -> None:
