@@ -1,4 +1,4 @@
-"""What a task does up to its first wait: nobody else has a turn meanwhile."""
+"""The first stretch of a task: what it does before its first wait, while no other task runs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 @types.coroutine
 def before_waiting(work: Coroutine[Any, Any, None], act: Callable[[], None]) -> Generator[Any, Any, None]:
-    """Run `work`, and call `act` once: before it first waits, or at its end, whichever way that comes."""
+    """Run `work`, and call `act` once: just before `work` first waits, or when it ends without waiting."""
     step = partial(work.send, None)
     waits = False
     try:
         while True:
-            trap = step()  # what it asks of Trio
+            trap = step()  # its request to Trio
             if not waits:
                 waits = True
                 act()
             try:
                 step = partial(work.send, (yield trap))
-            except BaseException as error:  # which is thrown into `work` itself
+            except BaseException as error:  # thrown into `work` itself
                 step = partial(work.throw, error)
     except StopIteration:
         pass
