@@ -224,9 +224,13 @@ class Connection:
 
     async def begin(self) -> None:
         """Send all that the opening leads to in one write, up to the first wait."""
-        self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
         self.flow.hold()
-        await before_waiting(self.open(), self.flow.release)
+        await before_waiting(self.open(), self.opened)
+
+    def opened(self) -> None:
+        self.flow.release()
+        if self.slot is None and not self.closing:  # else that is done, or over
+            self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     async def open(self) -> None:
         if self.response:

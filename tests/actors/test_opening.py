@@ -125,6 +125,14 @@ async def test_nothing_waits_for_keys(autojump_clock: trio.abc.Clock) -> None:
         assert said(written) == ["connection.authenticated"]
 
 
+async def test_keys_that_do_not_come(autojump_clock: trio.abc.Clock) -> None:
+    """The deadline for authenticating runs while a key is fetched."""
+    link = Recorded(room=1 << 16)
+    async with opened(link, "acme:alice", Waiting()):
+        await trio.sleep(config.Limits().authentication_seconds)
+        assert said(b"".join(link.writes)) == ["connection.established", "error", "close"]
+
+
 @pytest.mark.parametrize("partial_sends", [True, False], ids=["tcp", "tls"])
 async def test_a_link_that_takes_little(autojump_clock: trio.abc.Clock, partial_sends: bool) -> None:
     """Whatever the link takes at a time, it is the same bytes in the same order."""
