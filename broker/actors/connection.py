@@ -228,9 +228,10 @@ class Connection:
         await before_waiting(self.open(), self.opened)
 
     def opened(self) -> None:
-        self.flow.release()
-        if self.slot is None and not self.closing:  # else that is done, or over
-            self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
+        with Boundary(self):  # which nothing may leave: the task may be about to wait
+            self.flow.release()
+            if self.slot is None and not self.closing:  # else that is done, or over
+                self.services.wheel.schedule(self, self.on_timer(trio.current_time()))
 
     async def open(self) -> None:
         if self.response:

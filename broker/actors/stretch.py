@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @types.coroutine
 def before_waiting(work: Coroutine[Any, Any, None], act: Callable[[], None]) -> Generator[Any, Any, None]:
-    """Run `work`, and call `act` once: just before `work` first waits, or when it ends without waiting."""
+    """Run `work`, and call `act` once: just before `work` first waits, or when it ends without waiting.
+
+    `act` must not raise: whatever is to wake `work` knows of it already.
+    """
     step = partial(work.send, None)
     waits = False
     try:

@@ -62,13 +62,14 @@ class Seam:
 # Which of them are reached depends on what the client does.
 ACTORS = (
     *(Seam(Connection, name) for name in (
-        "begin", "heed", "receive", "attempt", "authenticate", "rights_changed", "carry_out",
+        "begin", "open", "heed", "receive", "attempt", "authenticate", "rights_changed", "carry_out",
         "note_refusal", "tell", "sending", "progressed", "when_due", "heartbeat",
         "heed_notice", "say_goodbye", "position", "note_position", "return_budgets", "fell_behind",
     )),
     *(Seam(Session, name) for name in ("receive", "timers", "settings_changed", "recount")),
     *(Seam(Flow, name) for name in (
-        "push", "settle", "try_send", "took", "short", "give", "held_up", "fall_behind", "render", "rejoin",
+        "push", "hold", "release", "settle", "try_send", "took", "short", "give", "held_up", "fall_behind",
+        "render", "rejoin",
         "subscribe", "begin", "go_on", "join", "set_policies", "leave", "drop",
         "swap", "sent", "attach", "enter", "quit", "detach", "move", "position", "place", "offer", "keep",
         "write",
