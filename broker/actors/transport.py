@@ -91,7 +91,8 @@ class LinkLost(Exception):
 
 
 class Transport(Protocol):
-    """A link to one client. One task receives; sends never overlap.
+    """A link to one client. One task receives; sends never overlap. What is no coroutine returns at once and
+    does not fail in any state, also after the end; but for `send_nowait`.
 
     `partial_sends`: `send_nowait` takes what fits. Without it (TLS) it takes nothing, and `send_some` all or
     nothing. `answers`: the client can answer a heartbeat; otherwise it counts as alive while the link accepts
@@ -119,7 +120,10 @@ class Transport(Protocol):
         """Limit the client's messages to so many bytes from now on."""
 
     async def receive(self) -> Inbound:
-        """Return the next input from the client; `Closed` is the last, also when TCP just ends."""
+        """Return the next input from the client; `Closed` is the last, also when TCP just ends.
+
+        Asked again after the end of the link, it returns `Closed` again; so it does after `abort`.
+        """
 
     def behind(self, *, begins: bool) -> None:
         """Note that more is to be sent than the link has accepted, or no longer."""
@@ -127,13 +131,15 @@ class Transport(Protocol):
     def send_nowait(self, data: bytes | memoryview) -> int:
         """Send what the kernel accepts at once and return the number of bytes, possibly 0.
 
-        Raises `LinkLost`.
+        Raises `LinkLost` from the end of the link on, each time. Without `partial_sends` it may return 0
+        instead, and `send_some` raises.
         """
 
     async def send_some(self, data: bytes | memoryview) -> int:
         """Wait until the link accepts something; return the number of bytes, at least 1.
 
-        Raises `LinkLost`. If it is cancelled midway, the link can only be aborted.
+        Raises `LinkLost` each time, also when the link is cut while it waits.
+        If it is cancelled midway, the link can only be aborted.
         """
 
     def frame(self, message: bytes) -> bytes:
@@ -152,7 +158,7 @@ class Transport(Protocol):
         """Return the last frame of the link."""
 
     async def linger(self) -> None:
-        """After the last frame, wait at most 2 s for the client to close, then cut the link."""
+        """After the last frame, wait at most 2 s for the client to close. The link is then to be cut."""
 
     def abort(self) -> None:
         """Cut the link at once. Never blocks; may be called more than once."""

@@ -58,7 +58,10 @@ class ScriptedLink:
     def behind(self, *, begins: bool) -> None: ...
 
     async def receive(self) -> Inbound:
-        return await self.from_client.receive()
+        try:
+            return await self.from_client.receive()
+        except trio.EndOfChannel:
+            return Closed(code=1006, by="link")
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         if self.cut:
@@ -105,22 +108,22 @@ class ScriptedLink:
     async def linger(self) -> None: ...
 
     def abort(self) -> None:
-        self.cut = True
-        self.readable.set()
+        self.drop()
 
     # --- the client's side
 
     def say(self, kind: str, payload: dict[str, Any], **extra: Any) -> None:
-        self.to_broker.send_nowait(
-            Text(data=json.dumps({"type": kind, "payload": payload, **extra}).encode())
-        )
+        if not self.cut:  # it may have been cut off without knowing
+            self.to_broker.send_nowait(
+                Text(data=json.dumps({"type": kind, "payload": payload, **extra}).encode())
+            )
 
     def drop(self) -> None:
         """The client is gone, without a word."""
         self.cut = True
         self.writable.set()
         self.readable.set()
-        self.to_broker.send_nowait(Closed(code=1006, by="link"))
+        self.to_broker.close()
 
     async def read(self, most: int) -> list[tuple[int, bytes]]:
         """Takes up to `most` bytes out of the kernel; the whole frames that they complete."""
@@ -142,6 +145,7 @@ class ScriptedLink:
 class ScriptedStream(ScriptedLink):
     """The same with a stream of Server-Sent Events; the client can speak all the same."""
 
+    answers: ClassVar[bool] = False
     framing: Framing | None = sse.event
     parser: Parser = attrs.Factory(Parser)
 
@@ -170,7 +174,7 @@ class ScriptedStream(ScriptedLink):
                 assert payload.get("position", place) == place  # that of a live event is the one before
             found.append((1, text.encode()))
         closes = self.parser.comments[said:]
-        return found + [(8, int(each.split()[0]).to_bytes(2) + each.encode()) for each in closes]
+        return found + [(8, int(each.split()[0]).to_bytes(2) + each.encode()) for each in closes if each]
 
 
 def parse_frame(data: bytearray) -> tuple[int, bytes] | None:

@@ -90,7 +90,8 @@ class ScriptedBus:
         if not self.away:
             wanted = sum(subjects_match(each, subject) for each in self.subscribed)
             self.unstored.extend([(0, subject, body, headers)] * wanted)
-            self.arrived.set()
+            if self.up and self.sink:
+                self.hand_over_live(self.sink)
 
     def delete(self, sequences: Collection[int]) -> None:
         """Takes messages out. Where they were the first ones the stream begins later."""
@@ -150,8 +151,8 @@ class ScriptedBus:
                 await trio.sleep(self.random.uniform(0, 0.02))
             else:
                 await self.reach(sink)
-            while self.up and self.unstored:
-                sink.live([self.unstored.popleft()])
+            if self.up:
+                self.hand_over_live(sink)
             while self.up and (batch := self.unsent()[: self.random.randint(1, 40)]):
                 generation = self.incarnation
                 if self.random.random() < self.stalls:  # what is under way may be deleted meanwhile
@@ -182,6 +183,10 @@ class ScriptedBus:
                 self.delivered.append((-math.inf, self.sent))
             self.fed = self.incarnation
             sink.stored([], self.sent, None)
+
+    def hand_over_live(self, sink: Sink) -> None:
+        while self.unstored:
+            sink.live([self.unstored.popleft()])
 
     def hand_over(self, batch: list[Record], sink: Sink) -> None:
         missing = batch[-1][0] - self.sent > len(batch)

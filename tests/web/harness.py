@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from broker.actors.transport import Transport
     from broker.errors import BrokerError
+    from broker.links.exchange import Serve
     from broker.links.route import ClientRoute
     from broker.wire.messages import Error
 
@@ -268,6 +269,7 @@ async def running(
     tls: tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
     site: Site | None = None,
     routes: Sequence[ClientRoute] = (),
+    serve: Serve | None = None,
 ) -> AsyncIterator[Running]:
     """A real port on real sockets; when it is left, nothing of it may be there any more."""
     base = descriptors()
@@ -283,7 +285,7 @@ async def running(
             Backend(
                 server=server or Server(),
                 limits=limits or Limits(),
-                serve=run.echo,
+                serve=serve or run.echo,
                 admission=run.admission,
                 responses=Counter(),
             ),

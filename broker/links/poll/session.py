@@ -111,6 +111,7 @@ class PollTransport:
     error: messages.Error | None = None  # that ended the connection
     resting: bool = False  # the connection knows that nobody polls
     ended: bool = False
+    cut: bool = False  # by the broker: nothing more is taken, though a poll may still wait
     left_by_client: bool = False
     gathered: Gathered = attrs.Factory(Gathered)
 
@@ -159,6 +160,8 @@ class PollTransport:
         return self.talking.locked() or (self.turn is not None and self.size < ANSWER_BYTES)
 
     def send_nowait(self, data: bytes | memoryview) -> int:
+        if self.cut or (self.ended and not self.open):
+            raise LinkLost
         if not self.open:
             return 0
         self.buffer += data
@@ -168,11 +171,9 @@ class PollTransport:
 
     async def send_some(self, data: bytes | memoryview) -> int:
         await trio.lowlevel.checkpoint()
-        while not self.open:
-            if self.ended:
-                raise LinkLost
+        while not (sent := self.send_nowait(data)):
             await self.changed.park()
-        return self.send_nowait(data)
+        return sent
 
     def frame(self, message: bytes) -> bytes:
         return frames.text(message)
@@ -198,6 +199,7 @@ class PollTransport:
         await trio.lowlevel.checkpoint()
 
     def abort(self) -> None:
+        self.cut = True
         self.end()
         self.sessions.pop(self.id, None)
 
