@@ -104,8 +104,11 @@ async def test_a_slow_client_is_behind(broker: Broker, publisher: RawNats) -> No
         assert found.total("broker_replay_duration_seconds_count") == 0  # it was slow, it did not resume
 
 
-async def test_replays(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+async def test_replays(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resume from memory, one that reads the stream, a catch-up and a snapshot; each where it was read."""
+    monkeypatch.setattr("broker.actors.supervisor.KEPT_SECONDS", 0.0)  # beside the ring nothing is remembered
     settings = configure(tmp_path / "b", nats.url, ring={"events": 8})
 
     async def of(source: str, count: int) -> None:
