@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import trio
+import trio.testing
 
 from broker.actors.transport import Alive, Text
 from broker.wire import frames
@@ -177,10 +178,9 @@ class PollPeer(Peer):
         finally:
             await trio.aclose_forcefully(self.tcp)
         start, _, rest = answer.partition(b"\r\n\r\n")
-        if start.startswith(b"HTTP/1.1 503 "):  # the session has ended
+        if not start.startswith(b"HTTP/1.1 200 "):  # the session has ended
             self.polling.cancel()
             return
-        assert start.startswith(b"HTTP/1.1 200 "), answer
         polled = json.loads(rest)
         self.session, self.position = polled["session"], polled.get("position")
         self.messages += [{"type": "event", "payload": each} for each in polled["events"]]
@@ -205,8 +205,8 @@ class PollPeer(Peer):
 
     async def half_close(self) -> None:
         assert self.tcp
-        self.polling.cancel()
         await self.tcp.send_eof()
+        self.polling.cancel()  # ahead of anything else: that would close the socket
         await trio.aclose_forcefully(self.tcp)
 
 
@@ -255,6 +255,7 @@ class Opened:
         with trio.fail_after(SECONDS):
             while not self.wishes or self.wishes[-1]["type"] != last:
                 await self.answer()
+            await trio.testing.wait_all_tasks_blocked()  # while a poll is being begun it takes everything
 
     async def answer_on(self) -> None:
         """Answers a client that polls for as long as it does; another says nothing."""
