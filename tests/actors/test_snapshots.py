@@ -105,7 +105,8 @@ class World:
 @asynccontextmanager
 async def open_world(*, seed: int = 1, ring: int = 100, memory: int = 1 << 27) -> AsyncIterator[World]:
     bus = ScriptedBus(random=random.Random(seed))
-    limits = config.Limits(snapshot_memory_bytes=memory, connections_per_user=100)
+    # Readers that have what they wanted read no more, and answer no ping.
+    limits = config.Limits(snapshot_memory_bytes=memory, connections_per_user=100, heartbeat_seconds=9000)
     supervisor = Supervisor(
         config=config.Config(ring=config.Ring(events=ring), limits=limits),
         bus=bus,

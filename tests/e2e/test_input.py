@@ -53,6 +53,7 @@ def own(subject: bytes) -> bool:
     beginnings = (
         b"$KV.broker_control.owned.",
         b"$KV.broker_control.generation.",
+        b"$KV.broker_control.stream.",
         b"events._broker.probe",
         b"_broker.",
         b"audit.",

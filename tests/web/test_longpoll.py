@@ -81,6 +81,7 @@ class Poller:
     seen: list[int] = attrs.Factory(list)
     live: list[int] = attrs.Factory(list)
     told: bool = True  # that live events may be missing
+    turned: bool = False  # to other live channels, and nothing has come since
 
     @property
     def live_patterns(self) -> list[str]:
@@ -90,7 +91,9 @@ class Poller:
         """One poll; the answer may be lost on its way."""
         if self.position and self.random.random() < 0.1:
             before, self.channels = self.live_patterns, self.random.choice(LISTS)
-            self.told |= self.live_patterns != before  # another pattern is another subscription, from now on
+            self.turned |= (
+                self.live_patterns != before
+            )  # another pattern is another subscription, from now on
             self.since.append((number_of(self.position), self.channels))
         given: dict[str, Any] = {"channels": self.channels, "wait": wait}
         given |= {"session": self.session} if self.session else {}
@@ -108,14 +111,16 @@ class Poller:
         assert answer["recovered"] or (self.session and not self.position), answer
         assert all(gap["reason"] in ("lag", "source") for gap in answer["gaps"]), answer
         another = answer["session"].partition(".")[0] != (self.session or "").partition(".")[0]
-        self.told |= another or bool(answer["gaps"]) or not self.live_patterns
+        self.told |= self.turned or another or bool(answer["gaps"]) or not self.live_patterns
         for event in answer["events"]:
             if "position" in event:
                 self.seen.append(number_of(event["position"]))
             else:
                 assert self.told or event["event"] == self.live[-1] + 1, f"after {self.live[-1]}: {event}"
                 self.live.append(event["event"])
-                self.told = bool(answer["gaps"])
+                # With the first answer to a change something of the subscription before it may come yet.
+                self.told = bool(answer["gaps"]) or self.turned
+        self.turned = False
         if self.position is None:
             self.since.append((number_of(answer["position"]), self.channels))
         self.session, self.position = answer["session"], answer["position"]
