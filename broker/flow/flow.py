@@ -74,8 +74,8 @@ class Flow(Writer):
             raise Unavailable("the connection has ended")
         for each in selections:
             if each.unstored and self.find(each.pattern) is None:
-                each.uses += 1
                 self.join(each, floor=log.end())
+                each.uses += 1  # last: what breaks before holds nothing
         stored = [each for each in selections if not each.unstored]
         if not stored:
             begun = Begun(live=True)
@@ -89,8 +89,6 @@ class Flow(Writer):
     def begin(self, stored: list[Selection], start: Start, *, listed: bool, now: float) -> Begun:
         """Begin subscriptions in the past: as a resume while there is no stored flow, else as a catch-up."""
         group = Group(stored, listed=listed)
-        for each in stored:
-            each.uses += 1
         behind = start.snapshot is not None or sequence_of(start.place) < sequence_of(self.place())
         if behind and (start.snapshot or self.stored or self.beside):
             options = self.opt()
@@ -106,12 +104,15 @@ class Flow(Writer):
             )
             reader.groups.append(group)
             self.beside = (*self.beside, reader)
+            for each in stored:
+                each.uses += 1
             return Begun(live=False, number=options.catch_ups)
         if behind:
             main = self.main or self.fall_behind(self.place())
             main.place, main.resuming, main.began = start.place, True, now
         for each in stored:
             self.join(each, floor=start.place)
+            each.uses += 1
         if behind and self.main is not None:
             self.main.warned = start.warned
         return self.live_with(group)
@@ -127,8 +128,8 @@ class Flow(Writer):
                 continue
             joined.append(each)
             if each not in self.stored:
-                each.uses += 1
                 self.join(each)
+                each.uses += 1
         begun = self.live_with(Group(joined, listed=listed)) if joined else Begun(live=True)
         return begun if live else Begun(live=False)
 

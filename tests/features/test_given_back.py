@@ -87,6 +87,20 @@ async def test_a_send_that_crashes_within_a_durable_subscribe(
         assert len(repr(connection)) < 1000, "a crash's line in the log tells of nothing else"
 
 
+@pytest.mark.parametrize("channel", ["a", "live.a"])
+async def test_a_subscription_that_breaks_as_it_joins(
+    autojump_clock: trio.abc.Clock, bus: ScriptedBus, monkeypatch: pytest.MonkeyPatch, channel: str
+) -> None:
+    """Its log forgets what it matched: a live one would be fetched from NATS for nobody."""
+    async with open_client(bus, room=1 << 20) as client:
+        await client.ask("ping", {}, "pong")
+        monkeypatch.setattr(Flow, "join", broken)
+        client.link.say("subscribe", {"channel": channel})
+        await trio.sleep(10)
+        assert not client.supervisor.connections
+        assert not client.supervisor.tenants.running["acme"].log.selections
+
+
 async def test_a_name_is_free_after_a_failed_subscribe(
     autojump_clock: trio.abc.Clock, bus: ScriptedBus
 ) -> None:

@@ -4,10 +4,10 @@
 file of FAULTS_TASKS, and has the allocator give back what is free, so that what is resident is what is held.
 FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
 how often, in seconds, it asks an address for keys, and how long it waits for an answer; FAULTS_SESSION is how
-long a session without a poll lives; FAULTS_CLOCK is a file that says by how many seconds its clock is wrong.
-With FAULTS_SEAMS a client has a fault of its own by the name of its user, see `tests.support.seams`; on
-SIGUSR2 it writes into that file how often each has struck. FAULTS_FILES is how many files it may have open,
-the half of it to begin with.
+long a session without a poll lives, and FAULTS_MEMORY how long the feed is remembered; FAULTS_CLOCK is a
+file that says by how many seconds its clock is wrong. With FAULTS_SEAMS a client has a fault of its own by
+the name of its user, see `tests.support.seams`; on SIGUSR2 it writes into that file how often each has
+struck. FAULTS_FILES is how many files it may have open, the half of it to begin with.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ def forget(seconds: float) -> None:
     from broker.links.poll import session
 
     session.SESSION_SECONDS = seconds
+
+
+def remember(seconds: float) -> None:
+    from broker.actors import supervisor
+
+    vars(supervisor)["KEPT_SECONDS"] = seconds
 
 
 def sabotage(file: Path) -> None:
@@ -95,6 +101,8 @@ def main() -> None:
         hurry(float(seconds))
     if seconds := os.environ.get("FAULTS_SESSION"):
         forget(float(seconds))
+    if seconds := os.environ.get("FAULTS_MEMORY"):
+        remember(float(seconds))
     if files := os.environ.get("FAULTS_FILES"):
         confine(int(files))
     if file := os.environ.get("FAULTS_SEAMS"):
