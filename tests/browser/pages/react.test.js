@@ -103,6 +103,11 @@ test("notifications are unread until they are read, also for the next page", asy
 
 test("a list that has not changed is the same list in each rendering", async () => {
   const page = await open();
+  await page.evaluate(async () => {
+    const ann = await open({ token: () => token("acme", "ann") });
+    await ann.publish("me.notifications", "the newest");
+  });
+  await page.locator("#notifications", { hasText: /^the newest/ }).waitFor(); // nothing else is on its way
   const counted = await page.evaluate(() => lists.size);
   for (let i = 0; i < 4; i++) await page.locator("#toggle").click();
   assert.equal(await page.evaluate(() => lists.size), counted);
