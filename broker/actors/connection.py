@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from broker.session.requests import Caller
 
 PROTOCOL = "broker.v1"
-REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # errors for the audit trail
 STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for unsent data when a connection ends
 REPLIES_HELD = 16  # with more unsent replies, reading from the client pauses
@@ -206,10 +205,9 @@ class Connection:
         log.error("connection_crashed", exc_info=error, **self.who())
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
-        """Record a forbidden request or a refused token; other errors are not recorded."""
-        if code in REFUSALS:
-            for feature in self.services.features:
-                feature.refused(self.who(), code=code, message=message, channel=channel)
+        """Tell the features what the client was refused, and why."""
+        for feature in self.services.features:
+            feature.refused(self.who(), code=code, message=message, channel=channel)
 
     def who(self) -> Who:
         principal = self.session.principal

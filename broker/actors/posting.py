@@ -9,7 +9,6 @@ import attrs
 import trio
 
 from broker import limits
-from broker.actors.connection import REFUSALS
 from broker.errors import BadMessage, BrokerError, Unavailable
 from broker.session.requests import Call, Reply
 from broker.session.session import Session
@@ -89,9 +88,8 @@ class Posting:
 
     def noted(self, error: m.Error) -> m.Error:
         self.services.meters.errors[error.code] += 1
-        if error.code in REFUSALS:
-            for feature in self.services.features:
-                feature.refused(self.who(), code=error.code, message=error.message, channel=None)
+        for feature in self.services.features:
+            feature.refused(self.who(), code=error.code, message=error.message, channel=None)
         return error
 
     def who(self) -> Who:

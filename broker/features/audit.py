@@ -37,7 +37,8 @@ BATCH = 128  # records stored at a time: a millisecond of the event loop
 GATHER_SECONDS = 0.2  # so that one wake-up stores many records
 RETRY_SECONDS = 1.0
 FLUSH_SECONDS = 2.0
-REFUSALS = 3  # recorded per connection and second
+REFUSALS = {"forbidden", "token_invalid", "token_expired", "token_revoked"}  # the errors recorded ...
+REFUSALS_PER_SECOND = 3  # ... of one connection; any more are left out
 RECORD_BYTES = 8192
 
 log = structlog.get_logger()
@@ -104,13 +105,15 @@ class Audit(Feature):
         )
 
     def refused(self, who: Who, *, code: str, message: str | None, channel: str | None) -> None:
-        """Queue a refusal, unless the connection has had `REFUSALS` of them within the second."""
+        """Queue a refusal for lack of rights, unless the connection has had enough of them this second."""
+        if code not in REFUSALS:
+            return
         second = int(time.monotonic())
         if second != self.second:
             self.second = second
             self.refusals.clear()
         self.refusals[who["connection"]] += 1
-        if self.refusals[who["connection"]] <= REFUSALS:
+        if self.refusals[who["connection"]] <= REFUSALS_PER_SECOND:
             self.note("refused", code=code, message=message, channel=channel, **who)
 
     def ended(self, ended: Ended) -> None:

@@ -85,7 +85,7 @@ class Feature(Part):
         """Give back all that is held for a client that is about to end; nothing more is sent to it."""
 
     def refused(self, who: Who, *, code: str, message: str | None, channel: str | None) -> None:
-        """Note that a client was refused a forbidden request, or that its token was refused."""
+        """Note that a client's request or token was refused with this error."""
 
     def ended(self, ended: Ended) -> None:
         """Note the end of a connection."""

@@ -121,7 +121,7 @@ class Caller(Asker, Protocol):
         """Start or wake the sending task, if there is something to send."""
 
     def note_refusal(self, *, code: str, message: str | None, channel: str | None = None) -> None:
-        """Record a forbidden request or a refused token."""
+        """Tell the features what the client was refused, and why."""
 
     def position(self) -> str | None:
         """Return the live position to tell the client, once there is one."""

@@ -99,8 +99,8 @@ async def test_missing_at_the_start(open_world: OpenWorld) -> None:
 async def test_trimmed_while_away(open_world: OpenWorld) -> None:
     """A client whose position has been cut off the stream learns so, and gets what is left.
 
-    A session of polls may just have gone on, with all that it needs in its hands; it is held to what everybody
-    is: what it lacks has been announced.
+    A session of polls may just have gone on, with all that it needs in its hands; it is held to what
+    everybody is: what it lacks has been announced.
     """
     async with open_world(mixed=True, ring={"events": 64, "seconds": 1}) as world:
         world.trims = True
