@@ -6,7 +6,7 @@ requests are lines in every session's table. No feature knows another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
     from broker.flow.client import Who
     from broker.permissions import Principal
-    from broker.session.requests import Caller, Request
+    from broker.session.requests import Caller, Requests
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +64,7 @@ class Feature(Part):
     A hook that takes a client runs within the boundary of that connection.
     """
 
-    def requests(self) -> tuple[Request[Any, Any], ...]:
+    def requests(self) -> Requests:
         """Return the requests that it adds."""
         return ()
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.bus.base import Bus
-    from broker.session.requests import Asker, Caller, Terms
+    from broker.session.requests import Asker, Caller, Requests, Terms
     from broker.subjects import Names
     from broker.tracing import Tracing
 
@@ -48,7 +48,7 @@ class Publishing(Feature):
     incarnation: Callable[[], str]
     tracing: Tracing | None = None
 
-    def requests(self) -> tuple[Request[Any, Any], ...]:
+    def requests(self) -> Requests:
         return (
             Request(
                 message=m.Publish,

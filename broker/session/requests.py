@@ -45,7 +45,7 @@ class Close:
 class Call:
     """Carry out a wish."""
 
-    request: Request[Any, Any]
+    request: AnyRequest
     wish: Any
     message_id: str | None
 
@@ -163,12 +163,14 @@ class Request(Generic[M, W]):
     page: Page[W] | None = None
 
 
-Table: TypeAlias = "Mapping[str, Request[Any, Any]]"
+AnyRequest: TypeAlias = Request[Any, Any]
+Requests: TypeAlias = tuple[AnyRequest, ...]
+Table: TypeAlias = "Mapping[str, AnyRequest]"
 
 
-def table(requests: Iterable[Request[Any, Any]]) -> Table:
+def table(requests: Iterable[AnyRequest]) -> Table:
     """Return requests by the types of their messages. Raise `ValueError` for two of one type."""
-    found: dict[str, Request[Any, Any]] = {}
+    found: dict[str, AnyRequest] = {}
     for request in requests:
         if found.setdefault(request.message.type, request) is not request:
             raise ValueError(f"two requests have the type {request.message.type}")

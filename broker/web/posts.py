@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -17,10 +17,8 @@ from broker.wire.messages import Error
 if TYPE_CHECKING:
     from broker.links.exchange import ClientExchange
     from broker.links.route import ClientRoute
-    from broker.session.requests import Page, Request, Table
+    from broker.session.requests import AnyRequest, Page, Table
     from broker.wire.messages import ServerMessage
-
-Asked: TypeAlias = "Request[Any, Any]"
 
 grammar = msgspec.json.Decoder(msgspec.Raw)
 
@@ -53,7 +51,7 @@ def routes(post: Post, table: Table) -> list[ClientRoute]:
     ]
 
 
-async def handle(request: Asked, page: Page[Any], post: Post, exchange: ClientExchange) -> None:
+async def handle(request: AnyRequest, page: Page[Any], post: Post, exchange: ClientExchange) -> None:
     """Answer within the client's place: a drain waits for that."""
     query = queries.parse(exchange.request.query, ())
     token, tenant = exchange.credentials(query)
@@ -63,7 +61,7 @@ async def handle(request: Asked, page: Page[Any], post: Post, exchange: ClientEx
         await exchange.answer(response(page, reply))
 
 
-def message_of(request: Asked, page: Page[Any], body: bytes) -> bytes:
+def message_of(request: AnyRequest, page: Page[Any], body: bytes) -> bytes:
     """Return the message whose payload is `body`. Raise `Refused` (400)."""
     try:
         grammar.decode(body)  # one whole value: nothing may end the payload early

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.config import Config
     from broker.features.durable.cursors import Cursor, Cursors
     from broker.permissions import Principal
-    from broker.session.requests import Asker, Caller
+    from broker.session.requests import Asker, Caller, Requests
     from broker.wire.positions import Position
 
 
@@ -42,7 +42,7 @@ class Durables(Feature):
         self.head = head
         self.held: dict[Caller, dict[str, Durable]] = {}  # only connections that hold one
 
-    def requests(self) -> tuple[Request[Any, Any], ...]:
+    def requests(self) -> Requests:
         return (
             Request(
                 message=m.Acknowledge,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from broker.errors import Forbidden, Unavailable
 from broker.features.port import Feature
@@ -13,7 +13,7 @@ from broker.wire import messages as m
 
 if TYPE_CHECKING:
     from broker.features.subscriptions.joining import Durables, Sources
-    from broker.session.requests import Caller
+    from broker.session.requests import Caller, Requests
 
 
 class Subscriptions(Feature):
@@ -26,7 +26,7 @@ class Subscriptions(Feature):
         self.sources = sources
         self.durables = durables
 
-    def requests(self) -> tuple[Request[Any, Any], ...]:
+    def requests(self) -> Requests:
         return (
             Request(
                 message=m.Subscribe,
