@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it here
 from tests.support.nats import NatsServer, run_nats
@@ -14,7 +16,7 @@ from tests.support.rawnats import RawNats, connect
 from tests.support.seeds import seeded  # noqa: F401  likewise
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are busy with other things too
@@ -35,3 +37,11 @@ async def publisher(nats: NatsServer) -> AsyncIterator[RawNats]:
     """A NATS client of another make, connected to `nats`."""
     async with connect(nats.url) as client:
         yield client
+
+
+@pytest.fixture
+def quiet_logs() -> Iterator[None]:
+    """For tests in which crashes are meant: to draw the tracebacks would take most of the time."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 from collections import Counter
 from itertools import pairwise
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
-import structlog
 import trio
 import trio.testing
 
@@ -22,14 +20,15 @@ from broker.actors.tenants import IDLE_SECONDS
 from broker.actors.transport import Hello
 from broker.errors import CloseCode
 from broker.flow.flow import Flow
+from tests.support.sabotage import Sabotage
 from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 from tests.support.seams import ACTORS, Seam, Seams, transports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from broker.eventlog.log import EventLog
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 SEAMS = {seam.name: seam for seam in (*ACTORS, *transports(ScriptedLink))}
 # What gives something back. Where that fails for ever it stays, and it alone.
@@ -42,13 +41,6 @@ KEEPS = {
     "Durables.detach",
 }
 KEEPS_AFTER_ALL = {"Connection.return_budgets", "Durables.detach"}  # that is not tried again
-
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @attrs.define(eq=False)
@@ -217,7 +209,7 @@ async def test_a_tenant_that_cannot_be_rebuilt_keeps_nobody_who_has_left(
             calls[self] += 1
             real(self, log)
             if len(calls) > 2:
-                raise RuntimeError("broken on purpose")
+                raise Sabotage
 
         monkeypatch.setattr(Flow, "move", move)
         tenant.inbox.lose()
@@ -248,7 +240,7 @@ async def test_what_goes_wrong_while_it_is_cancelled() -> None:
                     try:
                         await trio.sleep_forever()
                     finally:
-                        raise RuntimeError("broken on purpose")
+                        raise Sabotage
 
                 nursery.start_soon(breaks)
                 nursery.start_soon(trio.sleep_forever)

@@ -10,14 +10,12 @@ either there for it or was announced: by a `reset`, by a `trimmed`, or by `recov
 from __future__ import annotations
 
 import json
-import logging
 import random
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
-import structlog
 import trio
 
 from broker import config, subjects
@@ -29,20 +27,13 @@ from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import shorten_memory, simulated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from broker.wire.positions import Position
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 CHANNELS = ["a", "a.b", "b", "b.c", "c.d"]
 LISTS = [["a.>", "a"], [">"], ["b"], ["b.>", "c.*"], ["a", "b", "c.d"]]
 FORGOTTEN_SECONDS = 2.0
-
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @attrs.define(eq=False, kw_only=True)

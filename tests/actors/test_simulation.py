@@ -10,13 +10,11 @@ have seen exactly what a naive reader of the protocol page would give it.
 from __future__ import annotations
 
 import json
-import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import pytest
-import structlog
 import trio
 
 from broker import config, subjects
@@ -26,22 +24,13 @@ from tests.support.scripted import ScriptedLink, ScriptedStream, ScriptedVerifie
 from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import shorten_memory, simulated
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 CHANNELS = ["a", "a.b", "a.b.c", "b", "b.c", "c.d.e", "secret.x", "users.u0.i", "users.u1.i"]
 PATTERNS = ["a", "a.>", "a.*", "*.b", ">", "b.c", "c.*.e", "*", "me.>", "secret.x", "a.b.c", "b"]
 LIVE = "live.x"  # to which every client subscribes, on each of its links
 DENY = ("secret.>",)
 BODIES = (2, 60, 900, 5000)
-
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    """Crashes are meant here; their tracebacks would take most of the time."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @attrs.define(eq=False, kw_only=True)

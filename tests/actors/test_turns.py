@@ -5,7 +5,6 @@ The clock is a fake one that nothing but work moves on: a send takes a tenth of 
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from contextlib import asynccontextmanager
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-import structlog
 import trio
 import trio.testing
 
@@ -23,25 +21,20 @@ from broker.actors.transport import Hello
 from broker.actors.turns import TURN_SECONDS
 from broker.actors.wheel import BUCKET_SECONDS, Wheel
 from broker.errors import CloseCode
+from tests.support.sabotage import broken
 from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 CLIENTS = 200
 SEND_SECONDS = 0.0001
 # What a turn may be, and what may be done between two looks at the clock.
 LONGEST_SECONDS = TURN_SECONDS + 34 * SEND_SECONDS
 EVENTS = 16_000
-
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    """To draw the tracebacks of crashes that are meant would take most of the time."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @attrs.define(eq=False)
@@ -134,10 +127,7 @@ async def given_up(supervisor: Supervisor) -> None:
     """The tenant crashes too often, and sends everybody away."""
     tenant = supervisor.tenants.get("acme")
 
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("broken on purpose")
-
-    tenant.make_history = broken  # type: ignore[assignment]
+    tenant.make_history = broken
     tenant.inbox.lose()
 
 

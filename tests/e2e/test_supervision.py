@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import structlog
 import trio
 
 from broker.actors import following, supervisor, tenants
@@ -24,10 +22,10 @@ from broker.links.websocket.transport import WebSocketTransport
 from broker.session.session import Session
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
+from tests.support.sabotage import Sabotage, broken
 from tests.web.harness import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from broker.actors.supervisor import Supervisor
@@ -35,20 +33,9 @@ if TYPE_CHECKING:
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    """Crashes are meant here; to draw their tracebacks would stop the loop for seconds."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
-
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 CUT = 1006  # what a client sees of a crash: the broker says nothing more where something is broken
-
-
-class Sabotage(Exception):
-    """Nothing in the broker expects this."""
 
 
 def crash_once(patch: pytest.MonkeyPatch, owner: Any, name: str, *, skip: int = 0) -> list[str]:
@@ -72,9 +59,6 @@ async def test_a_trace_that_breaks_breaks_nothing_else(
     broker: Broker, publisher: RawNats, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What goes wrong while an event is looked at is told to who follows; delivery goes on as it was."""
-
-    def broken(*_: Any) -> None:
-        raise RuntimeError("broken on purpose")
 
     monkeypatch.setattr(following, "look", broken)
     inside = supervisors[0].tenants

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-import structlog
 import trio
 
 from broker.flow.flow import Flow
 from broker.wire.messages import CLIENT_MESSAGES
 from tests.support.asking import Granting, open_client
+from tests.support.sabotage import broken
 from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from broker.permissions import Principal
 
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 @pytest.fixture
@@ -37,10 +29,6 @@ def bus() -> ScriptedBus:
 class Narrowing(Granting):
     def again(self, principal: Principal) -> Principal:
         return attrs.evolve(principal, subscribe=("orders.>",))
-
-
-def broken(*_: object) -> Any:
-    raise RuntimeError("broken on purpose")
 
 
 @pytest.mark.parametrize("what", ["renewal", "reload", "unsubscribe"])

@@ -29,13 +29,10 @@ from broker.features.subscriptions.feature import Subscriptions
 from broker.flow.flow import Flow
 from broker.flow.sending import Sending
 from broker.session.session import Session
+from tests.support.sabotage import Sabotage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-
-class Sabotage(Exception):
-    """Nothing in the broker expects this."""
 
 
 def first(*given: Any) -> Any:

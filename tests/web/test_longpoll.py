@@ -9,14 +9,12 @@ what a naive reader of the stream would give it, as the WebSocket clients of `te
 
 from __future__ import annotations
 
-import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import msgspec
 import pytest
-import structlog
 import trio
 
 from broker import config, subjects
@@ -28,20 +26,11 @@ from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import simulated
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 CHANNELS = ["a", "a.b", "b.c", "c.d.e", "users.u0.i", "users.u1.i"]
 LISTS = [["a", "b.c"], ["a.>"], [">"], ["me.>", "a"], ["c.*.e", "live.x"], ["*", "b.c", "live.>"]]
 BODIES = 2, 60, 5000, 40000
-
-
-@pytest.fixture(autouse=True)
-def quiet_logs() -> Iterator[None]:
-    """Failures are meant here."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @attrs.define(eq=False, kw_only=True)
