@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from broker.actors import scrape
 from broker.bus import ingest
 from tests.support.broker import Broker, configure, run_broker
+from tests.support.metrics import scrape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from broker.actors.supervisor import Supervisor
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
@@ -49,7 +48,6 @@ async def test_dead_letter_read_again_is_no_new_one(
     tmp_path: Path,
     nats: NatsServer,
     publisher: RawNats,
-    supervisors: list[Supervisor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Replays that pass over a dead letter neither count it again nor push others out."""
@@ -60,8 +58,8 @@ async def test_dead_letter_read_again_is_no_new_one(
     async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
         for _ in range(3):
             await client.subscribe("a", last=5)
-        letters = scrape.take(supervisors[1]).dead_letters
-        assert {reason: count for reason, count in letters.items() if count} == {"not_json": 1}
+        letters = (await scrape(broker.running.admin)).samples["broker_dead_letters_total"]
+        assert [(labels["reason"], count) for labels, count in letters if count] == [("not_json", 1)]
 
 
 @pytest.mark.parametrize("how", ["unsubscribe", "renewal", "deny"])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import jwt
 
-from broker.actors.connection import PROTOCOL
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask
 from tests.support.websocket import connect
@@ -26,6 +25,9 @@ def forged(broker: Broker, **changes: Any) -> str:
     assert secret
     claims = {"sub": "alice", "tenant": "acme", "exp": time.time() + 3600, **changes}
     return jwt.encode(claims, secret.read_text().strip(), algorithm="HS256", headers={"kid": "test"})
+
+
+PROTOCOL = "broker.v1"
 
 
 async def refused(broker: Broker, token: str, *, query: str = "") -> tuple[str, int]:
