@@ -181,11 +181,14 @@ class Connection:
         if not (flushing.cancelled_caught or self.lost):
             await self.transport.linger()
 
+    def link_lost(self) -> None:
+        self.lost = True
+        self.scope.cancel()
+
     def crashed(self, error: Exception) -> None:
         """End the connection at once and without a message: whatever sends one may be what has failed."""
         if isinstance(error, LinkLost):
-            self.lost = True
-            self.scope.cancel()
+            self.link_lost()
             return
         self.note_crash(error)
         if not self.closing:

@@ -276,30 +276,47 @@ class Tenant:
         """Write to each connection its share of the tick, once; return those with too much unsent."""
         sends = deliveries = total = 0
         slow: list[Flow] = []
+        look = SENDS_BETWEEN_LOOKS
         for data, mask, flows in self.log.shares(tick):
-            size = len(data)
-            reached = 0
-            for flow in flows:
-                if flow.mask:  # otherwise its share was sent ahead of a reply
-                    flow.mask = 0
-                    try:
-                        if flow.main is not None:  # it reads the tick on its own
-                            if flow.options is not None and overflows(flow, size, self.outbound_bytes):
-                                slow.append(flow)
-                        elif (sent := flow.send(data)) == size:
-                            reached += 1
-                        else:
-                            flow.short(tick, mask, data, sent)
-                    except Exception as error:  # any: it ends that connection alone
-                        flow.client.crashed(error)
-                sends += 1
-                if not sends % SENDS_BETWEEN_LOOKS:
+            for first in range(0, len(flows), SENDS_BETWEEN_LOOKS):
+                part = flows[first : first + SENDS_BETWEEN_LOOKS]
+                reached = self.write(tick, mask, data, part, slow)
+                deliveries += mask.bit_count() * reached
+                total += len(data) * reached
+                sends += len(part)
+                if sends >= look:
+                    look = sends + SENDS_BETWEEN_LOOKS
                     await turn.pass_on()
-            deliveries += mask.bit_count() * reached
-            total += size * reached
         self.traffic.add(deliveries, total)
         self.measure(tick, written=sends > 0)
         return slow
+
+    def write(self, tick: Tick, mask: int, data: bytes, flows: list[Flow], slow: list[Flow]) -> int:
+        """Write a share to connections. Return how many got all of it; add to `slow` as `send` returns it."""
+        size = len(data)
+        reached = 0
+        for flow in flows:
+            if flow.mask:  # otherwise its share was sent ahead of a reply
+                flow.mask = 0
+                if flow.main is None:
+                    send = flow.send  # called as a method, a slot would be looked up in the class first
+                    try:
+                        sent = send(data)
+                    except BlockingIOError:
+                        sent = 0
+                    except Exception as error:  # any: it ends that connection alone
+                        flow.failed(error)
+                        continue
+                    if sent == size:
+                        reached += 1
+                    else:
+                        with Boundary(flow.client):
+                            flow.short(tick, mask, data, sent)
+                elif flow.options is not None:  # it reads the tick on its own
+                    with Boundary(flow.client):
+                        if overflows(flow, size, self.outbound_bytes):
+                            slow.append(flow)
+        return reached
 
     def measure(self, tick: Tick, *, written: bool) -> None:
         """Record the metrics of a tick; times only if something was written."""

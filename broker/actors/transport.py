@@ -86,7 +86,7 @@ class Hello:
     response: bytes = b""
 
 
-class LinkLost(Exception):
+class LinkLost(OSError):
     """The link is gone: nothing more can be sent on it."""
 
 
@@ -129,10 +129,10 @@ class Transport(Protocol):
         """Note that more is to be sent than the link has accepted, or no longer."""
 
     def send_nowait(self, data: bytes | memoryview) -> int:
-        """Send what the kernel accepts at once and return the number of bytes, possibly 0.
+        """Send what the link accepts at once and return the number of bytes, as a non-blocking socket does.
 
-        Raises `LinkLost` from the end of the link on, each time. Without `partial_sends` it may return 0
-        instead, and `send_some` raises.
+        Raises `BlockingIOError` if that is none (some return 0), and another `OSError` from the end of the
+        link on, each time. Without `partial_sends` it may return 0 instead, and `send_some` raises.
         """
 
     async def send_some(self, data: bytes | memoryview) -> int:

@@ -107,7 +107,7 @@ class EventLog:
         self.selections: dict[tuple[str, tuple[str, ...]], Selection] = {}
         self.serial = 0
         self.running: Tick | None = None  # from `append` to `finish`
-        self.touched: list[Any] = []  # the members with a share of it
+        self.groups: dict[int, list[Any]] = {}  # the members with the same share of it, by their mask
         self.framings: Counter[Framing] = Counter()  # of members that have one
         self.framed: dict[Framing, dict[int, bytes]] = {}  # framed events of the running tick, by index
         self.deleted_late = NOTHING  # events to be blanked once the running tick has been sent
@@ -203,41 +203,31 @@ class EventLog:
         """
         tick = self.encode(records, base=self.head)
         tick.head = max(tick.head, at(upto))
-        touched: list[Any] = []
-        for selection, mask in tick.masks.items():
-            for member in selection.members:
-                if member.mask:
-                    member.mask |= mask
-                else:
-                    member.mask = mask
-                    touched.append(member)
+        groups = shared_out(tick.masks)
         self.ring.add(tick)
-        self.touched, self.head, self.running = touched, tick.head, tick
+        self.groups, self.head, self.running = groups, tick.head, tick
         return tick
 
     def shares(self, tick: Tick) -> Iterator[tuple[bytes, int, list[Any]]]:
         """Yield each share of the running tick: its bytes, its mask, and the members that get it."""
-        touched, self.touched = self.touched, []
-        grouped: dict[Framing | None, dict[int, list[Any]]] = {None: {}}
-        if self.framings:
-            for member in touched:
-                grouped.setdefault(member.framing, {}).setdefault(member.mask, []).append(member)
-        else:
-            plain = grouped[None]
-            for member in touched:
-                plain.setdefault(member.mask, []).append(member)
-        for framing, by_mask in grouped.items():
-            for mask, members in by_mask.items():
+        groups, self.groups = self.groups, {}
+        for mask, members in groups.items():
+            kinds: dict[Framing | None, list[Any]] = {None: members}
+            if self.framings:
+                kinds = {}
+                for member in members:
+                    kinds.setdefault(member.framing, []).append(member)
+            for framing, alike in kinds.items():
                 if framing is None:
-                    yield tick.join(mask), mask, members
+                    yield tick.join(mask), mask, alike
                     continue
                 try:
                     data = b"".join(self.framed_share(tick, mask, framing))
                 except Exception as error:  # other kinds of link may still carry it
-                    for member in members:
+                    for member in alike:
                         member.client.crashed(error)
                 else:
-                    yield data, mask, members
+                    yield data, mask, alike
 
     def framed_share(self, tick: Tick, mask: int, framing: Framing | None) -> list[bytes]:
         """Return the frames of a share of the running tick for a kind of link.
@@ -261,7 +251,7 @@ class EventLog:
     def finish(self) -> None:
         """End the running tick: all members have been sent their shares, or read them from the ring."""
         self.running = None
-        self.touched = []
+        self.groups = {}
         self.framed.clear()
         if self.deleted_late:
             deleted, self.deleted_late = self.deleted_late, NOTHING
@@ -337,3 +327,26 @@ class EventLog:
         if sequence_of(place) < sequence_of(self.ring.floor):
             return None
         return sum(len(tick.frames) - tick.before(place) for tick in self.ring.after(place))
+
+
+def shared_out(masks: Mapping[Selection, int]) -> dict[int, list[Any]]:
+    """Give members their shares of a tick. Return those with the same share, by its mask."""
+    groups: dict[int, list[Any]] = {}
+    if len(masks) == 1:  # as for most ticks of a single event
+        for selection, mask in masks.items():
+            if selection.members:
+                groups[mask] = list(selection.members)
+            for member in selection.members:
+                member.mask = mask
+        return groups
+    touched: list[Any] = []
+    for selection, mask in masks.items():
+        for member in selection.members:
+            if member.mask:
+                member.mask |= mask
+            else:
+                member.mask = mask
+                touched.append(member)
+    for member in touched:
+        groups.setdefault(member.mask, []).append(member)
+    return groups

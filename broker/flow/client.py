@@ -42,6 +42,9 @@ class Client(Protocol):
     def fell_behind(self) -> None:
         """Start sending: bytes are left that the link did not accept."""
 
+    def link_lost(self) -> None:
+        """End it: its link has ended."""
+
     def crashed(self, error: Exception) -> None:
         """End it, and nothing else: its link is lost, or something is wrong that nobody expects."""
 
@@ -74,7 +77,7 @@ class Nobody:
 
     def nothing(self, *_: object) -> None: ...
 
-    fell_behind = crashed = too_slow = send_away = tell = heed_notice = nothing
+    fell_behind = link_lost = crashed = too_slow = send_away = tell = heed_notice = nothing
 
 
 NOBODY = Nobody()

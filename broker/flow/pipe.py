@@ -16,6 +16,9 @@ class Pipe:
     """The output to a client. `rest` is what the link has not accepted yet; None when it has accepted
     everything.
 
+    `send` passes bytes to the link as a non-blocking socket does, whose `send` it mostly is. It returns how
+    many the link accepted; it raises `BlockingIOError` if none, and another `OSError` if the link is lost.
+
     `whole`: the link cannot report how much it accepted (TLS), so the bytes passed to it are kept as one
     piece.
     """
@@ -94,9 +97,18 @@ class Pipe:
         """Return how many bytes the link accepted; on an error all, since the connection is about to end."""
         try:
             return self.send(data)  # type: ignore[arg-type]
+        except BlockingIOError:
+            return 0
         except Exception as error:  # any: it ends that connection alone
-            self.client.crashed(error)
+            self.failed(error)
             return len(data)
+
+    def failed(self, error: Exception) -> None:
+        """End the connection, because of an error that `send` has raised."""
+        if isinstance(error, OSError):
+            self.client.link_lost()
+        else:
+            self.client.crashed(error)
 
     def held_up(self) -> None:
         """Note that there is a rest now. Called whenever one begins."""

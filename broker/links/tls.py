@@ -15,6 +15,7 @@ from broker.errors import ConfigError
 from broker.links.tcp import LOST, RECEIVE_BYTES, Link
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from broker import config
@@ -61,8 +62,9 @@ class TlsLink(Link):
         except LOST:
             return b""
 
-    def send_nowait(self, data: bytes | memoryview) -> int:  # noqa: ARG002 - nothing is taken at once
-        return 0
+    @property
+    def send_nowait(self) -> Callable[[bytes | memoryview], int]:
+        return nothing_at_once
 
     async def send_some(self, data: bytes | memoryview) -> int:
         try:
@@ -70,6 +72,10 @@ class TlsLink(Link):
         except LOST as error:
             raise LinkLost from error
         return len(data)
+
+
+def nothing_at_once(_: bytes | memoryview) -> int:
+    return 0
 
 
 def certified(der: bytes) -> str:

@@ -10,7 +10,6 @@ import attrs
 import trio
 
 from broker import config, subjects
-from broker.actors.transport import LinkLost
 from broker.eventlog.log import EventLog
 from broker.eventlog.places import at
 from broker.flow.flow import Flow, Start
@@ -80,8 +79,12 @@ class Link:
 
     def send(self, data: bytes | memoryview) -> int:
         if self.lost:
-            raise LinkLost
-        return 0 if self.whole else self.take(data)
+            raise BrokenPipeError
+        if self.whole:
+            return 0
+        if not (taken := self.take(data)) and data:
+            raise BlockingIOError
+        return taken
 
     async def send_some(self, data: bytes | memoryview) -> int:
         return self.take(data)
@@ -99,10 +102,11 @@ class Link:
         self.calls["fell_behind"] += 1
         self.sending.woken.set()
 
-    def crashed(self, error: Exception) -> None:
-        if not isinstance(error, LinkLost):
-            raise error
+    def link_lost(self) -> None:
         self.calls["link_lost"] += 1
+
+    def crashed(self, error: Exception) -> None:
+        raise error
 
     def heed_notice(self, notice: Notice) -> None:
         self.calls["heed_notice"] += 1

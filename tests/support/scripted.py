@@ -65,12 +65,14 @@ class ScriptedLink:
 
     def send_nowait(self, data: bytes | memoryview) -> int:
         if self.cut:
-            raise LinkLost
+            raise BrokenPipeError
         if self.breaks and "Tenant" in trio.lowlevel.current_task().name and self.breaks.random() < 0.003:
             raise RuntimeError("a scripted crash")
         if not self.partial_sends:
             return 0
-        return self.take(data)
+        if not (taken := self.take(data)) and data:
+            raise BlockingIOError
+        return taken
 
     def take(self, data: bytes | memoryview) -> int:
         taken = min(len(data), self.room - len(self.buffer))

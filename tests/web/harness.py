@@ -242,9 +242,17 @@ def parsed(lines: list[str]) -> dict[str, str]:
     return {name.lower(): value for name, value in pairs}
 
 
+def offer(transport: Transport, data: bytes | memoryview) -> int:
+    """How much of it the transport accepts at once."""
+    try:
+        return transport.send_nowait(data)
+    except BlockingIOError:
+        return 0
+
+
 async def send(transport: Transport, data: bytes) -> None:
     rest = memoryview(data)
-    rest = rest[transport.send_nowait(rest) :]
+    rest = rest[offer(transport, rest) :]
     while rest:
         rest = rest[await transport.send_some(rest) :]
 

@@ -121,7 +121,7 @@ class WebSocketTransport:
     send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.send_nowait = self.link.send_nowait  # without a call in between, on each delivery
+        self.send_nowait = self.link.send_nowait
 
     @property
     def partial_sends(self) -> bool:
