@@ -30,7 +30,6 @@ from broker.auth import admin as admin_token
 from broker.auth import tokens
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
-from broker.bus import bridge
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.config import unusable
@@ -129,7 +128,7 @@ async def serve(
     stop = stop or Stop()
     tracing = open_tracing(config.tracing)
 
-    async with bridge.open_loop(), trio.open_nursery() as engine:
+    async with trio.open_nursery() as engine:
         engine.start_soon(watch_signals, stop, engine.cancel_scope)
         hangups = Hangups()
         if read:

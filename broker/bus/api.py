@@ -12,8 +12,8 @@ import attrs
 import trio
 
 from broker.bus.base import StreamState
-from broker.bus.bridge import RETRY_AFTER_SECONDS, Link, Part, away
 from broker.errors import Unavailable
+from broker.nats.link import RETRY_AFTER_SECONDS, Link, Part, away
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

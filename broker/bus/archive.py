@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from broker.bus import api, headers
+from broker.bus import api
 from broker.bus.base import Entry
 from broker.bus.history import ADDED, PAGE_BYTES, History
+from broker.nats import headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -25,8 +25,8 @@ import trio
 from broker.beats import beat
 from broker.bus import api
 from broker.bus.base import Stale
-from broker.bus.bridge import NotPermitted, away
 from broker.errors import Unavailable
+from broker.nats.link import NotPermitted, away
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

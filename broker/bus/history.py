@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NoReturn
 import attrs
 import trio
 
-from broker.bus import headers
 from broker.bus.base import Page, Usage
-from broker.bus.bridge import away
+from broker.nats import headers
+from broker.nats.link import away
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

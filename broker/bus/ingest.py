@@ -16,19 +16,20 @@ import attrs
 import structlog
 import trio
 
-from broker.bus import headers, streams
+from broker.bus import streams
 from broker.bus.api import ApiError
-from broker.bus.bridge import INBOX, away
+from broker.nats import headers
+from broker.nats.link import INBOX, away
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.bus.api import JetStream
     from broker.bus.base import Record, Sink, StreamState
-    from broker.bus.bridge import Link
     from broker.bus.generations import Generations
     from broker.bus.history import History
     from broker.bus.looks import Looks
+    from broker.nats.link import Link
 
 log = structlog.get_logger("broker.bus")
 
@@ -41,7 +42,7 @@ INACTIVE_SECONDS = 5.0  # after which the server deletes a consumer without a su
 BATCH = 512
 HEAD_START_SECONDS = 10  # of recent events to fill the rings at the start
 HEAD_START_RECORDS = 20_000
-HELD_RECORDS = 131_072  # between asyncio and Trio; flow control keeps the server below it
+HELD_RECORDS = 131_072  # that were read and not handed over; flow control keeps the server below it
 HELD_BYTES = 64 * 1024 * 1024
 
 
@@ -77,7 +78,7 @@ class Ingest:
     stale: bool = False
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-        """Queue one frame for Trio.
+        """Queue one frame.
 
         Beyond the bounds all are dropped, and the next consumer reads them again.
         """

@@ -17,8 +17,8 @@ import structlog
 from broker.bus import api, terms
 from broker.bus.api import STREAM_NOT_FOUND, ApiError, JetStream
 from broker.bus.base import Change, Stale, Standing
-from broker.bus.bridge import NotPermitted, away
 from broker.errors import NotFound, Unavailable
+from broker.nats.link import NotPermitted, away
 from broker.subjects import digest
 
 if TYPE_CHECKING:

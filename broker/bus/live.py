@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from broker.bus import headers
-from broker.bus.bridge import away
 from broker.errors import Unavailable
+from broker.nats import headers
+from broker.nats.link import away
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.bus.base import Record, Sink
-    from broker.bus.bridge import Link
+    from broker.nats.link import Link
 
 HELD_MESSAGES = 65_536
 HELD_BYTES = 32 * 1024 * 1024
@@ -40,7 +40,7 @@ class Live:
     lock: trio.Lock = attrs.field(factory=trio.Lock)
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
-        """Queue one message for Trio, or drop it when too many are waiting."""
+        """Queue one message, or drop it when too many are waiting."""
         if len(self.waiting) >= self.held_messages or self.held >= self.held_bytes:
             self.lost = True
         else:
@@ -66,8 +66,9 @@ class Live:
         try:
             await self.make(link, subject)
             await link.flush()
-            if any(f'"{subject}"' in refusal for refusal in link.refused):
-                raise away(f"NATS does not permit a subscription to {subject}")
+            if refusal := link.refusal(subject):
+                await self.unsubscribe(link, subject)
+                raise away(f"NATS does not permit a subscription to {subject}: {refusal}")
         except Unavailable:
             self.subscriptions.pop(subject, None)
             raise

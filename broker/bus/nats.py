@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import secrets
 from contextlib import asynccontextmanager
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,9 +15,7 @@ from broker.beats import beat
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
 from broker.bus.base import Page, PublishAck, Standing, StreamState, Usage
-from broker.bus.bridge import Link, away, open_link, shown
 from broker.bus.generations import Generations
-from broker.bus.headers import check_lines
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.keeper import Keeper
@@ -28,6 +24,9 @@ from broker.bus.looks import Looks
 from broker.bus.probe import Probe
 from broker.bus.values import Values
 from broker.errors import TooLarge, Unavailable
+from broker.nats.headers import check_lines
+from broker.nats.link import away, open_link
+from broker.nats.servers import Servers
 from broker.signals import Signal
 
 if TYPE_CHECKING:
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
     from broker import config
     from broker.bus.base import Message, Record, Sink
     from broker.bus.streams import Wanted
+    from broker.nats.link import Link
+    from broker.nats.login import Server
+    from broker.nats.protocol import Info
     from broker.subjects import Names
 
 log = structlog.get_logger("broker.bus")
@@ -50,11 +52,11 @@ UPKEEP_SECONDS = 5.0
 
 @attrs.define(eq=False, kw_only=True)
 class NatsBus:
-    """`bus.base.Bus` over NATS JetStream. Runs inside of `bridge.open_loop`.
+    """`bus.base.Bus` over NATS JetStream.
 
     `milestones` is the file for the milestone outside of NATS (see `bus.generations`). `embedded`: the
-    server is the broker's own. `held_records`, `held_bytes` and `held_live` bound what waits between
-    asyncio and Trio.
+    server is the broker's own. `held_records`, `held_bytes` and `held_live` bound what was
+    read and is not handed over yet.
     """
 
     nats: config.Nats
@@ -67,6 +69,7 @@ class NatsBus:
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
 
+    servers: Servers = attrs.field(init=False)
     arrived: Signal = attrs.field(factory=Signal, init=False)
     jetstream: api.JetStream = attrs.field(init=False)
     history: History = attrs.field(init=False)
@@ -78,11 +81,13 @@ class NatsBus:
     takes: Probe = attrs.field(init=False)
     cursors: Values = attrs.field(init=False)
     control: Values = attrs.field(init=False)
+    info: Info | None = attrs.field(default=None, init=False)  # of the server, as last looked at
     looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     questions: int = attrs.field(default=0, init=False)  # requests of `state` begun
     seen: StreamState | Unavailable | None = attrs.field(default=None, init=False)  # outcome of the last
 
     def __attrs_post_init__(self) -> None:
+        self.servers = Servers.parse(self.nats.urls)
         domain = self.nats.jetstream_domain
         prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self.jetstream = api.JetStream(prefix, self.nats.request_seconds)
@@ -128,39 +133,40 @@ class NatsBus:
 
     async def connect_again(self, sink: Sink) -> None:
         """Feed the sink over one connection after another."""
-        failures, said = 0, ""
-        for url in cycle(random.sample(self.nats.urls, len(self.nats.urls))):
-            told = False
-            try:
-                async with self.connected(url) as link:
-                    await self.prepare()
-                    await self.live.renew(link)
-                    await sink.reached()
-                    await self.ingest.open(sink)
-                    log.info("nats_reached", server=shown(url), head=self.ingest.head)
-                    told, failures, said = True, 0, ""
-                    await self.feed(link, sink)
-            except Unavailable as error:
-                self.jetstream.trouble = error.message
-                if error.message != said:
-                    log.warning("nats_unreachable", error=error.message)
-                    said = error.message
-            if told:
-                sink.interrupted()
-            await trio.sleep(BACKOFF.delay(failures))
-            failures += 1
+        said = ""
+        while True:
+            for failures, server in enumerate(self.servers.rounds()):
+                told = False
+                try:
+                    async with self.connected(server) as link:
+                        await self.prepare()
+                        await self.live.renew(link)
+                        await sink.reached()
+                        await self.ingest.open(sink)
+                        log.info("nats_reached", server=str(server), head=self.ingest.head)
+                        told, said = True, ""
+                        await self.feed(link, sink)
+                except Unavailable as error:
+                    self.jetstream.trouble = error.message
+                    if error.message != said:
+                        log.warning("nats_unreachable", error=error.message)
+                        said = error.message
+                if told:
+                    sink.interrupted()
+                await trio.sleep(BACKOFF.delay(0 if told else failures))
+                if told:
+                    break
 
     @asynccontextmanager
-    async def connected(self, url: str) -> AsyncIterator[Link]:
+    async def connected(self, server: Server) -> AsyncIterator[Link]:
         """Open a connection, and use it for all requests while it lasts."""
-        link = await open_link(url, self.nats, on_lost=self.arrived.set)
-        self.jetstream.link = link
-        try:
-            yield link
-        finally:
-            self.jetstream.link, self.jetstream.trouble = None, link.reason or self.jetstream.trouble
-            self.live.forget()
-            await link.close()
+        async with open_link(server, self.nats, on_news=self.arrived.set) as link:
+            self.jetstream.link = link
+            try:
+                yield link
+            finally:
+                self.jetstream.link, self.jetstream.trouble = None, link.reason or self.jetstream.trouble
+                self.live.forget()
 
     def wanted(self) -> list[Wanted]:
         """Return the streams that the broker works with; first the control bucket, which knows ours."""
@@ -203,8 +209,17 @@ class NatsBus:
                 with trio.move_on_after(SILENCE_SECONDS):
                     await self.arrived.wait()
             link.check()
+            self.look_around(link)
             self.live.hand_over(sink)
             await self.ingest.hand_over(sink)
+
+    def look_around(self, link: Link) -> None:
+        """Note which servers the cluster has. Raises `Unavailable` when this one is about to leave it."""
+        if link.info is not self.info:
+            self.info = link.info
+            self.servers.name(link.info.servers, link.server)
+            if link.info.lame_duck and self.servers.others(link.server):
+                raise away(f"{link.server} closes its connections soon (lame duck): on to the next")
 
     async def publish(
         self,
@@ -292,13 +307,10 @@ class NatsBus:
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[Keeper]:
         """Open a keeper over its own connection: there is no other while a stream cannot be used."""
-        link = await open_link(random.choice(self.nats.urls), self.nats, on_lost=lambda: None)  # noqa: S311
-        try:
+        async with open_link(next(self.servers.rounds()), self.nats) as link:
             jetstream = attrs.evolve(self.jetstream, link=link)
             control = attrs.evolve(self.control, jetstream=jetstream)
             yield attrs.evolve(self.keeper, jetstream=jetstream, control=control)
-        finally:
-            await link.close()
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

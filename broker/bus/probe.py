@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from broker.bus import api
-from broker.bus.bridge import away
+from broker.nats.link import away
 from broker.subjects import BROKER
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from broker.bus.base import Put
-    from broker.bus.bridge import Part
+    from broker.nats.link import Part
 
 PAGE = 1000
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"

@@ -74,6 +74,7 @@ class Nats:
     tls_ca: Path | None = None
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    tls_first: bool = False
     jetstream_domain: SubjectToken | None = None
     request_seconds: Seconds = 5.0
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import config
-from broker.bus import headers
 from broker.bus.api import base36
 from broker.errors import Unavailable
+from broker.nats import headers
 from tests.support.bus import ready_bus
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from broker.bus.base import Put
-    from broker.bus.bridge import Part
+    from broker.nats.link import Part
 
 STALE = {"error": {"code": 400, "err_code": api.WRONG_LAST_SEQUENCE, "description": "wrong last sequence"}}
 DISABLED = {"error": {"code": 400, "err_code": BATCHES_DISABLED, "description": "disabled"}}

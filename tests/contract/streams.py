@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import attrs
 import trio
 
-from broker.bus import headers
+from broker.nats import headers
 from tests.support import damage, unread
 from tests.support.bus import Recorder, ready_bus
 from tests.support.nats import NatsServer, run_nats

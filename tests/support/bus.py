@@ -9,7 +9,6 @@ import attrs
 import trio
 
 from broker import config
-from broker.bus.bridge import open_loop
 from broker.bus.nats import NatsBus
 from broker.errors import Unavailable
 from broker.subjects import Names
@@ -122,13 +121,13 @@ class Recorder:
 async def running_bus(
     url: str, *, stream: config.Stream | None = None, nats: config.Nats | None = None, **bounds: Any
 ) -> AsyncIterator[tuple[NatsBus, Recorder]]:
-    """A bus at `url` and its sink, on a loop of their own. It may not have reached NATS yet."""
+    """A bus at `url` and its sink. It may not have reached NATS yet."""
     section = attrs.evolve(nats or config.Nats(request_seconds=3.0), urls=(url,))
     bus = NatsBus(
         nats=section, stream=stream or config.Stream(), names=Names(), audit=config.Audit(), **bounds
     )
     sink = Recorder()
-    async with open_loop(), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         await nursery.start(bus.run, sink)
         yield bus, sink
         nursery.cancel_scope.cancel()

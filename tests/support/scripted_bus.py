@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from broker.bus import bridge
 from broker.bus.base import Entry, Mark, Page, PublishAck, Stale, StreamState, Usage, Value
-from broker.bus.headers import block
 from broker.errors import TooLarge, Unavailable
+from broker.nats import link
+from broker.nats.headers import block
+from broker.nats.protocol import NO_SUBJECT
 from broker.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class ScriptedBus:
     def acknowledge(self) -> None:
         """The answer to a request, which may be lost when the request was not."""
         if self.away or self.random.random() < self.failures:
-            raise bridge.away("scripted")
+            raise link.away("scripted")
 
     def replica(self) -> list[Record]:
         """What one of the stream's replicas holds now."""
@@ -257,7 +258,7 @@ class ScriptedBus:
             self.noted.append((subject, body, message_id or ""))
             sequence = len(self.noted)
         else:
-            raise bridge.away(f"nobody answers on {subject}")
+            raise link.away(f"nobody answers on {subject}")
         if message_id is not None:
             self.ids[message_id] = sequence
         return PublishAck(sequence=sequence, duplicate=False)
@@ -442,7 +443,7 @@ class ScriptedValues:
     async def put(self, key: str, data: bytes, *, revision: int, ttl: float | None = None) -> int:
         await self.delay()
         if ttl is not None and not self.expires:
-            raise bridge.away("values of this bucket stay")
+            raise link.away("values of this bucket stay")
         replaced = self.replace(key, data, revision, ttl)
         self.acknowledge()
         if replaced is None:
@@ -471,7 +472,7 @@ class ScriptedValues:
 
 def check(subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
     """Raises `ValueError` for what would break NATS's protocol, and `TooLarge`."""
-    if bridge.NO_SUBJECT.search(subject):
+    if NO_SUBJECT.search(subject):
         raise ValueError(f"{subject!r} is not a subject")
     if len(block(headers)) + len(body) > MOST_BYTES:
         raise TooLarge("more than NATS takes")
