@@ -218,7 +218,7 @@ class NatsBus:
         if link.info is not self.info:
             self.info = link.info
             self.servers.name(link.info.servers, link.server)
-            if link.info.lame_duck and self.servers.others(link.server):
+            if link.info.lame_duck and self.servers.leave(link.server):
                 raise away(f"{link.server} closes its connections soon (lame duck): on to the next")
 
     async def publish(

@@ -22,7 +22,10 @@ CRLF = b"\r\n"
 LINE_BYTES = 1 << 20  # of a control line; an INFO names all servers of a cluster
 MESSAGE_BYTES = 128 << 20  # a server takes 64 MiB at most, and adds headers of its own
 NO_SUBJECT = re.compile(r"[ \t\r\n]|\A\Z")
-REFUSAL = re.compile(r'permissions violation for (publish|subscription) to "(.*)"', re.IGNORECASE | re.DOTALL)
+REFUSAL = re.compile(
+    r'permissions violation for (publish|subscription) to "(.*?)"(?: using queue .*)?$',
+    re.IGNORECASE | re.DOTALL,
+)
 # What the server says and goes on, by the beginning of the text; after all else it closes the connection.
 REMARKS = (
     "permissions violation",

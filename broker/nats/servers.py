@@ -24,6 +24,7 @@ class Servers:
 
     configured: list[Server]
     named: list[Server] = attrs.field(factory=list)
+    left: Server | None = None
 
     @classmethod
     def parse(cls, urls: Sequence[str]) -> Servers:
@@ -34,11 +35,11 @@ class Servers:
         """Return whom to try, one after the other, for ever; the next call begins with another one."""
         self.configured.append(self.configured.pop(0))
         while True:
-            yield from list(self.configured)
-            yield from list(self.named)
+            yield from sorted([*self.configured, *self.named], key=lambda each: each == self.left)
 
     def name(self, addresses: Sequence[str], speaker: Server) -> None:
         """Take what `speaker` says of its cluster; all that is not in an address is as with that one."""
+        self.left = None
         known = {(each.host, each.port) for each in self.configured}
         found = [attrs.evolve(Server.parse(each), tls=speaker.tls) for each in addresses if "/" not in each]
         self.named = [
@@ -52,8 +53,9 @@ class Servers:
             if (each.host, each.port) not in known
         ]
 
-    def others(self, server: Server) -> bool:
-        """Return whether there is another server than this one."""
+    def leave(self, server: Server) -> bool:
+        """Have a server that is about to stop tried last; return whether there is another one."""
+        self.left = server
         return any(each != server for each in [*self.configured, *self.named])
 
 

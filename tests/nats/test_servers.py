@@ -112,9 +112,9 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
         credentials(Server.parse("h"), config.Nats(credentials_file=tmp_path / "file"), INFO)
     with pytest.raises(ValueError, match=r"file holds no seed"):
         credentials(Server.parse("h"), config.Nats(nkey_file=tmp_path / "file"), INFO)
-    (tmp_path / "file").write_text("SU" + "A" * 56)
+    (tmp_path / "file").write_text("---JWT---\na.b.c\n---END---\n---SEED---\nnone\n---END---\n")
     with pytest.raises(ValueError, match="cannot be used: ErrInvalidSeed"):
-        credentials(Server.parse("h"), config.Nats(nkey_file=tmp_path / "file"), INFO)
+        credentials(Server.parse("h"), config.Nats(credentials_file=tmp_path / "file"), INFO)
 
 
 def test_the_authority_and_our_certificate(tmp_path: Path) -> None:
@@ -157,7 +157,18 @@ def test_what_the_cluster_names_comes_after_the_configuration() -> None:
     assert known["10.0.0.1"].tls_name == "nats.example.org"
     assert known["other.example.org"].tls_name == "other.example.org"
     assert all(each.tls and each.password == "p" for each in rest)
-    assert servers.others(speaker)
     servers.name([], speaker)
-    assert not servers.others(speaker)
     assert hosts(servers, 2) == ["nats.example.org"] * 2
+
+
+def test_a_server_that_leaves_is_tried_last() -> None:
+    """Until it is there again; and it is not left where there is no other one."""
+    servers = Servers.parse(["a"])
+    (only,) = servers.configured
+    assert not servers.leave(only)
+    servers.name(["b", "c"], only)
+    assert servers.leave(only)
+    for _ in range(2):
+        assert hosts(servers, 3)[2] == "a"
+    servers.name(["b", "c"], only)
+    assert hosts(servers, 3)[0] == "a"
