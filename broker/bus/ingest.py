@@ -18,7 +18,7 @@ import trio
 
 from broker.bus import streams
 from broker.bus.api import ApiError
-from broker.nats import headers
+from broker.nats import headers, protocol
 from broker.nats.link import INBOX, away
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ HELD_BYTES = 64 * 1024 * 1024
 
 @attrs.define(eq=False)
 class Ingest:
-    """Reader of the stream for the sink. All methods are for the one task of the bus.
+    """Reader of the stream for the sink.
 
-    `head` is the last sequence handed over, in `state.incarnation`. `wake` is called when frames arrive.
+    `arrived` queues what is read, and `hand_over` gives it to the sink without waiting, after each read. What
+    has to ask NATS first is done by `mend`, in the one task of the bus, which `wake` wakes. `head` is the
+    last sequence handed over, in `state.incarnation`.
     """
 
     jetstream: JetStream
@@ -75,7 +77,11 @@ class Ingest:
     heard: float = 0.0  # Trio's clock: the last sign of life of this consumer, or its creation
     signed: float | None = None  # the last sign of life of any consumer, or the connection's beginning
     consumers: int = 0
+    mending: bool = False
+    hole: bool = False  # before the first frame in `waiting`
+    damaged: bool = False  # the consumer cannot be trusted any more
     stale: bool = False
+    stalled: list[str] = attrs.field(factory=list)  # where flow control is to be answered
 
     def arrived(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:
         """Queue one frame.
@@ -89,7 +95,6 @@ class Ingest:
             return
         self.waiting.append((subject, reply, block, body))
         self.held += len(body)
-        self.wake()
 
     async def open(self, sink: Sink) -> None:
         """Begin or continue over a new connection, and tell the sink."""
@@ -97,69 +102,82 @@ class Ingest:
         await self.replace(sink, restored=True)
         self.signed = trio.current_time()
 
-    async def hand_over(self, sink: Sink) -> None:
-        """Give the sink what has arrived, at most `BATCH` records; replace the consumer where needed."""
-        sound = await self.take(sink)
-        if not sound or self.stale or (self.overflowed and not self.waiting):
-            log.warning(
-                "consumer_replaced",
-                consumer=self.consumer,
-                sound=sound,
-                overflowed=self.overflowed,
-                head=self.head,
-            )
-            await self.replace(sink)
-        elif trio.current_time() > self.heard + SILENCE_SECONDS:
-            await (await self.jetstream.up()).flush(PING_SECONDS)
-            if not self.waiting:
-                log.warning("consumer_silent", consumer=self.consumer)
-                await self.replace(sink)
+    def hand_over(self, sink: Sink) -> bool:
+        """Give the sink what has arrived, at most `BATCH` records.
 
-    async def take(self, sink: Sink) -> bool:
-        """Hand over a batch; return False when the consumer cannot be trusted any more."""
+        False when not all of it was: then `mend` has to be called.
+        """
+        if self.mending:
+            return True
+        if not self.stale:
+            self.take(sink)
+        return not (self.waiting or self.damaged or self.stale or self.overflowed)
+
+    async def mend(self, sink: Sink) -> None:
+        """Give the sink the rest of what has arrived; ask the stream about holes, replace the consumer."""
+        self.mending = True
+        try:
+            while self.waiting and not (self.damaged or self.stale):
+                await trio.lowlevel.checkpoint()
+                self.take(sink)
+                if self.hole:
+                    self.hole, self.damaged = False, not await self.explain(sink)
+            if self.damaged or self.stale or self.overflowed:
+                log.warning(
+                    "consumer_replaced",
+                    consumer=self.consumer,
+                    sound=not self.damaged,
+                    overflowed=self.overflowed,
+                    head=self.head,
+                )
+                await self.replace(sink)
+            elif trio.current_time() > self.heard + SILENCE_SECONDS:
+                await (await self.jetstream.up()).flush(PING_SECONDS)
+                if not self.waiting:
+                    log.warning("consumer_silent", consumer=self.consumer)
+                    await self.replace(sink)
+        finally:
+            self.mending = False
+
+    def take(self, sink: Sink) -> None:
+        """Hand over a batch, up to a hole or to where the consumer cannot be trusted any more."""
         records: list[Record] = []
-        stalled: list[bytes] = []
         stored_at: int | None = None
         newest = b""
-        sound = True
         if self.waiting:
             self.heard = self.signed = trio.current_time()
-        while self.waiting and len(records) < BATCH and sound:
-            subject, reply, block, body = self.waiting.popleft()
+        while self.waiting and len(records) < BATCH:
+            subject, reply, block, body = self.waiting[0]
+            if subject == self.inbox:
+                if not self.control(reply, headers.parse(block), headers.status(block)):
+                    self.damaged = True
+                    break
+            else:
+                sequence, count = sequences(reply)
+                if count != self.delivered + 1:
+                    self.damaged = True
+                    break
+                last = records[-1][0] if records else self.head
+                if sequence > last + 1 and self.verified <= 0:
+                    self.hole = True
+                    break
+                self.delivered = count
+                if not records:
+                    stored_at = time_of(reply)
+                newest = reply
+                records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
+            self.waiting.popleft()
             self.held -= len(body)
             self.verified -= 1
-            if subject == self.inbox:
-                sound = self.control(reply, headers.parse(block), headers.status(block), stalled)
-                continue
-            sequence, count = sequences(reply)
-            sound = count == self.delivered + 1
-            if not sound:
-                break
-            last = records[-1][0] if records else self.head
-            if sequence > last + 1 and self.verified < 0:
-                self.give(sink, records, stored_at)
-                records = []
-                sound = await self.explain(sink, last)
-                if not sound:
-                    break
-            self.delivered = count
-            if not records:
-                stored_at = time_of(reply)
-            newest = reply
-            records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
-        self.give(sink, records, stored_at)
-        if newest:
-            self.generations.advance(self.head, time_of(newest))
-        for inbox in stalled:
-            await (await self.jetstream.up()).send(inbox.decode(), b"")
-        return sound
-
-    def give(self, sink: Sink, records: list[Record], stored_at: int | None) -> None:
         if records:
             self.head = records[-1][0]
             sink.stored(records, self.head, None if stored_at is None else stored_at / 1e9)
+            self.generations.advance(self.head, time_of(newest))
+        if self.stalled and (link := self.jetstream.link) is not None:
+            link.put(*(protocol.publish(inbox, b"") for inbox in self.stalled))
+            self.stalled.clear()
 
-    def control(self, reply: bytes, fields: dict[str, str], status: int, stalled: list[bytes]) -> bool:
+    def control(self, reply: bytes, fields: dict[str, str], status: int) -> bool:
         """Handle flow control, a heartbeat or the end of the consumer; return whether it is still sound.
 
         Flow control is answered when all frames before it have been handed over, so that the server sends no
@@ -168,12 +186,12 @@ class Ingest:
         if status != 100:
             return False
         if reply:
-            stalled.append(reply)
+            self.stalled.append(headers.text(reply))
         if stall := fields.get("Nats-Consumer-Stalled"):
-            stalled.append(stall.encode())
+            self.stalled.append(stall)
         return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
 
-    async def explain(self, sink: Sink, last: int) -> bool:
+    async def explain(self, sink: Sink) -> bool:
         """Tell the sink what was deleted from the stream before it was read.
 
         The answer covers all frames that are waiting now, and precedes them. False when the stream is another
@@ -183,7 +201,7 @@ class Ingest:
         state = await self.looks.look()
         if self.state is None or state.incarnation != self.state.incarnation:
             return False
-        if state.first > last + 1:
+        if state.first > self.head + 1:
             self.state = state
             sink.interrupted()
             sink.restored(state)
@@ -238,7 +256,7 @@ class Ingest:
     async def create(self, link: Link, start: int) -> None:
         self.consumer = f"broker_{secrets.token_hex(8)}"
         self.inbox = f"{INBOX}.{secrets.token_hex(8)}".encode()
-        self.delivered, self.overflowed, self.stale = 0, False, False
+        self.delivered, self.overflowed, self.stale, self.damaged = 0, False, False, False
         self.subscription = await link.subscribe(self.inbox.decode(), self.arrived)
         await self.jetstream.call(
             f"CONSUMER.CREATE.{self.stream}.{self.consumer}",
@@ -269,6 +287,8 @@ class Ingest:
             await link.unsubscribe(self.subscription)
             self.subscription = None
         self.waiting.clear()
+        self.stalled.clear()
+        self.hole = False
         self.held = self.verified = 0
         if self.consumer is not None:
             name, self.consumer = self.consumer, None

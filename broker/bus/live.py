@@ -13,8 +13,6 @@ from broker.nats import headers
 from broker.nats.link import away
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from broker.bus.base import Record, Sink
     from broker.nats.link import Link
 
@@ -25,12 +23,11 @@ BATCH = 512
 
 @attrs.define(eq=False)
 class Live:
-    """The subscriptions, and the messages that have arrived. `wake` is called when messages arrive.
+    """The subscriptions, and the messages that have arrived.
 
     Of subjects that overlap each delivers the message.
     """
 
-    wake: Callable[[], None]
     held_messages: int = HELD_MESSAGES
     held_bytes: int = HELD_BYTES
     subscriptions: dict[str, int | None] = attrs.field(factory=dict)  # None: not yet on this connection
@@ -46,10 +43,9 @@ class Live:
         else:
             self.waiting.append((subject, block, body))
             self.held += len(body)
-        self.wake()
 
     def hand_over(self, sink: Sink) -> None:
-        """Give the sink the next messages, and tell it when later ones were dropped."""
+        """Give the sink the next messages, at most `BATCH`, and tell it when later ones were dropped."""
         records: list[Record] = []
         while self.waiting and len(records) < BATCH:
             subject, block, body = self.waiting.popleft()

@@ -70,6 +70,7 @@ class NatsBus:
     held_live: int = HELD_MESSAGES
 
     servers: Servers = attrs.field(init=False)
+    sink: Sink | None = attrs.field(default=None, init=False)  # while it is being fed
     arrived: Signal = attrs.field(factory=Signal, init=False)
     jetstream: api.JetStream = attrs.field(init=False)
     history: History = attrs.field(init=False)
@@ -119,7 +120,7 @@ class NatsBus:
             held_records=self.held_records,
             held_bytes=self.held_bytes,
         )
-        self.live = Live(self.arrived.set, held_messages=self.held_live)
+        self.live = Live(held_messages=self.held_live)
         self.takes = Probe(self.jetstream, self.stream.name, self.names)
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
 
@@ -160,7 +161,7 @@ class NatsBus:
     @asynccontextmanager
     async def connected(self, server: Server) -> AsyncIterator[Link]:
         """Open a connection, and use it for all requests while it lasts."""
-        async with open_link(server, self.nats, on_news=self.arrived.set) as link:
+        async with open_link(server, self.nats, on_news=self.arrived.set, on_read=self.hand_over) as link:
             self.jetstream.link = link
             try:
                 yield link
@@ -202,16 +203,27 @@ class NatsBus:
 
     async def feed(self, link: Link, sink: Sink) -> None:
         """Give `sink` what arrives until the connection is lost. Raises `Unavailable` then."""
-        while True:
-            if self.ingest.waiting or self.live.waiting:
-                await trio.lowlevel.checkpoint()
-            else:
-                with trio.move_on_after(SILENCE_SECONDS):
-                    await self.arrived.wait()
-            link.check()
-            self.look_around(link)
-            self.live.hand_over(sink)
-            await self.ingest.hand_over(sink)
+        self.sink = sink
+        try:
+            while True:
+                if self.ingest.waiting or self.live.waiting:
+                    await trio.lowlevel.checkpoint()
+                else:
+                    with trio.move_on_after(SILENCE_SECONDS):
+                        await self.arrived.wait()
+                link.check()
+                self.look_around(link)
+                self.live.hand_over(sink)
+                await self.ingest.mend(sink)
+        finally:
+            self.sink = None
+
+    def hand_over(self) -> None:
+        """Give the sink what has just been read; what that leaves over is for `feed`."""
+        if self.sink is not None:
+            self.live.hand_over(self.sink)
+            if not self.ingest.hand_over(self.sink) or self.live.waiting:
+                self.arrived.set()
 
     def look_around(self, link: Link) -> None:
         """Note which servers the cluster has. Raises `Unavailable` when this one is about to leave it."""

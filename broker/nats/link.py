@@ -19,7 +19,7 @@ import trio
 
 from broker.errors import TooLarge, Unavailable
 from broker.nats import headers, protocol
-from broker.nats.opening import READ_BYTES, Refused, open_stream, reason
+from broker.nats.opening import Refused, open_stream, reason, receive
 from broker.nats.protocol import Info, ProtocolError, Refusal, Sign
 from broker.signals import Signal
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from broker.nats.protocol import Decoder, Event
 
     # Subject, reply subject, header block and body of one message. Called by the reading task for each:
-    # it must not raise, and leaves whatever takes time to others.
+    # it leaves whatever takes time to others, and what it raises ends the block of `open_link`.
     Handler: TypeAlias = Callable[[bytes, bytes, bytes, bytes], None]
 
 log = structlog.get_logger("broker.nats")
@@ -74,7 +74,7 @@ class Link:
     """One connection to one server. Once `lost` it stays so; `reason` says why.
 
     All methods raise `Unavailable` when it is lost. `on_news` is called when it is lost, and when the server
-    has said something new of itself (`info`).
+    has said something new of itself (`info`); `on_read` when handlers may have been called.
     """
 
     server: Server
@@ -82,6 +82,7 @@ class Link:
     stream: trio.abc.Stream
     decoder: Decoder
     on_news: Callable[[], None]
+    on_read: Callable[[], None]
     lost: trio.Event = attrs.field(factory=trio.Event)
     reason: str = ""
     inbox: str = attrs.field(factory=lambda: f"{INBOX}.{secrets.token_hex(8)}")
@@ -104,20 +105,18 @@ class Link:
                     nursery.start_soon(self.guard, task)
 
     async def guard(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Run one task of the connection; however it ends, that costs the connection and nothing else."""
+        """Run one task of the connection. When it fails, the connection is lost."""
         try:
             await task()
         except Unavailable:  # a ping without an answer, which has said so
             pass
         except FAILURES as error:
             self.lose(f"the connection to NATS failed: {reason(error)}")
-        except Exception as error:
-            log.exception("nats_link_failed")
-            self.lose(f"the connection to NATS failed: {error!r}")
 
     async def read(self) -> None:
-        while data := await self.stream.receive_some(READ_BYTES):
-            self.take(self.decoder.receive(bytes(data)))
+        while data := await receive(self.stream):
+            self.take(self.decoder.receive(data))
+            self.on_read()
         self.lose("NATS closed the connection")
 
     def take(self, events: Sequence[Event]) -> None:
@@ -313,7 +312,11 @@ class Link:
 
 @asynccontextmanager
 async def open_link(
-    server: Server, options: config.Nats, *, on_news: Callable[[], None] = lambda: None
+    server: Server,
+    options: config.Nats,
+    *,
+    on_news: Callable[[], None] = lambda: None,
+    on_read: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[Link]:
     """Open a connection to one server, and close it at the end, whatever was still to be written.
 
@@ -323,7 +326,7 @@ async def open_link(
         stream, decoder, info, early = await open_stream(server, options)
     except (*FAILURES, Refused, ValueError, trio.TooSlowError) as error:
         raise away(f"{server}: {reason(error)}") from error
-    link = Link(server, info, stream, decoder, on_news)
+    link = Link(server, info, stream, decoder, on_news, on_read)
     failure: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -76,7 +78,7 @@ async def secure(tcp: trio.SocketStream, server: Server, options: config.Nats) -
 
 async def greeting(stream: trio.abc.Stream, decoder: Decoder) -> tuple[Info, list[Event]]:
     """Return the server's INFO, and what it said after that. Raises `Refused`."""
-    while not (said := await receive(stream, decoder)):
+    while not (said := await understand(stream, decoder)):
         pass
     match said:
         case [Info() as info, *early]:
@@ -88,17 +90,30 @@ async def until(last: Sign, stream: trio.abc.Stream, decoder: Decoder) -> list[E
     """Return what the server says until it has said `last`, or more. Raises `Refused`."""
     said: list[Event] = []
     while last not in said:
-        said += await receive(stream, decoder)
+        said += await understand(stream, decoder)
         if refusal := next((each for each in said if isinstance(each, Refusal)), None):
             raise Refused(str(refusal))
     return said
 
 
-async def receive(stream: trio.abc.Stream, decoder: Decoder) -> list[Event]:
-    data = await stream.receive_some(READ_BYTES)
+async def understand(stream: trio.abc.Stream, decoder: Decoder) -> list[Event]:
+    data = await receive(stream)
     if not data:
         raise Refused("the server closed the connection")
-    return decoder.receive(bytes(data))
+    return decoder.receive(data)
+
+
+async def receive(stream: trio.abc.Stream) -> bytes:
+    """Return the next bytes; nothing at the end.
+
+    A bare socket is waited for first: `receive_some` would read it in vain before, each time.
+    """
+    if not isinstance(stream, trio.SocketStream):
+        return bytes(await stream.receive_some(READ_BYTES))
+    while True:
+        await trio.lowlevel.wait_readable(stream.socket)
+        with suppress(BlockingIOError):
+            return os.read(stream.socket.fileno(), READ_BYTES)
 
 
 def reason(error: BaseException) -> str:
