@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from broker.flow.client import Notice
     from broker.wire.positions import Position
 
-INBOX_EVENTS = 16384  # beyond either limit the tenant is behind, and reads from the stream instead
-INBOX_BYTES = 16 * 1024 * 1024
+INBOX_BYTES = 64 * 1024 * 1024  # beyond that the tenant is behind, and reads from the stream instead
+EVENT_BYTES = 400  # what an event takes besides its body
 
 
 @attrs.frozen
@@ -50,8 +50,8 @@ class Inbox:
         if self.lost:
             return
         self.records.append((channel, record))
-        self.size += len(record[2])
-        if len(self.records) > INBOX_EVENTS or self.size > INBOX_BYTES:
+        self.size += EVENT_BYTES + len(record[2])
+        if self.size > INBOX_BYTES:
             self.lose()
 
     def wake(self, stored_at: float | None) -> None:
@@ -95,7 +95,7 @@ class Inbox:
         """Remove and return the next batch, up to the next notice."""
         before = self.notices[0][0] - self.taken if self.notices else TICK_EVENTS
         batch = take(self.records, min(before, TICK_EVENTS))
-        self.size -= sum(len(record[2]) for _, record in batch)
+        self.size -= sum(EVENT_BYTES + len(record[2]) for _, record in batch)
         self.taken += len(batch)
         self.stored_at = None
         while self.marks and self.marks[0][0] <= self.taken:

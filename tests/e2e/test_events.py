@@ -168,3 +168,18 @@ async def test_publish_by_a_client(broker: Broker, publisher: RawNats) -> None:
         assert (await client.expect("error"))["code"] == "bad_message"
         await client.send("publish", {"channel": "live.a", "event": 1})
         assert await client.expect("published") == {}
+
+
+async def test_a_burst_of_small_unstored_events_arrives_whole(broker: Broker, publisher: RawNats) -> None:
+    """What comes at once is bounded by its bytes, and not by how many they are."""
+    count = 30_000
+    async with broker.client() as client:
+        await client.subscribe(["live.wanted", "live.end"])
+        for number in range(0, count, 100):
+            wanted = b"%d" % number
+            said = b"PUB live.acme.wanted %d\r\n%b\r\n" % (len(wanted), wanted)
+            await publisher.stream.send_all(said + b"PUB live.acme.other 2\r\n{}\r\n" * 99)
+        await publisher.publish("live.acme.end", b"true")
+        events = await client.events(count // 100 + 1)
+        assert [each["event"] for each in events] == [*range(0, count, 100), True]
+        await client.quiet()
