@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import msgspec
 
 from broker.errors import BadMessage, UnknownType
+from broker.wire.events import MAX_DEPTH, is_deeper
 from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, Lag, OneOrMany, ServerMessage
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_ID_BYTES = 64
 ENVELOPE = ("type", "payload", "messageId")
+AROUND_EVENT = 2  # levels of a publish around its event
 MAX_NAMED = 40  # characters of a client's own text in an error
 # Tokens of the outline of a frame, found in linear time: a message id, other strings, brackets.
 OUTLINE = re.compile(
@@ -58,12 +60,12 @@ class Undecodable(Exception):
 
 def decode(data: bytes) -> Decoded:
     """Return the message in one text frame. Raises `Undecodable`."""
+    if is_deeper(data, MAX_DEPTH + AROUND_EVENT):
+        raise Undecodable(BadMessage("not JSON: nested too deeply"), stray_id(data))
     try:
         document = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Undecodable(BadMessage(f"not JSON: {error}"), stray_id(data)) from None
-    except RecursionError:
-        raise Undecodable(BadMessage("not JSON: nested too deeply"), stray_id(data)) from None
     if not isinstance(document, dict):
         raise Undecodable(BadMessage('a message is an object: {"type": …, "payload": {…}}'), None)
     message_id = document.get("messageId")

@@ -201,6 +201,15 @@ def test_message_id(given: str) -> None:
     assert refused.value.message_id == given
 
 
+def test_an_event_may_be_nested_as_deeply_as_one_of_nats() -> None:
+    """The bound is ours, and the same in every version of Python."""
+    text = '{"type":"publish","payload":{"channel":"a","event":%s%s}}'
+    assert codec.decode((text % ("[" * 1024, "]" * 1024)).encode())
+    for deeper in 1025, 9000, 500_000:
+        with pytest.raises(codec.Undecodable, match="nested too deeply"):
+            codec.decode((text % ("[" * deeper, "]" * deeper)).encode())
+
+
 BROKEN = [
     r'{"type":"publish","payload":{"channel":"a","event":"\ud83d"},%s}',
     r'{%s,"type":"publish","payload":{"channel":"a","event":"\ud83d"}}',

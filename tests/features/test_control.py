@@ -25,7 +25,7 @@ BAD_TIME = b'{"kind":"tenant","tenant":"acme","at":"soon"}'
 ENDLESS = b'{"kind":"tenant","tenant":"acme","at":1e999}'
 BEYOND_THE_CALENDAR = b'{"kind":"tenant","tenant":"acme","at":1,"until":1e15}'
 BEYOND_64_BITS = b'{"kind":"tenant","tenant":"acme","at":1,"version":1' + b"0" * 99 + b"}"
-DEEP = b'{"kind":"tenant","tenant":"acme","at":1,"x":' + b"[" * 9999 + b"]" * 9999 + b"}"
+DEEP = b'{"kind":"tenant","tenant":"acme","at":1,"x":' + b"[" * 500_000 + b"]" * 500_000 + b"}"
 
 
 def principal(**values: Any) -> Principal:
