@@ -6,7 +6,6 @@ What is not limited has no budget, except users and the process, whose connectio
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,7 +16,7 @@ from broker.limits import CONNECTIONS, CONNECTS, SUBSCRIPTIONS, Budget
 from broker.parts import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from broker.config import Config, Limits
     from broker.limits import Bounds, Excess
@@ -102,22 +101,24 @@ class Budgets(Part):
 
     # --- the life of a connection -------------------------------------------------------------------
 
-    @contextmanager
-    def admission(self, peer: str, now: float) -> Iterator[None]:
-        """Reserve a place for a connection from "HOST:PORT" that is being opened; `arrive` takes it over.
+    def admit(self, peer: str, now: float) -> tuple[Budget, ...]:
+        """Reserve a place for a connection from "HOST:PORT" that is being opened; return the budgets of it.
 
-        Raises `Unavailable` when the process is full, and `TooManyConnections` or `RateLimited` when the
-        address has reached a limit.
+        They are to be given to `let_go`, after `arrive` if the connection takes the place. Raises
+        `Unavailable` when the process is full, and `TooManyConnections` or `RateLimited` when the address has
+        reached a limit.
         """
         budgets = self.of_link(peer)
         if excess := limits.acquire(budgets, CONNECTIONS):
             raise self.refusal(excess)
-        try:
-            if excess := limits.take(budgets, {CONNECTS: 1}, now):
-                raise self.refusal(excess)
-            yield
-        finally:
-            limits.hold(budgets, CONNECTIONS, -1)
+        if excess := limits.take(budgets, {CONNECTS: 1}, now):
+            self.let_go(budgets)
+            raise self.refusal(excess)
+        return budgets
+
+    def let_go(self, budgets: tuple[Budget, ...]) -> None:
+        """Give back what `admit` has reserved."""
+        limits.hold(budgets, CONNECTIONS, -1)
 
     def refusal(self, excess: Excess) -> Unavailable | TooManyConnections | RateLimited:
         """Return the error for a connection that is not admitted."""

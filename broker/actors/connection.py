@@ -48,7 +48,7 @@ STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for unsent data when a connection ends
 REPLIES_HELD = 16  # with more unsent replies, reading from the client pauses
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)  # not found out for each client
 
 
 async def authenticate(caller: Caller, message: messages.Authenticate, message_id: str | None) -> None:
@@ -174,6 +174,8 @@ class Connection:
 
     async def say_goodbye(self) -> None:
         """Send what is unsent, and let the client close first."""
+        if self.lost:
+            return
         with trio.move_on_after(FLUSH_SECONDS) as flushing:
             while self.sender and not self.lost:
                 self.drained = trio.Event()

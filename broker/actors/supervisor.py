@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config
     from broker.features.port import Feature, Letter
+    from broker.limits import Budget
     from broker.parts import Part
     from broker.subjects import Names
     from broker.tracing import Tracing
@@ -69,7 +69,22 @@ if TYPE_CHECKING:
 TIDY_SECONDS = 5.0
 OF_RFC_6455 = range(1000, 1016)  # close codes, section 7.4.1 and the registry
 
-log = structlog.get_logger()
+log = structlog.get_logger(__name__)  # not found out for each client
+
+
+class Admission:
+    """A reserved place, held until the end of a `with`. Not a generator: each client takes one."""
+
+    __slots__ = ("let_go",)
+
+    def __init__(self, let_go: Callable[[], None]) -> None:
+        self.let_go = let_go
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
 
 
 @attrs.define(eq=False, repr=False)
@@ -345,8 +360,7 @@ class Supervisor:
                 connection.keep_out()
                 await turn.pass_on()
 
-    @contextmanager
-    def admission(self, peer: str) -> Iterator[None]:
+    def admission(self, peer: str) -> Admission:
         """Reserve a place for a client from "HOST:PORT" until `serve` takes it, without a checkpoint between.
 
         It may also enclose a single request; a drain waits for it. Raises `Unavailable`, `TooManyConnections`
@@ -354,13 +368,15 @@ class Supervisor:
         """
         if self.draining:
             raise Unavailable("this broker is about to stop", retry_after=1.0)
+        budgets = self.services.budgets.admit(peer, trio.current_time())
         self.admitting += 1
-        try:
-            with self.services.budgets.admission(peer, trio.current_time()):
-                yield
-        finally:
-            self.admitting -= 1
-            self.look_empty()
+        return Admission(partial(self.let_go, budgets))
+
+    def let_go(self, budgets: tuple[Budget, ...]) -> None:
+        """Give back a place that was reserved."""
+        self.services.budgets.let_go(budgets)
+        self.admitting -= 1
+        self.look_empty()
 
     def serve(self, transport: Transport, hello: Hello) -> Awaitable[None]:
         """Serve one client until it is gone. Called within its `admission`, with no checkpoint in between."""

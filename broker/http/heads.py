@@ -58,6 +58,9 @@ class Stream(Protocol):
     @property
     def local_host(self) -> str: ...
 
+    def arrived(self) -> bytes | None:
+        """Return what has arrived already; None if it is nothing yet, or not known without waiting."""
+
     async def receive(self) -> bytes:
         """Return what has arrived; nothing at the end."""
 
@@ -85,42 +88,65 @@ class Request:
         return self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
 
 
-async def read(stream: Stream, limits: Limits, begin: Callable[[], Awaitable[None]]) -> tuple[Request, bytes]:
-    """Return the next request, and the bytes that followed its head. `begin` runs first (TLS).
+async def read(
+    stream: Stream, limits: Limits, begin: Callable[[], Awaitable[None]] | None = None
+) -> tuple[Request, bytes]:
+    """Return the next request, and the bytes that followed its head. `begin`, if any, runs first (TLS).
 
     Bounds: `limits.head_seconds` including `begin`, and `limits.head_bytes`. Raises `Refused`, and `LinkLost`
     where nobody is there who would understand a response.
     """
-    buffer = bytearray()
-    scanned, line = 0, -1  # the end of the request line
+    head = Head(stream, limits)
+    # Mostly a client's head comes with its connection. Then there is no wait, and no scope for one: 10 µs.
+    if begin is None and (data := stream.arrived()) and (found := head.feed(data)):
+        return found
     with trio.move_on_after(limits.head_seconds):
-        await begin()
+        if begin is not None:
+            await begin()
         while True:
             data = await stream.receive()
             if not data:
                 raise LinkLost
-            buffer += data
-            found = buffer.find(END, max(0, scanned - len(END) + 1))
-            size = len(buffer) if found < 0 else found + len(END)
-            odd = is_odd(buffer, scanned, size)
-            if line < 0:
-                line = buffer.find(b"\n", scanned, size)
-                odd = odd or not buffer[scanned : line if line >= 0 else size].isascii()
-            if odd:
-                if not (buffer[:1].isalpha() and buffer[:1].isascii()):
-                    raise LinkLost  # a TLS hello, or noise: this was never HTTP
-                raise Refused(
-                    400, "Malformed head: no control characters, no folded lines, each line ends with CR LF."
-                )
-            if size > limits.head_bytes:
-                status = 431 if 0 <= line < limits.head_bytes else 414
-                raise Refused(status, f"The head exceeds {limits.head_bytes} bytes (limits.head_bytes).")
-            if found >= 0:
-                return parse(bytes(buffer[:size]), limits, stream.local_host), bytes(buffer[size:])
-            scanned = size
-    if not buffer:
+            if found := head.feed(data):
+                return found
+    if not head.buffer:
         raise LinkLost
     raise Refused(408, f"The head was incomplete after {limits.head_seconds:g} s (limits.head_seconds).")
+
+
+@attrs.define(eq=False)
+class Head:
+    """The head of a request as it arrives; `line` is the end of its first line, once it is there."""
+
+    stream: Stream
+    limits: Limits
+    buffer: bytearray = attrs.Factory(bytearray)
+    scanned: int = 0
+    line: int = -1
+
+    def feed(self, data: bytes) -> tuple[Request, bytes] | None:
+        """Take bytes. Return the request and what follows it, once it is whole. Raises as `read` does."""
+        buffer, scanned, most = self.buffer, self.scanned, self.limits.head_bytes
+        buffer += data
+        found = buffer.find(END, max(0, scanned - len(END) + 1))
+        size = len(buffer) if found < 0 else found + len(END)
+        odd = is_odd(buffer, scanned, size)
+        if self.line < 0:
+            self.line = buffer.find(b"\n", scanned, size)
+            odd = odd or not buffer[scanned : self.line if self.line >= 0 else size].isascii()
+        if odd:
+            if not (buffer[:1].isalpha() and buffer[:1].isascii()):
+                raise LinkLost  # a TLS hello, or noise: this was never HTTP
+            raise Refused(
+                400, "Malformed head: no control characters, no folded lines, each line ends with CR LF."
+            )
+        if size > most:
+            status = 431 if 0 <= self.line < most else 414
+            raise Refused(status, f"The head exceeds {most} bytes (limits.head_bytes).")
+        if found < 0:
+            self.scanned = size
+            return None
+        return parse(bytes(buffer[:size]), self.limits, self.stream.local_host), bytes(buffer[size:])
 
 
 def is_odd(buffer: bytearray, start: int, end: int) -> bool:

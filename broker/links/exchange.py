@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
@@ -18,7 +17,7 @@ from broker.links.tcp import LINGER_SECONDS
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractContextManager
 
     from broker import config
@@ -61,8 +60,8 @@ class Exchange:
             return
         log.error(self.event, exc_info=error, peer=self.link.peer)
 
-    async def read(self, begin: Callable[[], Awaitable[None]]) -> Request:
-        """Read the head of the request, after `begin`. Raises `Refused` and `LinkLost`."""
+    async def read(self, begin: Callable[[], Awaitable[None]] | None) -> Request:
+        """Read the head of the request, after `begin`, if any. Raises `Refused` and `LinkLost`."""
         self.request, self.trailing = await heads.read(self.link, self.limits, begin)
         return self.request
 
@@ -100,7 +99,8 @@ class Backend:
     """What is behind the public port. A reload replaces `server` and `limits`.
 
     `serve` has a client for as long as it runs and cuts its link at the end. `admission` holds a place for a
-    peer on its way to `serve`, or for one request, or raises why there is none.
+    peer on its way to `serve`, or for one request, from the call to the end of a `with`, or raises why there
+    is none.
     """
 
     server: config.Server
@@ -138,12 +138,9 @@ class ClientExchange(Exchange):
             response=response,
         )
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place for the client. Raises `Refused` when there is none."""
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(self.backend.admission(self.link.peer))
-            except BrokerError as error:
-                raise Refused.by(from_error(error)) from None
-            yield
+    def place(self) -> AbstractContextManager[None]:
+        """Hold a place for the client, from now to the end of a `with`. Raises `Refused` without one."""
+        try:
+            return self.backend.admission(self.link.peer)
+        except BrokerError as error:
+            raise Refused.by(from_error(error)) from None

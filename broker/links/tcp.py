@@ -92,6 +92,13 @@ class Link:
     async def open(self) -> None:
         """Do what precedes the first byte of HTTP. Raises `LinkLost`."""
 
+    def arrived(self) -> bytes | None:
+        """Return what has arrived already; None if that is nothing."""
+        try:
+            return self.take()
+        except OSError:  # `receive` returns the end
+            return None
+
     async def receive(self) -> bytes:
         """Wait for data and return it; empty once the link has ended, in whichever way."""
         # What `trio.socket` does, without an object and two frames for each idle client.

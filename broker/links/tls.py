@@ -56,6 +56,9 @@ class TlsLink(Link):
         der = self.stream.getpeercert(binary_form=True)
         return None if der is None else certified(der)
 
+    def arrived(self) -> None:
+        """Return None: what has arrived is encrypted."""
+
     async def receive(self) -> bytes:
         try:
             return bytes(await self.stream.receive_some(RECEIVE_BYTES))

@@ -92,7 +92,8 @@ class PublicPort:
         """Read the request and have its route handle it. Raises `Refused` and `LinkLost`."""
         link, server = exchange.link, exchange.backend.server
         trusted = proxies.networks(server.trusted_proxies)
-        await exchange.read(partial(begin, link, server))
+        plain = self.ssl_context is None and not server.proxy_protocol
+        await exchange.read(None if plain else partial(begin, link, server))
         request = exchange.request = proxies.believe(link, exchange.request, trusted)
         route = find(request, self.routes)
         if not route.reserved:

@@ -60,23 +60,20 @@ def test_admission() -> None:
             process=Allowance(connects_per_second=4),
         )
     )
-    with budgets.admission("192.0.2.1:1", 0.0):
-        with budgets.admission("192.0.2.1:2", 0.0):
-            with pytest.raises(TooManyConnections), budgets.admission("192.0.2.1:3", 0.0):
-                pass
-            with (
-                budgets.admission("192.0.2.2:1", 0.0),
-                pytest.raises(Unavailable),
-                budgets.admission("192.0.2.3:1", 0.0),
-            ):
-                pass
-        with budgets.admission("192.0.2.1:4", 0.0):
-            pass
-        with pytest.raises(Unavailable) as caught, budgets.admission("192.0.2.1:5", 0.0):
-            pass
-        assert caught.value.retry_after == 0.25
-        with budgets.admission("192.0.2.1:6", 0.25):
-            pass
+    first, second = budgets.admit("192.0.2.1:1", 0.0), budgets.admit("192.0.2.1:2", 0.0)
+    with pytest.raises(TooManyConnections):
+        budgets.admit("192.0.2.1:3", 0.0)
+    third = budgets.admit("192.0.2.2:1", 0.0)
+    with pytest.raises(Unavailable):
+        budgets.admit("192.0.2.3:1", 0.0)
+    budgets.let_go(third)
+    budgets.let_go(second)
+    budgets.let_go(budgets.admit("192.0.2.1:4", 0.0))
+    with pytest.raises(Unavailable) as caught:
+        budgets.admit("192.0.2.1:5", 0.0)
+    assert caught.value.retry_after == 0.25
+    budgets.let_go(budgets.admit("192.0.2.1:6", 0.25))
+    budgets.let_go(first)
     assert budgets.process.connections == 0
     assert not any(each.connections for each in budgets.addresses.values())
     assert budgets.hits == Counter(
