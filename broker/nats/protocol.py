@@ -26,6 +26,9 @@ REFUSAL = re.compile(
     r'permissions violation for (publish|subscription) to "(.*?)"(?: using queue .*)?$',
     re.IGNORECASE | re.DOTALL,
 )
+# In a quoted subject (Go's %q), whatever is not printed as it is. https://pkg.go.dev/strconv#Quote
+ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U(00(?:0[0-9a-f]|10)[0-9a-f]{4})|(.))")
+CONTROLS = dict(zip("abfnrtv", "\a\b\f\n\r\t\v", strict=True))
 # What the server says and goes on, by the beginning of the text; after all else it closes the connection.
 REMARKS = (
     "permissions violation",
@@ -99,12 +102,18 @@ class Refusal:
 
     def _subject(self, action: str) -> str | None:
         found = REFUSAL.match(self.text)
-        return found[2] if found and found[1].lower() == action else None
+        return ESCAPE.sub(unescaped, found[2]) if found and found[1].lower() == action else None
 
     def __str__(self) -> str:
         """The server's words, and the next step where it is known."""
         hint = HINTS.get(self.text.lower())
         return f"{self.text} ({hint})" if hint else self.text
+
+
+def unescaped(escape: re.Match[str]) -> str:
+    if code := escape[1] or escape[2] or escape[3]:
+        return chr(int(code, 16))
+    return CONTROLS.get(escape[4], escape[4])
 
 
 # Number of the subscription, subject, reply subject (empty: none), header block (likewise) and body. A tuple,

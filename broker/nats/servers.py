@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,14 @@ class Servers:
         """Take what `speaker` says of its cluster; all that is not in an address is as with that one."""
         self.left = None
         known = {(each.host, each.port) for each in self.configured}
-        found = [attrs.evolve(Server.parse(each), tls=speaker.tls) for each in addresses if "/" not in each]
+        found = []
+        for address in (each for each in addresses if "/" not in each):
+            with suppress(ValueError):  # one that cannot be read is not worth the connection that we have
+                found.append(Server.parse(address))
         self.named = [
             attrs.evolve(
                 each,
+                tls=speaker.tls,
                 user=speaker.user,
                 password=speaker.password,
                 tls_name=speaker.tls_name if is_ip(each.host) else each.host,

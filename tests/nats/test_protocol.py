@@ -201,6 +201,21 @@ def test_what_a_login_may_not_do() -> None:
     assert (publish.subscription, publish.publish) == (None, "Events.a")
 
 
+@pytest.mark.parametrize(
+    ("quoted", "subject"),
+    [
+        (r"a.\"\\", 'a."\\'),
+        (r"\\u0041", "\\u0041"),
+        (r"a.\x7f\u200d\ue000\U000e0001\U0010ffff", "a.\x7f\u200d\ue000\U000e0001\U0010ffff"),
+        ("a.\u00e9\U0001f600", "a.\u00e9\U0001f600"),
+        (r"a.\a\b\f\n\r\t\v", "a.\a\b\f\n\r\t\v"),
+        (r"a.\U00110000\u12", "a.U00110000u12"),
+    ],
+)
+def test_the_subject_of_a_refusal_is_quoted_by_the_server(quoted: str, subject: str) -> None:
+    assert Refusal(f'Permissions Violation for Publish to "{quoted}"').publish == subject
+
+
 def test_commands() -> None:
     assert protocol.subscribe("a.b", 7) == b"SUB a.b 7\r\n"
     assert protocol.unsubscribe(7) == b"UNSUB 7\r\n"

@@ -161,6 +161,14 @@ def test_what_the_cluster_names_comes_after_the_configuration() -> None:
     assert hosts(servers, 2) == ["nats.example.org"] * 2
 
 
+@pytest.mark.parametrize("odd", ["", ":4222", "a:b", "a:99999", "[::1", "::1:4222", "\u2100:1"])
+def test_an_address_that_cannot_be_read_is_left_out(odd: str) -> None:
+    """Whoever has written it into the server's configuration: it costs us no connection."""
+    servers = Servers.parse(["a"])
+    servers.name([odd, "b:1"], servers.configured[0])
+    assert hosts(servers, 3) == ["a", "b", "a"]
+
+
 def test_a_server_that_leaves_is_tried_last() -> None:
     """Until it is there again; and it is not left where there is no other one."""
     servers = Servers.parse(["a"])
