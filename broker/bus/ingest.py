@@ -284,7 +284,7 @@ class Ingest:
     async def drop(self, link: Link) -> None:
         """End the last consumer and drop what it brought that was not handed over."""
         if self.subscription is not None:
-            await link.unsubscribe(self.subscription)
+            link.unsubscribe(self.subscription)
             self.subscription = None
         self.waiting.clear()
         self.stalled.clear()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from broker.errors import Unavailable
 from broker.nats import headers
 from broker.nats.link import away
 
@@ -60,25 +59,29 @@ class Live:
     async def subscribe(self, link: Link, subject: str) -> None:
         """Subscribe on this and every later connection. Raises `Unavailable` unless NATS confirms it."""
         try:
-            await self.make(link, subject)
+            number = await self.make(link, subject)
             await link.flush()
-            if refusal := link.refusal(subject):
-                await self.unsubscribe(link, subject)
+            if refusal := link.refusal(subject, number):
                 raise away(f"NATS does not permit a subscription to {subject}: {refusal}")
-        except Unavailable:
-            self.subscriptions.pop(subject, None)
+        except BaseException:  # cancelled too: nobody would end it
+            self.end(link, subject)
             raise
 
-    async def make(self, link: Link, subject: str) -> None:
+    async def make(self, link: Link, subject: str) -> int:
         async with self.lock:
-            if self.subscriptions.setdefault(subject, None) is None:
-                self.subscriptions[subject] = await link.subscribe(subject, self.arrived)
+            number = self.subscriptions.setdefault(subject, None)
+            if number is None:
+                number = self.subscriptions[subject] = await link.subscribe(subject, self.arrived)
+            return number
 
     async def unsubscribe(self, link: Link | None, subject: str) -> None:
         async with self.lock:
-            number = self.subscriptions.pop(subject, None)
-            if link is not None and number is not None:
-                await link.unsubscribe(number)
+            self.end(link, subject)
+
+    def end(self, link: Link | None, subject: str) -> None:
+        number = self.subscriptions.pop(subject, None)
+        if link is not None and number is not None:
+            link.unsubscribe(number)
 
     def forget(self) -> None:
         """Record that the connection is gone, and its subscriptions with it."""

@@ -73,8 +73,8 @@ class Answer:
 class Link:
     """One connection to one server. Once `lost` it stays so; `reason` says why.
 
-    All methods raise `Unavailable` when it is lost. `on_news` is called when it is lost, and when the server
-    has said something new of itself (`info`); `on_read` when handlers may have been called.
+    All that is awaited raises `Unavailable` when it is lost. `on_news` is called when it is lost, and when
+    the server has said something new of itself (`info`); `on_read` when handlers may have been called.
     """
 
     server: Server
@@ -86,11 +86,12 @@ class Link:
     lost: trio.Event = attrs.field(factory=trio.Event)
     reason: str = ""
     inbox: str = attrs.field(factory=lambda: f"{INBOX}.{secrets.token_hex(8)}")
-    numbers: count[int] = attrs.field(factory=lambda: count(1))  # of subscriptions
+    number: int = 0  # of the last subscription
     handlers: dict[int, Handler] = attrs.field(factory=dict)
     answers: dict[bytes, Answer] = attrs.field(factory=dict)
     tokens: count[int] = attrs.field(factory=count)
-    refused: dict[str, Refusal] = attrs.field(factory=dict)  # of subscriptions, by their subject
+    # Of subscriptions, by their subject ("" where it is not said), with the last number at that time.
+    refused: dict[str, tuple[int, Refusal]] = attrs.field(factory=dict)
     pongs: deque[trio.Event] = attrs.field(factory=deque)
     unsent: list[bytes] = attrs.field(factory=list)
     held: int = 0  # bytes that were not given to the socket yet
@@ -101,23 +102,31 @@ class Link:
         """Read, write and ping until the connection is lost."""
         with self.tasks:
             async with trio.open_nursery() as nursery:
-                for task in self.read, self.write_on, self.ping:
+                nursery.start_soon(self.read)
+                for task in self.write_on, self.ping:
                     nursery.start_soon(self.guard, task)
 
     async def guard(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Run one task of the connection. When it fails, the connection is lost."""
+        """Run a task that writes. When it fails, the connection is lost."""
         try:
             await task()
         except Unavailable:  # a ping without an answer, which has said so
             pass
         except FAILURES as error:
-            self.lose(f"the connection to NATS failed: {reason(error)}")
+            self.fail(error)
 
     async def read(self) -> None:
-        while data := await receive(self.stream):
-            self.take(self.decoder.receive(data))
+        """Read and handle what the server says. Only what fails in reading it is a failure of the link."""
+        while True:
+            try:
+                data = await receive(self.stream)
+                events = self.decoder.receive(data)
+            except FAILURES as error:
+                return self.fail(error)
+            if not data:
+                return self.lose("NATS closed the connection")
+            self.take(events)
             self.on_read()
-        self.lose("NATS closed the connection")
 
     def take(self, events: Sequence[Event]) -> None:
         """Handle what the server has said."""
@@ -173,22 +182,29 @@ class Link:
 
         It is sent but not confirmed: `flush` waits for that. Raises `ValueError` for an invalid subject.
         """
-        number = next(self.numbers)
+        number = self.number + 1
         command = protocol.subscribe(subject, number)
-        for key in subject, "":
-            self.refused.pop(key, None)
+        self.number = number
         self.handlers[number] = handler
         await self.write(command)
         return number
 
-    def refusal(self, subject: str) -> Refusal | None:
-        """Return why the last subscription to a subject does not stand, once a `flush` has returned."""
-        return self.refused.get(subject) or self.refused.get("")
+    def refusal(self, subject: str, number: int) -> Refusal | None:
+        """Return why a subscription that was just made does not stand, once a `flush` has returned.
 
-    async def unsubscribe(self, number: int) -> None:
+        Where the server has not said which one it refuses, it may be another.
+        """
+        for key in subject, "":
+            last, refusal = self.refused.get(key, (0, None))
+            if number <= last:
+                return refusal
+        return None
+
+    def unsubscribe(self, number: int) -> None:
+        """End a subscription, also when the link is lost. Its handler is not called any more."""
         self.handlers.pop(number, None)
         if not self.lost.is_set():
-            await self.write(protocol.unsubscribe(number))
+            self.put(protocol.unsubscribe(number))
 
     async def send(
         self, subject: str, body: bytes, *, reply: str = "", fields: Mapping[str, str] | None = None
@@ -296,6 +312,9 @@ class Link:
                 pong.set()
             self.on_news()
 
+    def fail(self, error: BaseException) -> None:
+        self.lose(f"the connection to NATS failed: {reason(error)}")
+
     def refuse(self, refusal: Refusal) -> None:
         """Handle an error that the server reports."""
         if refusal.fatal:
@@ -303,7 +322,7 @@ class Link:
             return
         log.error("nats_refused", error=refusal.text)
         if refusal.publish is None:
-            self.refused[refusal.subscription or ""] = refusal  # one too many: which one is not said
+            self.refused[refusal.subscription or ""] = self.number, refusal
         for answer in self.answers.values():
             if answer.subject == refusal.publish:
                 answer.refusal = refusal.text

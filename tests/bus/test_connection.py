@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import nkeys
 import pytest
+import trio
 import trustme
 
 from broker import config
@@ -131,6 +132,21 @@ async def test_a_subscription_that_nats_forbids_is_refused(tmp_path: Path) -> No
                 await bus.subscribe_live("live.forbidden.>")
             await bus.subscribe_live("live.allowed.>")
             assert sink.interruptions == 0
+
+
+async def test_a_subscription_that_is_cancelled_is_none(nats: NatsServer) -> None:
+    """Whoever asked for it has left before NATS could confirm it: nobody else would end it."""
+    async with ready_bus(nats.url) as (bus, sink):
+        nats.stop()
+        with trio.move_on_after(0.05) as hurry:
+            await bus.subscribe_live("live.acme.a")
+        nats.cont()
+        assert hurry.cancelled_caught
+        await bus.subscribe_live("live.acme.b")
+        await bus.publish_live("live.acme.a", b"1")
+        await bus.publish_live("live.acme.b", b"2")
+        await sink.until(lambda: bool(sink.messages))
+        assert [body for _, _, body, _ in sink.messages] == [b"2"]
 
 
 async def test_a_server_that_leaves_is_left(nats: NatsServer, tmp_path: Path) -> None:

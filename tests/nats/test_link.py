@@ -14,7 +14,7 @@ import trustme
 from broker import config
 from broker.errors import TooLarge, Unavailable
 from broker.nats import link as module
-from broker.nats.link import open_link
+from broker.nats.link import NotPermitted, open_link
 from broker.nats.login import Server
 from tests.nats.servers import gone, greet, info, serving, sockets
 from tests.support.bus import PATIENCE_SECONDS
@@ -230,7 +230,7 @@ async def test_what_is_published_after_a_subscription_is_delivered_to_it(nats: N
             number = await link.subscribe(f"own.{n}", lambda *message, to=heard: to.append(message[3]))
             for body in b"1", b"2":
                 await link.send(f"own.{n}", body)
-            await link.unsubscribe(number)
+            link.unsubscribe(number)
             await link.flush()
             assert heard == []
             number = await link.subscribe(f"own.{n}", lambda *message, to=heard: to.append(message[3]))
@@ -279,16 +279,19 @@ async def test_a_silent_server_costs_the_connection(
         nats.cont()
 
 
-async def test_a_handler_that_fails_ends_the_block(nats: NatsServer) -> None:
+@pytest.mark.parametrize("failure", [ZeroDivisionError(), OSError("disk"), Unavailable("other")])
+async def test_a_handler_that_fails_ends_the_block(nats: NatsServer, failure: Exception) -> None:
+    """Whatever it raises: that is no failure of the connection."""
+
     def fail(*_: bytes) -> None:
-        raise ZeroDivisionError
+        raise failure
 
     before = sockets()
-    with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+    with pytest.RaisesGroup(type(failure), flatten_subgroups=True), trio.fail_after(PATIENCE_SECONDS):
         async with open_link(Server.parse(nats.url), config.Nats()) as link:
             await link.subscribe("own", fail)
             await link.send("own", b"")
-            await trio.sleep_forever()
+            await link.lost.wait()
     await gone(before)
 
 
@@ -333,18 +336,36 @@ async def test_tls_is_never_given_up(nats: NatsServer, tmp_path: Path, scheme: s
 
 
 async def test_one_subscription_too_many(tmp_path: Path) -> None:
-    """The server does not say which one; it costs the link nothing."""
+    """The server does not say which one; it costs the link nothing, and nothing that is made later."""
     async with (
         run_nats(tmp_path, max_subscriptions=2) as nats,
         open_link(Server.parse(nats.url), config.Nats()) as link,
     ):
-        await link.subscribe("a", lambda *_: None)
+        first = await link.subscribe("a", lambda *_: None)
         await link.flush()
-        assert link.refusal("a") is None
+        assert link.refusal("a", first) is None
         number = await link.subscribe("b", lambda *_: None)
         await link.flush()
-        refusal = link.refusal("b")
+        link.unsubscribe(first)
+        another = await link.subscribe("c", lambda *_: None)  # before the other one looks
+        refusal = link.refusal("b", number)
         assert refusal is not None
         assert refusal.text == "maximum subscriptions exceeded"
-        await link.unsubscribe(number)
         await link.flush()
+        assert link.refusal("c", another) is None
+
+
+@pytest.mark.parametrize("name", ["a", '"', "\\", "\u200d", "\ue000", "\u00e9", "\U0001f600"])
+async def test_a_refused_subject_is_told_at_once(tmp_path: Path, name: str) -> None:
+    """Also where the server has to quote it."""
+    denied = {"publish": {"deny": ["no.>"]}, "subscribe": {"deny": ["no.>"]}}
+    users = [{"user": "svc", "password": "pw", "permissions": denied}]
+    async with (
+        run_nats(tmp_path, authorization={"users": users}) as nats,
+        open_link(Server.parse(nats.url.replace("//", "//svc:pw@")), config.Nats()) as link,
+    ):
+        with pytest.raises(NotPermitted, match="Permissions Violation for Publish"):
+            await link.request(f"no.{name}", b"", seconds=PATIENCE_SECONDS)
+        number = await link.subscribe(f"no.{name}", lambda *_: None)
+        await link.flush()
+        assert link.refusal(f"no.{name}", number) is not None
