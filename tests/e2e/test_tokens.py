@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
+PROTOCOL = "broker.v1"
+
 
 def forged(broker: Broker, **changes: Any) -> str:
     """A token with any claims, signed with the broker's key."""
@@ -25,9 +27,6 @@ def forged(broker: Broker, **changes: Any) -> str:
     assert secret
     claims = {"sub": "alice", "tenant": "acme", "exp": time.time() + 3600, **changes}
     return jwt.encode(claims, secret.read_text().strip(), algorithm="HS256", headers={"kid": "test"})
-
-
-PROTOCOL = "broker.v1"
 
 
 async def refused(broker: Broker, token: str, *, query: str = "") -> tuple[str, int]:
