@@ -89,11 +89,11 @@ async def fetched(world: World) -> object:
     return await public(world)
 
 
-@row("auth.expiring_seconds", 0.01, beside={"auth.leeway": 0, "limits.heartbeat_seconds": 4})
+@row("auth.expiring_seconds", 0.01, beside={"auth.leeway": 0, "limits.heartbeat_seconds": 4.3})
 async def expiring(world: World) -> object:
     """Whether a client hears of the end of its token before it is pinged: else half-way to that."""
     client = await world.stack.enter_async_context(open_raw(world.running.ws))
-    await client.upgrade(head(authorization=f"Bearer {world.broker.token(ttl=6)}"))
+    await client.upgrade(head(authorization=f"Bearer {world.broker.token(ttl=8)}"))
     while True:
         event = await client.event()
         if isinstance(event, Ping):

@@ -74,17 +74,12 @@ async def unanswered(world: World) -> object:
 @row("subjects.events", "other")
 @row("subjects.live", "other")
 async def subjects(world: World) -> object:
-    """Which of the events arrive that are published under several prefixes."""
+    """Which two of the events arrive that are published under three prefixes."""
     client = await world.client()
-    await client.subscribe(["a", "live.a", "end"])
+    await client.subscribe(["a", "live.a"])
     for prefix in ("events", "live", "other"):
         await world.publisher.publish(f"{prefix}.acme.a", f'"{prefix}"'.encode())
-    await world.publisher.flush()
-    await client.send("publish", {"channel": "end", "event": "end"})
-    seen: list[Any] = []
-    while seen[-1:] != ["end"]:
-        seen.append((await client.until("event"))["event"])
-    return seen
+    return {each["event"] for each in await client.events(2)}
 
 
 def of_stream(name: str, *path: str) -> Callable[[World], Awaitable[object]]:
@@ -102,7 +97,8 @@ def of_stream(name: str, *path: str) -> Callable[[World], Awaitable[object]]:
 
 
 async def streams(world: World) -> object:
-    return sorted((await world.publisher.api("STREAM.NAMES"))["streams"])
+    """All but that of the audit trail, which is made in the background."""
+    return set((await world.publisher.api("STREAM.NAMES"))["streams"]) - {"AUDIT"}
 
 
 row("subjects.own", "_own")(of_stream("BROKER", "subjects"))
