@@ -140,6 +140,7 @@ class NatsBus:
                 told = False
                 try:
                     async with self.connected(server) as link:
+                        self.look_around(link)  # before all that may fail here, and work with another one
                         await self.prepare()
                         await self.live.renew(link)
                         await sink.reached()

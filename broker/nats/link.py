@@ -356,9 +356,9 @@ async def open_link(
                 yield link
             except Exception as error:  # a nursery would wrap it into a group
                 failure = error
-            link.lose("closed")
+            link.lose("the connection to NATS is being closed")
     finally:
-        link.lose("closed")
+        link.lose("the connection to NATS is being closed")
         await trio.aclose_forcefully(stream)
     if failure is not None:
         raise failure

@@ -72,7 +72,10 @@ def credentials(server: Server, options: config.Nats, info: Info) -> dict[str, s
     if options.user is not None:
         fields["user"] = options.user
     if options.password_file is not None:
-        fields["pass"] = options.password_file.read_text().strip()
+        try:
+            fields["pass"] = options.password_file.read_text().strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"{options.password_file} is not UTF-8 text") from None
     if options.credentials_file is not None:
         parts = PART.findall(options.credentials_file.read_bytes())
         if len(parts) < 2:
@@ -100,8 +103,15 @@ def signed(seed: bytes, info: Info) -> tuple[str, str]:
 
 
 def tls_context(options: config.Nats) -> ssl.SSLContext:
-    """Return the settings for TLS. Raises `OSError` for unusable files."""
-    context = ssl.create_default_context(cafile=options.tls_ca)
+    """Return the settings for TLS. Raises `ValueError` for unusable files."""
+    try:
+        context = ssl.create_default_context(cafile=options.tls_ca)
+    except OSError as error:  # which names no file
+        raise ValueError(f"tls_ca {options.tls_ca}: {error.strerror}") from None
     if options.tls_certificate is not None:
-        context.load_cert_chain(options.tls_certificate, options.tls_key)
+        try:
+            context.load_cert_chain(options.tls_certificate, options.tls_key)
+        except OSError as error:
+            files = f"tls_certificate {options.tls_certificate}, tls_key {options.tls_key}"
+            raise ValueError(f"{files}: {error.strerror}") from None
     return context

@@ -33,7 +33,7 @@ async def open_stream(
 
     Return the stream, what decodes it, the server's INFO, and what it said after it had let us in. Raises
     `Refused`, `ProtocolError`, `OSError`, `ValueError` for unusable files, `trio.BrokenResourceError` and
-    `trio.TooSlowError`; no socket is left then.
+    `trio.TooSlowError`; no socket is left open then.
     """
     decoder = Decoder()
     with trio.fail_after(CONNECT_SECONDS):
@@ -120,8 +120,10 @@ def reason(error: BaseException) -> str:
     """Return why a connection failed, in a few words."""
     if isinstance(error, trio.TooSlowError):
         return f"no answer within {CONNECT_SECONDS:g} s"
-    if isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError) and error.__cause__:
-        return reason(error.__cause__)
+    if isinstance(error, BaseExceptionGroup):  # an attempt for each address of the host
+        return ", ".join(dict.fromkeys(map(reason, error.exceptions)))
+    if isinstance(error, OSError | trio.BrokenResourceError | trio.ClosedResourceError) and error.__cause__:
+        return reason(error.__cause__)  # Trio's own texts say what it did, not why that failed
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is refused: {error.verify_message}"
     if isinstance(error, OSError) and error.strerror and error.filename is None:

@@ -13,6 +13,7 @@ import trustme
 
 from broker import config
 from broker.errors import Unavailable
+from tests.nats.servers import greet, serving
 from tests.support.bus import ready_bus, running_bus, until_trouble
 from tests.support.nats import run_nats
 from tests.support.rawnats import connect
@@ -178,3 +179,20 @@ async def test_another_server_of_the_cluster(nats: NatsServer, tmp_path: Path) -
         await sink.until(lambda: sink.interruptions == 1 and sink.up)
         await bus.publish("events.acme.a", b"2")
         await sink.until(lambda: sink.bodies == [b"2"])
+
+
+async def test_a_server_that_is_of_no_use_names_another_one(nats: NatsServer) -> None:
+    """It lets us in, and its JetStream does not answer."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await greet(stream, connect_urls=[f"127.0.0.1:{nats.port}"])
+        async for data in stream:
+            await stream.send_all(b"PONG\r\n" * data.count(b"PING\r\n"))
+
+    async with (
+        serving(serve) as server,
+        running_bus(f"nats://{server}", nats=config.Nats(request_seconds=1.0)) as (bus, sink),
+    ):
+        await sink.until(lambda: sink.up)
+        assert bus.jetstream.link is not None
+        assert bus.jetstream.link.server.port == nats.port

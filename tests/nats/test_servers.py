@@ -112,6 +112,9 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
         credentials(Server.parse("h"), config.Nats(credentials_file=tmp_path / "file"), INFO)
     with pytest.raises(ValueError, match=r"file holds no seed"):
         credentials(Server.parse("h"), config.Nats(nkey_file=tmp_path / "file"), INFO)
+    (tmp_path / "file").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"file is not UTF-8"):
+        credentials(Server.parse("h"), config.Nats(password_file=tmp_path / "file"), INFO)
     (tmp_path / "file").write_text("---JWT---\na.b.c\n---END---\n---SEED---\nnone\n---END---\n")
     with pytest.raises(ValueError, match="cannot be used: ErrInvalidSeed"):
         credentials(Server.parse("h"), config.Nats(credentials_file=tmp_path / "file"), INFO)
@@ -123,8 +126,10 @@ def test_the_authority_and_our_certificate(tmp_path: Path) -> None:
     authority.issue_cert("a@example.org").private_key_and_cert_chain_pem.write_to_path(tmp_path / "own")
     section = config.Nats(tls_ca=tmp_path / "ca", tls_certificate=tmp_path / "own")
     assert len(tls_context(section).get_ca_certs()) == 1
-    with pytest.raises(FileNotFoundError):
-        tls_context(config.Nats(tls_certificate=tmp_path / "gone"))
+    gone = tmp_path / "gone"
+    for section in config.Nats(tls_ca=gone), config.Nats(tls_certificate=gone):
+        with pytest.raises(ValueError, match=r"tls_c.* .*gone.*: No such file"):
+            tls_context(section)
 
 
 def hosts(servers: Servers, count: int) -> list[str]:
