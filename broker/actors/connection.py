@@ -373,7 +373,7 @@ class Connection:
                 return
             now, budgets = session.principal, self.services.budgets
             self.spend_from(budgets.again(session.budgets, self.peer, now, session.counted))
-            self.transport.adopt(self.limits.message_bytes)
+            self.transport.limit_messages(self.limits.message_bytes)
             session.settings_changed(self.limits, self.services.config.auth.expiring_seconds, principal)
             if principal is not None:
                 self.rights_changed()

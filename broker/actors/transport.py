@@ -116,7 +116,7 @@ class Transport(Protocol):
     @property
     def framing(self) -> Framing | None: ...
 
-    def adopt(self, message_bytes: int) -> None:
+    def limit_messages(self, message_bytes: int) -> None:
         """Limit the client's messages to so many bytes from now on."""
 
     async def receive(self) -> Inbound:

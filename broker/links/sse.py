@@ -163,7 +163,7 @@ class SseTransport:
     def framed(self, data: bytes) -> bytes:
         return data if self.version == "1.0" else chunk(data)
 
-    def adopt(self, message_bytes: int) -> None:
+    def limit_messages(self, message_bytes: int) -> None:
         """Do nothing: the client sends no messages."""
 
     def behind(self, *, begins: bool) -> None:

@@ -86,7 +86,7 @@ ACTORS = (
     Seam(Audit, "note"),
 )  # fmt: skip
 TRANSPORT = (
-    "receive", "send_nowait", "send_some", "frame", "ping", "close", "behind", "adopt", "linger", "abort",
+    "receive", "send_nowait", "send_some", "frame", "ping", "close", "behind", "limit_messages", "linger", "abort",
 )  # fmt: skip
 
 

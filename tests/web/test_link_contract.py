@@ -307,7 +307,7 @@ def answers(link: Opened) -> None:
     transport = link.transport
     for begins in (True, False):
         transport.behind(begins=begins)
-    transport.adopt(70_000)
+    transport.limit_messages(70_000)
     assert isinstance(transport.state(), LinkState)
     for data in (
         transport.frame(b'{"type":"pong","payload":{}}'),

@@ -129,7 +129,7 @@ class PollTransport:
         self.is_behind = begins
         self.changed.unpark_all()
 
-    def adopt(self, message_bytes: int) -> None:
+    def limit_messages(self, message_bytes: int) -> None:
         """Do nothing: the port bounds the bodies of polls."""
 
     async def receive(self) -> Inbound:

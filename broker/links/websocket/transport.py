@@ -127,7 +127,7 @@ class WebSocketTransport:
     def partial_sends(self) -> bool:
         return self.link.partial_sends
 
-    def adopt(self, message_bytes: int) -> None:
+    def limit_messages(self, message_bytes: int) -> None:
         self.message_bytes = message_bytes
         if self.arrival is not None:
             self.arrival.gate.limit = message_bytes
