@@ -41,14 +41,14 @@ class Principal:
 
     `expires_at` is by the clock at the time of verification, from which the token is valid for `life`
     seconds; the clock may be set meanwhile. `issued_at` is in Unix seconds too, if the token states it.
-    Placeholders in the patterns are filled in. `room` is the encoded user, a token of its private channels. A
+    Placeholders in the patterns are filled in. `encoded_user` is a token of its private channels. A
     monitoring principal may only subscribe. `signer` is the key that verified the token, an object of `auth`.
     `standard`: the token states no permissions, so these are the configured defaults.
     """
 
     tenant: str
     user: str
-    room: str
+    encoded_user: str
     expires_at: float
     life: float
     subscribe: tuple[str, ...]
@@ -94,7 +94,7 @@ class Principal:
     @property
     def private(self) -> str:
         """Return the prefix of the user's own private channels."""
-        return f"users.{self.room}"
+        return f"users.{self.encoded_user}"
 
     @property
     def own(self) -> tuple[str, str]:

@@ -214,9 +214,9 @@ class Names:
 
         Raises `InvalidChannel` when the subject has another prefix or no channel.
         """
-        for prefix, room in ((self.events, ""), (self.live, "live.")):
+        for prefix, before in ((self.events, ""), (self.live, "live.")):
             if subject.startswith(prefix + "."):
                 tenant, dot, channel = subject[len(prefix) + 1 :].partition(".")
                 if dot:
-                    return tenant, room + channel
+                    return tenant, before + channel
         raise InvalidChannel(f"{shown(subject)}: no channel under {self.events} or {self.live}")

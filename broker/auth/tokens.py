@@ -80,7 +80,7 @@ class Verifier:
         for name in LISTS:
             for index, pattern in enumerate(getattr(self.permissions, name)):
                 try:
-                    fill(pattern, room="user", tenant="tenant")
+                    fill(pattern, user="user", tenant="tenant")
                 except InvalidChannel as error:
                     faults.append(f"permissions.{name}.{index}: {error.message}")
         if not self.auth.type:
@@ -137,7 +137,7 @@ class Verifier:
             raise TokenInvalid("the key of the token is not accepted any more")
         now: dict[str, Any] = {"signer": key}
         if held.standard:
-            now |= self.patterns(None, held.room, held.tenant, held.monitoring)
+            now |= self.patterns(None, held.encoded_user, held.tenant, held.monitoring)
         return attrs.evolve(held, **now)
 
     def read_head(self, head: dict[str, Any]) -> tuple[str, str | None]:
@@ -157,12 +157,12 @@ class Verifier:
     ) -> Principal:
         expires_at = self.expiry(claims, key.entry, now)
         passed("times", f"good for another {expires_at - now:.0f} s")
-        (user, room), token_id = user_of(claims), token_id_of(claims)
-        passed("user", room)
+        (user, encoded_user), token_id = user_of(claims), token_id_of(claims)
+        passed("user", encoded_user)
         tenant, monitoring = tenant_of(claims, key.entry, claim=self.auth.tenant_claim, wanted=wanted)
         passed("tenant", f"{tenant}, chosen by a monitoring token" if monitoring else tenant)
         listed, others = permissions_of(claims), list(foreign(claims))
-        patterns = self.patterns(listed, room, tenant, monitoring)
+        patterns = self.patterns(listed, encoded_user, tenant, monitoring)
         beside = f"; its {' and '.join(others)} mean something else and are ignored" if others else ""
         passed("permissions", ("the defaults" if listed is None else "the token's own") + beside)
         for name in others:
@@ -170,7 +170,7 @@ class Verifier:
         return Principal(
             tenant=tenant,
             user=user,
-            room=room,
+            encoded_user=encoded_user,
             expires_at=expires_at,
             life=expires_at - now,
             monitoring=monitoring,
@@ -202,13 +202,13 @@ class Verifier:
             log.warning(event, key=entry.name, **more)
 
     def patterns(
-        self, listed: Mapping[str, Sequence[str]] | None, room: str, tenant: str, monitoring: bool
+        self, listed: Mapping[str, Sequence[str]] | None, encoded_user: str, tenant: str, monitoring: bool
     ) -> dict[str, tuple[str, ...]]:
         """Return the patterns to subscribe, publish and deny: those in `listed`, else the defaults."""
         if listed is None:
             listed = {name: getattr(self.permissions, name) for name in LISTS}
         filled = {
-            name: fill_all(each, f"permissions.{name}", room=room, tenant=tenant)
+            name: fill_all(each, f"permissions.{name}", user=encoded_user, tenant=tenant)
             for name, each in listed.items()
         }
         return filled | {"publish": ()} if monitoring else filled
@@ -219,22 +219,22 @@ def media_type(kind: str) -> str:
     return kind.lower().removeprefix("application/")
 
 
-def fill_all(patterns: Sequence[str], where: str, *, room: str, tenant: str) -> tuple[str, ...]:
+def fill_all(patterns: Sequence[str], where: str, *, user: str, tenant: str) -> tuple[str, ...]:
     try:
-        filled = tuple(fill(pattern, room=room, tenant=tenant) for pattern in patterns)
+        filled = tuple(fill(pattern, user=user, tenant=tenant) for pattern in patterns)
         # The defaults are shared by all clients, where nothing in them depends on who it is.
         return patterns if isinstance(patterns, tuple) and patterns == filled else filled
     except InvalidChannel as error:
         raise TokenInvalid(f"{where}: {error.message}") from None
 
 
-def fill(pattern: str, *, room: str, tenant: str) -> str:
+def fill(pattern: str, *, user: str, tenant: str) -> str:
     """Return `pattern` with the encoded user and the tenant for its placeholders, and `me.` written out.
 
     Raises `InvalidChannel` when the result is not a pattern. A user called "users" or "live" must not turn
     `{user}.>` into everybody's private channels.
     """
-    values = {USER: room, TENANT: tenant}
+    values = {USER: user, TENANT: tenant}
     tokens = subjects.expand_me(pattern, USER).split(".")
     filled = [values.get(token, token) for token in tokens]
     for index, token in enumerate(tokens):
@@ -266,9 +266,9 @@ def sign(
     key = signing_key(auth, tenant)
     given = {"subscribe": subscribe, "publish": publish, "deny": deny}
     permissions = {name: list(listed) for name, listed in given.items() if listed is not None}
-    room = encode_user(user)
+    encoded_user = encode_user(user)
     for name, listed in permissions.items():
-        fill_all(listed, name, room=room, tenant=tenant)
+        fill_all(listed, name, user=encoded_user, tenant=tenant)
     claims: dict[str, Any] = {
         "jti": secrets.token_hex(8),
         "sub": user,

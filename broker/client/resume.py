@@ -225,8 +225,8 @@ class Resume:
 
     def expanded(self, channel: str) -> str:
         """Return a channel with `me.…` written out, as the broker names it."""
-        room = self.private and self.private.partition(".")[2]
-        return subjects.expand_me(channel, room) if room else channel
+        user = self.private and self.private.partition(".")[2]
+        return subjects.expand_me(channel, user) if user else channel
 
 
 def not_after(position: str, other: str | None) -> bool:

@@ -91,7 +91,7 @@ async def explain(
         Step(step="revocation", ok=True, detail="neither the token nor its user or tenant is banned")
     )
     try:
-        channel = subjects.parse_pattern(subjects.expand_me(question.channel, principal.room))
+        channel = subjects.parse_pattern(subjects.expand_me(question.channel, principal.encoded_user))
     except InvalidChannel as error:
         steps.append(Step(step="channel", ok=False, detail=error.message))
         return Explanation(allowed=False, steps=tuple(steps))

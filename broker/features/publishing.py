@@ -72,7 +72,7 @@ class Publishing(Feature):
     async def publish(self, asker: Asker, wish: Send) -> m.Published:
         """Pass a client's event to NATS; return the reply. Raise `Unavailable`."""
         principal = asker.attach()
-        headers = {events.PUBLISHER: principal.room, "Broker-Connection": asker.id}
+        headers = {events.PUBLISHER: principal.encoded_user, "Broker-Connection": asker.id}
         subject = self.names.subject(principal.tenant, wish.channel)
         if wish.traceparent is not None:
             headers[traces.PARENT] = wish.traceparent
@@ -91,7 +91,7 @@ class Publishing(Feature):
                 # The stream compares ids over all tenants, users and channels. No part contains a blank, and
                 # services begin theirs with a tenant, so that no client can use the id of another.
                 token = subjects.encode_token(wish.id)
-                message_id = f"_client {principal.tenant} {principal.room} {wish.channel} {token}"
+                message_id = f"_client {principal.tenant} {principal.encoded_user} {wish.channel} {token}"
             ack = await self.bus.publish(subject, wish.body, headers=headers, message_id=message_id)
             position = Position(self.incarnation(), ack.sequence)
             return m.Published(id=given, position=str(position), duplicate=ack.duplicate or UNSET)
@@ -100,7 +100,7 @@ class Publishing(Feature):
 def check(terms: Terms, message: m.Publish) -> Send:
     """Return the event to publish. Raise if the client may not publish it, or if it is not an event."""
     principal = terms.client()
-    channel = subjects.parse_channel(subjects.expand_me(message.channel, principal.room))
+    channel = subjects.parse_channel(subjects.expand_me(message.channel, principal.encoded_user))
     principal.check_publish(channel)
     if message.id is not None and not 1 <= len(message.id.encode()) <= MAX_ID_BYTES:
         raise BadMessage(f"payload.id: a string of 1 to {MAX_ID_BYTES} bytes")

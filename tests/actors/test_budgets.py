@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 
 def who(tenant: str, user: str) -> Principal:
-    return Principal(tenant=tenant, user=user, room=user, expires_at=2e9, life=1e9, subscribe=(), publish=())
+    return Principal(
+        tenant=tenant, user=user, encoded_user=user, expires_at=2e9, life=1e9, subscribe=(), publish=()
+    )
 
 
 # --- the registry ----------------------------------------------------------------------------------

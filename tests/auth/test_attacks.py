@@ -96,7 +96,7 @@ async def test_any_claims(
     if found:
         assert found.tenant == ("acme" if audience == "plain" else "main")
         assert 0 < found.life <= 86400 + 60
-        assert subjects.encode_user(found.user) == found.room
+        assert subjects.encode_user(found.user) == found.encoded_user
         assert not found.monitoring or changes["tenants"] == ["*"]
         if not isinstance(changes.get("permissions"), dict):
             assert (found.subscribe, found.deny) == ((">", "live.>"), ())

@@ -38,7 +38,7 @@ async def refusal(error: type[BrokerError], *keys: config.Key, **changes: Any) -
 async def test_user() -> None:
     """The user is `sub` as it stands, its room the encoded one; `jti` is the token's id."""
     found = await principal(sub="a.b@x", jti="t1")
-    assert (found.user, found.room, found.token_id) == ("a.b@x", "a%2Eb@x", "t1")
+    assert (found.user, found.encoded_user, found.token_id) == ("a.b@x", "a%2Eb@x", "t1")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ async def test_claims_of_others_are_said_once() -> None:
 async def test_a_number_is_its_digits(number: int) -> None:
     """An integer as the user is its digits, all of them, and so is one as the tenant."""
     found = await principal(attrs.evolve(KEY, tenants=(str(number),)), sub=number, tenant=number)
-    assert (found.user, found.room, found.tenant) == (str(number),) * 3
+    assert (found.user, found.encoded_user, found.tenant) == (str(number),) * 3
 
 
 FIXED = attrs.evolve(KEY, tenants=(), tenant="main")
@@ -306,7 +306,7 @@ def test_fill_gives_patterns_within_bounds(tokens: list[str], user: str) -> None
     """What is filled in is a valid pattern, and grants a private room only if it says so in letters."""
     room = subjects.encode_user(user)
     try:
-        filled = fill(".".join(tokens), room=room, tenant="t")
+        filled = fill(".".join(tokens), user=room, tenant="t")
     except InvalidChannel:
         return
     assert subjects.parse_pattern(filled) == filled

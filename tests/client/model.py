@@ -320,7 +320,8 @@ class Life:
             self.refuse("unavailable", message_id)
             return
         principal = Principal(
-            tenant="t", user="u", room="u", expires_at=self.now + self.token_life, life=self.token_life,
+            tenant="t", user="u", encoded_user="u",
+            expires_at=self.now + self.token_life, life=self.token_life,
             subscribe=(">", "live.>"), publish=(">", "live.>"),
         )  # fmt: skip
         if session.principal is None:

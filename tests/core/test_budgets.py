@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ALICE = Principal(
     tenant="acme",
     user="alice",
-    room="alice",
+    encoded_user="alice",
     expires_at=2e9,
     life=1e9,
     subscribe=("a.*",),

@@ -22,7 +22,7 @@ def principal(
     return Principal(
         tenant="acme",
         user="a.b",
-        room="a%2Eb",
+        encoded_user="a%2Eb",
         expires_at=1.0,
         life=1.0,
         subscribe=subscribe,

@@ -35,7 +35,7 @@ T = TypeVar("T")
 ALICE = Principal(
     tenant="acme",
     user="alice",
-    room="alice",
+    encoded_user="alice",
     expires_at=2_000_000_000.0,
     life=1000.0,
     subscribe=("orders.>", "live.>", "b.*", "x.>"),
@@ -392,7 +392,7 @@ def test_denied_channels_are_left_out() -> None:
 
 def test_me() -> None:
     """`me` is the client's own room, encoded, in what it asks for and in what is answered."""
-    it = make_session(principal=attrs.evolve(ALICE, user="a.b", room="a%2Eb"))
+    it = make_session(principal=attrs.evolve(ALICE, user="a.b", encoded_user="a%2Eb"))
     join = joined(it, {"channel": ["me.>", "live.me.x", "me"]})
     assert list(join.patterns) == ["users.a%2Eb.>", "live.users.a%2Eb.x"]
     assert [each.channel for each in join.refused] == ["me"]

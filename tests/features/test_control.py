@@ -32,7 +32,7 @@ def principal(**values: Any) -> Principal:
     basis: dict[str, Any] = {
         "tenant": "acme",
         "user": "alice",
-        "room": "alice",
+        "encoded_user": "alice",
         "expires_at": NOW + 3600,
         "life": 3600.0,
         "subscribe": (">",),

@@ -203,7 +203,7 @@ async def test_it_says_what_would_happen(lists: tuple[list[str], ...], channel: 
     found = await ask(channel, token)
     try:
         principal = await verifier().verify(token, now=NOW)
-        pattern = subjects.parse_pattern(subjects.expand_me(channel, principal.room))
+        pattern = subjects.parse_pattern(subjects.expand_me(channel, principal.encoded_user))
         principal.check_subscribe(pattern)
     except BrokerError:
         assert not found.allowed
@@ -212,7 +212,7 @@ async def test_it_says_what_would_happen(lists: tuple[list[str], ...], channel: 
     told = await ask(channel, token, publish=True)
     try:
         principal = await verifier().verify(token, now=NOW)
-        principal.check_publish(subjects.parse_channel(subjects.expand_me(channel, principal.room)))
+        principal.check_publish(subjects.parse_channel(subjects.expand_me(channel, principal.encoded_user)))
     except BrokerError:
         assert not told.allowed
     else:

@@ -209,7 +209,7 @@ class ScriptedVerifier:
         return Principal(
             tenant=name,
             user=user,
-            room=subjects.encode_user(user),
+            encoded_user=subjects.encode_user(user),
             expires_at=now + 80000,
             life=80000.0,
             subscribe=(">", "live.>"),

@@ -86,7 +86,8 @@ ACTORS = (
     Seam(Audit, "note"),
 )  # fmt: skip
 TRANSPORT = (
-    "receive", "send_nowait", "send_some", "frame", "ping", "close", "behind", "limit_messages", "linger", "abort",
+    "receive", "send_nowait", "send_some", "frame", "ping", "close", "behind", "limit_messages", "linger",
+    "abort",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
 
 def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
     """Return the pattern that `text` stands for, and the patterns that the token denies within it."""
-    pattern = subjects.parse_pattern(subjects.expand_me(text, principal.room))
+    pattern = subjects.parse_pattern(subjects.expand_me(text, principal.encoded_user))
     if lag == "replay" and subjects.is_live(pattern):
         raise errors.BadMessage(f"{pattern}: a live channel is not stored and cannot take lag 'replay'")
     return pattern, principal.check_subscribe(pattern)
@@ -119,7 +119,7 @@ def check_unsubscribe(terms: Terms, message: m.Unsubscribe) -> Leave:
     """Return the subscriptions to end. Raise `NotSubscribed` unless all of them exist."""
     principal, standing = terms.client(), terms.standing.subscriptions()
     texts = message.channel if isinstance(message.channel, list) else [message.channel]
-    patterns = [subjects.expand_me(text, principal.room) for text in texts]
+    patterns = [subjects.expand_me(text, principal.encoded_user) for text in texts]
     for pattern in patterns:
         if pattern not in standing:
             raise errors.NotSubscribed(f"{subjects.shown(pattern)}: there is no such subscription")
