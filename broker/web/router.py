@@ -20,6 +20,7 @@ from broker.http.responses import Refused, Response, problem
 from broker.links.route import not_allowed
 from broker.web.streaming import Lines, head, to_json
 from broker.wire.codec import nearest, unknown_field
+from broker.wire.events import MAX_DEPTH, is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -181,10 +182,12 @@ def from_query(query: str, kind: type[attrs.AttrsInstance]) -> object:
 
 def from_json(data: bytes, kind: type[attrs.AttrsInstance]) -> object:
     """Return a body. Raises `Refused` (400)."""
+    if is_deeper(data, MAX_DEPTH + 1):  # an event, and the object around it
+        raise Refused(400, f"Invalid body: nested too deeply; see {DOCUMENT}")
     try:
         refuse_unknown(msgspec.json.decode(data, type=dict[str, msgspec.Raw]), kind)
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refused(400, f"Invalid body: {reason_of(error)}; see {DOCUMENT}") from None
 
 
