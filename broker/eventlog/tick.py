@@ -8,7 +8,7 @@ that one reader serves both.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from itertools import chain, compress
+from itertools import accumulate, chain, compress, count, islice
 from typing import TYPE_CHECKING, Protocol
 
 from broker import subjects
@@ -145,10 +145,10 @@ class Tick:
 
     def cut(self, mask: int, size: int) -> tuple[int, int]:
         """Return the first events of a share, up to about `size` bytes, and the place of the last one."""
-        for index in indices(mask):
-            size -= len(self.frames[index])
-            if size <= 0:
-                break
+        chosen = bits(mask)
+        ends = list(accumulate(map(len, compress(self.frames, chosen))))
+        last = min(bisect_left(ends, size), len(ends) - 1)
+        index = next(islice(compress(count(), chosen), last, None))
         return mask & (2 << index) - 1, self.places[index]
 
     def before(self, place: int) -> int:
