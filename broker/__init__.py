@@ -5,7 +5,7 @@ Rooms, from the top down. Imports go strictly downwards; rooms on one line do no
     __main__ · cli · (app | bench) · reloading · web · links · http · operations · actors · features
     · session · flow · eventlog · tracing · parts · (auth | bus | client | systemd) · wire
     · (limits | permissions) · subjects · log
-    · (backoff | beats | config | descriptors | metrics | ranges | signals) · errors
+    · (backoff | beats | config | descriptors | docs | metrics | ranges | signals) · errors
 
 A feature is a file or folder of `features`, its classes in `wire.messages` if it has messages, and a line in
 `actors.supervisor.make_features`. A transport is a file or folder of `links`, and a line in `web.routes`.

@@ -12,6 +12,7 @@ from broker.cli.bench import bench
 from broker.cli.check_config import check_config
 from broker.cli.dev import dev
 from broker.cli.diagnosis import explain, trace
+from broker.cli.help import help_
 from broker.cli.publish import publish
 from broker.cli.reload import reload
 from broker.cli.serve import serve
@@ -62,7 +63,7 @@ for command in (*bans.COMMANDS, *streams.COMMANDS):
 
 @click.group(
     cls=Commands,
-    commands=[dev, serve, reload, check_config, token, publish, tail, bench, admin, explain, trace],
+    commands=[dev, serve, reload, check_config, token, publish, tail, bench, admin, explain, trace, help_],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="nats-websocket-broker")

@@ -27,7 +27,7 @@
      └─ Internal
 
 `code` is sent to the client in an `error` message; `close_code` is the WebSocket close code if the
-error ends the connection. Codes are those of the protocol's code table.
+error ends the connection. The protocol page, "Codes", lists them.
 """
 
 from __future__ import annotations

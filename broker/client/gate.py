@@ -29,7 +29,7 @@ INSTANT = 1e-6  # seconds: less is a rounding error
 
 @attrs.frozen(kw_only=True)
 class Allowed:
-    """`connection.established.limits`; the defaults are those of the protocol page."""
+    """`connection.established.limits`; the defaults are those of the protocol page, "Limits"."""
 
     message_bytes: float = 65536
     publish_bytes: float = inf

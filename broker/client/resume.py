@@ -1,4 +1,6 @@
-"""What a client remembers to miss nothing after a reconnection: section 3 of the protocol page, without I/O.
+"""What a client remembers to miss nothing after a reconnection, without I/O.
+
+This is the client's side of the protocol page, "Positions, order and loss".
 
 A connection has one live position, and each unfinished catch-up has its own newest marked position. On the
 next connection the live subscriptions are requested in one list from the live position, and each unfinished

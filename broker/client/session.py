@@ -13,8 +13,9 @@
                 case Gap():
                     ...  # events of item.channels are lost: reload their state
 
-It is the client's side of section 3 of the protocol page. Items are handed over one at a time; while the
-application does not iterate, nothing more is read, and the broker treats the connection as slow.
+It is the client's side of the protocol page, "Positions, order and loss". Items are handed over one at a
+time; while the application does not iterate, nothing more is read, and the broker treats the connection as
+slow.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: beyond this it is a download, no
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Limits. Section 3 of the protocol page, "Limits", explains each that is not a table.
+    """Limits. The protocol page, "Limits", explains each that is not a table.
 
     The tables apply to each connection, user, tenant and client address, and to this process, in sum.
     """

@@ -213,7 +213,7 @@ def own_token(value: object) -> str:
 
 
 def tenant(value: object) -> str:
-    """Return a tenant name as in tokens: section 1 of the protocol page."""
+    """Return a tenant name as in tokens: the protocol page, "Names"."""
     if not TENANT.match(text(value)):
         raise ValueError(f"{shown(value)} is not a tenant name: 1 to 64 of A-Z a-z 0-9 _ -, and no _ first")
     return text(value)

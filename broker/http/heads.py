@@ -3,7 +3,7 @@
 An origin server need not accept all that HTTP has had. What a proxy in front of the broker might read
 differently is refused here (RFC 9112 sections 2.2, 3.2, 5.2, 6.3 and 11): line ends without CR, control
 characters, folded lines, duplicate headers. Of headers that the broker does not read only the name is
-checked. The README has the table.
+checked. The protocol page, "What is taken of HTTP", has the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The admin port: metrics, health and the admin API, on an address of its own."""
+"""The admin port: metrics, health, the documentation and the admin API, on an address of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from broker.http.credentials import bearer
 from broker.http.responses import Refused, Response
 from broker.links.exchange import Exchange
 from broker.links.route import GET, Route, find
-from broker.web import origins
+from broker.web import docs, origins
 from broker.web.listeners import accept
 from broker.web.router import refusal
 from broker.web.streaming import Lines, pour
@@ -62,7 +62,7 @@ class AdminPort:
     @property
     def routes(self) -> dict[str, Route[Exchange, Response]]:
         metrics = Route(path="/metrics", methods=GET, handle=self.metrics)
-        return {each.path: each for each in (metrics, *self.health.routes())}
+        return {each.path: each for each in (metrics, *self.health.routes(), *docs.routes())}
 
     async def run(
         self,

@@ -1,4 +1,4 @@
-"""The files that pages load; in development mode also a demo page, and tokens for it."""
+"""The files that pages load; in development mode also a demo page, tokens for it, and the documentation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from broker import subjects
 from broker.errors import BrokerError
 from broker.http.responses import JSON, Refused, Response
 from broker.links.route import GET, POST, Route
-from broker.web import origins
+from broker.web import docs, origins
 from broker.web.files import revalidated
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Holder(msgspec.Struct, forbid_unknown_fields=True):
 
 @attrs.frozen(kw_only=True)
 class Site:
-    """What is served besides events: the client libraries, and a demo page where `sign` makes its tokens.
+    """What is served besides events: the client libraries; with `sign`, a demo page and the documentation.
 
-    `sign` takes tenant and user. Nothing says who asks it for a token, so it is called only for a page that
-    this port itself has served, on this machine. `documents` are public JSON, by path.
+    `sign` makes a token of tenant and user. Nothing says who asks it for a token, so it is called only for a
+    page that this port itself has served, on this machine. `documents` are public JSON, by path.
     """
 
     sign: Sign | None = None
@@ -73,7 +73,8 @@ class Site:
             return [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
         pages |= {path: partial(demo, STATIC / name) for path, name in DEMO.items()}
         token = Route(path="/dev/token", methods=POST, handle=partial(token_for, self.sign))
-        return [*(Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()), token]
+        served = [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
+        return [*served, token, *docs.routes()]
 
 
 async def script(path: Path, exchange: ClientExchange) -> Response:

@@ -35,6 +35,8 @@ def test_by_hand(tmp_path: Path) -> None:
     shown = {file.relative_to(examples) for file in examples.rglob("*") if file.is_file()}
     config = ROOT / "config"
     assert shown == {file.relative_to(config) for file in config.rglob("*") if file.is_file()}
+    pages = {file.name for file in (examples.parent / "broker" / "docs").iterdir()}
+    assert pages == {file.name for file in ROOT.glob("broker/docs/*.md")}
 
 
 def test_a_configuration_stays(tmp_path: Path) -> None:
@@ -78,9 +80,9 @@ def test_users_and_directories(tmp_path: Path) -> None:
     assert (tmp_path / "etc/broker/broker.toml").stat().st_gid == int(users["broker"][3])
 
 
-def test_what_the_readme_names_exists() -> None:
-    """Every file of ours that the README links or copies."""
-    text = (ROOT / "README.md").read_text()
+def test_what_the_documentation_names_exists() -> None:
+    """Every file of ours that the README or a page copies or names."""
+    text = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("broker/docs/*.md")))
     named = set(re.findall(r"(?<![/\w])((?:systemd|config|broker|tests)/[\w./@-]*\w/?)", text))
     assert {"systemd/install", "config/broker.toml", "config/nats/nats.conf"} <= named
     assert [name for name in named if not (ROOT / name).exists()] == []

@@ -161,7 +161,7 @@ def test_private_channel_needs_a_name(text: str) -> None:
 @settings(deadline=None)
 @given(TEXT)
 def test_parse_against_the_rules(text: str) -> None:
-    """A pattern is exactly what section 1 of the protocol says, read literally."""
+    """A pattern is exactly what the protocol page, "Names", says, read literally."""
     tokens = text.split(".")
 
     def good(index: int, token: str) -> bool:

@@ -1,17 +1,16 @@
-"""What the port takes of HTTP and what it refuses: the table of the README, row by row."""
+"""What the port takes of HTTP and what it refuses: the table of the protocol page, row by row."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from broker import docs
 from broker.config import Limits
 from tests.web.harness import KEY, head, running
 
-README = Path(__file__).parents[2] / "README.md"
-TABLE = re.compile(r"<!-- taken -->\n\n\| a request.*\n\|---.*\n((?:\|.*\n)+)")
+TABLE = re.compile(r"### What is taken of HTTP\n(?:[^|].*\n|\n)+\| a request.*\n\|---.*\n((?:\|.*\n)+)")
 
 
 def plain(line: str, *headers: str | bytes, body: bytes = b"") -> bytes:
@@ -43,7 +42,7 @@ def handshake(*lines: str) -> bytes:
 CHUNKED = "Transfer-Encoding: chunked"
 IN_CHUNKS = b"19\r\n" + EVENT + b"\r\n0\r\n\r\n"
 
-# By the words of the README: requests, each with its status. 0 is a link that is cut without a word.
+# By the words of the page: requests, each with its status. 0 is a link that is cut without a word.
 CASES: dict[str, list[tuple[bytes, int]]] = {
     "bytes 0x80 to 0xFF in a header that is not read here: `Cookie`, `User-Agent`, `X-…`": [
         (plain(GET, "Cookie: city=Zürich", b"User-Agent: \xff\x80", "X-Name: ü"), 200),
@@ -220,9 +219,9 @@ CASES: dict[str, list[tuple[bytes, int]]] = {
 WORDS = {0: "is cut off"}
 
 
-def test_the_readme_has_this_table() -> None:
+def test_the_page_has_this_table() -> None:
     """Each row stands there in these words, with what is answered, and no other does."""
-    found = TABLE.search(README.read_text())
+    found = TABLE.search(docs.page("protocol").text)
     assert found
     rows = [tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in found[1].splitlines()]
     expected = []

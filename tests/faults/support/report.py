@@ -1,4 +1,4 @@
-"""What the rows measured, for the table in the README."""
+"""What the rows measured, for the table of the page of results."""
 
 from __future__ import annotations
 
