@@ -90,7 +90,8 @@ class Live:
 
     async def renew(self, link: Link) -> None:
         """Renew all subscriptions on a new connection."""
-        for subject in list(self.subscriptions):
-            if subject in self.subscriptions:  # still
-                await self.make(link, subject)
+        async with self.lock:
+            for subject, number in list(self.subscriptions.items()):
+                if number is None:
+                    self.subscriptions[subject] = await link.subscribe(subject, self.arrived)
         await link.flush()

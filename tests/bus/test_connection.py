@@ -12,7 +12,10 @@ import trio
 import trustme
 
 from broker import config
+from broker.bus.live import Live
 from broker.errors import Unavailable
+from broker.nats.link import open_link
+from broker.nats.login import Server
 from tests.nats.servers import greet, serving
 from tests.support.bus import ready_bus, running_bus, until_trouble
 from tests.support.nats import run_nats
@@ -109,6 +112,18 @@ async def test_live_subscriptions_are_made_again(nats: NatsServer) -> None:
             await client.publish("live.acme.a", b"1")
         await sink.until(lambda: len(sink.messages) == 1)
         assert sink.messages[0][2] == b"1"
+
+
+async def test_a_subscription_that_ends_while_all_are_renewed(nats: NatsServer) -> None:
+    """Whichever comes first, it is over after both."""
+    async with open_link(Server.parse(nats.url), config.Nats()) as link:
+        for _ in range(20):
+            live = Live(subscriptions={"live.acme.a": None})
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(live.unsubscribe, link, "live.acme.a")
+                nursery.start_soon(live.renew, link)
+            assert live.subscriptions == {}
+            assert len(link.handlers) == 1  # that of requests
 
 
 async def test_live_messages_over_the_bound_are_announced(nats: NatsServer) -> None:
