@@ -34,6 +34,7 @@ OWN_PORT = {"http": "80", "https": "443"}
 
 TOKEN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")
 TENANT = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]{0,63}\Z")
+NO_HOST = re.compile(r"[\s,\x00-\x1f\x7f]")
 STREAM = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}\Z")
 
 
@@ -165,10 +166,15 @@ def network(value: object) -> str:
     return str(found)
 
 
+def is_host(name: str | None) -> bool:
+    """Return whether a resolver can be asked for it. Raises `ValueError` with the reason in DNS."""
+    return name is not None and bool(name.encode("idna")) and not NO_HOST.search(name)
+
+
 def nats_url(value: object) -> str:
     try:
         url = urlsplit(text(value))
-        known = url.scheme in ("nats", "tls") and url.hostname and url.port != 0
+        known = url.scheme in ("nats", "tls") and is_host(url.hostname) and url.port != 0
     except ValueError as error:
         raise ValueError(f"{shown(value)} is not an address: {error}") from None
     if url.username is not None:
@@ -182,7 +188,7 @@ def nats_url(value: object) -> str:
 def http_url(value: object) -> str:
     try:
         url = urlsplit(text(value))
-        known = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        known = url.scheme in ("http", "https") and is_host(url.hostname) and url.port != 0
     except ValueError as error:
         raise ValueError(f"{shown(value)} is not an address: {error}") from None
     if url.username is not None:

@@ -254,6 +254,14 @@ def test_addresses_that_are_not_nats(url: str) -> None:
     assert faults({"nats": {"urls": [url]}})[0].startswith("nats.urls.0: ")
 
 
+@pytest.mark.parametrize("host", ["a,b", "a b", "a\0", "a..b", "a" * 64 + ".org"])
+def test_a_host_that_no_resolver_can_be_asked_for(host: str) -> None:
+    """As a list of addresses in one text: it would be out of reach for ever, and nobody would see why."""
+    wrong = {"nats": {"urls": [f"nats://{host}"]}, "tracing": {"endpoint": f"http://{host}/v1"}}
+    found = faults(wrong)
+    assert [each.partition(":")[0] for each in found] == ["nats.urls.0", "tracing.endpoint"]
+
+
 def test_credentials_in_an_address_are_refused_and_not_repeated() -> None:
     """A password belongs into a file; the sentence that says so does not print it."""
     (fault,) = faults({"nats": {"urls": ["nats://me:hunter2@nats.example"]}})
