@@ -81,7 +81,7 @@ def show(settings: Config, beside: str, running: Running) -> None:
     console.print("The broker is ready. Ctrl-C stops it.", style="bold")
     for name, value, usual in (
         ("Demo page", running.http + "/", PORTS["listen"]),
-        ("Pages", running.http + "/docs", PORTS["listen"]),
+        ("Docs", running.http + "/docs", PORTS["listen"]),
         ("WebSocket", running.ws, PORTS["listen"]),
         ("HTTP", running.http, PORTS["listen"]),
         ("Admin", running.admin, PORTS["admin_listen"]),

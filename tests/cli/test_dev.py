@@ -65,7 +65,7 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     dev.show(local.development(tmp_path, {}), " --data-dir x", running)
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     values = {words[0]: words[1] for words in lines if len(words) == 2}
-    assert values["Pages"] == "http://127.0.0.1:8080/docs"
+    assert values["Docs"] == "http://127.0.0.1:8080/docs"
     assert values["WebSocket"] == "ws://127.0.0.1:8080/ws"
     assert values["HTTP"] == "http://127.0.0.1:8080"
     assert values["Admin"] == "http://127.0.0.1:8081"

@@ -48,6 +48,13 @@ def test_the_list() -> None:
     assert lines == [[each.name, each.summary] for each in docs.pages()]
 
 
+def test_every_command_is_described() -> None:
+    """The page for operators has a row for each."""
+    _, _, rest = docs.page("operate").text.partition("## The command line\n")
+    first_cells = re.findall(r"^\| (`broker .*?) \|", rest.partition("\n## ")[0], re.MULTILINE)
+    assert set(re.findall(r"`broker ([a-z-]+)", " ".join(first_cells))) == main.commands.keys()
+
+
 @pytest.mark.parametrize("name", docs.NAMES)
 def test_a_page_away_from_a_terminal(name: str) -> None:
     """The Markdown as it is, for a pager or a file."""

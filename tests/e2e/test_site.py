@@ -59,7 +59,23 @@ async def test_a_script_is_sent_small(broker: Broker, accepted: str, small: bool
 
 async def test_the_demo_page_is_for_development(broker: Broker) -> None:
     """In production there is no such page; the answer to HEAD has no body, whatever it is."""
-    for path in ("/", "/demo.js", "/dev/token", "/client.js/", "/../broker.json", "/static/client.js"):
+    for path in (
+        "/",
+        "/docs",
+        "/docs/protocol",
+        "/docs.css",
+        "/demo.js",
+        "/dev/token",
+        "/client.js/",
+        "/../broker.json",
+        "/static/client.js",
+    ):
         assert (await ask(broker.running.http, "GET", path)).status == 404
     head = await ask(broker.running.http, "HEAD", "/")
     assert (head.status, head.body) == (404, b"")
+
+
+async def test_the_documentation_is_on_the_admin_port(broker: Broker) -> None:
+    """In production operators have it, beside the metrics and without a token."""
+    for path in ("/docs", "/docs/operate", "/docs.css"):
+        assert (await ask(broker.running.admin, "GET", path)).status == 200

@@ -63,7 +63,7 @@ const DEPTH = 1024; // of an event
 const FAULTY = [1002, 1003, 1007, 1009, 4510]; // the broker could not read something, and does not say what
 const LEAST = 1_000; // bytes that a message may always have
 
-// Until the broker says its own (PROTOCOL.md, "Limits"). Sizes are not known before.
+// Until the broker says its own (the protocol page, "Limits"). Sizes are not known before.
 const LIMITS = {
   subscriptions_per_connection: 128,
   requests_per_second: 10,
@@ -150,7 +150,7 @@ const json = (value, path = "event", above = []) => {
   return Object.fromEntries(keys.map((key) => [key, json(value[key], `${path}.${key}`, within)]));
 };
 
-/** What is wrong with the name of a channel, or of a pattern (PROTOCOL.md, section 1). */
+/** What is wrong with the name of a channel, or of a pattern (the protocol page, "Names"). */
 const misnamed = (name, pattern) => {
   if (typeof name !== "string") return "a channel is a string";
   if (torn(name)) return TORN;
