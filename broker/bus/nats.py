@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import attrs
@@ -55,8 +56,8 @@ class NatsBus:
     """`bus.base.Bus` over NATS JetStream.
 
     `milestones` is the file for the milestone outside of NATS (see `bus.generations`). `embedded`: the
-    server is the broker's own. `held_records`, `held_bytes` and `held_live` bound what was
-    read and is not handed over yet.
+    server is the broker's own. `held_records`, `held_bytes` and `held_live` bound what was read and is not
+    handed over yet.
     """
 
     nats: config.Nats
@@ -320,10 +321,21 @@ class NatsBus:
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[Keeper]:
         """Open a keeper over its own connection: there is no other while a stream cannot be used."""
-        async with open_link(next(self.servers.rounds()), self.nats) as link:
+        async with AsyncExitStack() as stack:
+            link = await self.reach_any(stack)
             jetstream = attrs.evolve(self.jetstream, link=link)
             control = attrs.evolve(self.control, jetstream=jetstream)
             yield attrs.evolve(self.keeper, jetstream=jetstream, control=control)
+
+    async def reach_any(self, stack: AsyncExitStack) -> Link:
+        """Return a connection to the first server that lets us in. Raises `Unavailable` when none does."""
+        failures = []
+        for server in islice(self.servers.rounds(), self.servers.count):
+            try:
+                return await stack.enter_async_context(open_link(server, self.nats))
+            except Unavailable as error:
+                failures.append(error.message)
+        raise away("; ".join(failures))
 
     async def publish_live(
         self, subject: str, body: bytes, *, headers: Mapping[str, str] | None = None

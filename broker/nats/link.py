@@ -169,7 +169,7 @@ class Link:
         self.written.set()
 
     async def write(self, *commands: bytes) -> None:
-        """Have commands written. Waits only when the server takes nothing."""
+        """Have commands written. Waits only while the server has much to take yet."""
         if self.lost.is_set():
             await trio.lowlevel.checkpoint()  # so that a loop of failing calls does not block all other tasks
         self.check()

@@ -32,6 +32,10 @@ class Servers:
         """Read the addresses, and shuffle them: not all brokers shall use one server. Raises `ValueError`."""
         return cls([Server.parse(url) for url in random.sample(urls, len(urls))])
 
+    @property
+    def count(self) -> int:
+        return len(self.configured) + len(self.named)
+
     def rounds(self) -> Iterator[Server]:
         """Return whom to try, one after the other, for ever; the next call begins with another one."""
         self.configured.append(self.configured.pop(0))

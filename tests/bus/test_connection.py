@@ -13,9 +13,11 @@ import trustme
 
 from broker import config
 from broker.bus.live import Live
-from broker.errors import Unavailable
+from broker.bus.nats import NatsBus
+from broker.errors import NotFound, Unavailable
 from broker.nats.link import open_link
 from broker.nats.login import Server
+from broker.subjects import Names
 from tests.nats.servers import greet, serving
 from tests.support.bus import ready_bus, running_bus, until_trouble
 from tests.support.nats import run_nats
@@ -194,6 +196,21 @@ async def test_another_server_of_the_cluster(nats: NatsServer, tmp_path: Path) -
         await sink.until(lambda: sink.interruptions == 1 and sink.up)
         await bus.publish("events.acme.a", b"2")
         await sink.until(lambda: sink.bodies == [b"2"])
+
+
+async def test_a_stream_is_examined_over_any_server(nats: NatsServer) -> None:
+    """One of them is down; when all are, each says why."""
+    async with serving(greet) as gone:
+        pass
+    urls = (f"nats://{gone}", nats.url)
+    bus = NatsBus(nats=config.Nats(urls=urls), stream=config.Stream(), names=Names(), audit=config.Audit())
+    for _ in urls:
+        with pytest.raises(NotFound, match="no such stream yet"):
+            await bus.examine("EVENTS")
+    await nats.kill9()
+    with pytest.raises(Unavailable) as refused:
+        await bus.examine("EVENTS")
+    assert all(url.removeprefix("nats://") in refused.value.message for url in urls)
 
 
 async def test_a_server_that_is_of_no_use_names_another_one(nats: NatsServer) -> None:
