@@ -158,7 +158,7 @@ async def serve(
             await tenants.start(supervisor.run)
             public, admin = await open_ports(config.server, passed)
             registry = CollectorRegistry()
-            registry.register(Collector(partial(scrape.take, supervisor)))
+            registry.register(Collector(partial(scrape.statistics, supervisor)))
             process = Process(certificate_expires=tls.expiry(config.server))
             registry.register(process)
             registry.register(KeySets(lambda: supervisor.verifier.keys.statistics()))

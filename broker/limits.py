@@ -54,21 +54,21 @@ class TokenBucket:
         self.rate, self.burst = rate, burst
         self.level = max(self.level, -LONGEST_DEBT_SECONDS * rate)
 
-    def take(self, now: float, amount: float = 1) -> float:
-        """Take `amount` and return 0, or take nothing and return the seconds until it is available."""
+    def charge(self, now: float, amount: float = 1) -> float:
+        """Spend `amount` and return 0, or spend nothing and return the seconds until it is available."""
         if wait := self.wait(now, amount):
             return wait
         self.level -= amount
         return 0.0
 
     def wait(self, now: float, amount: float = 1) -> float:
-        """Return the seconds until `amount` may be taken (more than the burst: until the bucket is full)."""
+        """Return the seconds until `amount` may be spent (more than the burst: until the bucket is full)."""
         self.level = min(self.burst, self.level + (now - self.time) * self.rate)
         self.time = now
         return max(0.0, (min(amount, self.burst) - self.level) / self.rate)
 
     def spend(self, now: float, amount: float) -> float:
-        """Take `amount` at once, on credit if necessary; return the seconds of debt before that."""
+        """Spend `amount` at once, on credit if necessary; return the seconds of debt before that."""
         debt = self.wait(now, 0)
         self.level = max(min(self.level - amount, self.burst), -LONGEST_DEBT_SECONDS * self.rate)
         return debt
@@ -241,8 +241,8 @@ def hold(budgets: Iterable[Budget], resource: str, count: int) -> None:
         budget.hold(resource, count)
 
 
-def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) -> Excess | None:
-    """Take the amounts from all budgets, or nothing; then return the limit with the longest wait."""
+def charge(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) -> Excess | None:
+    """Spend the amounts of all budgets, or nothing; then return the limit with the longest wait."""
     worst: Excess | None = None
     buckets: list[tuple[Budget, TokenBucket, str, float]] = []
     for budget in budgets:
@@ -263,7 +263,7 @@ def take(budgets: Iterable[Budget], amounts: Mapping[str, float], now: float) ->
 
 
 def spend(budgets: Iterable[Budget], resource: str, amount: float, now: float) -> Excess | None:
-    """Take `amount` at once, on credit if necessary; return the longest debt before that, if any."""
+    """Spend `amount` at once, on credit if necessary; return the longest debt before that, if any."""
     worst: Excess | None = None
     for budget in budgets:
         if bucket := budget.bucket(resource, now):

@@ -111,7 +111,7 @@ class Budgets(Part):
         budgets = self.of_link(peer)
         if excess := limits.acquire(budgets, CONNECTIONS):
             raise self.refusal(excess)
-        if excess := limits.take(budgets, {CONNECTS: 1}, now):
+        if excess := limits.charge(budgets, {CONNECTS: 1}, now):
             self.let_go(budgets)
             raise self.refusal(excess)
         return budgets
@@ -173,7 +173,7 @@ class Budgets(Part):
         budgets = self.of_principal(principal)
         if excess := limits.acquire(budgets, CONNECTIONS):
             raise self.refusal(excess)
-        if excess := limits.take(budgets, {CONNECTS: 1}, now):
+        if excess := limits.charge(budgets, {CONNECTS: 1}, now):
             limits.hold(budgets, CONNECTIONS, -1)
             raise self.refusal(excess)
         return *budgets, *held

@@ -29,7 +29,7 @@ class Alone(Session):
     def admit(self, message: m.ClientMessage, now: float) -> None:
         if self.table[message.type].publishes:
             super().admit(message, now)
-        elif excess := limits.take(self.budgets, {limits.REQUESTS: 1}, now):
+        elif excess := limits.charge(self.budgets, {limits.REQUESTS: 1}, now):
             raise self.limited(excess)
 
 

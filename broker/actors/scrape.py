@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OURS = (subjects.BROKER, subjects.BROADCAST)  # in the stream, but not tenants
 
 
-def take(supervisor: Supervisor) -> Statistics:
+def statistics(supervisor: Supervisor) -> Statistics:
     """Return the current statistics, and settle what tenants have added to their traffic."""
     tenants, services, observer = supervisor.tenants, supervisor.services, supervisor.observer
     most = supervisor.config.metrics.tenants

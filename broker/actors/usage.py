@@ -79,7 +79,7 @@ class Sharing(Part):
     begun: trio.Event = attrs.Factory(trio.Event)  # set when NATS is reached for the first time
     listening: bool = False
     failing: bool = False
-    told: bool = False  # the last report was not empty: an empty one must follow when it no longer holds
+    reported: bool = False  # the last report was not empty: an empty one must follow when it no longer holds
 
     channel = CHANNEL
 
@@ -91,7 +91,7 @@ class Sharing(Part):
         while True:
             try:
                 await self.listen()
-                await self.tell()
+                await self.report()
                 self.failing = False
             except Unavailable as error:
                 if not self.failing:
@@ -108,12 +108,12 @@ class Sharing(Part):
             await self.bus.subscribe_live(f"{self.names.own}.{CHANNEL}*")
             self.listening = True
 
-    async def tell(self) -> None:
+    async def report(self) -> None:
         usages = self.collect()
-        if usages or self.told:
+        if usages or self.reported:
             subject = f"{self.names.own}.{CHANNEL}{self.broker}"
             await self.bus.publish_live(subject, msgspec.json.encode(usages))
-            self.told = bool(usages)
+            self.reported = bool(usages)
 
     def collect(self) -> list[Usage]:
         """Return the usages to report, and count them as reported."""

@@ -225,7 +225,7 @@ class Snapshots:
     def __attrs_post_init__(self) -> None:
         self.holdings.tenants.add(self)
 
-    async def take(
+    async def get(
         self, selections: Collection[Selection], scope: Callable[[], Scope], *, most: int
     ) -> Snapshot:
         """Return a snapshot at the head that the scope has in the end, of at most `most` channels.

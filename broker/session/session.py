@@ -69,7 +69,7 @@ class Session:
 
     def receive(self, data: bytes, now: float) -> Sequence[Effect]:
         """Return the effects of one text message."""
-        excess = limits.take(self.budgets, {MESSAGES: 1, BYTES: len(data)}, now)
+        excess = limits.charge(self.budgets, {MESSAGES: 1, BYTES: len(data)}, now)
         try:
             decoded = codec.decode(data)
         except codec.Undecodable as fault:
@@ -85,14 +85,14 @@ class Session:
     def admit(self, message: m.ClientMessage, now: float) -> None:
         """Count a message against the rates. Raise `RateLimited`."""
         if self.principal and self.table[message.type].publishes:
-            if excess := limits.take(self.budgets, {PUBLISHES: 1, POSTS: 1}, now):
+            if excess := limits.charge(self.budgets, {PUBLISHES: 1, POSTS: 1}, now):
                 raise self.limited(excess)
             return
         if self.requests is None:
             self.requests = TokenBucket(
                 rate=self.limits.requests_per_second, burst=self.limits.requests_burst, now=now
             )
-        if wait := self.requests.take(now):
+        if wait := self.requests.charge(now):
             raise self.limited(limits.Excess(limits.CONNECTION, REQUESTS, wait))
 
     def limited(self, excess: Excess) -> errors.RateLimited:
@@ -188,7 +188,7 @@ class Session:
                 effects.append(Close(error.close_code, error.message))
             return effects
         if not error.retryable:
-            limits.take(self.budgets, {POSTS: 1}, now)
+            limits.charge(self.budgets, {POSTS: 1}, now)
         if isinstance(error, errors.BadMessage | errors.UnknownType):
             self.bad = self.bad or Window(limit=BAD_MESSAGES, seconds=BAD_SECONDS)
             if self.bad.hit(now):

@@ -293,7 +293,7 @@ async def test_rates_hold_over_brokers(autojump_clock: trio.abc.Clock) -> None:
         nonlocal admitted
         held = sharing.budgets.claim((), ALICE, 0.0)
         while True:
-            admitted += limits.take(held, {MESSAGES: 1}, trio.current_time()) is None
+            admitted += limits.charge(held, {MESSAGES: 1}, trio.current_time()) is None
             await trio.sleep(0.005)
 
     async with trio.open_nursery() as nursery:
@@ -312,7 +312,7 @@ async def test_reports_are_small(autojump_clock: trio.abc.Clock) -> None:
     for number in range(2 * MOST_HOLDERS):
         for _ in range(50 if number % 2 else 25):
             here.budgets.claim((), who("t" * 64, f"{number:0128}"), 0.0)
-    await here.tell()
+    await here.report()
     assert len(there.budgets.elsewhere) == MOST_HOLDERS
     assert {each[CONNECTIONS] for each in there.budgets.elsewhere.values()} == {50}
     assert max(wire.sizes) < 128 * 1024

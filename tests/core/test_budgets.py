@@ -65,7 +65,7 @@ def test_all_budgets_or_none(rates: list[float], steps: list[tuple[int, int]]) -
             max(Fraction(0), (min(Fraction(amount), burst) - level) / Fraction(rate))
             for level, rate, burst in zip(levels, rates, bursts, strict=True)
         ]
-        excess = limits.take(budgets, {BYTES: amount, MESSAGES: 1}, now)
+        excess = limits.charge(budgets, {BYTES: amount, MESSAGES: 1}, now)
         if any(waits):
             assert excess is not None
             assert excess.seconds == max(waits)
@@ -75,7 +75,7 @@ def test_all_budgets_or_none(rates: list[float], steps: list[tuple[int, int]]) -
             assert excess is None
             levels = [level - amount for level in levels]
     now += 1000
-    assert limits.take(budgets, {BYTES: 20}, now) is None
+    assert limits.charge(budgets, {BYTES: 20}, now) is None
 
 
 @settings(deadline=None)
@@ -100,10 +100,10 @@ def test_spending_on_credit(amounts: list[int]) -> None:
 def test_other_bounds() -> None:
     """What is limited no more is forgotten; the rest goes on where it stood."""
     budget = Budget(Bounds(scope="user", held={CONNECTIONS: 1}, rates={BYTES: (1, 10), MESSAGES: (1, 1)}))
-    limits.take([budget], {BYTES: 8, MESSAGES: 1}, 0.0)
+    limits.charge([budget], {BYTES: 8, MESSAGES: 1}, 0.0)
     assert limits.acquire([budget], CONNECTIONS) is None
     budget.set_bounds(Bounds(scope="user", rates={BYTES: (1, 20)}))
-    assert limits.take([budget], {BYTES: 3, MESSAGES: 1}, 0.0) == limits.Excess("user", BYTES, 1.0)
+    assert limits.charge([budget], {BYTES: 3, MESSAGES: 1}, 0.0) == limits.Excess("user", BYTES, 1.0)
     assert limits.acquire([budget], CONNECTIONS) is None
     assert budget.connections == 2
     assert not budget.idle(100.0)

@@ -24,7 +24,7 @@ def test_bucket_admits_what_has_flowed_in(steps: list[float], rate: float, burst
         now += step
         level = min(Fraction(burst), level + Fraction(step) * Fraction(rate))
         assert bucket.full(now) == (level == burst)
-        wait = bucket.take(now)
+        wait = bucket.charge(now)
         if level >= 1:
             assert wait == 0
             level -= 1
@@ -32,7 +32,7 @@ def test_bucket_admits_what_has_flowed_in(steps: list[float], rate: float, burst
             assert wait == (1 - level) / Fraction(rate)
             patient = TokenBucket(rate=rate, burst=burst, now=now)
             patient.level = bucket.level
-            assert patient.take(now + wait) == 0, "waited as told, and refused again"
+            assert patient.charge(now + wait) == 0, "waited as told, and refused again"
 
 
 @settings(deadline=None)

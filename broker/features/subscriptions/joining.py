@@ -138,7 +138,7 @@ class Joiner:
 
     async def resolve(self, start: Wished) -> None:
         if isinstance(start, Snapshot):
-            self.snapshot = await self.take_snapshot()
+            self.snapshot = await self.get_snapshot()
         else:
             self.beginning = await self.sources.starts.resolve(start, self.scope())
             await self.reach(self.beginning.after)
@@ -149,7 +149,7 @@ class Joiner:
         self.taken = name
         if self.snapshot:  # P has advanced while the cursor was created: this must not fail any more
             with suppress(Unavailable, SnapshotTooLarge):
-                self.snapshot = await self.take_snapshot()
+                self.snapshot = await self.get_snapshot()
         elif not self.beginning:
             await self.resolve(After(position))
 
@@ -201,7 +201,7 @@ class Joiner:
             return
         raise Unavailable("this broker is behind the position; try again", retry_after=1.0)
 
-    async def take_snapshot(self) -> snapshots.Snapshot:
+    async def get_snapshot(self) -> snapshots.Snapshot:
         """Return the newest event of each channel at P."""
         limits = self.caller.session.limits
         most = limits.catch_ups_per_connection
@@ -209,7 +209,7 @@ class Joiner:
             raise SnapshotTooLarge(f"{most} snapshots are under way on this connection; wait for one to end")
         if self.sources.log_of(self.principal.tenant) is not self.log:
             raise Unavailable("the tenant was restarted; subscribe again", retry_after=0.1)
-        return await self.log.snapshots.take(self.stored(), self.scope, most=limits.snapshot_channels)
+        return await self.log.snapshots.get(self.stored(), self.scope, most=limits.snapshot_channels)
 
     # --- without an await from here on --------------------------------------------------------------
 
