@@ -11,6 +11,8 @@ import pytest
 from msgspec import UNSET
 
 from broker import config, docs, errors
+from broker.http.refusals import STATUS
+from broker.links.poll.messages import Polled
 from broker.web.asyncapi import SERVER_MESSAGES, error_codes
 from broker.wire import messages as m
 from tests.support.requests import TABLE
@@ -78,6 +80,29 @@ def test_messages_of_the_broker() -> None:
     assert rows.keys() == SERVER_MESSAGES.keys()
     for name, (fields, _) in rows.items():
         assert written(fields) == payload(SERVER_MESSAGES[name]), name
+
+
+def test_forms_over_http() -> None:
+    """The answer to a poll, and what is answered to a single request, in the same words."""
+    text = " ".join(docs.page("protocol").text.split())
+    (polled,) = re.findall(r"The answer is `\{([^}]*)\}`", text)
+    fields = attrs.fields(Polled)
+    assert written(polled) == {each.name + ("?" if each.default is UNSET else "") for each in fields}
+    for request in TABLE.values():
+        if page := request.page:
+            pattern = rf"`POST {page.path}` with `\{{([^}}]*)\}}`: {page.status} with `\{{([^}}]*)\}}`"
+            ((asked, answered),) = re.findall(pattern, text)
+            assert written(asked) == payload(request.message)
+            assert {each.strip("?") for each in written(answered)} <= set(
+                request.replies[0].__struct_fields__
+            )
+
+
+def test_statuses() -> None:
+    """Each HTTP status of an error."""
+    text = " ".join(docs.page("protocol").text.split())
+    _, _, rest = text.partition("with the protocol's `code` and `retry_after_ms`: ")
+    assert set(re.findall(r"\b[45]\d\d\b", rest.partition(". ")[0])) == set(map(str, STATUS.values()))
 
 
 def test_words() -> None:
