@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from broker.bus.base import StreamState
+from broker.bus.base import PublishAck, StreamState
 from broker.errors import Unavailable
 from broker.nats.link import RETRY_AFTER_SECONDS, Link, Part, away
 
@@ -86,6 +86,14 @@ def decode(body: bytes, path: str) -> dict[str, Any]:
     if "error" in answer:
         raise ApiError(answer["error"], path)
     return answer
+
+
+def acknowledged(body: bytes, subject: str) -> PublishAck:
+    """Return what a stream answers to a message that it has stored. Raises `ApiError` for its refusal."""
+    answer = decode(body, subject)
+    if type(answer.get("seq")) is not int:
+        raise away(f"{subject}: the answer is not that of a stream; does a service reply there?")
+    return PublishAck(sequence=answer["seq"], duplicate=answer.get("duplicate", False))
 
 
 def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState:

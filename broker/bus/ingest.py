@@ -189,7 +189,7 @@ class Ingest:
             self.stalled.append(headers.text(reply))
         if stall := fields.get("Nats-Consumer-Stalled"):
             self.stalled.append(stall)
-        return int(fields.get("Nats-Last-Consumer", self.delivered)) == self.delivered
+        return fields.get("Nats-Last-Consumer") in (None, str(self.delivered))
 
     async def explain(self, sink: Sink) -> bool:
         """Tell the sink what was deleted from the stream before it was read.

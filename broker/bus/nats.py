@@ -15,7 +15,6 @@ from broker.backoff import Backoff
 from broker.beats import beat
 from broker.bus import api, streams
 from broker.bus.archive import StreamArchive
-from broker.bus.base import Page, PublishAck, Standing, StreamState, Usage
 from broker.bus.generations import Generations
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from broker import config
-    from broker.bus.base import Message, Record, Sink
+    from broker.bus.base import Message, Page, PublishAck, Record, Sink, Standing, StreamState, Usage
     from broker.bus.streams import Wanted
     from broker.nats.link import Link
     from broker.nats.login import Server
@@ -276,8 +275,7 @@ class NatsBus:
         link = await self.jetstream.up()
         seconds = self.nats.request_seconds / PUBLISH_TRIES
         parts = await link.request(subject, body, seconds=seconds, fields=fields)
-        ack = api.decode(parts[0][1], subject)
-        return PublishAck(sequence=ack["seq"], duplicate=ack.get("duplicate", False))
+        return api.acknowledged(parts[0][1], subject)
 
     async def publish_all(self, messages: Sequence[Message]) -> None:
         """Store messages, all on their way at once, and return when the stream has acknowledged each."""
@@ -285,7 +283,7 @@ class NatsBus:
         said = [(subject, body, {"Nats-Msg-Id": message_id}) for subject, body, message_id in messages]
         answers = await link.request_all(said, seconds=self.nats.request_seconds)
         for (subject, _, _), (_, body) in zip(messages, answers, strict=True):
-            api.decode(body, subject)
+            api.acknowledged(body, subject)
 
     @property
     def heard(self) -> float | None:

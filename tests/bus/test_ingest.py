@@ -337,6 +337,17 @@ async def test_no_header_stops_the_feed(nats: NatsServer, publisher: RawNats, he
         assert bus.ingest.consumers == 1
 
 
+async def test_a_heartbeat_that_no_server_sends(nats: NatsServer, publisher: RawNats) -> None:
+    """Whoever may publish to our inbox costs us a consumer, not the broker."""
+    async with ready_bus(nats.url) as (bus, sink):
+        wrong = b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: x\r\n\r\n"
+        await publisher.publish(bus.ingest.inbox, header=wrong)
+        await publisher.flush()
+        await publisher.store("events.acme.a", b"1")
+        await sink.until(lambda: sink.bodies == [b"1"])
+        assert bus.ingest.consumers == 2
+
+
 async def test_our_consumer_does_not_outlive_us(nats: NatsServer, publisher: RawNats) -> None:
     """A broker that is gone leaves nothing in NATS: its consumer is forgotten within seconds."""
     async with ready_bus(nats.url) as (bus, _):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from broker import config
 from broker.bus.base import Page
@@ -161,3 +162,25 @@ async def test_the_bound_of_the_stream(nats: NatsServer) -> None:
     for stream in (config.Stream(max_bytes=1 << 20), config.Stream(max_bytes=None)):
         async with ready_bus(nats.url, stream=stream) as (bus, _):
             assert (await bus.usage()).max_bytes == 1 << 20
+
+
+@pytest.mark.parametrize("answer", [b"{}", b'{"seq": "1"}', b"1", b"stored"])
+async def test_a_service_that_replies_stores_nothing(
+    nats: NatsServer, publisher: RawNats, answer: bytes
+) -> None:
+    """An answer to a message is no acknowledgement unless it is a stream's."""
+    subject = "unstored.a"
+    asked = await publisher.subscribe(subject)
+    await publisher.flush()
+
+    async def reply() -> None:
+        async for message in asked:
+            await publisher.publish(message.reply.decode(), answer)
+
+    async with ready_bus(nats.url) as (bus, _), trio.open_nursery() as nursery:
+        nursery.start_soon(reply)
+        with pytest.raises(Unavailable, match=r"unstored\.a: the answer"):
+            await bus.publish(subject, b"1")
+        with pytest.raises(Unavailable, match=r"unstored\.a: the answer"):
+            await bus.publish_all([(subject, b"1", "id")])
+        nursery.cancel_scope.cancel()
