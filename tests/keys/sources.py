@@ -46,6 +46,7 @@ CA = {"nats.tls_ca": "FILES/a.ca"}
     "nats.tls_key", "FILES/b.key", basis="FILES/a.key",
     beside=CA | {"nats.tls_certificate": "FILES/b.pem"}, nats=MUTUAL, how="starting",
 )  # fmt: skip
+@row("nats.tls_first", True, beside=CA, nats={"tls": TLS["tls"] | {"handshake_first": True}}, how="starting")
 @row("nats.jetstream_domain", "hub", basis="leaf", nats={"jetstream": {"domain": "hub"}}, how="starting")
 async def logged_in(world: World) -> object:
     return await started(world)
