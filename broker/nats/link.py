@@ -321,12 +321,15 @@ class Link:
             self.lose(f"NATS closed the connection: {refusal}")
             return
         log.error("nats_refused", error=refusal.text)
-        if refusal.publish is None:
+        subject = refusal.publish
+        if subject is None:
             self.refused[refusal.subscription or ""] = self.number, refusal
+            return
         for answer in self.answers.values():
-            if answer.subject == refusal.publish:
+            if answer.subject == subject and not answer.done.is_set():
                 answer.refusal = refusal.text
                 answer.done.set()
+                break  # there is a refusal for each message, in their order
 
 
 @asynccontextmanager

@@ -106,7 +106,7 @@ async def understand(stream: trio.abc.Stream, decoder: Decoder) -> list[Event]:
 async def receive(stream: trio.abc.Stream) -> bytes:
     """Return the next bytes; nothing at the end.
 
-    A bare socket is waited for first: `receive_some` would read it in vain before, each time.
+    A bare socket is waited for first: Trio's `receive_some` would try to read before that, each time in vain.
     """
     if not isinstance(stream, trio.SocketStream):
         return bytes(await stream.receive_some(READ_BYTES))

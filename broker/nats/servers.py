@@ -43,7 +43,7 @@ class Servers:
             yield from sorted([*self.configured, *self.named], key=lambda each: each == self.left)
 
     def name(self, addresses: Sequence[str], speaker: Server) -> None:
-        """Take what `speaker` says of its cluster; all that is not in an address is as with that one."""
+        """Take what `speaker` says of its cluster; whatever an address leaves open is as with the speaker."""
         self.left = None
         known = {(each.host, each.port) for each in self.configured}
         found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -369,3 +370,29 @@ async def test_a_refused_subject_is_told_at_once(tmp_path: Path, name: str) -> N
         number = await link.subscribe(f"no.{name}", lambda *_: None)
         await link.flush()
         assert link.refusal(f"no.{name}", number) is not None
+
+
+async def test_a_refusal_is_of_one_message() -> None:
+    """The server sends one for each that it refuses, in their order."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await greet(stream)
+        said = bytearray()
+        while len(inboxes := re.findall(rb"PUB own (\S+) 1\r\nx\r\n", said)) < 2:
+            said += await stream.receive_some()
+        await stream.send_all(b"-ERR 'Permissions Violation for Publish to \"own\"'\r\n")
+        await stream.send_all(b"MSG %b 1 2\r\nOK\r\n" % inboxes[1])
+        await trio.sleep_forever()
+
+    async def refused(link: Link) -> None:
+        with pytest.raises(NotPermitted):
+            await link.request("own", b"x", seconds=PATIENCE_SECONDS)
+
+    async with (
+        serving(serve) as server,
+        open_link(server, config.Nats()) as link,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(refused, link)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await link.request("own", b"x", seconds=PATIENCE_SECONDS) == [(b"", b"OK")]
