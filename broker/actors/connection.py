@@ -439,6 +439,11 @@ class Connection:
             channel = messages.named(each.pattern for each in unstored)
             self.tell(messages.Gap(channel=channel, reason=notice.reason))
 
+    def held_up(self) -> None:
+        """Start sending. A stall of the client begins here, however long it had nothing to accept before."""
+        self.progress = trio.current_time()
+        self.fell_behind()
+
     def fell_behind(self) -> None:
         """Start or wake the sending task, if there is something to send."""
         flow = self.flow

@@ -39,8 +39,11 @@ class Client(Protocol):
     def who(self) -> Who:
         """Return its identity, for operators."""
 
+    def held_up(self) -> None:
+        """Start sending: bytes are left, from now on, that the link did not accept."""
+
     def fell_behind(self) -> None:
-        """Start sending: bytes are left that the link did not accept."""
+        """Start sending, if there is something to send."""
 
     def link_lost(self) -> None:
         """End it: its link has ended."""
@@ -77,7 +80,7 @@ class Nobody:
 
     def nothing(self, *_: object) -> None: ...
 
-    fell_behind = link_lost = crashed = too_slow = send_away = tell = heed_notice = nothing
+    held_up = fell_behind = link_lost = crashed = too_slow = send_away = tell = heed_notice = nothing
 
 
 NOBODY = Nobody()

@@ -112,4 +112,4 @@ class Pipe:
 
     def held_up(self) -> None:
         """Note that there is a rest now. Called whenever one begins."""
-        self.client.fell_behind()
+        self.client.held_up()

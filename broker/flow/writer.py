@@ -152,7 +152,7 @@ class Writer(Pipe):
     def held_up(self) -> None:
         if self.main is None and self.log is not None:
             self.fall_behind(self.log.end())
-        self.client.fell_behind()
+        self.client.held_up()
 
     def fall_behind(self, place: int) -> Reader:
         """Read the log from a place on, from now on."""

@@ -158,6 +158,9 @@ class Client(Link):
 
     # --- what the broker's side does
 
+    def held_up(self) -> None:
+        self.fell_behind()
+
     def fell_behind(self) -> None:
         flow = self.flow
         if flow.rest or flow.main or flow.beside:

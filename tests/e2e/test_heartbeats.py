@@ -236,27 +236,56 @@ async def test_heartbeats_go_on_after_a_client_was_behind(
         assert (await client.closed())[0] == 4009
 
 
-async def test_a_stall_is_measured_from_where_it_begins(
+@asynccontextmanager
+async def waiting(
     tmp_path: Path, nats: NatsServer, publisher: RawNats, supervisors: list[Supervisor]
-) -> None:
-    """A client that waited for the broker, not the broker for it, has its whole `stall_seconds` left."""
+) -> AsyncIterator[Connection]:
+    """A client that has accepted all that the broker has at hand, and NATS has been away for two hours."""
     limits = QUICK | {"heartbeat_timeout_seconds": 3600.0, "stall_seconds": 3600.0}
     settings = configure(tmp_path, nats.url, limits=limits, ring={"events": 1})
     async with run_broker(tmp_path, settings) as broker, reader(broker, channel="big.>") as client:
         connection = connection_of(supervisors[0])
-        await publish(publisher)
-        await eventually(lambda: supervisors[0].meters.received["stored"] >= EVENTS)
+        await publish(publisher, 3 * EVENTS)  # more than the kernel takes and the broker remembers
+        await eventually(lambda: supervisors[0].meters.received["stored"] >= 3 * EVENTS)
         await nats.kill9()
-        flow = connection.flow
-        while flow.rest:  # it takes all that the broker has at hand
-            await hear(client)
+        flow, sender = connection.flow, connection.sender
+        assert sender is not None
+        while flow.rest or not sender.reading:
+            while flow.rest:
+                await hear(client)
+            await eventually(lambda: bool(flow.rest) or sender.reading)
         assert flow.main
-        connection.progress -= 7200  # NATS has been away for two hours
+        connection.progress -= 7200
+        yield connection
+
+
+async def assert_patience(connection: Connection, supervisor: Supervisor) -> None:
+    """Has the timer look at a client that accepts nothing: it is not the end."""
+    await eventually(lambda: connection.flow.rest is not None)
+    before = trio.current_time()
+    supervisor.services.wheel.schedule(connection, before)
+    await eventually(lambda: connection.heard > before or connection.closing)
+    assert not connection.closing
+
+
+async def test_a_stall_is_measured_from_where_it_begins(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, supervisors: list[Supervisor]
+) -> None:
+    """A client that waited for the broker, not the broker for it, has its whole `stall_seconds` left."""
+    async with waiting(tmp_path, nats, publisher, supervisors) as connection:
         await nats.start()
         async with rawnats.connect(nats.url) as again:
-            await publish(again, first=EVENTS)
-        await eventually(lambda: flow.rest is not None)
-        before = trio.current_time()
-        supervisors[0].services.wheel.schedule(connection, before)
-        await eventually(lambda: connection.heard > before or connection.closing)
-        assert not connection.closing
+            await publish(again, first=3 * EVENTS)
+        await assert_patience(connection, supervisors[0])
+
+
+async def test_a_stall_may_begin_with_a_reply(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, supervisors: list[Supervisor]
+) -> None:
+    """The same where no events come, and what the broker says otherwise is more than the link accepts."""
+    async with waiting(tmp_path, nats, publisher, supervisors) as connection:
+        for _ in range(1_000_000):
+            if connection.flow.rest is not None:
+                break
+            connection.flow.push(connection.transport.ping(connection.position()))
+        await assert_patience(connection, supervisors[0])

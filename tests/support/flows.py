@@ -98,6 +98,9 @@ class Link:
     def who(self) -> Who:
         return {"connection": "c", "peer": "", "tenant": "t", "user": self.user}
 
+    def held_up(self) -> None:
+        self.fell_behind()
+
     def fell_behind(self) -> None:
         self.calls["fell_behind"] += 1
         self.sending.woken.set()

@@ -61,7 +61,7 @@ ACTORS = (
     *(Seam(Connection, name) for name in (
         "begin", "open", "heed", "receive", "attempt", "authenticate", "rights_changed", "carry_out",
         "note_refusal", "tell", "sending", "progressed", "when_due", "heartbeat",
-        "heed_notice", "say_goodbye", "position", "note_position", "return_budgets", "fell_behind",
+        "heed_notice", "say_goodbye", "position", "note_position", "return_budgets", "held_up", "fell_behind",
     )),
     *(Seam(Session, name) for name in ("receive", "timers", "settings_changed", "recount")),
     *(Seam(Flow, name) for name in (
