@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from broker.links.exchange import Exchange
 
-INDEX, STYLE = "/docs", "/docs.css"
+INDEX = "/docs"
+STYLES = "palette.css", "docs.css"  # the first one is the demo page's too
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
@@ -42,7 +43,7 @@ FRAME = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>{title} · broker</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="{style}">
+{styles}
 </head>
 <body>
 <header><a href="{index}">broker</a><nav aria-label="Pages">{pages}</nav></header>
@@ -67,13 +68,13 @@ class Heading:
 
 
 def routes() -> list[Route[Exchange, Response]]:
-    """Return the routes of the documentation: a list of its pages, each page, and their style sheet."""
+    """Return the routes of the documentation: a list of its pages, each page, and their style sheets."""
     pages = {
         INDEX: partial(answer, None),
         **{f"{INDEX}/{name}": partial(answer, name) for name in docs.NAMES},
     }
     found = [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
-    return [*found, Route(path=STYLE, methods=GET, handle=style)]
+    return [*found, *(Route(path=f"/{name}", methods=GET, handle=partial(style, name)) for name in STYLES)]
 
 
 async def answer(name: str | None, exchange: Exchange) -> Response:
@@ -82,8 +83,8 @@ async def answer(name: str | None, exchange: Exchange) -> Response:
     return as_file(exchange, body, "text/html")
 
 
-async def style(exchange: Exchange) -> Response:
-    path = Path(__file__).parent / "static" / "docs.css"
+async def style(name: str, exchange: Exchange) -> Response:
+    path = Path(__file__).parent / "static" / name
     return as_file(exchange, path.read_bytes(), "text/css")
 
 
@@ -112,8 +113,9 @@ def rendered(name: str | None) -> bytes:
         for each in headings
         if each.level in (2, 3)
     )
+    styles = "\n".join(f'<link rel="stylesheet" href="/{each}">' for each in STYLES)
     return FRAME.format(
-        title=html.escape(title), style=STYLE, index=INDEX, pages=pages, body=body, contents=contents
+        title=html.escape(title), styles=styles, index=INDEX, pages=pages, body=body, contents=contents
     ).encode()
 
 

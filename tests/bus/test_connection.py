@@ -24,8 +24,10 @@ from tests.support.nats import run_nats
 from tests.support.rawnats import connect
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from broker.nats.link import Link
     from tests.support.nats import NatsServer
 
 
@@ -167,30 +169,41 @@ async def test_a_subscription_that_is_cancelled_is_none(nats: NatsServer) -> Non
         assert [body for _, _, body, _ in sink.messages] == [b"2"]
 
 
-async def test_a_server_that_leaves_is_left(nats: NatsServer, tmp_path: Path) -> None:
-    """When it says that it will stop, the next one that the cluster has named is taken at once."""
+@pytest.fixture
+async def other(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """A server that is in no configuration."""
     directory = tmp_path / "other"
     directory.mkdir()
-    async with run_nats(directory) as other, ready_bus(nats.url) as (bus, sink):
-        link = bus.jetstream.link
-        assert link is not None
-        link.take([attrs.evolve(link.info, servers=(f"127.0.0.1:{nats.port}",), lame_duck=True)])
+    async with run_nats(directory) as server:
+        yield server
+
+
+def link_of(bus: NatsBus) -> Link:
+    assert bus.jetstream.link is not None
+    return bus.jetstream.link
+
+
+def named(bus: NatsBus, server: NatsServer, *, lame_duck: bool = False) -> None:
+    """Has the server of a bus name another one, and say whether it is about to stop."""
+    link = link_of(bus)
+    link.take([attrs.evolve(link.info, servers=(f"127.0.0.1:{server.port}",), lame_duck=lame_duck)])
+
+
+async def test_a_server_that_leaves_is_left(nats: NatsServer, other: NatsServer) -> None:
+    """When it says that it will stop, the next one that the cluster has named is taken at once."""
+    async with ready_bus(nats.url) as (bus, sink):
+        named(bus, nats, lame_duck=True)
         await bus.publish("events.acme.a", b"1")  # there is no other one yet
         await sink.until(lambda: sink.bodies == [b"1"])
-        link.take([attrs.evolve(link.info, servers=(f"127.0.0.1:{other.port}",), lame_duck=True)])
+        named(bus, other, lame_duck=True)
         await sink.until(lambda: sink.interruptions == 1 and sink.up)
-        assert bus.jetstream.link is not None
-        assert bus.jetstream.link.server.port == other.port
+        assert link_of(bus).server.port == other.port
 
 
-async def test_another_server_of_the_cluster(nats: NatsServer, tmp_path: Path) -> None:
+async def test_another_server_of_the_cluster(nats: NatsServer, other: NatsServer) -> None:
     """The only one of the configuration is gone for good; another has been named meanwhile."""
-    directory = tmp_path / "other"
-    directory.mkdir()
-    async with run_nats(directory) as other, ready_bus(nats.url) as (bus, sink):
-        link = bus.jetstream.link
-        assert link is not None
-        link.take([attrs.evolve(link.info, servers=(f"127.0.0.1:{other.port}",))])
+    async with ready_bus(nats.url) as (bus, sink):
+        named(bus, other)
         await bus.publish("events.acme.a", b"1")
         await nats.kill9()
         await sink.until(lambda: sink.interruptions == 1 and sink.up)

@@ -64,6 +64,7 @@ async def test_the_demo_page_is_for_development(broker: Broker) -> None:
         "/docs",
         "/docs/protocol",
         "/docs.css",
+        "/palette.css",
         "/demo.js",
         "/dev/token",
         "/client.js/",
@@ -77,5 +78,5 @@ async def test_the_demo_page_is_for_development(broker: Broker) -> None:
 
 async def test_the_documentation_is_on_the_admin_port(broker: Broker) -> None:
     """In production operators have it, beside the metrics and without a token."""
-    for path in ("/docs", "/docs/operate", "/docs.css"):
+    for path in ("/docs", "/docs/operate", "/docs.css", "/palette.css"):
         assert (await ask(broker.running.admin, "GET", path)).status == 200

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Ask = Callable[[bytes], Awaitable[Answer]]
 
 PAGES = [f"/docs/{name}" for name in docs.NAMES]
-SERVED = ["/docs", "/docs.css", *PAGES]
+SERVED = ["/docs", "/palette.css", "/docs.css", *PAGES]
 REFERENCE = re.compile(r'(?:href|src)="([^"]*)"')
 NAMED = re.compile(r' id="([^"]*)"')
 
@@ -91,7 +91,7 @@ async def test_every_link_is_served(ask: Ask) -> None:
     for path, text in pages.items():
         assert len(set(names[path])) == len(names[path])
         for link in map(html.unescape, REFERENCE.findall(text)):
-            if link.startswith(("https://", "data:")) or link == web_docs.STYLE:
+            if link.startswith(("https://", "data:")) or link[1:] in web_docs.STYLES:
                 continue
             target, _, heading = link.partition("#")
             target = target or path
