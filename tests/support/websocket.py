@@ -52,6 +52,15 @@ class Client:
                 payload: dict[str, Any] = message["payload"]
                 return payload
 
+    async def all_of(self, *kinds: str) -> list[dict[str, Any]]:
+        """The payloads of the next message of each type, in the order asked for, whichever comes first."""
+        payloads: dict[str, dict[str, Any]] = {}
+        while len(payloads) < len(kinds):
+            message = await self.receive()
+            if message["type"] in kinds:
+                payloads.setdefault(message["type"], message["payload"])
+        return [payloads[kind] for kind in kinds]
+
     async def greeted(self) -> dict[str, Any]:
         """Past the opening of an authenticated connection."""
         await self.expect("connection.established")
