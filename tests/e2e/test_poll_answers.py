@@ -170,3 +170,45 @@ async def test_a_client_that_goes_by_the_first_name(broker: Broker, publisher: R
         answer = await alice.poll(20)
         assert [each["event"] for each in answer["events"]] == [number]
         assert [gap["reason"] for gap in answer["gaps"]] == ["lag"] * (number > 0)
+
+
+async def test_an_answer_that_nobody_reads_repeats_a_position(broker: Broker, publisher: RawNats) -> None:
+    """The session goes back for one client; another that stands where the answer ends lacks live events."""
+    alice = poller(broker, "a", "live.x")
+    await alice.poll()
+    closed = poller(broker, "a", "live.x")
+    closed.session, closed.position = alice.session, alice.position
+    await publisher.store("events.acme.a", b'"stored"')
+    await alice.poll(20)
+    async with broker.client(user="bob") as bob:
+        await bob.subscribe("live.x")
+        for number in range(3):
+            await publisher.publish("live.acme.x", b"%d" % number)
+            await bob.expect("event")
+            answer = (await closed.ask(5)).json  # as of a tab that was closed
+            assert (answer["position"], bool(answer["gaps"])) == (alice.position, True)
+        await publisher.publish("live.acme.x", b'"live"')
+        await alice.poll(20)
+    assert [each["event"] for each in alice.events] == ["stored", "live"]
+    assert [(gap["channel"], gap["reason"]) for gap in alice.gaps] == [("live.x", "lag")]
+
+
+async def test_a_client_that_goes_by_the_first_name_where_positions_move(
+    broker: Broker, publisher: RawNats
+) -> None:
+    """Going back for it once does not have it told of gaps again and again at once."""
+    alice = poller(broker, "a", "live.x")
+    first = (await alice.poll())["session"]
+    await publisher.store("events.acme.a", b'"a"')
+    await settled(broker, publisher)
+    await alice.ask(5)  # lost
+    alice.session = first
+    assert await alice.until(1) == ["a"]
+    for number in range(3):
+        await (
+            publisher.publish("live.acme.x", b"0") if number == 1 else publisher.store("events.acme.a", b"0")
+        )
+        alice.session = first
+        answer = await alice.poll(20)
+        assert [each["event"] for each in answer["events"]] == [0]
+        assert [gap["reason"] for gap in answer["gaps"]] == ["lag"]

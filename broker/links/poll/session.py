@@ -84,8 +84,10 @@ class PollTransport:
     framing: ClassVar[None] = None  # it reads the frames of WebSocket clients
     sessions: Sessions
     id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
-    turns: int = 0  # answers that no position distinguishes from the one before
-    live_alone: bool = False  # whether the newest answer had nothing else
+    turns: int = 0  # of its name: answers that have a position in common have names that differ
+    live_alone: bool = (
+        False  # whether one who stands at the newest answer's position lacks only live events of it
+    )
     missed: list[str] = attrs.Factory(list)  # live channels with events in an answer that was lost
     token_hash: bytes = b""  # of the token that the connection has
     tenant: str | None = None  # asked for with that token
@@ -316,6 +318,7 @@ class PollTransport:
             self.gathered.recovered = False  # what came since is unknown
         if again:  # live events in a lost answer are gone
             self.gathered.gaps.append(lag(again))
+            self.turns += 1  # the answers that follow may repeat positions that have been told
         self.resume_position = None if self.place.unfinished else reply.field("position")
         return reply
 
@@ -344,7 +347,8 @@ class PollTransport:
             self.missed = []
         before, self.resume_position, self.size = self.resume_position, self.place.position, len(self.buffer)
         self.turns += bool(gathered) and (before is None or self.resume_position in (None, before))
-        self.live_alone = before == self.resume_position and gathered.live_alone
+        moved = before != self.resume_position
+        self.live_alone = not gathered.refused if moved else gathered.live_alone
         return self.document(gathered, self.resume_position, self.full_name)
 
     def document(self, gathered: Gathered, position: str | None, full_name: str) -> Response:
