@@ -8,6 +8,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from broker.config import unusable
+from broker.config.files import unreadable
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ def read(path: Path, key: str) -> str:
     """Return the token in the file that `key` names. Raises `ConfigError`."""
     try:
         token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
-        raise ConfigError([f"{key}: {path} cannot be read: {reason}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{key}: {unreadable(path, error)}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{key}: {path} cannot be read: it is not ASCII"]) from None
     if not TOKEN.match(token):
         raise ConfigError([f"{key}: {path} is not a token: 16 to 256 printable characters without blanks"])
     return token

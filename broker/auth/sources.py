@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import stat
 from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -16,6 +15,7 @@ from broker import config, subjects
 from broker.auth.addresses import address_fault
 from broker.auth.claims import ANY
 from broker.auth.signatures import ALGORITHMS, SECRET_BYTES, VerifyingKey, misfit
+from broker.config.files import exposed, unreadable
 from broker.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def read_secret(entry: config.Key) -> bytes:
     if not secret.isascii():
         raise ConfigError([f"{field}: is not ASCII text; write random bytes as base64 or hex"])
     if len(secret) < needed:
-        raise ConfigError([f"{field}: {len(secret)} bytes, but {needed} are needed (RFC 7518 section 3.2)"])
+        fault = f"{len(secret)} bytes, but {needed} are needed (RFC 7518 section 3.2)"
+        raise ConfigError([f"{field}: {fault}: `openssl rand -base64 {needed}` makes such a secret"])
     try:
         ALGORITHMS["HS256"].prepare_key(secret)
     except PyJWTError:
@@ -167,12 +168,12 @@ def read_jwk(jwk: dict[str, Any], entry: config.Key) -> Iterator[VerifyingKey]:
 def read_file(field: str, path: Path, *, secret: bool = False) -> bytes:
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError([f"{field}: {path} cannot be read: {error.strerror}"]) from None
-    if secret and mode & stat.S_IROTH:
-        raise ConfigError([f"{field}: {path} is readable by everybody (mode {mode:04o}); chmod 600 it"])
+        raise ConfigError([f"{field}: {unreadable(path, error)}"]) from None
+    if secret and (fault := exposed(path, mode)):
+        raise ConfigError([f"{field}: {fault}"])
     if len(data) > MAX_BYTES:
         raise ConfigError([f"{field}: {path} is longer than {MAX_BYTES} bytes"])
     return data

@@ -57,7 +57,8 @@ def signing(data_dir: Path, environ: Mapping[str, str]) -> config.Config:
     """Return the same for signing a token. Raises `Unavailable` where there is no key yet."""
     settings = development(data_dir, environ)
     if not (data_dir / KEY_FILE).exists() and settings.auth.keys[0].secret is None:
-        raise Unavailable(f"there is no {KEY_FILE} in {data_dir}: start `broker dev`, which generates it")
+        step = "start `broker dev`, which generates it, or use a token of `broker token --config FILE`"
+        raise Unavailable(f"there is no {KEY_FILE} in {data_dir}: {step}")
     return settings
 
 
@@ -66,7 +67,14 @@ def running(data_dir: Path, name: str) -> str:
 
     Raises `Unavailable`.
     """
+    file = data_dir / RUNNING_FILE
     try:
-        return str(json.loads((data_dir / RUNNING_FILE).read_text(encoding="utf-8"))[name])
+        return str(json.loads(file.read_text(encoding="utf-8"))[name])
+    except PermissionError as error:
+        step = "be root or the user of the broker"
+        raise Unavailable(f"{file} cannot be read: {error.strerror}; {step}") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise Unavailable(f"no broker is running on {data_dir}: start one with `broker dev`") from None
+        step = (
+            "`broker dev` starts one, and --data-dir names another's directory (a service's: /var/lib/broker)"
+        )
+        raise Unavailable(f"no broker is ready on {data_dir}: {step}") from None

@@ -5,12 +5,12 @@ Keys, their files, and the patterns of `permissions` are checked in `broker.auth
 
 from __future__ import annotations
 
-import stat
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 
+from broker.config.files import exposed, unreadable
 from broker.config.sections import SNAPSHOT_BYTES
 
 if TYPE_CHECKING:
@@ -159,11 +159,11 @@ def readable(key: str, path: Path | None) -> Iterator[Fault]:
     try:
         path.open("rb").close()
     except OSError as error:
-        yield key, f"{path} cannot be read: {error.strerror}"
+        yield key, unreadable(path, error)
 
 
 def private(key: str, path: Path | None) -> Iterator[Fault]:
     """Yield as `readable`, and a fault when others than its owner and group may access the secret."""
     yield from (found := list(readable(key, path)))
-    if path is not None and not found and (mode := stat.S_IMODE(path.stat().st_mode)) & stat.S_IRWXO:
-        yield key, f"{path} is open to every user of this machine (mode {mode:03o}): `chmod o= {path}`"
+    if path is not None and not found and (fault := exposed(path, path.stat().st_mode)):
+        yield key, fault

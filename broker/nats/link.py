@@ -54,6 +54,13 @@ def away(message: str) -> Unavailable:
     return Unavailable(message, retry_after=RETRY_AFTER_SECONDS)
 
 
+def absent(subject: str) -> str:
+    """Return what a subject lacks that nobody answers on."""
+    if subject.startswith("$JS."):
+        return "is JetStream enabled?"
+    return "no stream keeps this subject; `broker admin streams` shows how the streams differ from the file"
+
+
 class NotPermitted(Unavailable):
     """The server does not permit our login to publish to that subject."""
 
@@ -269,7 +276,7 @@ class Link:
             if answer.refusal:
                 raise NotPermitted(f"NATS refuses: {answer.refusal}", retry_after=RETRY_AFTER_SECONDS)
             if headers.status(answer.parts[-1][0]) == 503:
-                raise away(f"nobody answers on {answer.subject}: is JetStream enabled?")
+                raise away(f"nobody answers on {answer.subject}: {absent(answer.subject)}")
         return list(answers.values())
 
     def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all

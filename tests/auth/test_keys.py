@@ -66,7 +66,10 @@ ENTRIES: list[tuple[dict[str, Any], str]] = [
     ({"algorithms": ("ES256K",)}, "auth.keys.0.algorithms: 'ES256K' is not known"),
     ({"algorithms": ("rot13",)}, "auth.keys.0.algorithms: 'rot13' is not known"),
     ({"algorithms": ("HS256", "RS256")}, "auth.keys.0.algorithms: RS256 takes a public key, not a secret"),
-    ({"secret": "s" * 31}, "auth.keys.0.secret: 31 bytes, but 32 are needed (RFC 7518 section 3.2)"),
+    (
+        {"secret": "s" * 31},
+        "auth.keys.0.secret: 31 bytes, but 32 are needed (RFC 7518 section 3.2): `openssl rand",
+    ),
     ({"secret": " " + "s" * 31 + "\n"}, "auth.keys.0.secret: 31 bytes, but 32 are needed"),
     ({"secret": ""}, "auth.keys.0.secret: 0 bytes, but 32 are needed"),
     ({"secret": "s" * 47, "algorithms": ("HS256", "HS384")}, "auth.keys.0.secret: 47 bytes, but 48"),
@@ -127,8 +130,8 @@ def test_secret_file_mode(tmp_path: Path, mode: int, good: bool) -> None:
     if good:
         assert [found.material for found in Keys.load(config.Auth(keys=(key,))).known()] == [SECRET.encode()]
     else:
-        told = f"auth.keys.0.secret_file: {path} is readable by everybody (mode {mode:04o}); chmod 600 it"
-        assert faults(key) == [told]
+        told = f"{path} is open to every user of this machine (mode {mode:03o}): `chmod o= {path}`"
+        assert faults(key) == [f"auth.keys.0.secret_file: {told}"]
 
 
 @pytest.mark.parametrize("content", [b"s" * 32 + b"\n", b"  " + b"s" * 32 + b"\r\n", b"s" * 32])

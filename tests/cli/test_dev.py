@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from broker.app import Running
 from broker.cli import dev, local
 from broker.config import default_data_dir
-
-if TYPE_CHECKING:
-    import pytest
+from broker.errors import Unavailable
 
 
 def test_it_runs_with_everything_allowed(tmp_path: Path) -> None:
@@ -77,3 +77,24 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         'publish orders.7 \'{"state":"new"}\' --data-dir x',
         "admin connections --data-dir x",
     ]
+
+
+def test_a_running_broker(tmp_path: Path) -> None:
+    """Where none is ready, or its addresses are not ours to read, the way to another is named."""
+    with pytest.raises(Unavailable, match=r"no broker is ready on .*--data-dir .*/var/lib/broker"):
+        local.running(tmp_path, "admin")
+    (tmp_path / local.RUNNING_FILE).write_text('{"admin": "http://127.0.0.1:1"}')
+    assert local.running(tmp_path, "admin") == "http://127.0.0.1:1"
+
+
+def test_addresses_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have passwords in them; that they cannot be read does not mean that there is no broker."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(
+        Unavailable, match=r"broker\.json cannot be read: Permission denied; be root or the user"
+    ):
+        local.running(tmp_path, "admin")

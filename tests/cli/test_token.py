@@ -81,6 +81,7 @@ def test_no_key_yet(tmp_path: Path) -> None:
     result = sign("--data-dir", tmp_path / "state")
     assert result.exit_code == 1
     assert "start `broker dev`" in result.stderr
+    assert "`broker token --config FILE`" in result.stderr
     assert not (tmp_path / "state").exists()
 
 

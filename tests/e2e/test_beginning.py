@@ -126,7 +126,7 @@ async def test_a_file_that_may_not_be_read(tmp_path: Path, key: str) -> None:
     unreadable.touch()
     unreadable.chmod(0)
     result = await broker("serve", "--config", file, prefix=LIKE_OTHERS)
-    check(result, key, str(unreadable), "Permission denied")
+    check(result, key, str(unreadable), "Permission denied", "chgrp", "chmod g+r")
 
 
 async def test_a_store_that_is_locked(tmp_path: Path) -> None:
