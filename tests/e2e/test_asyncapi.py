@@ -111,6 +111,7 @@ async def test_posts(broker: Broker) -> None:
 async def test_polls(supervisors: list[Supervisor], broker: Broker, publisher: RawNats) -> None:
     """Events, gaps, refusals, the end of the broker; by body and by query."""
     await publisher.store("events.acme.a", b"1")
+    await broker.caught_up()
     await post(broker, "post_poll", {"channels": []}, described_so=False)
     await post(broker, "post_poll", {"channels": ["a"], "wait": 61}, described_so=False)
     found = await post(broker, "post_poll", {"channels": ["a", "b..c"], "position": "other-1"})

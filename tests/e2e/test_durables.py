@@ -59,10 +59,12 @@ async def test_goes_on_where_it_acknowledged(
 async def test_stands_from_its_first_subscribe(broker: Broker, publisher: RawNats) -> None:
     """A cursor that was never acknowledged stands where it began, also with a start beside it."""
     await store(publisher, 1, 2, 3)
+    await broker.caught_up()
     async with broker.client() as client:
         await client.subscribe("a", durable="late", last=2)
         assert [event["event"] for event in await client.events(2)] == [2, 3]
     await store(publisher, 4)
+    await broker.caught_up()
     async with broker.client() as client:
         await client.subscribe("a", durable="late", last=1)
         assert [event["event"] for event in await client.events(3)] == [2, 3, 4]

@@ -226,6 +226,7 @@ async def test_heartbeats_go_on_after_a_client_was_behind(
     ):
         connection = connection_of(supervisors[0])
         await publish(publisher)
+        await eventually(lambda: supervisors[0].meters.received["stored"] >= EVENTS)
         await eventually(lambda: connection.flow.main is not None)
         before = trio.current_time()
         await eventually(lambda: connection.heard > before)  # the timer has seen that bytes wait

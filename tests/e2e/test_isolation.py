@@ -61,6 +61,7 @@ async def test_no_way_to_the_past_of_another_tenant(forgetful: Broker, publisher
             for tenant in ("acme", "acme-2", "_all", "ACME")
         ]
         await store(publisher, subjects)
+        await forgetful.caught_up()
         for client, tenant in ((acme, "acme"), (other, "acme-2")):
             mine = [each for each in subjects if each.startswith((f"events.{tenant}.", "events._all."))]
             for start in ({"position": began}, {"since": LONG_AGO}, {"last": 100}):
@@ -81,6 +82,7 @@ async def test_private_rooms_have_no_window(forgetful: Broker, publisher: RawNat
         filler = [f"events.acme.filler.{number}" for number in range(8)]
         await store(publisher, [f"events.acme.{each}.in" for each in ("users.alice", "users.bob", "x.bob")])
         await store(publisher, filler)
+        await forgetful.caught_up()
         for start in ({"position": began}, {"since": LONG_AGO}, {"last": 100}, {"snapshot": True}):
             wide = flat({each: await past(bob, each, **start) for each in (">", "*.*.in", "*.>", "*.bob.>")})
             assert "events.acme.x.bob.in" in wide
@@ -118,6 +120,7 @@ async def test_shared_history_keeps_rights_apart(forgetful: Broker, publisher: R
     async with forgetful.client() as first:
         began = await first.position()
         await store(publisher, subjects)
+        await forgetful.caught_up()
     async with trio.open_nursery() as nursery:
         for name in rights:
             nursery.start_soon(read, name)

@@ -160,6 +160,7 @@ async def test_channels_change_within_a_session(broker: Broker, publisher: RawNa
 async def test_starts(broker: Broker, publisher: RawNats, start: dict[str, Any], expected: list[int]) -> None:
     for number in range(3):
         await publisher.store("events.acme.a", b"%d" % number)
+    await broker.caught_up()
     assert await poller(broker, "a", **start).until(len(expected)) == expected
 
 
@@ -167,6 +168,7 @@ async def test_what_is_stored_comes_at_once(broker: Broker, publisher: RawNats, 
     """A poll that does not want to wait gets what there is, as soon as it is all there."""
     monkeypatch.setattr("broker.links.poll.session.CATCH_UP_SECONDS", 1000)
     await publisher.store("events.acme.a", b"1")
+    await broker.caught_up()
     found = await poller(broker, "a", last=5).poll(0)
     assert [each["event"] for each in found["events"]] == [1]
     nothing = await poller(broker, "b", since="2020-01-01T00:00:00Z").poll(0)
@@ -177,6 +179,7 @@ async def test_a_snapshot_has_no_position_before_it_is_over(broker: Broker, publ
     """Who loses its session in the middle asks for all of it again."""
     for number in range(40):
         await publisher.store(f"events.acme.s.{number}", b'"' + b"x" * 5000 + b'"')
+    await broker.caught_up()
     alice = poller(broker, "s.*", snapshot=True)
     first = await alice.poll(5)
     assert 0 < len(first["events"]) < 40

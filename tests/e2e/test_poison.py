@@ -70,6 +70,7 @@ async def test_snapshot_under_way_obeys(broker: Broker, publisher: RawNats, how:
         await publisher.publish(f"events.acme.a.{number}", body)
         await publisher.publish(f"events.acme.s.{number}", body)
     await publisher.store("events.acme.last", b"1")
+    await broker.caught_up()
     async with broker.client() as client:
         await client.subscribe([">"] if how == "deny" else ["a.>", "s.>", "last"], snapshot=True)
         if how == "unsubscribe":

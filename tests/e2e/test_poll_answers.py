@@ -49,6 +49,7 @@ async def test_a_part_of_a_snapshot_that_was_lost(count: int, broker: Broker, pu
 async def test_other_channels_in_the_middle_of_a_snapshot(broker: Broker, publisher: RawNats) -> None:
     """It begins anew with all of them, also where the client does not say so again."""
     channels = await states(publisher)
+    await broker.caught_up()
     alice = poller(broker, "s.*", snapshot=True)
     await alice.poll(5)
     alice.start = {}

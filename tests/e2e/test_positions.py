@@ -27,14 +27,6 @@ async def store(
     return sequence
 
 
-async def ingested(broker: Broker, sequence: int) -> None:
-    """Waits until the broker has what is stored: NATS acknowledges a publisher before it delivers."""
-    async with broker.client() as client:
-        await client.subscribe("nothing")
-        while int((await client.position()).rpartition("-")[2]) < sequence:
-            await trio.sleep(0.01)
-
-
 def numbers(events: list[dict[str, Any]]) -> list[int]:
     return [event["event"] for event in events]
 
@@ -46,6 +38,7 @@ async def test_resume_brings_what_was_missed(broker: Broker, publisher: RawNats)
         await store(publisher, 1, 3)
         position = (await client.events(3))[-1]["position"]
     await store(publisher, 4, 300)
+    await broker.caught_up()
     async with broker.client() as client:
         answer = await client.subscribe("a", position=position)
         assert answer["recovered"]
@@ -70,15 +63,18 @@ async def test_resume_reaches_a_fresh_broker_through_the_stream(
         position = (await client.subscribe("a"))["position"]
     await store(publisher, 1, 1000)
     settings = configure(tmp_path / "one", nats.url, ring={"events": 1})
-    async with run_broker(tmp_path / "two", settings) as broker, broker.client() as client:
-        await client.subscribe(["a", "b.>"], position=position)
-        assert numbers(await client.events(1000)) == list(range(1, 1001))
-        assert (await client.expect("subscription.live"))["channel"] == ["a", "b.>"]
+    async with run_broker(tmp_path / "two", settings) as broker:
+        await broker.caught_up()
+        async with broker.client() as client:
+            await client.subscribe(["a", "b.>"], position=position)
+            assert numbers(await client.events(1000)) == list(range(1, 1001))
+            assert (await client.expect("subscription.live"))["channel"] == ["a", "b.>"]
 
 
 async def test_catch_up_beside_the_live_flow(broker: Broker, publisher: RawNats) -> None:
     """A start in the past beside a live subscription is marked, ends at P, and moves no position."""
-    await ingested(broker, await store(publisher, 1, 600))
+    await store(publisher, 1, 600)
+    await broker.caught_up()
     async with broker.client() as client:
         await client.subscribe("b")
         p = await client.position()
@@ -155,7 +151,8 @@ async def test_last_counts_over_the_whole_list(broker: Broker, publisher: RawNat
     await store(publisher, 1, 5, channel="a.x")
     await store(publisher, 6, 7, channel="b")
     await store(publisher, 8, 9, channel="a.secret")
-    await ingested(broker, await store(publisher, 10, 10, channel="a.x", tenant="_all"))
+    await store(publisher, 10, 10, channel="a.x", tenant="_all")
+    await broker.caught_up()
     async with broker.client(subscribe=[">"], deny=["a.secret"]) as client:
         answer = await client.subscribe(["a.>", "a.x", "b"], last=4)
         assert answer["recovered"]
@@ -232,6 +229,7 @@ async def test_trimmed_history_is_announced(tmp_path: Path, nats: NatsServer, pu
         async with broker.client() as client:
             position = (await client.subscribe("a"))["position"]
         last = await store(publisher, 1, 50)
+        await broker.caught_up()
         await publisher.api("STREAM.PURGE.EVENTS", seq=last - 9)
         async with broker.client() as client:
             answer = await client.subscribe("a", position=position)
@@ -249,7 +247,7 @@ async def test_replay_limit_is_announced(tmp_path: Path, nats: NatsServer, publi
     async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
         position = (await client.subscribe("z"))["position"]
         await store(publisher, 1, 50)
-        await store(publisher, 1, 30, channel="b")
+        await client.passed(await store(publisher, 1, 30, channel="b"))
         await client.send("unsubscribe", {"channel": "z"})
         await client.until("unsubscribed")
         answer = await client.subscribe("a", position=position)
@@ -282,9 +280,7 @@ async def test_position_advances_while_quiet(broker: Broker, publisher: RawNats)
     async with broker.client() as client:
         before = (await client.subscribe("quiet"))["position"]
         last = await store(publisher, 1, 20, channel="busy", tenant="globex")
-        with trio.fail_after(15):
-            while int((await client.position()).split("-")[1]) < last:
-                pass
+        await client.passed(last)
         assert int(before.split("-")[1]) < last
 
 

@@ -16,6 +16,7 @@ import trio
 
 from broker import app, config
 from broker.auth import tokens
+from tests.support import rawnats
 from tests.support.websocket import Client, connect
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class Broker:
         """An authenticated WebSocket client."""
         token = token or self.token(tenant, user, **claims)
         return connect(self.running.ws, token=token, receive_buffer=receive_buffer)
+
+    async def caught_up(self) -> None:
+        """Return once the broker has read all that is stored now.
+
+        NATS acknowledges before it delivers, and a subscription begins at what the broker has read.
+        """
+        async with rawnats.connect(self.config.nats.urls[0]) as nats, self.client(user="witness") as client:
+            await client.passed((await nats.api("STREAM.INFO.EVENTS"))["state"]["last_seq"])
 
     def stranger(self) -> AbstractAsyncContextManager[Client]:
         """A WebSocket client without a token."""

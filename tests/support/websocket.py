@@ -85,6 +85,12 @@ class Client:
         position: str = (await self.until("pong"))["position"]
         return position
 
+    async def passed(self, sequence: int) -> None:
+        """Return once the live position is there. Asks at a pace that the rate of requests allows."""
+        with trio.fail_after(SECONDS):
+            while int((await self.position()).rpartition("-")[2]) < sequence:
+                await trio.sleep(0.1)
+
     async def closed(self) -> int:
         """The code with which the broker closed; what came before is in `log`."""
 
