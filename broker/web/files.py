@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from broker.http.heads import Request
     from broker.http.responses import Response
 
-KEPT = 32  # compressed files
+KEPT = 128  # compressed files
 # RFC 9110 section 12.5.3: gzip is listed, and not with weight 0.
 ZIPPED = re.compile(r"(?:^|,)\s*gzip\s*(?:,|$|;\s*q=(?!0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE)
 

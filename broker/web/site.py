@@ -29,7 +29,6 @@ Handle: TypeAlias = "Callable[[ClientExchange], Awaitable[Response]]"
 Sign: TypeAlias = "Callable[[str, str], str]"
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = {f"/{name}": name for name in ("client.js", "client.d.ts", "react.js", "react.d.ts")}
 DEMO = {"/": "index.html", "/demo.js": "demo.js", "/demo.css": "demo.css"}
 TOKEN_BYTES = 1024  # of the body of a request for a token
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".ts": "text/plain"}
@@ -64,9 +63,7 @@ class Site:
 
     def routes(self) -> list[ClientRoute]:
         pages: dict[str, Handle] = {
-            path: partial(script, STATIC / name)
-            for path, name in SCRIPTS.items()
-            if (STATIC / name).is_file()
+            f"/{path.relative_to(STATIC)}": partial(script, path) for path in scripts()
         }
         pages |= {path: partial(document, data) for path, data in self.documents.items()}
         if self.sign is None:
@@ -75,6 +72,12 @@ class Site:
         token = Route(path="/dev/token", methods=POST, handle=partial(token_for, self.sign))
         served = [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
         return [*served, token, *docs.routes()]
+
+
+def scripts() -> list[Path]:
+    """Return the files of the client libraries: all scripts but the demo page's own."""
+    demo = {STATIC / name for name in DEMO.values()}
+    return sorted(path for suffix in ("js", "ts") for path in STATIC.rglob(f"*.{suffix}") if path not in demo)
 
 
 async def script(path: Path, exchange: ClientExchange) -> Response:

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import gzip
+import re
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 import pytest
 
+from broker.web.site import STATIC, scripts
 from tests.support.http import ask
 
 if TYPE_CHECKING:
     from tests.support.broker import Broker
 
 
-@pytest.mark.parametrize("path", ["/client.js", "/react.js"])
+async def test_every_module_is_served(broker: Broker) -> None:
+    """What a page loads, followed from the entries: each import has an answer that any origin may load."""
+    url = broker.running.http
+    found, waiting = set(), ["/client.js", "/react.js"]
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        answer = await ask(url, "GET", path)
+        assert (answer.status, answer.headers["content-type"]) == (200, "text/javascript; charset=utf-8"), (
+            path
+        )
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+        imported = {
+            urljoin(path, name)
+            for name in re.findall(r'^(?:im|ex)port .* from "(\..*)";$', answer.body.decode(), re.M)
+        }
+        waiting += imported - found - set(waiting)
+    assert found == {f"/{path.relative_to(STATIC)}" for path in scripts() if path.suffix == ".js"}
+    assert len(found) > 20
+
+
+@pytest.mark.parametrize("path", ["/client.js", "/react.js", "/client/http.js"])
 async def test_a_script_is_sent_once(broker: Broker, path: str) -> None:
     """A browser asks again with the tag that it has, and is told that it has it; HEAD says what GET would."""
     url = broker.running.http
@@ -68,6 +93,9 @@ async def test_the_demo_page_is_for_development(broker: Broker) -> None:
         "/demo.js",
         "/dev/token",
         "/client.js/",
+        "/client",
+        "/client/",
+        "/client/../demo.js",
         "/../broker.json",
         "/static/client.js",
     ):

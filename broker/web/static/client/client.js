@@ -1,0 +1,149 @@
+// @ts-check
+/** The parts of the client, put together; ../client.d.ts says what everything means. */
+
+import { Acknowledgements } from "./acknowledgements.js";
+import { Connection } from "./connection.js";
+import { BrokerError } from "./errors.js";
+import { Exchange } from "./exchange.js";
+import { Leader } from "./leader.js";
+import { Outbox } from "./outbox.js";
+import { emit } from "./platform.js";
+import { Records } from "./records.js";
+import { Renewal } from "./renewal.js";
+import { Subscribing } from "./subscribing.js";
+import { Subscription } from "./subscription.js";
+import { Hub } from "./tabs.js";
+import { Tokens } from "./tokens.js";
+import { given, json, many } from "./values.js";
+
+/** @import { ClientOptions, Status, SubscribeOptions } from "../client.js" */
+/** @import { EventItem } from "./types.js" */
+
+/** One connection to the broker, made anew whenever it is lost. */
+export class Client extends EventTarget {
+  /** @type {Status} */
+  #status = { state: "connecting" };
+  #exchange = new Exchange();
+  #records = new Records(this.#exchange);
+  #acknowledgements = new Acknowledgements(this.#exchange, this.#records);
+  #outbox;
+  #connection;
+
+  /** @param {ClientOptions} options */
+  constructor({ url = new URL("..", import.meta.url), token, tokenTimeout, tenant, transports, queue = 100, tabs } = /** @type {any} */ ({})) {
+    super();
+    const tokens = new Tokens(token, tokenTimeout);
+    const exchange = this.#exchange;
+    const records = this.#records;
+    const acknowledgements = this.#acknowledgements;
+    const outbox = (this.#outbox = new Outbox(exchange, queue));
+    const renewal = new Renewal(exchange, tokens, (error) => emit(this, "error", error));
+    /** @type {import("./types.js").Part} what concerns the application alone */
+    const news = {
+      hears: {
+        source: ({ state }) => this.#say({ source: state }),
+        error: (payload, messageId) => {
+          if (!messageId || renewal.sent(messageId)) emit(this, "error", new BrokerError(payload));
+        },
+      },
+    };
+    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, renewal, news);
+    const setting = {
+      url: String(url).replace(/^ws/, "http").replace(/\/$/, ""),
+      transports: transports ?? ["websocket", "sse", "poll"],
+      tenant,
+    };
+    /** @type {Hub | undefined} */
+    let hub;
+    if (tabs && globalThis.navigator?.locks) {
+      const parts = { exchange, records, acknowledgements, outbox };
+      const name = `${setting.url} ${tenant} ${tabs}`;
+      hub = new Hub(name, (peer, message) => leader.heed(peer, message), () => this.#connection.anew());
+      const leader = new Leader(parts, () => this.#status, hub);
+      exchange.join(leader);
+    }
+    this.#connection = new Connection({ ...setting, hub }, { exchange, records, tokens }, this.#say);
+    this.connect();
+  }
+
+  get status() {
+    return this.#status;
+  }
+
+  get position() {
+    return this.#records.position;
+  }
+
+  /** How many publishes wait for their answer. */
+  get queued() {
+    return this.#outbox.size;
+  }
+
+  connect() {
+    this.#connection.connect();
+  }
+
+  /** Leave, and keep subscriptions, their positions and queued publishes for `connect`. */
+  disconnect() {
+    this.#connection.disconnect();
+  }
+
+  /** Leave for good: subscriptions end, publishes without an answer are rejected. */
+  close() {
+    this.#connection.close();
+    for (const record of [...this.#records]) this.#records.end(record);
+    this.#outbox.close();
+  }
+
+  /**
+   * Ask for the events of channels and patterns, now and after each cut.
+   * @param {string | string[]} channels
+   * @param {SubscribeOptions | ((item: EventItem<any>) => void)} options where to start, what may be left out; or `onEvent` at once
+   * @param {(item: EventItem<any>) => void} [onEvent]
+   */
+  subscribe(channels, options = {}, onEvent) {
+    if (typeof options === "function") [options, onEvent] = [{}, options];
+    const { position, since, last, snapshot, durable, lag, buffer = 1000 } = options;
+    const start = given({ position, since, last, snapshot: snapshot || undefined });
+    if (Object.keys(start).length > 1) throw new TypeError("at most one of position, since, last and snapshot");
+    const asked = { names: many(channels), start: given({ ...start, durable }), lag, buffer };
+    /** @type {Subscription | undefined} */
+    let made;
+    this.#records.add(asked, (record) => (made = this.#subscription(record)));
+    const sub = /** @type {Subscription} */ (/** @type {unknown} */ (made));
+    if (onEvent) {
+      const hear = onEvent;
+      sub.addEventListener("event", (event) => hear(/** @type {CustomEvent} */ (event).detail));
+    }
+    return sub;
+  }
+
+  /**
+   * Publish as soon as there is a connection; resolves with `{id, position, duplicate}`.
+   * @param {string} channel
+   * @param {any} event any JSON
+   * @param {{id?: string, timeout?: number}} options `id` makes a retry harmless, `timeout` is in ms
+   */
+  async publish(channel, event, options = {}) {
+    return this.#outbox.publish(channel, json(event), options);
+  }
+
+  /** @param {import("./record.js").SubscriptionRecord} record */
+  #subscription(record) {
+    const records = this.#records;
+    return new Subscription(record, {
+      reached: () => records.reached(record),
+      end: () => records.end(record),
+      pause: () => records.pause(record),
+      resume: () => records.resume(record),
+      restart: () => records.restart(record),
+      acknowledge: (position) => this.#acknowledgements.acknowledge(record, position),
+    });
+  }
+
+  /** @param {Partial<Status>} change */
+  #say = (change) => {
+    this.#status = Object.freeze({ ...this.#status, ...change });
+    emit(this, "status", this.#status);
+  };
+}

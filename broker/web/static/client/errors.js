@@ -1,0 +1,36 @@
+// @ts-check
+/** What goes wrong, as the application is told. */
+
+/** @import { Settler } from "./types.js" */
+
+export const CLOSED = "it was closed";
+
+/** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
+export class BrokerError extends Error {
+  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number, unknown?: boolean, position?: string}} payload */
+  constructor({ code, message, retryable, retry_after_ms, unknown, position }) {
+    super(message || code);
+    this.name = "BrokerError";
+    this.code = code;
+    this.retryable = !!retryable;
+    this.retryAfter = retry_after_ms;
+    this.unknownOutcome = !!unknown;
+    this.position = position;
+  }
+}
+
+/**
+ * @param {string} code
+ * @param {string} message
+ */
+export const failure = (code, message) => new BrokerError({ code, message });
+
+/**
+ * Reject with the error, if there is one; else resolve.
+ * @template T
+ * @param {Settler<T>[]} calls
+ * @param {unknown} error
+ * @param {T} [value]
+ */
+export const settleAll = (calls, error, value) =>
+  calls.forEach(({ resolve, reject }) => (error ? reject(error) : resolve(/** @type {T} */ (value))));

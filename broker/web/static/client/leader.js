@@ -1,0 +1,141 @@
+// @ts-check
+/** The part that plays the broker for the other tabs: to us they are records whose events go there. */
+
+import { failure } from "./errors.js";
+import { CATCHING, LIVE } from "./record.js";
+import { given } from "./values.js";
+
+/** @import { Acknowledgements } from "./acknowledgements.js" */
+/** @import { BrokerError } from "./errors.js" */
+/** @import { Exchange } from "./exchange.js" */
+/** @import { Outbox } from "./outbox.js" */
+/** @import { SubscriptionRecord } from "./record.js" */
+/** @import { Records } from "./records.js" */
+/** @import { Hub } from "./tabs.js" */
+/** @import { EventItem, GapItem, Message, Part, Receiver } from "./types.js" */
+
+/** @implements {Part} */
+export class Leader {
+  #parts;
+  #hub;
+  #status;
+
+  /**
+   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox}} parts
+   * @param {() => {connectionId?: string, tenant?: string, user?: string}} status
+   * @param {Hub} hub
+   */
+  constructor(parts, status, hub) {
+    this.#parts = parts;
+    this.#status = status;
+    this.#hub = hub;
+  }
+
+  opened() {
+    this.#hub.announce();
+  }
+
+  /** The other tabs come again, from where they stand. */
+  lost() {
+    this.#hub.announce();
+  }
+
+  /**
+   * @param {string} peer
+   * @param {Message} message
+   */
+  heed(peer, { type, payload, messageId }) {
+    const { exchange, records, acknowledgements, outbox } = this.#parts;
+    const { channel } = payload ?? {};
+    const mine = [...records].filter((record) => record.peer === peer);
+    const answer = (/** @type {string} */ kind) => (/** @type {object} */ payload) => this.#answer(peer, kind, payload, messageId);
+    const refuse = (/** @type {BrokerError} */ error) => this.#refuse(peer, error, messageId);
+    if (type === "tab.hello") {
+      if (!exchange.link) return answer("tab.wait")({});
+      const { connectionId: connection_id, tenant, user } = this.#status();
+      answer("connection.established")({ connection_id, heartbeat_seconds: 10, limits: exchange.pace.limits });
+      answer("connection.authenticated")({ tenant, user, private: records.private });
+    }
+    if (/^tab/.test(type)) for (const record of mine) records.end(record);
+    if (!exchange.link) return;
+    if (type === "ping") answer("pong")({ position: records.position });
+    if (type === "publish") outbox.publish(channel, payload.event, { id: payload.id }, true).then(answer("published"), refuse);
+    if (type === "acknowledge") {
+      const record = mine.find(({ durable }) => durable === payload.durable);
+      if (!record) refuse(failure("not_subscribed", "the subscription is not durable"));
+      else acknowledgements.acknowledge(record, payload).then((position) => answer("acknowledged")({ position }), refuse);
+    }
+    if (/subscribe$/.test(type))
+      for (const record of mine) {
+        records.strip(record, channel);
+        if (!record.names.length) records.end(record);
+      }
+    if (type === "unsubscribe") answer("unsubscribed")({ channel });
+    if (type === "subscribe") {
+      const { channel: names, lag, ...start } = given(payload);
+      const key = exchange.next();
+      records.add({ names, lag, start, peer }, (record) => this.#receiver(peer, record, key, messageId));
+    }
+  }
+
+  /**
+   * @param {string} peer
+   * @param {string} type
+   * @param {object} payload
+   * @param {string} [messageId]
+   */
+  #answer(peer, type, payload, messageId) {
+    this.#hub.post(peer, { type, messageId, payload: { ...payload } });
+  }
+
+  /**
+   * @param {string} peer
+   * @param {BrokerError} error
+   * @param {string} [messageId]
+   */
+  #refuse(peer, { code, message, retryable, retryAfter, unknownOutcome }, messageId) {
+    const payload = { code, message, retryable, retry_after_ms: retryAfter, unknown: unknownOutcome };
+    this.#answer(peer, "error", payload, messageId);
+  }
+
+  /**
+   * Who hands to another tab what a record brings.
+   * @param {string} peer
+   * @param {SubscriptionRecord} record
+   * @param {number} key the number of its catch-up
+   * @param {string} [messageId]
+   * @returns {Receiver}
+   */
+  #receiver(peer, record, key, messageId) {
+    const { records } = this.#parts;
+    const { last } = this.#hub;
+    const asked = [...record.names];
+    let announced = false;
+    const say = (/** @type {boolean} */ live) => {
+      const catch_up = live && !announced ? undefined : key;
+      const type = live && announced ? "subscription.live" : "subscribed";
+      this.#answer(peer, type, { channel: record.full, refused: [], position: records.position, live, catch_up }, messageId);
+      announced = true;
+    };
+    const warn = (/** @type {BrokerError} */ { code }, /** @type {string[]} */ names) =>
+      this.#hub.post(peer, { type: "unsubscribed", payload: { channel: names, code } });
+    return {
+      take: (/** @type {EventItem | GapItem} */ item) => {
+        // What is unmarked is sent once to each tab, however many of its records it is for.
+        const live = record.state === LIVE;
+        if (live && last.get(peer) === item) return;
+        if (live) last.set(peer, item);
+        this.#answer(peer, item.type, { ...item, catch_up: live ? undefined : key }, messageId);
+      },
+      turn: (before) => {
+        if (record.state === LIVE) before === LIVE || say(true);
+        else if (before === LIVE || (record.state === CATCHING && !announced)) say(false);
+      },
+      warn,
+      finish: (error) => {
+        if (error && announced) warn(error, asked);
+        else if (error) this.#refuse(peer, error, messageId);
+      },
+    };
+  }
+}

@@ -1,0 +1,31 @@
+// @ts-check
+/** Positions in the stream of events: `<incarnation>-<sequence>`. */
+
+/**
+ * The incarnation of a position and its sequence.
+ * @param {string} position
+ * @returns {[string, number]}
+ */
+export const parts = (position) => {
+  const at = position.lastIndexOf("-");
+  return [position.slice(0, at), +position.slice(at + 1)];
+};
+
+/**
+ * Whether `position` is at or below `seen`, in the same incarnation of the stream.
+ * @param {string} position
+ * @param {string | undefined} seen
+ */
+export const passed = (position, seen) => {
+  if (!seen) return false;
+  const [incarnation, sequence] = parts(position);
+  const [other, reached] = parts(seen);
+  return incarnation === other && sequence <= reached;
+};
+
+/**
+ * Whether both are of the same incarnation.
+ * @param {string} one
+ * @param {string} other
+ */
+export const comparable = (one, other) => parts(one)[0] === parts(other)[0];

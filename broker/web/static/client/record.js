@@ -1,0 +1,85 @@
+// @ts-check
+/** One subscription as the client keeps it, over all its connections. */
+
+import { covers, expand } from "./names.js";
+
+/** @import { Asked, Link, Receiver, Reply, Start } from "./types.js" */
+
+// The states, in this order.
+export const NEW = 0; // to be asked for, once no other of the same channel is under way
+export const ASKED = 1;
+export const CATCHING = 2; // takes the frames that are marked with its number
+export const LIVE = 3; // takes the unmarked ones
+export const PAUSED = 4; // whoever iterates has not kept up
+/** The same, as applications know them. */
+export const STATES = /** @type {const} */ (["pending", "pending", "catching-up", "live", "paused"]);
+
+export class SubscriptionRecord {
+  /** The channels and patterns, as they were given. */
+  names;
+  /** @type {string[]} the same as the broker writes them */
+  full = [];
+  /** @type {string[][]} the same in tokens */
+  patterns = [];
+  /** @type {Start} */
+  start;
+  lag;
+  /** @type {string | undefined} */
+  durable;
+  buffer;
+  /** @type {string | undefined} the tab that it is for, if it is another's */
+  peer;
+  /** @type {Receiver} who gets what it brings */
+  sub;
+
+  state = NEW;
+  /** @type {string | undefined} up to where it is complete, while it is not live; and the newest that it has taken */
+  seen;
+  /** @type {Link | undefined} the connection on which the broker has it: what is not stored comes from then on */
+  on;
+  /** @type {Reply | undefined} the request that is under way for it */
+  request;
+  /** @type {number | undefined} the number of its catch-up */
+  mark;
+  caught = false; // whether, being live, it has caught up with the present
+  was = false; // whether it has been live: such come first
+  examined = false; // whether the broker would take its options and names
+  alone = false; // whether it is asked for alone, since it may have spoilt a list
+  doubts = 0; // connections that ended badly while it was asked for
+  after = 0; // when it may be asked for
+  /** @type {number | undefined} since when it waits for a place */
+  waits;
+  /** @type {import("./errors.js").BrokerError | undefined} why it has ended */
+  error;
+
+  /**
+   * @param {Asked} asked
+   * @param {string | undefined} room what `me` stands for
+   * @param {(record: SubscriptionRecord) => Receiver} receiver
+   */
+  constructor({ names, start, lag, buffer = Infinity, peer }, room, receiver) {
+    this.names = names;
+    this.start = start;
+    this.lag = lag;
+    this.durable = start.durable;
+    this.buffer = buffer;
+    this.peer = peer;
+    this.seen = start.position;
+    this.expand(room);
+    this.sub = receiver(this);
+  }
+
+  /**
+   * Write `me` out.
+   * @param {string | undefined} room
+   */
+  expand(room) {
+    this.full = this.names.map((name) => expand(String(name), room));
+    this.patterns = this.full.map((name) => name.split("."));
+  }
+
+  /** @param {string[]} channel in tokens */
+  covers(channel) {
+    return this.patterns.some((pattern) => covers(pattern, channel));
+  }
+}
