@@ -12,7 +12,7 @@ import random
 import signal
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -74,6 +74,9 @@ MILESTONE_FILE = "stream.json"
 CLOSING_SECONDS = 15.0  # besides the drain: the embedded nats-server takes up to 10 s, leaving NATS up to 2 s
 NOTICE_SECONDS = 0.5  # for requests that clients sent before they heard that the broker stops
 READY_POLL_SECONDS = 0.02
+# For reaching NATS before clients are accepted. They wait in the queue of the socket, since a refusal ends
+# some (EventSource takes 503 for final); when NATS is away, they are told after that time.
+OPENING_SECONDS = 5.0
 DEMO_TOKEN_SECONDS = 300.0  # short, so that its renewal can be seen
 SPANS_SECONDS = 5.0  # for the last spans, which must not use up the grace period
 
@@ -211,11 +214,15 @@ async def serve(
                 nats=with_credentials(nats),
             )
             async with trio.open_nursery() as connections:
-                ports = Ports()
-                parts = [public_port.run, admin_port.run]
-                await connections.start(ports.run, parts, [public, admin], connections)
+                ports = Ports(
+                    public=partial(public_port.run, public, nursery=connections),
+                    admin=partial(admin_port.run, admin, nursery=connections),
+                    sockets=[*public, *admin],
+                )
+                await connections.start(ports.run)
                 tune_collector()
                 if await settled(supervisor, stop, notifier):
+                    ports.ready.set()
                     with state_file(data_dir / STATE_FILE, running), watched_collector(pauses):
                         notifier.notify("READY=1", f"STATUS=serving {running.ws}")
                         log.info("ready", ws=running.ws, admin=running.admin)
@@ -246,25 +253,29 @@ async def serve(
         engine.cancel_scope.cancel()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, kw_only=True)
 class Ports:
-    """The listeners, which close before the connections end."""
+    """The listeners, which close before the connections end.
 
+    The public one accepts once the broker is `ready`, and otherwise after `OPENING_SECONDS`.
+    """
+
+    public: Callable[..., Awaitable[None]]
+    admin: Callable[..., Awaitable[None]]
+    sockets: list[socket.socket]
+    ready: trio.Event = attrs.Factory(trio.Event)
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
 
-    async def run(
-        self,
-        parts: list[Callable[..., Awaitable[None]]],
-        sockets: list[list[socket.socket]],
-        connections: trio.Nursery,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        with self.scope:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with ExitStack() as opened, self.scope:
+            for each in self.sockets:
+                opened.enter_context(each)
             async with trio.open_nursery() as nursery:
-                for part, listeners in zip(parts, sockets, strict=True):
-                    await nursery.start(partial(part, listeners, nursery=connections))
+                await nursery.start(self.admin)
                 task_status.started()
+                with trio.move_on_after(OPENING_SECONDS):
+                    await self.ready.wait()
+                await nursery.start(self.public)
 
 
 def demo_token(config: Config, tenant: str, user: str) -> str:

@@ -116,12 +116,16 @@ async def started(file: Path, told: Notified, variables: dict[str, str]) -> Asyn
 async def test_a_restart_refuses_nobody(
     file: Path, tmp_path: Path, publisher: RawNats, variables: dict[str, str]
 ) -> None:
-    """Who connects while no broker runs waits, and is served by the next one: at the start, at a restart."""
+    """Who connects while no broker runs waits, and is served by the next one: at the start, at a restart.
+
+    Also who gives up at the first 503, as `EventSource` does.
+    """
     with manager(tmp_path) as told, socket.create_server(("127.0.0.1", 0)) as public:
         port = public.getsockname()[1]
         for number in range(2):
             early = await trio.open_tcp_stream("127.0.0.1", port)  # the kernel takes it
-            await early.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head = f"Host: localhost\r\nAuthorization: Bearer {token(file, variables)}"
+            await early.send_all(f"GET /sse?channel=a HTTP/1.1\r\n{head}\r\n\r\n".encode())
             async with activated(public, file, told, variables) as process:
                 with trio.fail_after(PATIENCE_SECONDS):
                     assert (await early.receive_some()).startswith(b"HTTP/1.1 200 ")
@@ -170,6 +174,22 @@ async def test_waiting_for_nats(
             assert "READY" not in message
             await nats.start()
             await told.until("READY")
+
+
+@pytest.mark.skipif(ACTIVATE is None, reason="systemd is not installed here")
+async def test_without_nats_clients_do_not_wait_for_it(
+    file: Path, tmp_path: Path, nats: NatsServer, variables: dict[str, str]
+) -> None:
+    """The public port is opened without NATS too, and says what is wrong."""
+    await nats.kill9()
+    with manager(tmp_path) as told, socket.create_server(("127.0.0.1", 0)) as public:
+        port = public.getsockname()[1]
+        early = await trio.open_tcp_stream("127.0.0.1", port)
+        await early.send_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with activated(public, file, told, variables):
+            with trio.fail_after(PATIENCE_SECONDS):
+                assert (await early.receive_some()).startswith(b"HTTP/1.1 503 ")
+        await early.aclose()
 
 
 async def test_the_watchdog_is_fed_by_the_canary(
