@@ -7,6 +7,7 @@ keys `connection`, `tenant`, `user` and `peer`; `error` is a sentence.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SECRETS = frozenset({"token", "authorization", "body", "payload", "secret", "password"})
 # A JWT or the beginning of one, wherever it stands, and the credentials in an address.
 HIDDEN = re.compile(r"eyJ[\w-]{8,}(?:\.[\w-]*)*|(?<=://)[^/\s]+(?=@)")
+# The syslog priorities: `journalctl -p warning` shows warnings and what is worse.
+PRIORITIES = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 KEPT_SOURCES = 1024  # how many events and sources have their rate tracked
 
 
@@ -47,7 +50,7 @@ def configure(log: Log) -> None:
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers(console)],
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
+    handler.setFormatter(Prioritized(formatter) if to_journal() else formatter)
     root = logging.getLogger()
     root.handlers = [handler]
     structlog.configure(
@@ -56,6 +59,26 @@ def configure(log: Log) -> None:
         cache_logger_on_first_use=False,
     )
     set_level(log.level)
+
+
+def to_journal() -> bool:
+    """Return whether standard error is the journal of systemd (systemd.exec(5), `JOURNAL_STREAM`)."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+@attrs.define(eq=False)
+class Prioritized(logging.Formatter):
+    """Begins each line with its priority, which the journal takes off again (sd-daemon(3))."""
+
+    formatter: logging.Formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{PRIORITIES.get(record.levelno, 6)}>"
+        return prefix + self.formatter.format(record).replace("\n", f"\n{prefix}")
 
 
 def set_level(level: Level) -> None:

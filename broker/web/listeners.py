@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from broker.actors.transport import LinkLost
-from broker.config import exposure, host_port
+from broker.config import Server, exposure, host_port
 from broker.descriptors import UNBOUNDED
 from broker.errors import ConfigError
 from broker.links.tcp import Link
@@ -59,6 +59,8 @@ async def open_ports(
         public = passed.get("public") or await open_listeners(
             server.listen, server.backlog, reuse_port=server.reuse_port
         )
+        if "public" in passed:
+            note_ignored(server.listen, public)
         check_exposure(server, exposure.PUBLIC, public, opened)
         admin = passed.get("admin") or await open_listeners(
             server.admin_listen, server.backlog, key=exposure.ADMIN
@@ -66,6 +68,13 @@ async def open_ports(
         check_exposure(server, exposure.ADMIN, admin, opened)
         opened.pop_all()
     return public, admin
+
+
+def note_ignored(listen: str, passed: Sequence[socket.socket]) -> None:
+    """Log that the address of the configuration has no effect, since systemd passed sockets with another."""
+    used = [shown(each.getsockname()) for each in passed]
+    if listen not in (*used, Server().listen):
+        log.warning("listen_ignored", listen=listen, used=used, next="systemctl edit broker.socket")
 
 
 def check_exposure(server: config.Server, key: str, sockets: list[socket.socket], opened: ExitStack) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -13,6 +15,7 @@ from broker.config import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -180,3 +183,22 @@ def test_credentials_with_an_at_sign_are_blotted_out(stderr: Callable[[], str]) 
     )
     (line,) = lines(stderr())
     assert line["error"] == "nats://[withheld]@host:4222, nats://[withheld]@host"
+
+
+def test_the_journal_gets_priorities(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stderr: Callable[[], str]
+) -> None:
+    """Where standard error is the journal, each line begins with its priority; another file gets none."""
+    with (tmp_path / "journal").open("w+") as journal:
+        status = os.fstat(journal.fileno())
+        monkeypatch.setattr(sys, "stderr", journal)
+        for stream in (f"{status.st_dev}:{status.st_ino}", f"{status.st_dev}:{status.st_ino + 1}"):
+            monkeypatch.setenv("JOURNAL_STREAM", stream)
+            log.configure(Log(level="debug"))
+            for level in ("debug", "info", "warning", "error"):
+                getattr(structlog.get_logger(), level)(f"{level}_happened")
+        journal.seek(0)
+        written = journal.read().splitlines()
+    assert [line[:3] for line in written[:4]] == ["<7>", "<6>", "<4>", "<3>"]
+    assert [json.loads(line[3:])["level"] for line in written[:4]] == ["debug", "info", "warning", "error"]
+    assert [json.loads(line)["level"] for line in written[4:]] == ["debug", "info", "warning", "error"]

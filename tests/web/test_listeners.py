@@ -11,8 +11,9 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from broker.config import Server
 from broker.errors import ConfigError
-from broker.web.listeners import bind, open_listeners
+from broker.web.listeners import bind, open_listeners, open_ports
 from tests.web.harness import CLOSE, TEXT, eventually, frame, running
 
 if TYPE_CHECKING:
@@ -115,3 +116,18 @@ async def test_stop_accepting(port: Running) -> None:
         assert await client.event() is not None
         await client.send(frame(CLOSE, b"\x03\xe8"))
         assert await client.closed() == (1000, "")
+
+
+@pytest.mark.parametrize(
+    ("listen", "warned"), [("127.0.0.1:8080", False), ("127.0.0.1:9999", True), ("{}", False)]
+)
+async def test_an_address_beside_a_passed_socket(listen: str, warned: bool) -> None:
+    """A socket that systemd passed is used; that `server.listen` says something else is not passed over."""
+    with socket.create_server(("127.0.0.1", 0)) as passed, capture_logs() as logged:
+        own = f"127.0.0.1:{passed.getsockname()[1]}"
+        server = Server(listen=listen.format(own), admin_listen="127.0.0.1:0")
+        public, admin = await open_ports(server, {"public": [passed]})
+        assert public == [passed]
+        admin[0].close()
+    said = [line for line in logged if line["event"] == "listen_ignored"]
+    assert [line["used"] for line in said] == ([[own]] if warned else [])
