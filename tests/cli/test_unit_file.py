@@ -70,3 +70,11 @@ def test_instances_differ_only_where_they_must() -> None:
     only = [line for line in several if line not in one and not line.startswith("#")]
     keys = {line.partition("=")[0] for line in only}
     assert keys == {"Description", "After", "ExecStart", "ExecReload", "Environment", "StateDirectory"}
+
+
+@pytest.mark.parametrize("unit", ["broker.service", "broker@.service", "nats-server.service"])
+def test_nothing_is_given_up(unit: str) -> None:
+    """Once what was wrong is mended, a service starts by itself."""
+    begin, _, rest = (UNITS / unit).read_text().partition("[Service]")
+    assert "StartLimitIntervalSec=0\n" in begin
+    assert re.search(r"^Restart=(on-failure|always)$", rest, re.MULTILINE)
