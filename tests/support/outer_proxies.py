@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +18,9 @@ import trio
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 SECONDS = 15
+EXAMPLES = Path(__file__).parents[2] / "config" / "proxy"
 HAPROXY, NGINX = (shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("haproxy", "nginx"))
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -37,7 +39,7 @@ frontend front
 backend broker
   server broker 127.0.0.1:{back} {option}
 """
-NGINX_CONF = """
+NGINX_HEAD = """
 daemon off;
 master_process off;
 pid {directory}/pid;
@@ -47,16 +49,18 @@ http {{
   access_log off;
   client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};
   uwsgi_temp_path {directory}; scgi_temp_path {directory};
-  {http}
-  server {{
-    listen 127.0.0.1:{front};
-    location / {{
-      proxy_pass http://127.0.0.1:{back};
-      {upgrading}
-      {location}
-    }}
-  }}
-}}
+"""
+NGINX_CONF = f"""{NGINX_HEAD}
+  {{http}}
+  server {{{{
+    listen 127.0.0.1:{{front}};
+    location / {{{{
+      proxy_pass http://127.0.0.1:{{back}};
+      {{upgrading}}
+      {{location}}
+    }}}}
+  }}}}
+}}}}
 """
 
 
@@ -87,6 +91,24 @@ async def nginx(
     command = [NGINX, "-p", str(directory), "-c"]
     values = {"http": http, "location": location, "upgrading": upgrading}
     async with proxied(directory, command, NGINX_CONF, back=back, **values) as front:
+        yield front
+
+
+@asynccontextmanager
+async def example(directory: Path, back: int | None, name: str) -> AsyncIterator[int]:
+    """A proxy as the example of that name in config/proxy, without its TLS, before a port; its own."""
+    text = (EXAMPLES / name).read_text().replace("127.0.0.1:8080", f"127.0.0.1:{back}")
+    text = re.sub(r"^ +ssl_certificate.*\n", "", text, flags=re.MULTILINE)
+    text = text.replace("{", "{{").replace("}", "}}")
+    if name.startswith("nginx"):
+        command = [NGINX, "-p", str(directory), "-c"]
+        text = text.replace("listen 443 ssl;", "listen 127.0.0.1:{front};")
+        text = NGINX_HEAD + text + "}}"
+    else:
+        command = [HAPROXY, "-db", "-q", "-f"]
+        text = text.replace("bind :443 ssl crt /etc/haproxy/tls/", "bind 127.0.0.1:{front}")
+    assert "{front}" in text
+    async with proxied(directory, command, text) as front:
         yield front
 
 
