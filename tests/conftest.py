@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are busy with other things too
 hypothesis.settings.load_profile("untimed")
+
+os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker, wherever it is started
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from broker.web.docs import to_html
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-PAGES = [docs.DIRECTORY / f"{name}.md" for name in docs.NAMES]
+PAGES = [ROOT / "broker" / "docs" / f"{name}.md" for name in docs.NAMES]
 LINK = re.compile(r"\]\(([^)\s:]+)\)")  # of this repository: without a scheme
 CITED = re.compile(r"[Tt]he protocol page(?:, \"([^\"]+)\")?")
 WRAPPED = re.compile(r"\s*\n\s*(?:(?:#|//|\*) )?")

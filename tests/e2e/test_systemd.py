@@ -86,7 +86,7 @@ async def activated(
 ) -> AsyncIterator[trio.Process]:
     """The service behind its socket; it runs once somebody connects."""
     assert ACTIVATE
-    words = [ACTIVATE, "--fdname=public", "-E", "CREDENTIALS_DIRECTORY", "-E", "PYTHONPATH"]
+    words = [ACTIVATE, "--fdname=public", "-E", "CREDENTIALS_DIRECTORY", "-E", "PYTHONSAFEPATH"]
     words += ["-E", f"NOTIFY_SOCKET={told.address}"]
     words += [*command.COMMAND, "serve", "--config", str(file)]
     process = await trio.lowlevel.open_process(

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import random
-import sys
 from collections import Counter
 from contextlib import asynccontextmanager
 from functools import partial
@@ -22,6 +21,7 @@ from tests.faults.support.client import Client
 from tests.faults.support.ledger import Writer
 from tests.faults.support.proxy import run_proxy
 from tests.faults.support.world import PATIENCE_SECONDS, SLACK, TENANTS
+from tests.support import command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -374,7 +374,7 @@ async def noise(world: World) -> AsyncIterator[None]:
     token = world.broker.token("noisy", "loud", subscribe=[">"])
     assert world.broker.ws
     arguments = [world.nats.url, world.broker.ws, token]
-    process = spawn([sys.executable, "-m", "tests.faults.support.noise", *arguments])
+    process = spawn([*command.program("tests.faults.support.noise"), *arguments])
     try:
         yield
         assert process.poll() is None, "the noise has ended by itself"

@@ -31,7 +31,14 @@ class Result:
 def environment(**variables: str) -> dict[str, str]:
     """Ours without settings of a broker, so that only `variables` count."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
-    return inherited | {"PYTHONPATH": str(ROOT)} | variables
+    return inherited | variables
+
+
+def program(module: str) -> tuple[str, ...]:
+    """A module of the tests as a command: it finds them behind what is installed, not before it."""
+    run = f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+    code = f"import runpy, sys; sys.path.append({str(ROOT)!r}); {run}"
+    return (sys.executable, "-W", "error", "-c", code)
 
 
 async def broker(

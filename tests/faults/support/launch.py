@@ -1,7 +1,7 @@
 """The command `broker` as the fault suite starts it: it can be asked for its tasks, and made narrow.
 
-`python -m tests.faults.support.launch serve …`. On SIGUSR1 it writes the names of its Trio tasks into the
-file of FAULTS_TASKS, and has the allocator give back what is free, so that what is resident is what is held.
+On SIGUSR1 it writes the names of its Trio tasks into the file of FAULTS_TASKS, and has the allocator give
+back what is free, so that what is resident is what is held.
 FAULTS_HELD bounds what may wait between NATS and the broker, stored and live records each; FAULTS_REFRESH is
 how often, in seconds, it asks an address for keys, and how long it waits for an answer; FAULTS_SESSION is how
 long a session without a poll lives, and FAULTS_MEMORY how long the feed is remembered; FAULTS_CLOCK is a

@@ -1,4 +1,4 @@
-"""A tenant that takes all it can get: `python -m tests.faults.support.noise NATS_URL WS_URL TOKEN`.
+"""A tenant that takes all it can get, as a process with the arguments NATS_URL WS_URL TOKEN.
 
 It publishes 4,000 stored events a second, and ten clients subscribe and unsubscribe what they can, reading
 what comes without a look at it.

@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,7 +23,7 @@ from broker.auth import tokens
 from tests.faults.support.http import get
 from tests.support import command
 
-LAUNCH = (sys.executable, "-W", "error", "-m", "tests.faults.support.launch")
+LAUNCH = command.program("tests.faults.support.launch")
 FLEETING = ("broker.actors.tenant.Tenant.run",)  # tenants stay for a minute
 READY_SECONDS = 120.0
 EXIT_SECONDS = 120.0
