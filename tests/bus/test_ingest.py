@@ -59,7 +59,7 @@ async def consumers(client: RawNats) -> list[str | None]:
 
 
 async def until_consumers(client: RawNats, wanted: list[str | None]) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(45):
         while await consumers(client) != wanted:
             await trio.sleep(0.1)
 

@@ -50,7 +50,7 @@ async def running(directory: Path, **options: Any) -> AsyncIterator[tuple[Embedd
 
 
 async def until_gone(pid: int) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(45):
         while is_alive(str(pid)):
             await trio.sleep(0.01)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 async def on_asyncio(scenario: Callable[[], Awaitable[None]]) -> None:
     async def main() -> None:
-        await asyncio.wait_for(scenario(), 30)
+        await asyncio.wait_for(scenario(), 60)
 
     await trio.to_thread.run_sync(lambda: asyncio.run(main()))
 
@@ -91,7 +91,7 @@ async def test_a_live_event_reaches_who_listens_and_is_not_stored(nats: NatsServ
             heard = await publisher.client.subscribe("live.acme.cursor")
             await publisher.client.flush()
             assert await publisher.publish("acme", "live.cursor", {"x": 1}) is None
-            assert (await heard.next_msg(timeout=10)).data == b'{"x":1}'
+            assert (await heard.next_msg(timeout=45)).data == b'{"x":1}'
 
     await on_asyncio(scenario)
 

@@ -44,7 +44,7 @@ def own_logging() -> Iterator[None]:
 
 async def eventually(admin: Admin, target: str, holds: Callable[[Any], bool]) -> Any:
     """What is answered, once it holds."""
-    with trio.fail_after(15):
+    with trio.fail_after(45):
         while not holds(found := await admin.ask("GET", target)):
             pass
     return found

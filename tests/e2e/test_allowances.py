@@ -147,7 +147,7 @@ async def test_subscriptions(scope: str, tmp_path: Path, nats: NatsServer, publi
             await first.send("subscribe", {"channel": "c"})
             assert (await error(first))["code"] == "limit_subscriptions"
         # The second one's are free once the broker has noticed that it is gone.
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             while True:
                 await first.send("subscribe", {"channel": ["c", "d"]})
                 message = await first.receive()
@@ -195,7 +195,7 @@ async def test_persistently_over_a_limit_of_the_tenant(
             for _ in range(80):
                 await client.send("ping")
             assert await client.closed() == 4029
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             while True:
                 await bob.send("ping")
                 message = await bob.receive()
@@ -282,7 +282,7 @@ async def test_users_and_tenants_over_two_processes(
         bob = await authenticated(two, stack, user="bob")
 
         # A report is under way; until it is there alice is let in.
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             while await let_in(two, two.token()) != "error":
                 pass
         answer = await bob.subscribe(["a", "b"])
@@ -301,7 +301,7 @@ async def test_users_and_tenants_over_two_processes(
         assert published <= passed + 0.4 + 1 + 2.25
         assert one.running
         one.running.process.kill()
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             while await let_in(two, two.token()) == "error":
                 pass
         assert (await bob.subscribe("b"))["channel"] == ["b"]
@@ -351,7 +351,7 @@ async def test_a_suspended_tenant(tmp_path: Path, nats: NatsServer, publisher: R
             await stays.subscribe("a")
             served.write(limits={"tenants": [{"name": "acme", "suspended": True}]})
             await served.hup()
-            with trio.fail_after(15):
+            with trio.fail_after(45):
                 assert await gone.closed() == 4501
             told = gone.log[-1]["payload"]
             assert (told["code"], told["retryable"]) == ("token_revoked", False)

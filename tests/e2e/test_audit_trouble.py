@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 45
 
 
 async def kept(publisher: RawNats, kind: str) -> None:

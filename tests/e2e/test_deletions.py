@@ -61,7 +61,7 @@ async def fill(publisher: RawNats, *, ttl: bool) -> list[int]:
 
 async def forgotten(supervisor: Supervisor, sequences: list[int]) -> None:
     """Waits until the broker has seen what it is about."""
-    with trio.fail_after(20):
+    with trio.fail_after(45):
         while not all(supervisor.intake.gone.has(each) for each in sequences):
             await trio.sleep(0.01)
 
@@ -237,7 +237,7 @@ async def test_too_many_to_be_named(
         doomed = await fill(publisher, ttl=False)
         await client.events(25)
         await by_subject(publisher, doomed)
-        with trio.fail_after(20):
+        with trio.fail_after(45):
             while supervisors[0].intake.floor < 25:
                 await trio.sleep(0.01)
         position = (await client.subscribe("other"))["position"]

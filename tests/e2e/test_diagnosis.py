@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.support.rawnats import RawNats
     from tests.support.websocket import Client
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 45
 BIG = frame(TEXT, b"x" * 70_000)
 
 

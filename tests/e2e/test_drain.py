@@ -116,7 +116,7 @@ async def test_publish_in_flight_is_acknowledged(
     monkeypatch.setattr(NatsBus, name, publish)
     async with broker.client() as client:
         await client.send("publish", {"channel": channel, "event": 1}, messageId="p")
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             await begun.wait()
         broker.stop.wanted.set()
         await client.expect("connection.draining")

@@ -295,7 +295,7 @@ async def test_a_session_ends_when_nobody_polls(
     monkeypatch.setattr("broker.links.poll.session.SESSION_SECONDS", 0.3)
     alice = poller(broker, "a")
     await alice.poll()
-    with trio.fail_after(15):
+    with trio.fail_after(45):
         while supervisors[0].connections:
             await trio.sleep(0.02)
     before = alice.session
@@ -314,14 +314,14 @@ async def test_a_page_that_goes_ends_its_session(
     beacon = {"Content-Type": "text/plain;charset=UTF-8", "Origin": url}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alice.ask, 60)
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             while not any(getattr(each.transport, "turn", None) for each in supervisors[0].connections):
                 await trio.sleep(0.01)
         body = {"session": alice.session, "leave": True}
         answer = await ask(url, "POST", "/poll", json=body, headers=beacon)
         assert (answer.status, answer.body) == (204, b"")
         assert answer.headers["access-control-allow-origin"] == url
-    with trio.fail_after(15):
+    with trio.fail_after(45):
         while supervisors[0].connections:
             await trio.sleep(0.01)
     (end,) = supervisors[0].ends.find(user="alice")

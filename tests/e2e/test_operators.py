@@ -51,7 +51,7 @@ async def test_metrics(broker: Broker, publisher: RawNats) -> None:
 
 async def scraped(broker: Broker, line: str) -> str:
     """The metrics, once they say this."""
-    with trio.fail_after(15):
+    with trio.fail_after(45):
         while line not in (text := (await ask(broker.running.admin, "/metrics")).body.decode()):
             pass
     return text
@@ -82,6 +82,6 @@ async def test_odd_subjects_are_dead_letters_and_nothing_more(broker: Broker, pu
         assert [channel for channel in channels if not channel.startswith("live.")] == ["end"]
         letters = await publisher.subscribe("deadletter.acme.last")
         await publisher.store("events.acme.last", b"no json")
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             await letters.receive()  # the letters before it did not stop the postman
         await client.quiet()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.support.rawnats import RawNats
 
 PLACES = 2
-SECONDS = 20.0
+SECONDS = 45.0
 
 
 @pytest.fixture

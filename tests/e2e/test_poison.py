@@ -37,7 +37,7 @@ async def test_dead_letter_that_nats_would_not_take(
         await client.subscribe("a")
         await publisher.publish(subject, body)
         await publisher.store("events.acme.bad", b"no json")
-        with trio.fail_after(10):
+        with trio.fail_after(45):
             while (await publisher.api("STREAM.INFO.DEADLETTER"))["state"]["messages"] < 2:
                 await trio.sleep(0.05)
         await publisher.store("events.acme.a", b"1")

@@ -161,7 +161,7 @@ async def test_a_drain_waits_for_it(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(post_one)
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             await begun.wait()
             broker.stop.wanted.set()
             while not supervisors[0].draining:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
-READY_SECONDS = 30
+READY_SECONDS = 60
 
 
 @attrs.define(eq=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.nats import NatsServer
 
-SECONDS = 20
+SECONDS = 45
 
 
 async def ready(broker: Broker) -> int:

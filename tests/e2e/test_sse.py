@@ -113,7 +113,7 @@ async def test_http_1_0(broker: Broker) -> None:
     asked = f"GET /sse?channel=a&last=1 HTTP/1.0\r\n{token}\r\n\r\n".encode()
     async with opened(broker.running.http, asked) as link:
         received = b""
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             async for data in link:
                 received += data
     head, _, body = received.partition(b"\r\n\r\n")
@@ -256,7 +256,7 @@ async def test_heartbeats(tmp_path: Path, nats: NatsServer) -> None:
     async with run_broker(tmp_path / "b", settings) as broker, stream(broker, "quiet") as sse:
         await sse.until("subscribed")
         [position] = await publish(broker, "elsewhere", 1)
-        with trio.fail_after(15):
+        with trio.fail_after(45):
             while sequence(sse.parser.last_event_id) < sequence(position):
                 sse.feed(await sse.stream.receive_some())
         assert not sse.ready

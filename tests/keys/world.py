@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNSET: Any = object()  # the key as `BASIS` or its default has it
-READY_SECONDS = 20
+READY_SECONDS = 60
 BASIS: dict[str, dict[str, Any]] = {
     "server": {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"},
     "stream": {"max_bytes": "64MiB"},

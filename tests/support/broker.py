@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-READY_SECONDS = 20
+READY_SECONDS = 60
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from broker.bus.base import Record, StreamState
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 45
 
 
 @attrs.define(eq=False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILES = Path(__file__).parents[2] / "config" / "nats"
 USERS = ("broker", "operator", "acme", "announcer")
 IMPORTS = {"acme": ("events.acme.>", "live.acme.>"), "announcer": ("events._all.>", "live._all.>")}
-START_SECONDS = 30
+START_SECONDS = 60
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -13,7 +13,7 @@ from tests.support.raw import ask
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 45
 
 
 @attrs.frozen

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncIterator
 
-READY_SECONDS = 20
+READY_SECONDS = 60
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -19,7 +19,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-SECONDS = 15
+SECONDS = 45
 EXAMPLES = Path(__file__).parents[2] / "config" / "proxy"
 HAPROXY, NGINX = (shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("haproxy", "nginx"))
 needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 45
 
 
 @attrs.define(eq=False)

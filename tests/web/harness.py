@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 KEY = base64.b64encode(bytes(range(16))).decode()
 FIN = 0x80
-SECONDS = 10.0  # after which whatever is waited for is not coming
+SECONDS = 30.0  # after which whatever is waited for is not coming
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 

@@ -9,6 +9,8 @@ import pytest
 import trio
 import trio_websocket
 
+from tests.web.harness import SECONDS
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -34,7 +36,7 @@ async def test_messages(port: Running) -> None:
         for size in (0, 1, 125, 126, 65_535, 65_536):
             await peer.send_message("x" * size)
             assert await peer.get_message() == "x" * size
-        with trio.fail_after(5):
+        with trio.fail_after(SECONDS):
             await peer.ping(b"there?")
             await peer.aclose()
         assert peer.closed is not None

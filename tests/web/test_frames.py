@@ -18,6 +18,7 @@ from tests.web.harness import (
     CONTINUATION,
     PING,
     PONG,
+    SECONDS,
     TEXT,
     frame,
     head,
@@ -190,7 +191,7 @@ async def test_junk_after_a_good_head(port: Running) -> None:
             while True:
                 await client.send(b"\xff" * 65536)
 
-        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(SECONDS), pytest.raises(trio.BrokenResourceError):
             await junk()
     await port.settled()
     assert [closed.code for closed in port.closes] == [1002]

@@ -20,7 +20,7 @@ from broker.links.tcp import UNSENT_BYTES, Link
 from broker.links.websocket.transport import MESSAGE_SECONDS, WebSocketTransport
 from broker.wire import frames
 from tests.support.seeds import simulated
-from tests.web.harness import CLOSE, CONTINUATION, PING, PONG, TEXT, frame, offer
+from tests.web.harness import CLOSE, CONTINUATION, PING, PONG, SECONDS, TEXT, frame, offer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -200,9 +200,9 @@ async def test_linger(pair: Pair) -> None:
     client.sendall(b"unread" * 1000)
     peer = trio.socket.from_stdlib_socket(client)
     transport.send_nowait(transport.close(CloseCode.GOING_AWAY, "bye"))
-    with trio.fail_after(1):
+    with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(transport.linger)
+            nursery.start_soon(transport.link.linger, 10 * SECONDS)
             assert await peer.recv(100) == b"\x88\x05\x03\xe9bye"
             assert await peer.recv(100) == b""
             client.close()
