@@ -19,14 +19,17 @@ from broker.client.items import (
 )
 from broker.client.publisher import Publisher, Stored
 from broker.client.session import Session
+from broker.errors import BadMessage, InvalidChannel, TooLarge, Unavailable
 
 __all__ = [
     "TOMBSTONE",
     "AsyncioSession",
     "Backoff",
+    "BadMessage",
     "Duplicate",
     "Event",
     "Gap",
+    "InvalidChannel",
     "Item",
     "Message",
     "Published",
@@ -35,5 +38,7 @@ __all__ = [
     "Session",
     "SessionEnded",
     "Stored",
+    "TooLarge",
+    "Unavailable",
     "UnknownOutcome",
 ]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from broker import docs
+from broker import client, docs
 from broker.web.docs import to_html
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [ROOT / "broker" / "docs" / f"{name}.md" for name in docs.NAMES]
 LINK = re.compile(r"\]\(([^)\s:]+)\)")  # of this repository: without a scheme
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CITED = re.compile(r"[Tt]he protocol page(?:, \"([^\"]+)\")?")
 WRAPPED = re.compile(r"\s*\n\s*(?:(?:#|//|\*) )?")
 
@@ -55,6 +57,18 @@ def test_every_citation_of_the_protocol_page_resolves() -> None:
     }
     assert len(cited) >= 7
     assert {each for each in cited if each[1] not in known} == set()
+
+
+def test_python_in_the_pages_is_that_of_the_client() -> None:
+    """Each block compiles, and the classes in it are those of `broker.client`."""
+    blocks = [block for path in (README, *PAGES) for block in PYTHON.findall(path.read_text())]
+    trees = [
+        compile(each, "page", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT) for each in blocks
+    ]
+    names = {each.id for tree in trees for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    classes = {name for name in names if name[0].isupper()}
+    assert {"AsyncioSession", "Session", "Publisher", "UnknownOutcome"} <= classes
+    assert classes <= set(client.__all__)
 
 
 def test_the_readme_is_short() -> None:
