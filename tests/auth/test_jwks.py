@@ -224,16 +224,18 @@ async def test_time_spent_on_a_key_counts(issuer: Issuer, nursery: trio.Nursery)
     issuer.gate = trio.Event()
     verifier = believer(issuer.url)
     nursery.start_soon(verifier.keys.run)
-    lives = []
+    lives, come_by = [], trio.Event()
 
     async def come() -> None:
+        come_by.set()
         lives.append((await verifier.verify(token(), now=NOW)).life)
 
-    began = trio.current_time()
     async with trio.open_nursery() as clients:
         clients.start_soon(come)
+        await come_by.wait()
+        began = trio.current_time()  # it waits by now
         await issuer.asked.wait()
-        while trio.current_time() < began + 0.05:
+        while trio.current_time() < began + 0.06:
             await trio.sleep(0.01)
         issuer.gate.set()
     assert lives[0] <= 600 - 0.05
