@@ -37,9 +37,10 @@ class Reader:
     link: ScriptedLink
     pattern: str | list[str]
     messages: list[dict[str, Any]] = attrs.Factory(list)
+    firsts: dict[str, dict[str, Any]] = attrs.Factory(dict)  # the payload of the first of each type
 
     def first(self, kind: str) -> dict[str, Any] | None:
-        return next((each["payload"] for each in self.messages if each["type"] == kind), None)
+        return self.firsts.get(kind)
 
     @property
     def events(self) -> list[tuple[int, str, Any]]:
@@ -50,7 +51,8 @@ class Reader:
     async def read(self, most: int = 1000) -> None:
         for opcode, payload in await self.link.read(most):
             if opcode == 1:
-                self.messages.append(json.loads(payload))
+                self.messages.append(message := json.loads(payload))
+                self.firsts.setdefault(message["type"], message["payload"])
         assert not self.link.cut, self.messages[-1:]
 
     async def until(self, done: Callable[[], object], most: int = 1000) -> None:
@@ -85,6 +87,7 @@ class World:
         link.say("subscribe", {"channel": "elsewhere"})  # so that P moves by itself
         await found.until(lambda: found.first("subscribed"))
         found.messages.clear()
+        found.firsts.clear()
         link.say("subscribe", {"channel": pattern, "snapshot": True, **more})
         return found
 
