@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import trio
 
-from broker.client import Message, Reconnecting, SessionEnded
+from broker.client import Backoff, Message, Reconnecting, SessionEnded
 from broker.client import engine as engine_module
 from broker.errors import Unavailable
 from broker.wire import frames as server
 from tests.client.shells import until
-from tests.support.peer import Peer, broker
+from tests.support.peer import PATIENCE_SECONDS, Peer, broker
 
 if TYPE_CHECKING:
     from tests.client.shells import Running
@@ -277,8 +277,9 @@ async def test_cut_at_each_byte(running: Running) -> None:
     )
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     size = 0
-    async with listener, running(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws") as session:
-        with trio.fail_after(60):
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws"
+    async with listener, running(url, backoff=Backoff(first=0.001, longest=0.001)) as session:
+        with trio.fail_after(PATIENCE_SECONDS):
             while size >= 0:
                 stream = await listener.accept()
                 head = b""
