@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from broker.http.heads import Request
     from broker.http.responses import Response
 
+GZIP = "application/gzip"  # compressed already
 KEPT = 128  # compressed files
 # RFC 9110 section 12.5.3: gzip is listed, and not with weight 0.
 ZIPPED = re.compile(r"(?:^|,)\s*gzip\s*(?:,|$|;\s*q=(?!0(?:\.0*)?\s*(?:,|$)))", re.IGNORECASE)
@@ -22,7 +23,7 @@ ZIPPED = re.compile(r"(?:^|,)\s*gzip\s*(?:,|$|;\s*q=(?!0(?:\.0*)?\s*(?:,|$)))", 
 def revalidated(request: Request, response: Response) -> Response:
     """Return a file, compressed if the client accepts that, or 304 (RFC 9110 section 13.1.2)."""
     headers = [("Vary", "Accept-Encoding")]
-    if ZIPPED.search(request.headers.get("accept-encoding", "")):
+    if response.media_type != GZIP and ZIPPED.search(request.headers.get("accept-encoding", "")):
         response = attrs.evolve(response, body=zipped(response.body))
         headers.append(("Content-Encoding", "gzip"))
     tag = f'"{hashlib.sha256(response.body).hexdigest()[:32]}"'

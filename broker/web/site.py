@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
@@ -16,7 +17,9 @@ from broker.errors import BrokerError
 from broker.http.responses import JSON, Refused, Response
 from broker.links.route import GET, POST, Route
 from broker.web import docs, origins
-from broker.web.files import revalidated
+from broker.web.files import GZIP, revalidated
+from broker.web.package import pack
+from broker.web.schemas import DISTRIBUTION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -31,7 +34,13 @@ Sign: TypeAlias = "Callable[[str, str], str]"
 STATIC = Path(__file__).parent / "static"
 DEMO = {"/": "index.html", "/demo.js": "demo.js", "/demo.css": "demo.css"}
 TOKEN_BYTES = 1024  # of the body of a request for a token
-MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".ts": "text/plain"}
+MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".ts": "text/plain; charset=utf-8",
+    ".tgz": GZIP,
+}
 # Scripts are public; a page of another origin may load them as modules only with these headers.
 SHARED = (("Access-Control-Allow-Origin", "*"), ("Cross-Origin-Resource-Policy", "cross-origin"))
 NO_SNIFFING = ("X-Content-Type-Options", "nosniff")
@@ -62,27 +71,29 @@ class Site:
         return self.sign is not None
 
     def routes(self) -> list[ClientRoute]:
-        pages: dict[str, Handle] = {
-            f"/{path.relative_to(STATIC)}": partial(script, path) for path in scripts()
-        }
+        files = library()
+        pages: dict[str, Handle] = {f"/{path}": partial(script, path, data) for path, data in files.items()}
+        package = pack(files, name=DISTRIBUTION, version=version(DISTRIBUTION))
+        pages["/client.tgz"] = partial(script, "client.tgz", package)
         pages |= {path: partial(document, data) for path, data in self.documents.items()}
         if self.sign is None:
             return [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
-        pages |= {path: partial(demo, STATIC / name) for path, name in DEMO.items()}
+        pages |= {path: partial(demo, name, (STATIC / name).read_bytes()) for path, name in DEMO.items()}
         token = Route(path="/dev/token", methods=POST, handle=partial(token_for, self.sign))
         served = [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
         return [*served, token, *docs.routes()]
 
 
-def scripts() -> list[Path]:
-    """Return the files of the client libraries: all scripts but the demo page's own."""
-    demo = {STATIC / name for name in DEMO.values()}
-    return sorted(path for suffix in ("js", "ts") for path in STATIC.rglob(f"*.{suffix}") if path not in demo)
+def library() -> dict[str, bytes]:
+    """Return the files of the client libraries, by path: all scripts but the demo page's own."""
+    scripts = (path for suffix in ("js", "ts") for path in sorted(STATIC.rglob(f"*.{suffix}")))
+    files = {path.relative_to(STATIC).as_posix(): path.read_bytes() for path in scripts}
+    return {path: data for path, data in files.items() if path not in DEMO.values()}
 
 
-async def script(path: Path, exchange: ClientExchange) -> Response:
+async def script(name: str, data: bytes, exchange: ClientExchange) -> Response:
     """Answer with a file that pages of any origin may load."""
-    return revalidated(exchange.request, file(path, *SHARED))
+    return revalidated(exchange.request, file(name, data, *SHARED))
 
 
 async def document(data: bytes, exchange: ClientExchange) -> Response:
@@ -91,11 +102,11 @@ async def document(data: bytes, exchange: ClientExchange) -> Response:
     return revalidated(exchange.request, found)
 
 
-async def demo(path: Path, exchange: ClientExchange) -> Response:
+async def demo(name: str, data: bytes, exchange: ClientExchange) -> Response:
     """Answer with a file of the demo page. Raises `Refused` (403, 421)."""
     request = exchange.request
     check_near(request, exchange.link.peer)
-    return revalidated(request, file(path, ("Content-Security-Policy", policy(request))))
+    return revalidated(request, file(name, data, ("Content-Security-Policy", policy(request))))
 
 
 async def token_for(sign: Sign, exchange: ClientExchange) -> Response:
@@ -118,11 +129,11 @@ async def token_for(sign: Sign, exchange: ClientExchange) -> Response:
     return Response(status=200, body=msgspec.json.encode({"token": token}), media_type=JSON)
 
 
-def file(path: Path, *headers: tuple[str, str]) -> Response:
+def file(name: str, data: bytes, *headers: tuple[str, str]) -> Response:
     return Response(
         status=200,
-        body=path.read_bytes(),
-        media_type=f"{MEDIA_TYPES[path.suffix]}; charset=utf-8",
+        body=data,
+        media_type=MEDIA_TYPES[Path(name).suffix],
         headers=(NO_SNIFFING, *headers),
     )
 

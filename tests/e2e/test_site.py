@@ -9,7 +9,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from broker.web.site import STATIC, scripts
+from broker.web.site import library
 from tests.support.http import ask
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ async def test_every_module_is_served(broker: Broker) -> None:
             for name in re.findall(r'^(?:im|ex)port .* from "(\..*)";$', answer.body.decode(), re.M)
         }
         waiting += imported - found - set(waiting)
-    assert found == {f"/{path.relative_to(STATIC)}" for path in scripts() if path.suffix == ".js"}
+    assert found == {f"/{path}" for path in library() if path.endswith(".js")}
     assert len(found) > 20
 
 
@@ -80,6 +80,18 @@ async def test_a_script_is_sent_small(broker: Broker, accepted: str, small: bool
     assert (answer.headers["etag"] != plain.headers["etag"]) is small
     known = {"Accept-Encoding": accepted, "If-None-Match": answer.headers["etag"]}
     assert (await ask(url, "GET", "/client.js", headers=known)).status == 304
+
+
+async def test_the_package_is_sent_once(broker: Broker) -> None:
+    """As it is, which is compressed, whatever the client accepts; and not again to who has it."""
+    url = broker.running.http
+    accepts = {"Accept-Encoding": "gzip"}
+    whole = await ask(url, "GET", "/client.tgz", headers=accepts)
+    assert (whole.status, whole.headers["content-type"]) == (200, "application/gzip")
+    assert "content-encoding" not in whole.headers
+    assert b'"name": "nats-websocket-broker"' in gzip.decompress(whole.body)
+    known = {**accepts, "If-None-Match": whole.headers["etag"]}
+    assert (await ask(url, "GET", "/client.tgz", headers=known)).status == 304
 
 
 async def test_the_demo_page_is_for_development(broker: Broker) -> None:

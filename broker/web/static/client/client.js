@@ -19,6 +19,11 @@ import { given, json, many } from "./values.js";
 /** @import { ClientOptions, Status, SubscribeOptions } from "../client.js" */
 /** @import { EventItem } from "./types.js" */
 
+// Bundlers take `new URL("…", import.meta.url)` for a file that they have to bring along.
+const MODULE = import.meta.url;
+/** Where the client itself came from: the broker, unless it was bundled. */
+const HOME = new URL("..", MODULE);
+
 /** One connection to the broker, made anew whenever it is lost. */
 export class Client extends EventTarget {
   /** @type {Status} */
@@ -30,7 +35,7 @@ export class Client extends EventTarget {
   #connection;
 
   /** @param {ClientOptions} options */
-  constructor({ url = new URL("..", import.meta.url), token, tokenTimeout, tenant, transports, queue = 100, tabs } = /** @type {any} */ ({})) {
+  constructor({ url = HOME, token, tokenTimeout, tenant, transports, queue = 100, tabs } = /** @type {any} */ ({})) {
     super();
     const tokens = new Tokens(token, tokenTimeout);
     const exchange = this.#exchange;
