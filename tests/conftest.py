@@ -13,6 +13,7 @@ import structlog
 from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it here
 from tests.support.nats import NatsServer, run_nats
 from tests.support.node import modules, node  # noqa: F401  likewise
+from tests.support.ports import held_ports
 from tests.support.rawnats import RawNats, connect
 from tests.support.seeds import seeded  # noqa: F401  likewise
 
@@ -40,6 +41,13 @@ async def publisher(nats: NatsServer) -> AsyncIterator[RawNats]:
     """A NATS client of another make, connected to `nats`."""
     async with connect(nats.url) as client:
         yield client
+
+
+@pytest.fixture
+def held() -> Iterator[list[int]]:
+    """A port at which nobody listens but whom the test lets."""
+    with held_ports() as ports:
+        yield ports
 
 
 @pytest.fixture

@@ -125,10 +125,10 @@ async def test_the_address_survives_the_broker(tmp_path: Path) -> None:
             assert (await bus.state()).last == 1
 
 
-async def test_the_wanted_port_when_it_is_free_else_another(tmp_path: Path) -> None:
+async def test_the_wanted_port_when_it_is_free_else_another(tmp_path: Path, held: list[int]) -> None:
     """The well-known port is used when nobody has it; a port that is taken is no reason not to start."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        wanted = other.getsockname()[1]
+    [wanted] = held
+    with socket.create_server(("127.0.0.1", wanted)):
         async with running(tmp_path / "a", port=wanted) as (_, address):
             assert port(address) != wanted
             kept = address

@@ -42,12 +42,10 @@ def test_where_its_state_is(tmp_path: Path) -> None:
     assert local.find_data_dir(None, {}) == default_data_dir()
 
 
-def test_a_usual_port_that_is_taken() -> None:
+def test_a_usual_port_that_is_taken(held: list[int]) -> None:
     """The usual port when nobody has it, else any free one."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
+    [port] = held
+    with socket.create_server(("127.0.0.1", port)):
         assert dev.preferred(port) == "127.0.0.1:0"
     assert dev.preferred(port) == f"127.0.0.1:{port}"
 

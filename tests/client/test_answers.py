@@ -116,11 +116,9 @@ async def test_refusals_by_http(status: int, running: Running) -> None:
         await until(session, "connection.authenticated")
 
 
-async def test_nobody_there(running: Running) -> None:
+async def test_nobody_there(running: Running, held: list[int]) -> None:
     """Where nothing listens that is said, and tried again."""
-    listener = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listener[0].socket.getsockname()[1]
-    await listener[0].aclose()
+    [port] = held
     async with running(f"ws://127.0.0.1:{port}/ws") as session:
         for _ in range(2):
             lost = await anext(session)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import secrets
-import socket
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +19,10 @@ from tests.client.shells import SHELLS, Running
 from tests.e2e.test_control import ban, within
 from tests.support import command
 from tests.support.broker import Broker, configure, run_broker
+from tests.support.ports import held_ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from broker.actors.supervisor import Supervisor
@@ -62,21 +61,14 @@ def running(request: pytest.FixtureRequest) -> Running:
 
 
 @pytest.fixture
-def file(tmp_path: Path, nats: NatsServer) -> Path:
+def file(tmp_path: Path, nats: NatsServer) -> Iterator[Path]:
     """The configuration of a broker that comes back at the same address."""
     (tmp_path / "secret").touch(mode=0o600)
     (tmp_path / "secret").write_text(secrets.token_hex(32))
     path = tmp_path / "broker.toml"
-    path.write_text(TEMPLATE.format(nats=nats.url, port=free_port()))
-    return path
-
-
-def free_port() -> int:
-    """None of those that the kernel gives to clients: one that calls it again and again would meet itself."""
-    while True:
-        port = random.randrange(10_000, 30_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    with held_ports() as [port]:  # else a client that calls it again and again might meet itself
+        path.write_text(TEMPLATE.format(nats=nats.url, port=port))
+        yield path
 
 
 @asynccontextmanager

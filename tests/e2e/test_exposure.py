@@ -90,10 +90,9 @@ async def test_forced(arguments: tuple[str, ...]) -> None:
         await running.until("ready", "stderr")
 
 
-async def test_nothing_stays_open() -> None:
+async def test_nothing_stays_open(held: list[int]) -> None:
     """What is refused listens no more, neither of the ports: pytest would find a socket that is left."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    [port] = held
     with pytest.raises(ConfigError):
         await open_ports(Server(listen=f"127.0.0.1:{port}", admin_listen="0.0.0.0:0"), {})
     with pytest.raises(ConnectionRefusedError):

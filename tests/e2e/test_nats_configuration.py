@@ -21,7 +21,6 @@ from tests.support.configured import (
     Nkeys,
     Passwords,
     cluster,
-    free_ports,
     granted,
     secret,
     single,
@@ -274,11 +273,13 @@ def test_the_permissions_are_read_as_they_stand() -> None:
     assert found["broker"][1] == ["_INBOX_broker.>", "live.>", "_broker.>"]
 
 
-async def test_an_operator_finds_the_way_out(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
+async def test_an_operator_finds_the_way_out(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, held: list[int]
+) -> None:
     """What is wrong with a stream, and the command that mends it, is in the log and in /readyz."""
     await publisher.api("STREAM.CREATE.EVENTS", name="EVENTS", subjects=["events.>"])
     secret(tmp_path / "key", "0123456789abcdef" * 4)
-    [port] = free_ports(1)
+    [port] = held
     (tmp_path / "broker.toml").write_text(
         f"""
         server = {{listen = "127.0.0.1:0", admin_listen = "127.0.0.1:{port}", data_dir = "state"}}

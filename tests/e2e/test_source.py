@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -236,9 +235,10 @@ async def test_live_subscription_made_while_nats_returns(broker: Broker, nats: N
             assert (await client.until("event"))["event"] == 7
 
 
-async def test_broker_started_without_nats(tmp_path: Path, nats: NatsServer) -> None:
+async def test_broker_started_without_nats(tmp_path: Path, nats: NatsServer, held: list[int]) -> None:
     """It takes clients in and tells them to wait; it is ready when NATS comes, and they are served."""
-    address = f"127.0.0.1:{unused_port()}"
+    [port] = held
+    address = f"127.0.0.1:{port}"
     url = f"ws://{address}/ws"
     settings = configure(tmp_path / "b", nats.url, server={"listen": address})
     served = trio.Event()
@@ -276,13 +276,6 @@ async def test_broker_started_without_nats(tmp_path: Path, nats: NatsServer) -> 
             await publish_live(nats, 2)
             assert (await client.expect("event"))["event"] == 2
             served.set()
-
-
-def unused_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def until_open(address: str) -> None:

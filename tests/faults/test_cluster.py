@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from tests.faults.support.http import get
 from tests.faults.support.proxy import Proxy, run_proxy
 from tests.faults.support.world import PATIENCE_SECONDS
 from tests.support.nats import NatsServer, run_nats
+from tests.support.ports import held_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -91,19 +91,10 @@ def node_options(ports: list[int], slow: list[Proxy], number: int) -> dict[str, 
     }
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses; routes have to be known before the servers run."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return found
-
-
 @asynccontextmanager
 async def run_cluster(directory: Path) -> AsyncIterator[Cluster]:
-    ports = free_ports(NODES + 1)
     async with AsyncExitStack() as stack:
+        ports = stack.enter_context(held_ports(NODES + 1))  # routes have to be known before the servers run
         slow = [
             await stack.enter_async_context(run_proxy(partial(ports.__getitem__, number)))
             for number in range(NODES)

@@ -16,8 +16,8 @@ from broker import app, config
 from broker.errors import BrokerError, ConfigError
 from tests.support import broker as support
 from tests.support import command, rawnats
-from tests.support.configured import free_ports
 from tests.support.nats import run_nats
+from tests.support.ports import held_ports
 from tests.support.raw import open_raw
 from tests.web.harness import head
 
@@ -195,7 +195,7 @@ async def look(
         trio.open_nursery() as nursery,
         AsyncExitStack() as stack,
     ):
-        (port,) = free_ports(1)
+        (port,) = stack.enter_context(held_ports())
         tables = row.tables(value, files, nats.url, port)
         try:
             settings = config.build(tables, {}, production=False)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import trio
 
 from broker.bus.server import ended, find_binary, spawn
 from tests.faults.support.accounts import STORE_LIMITS, UNLIMITED, Operator, Signer, signer
+from tests.support.ports import held_ports
 
 if TYPE_CHECKING:
     import subprocess
@@ -202,37 +202,27 @@ async def single(logins: Passwords) -> AsyncIterator[Node]:
 async def cluster(logins: Passwords) -> AsyncIterator[list[Node]]:
     """cluster.conf on three nodes."""
     logins.prepare()
-    ports = free_ports(3)
     shared = {"NATS_CLUSTER_PASSWORD": "c-secret", "NATS_LISTEN": "127.0.0.1:-1"}
-    for number, port in enumerate(ports, 1):
-        shared[f"NATS_ROUTE_{number}"] = f"nats-route://node:c-secret@127.0.0.1:{port}"
-    nodes = []
-    for number, port in enumerate(ports, 1):
-        own = {"NATS_NAME": f"nats-{number}", "NATS_CLUSTER_LISTEN": f"127.0.0.1:{port}"}
-        directory = logins.directory / f"node{number}"
-        shutil.copytree(FILES, directory)
-        node = Node(directory=directory, file="cluster.conf", variables=logins.variables | shared | own)
-        node.adapt()
-        nodes.append(node)
-    try:
-        async with trio.open_nursery() as nursery:
-            for node in nodes:
-                nursery.start_soon(node.start)
-        yield nodes
-    finally:
-        await kill_all(nodes)
+    with held_ports(3) as ports:
+        for number, port in enumerate(ports, 1):
+            shared[f"NATS_ROUTE_{number}"] = f"nats-route://node:c-secret@127.0.0.1:{port}"
+        nodes = []
+        for number, port in enumerate(ports, 1):
+            own = {"NATS_NAME": f"nats-{number}", "NATS_CLUSTER_LISTEN": f"127.0.0.1:{port}"}
+            directory = logins.directory / f"node{number}"
+            shutil.copytree(FILES, directory)
+            node = Node(directory=directory, file="cluster.conf", variables=logins.variables | shared | own)
+            node.adapt()
+            nodes.append(node)
+        try:
+            async with trio.open_nursery() as nursery:
+                for node in nodes:
+                    nursery.start_soon(node.start)
+            yield nodes
+        finally:
+            await kill_all(nodes)
 
 
 async def kill_all(nodes: Iterable[Node]) -> None:
     for node in nodes:
         await node.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

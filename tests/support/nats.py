@@ -13,8 +13,10 @@ import attrs
 import trio
 
 from broker.bus.server import ended, find_binary, spawn
+from tests.support import ports
 
 if TYPE_CHECKING:
+    import socket
     import subprocess
     from collections.abc import AsyncIterator
 
@@ -25,6 +27,8 @@ READY_SECONDS = 60
 class NatsServer:
     """JetStream on loopback. It keeps its port and its store over restarts, and ends with the tests.
 
+    Nobody else gets a port while it is down. With `port` -1 it takes another one.
+
     `options` are keys of its configuration file; after a change of them `reload` or `restart`. `prefix` is
     a command that runs it, by `exec`.
     """
@@ -33,6 +37,7 @@ class NatsServer:
     options: dict[str, Any] = attrs.field(factory=dict)
     prefix: tuple[str, ...] = ()
     port: int = -1
+    held: list[socket.socket] = attrs.field(factory=list)
     process: subprocess.Popen[bytes] = attrs.field(init=False)
 
     @property
@@ -54,14 +59,16 @@ class NatsServer:
         """Starts it and waits until it takes connections."""
         for old in self.directory.glob("*.ports"):
             old.unlink()
+        if self.port == -1:
+            self.held.append(ports.hold())
+            self.port = ports.number(self.held[-1])
         self.configure()
         self.process = spawn([*self.prefix, find_binary(), "--config", str(self.directory / "nats.json")])
-        ports = self.directory / f"nats-server_{self.process.pid}.ports"
+        listening = self.directory / f"nats-server_{self.process.pid}.ports"
         with trio.fail_after(READY_SECONDS):
-            while not (ports.exists() and ports.read_text().endswith("}")):
+            while not (listening.exists() and listening.read_text().endswith("}")):
                 assert self.process.poll() is None, f"see {self.directory}/nats-server.log"
                 await trio.sleep(0.01)
-        self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
 
     async def kill9(self) -> None:
         self.process.kill()
@@ -106,3 +113,5 @@ async def run_nats(
     finally:
         with trio.CancelScope(shield=True):
             await server.kill9()
+        for held in server.held:
+            held.close()

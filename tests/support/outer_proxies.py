@@ -6,15 +6,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+
+from tests.support.ports import held_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -117,11 +118,11 @@ async def proxied(
     directory: Path, command: list[str | None], text: str, **values: object
 ) -> AsyncIterator[int]:
     """A proxy as a child for the length of a block; the port at which it is reached."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        front = held.getsockname()[1]
-    (directory / "conf").write_text(text.format(front=front, directory=directory, **values))
-    full = [part for part in command if part] + [str(directory / "conf")]
-    async with trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        [front] = stack.enter_context(held_ports())
+        (directory / "conf").write_text(text.format(front=front, directory=directory, **values))
+        full = [part for part in command if part] + [str(directory / "conf")]
+        nursery = await stack.enter_async_context(trio.open_nursery())
         run = partial(trio.run_process, full, check=False, stderr=subprocess.DEVNULL)
         process: trio.Process = await nursery.start(run)
         try:
