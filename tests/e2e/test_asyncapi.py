@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from broker.links.poll.session import PollTransport
 from broker.web import asyncapi, requests
 from broker.wire import messages as m
 from tests.support import described, http
 from tests.support.broker import configure, run_broker
+from tests.support.polling import until_one_waits
 from tests.support.raw import ask
 from tests.support.requests import TABLE
 from tests.support.sse import listen
@@ -132,10 +132,7 @@ async def test_polls(supervisors: list[Supervisor], broker: Broker, publisher: R
             assert "reconnect_after_ms" in await post(broker, "post_poll", waiting)
 
         nursery.start_soon(wait)
-        polls = [each.transport for each in supervisors[0].connections]
-        with trio.fail_after(http.SECONDS):
-            while not any(isinstance(each, PollTransport) and each.turn for each in polls):
-                await trio.sleep(0.01)
+        await until_one_waits(supervisors[0])
         broker.stop.wanted.set()
 
 

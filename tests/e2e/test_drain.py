@@ -50,8 +50,8 @@ async def test_stop_for_good_is_1001(broker: Broker) -> None:
 
 async def test_between_draining_and_the_close(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """Events and publishes go on until the close; a subscribe is `unavailable`; delays are spread."""
-    # A client every 2 s: the second one has that long left, and gets it.
-    settings = configure(tmp_path / "b", nats.url, drain={"reconnects_per_second": 0.5, "grace_seconds": 5.0})
+    drain = {"reconnects_per_second": 0.2, "grace_seconds": 15.0}  # the second one has 5 s left
+    settings = configure(tmp_path / "b", nats.url, drain=drain)
     async with (
         run_broker(tmp_path / "b", settings) as broker,
         broker.client() as one,

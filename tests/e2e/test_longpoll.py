@@ -11,7 +11,7 @@ from broker.bus.nats import NatsBus
 from tests.e2e.test_lag import EVENTS, flood, settled
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.http import ask, opened, request
-from tests.support.polling import Poller
+from tests.support.polling import Poller, until_one_waits
 from tests.support.sse import target
 
 if TYPE_CHECKING:
@@ -124,16 +124,18 @@ async def test_a_client_that_leaves_while_it_waits_misses_nothing(broker: Broker
     assert await alice.until(5) == [0, 1, 2, 3, 4]
 
 
-async def test_the_newer_of_two_polls_wins(broker: Broker, publisher: RawNats) -> None:
+async def test_the_newer_of_two_polls_wins(
+    supervisors: list[Supervisor], broker: Broker, publisher: RawNats
+) -> None:
     """The older one is answered at once, with nothing."""
     alice, other = poller(broker, "a"), poller(broker, "a")
     await alice.poll()
     other.session, other.position = alice.session, alice.position
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alice.poll, 60)
-        await trio.sleep(0.2)
+        older = await until_one_waits(supervisors[0])
         nursery.start_soon(other.poll, 60)
-        await trio.sleep(0.2)
+        await until_one_waits(supervisors[0], but=older)
         await publisher.store("events.acme.a", b"1")
     assert len(alice.events) + len(other.events) == 1
     assert alice.position or other.position
@@ -314,9 +316,7 @@ async def test_a_page_that_goes_ends_its_session(
     beacon = {"Content-Type": "text/plain;charset=UTF-8", "Origin": url}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(alice.ask, 60)
-        with trio.fail_after(45):
-            while not any(getattr(each.transport, "turn", None) for each in supervisors[0].connections):
-                await trio.sleep(0.01)
+        await until_one_waits(supervisors[0])
         body = {"session": alice.session, "leave": True}
         answer = await ask(url, "POST", "/poll", json=body, headers=beacon)
         assert (answer.status, answer.body) == (204, b"")
@@ -347,7 +347,7 @@ async def test_what_is_no_leave(broker: Broker, body: dict[str, Any]) -> None:
     assert answer.problem["status"] == 400
 
 
-async def test_draining(broker: Broker) -> None:
+async def test_draining(supervisors: list[Supervisor], broker: Broker) -> None:
     """A poll that waits is answered with when to come back."""
     alice = poller(broker, "a")
     await alice.poll()
@@ -358,7 +358,7 @@ async def test_draining(broker: Broker) -> None:
             found.append(await alice.poll(60))
 
         nursery.start_soon(wait)
-        await trio.sleep(0.2)
+        await until_one_waits(supervisors[0])
         broker.stop.wanted.set()
     assert found[0]["reconnect_after_ms"] >= 0
     assert found[0]["position"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
 
 from tests.support.http import SECONDS, Answer, ask
+
+if TYPE_CHECKING:
+    from broker.actors.supervisor import Supervisor
 
 
 @attrs.define(eq=False)
@@ -50,3 +53,24 @@ class Poller:
             while len(self.events) < count:
                 await self.poll(10)
         return [each["event"] for each in self.events]
+
+
+def waiting(supervisor: Supervisor) -> list[object]:
+    """What identifies the polls that wait now."""
+    turns = (getattr(each.transport, "turn", None) for each in supervisor.connections)
+    return [turn for turn in turns if turn is not None]
+
+
+async def until_one_waits(supervisor: Supervisor, *, but: object = None) -> object:
+    """The poll that waits, once there is one; another one than `but`."""
+    with trio.fail_after(SECONDS):
+        while not (found := [turn for turn in waiting(supervisor) if turn is not but]):
+            await trio.sleep(0.01)
+    return found[0]
+
+
+async def until_none_waits(supervisor: Supervisor) -> None:
+    """Until the broker has noticed that nobody is there for the answer."""
+    with trio.fail_after(SECONDS):
+        while waiting(supervisor):
+            await trio.sleep(0.01)
