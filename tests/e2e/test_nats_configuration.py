@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
-SETTLE_SECONDS = 0.5  # in which a server would have objected
+ANSWER_SECONDS = 5.0  # a cluster without a leader answers nothing
 PATIENCE_SECONDS = 60
 LOGINS = [Passwords, Nkeys, Credentials]
 
@@ -60,20 +60,33 @@ async def attempt(
     result = Attempt()
 
     async def main() -> None:
+        forbidden: dict[str, asyncio.Event] = {}
+
         async def objected(error: Exception) -> None:
             result.refused.append(str(error))
+            for subject, event in forbidden.items():
+                if f'publish to "{subject}"'.lower() in str(error).lower():
+                    event.set()
 
         client: Any = await nats.connect(f"nats://{node.address}", error_cb=objected, **login)
         for subject in subscribe:
             await client.subscribe(subject, future=asyncio.Future())
-        jetstream = client.jetstream(timeout=SETTLE_SECONDS)
+        jetstream = client.jetstream(timeout=ANSWER_SECONDS)
 
         async def one(subject: str | tuple[str, str]) -> None:
             if isinstance(subject, tuple):
                 await client.publish(subject[0], b'"hello"', reply=subject[1])
                 return
-            with suppress(TimeoutError, nats.errors.TimeoutError, nats.js.errors.NoStreamResponseError):
-                await jetstream.publish(subject, b'"hello"')
+            forbidden[subject] = asyncio.Event()
+            refused = asyncio.create_task(forbidden[subject].wait())
+            stored = asyncio.create_task(jetstream.publish(subject, b'"hello"'))
+            await asyncio.wait((refused, stored), return_when=asyncio.FIRST_COMPLETED)
+            refused.cancel()
+            if not stored.done():
+                stored.cancel()
+                return
+            with suppress(nats.errors.TimeoutError, nats.js.errors.NoStreamResponseError):
+                await stored
                 result.stored.append(subject)
 
         await asyncio.gather(*map(one, publish))

@@ -188,7 +188,7 @@ async def test_the_publish_of_a_client(
 async def test_a_refused_publish(tmp_path: Path, nats: NatsServer, exporter: InMemorySpanExporter) -> None:
     """What NATS does not take is a span with an error."""
     nats.options["max_payload"] = 1024
-    nats.reload()
+    await nats.restart()
     async with traced(tmp_path, nats, exporter) as run, run.broker.client() as client:
         await client.send("publish", {"channel": "a", "event": "x" * 5000})
         assert (await client.until("error"))["code"] == "too_large"
