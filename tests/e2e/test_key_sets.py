@@ -105,7 +105,7 @@ async def test_a_renewal_that_nobody_can_judge_yet(tmp_path: Path, nats: NatsSer
 
 async def test_the_deadline_holds(tmp_path: Path, nats: NatsServer, issuer: Issuer) -> None:
     """Who is told to come again stays unauthenticated, and is closed when the time for that is over."""
-    limits = {"authentication_seconds": 1.0}
+    limits = {"authentication_seconds": 3.0}
     async with (
         served(tmp_path, nats, issuer, limits=limits) as broker,
         broker.stranger() as client,

@@ -370,7 +370,7 @@ async def test_expired_clients_do_not_hold_their_place(tmp_path: Path, nats: Nat
     settings = configure(tmp_path / "b", nats.url, limits={"connections_per_user": 1})
     async with run_broker(tmp_path / "b", settings) as broker:
         for _ in range(2):
-            async with broker.client(token=forged(broker, exp=time.time() + 1)) as client:
+            async with broker.client(token=forged(broker, exp=time.time() + 2)) as client:
                 assert await client.closed() == 4002
         async with broker.client() as client:
             await client.quiet()
