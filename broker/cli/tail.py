@@ -158,8 +158,14 @@ async def follow(session: Session, whole: bool, count: int | None) -> None:
         elif met:
             tell(f"{item.reason}; reconnecting in {item.after:.1f} s")
         else:
-            hint = "start a broker with `broker dev`, or give its address with --url"
-            raise Unavailable(f"no broker answers at {session.url} ({item.reason}): {hint}")
+            raise Unavailable(f"no broker answers at {session.url} ({item.reason}): {remedy(item.reason)}")
+
+
+def remedy(reason: str) -> str:
+    """Return what to do about a first connection that failed."""
+    if reason.startswith("TLS failed"):
+        return "name the host of its certificate by --url, and its authority's file by SSL_CERT_FILE"
+    return "start a broker with `broker dev`, or give its address with --url"
 
 
 def line(event: Event, whole: bool) -> bytes:

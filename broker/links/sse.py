@@ -146,6 +146,7 @@ class SseTransport:
     version: str = "1.1"
     held: list[bytes] | None = attrs.Factory(list)
     refusal: Response | None = None
+    cause: str = ""  # of the refusal: a code of the protocol
     place: sse.Place = attrs.Factory(sse.Place)
     send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
 
@@ -175,7 +176,7 @@ class SseTransport:
             return Text(data=wish)
         if self.refusal is not None:
             answer = self.encoded(self.refusal)
-            return Closed(code=CloseCode.NORMAL, by="broker", reason="refused", answer=answer)
+            return Closed(code=CloseCode.NORMAL, by="broker", reason=f"refused: {self.cause}", answer=answer)
         while await self.link.receive():
             pass  # a client has nothing to say; what it sends is dropped
         return Closed(code=1006, by="link")
@@ -189,7 +190,8 @@ class SseTransport:
         if self.held is None:
             return self.framed(data)
         if sent.type == "error" and self.refusal is None:
-            self.refusal = from_message(messages.Error(**msgspec.json.decode(message)["payload"]))
+            error = messages.Error(**msgspec.json.decode(message)["payload"])
+            self.refusal, self.cause = from_message(error), error.code
         self.held.append(data)
         return self.begin() if sent.type == "subscribed" else b""
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import re
 import signal
+import ssl
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trustme
 
 from broker.cli import local
+from broker.cli.tail import remedy
 from tests.support import command
 from tests.support.peer import Peer, broker
 
@@ -223,3 +228,37 @@ async def test_no_broker(data_dir: Path) -> None:
         assert (result.code, result.out) == (1, "")
         (sentence,) = result.err.splitlines()
         assert "`broker dev`" in sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("TLS failed: certificate verify failed: self-signed certificate", "SSL_CERT_FILE"),
+        ("all attempts to connect to 127.0.0.1:1 failed", "`broker dev`"),
+    ],
+)
+def test_what_to_do_about_it(reason: str, words: str) -> None:
+    """A certificate that is not trusted is not cured by another broker."""
+    assert words in remedy(reason)
+
+
+async def test_a_certificate_of_nobody_known(data_dir: Path, tmp_path: Path) -> None:
+    """The broker is there: what is missing is its authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_ssl_over_tcp, shake_hands, 0, context, host="127.0.0.1")
+        (listener,) = await nursery.start(serve)
+        port = listener.transport_listener.socket.getsockname()[1]
+        url = f"wss://127.0.0.1:{port}"
+        result = await command.broker("tail", "a", "--url", url, "--data-dir", data_dir)
+        nursery.cancel_scope.cancel()
+    assert result.code == 1
+    assert "TLS failed" in result.err
+    assert "SSL_CERT_FILE" in result.err
+
+
+async def shake_hands(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    with suppress(trio.BrokenResourceError):
+        await stream.do_handshake()

@@ -15,6 +15,7 @@ from broker.features import audit
 from tests.support.broker import configure, run_broker
 from tests.support.metrics import scrape
 from tests.support.raw import open_raw
+from tests.support.sse import listen
 from tests.web.harness import BINARY, TEXT, frame, head
 
 if TYPE_CHECKING:
@@ -220,6 +221,15 @@ async def test_closes(broker: Broker, admin: Admin) -> None:
     assert by_user["eve"]["transport"] == "websocket"
     only = await admin.call("GET", "closes", code=4500)
     assert [each["user"] for each in only["closes"]] == [None]
+
+
+async def test_why_a_stream_was_refused(broker: Broker, admin: Admin) -> None:
+    """A request for events that was answered by a problem is listed with the protocol's code."""
+    token = broker.token(user="kim", subscribe=["orders.>"])
+    async with listen(broker.running.http, "billing", token=token) as stream:
+        assert stream.status == 403
+    found = await admin.until(lambda answer: answer["closes"], "closes")
+    assert [(each["user"], each["reason"]) for each in found["closes"]] == [("kim", "refused: forbidden")]
 
 
 async def test_who_closed(broker: Broker, admin: Admin) -> None:
