@@ -118,7 +118,9 @@ class Asking:
             self.split(request, most)
 
     def split(self, request: Request, most: int) -> None:
-        rest = Request(request.channels[most:], request.start, request.lag, calls=request.calls)
+        rest = Request(
+            request.channels[most:], request.start, request.lag, floor=request.floor, calls=request.calls
+        )
         request.channels = request.channels[:most]
         self.resume.requests[self.resume.next_id()] = rest
 

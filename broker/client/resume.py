@@ -3,9 +3,12 @@
 This is the client's side of the protocol page, "Positions, order and loss".
 
 A connection has one live position, and each unfinished catch-up has its own newest marked position. On the
-next connection the live subscriptions are requested in one list from the live position, and each unfinished
-catch-up from where it was. An unanswered request is repeated as it was. A durable subscription begins at its
-last acknowledged position; events that were handed over since then are not handed over again.
+next connection each subscription is requested from where it is complete: a live one from the live position,
+or from its floor if that is higher, an unfinished catch-up from its newest event. Live subscriptions at the
+same position are requested in one list. An unanswered request is repeated as it was. A durable subscription
+begins at its last acknowledged position; events that were handed over since then are not handed over again.
+
+The browser client does the same (`client/records.js`); `tests/client/resume.json` holds both to it.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Request:
     accepted: bool = False
     catch_up: int | None = None  # the catch-up number in its frames, until it is live
     newest: str | None = None  # the newest marked position
-    floor: str | None = None  # of a durable one: handed over before this connection
+    floor: str | None = None  # nothing up to there is handed over, until the events have passed it
     sent: bool = False
     calls: int = 1  # of the application that share this message
     tries: int = 0  # retryable refusals
@@ -97,7 +100,7 @@ class Resume:
                     other.calls += 1
                     return key
         key = self.next_id()
-        self.requests[key] = Request(channels, start, lag, durable)
+        self.requests[key] = Request(channels, start, lag, durable, floor=start.get("position"))
         return key
 
     def next_id(self) -> str:
@@ -117,47 +120,57 @@ class Resume:
         """Begin a new connection: fill `requests` with what to request there, in order."""
         before, self.requests = self.requests, {}
         self.wanted.clear()
-        lags: dict[str, str | None] = {}  # the last request counts
+        live: dict[
+            str, tuple[str | None, str | None]
+        ] = {}  # the last lag policy counts, and the highest floor
         for request in before.values():
             if request.live and request.durable is None:
-                lags |= dict.fromkeys(request.channels, request.lag)
-        start = {} if self.position is None else {"position": self.position}
-        for lag in dict.fromkeys(lags.values()):
-            channels = [channel for channel, its in lags.items() if its == lag]
-            self.requests[self.next_id()] = Request(channels, start, lag)
+                reached = self.reached_by(request)
+                for channel in request.channels:
+                    _, known = live.get(channel, (None, None))
+                    live[channel] = (request.lag, higher(reached, known))
+        for lag, position in dict.fromkeys(live.values()):
+            channels = [channel for channel, its in live.items() if its == (lag, position)]
+            start = {} if position is None else {"position": position}
+            self.requests[self.next_id()] = Request(channels, start, lag, floor=position)
         for key, request in before.items():
-            if request.durable is not None:
-                self.requests[key] = self.durably(request)
-            elif not request.live:
-                begin = request.start if request.newest is None else {"position": request.newest}
-                again = Request(request.channels, begin, request.lag, calls=request.calls)
-                again.doubts = request.doubts
-                self.requests[key] = again
+            if request.durable is not None or not request.live:
+                self.requests[key] = self.repeated(request)
 
-    def durably(self, before: Request) -> Request:
-        """Return a durable subscription as requested on another connection.
+    def repeated(self, before: Request) -> Request:
+        """Return a subscription as requested alone on another connection.
 
-        Its cursor takes precedence over the given start, which is used if the cursor has expired meanwhile.
+        The cursor of a durable one takes precedence over the given start, which is used if it has expired.
         """
-        reached = self.position if before.live else before.newest
-        floor = before.floor if reached is None or not_after(reached, before.floor) else reached
+        floor = self.reached_by(before)
         start = before.start if floor is None else {"position": floor}
-        again = Request(before.channels, start, before.lag, before.durable, floor=floor)
+        again = Request(before.channels, start, before.lag, before.durable, floor=floor, calls=before.calls)
         again.doubts = 0 if before.accepted else before.doubts
         return again
+
+    def reached_by(self, request: Request) -> str | None:
+        """Return up to where a subscription is complete; None if it has yet to begin."""
+        return higher(self.position if request.live else request.newest, request.floor)
 
     def received(self, kind: str, payload: Mapping[str, Any], message_id: str | None) -> None:
         """Record a message from the broker; call this for each, in order."""
         request = self.requests.get(message_id or "")
         catch_up = payload.get("catch_up")
         match kind:
-            case "event" if catch_up is not None:
-                self.moved(catch_up, payload.get("position"))
-            case "gap" if catch_up is not None:
-                self.moved(catch_up, payload.get("to"))
+            case "event" if position := payload.get("position"):
+                self.passed(position, catch_up)
+                if catch_up is None:
+                    self.position = position
+                else:
+                    self.moved(catch_up, position)
             case "gap":
-                self.position = payload.get("to") or self.position
-            case "event" | "pong" | "connection.draining" | "subscribed" | "subscription.live":
+                if payload.get("reason") == "reset":
+                    self.begun_anew(payload["channel"], catch_up)
+                if catch_up is not None:
+                    self.moved(catch_up, payload.get("to"))
+                else:
+                    self.position = payload.get("to") or self.position
+            case "pong" | "connection.draining" | "subscribed" | "subscription.live":
                 self.position = payload.get("position") or self.position
         if kind == "connection.authenticated":
             self.private = payload.get("private")
@@ -196,11 +209,26 @@ class Resume:
         for request in self.marked(catch_up):
             request.newest = position or request.newest
 
+    def passed(self, position: str, catch_up: int | None) -> None:
+        """Forget floors that an event has passed: positions grow, or are of another stream."""
+        for request in self.requests.values():
+            floor = request.floor
+            if floor is not None and request.accepted and request.catch_up == catch_up:
+                request.floor = floor if not_after(position, floor) else None
+
+    def begun_anew(self, channel: str | list[str], catch_up: int | None) -> None:
+        """Let subscriptions begin below their floor: the stream has not come so far, or is another one."""
+        channels = {channel} if isinstance(channel, str) else set(channel)
+        for request in self.requests.values():
+            ours = request.accepted and request.catch_up == catch_up
+            if ours and not channels.isdisjoint(map(self.expanded, request.channels)):
+                request.floor = None
+
     def marked(self, catch_up: int | None) -> list[Request]:
         return [each for each in self.requests.values() if each.catch_up == catch_up and catch_up is not None]
 
     def handed_over(self, channel: str, position: str | None, catch_up: int | None) -> bool:
-        """Return whether all subscriptions of an event had handed it over before this connection."""
+        """Return whether an event is at or below the floor of every subscription that it is for."""
         if position is None or all(request.floor is None for request in self.requests.values()):
             return False
         meant = [
@@ -236,6 +264,11 @@ def not_after(position: str, other: str | None) -> bool:
     if other is None or not same_stream(position, other):
         return False
     return positions.parse(position).sequence <= positions.parse(other).sequence
+
+
+def higher(position: str | None, floor: str | None) -> str | None:
+    """Return the higher of a position and a floor; a floor of another stream is void."""
+    return floor if position is None or not_after(position, floor) else position
 
 
 def same_stream(position: str, other: str) -> bool:

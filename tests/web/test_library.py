@@ -26,9 +26,9 @@ def test_all_are_listed() -> None:
 
 @pytest.mark.parametrize("name", LISTED)
 def test_sizes(name: str) -> None:
-    """As they are sent; another zlib may compress a little better or worse."""
+    """As they are sent: nobody reads more from it than one decimal, and zlibs differ a little."""
     size = len(zipped(FILES[name])) / 1000
-    assert LISTED[name] == pytest.approx(size, rel=0.05, abs=0.06), f"{name} has {size:.1f} KB"
+    assert LISTED[name] == pytest.approx(size, rel=0.1, abs=0.1), f"{name} has {size:.1f} KB"
 
 
 @pytest.mark.parametrize("name", LISTED)

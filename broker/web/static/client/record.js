@@ -39,6 +39,7 @@ export class SubscriptionRecord {
   on;
   /** @type {Reply | undefined} the request that is under way for it */
   request;
+  own = false; // whether it was asked for from where it stands, and not from further back with others
   /** @type {number | undefined} the number of its catch-up */
   mark;
   caught = false; // whether, being live, it has caught up with the present

@@ -220,8 +220,9 @@ export class Records {
     for (const record of this.#all) {
       if (mark !== undefined ? record.mark !== mark : record.on !== this.#exchange.link) continue;
       if (!record.full.some((name) => names.includes(name))) continue;
-      if (to && to !== record.seen && passed(to, record.seen)) continue; // it is another's
-      if (mark !== undefined && to) record.seen = to;
+      const anew = payload.reason === "reset" && record.own; // the stream is another one, or has not come so far
+      if (!anew && to && to !== record.seen && passed(to, record.seen)) continue; // it is another's
+      if ((mark !== undefined || anew) && to) record.seen = to;
       record.sub.take(gapItem(payload, record.lag));
     }
     if (mark === undefined) this.position = to ?? this.position;

@@ -205,7 +205,7 @@ export class Subscribing {
         for (const record of records) if (++record.doubts === TRIES) this.#records.end(record, inVain(code));
       },
     };
-    for (const each of records) each.request = request;
+    for (const each of records) Object.assign(each, { request, own: each.seen === start.position });
     for (const name of channel) this.#note(name, { asked: request });
     this.#exchange.send("subscribe", { channel, ...start, lag }, request, undefined, doubts);
     return true;
