@@ -179,7 +179,8 @@ class EmbeddedServer:
                 owner = file.read().strip()
                 if is_alive(owner) or trio.current_time() > deadline:
                     file.close()
-                    raise ServerError(f"{self.directory} is in use by another broker (pid {owner})") from None
+                    reason = f"{self.directory} is in use by another broker (pid {owner})"
+                    raise ServerError(f"{reason}; stop that one, or name another --data-dir") from None
                 await trio.sleep(POLL_SECONDS)
         file.truncate(0)
         print(os.getpid(), file=file, flush=True)

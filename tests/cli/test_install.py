@@ -28,6 +28,10 @@ def test_by_hand(tmp_path: Path) -> None:
     for kind in ("sysusers", "tmpfiles"):
         copy = tmp_path / "etc" / f"{kind}.d" / "broker.conf"
         assert copy.read_text() == (ROOT / "systemd" / f"{kind}.conf").read_text()
+    unit = (tmp_path / "etc/systemd/system/broker.service").read_text()
+    documented = re.search(r"^Documentation=file:/(\S+)", unit, re.MULTILINE)
+    assert documented
+    assert (tmp_path / documented[1]).exists()
     configuration = tmp_path / "etc/broker/broker.toml"
     assert configuration.read_text() == (ROOT / "config/broker.toml").read_text()
     assert stat.S_IMODE(configuration.stat().st_mode) == 0o640
@@ -58,6 +62,10 @@ def test_for_a_package(tmp_path: Path) -> None:
     assert {file.name for file in units.iterdir()} == UNITS
     programs = re.findall(r"^ExecStart=(\S+)", "".join(f.read_text() for f in units.iterdir()), re.MULTILINE)
     assert set(programs) == {"/usr/bin/broker", "/usr/bin/nats-server"}
+    documented = re.search(r"^Documentation=file:(\S+)", (units / "broker.service").read_text(), re.MULTILINE)
+    assert documented
+    assert documented[1].startswith("/usr/share/doc/broker/")
+    assert (tmp_path / documented[1].removeprefix("/")).exists()
     assert {path.name for path in tmp_path.iterdir()} == {"etc", "usr"}
     assert {path.name for path in (tmp_path / "etc").iterdir()} == {"broker"}
 

@@ -136,4 +136,9 @@ async def test_a_store_that_is_locked(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         print(os.getpid(), file=lock, flush=True)
         file = write(tmp_path, embedded=True)
-        check(await broker("serve", "--config", file), "in use by another broker", str(os.getpid()))
+        check(
+            await broker("serve", "--config", file),
+            "in use by another broker",
+            str(os.getpid()),
+            "--data-dir",
+        )
