@@ -16,9 +16,9 @@ after(async () => {
 const open = async () => openPage(await browser.newContext(), broker.url);
 
 test("the token is renewed when the broker says so, on the same connection", async () => {
-  // The word comes half-way through the life of a token that is good for 6 s.
+  // The word comes half-way through the life of a token that is good for 12 s, and it takes a process to make one.
   const page = await open();
-  await page.exposeFunction("shortToken", () => broker.token("--tenant", "acme", "--user", "alice", "--ttl", "6s"));
+  await page.exposeFunction("shortToken", () => broker.token("--tenant", "acme", "--user", "alice", "--ttl", "12s"));
   const [asked, ids] = await page.evaluate(async () => {
     let asked = 0;
     const ids = new Set();
