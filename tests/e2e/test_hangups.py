@@ -99,4 +99,4 @@ async def test_while_it_stops(file: Path) -> None:
                 assert (await told(systemd))[0] == "STOPPING"
                 running.process.send_signal(signal.SIGHUP)
                 assert await running.end() == 0
-            assert [message for message in await systemd.waiting() if message != {"WATCHDOG": "1"}] == []
+            assert [message for message in systemd.waiting() if message != {"WATCHDOG": "1"}] == []

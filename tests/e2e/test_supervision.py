@@ -316,7 +316,7 @@ async def test_idle_tenants_are_reaped(
             await eventually(lambda: inside.tenants.running.keys() == {"stays"})
             while await listened(publisher, "live.acme.a") or await listened(publisher, "live.globex.a"):
                 pass
-            await eventually(lambda: trio.lowlevel.current_statistics().tasks_living == base)
+            await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= base)
         assert inside.live_subjects.held == {"live.stays.>", "live._all.>"}
         assert len(inside.live_subjects.locks) == 2
         assert len(inside.connections) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -27,6 +27,9 @@ class Notified:
         """The next message."""
         with trio.fail_after(PATIENCE_SECONDS):
             await trio.lowlevel.wait_readable(self.raw)
+        return self.read()
+
+    def read(self) -> dict[str, str]:
         return dict(line.split("=", 1) for line in self.raw.recv(4096).decode().split("\n"))
 
     async def until(self, name: str) -> dict[str, str]:
@@ -35,12 +38,12 @@ class Notified:
             pass
         return message
 
-    async def waiting(self) -> list[dict[str, str]]:
+    def waiting(self) -> list[dict[str, str]]:
         """What has come and was not read yet."""
         messages = []
-        with trio.move_on_after(0):
+        with suppress(BlockingIOError):
             while True:
-                messages.append(await self.next())
+                messages.append(self.read())
         return messages
 
 
