@@ -91,6 +91,6 @@ def test_users_and_directories(tmp_path: Path) -> None:
 def test_what_the_documentation_names_exists() -> None:
     """Every file of ours that the README or a page copies or names."""
     text = "".join(path.read_text() for path in (ROOT / "README.md", *ROOT.glob("broker/docs/*.md")))
-    named = set(re.findall(r"(?<![/\w])((?:systemd|config|broker|tests)/[\w./@-]*\w/?)", text))
+    named = set(re.findall(r"(?<![/\w-])((?:systemd|config|broker|tests)/[\w./@-]*\w/?)", text))
     assert {"systemd/install", "config/broker.toml", "config/nats/nats.conf"} <= named
     assert [name for name in named if not (ROOT / name).exists()] == []
