@@ -15,7 +15,6 @@ export const TRIES = 3; // so many times what ends a connection, or has no answe
 const IN_FLIGHT = 16; // without an answer, of publishes and of the rest: with those below the 50 that end a connection
 const FAULTY = [1002, 1003, 1007, 1009, 4510]; // the broker could not read something, and does not say what
 const LEAST = 1_000; // bytes that a message may always have
-const ANSWERS = /^(subscribed|unsubscribed|published|acknowledged|error)$/;
 
 /**
  * Why something is given up that was sent `TRIES` times in vain.
@@ -131,7 +130,7 @@ export class Exchange {
 
   /** @param {Message} message */
   heard({ type, payload, messageId }) {
-    const call = ANSWERS.test(type) && messageId ? this.#answered(messageId) : undefined;
+    const call = messageId ? this.#answered(messageId) : undefined;
     if (type === "connection.established") this.pace.adopt(payload.limits);
     for (const { hears } of this.#parts) hears?.[type]?.(payload, messageId);
     if (!call) return; // or one that was given up meanwhile

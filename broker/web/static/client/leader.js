@@ -125,7 +125,7 @@ export class Leader {
         const live = record.state === LIVE;
         if (live && last.get(peer) === item) return;
         if (live) last.set(peer, item);
-        this.#answer(peer, item.type, { ...item, catch_up: live ? undefined : key }, messageId);
+        this.#answer(peer, item.type, { ...item, catch_up: live ? undefined : key });
       },
       turn: (before) => {
         if (record.state === LIVE) before === LIVE || say(true);

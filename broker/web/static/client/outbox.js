@@ -10,7 +10,7 @@ import { bytes, torn, utf8 } from "./values.js";
 
 /** @import { Exchange } from "./exchange.js" */
 /** @import { Part, Reply, Settler } from "./types.js" */
-/** @typedef {{id: string, position?: string, duplicate?: boolean}} Published */
+/** @import { Published } from "../client.js" */
 
 const WINDOW = 0.9; // of the one in which the broker knows an id again
 
@@ -202,9 +202,9 @@ export class Outbox {
   /**
    * @param {Entry} entry
    * @param {BrokerError} [error]
-   * @param {{position?: string, duplicate?: boolean}} answer
+   * @param {{position?: string, duplicate: boolean}} answer
    */
-  #settle(entry, error, answer = {}) {
+  #settle(entry, error, answer = { duplicate: false }) {
     if (!this.#entries.delete(entry.key)) return;
     clearTimeout(entry.timer);
     if (error && entry.sends) error.unknownOutcome ||= ["closed", "timeout", "unknown_outcome"].includes(error.code);
