@@ -61,9 +61,14 @@ def test_size(modules: Path) -> None:
 
 
 @pytest.mark.parametrize("file", PAGES)
-def test_pages(node: str, modules: Path, file: str) -> None:
+def test_pages(node: str, modules: Path, held: list[int], file: str) -> None:
     """The page, cuts and fallbacks, tabs, the store and the hooks, against a broker process."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here: apt install chromium")
-    done = run(node, "--test", f"pages/{file}", BROKER_PYTHON=sys.executable, BROKER_CHROMIUM=CHROMIUM)
+    done = run(
+        *(node, "--test", f"pages/{file}"),
+        BROKER_PYTHON=sys.executable,
+        BROKER_CHROMIUM=CHROMIUM,
+        BROKER_PORT=str(held[0]),
+    )
     assert_passed(done)

@@ -68,20 +68,22 @@ async def test_tenants_and_users_of_tail(tmp_path: Path) -> None:
         assert "users.alice.inbox" in refused.err
 
 
-async def test_tail_goes_on_where_it_was_when_the_broker_was_killed(tmp_path: Path) -> None:
+async def test_tail_goes_on_where_it_was_when_the_broker_was_killed(tmp_path: Path, held: list[int]) -> None:
     """kill -9 and a new broker on the same address: every event once, in order, the cut told."""
-    async with dev(tmp_path) as first:
-        listen = state(tmp_path)["ws"].removeprefix("ws://").removesuffix("/ws")
-        async with command.start("tail", "n", "--raw", "--since", "1h", "--data-dir", tmp_path) as tail:
-            assert (await command.broker("publish", "n", "1", "--data-dir", tmp_path)).code == 0
-            assert await tail.line() == "1"
-            first.process.kill()
-            await first.end()
-            async with dev(tmp_path, listen):
-                lines = b"".join(b"%d\n" % number for number in range(2, 50))
-                assert (await command.broker("publish", "n", "--data-dir", tmp_path, stdin=lines)).code == 0
-                assert [await tail.line() for _ in range(2, 50)] == [str(number) for number in range(2, 50)]
-            assert "reconnecting" in await tail.line("stderr")
+    listen = f"127.0.0.1:{held[0]}"
+    async with (
+        dev(tmp_path, listen) as first,
+        command.start("tail", "n", "--raw", "--since", "1h", "--data-dir", tmp_path) as tail,
+    ):
+        assert (await command.broker("publish", "n", "1", "--data-dir", tmp_path)).code == 0
+        assert await tail.line() == "1"
+        first.process.kill()
+        await first.end()
+        async with dev(tmp_path, listen):
+            lines = b"".join(b"%d\n" % number for number in range(2, 50))
+            assert (await command.broker("publish", "n", "--data-dir", tmp_path, stdin=lines)).code == 0
+            assert [await tail.line() for _ in range(2, 50)] == [str(number) for number in range(2, 50)]
+        assert "reconnecting" in await tail.line("stderr")
 
 
 async def test_serve_runs_what_check_config_accepts(tmp_path: Path) -> None:

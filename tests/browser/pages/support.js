@@ -26,7 +26,7 @@ export const until = async (condition, what = String(condition), within = READY_
 /** A broker of its own, which keeps its port and its data when it is started again. */
 export class Broker {
   directory = mkdtempSync(join(tmpdir(), "broker-"));
-  port = 0;
+  port = Number(process.env.BROKER_PORT ?? 0); // nobody else gets that while the broker is down
 
   constructor(env = {}) {
     // A test publishes faster than people do.
