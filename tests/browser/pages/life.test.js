@@ -90,7 +90,7 @@ for (const [transport, step] of [
       window.client = open_({ transports: [transport] });
       window.sub = client.subscribe("cut.>", ({ event }) => taken.push(event));
     }, transport);
-    await until(() => page.evaluate(() => sub.state === "live"), "it is live", 60_000);
+    await until(() => page.evaluate(() => sub.state === "live"), "it is live");
     await page.evaluate(() => client.publish("cut.a", 1));
     await until(() => page.evaluate(() => taken.length === 1), "it has arrived");
     assert.ok(proxy.cutAt > 400, `cut at ${proxy.cutAt} bytes`);
