@@ -13,8 +13,8 @@ const PYTHON = process.env.BROKER_PYTHON ?? "python3";
 const CHROMIUM = process.env.BROKER_CHROMIUM ?? "/usr/bin/chromium";
 const READY_MS = 200_000; // a bound for what must come; nothing is measured by it
 
-export const until = async (condition, what = String(condition), within = READY_MS) => {
-  const deadline = Date.now() + within;
+export const until = async (condition, what = String(condition)) => {
+  const deadline = Date.now() + READY_MS;
   for (;;) {
     const found = await condition();
     if (found) return found;
