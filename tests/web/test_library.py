@@ -15,7 +15,7 @@ ROW = re.compile(r"^\| \[`([\w/]+\.js)`\]\([^)]*\) \| [^|]+ \| ([\d.]+) \|$", re
 LISTED = {name: float(size) for name, size in ROW.findall(docs.page("clients").text)}
 FILES = {name: data for name, data in library().items() if name.startswith("client") and name.endswith(".js")}
 # For types alone or for code. What the modules have between them is in types.d.ts, which is none.
-IMPORT = re.compile(r'(?:\bfrom |import\()"(\.[^"]+)"')
+IMPORT = re.compile(r'(?:\bfrom |import\(|^import )"(\.[^"]+)"', re.MULTILINE)
 TYPES = "client/types.js", "client.js"
 MOST_LINES = 400
 
@@ -40,6 +40,12 @@ def test_imports_go_down(name: str) -> None:
     assert imported <= set(below)
     assert len(re.findall(r"^(?:import|export) .* from ", text, re.MULTILINE)) <= len(IMPORT.findall(text))
     assert text.count("\n") < MOST_LINES
+
+
+def test_the_entry_names_all() -> None:
+    """So that a page needs two steps to load them, however deep they import each other."""
+    imported = {normpath(path) for path in IMPORT.findall(FILES["client.js"].decode())}
+    assert imported == set(FILES) - {"client.js"}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"client.js"}))

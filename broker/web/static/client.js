@@ -17,6 +17,32 @@
  * over Server-Sent Events, else by long polling.
  */
 
+// The others by name too, or a browser would learn of each only from the one that imports it.
+import "./client/acknowledgements.js";
+import "./client/attempt.js";
+import "./client/connection.js";
+import "./client/exchange.js";
+import "./client/http.js";
+import "./client/leader.js";
+import "./client/names.js";
+import "./client/outbox.js";
+import "./client/pace.js";
+import "./client/places.js";
+import "./client/plan.js";
+import "./client/platform.js";
+import "./client/positions.js";
+import "./client/reads.js";
+import "./client/record.js";
+import "./client/records.js";
+import "./client/renewal.js";
+import "./client/subscribing.js";
+import "./client/subscription.js";
+import "./client/tabs.js";
+import "./client/tokens.js";
+import "./client/transports.js";
+import "./client/values.js";
+import "./client/websocket.js";
+
 export { Client } from "./client/client.js";
 export { BrokerError } from "./client/errors.js";
 export { Store } from "./client/store.js";
