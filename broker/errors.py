@@ -24,6 +24,9 @@
      ├─ TokenExpired
      ├─ TokenRevoked
      ├─ Unavailable              retry later
+     ├─ Rejected                 a service refused a request
+     ├─ Timeout                  a service did not answer in time
+     ├─ BadAnswer                a service's answer cannot be passed on
      └─ Internal
 
 `code` is sent to the client in an `error` message; `close_code` is the WebSocket close code if the
@@ -186,7 +189,7 @@ class NotFound(BrokerError):
 
 
 class TooLarge(BrokerError):
-    """The event is over the limit `publish_bytes`."""
+    """The event is over the limit `publish_bytes`, or a service's answer over `message_bytes`."""
 
     code = "too_large"
 
@@ -223,6 +226,29 @@ class Unavailable(BrokerError):
 
     code = "unavailable"
     retryable = True
+
+
+class Rejected(BrokerError):
+    """A service refused the request, for the reason it gives."""
+
+    code = "rejected"
+    status: int | None  # the service's own code, if that is a number
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Timeout(BrokerError):
+    """No answer of the service came in time: whether it has acted on the request is not known."""
+
+    code = "timeout"
+
+
+class BadAnswer(BrokerError):
+    """The service answered with something other than JSON."""
+
+    code = "bad_answer"
 
 
 class Internal(BrokerError):

@@ -24,6 +24,7 @@ CONNECTIONS, SUBSCRIPTIONS = "connections", "subscriptions"
 CONNECTS, MESSAGES, BYTES = "connects_per_second", "messages_per_second", "bytes_per_second"
 PUBLISHES, DELIVERED = "publishes_per_second", "delivered_bytes_per_second"
 POSTS = "messages_per_minute"  # per user: publications and failed messages
+CALLS = "calls_per_second"  # per user: requests to services
 REQUESTS = "requests_per_second"  # all others: per connection, or per user without one
 HELD = (CONNECTIONS, SUBSCRIPTIONS)
 FLOWING = (CONNECTS, MESSAGES, BYTES, PUBLISHES, DELIVERED)

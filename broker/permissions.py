@@ -53,6 +53,7 @@ class Principal:
     life: float
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
+    request: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     monitoring: bool = False
     token_id: str | None = None
@@ -82,6 +83,16 @@ class Principal:
             raise Forbidden(f"{channel}: not within a pattern that the token may publish to")
         if verdict.denied is not None:
             raise Forbidden(f"{channel}: denied by the token")
+
+    def check_request(self, method: str) -> None:
+        """Raise `Forbidden` unless the client may send requests to `method`."""
+        if self.monitoring:
+            raise Forbidden("a monitoring token may only subscribe")
+        verdict = weigh(method, self.request, self.deny)
+        if verdict.within is None:
+            raise Forbidden(f"{method}: not within a pattern of permissions.request in the token")
+        if verdict.denied is not None:
+            raise Forbidden(f"{method}: denied by the token")
 
     def subscribing(self, pattern: str) -> Verdict:
         """Return the verdict on a subscription to `pattern`."""

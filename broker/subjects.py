@@ -77,6 +77,16 @@ def parse_channel(text: str) -> str:
     return text
 
 
+def parse_method(text: str) -> str:
+    """Return `text` if it is a method of a service: a channel, but neither private nor live.
+
+    Raises `InvalidChannel`.
+    """
+    if parse_channel(text).partition(".")[0] in (ME, USERS, LIVE):
+        raise InvalidChannel(f"{shown(text)}: a method does not begin with me, users or live")
+    return text
+
+
 def parse_pattern(text: str) -> str:
     """Return `text` if it is a pattern or channel. Raises `InvalidChannel` with the reason if not."""
     parse(text, wildcards=True)
@@ -201,6 +211,7 @@ class Names:
     events: str = "events"
     live: str = "live"
     deadletter: str = "deadletter"
+    rpc: str = "rpc"
     own: str = "_broker"  # messages that brokers send to themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
@@ -208,6 +219,10 @@ class Names:
         if is_live(channel):
             return f"{self.live}.{tenant}.{channel[len(LIVE) + 1 :]}"
         return f"{self.events}.{tenant}.{channel}"
+
+    def method(self, tenant: str, method: str) -> str:
+        """Return the subject on which the services of `tenant` answer."""
+        return f"{self.rpc}.{tenant}.{method}"
 
     def split(self, subject: str) -> tuple[str, str]:
         """Return the tenant and channel of a subject under `events` or `live`, neither of them checked.

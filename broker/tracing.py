@@ -94,7 +94,20 @@ class Tracing:
     @contextmanager
     def publishing(self, headers: dict[str, str], *, tenant: str, channel: str) -> Iterator[None]:
         """Open the span of a client's publish, and put it into `headers`."""
-        span, fields = self.begin("publish", SpanKind.PRODUCER, headers, tenant=tenant, channel=channel)
+        with self.sending("publish", SpanKind.PRODUCER, headers, tenant=tenant, channel=channel):
+            yield
+
+    @contextmanager
+    def asking(self, headers: dict[str, str], *, tenant: str, method: str) -> Iterator[None]:
+        """Open the span of a client's request to a service, and put it into `headers`."""
+        with self.sending("request", SpanKind.CLIENT, headers, tenant=tenant, method=method):
+            yield
+
+    @contextmanager
+    def sending(
+        self, name: str, kind: SpanKind, headers: dict[str, str], **attributes: str
+    ) -> Iterator[None]:
+        span, fields = self.begin(name, kind, headers, **attributes)
         headers.update(fields)
         with use_span(span, end_on_exit=True, record_exception=False):
             yield

@@ -26,6 +26,7 @@ CONNECTIONS_RETRY_SECONDS = 5.0  # when a place will be free is unknown
 SHOWN = (
     "message_bytes", "publish_bytes", "event_bytes", "connections_per_user", "subscriptions_per_connection",
     "messages_per_minute", "messages_burst", "requests_per_second", "requests_burst",
+    "calls_per_second", "calls_burst", "requests_in_flight",
     "authentication_seconds", "last_events", "snapshot_channels", "replay_events", "catch_ups_per_connection",
 )  # fmt: skip
 
@@ -60,6 +61,7 @@ class Budgets(Part):
         own = {
             limits.POSTS: (wanted.messages_per_minute / 60, wanted.messages_burst),
             limits.REQUESTS: (wanted.requests_per_second, wanted.requests_burst),
+            limits.CALLS: (wanted.calls_per_second, wanted.calls_burst),
         }
         per_user, in_all = wanted.connections_per_user, wanted.connections
         self.bounds = {

@@ -20,7 +20,7 @@ from broker.actors.pacing import Pace
 from broker.actors.stretch import before_waiting
 from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Resting, Text
-from broker.errors import BrokerError, CloseCode, TokenInvalid, TokenRevoked, Unavailable
+from broker.errors import BrokerError, CloseCode, RateLimited, TokenInvalid, TokenRevoked, Unavailable
 from broker.eventlog.places import sequence_of
 from broker.flow.client import NOBODY
 from broker.flow.flow import Flow
@@ -103,7 +103,8 @@ class Connection:
     received: int = 0  # messages from the client
     last: str | None = None  # the live position at its end
     busy: bool = False  # a message from the client is being processed
-    dismissed: CloseCode | None = None  # end it with this code after that
+    dismissed: CloseCode | None = None  # end it with this code after that, and after `waiting`
+    waiting: set[trio.CancelScope] | None = None  # requests beside the reading task; created on first use
     lost: bool = False  # nothing can be sent any more
     slot: int | None = None  # the wheel's
     pinged: float | None = None  # when the heartbeat without an answer yet was sent
@@ -257,8 +258,7 @@ class Connection:
                 if not self.resting or await self.come_back(data):
                     await self.receive(data)
                 self.busy = False
-                if self.dismissed is not None:
-                    self.end(self.dismissed, STOPPING)
+                self.leave_if_dismissed()
             case Control(data=data):
                 self.flow.push(data)
             case Alive():
@@ -279,7 +279,7 @@ class Connection:
         return messages.Established(
             connection_id=self.id,
             protocol=PROTOCOL,
-            features=[traces.PARENT],
+            features=[traces.PARENT, *self.services.feature_names],
             heartbeat_seconds=self.limits.heartbeat_seconds,
             limits={
                 **self.services.budgets.shown,
@@ -290,21 +290,52 @@ class Connection:
     async def receive(self, data: bytes) -> None:
         """Process a message of the client."""
         for effect in self.session.receive(data, trio.current_time()):
-            if isinstance(effect, Call):
-                await self.attempt(effect)
-            else:
+            if not isinstance(effect, Call):
                 self.refuse(effect)
+            elif effect.request.waits:
+                self.begin_waiting(effect)
+            else:
+                await self.attempt(effect)
+
+    def begin_waiting(self, call: Call) -> None:
+        """Carry out a wish beside the reading task, if not too many are."""
+        waiting = self.waiting = self.waiting or set()
+        try:
+            if self.dismissed is not None:
+                raise Unavailable(STOPPING, retry_after=1.0)
+            if len(waiting) >= self.limits.requests_in_flight:
+                raise RateLimited("limit of the connection reached: requests_in_flight; wait for an answer")
+        except BrokerError as error:
+            self.fail(call, error)
+            return
+        scope = trio.CancelScope()
+        waiting.add(scope)
+        self.services.nursery.start_soon(self.wait, call, scope)
+
+    async def wait(self, call: Call, scope: trio.CancelScope) -> None:
+        with Boundary(self):
+            try:
+                with scope:
+                    await self.attempt(call)
+            finally:
+                if self.waiting:
+                    self.waiting.discard(scope)
+                self.leave_if_dismissed()
 
     async def attempt(self, call: Call) -> None:
         """Carry out a wish. If that fails, the client is told."""
         try:
             reply = await call.request.perform(self, call.wish, call.message_id)
         except BrokerError as error:
-            for effect in self.session.failed(error, call.message_id, trio.current_time()):
-                self.refuse(effect)
+            self.fail(call, error)
         else:
             if reply is not None:
                 self.tell(reply, call.message_id)
+
+    def fail(self, call: Call, error: BrokerError) -> None:
+        """Tell the client why a wish is not carried out."""
+        for effect in self.session.failed(error, call.message_id, trio.current_time()):
+            self.refuse(effect)
 
     def refuse(self, effect: Reply | Close) -> None:
         """Carry out an effect of a refused message."""
@@ -590,11 +621,13 @@ class Connection:
             )
 
     def dismiss(self, code: CloseCode) -> None:
-        """End the connection because the broker stops, after a request in progress has been answered."""
-        if self.busy:
-            self.dismissed = code
-        else:
-            self.end(code, STOPPING)
+        """End the connection because the broker stops, once the requests in progress have been answered."""
+        self.dismissed = code
+        self.leave_if_dismissed()
+
+    def leave_if_dismissed(self) -> None:
+        if self.dismissed is not None and not (self.busy or self.waiting):
+            self.end(self.dismissed, STOPPING)
 
     def end(self, code: CloseCode, reason: str, *, by: str = "broker") -> None:
         """End the connection: send what is unsent, as far as possible, then the Close frame."""
@@ -624,6 +657,7 @@ class Connection:
             self.note_position,
             partial(self.services.wheel.cancel, self),
             self.leave_tenant,
+            self.stop_waiting,
             *(partial(feature.detach, self) for feature in self.services.features),
             self.lift_pace,
             self.return_budgets,
@@ -635,6 +669,11 @@ class Connection:
             self.tenant.leave(self.flow)
         if self.sender:
             self.sender.woken.set()  # it has nothing to wait for any more
+
+    def stop_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, None
+        for scope in waiting or ():
+            scope.cancel()
 
     def lift_pace(self) -> None:
         if self.pace:

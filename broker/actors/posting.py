@@ -27,7 +27,7 @@ class Alone(Session):
     """A session of one message. Limits that are a connection's elsewhere are here its user's: the rate."""
 
     def admit(self, message: m.ClientMessage, now: float) -> None:
-        if self.table[message.type].publishes:
+        if self.table[message.type].costs:
             super().admit(message, now)
         elif excess := limits.charge(self.budgets, {limits.REQUESTS: 1}, now):
             raise self.limited(excess)

@@ -39,10 +39,12 @@ class Services(Part):
     table: Table
     wheel: Wheel
     meters: Meters
+    feature_names: tuple[str, ...] = attrs.field(init=False)  # as clients are told
     duplicate_window: float = attrs.field(init=False)  # of the existing stream, in seconds
     nursery: trio.Nursery = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.feature_names = tuple(each.name for each in self.features if each.name)
         self.duplicate_window = self.config.stream.duplicate_window  # until the stream has been seen
 
     def up(self, state: StreamState) -> None:

@@ -31,6 +31,7 @@ from broker.beats import beat
 from broker.errors import Unavailable
 from broker.eventlog.starts import Starts
 from broker.features.audit import Audit
+from broker.features.calls import Calls
 from broker.features.closes import Closes
 from broker.features.control import Control
 from broker.features.deadletter import DeadLetters
@@ -193,6 +194,7 @@ class Supervisor:
             self.control,
             Subscriptions(sources, self.durables),
             Publishing(bus, names, lambda: intake.incarnation, self.tracing),
+            Calls(bus, names, self.meters.calls, self.tracing),
             self.durables,
             self.letters,
             self.ends,

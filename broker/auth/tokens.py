@@ -204,14 +204,14 @@ class Verifier:
     def patterns(
         self, listed: Mapping[str, Sequence[str]] | None, encoded_user: str, tenant: str, monitoring: bool
     ) -> dict[str, tuple[str, ...]]:
-        """Return the patterns to subscribe, publish and deny: those in `listed`, else the defaults."""
+        """Return the patterns by the names of `LISTS`: those in `listed`, else the defaults."""
         if listed is None:
             listed = {name: getattr(self.permissions, name) for name in LISTS}
         filled = {
             name: fill_all(each, f"permissions.{name}", user=encoded_user, tenant=tenant)
             for name, each in listed.items()
         }
-        return filled | {"publish": ()} if monitoring else filled
+        return filled | {"publish": (), "request": ()} if monitoring else filled
 
 
 def media_type(kind: str) -> str:
@@ -256,6 +256,7 @@ def sign(
     ttl: float,
     subscribe: Sequence[str] | None = None,
     publish: Sequence[str] | None = None,
+    request: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
 ) -> str:
     """Return a token that is valid from `now` for `ttl` seconds, signed with the first suitable secret.
@@ -264,7 +265,7 @@ def sign(
     Raises `ConfigError` when no key is suitable, `TokenInvalid` when the broker would refuse the token.
     """
     key = signing_key(auth, tenant)
-    given = {"subscribe": subscribe, "publish": publish, "deny": deny}
+    given = {"subscribe": subscribe, "publish": publish, "request": request, "deny": deny}
     permissions = {name: list(listed) for name, listed in given.items() if listed is not None}
     encoded_user = encode_user(user)
     for name, listed in permissions.items():

@@ -270,6 +270,15 @@ class Bus(Protocol):
         `Unavailable`, also when no stream has the subject; the message may then be stored all the same.
         """
 
+    async def request(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str], seconds: float
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Ask the services that subscribe to `subject`; return the headers and the body of the first answer.
+
+        Raises `Unavailable` if no service has received it, `Timeout` if one may have, and otherwise as
+        `publish` does.
+        """
+
     async def publish_all(self, messages: Sequence[Message]) -> None:
         """Store messages, all on their way at once, and return when the stream has acknowledged each.
 

@@ -23,9 +23,10 @@ from broker.bus.live import HELD_MESSAGES, Live
 from broker.bus.looks import Looks
 from broker.bus.probe import Probe
 from broker.bus.values import Values
-from broker.errors import TooLarge, Unavailable
+from broker.errors import Timeout, TooLarge, Unavailable
+from broker.nats import headers as nats_headers
 from broker.nats.headers import check_lines
-from broker.nats.link import away, open_link
+from broker.nats.link import NobodyAnswers, NotPermitted, away, open_link
 from broker.nats.servers import Servers
 from broker.signals import Signal
 
@@ -343,6 +344,24 @@ class NatsBus:
         link = await self.jetstream.up()
         await link.send(subject, body, fields=headers)
         await link.flush(self.nats.request_seconds)
+
+    async def request(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str], seconds: float
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Ask the services that subscribe to `subject`; return the headers and the body of the first answer.
+
+        See `bus.base.Bus`.
+        """
+        check_lines(headers)
+        link = await self.jetstream.up()
+        link.check()  # up to here nothing has been sent
+        try:
+            ((block, answer),) = await link.request(subject, body, seconds=seconds, fields=headers)
+        except (NobodyAnswers, NotPermitted) as error:
+            raise Unavailable(f"no service answers on {subject}", retry_after=error.retry_after) from error
+        except Unavailable as error:
+            raise Timeout(f"{error.message}: whether the service has acted is unknown") from error
+        return nats_headers.parse(block), answer
 
     async def subscribe_live(self, subject: str) -> None:
         """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.

@@ -86,6 +86,7 @@ class Subjects:
     events: SubjectToken = "events"
     live: SubjectToken = "live"
     deadletter: SubjectToken = "deadletter"
+    rpc: SubjectToken = "rpc"  # requests to services
     own: OwnToken = "_broker"  # messages among brokers
 
 
@@ -144,6 +145,7 @@ class Permissions:
 
     subscribe: tuple[str, ...] = (">", "live.>")
     publish: tuple[str, ...] = ()
+    request: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
 
 
@@ -191,6 +193,9 @@ class Limits:
     messages_burst: Count = 50
     requests_per_second: Count = 10
     requests_burst: Count = 200
+    calls_per_second: Count = 10
+    calls_burst: Count = 50
+    requests_in_flight: Count = 16
     message_bytes: Bytes = 65536
     publish_bytes: Bytes = 10240
     token_bytes: Bytes = 8192

@@ -6,7 +6,7 @@ requests are lines in every session's table. No feature knows another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
@@ -61,8 +61,11 @@ class Ended:
 class Feature(Part):
     """A service for clients besides the event flow. Every hook does nothing unless a feature overrides it.
 
-    A hook that takes a client runs within the boundary of that connection.
+    A hook that takes a client runs within the boundary of that connection. `name` is in
+    `connection.established.features`; None for what every broker has.
     """
+
+    name: ClassVar[str | None] = None
 
     def requests(self) -> Requests:
         """Return the requests that it adds."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
 from msgspec import UNSET
 
-from broker import subjects
+from broker import limits, subjects
 from broker.errors import BadMessage, Forbidden, TooLarge
 from broker.features.port import Feature
 from broker.session.requests import Page, Request
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from broker.tracing import Tracing
 
 MAX_ID_BYTES = 64
-INT64, UINT64 = -(2**63), 2**64
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +54,7 @@ class Publishing(Feature):
                 check=check,
                 perform=self.perform,
                 replies=(m.Published,),
-                publishes=True,
+                costs=(limits.PUBLISHES, limits.POSTS),
                 page=Page(
                     path="/publish",
                     about="Publish without a connection.",
@@ -104,7 +103,7 @@ def check(terms: Terms, message: m.Publish) -> Send:
     principal.check_publish(channel)
     if message.id is not None and not 1 <= len(message.id.encode()) <= MAX_ID_BYTES:
         raise BadMessage(f"payload.id: a string of 1 to {MAX_ID_BYTES} bytes")
-    if holds_huge_integer(message.event):
+    if events.has_huge_integer(message.event):
         raise BadMessage("payload.event: an integer of more than 64 bits; send it as a string")
     body = msgspec.json.encode(message.event)
     if fault := events.fault(principal.tenant, body, terms.limits.publish_bytes):
@@ -117,17 +116,3 @@ def check(terms: Terms, message: m.Publish) -> Send:
     # A malformed one is ignored (W3C Trace Context, section 3.2.2.3).
     parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
     return Send(channel=channel, body=body, id=message.id, traceparent=parent)
-
-
-def holds_huge_integer(value: Any) -> bool:
-    """Return whether `value` contains an integer beyond 64 bits, which other languages round silently."""
-    pending = [value]
-    while pending:
-        each = pending.pop()
-        if isinstance(each, dict):
-            pending.extend(each.values())
-        elif isinstance(each, list):
-            pending.extend(each)
-        elif type(each) is int and not INT64 <= each < UINT64:
-            return True
-    return False

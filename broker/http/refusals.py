@@ -34,7 +34,10 @@ STATUS = {
     "limit_subscriptions": 429,
     "rate_limited": 429,
     "internal": 500,
+    "rejected": 502,
+    "bad_answer": 502,
     "unavailable": 503,
+    "timeout": 504,
 }
 RETRY_SECONDS = 1  # for what may be retried, where nobody knows when
 
@@ -42,6 +45,8 @@ RETRY_SECONDS = 1  # for what may be retried, where nobody knows when
 def from_message(error: Error) -> Response:
     """Return an error that the protocol has for the client as a response (RFC 6750 section 3, RFC 9457)."""
     status = STATUS[error.code]
+    if error.status is not UNSET and 400 <= error.status <= 499:  # a service's own
+        status = error.status
     headers = []
     if status == 401:
         headers.append(("WWW-Authenticate", f'{CHALLENGE}, error="invalid_token"'))

@@ -133,6 +133,11 @@ def delivery(taken: Statistics) -> Iterator[Metric]:
         "reach nobody are left out.",
         meters.fan_out,
     )
+    yield histogram(
+        "broker_request_duration_seconds",
+        "From a client's request to the answer of the service. Requests without an answer are broker_errors.",
+        meters.calls,
+    )
     yield histogram("broker_tick_events", "Events in a tick.", meters.batch)
     yield histogram(
         "broker_publish_to_write_seconds",

@@ -75,6 +75,7 @@ class Meters:
     latency: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     canary: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     round_trip: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    calls: Histogram = attrs.Factory(lambda: Histogram(REPLAY_SECONDS))
     loop_lag: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     replays: dict[str, Histogram] = attrs.Factory(
         lambda: {source: Histogram(REPLAY_SECONDS) for source in (RING, STREAM)}

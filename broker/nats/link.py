@@ -65,6 +65,10 @@ class NotPermitted(Unavailable):
     """The server does not permit our login to publish to that subject."""
 
 
+class NobodyAnswers(Unavailable):
+    """Nobody subscribes to that subject (ADR-7 of NATS): the message has reached no one."""
+
+
 @attrs.define(eq=False)
 class Answer:
     """The answer to one request: one message, or with `many` all up to a message with a status."""
@@ -276,7 +280,8 @@ class Link:
             if answer.refusal:
                 raise NotPermitted(f"NATS refuses: {answer.refusal}", retry_after=RETRY_AFTER_SECONDS)
             if headers.status(answer.parts[-1][0]) == 503:
-                raise away(f"nobody answers on {answer.subject}: {absent(answer.subject)}")
+                detail = f"nobody answers on {answer.subject}: {absent(answer.subject)}"
+                raise NobodyAnswers(detail, retry_after=RETRY_AFTER_SECONDS)
         return list(answers.values())
 
     def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all

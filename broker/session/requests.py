@@ -149,8 +149,8 @@ class Request(Generic[M, W]):
     """A line of the table. `perform` returns the reply, or None if it has told the client itself.
 
     `replies` are the message types of the reply, besides `error`; with `unasked` the first of them may also
-    be sent without a request. With `publishes` it counts as a publication and not as another request; an
-    `open` one needs no token.
+    be sent without a request. Each costs one of the rates `costs` of the client's budgets, or else of its
+    requests. An `open` one needs no token. While one that `waits` is carried out, the client is heard.
     """
 
     message: type[M]
@@ -158,7 +158,8 @@ class Request(Generic[M, W]):
     perform: Callable[[Caller, W, str | None], Awaitable[m.ServerMessage | None]]
     replies: tuple[type[m.ServerMessage], ...]
     unasked: bool = False
-    publishes: bool = False
+    costs: tuple[str, ...] = ()
+    waits: bool = False
     open: bool = False
     page: Page[W] | None = None
 

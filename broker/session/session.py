@@ -16,7 +16,7 @@ import msgspec
 
 from broker import errors, limits
 from broker.errors import BrokerError, CloseCode
-from broker.limits import BYTES, MESSAGES, POSTS, PUBLISHES, REQUESTS, SUBSCRIPTIONS, TokenBucket, Window
+from broker.limits import BYTES, MESSAGES, POSTS, REQUESTS, SUBSCRIPTIONS, TokenBucket, Window
 from broker.session.requests import Call, Close, Reply
 from broker.subjects import shown
 from broker.wire import codec
@@ -84,8 +84,8 @@ class Session:
 
     def admit(self, message: m.ClientMessage, now: float) -> None:
         """Count a message against the rates. Raise `RateLimited`."""
-        if self.principal and self.table[message.type].publishes:
-            if excess := limits.charge(self.budgets, {PUBLISHES: 1, POSTS: 1}, now):
+        if self.principal and (costs := self.table[message.type].costs):
+            if excess := limits.charge(self.budgets, dict.fromkeys(costs, 1), now):
                 raise self.limited(excess)
             return
         if self.requests is None:
@@ -135,6 +135,7 @@ class Session:
             permissions={
                 "subscribe": list(principal.subscribe),
                 "publish": list(principal.publish),
+                "request": list(principal.request),
                 "deny": list(principal.deny),
             },
         )
@@ -224,4 +225,5 @@ def to_message(error: BrokerError) -> m.Error:
         message=error.message,
         retryable=error.retryable,
         retry_after_ms=msgspec.UNSET if error.retry_after is None else ceil(error.retry_after * 1000),
+        status=msgspec.UNSET if (status := getattr(error, "status", None)) is None else status,
     )

@@ -1,4 +1,4 @@
-"""`POST /publish`, `POST /acknowledge`: one message without a connection, answered as on a connection."""
+"""`POST /publish`, `/acknowledge`, `/request`: messages without a connection, answered as on one."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def response(page: Page[Any], reply: ServerMessage) -> Response:
     """Return a reply as a response."""
     if isinstance(reply, Error):
         return from_message(reply)
-    document = msgspec.to_builtins(reply)
+    document = msgspec.json.decode(msgspec.json.encode(reply), type=dict[str, msgspec.Raw])
     document.pop("id", None)  # the client has it
     body = msgspec.json.encode(document)
     return Response(status=page.status, body=body, media_type=JSON)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MAX_DEPTH = 1024
+INT64, UINT64 = -(2**63), 2**64
 TOMBSTONE = b"null"
 PUBLISHER = "Broker-User"  # the header that names the publishing client, encoded by the broker
 
@@ -80,13 +81,7 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
     if len(body) > limit:
         return Fault("too_large", f"{len(body)} bytes; the limit is {limit}")
     try:
-        # Neither decoder validates the UTF-8 of what it skips.
-        if not body.isascii():
-            body.decode()
-        if is_deeper(body, MAX_DEPTH):
-            return Fault("not_json", f"nested deeper than {MAX_DEPTH}")
-        if HUGE.search(body):
-            everything.decode(body)
+        check_text(body)
         try:
             claimed = envelope.decode(body).metadata
         except msgspec.ValidationError:  # perhaps JSON, but not an envelope
@@ -97,6 +92,40 @@ def fault(tenant: str, body: bytes, limit: int) -> Fault | None:
     if claimed and claimed.tenant_id not in (None, tenant):
         return Fault("tenant_mismatch", "metadata.tenant_id contradicts the tenant")
     return None
+
+
+def check_text(body: bytes) -> None:
+    """Check what decoders that skip values do not. Raises `DecodeError` and `UnicodeDecodeError`."""
+    if not body.isascii():
+        body.decode()
+    if is_deeper(body, MAX_DEPTH):
+        raise msgspec.DecodeError(f"nested deeper than {MAX_DEPTH}")
+    if HUGE.search(body):
+        everything.decode(body)
+
+
+def not_json(body: bytes) -> str | None:
+    """Return why a body is not JSON that every client can read; None when it is."""
+    try:
+        check_text(body)
+        anything.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return str(error)
+    return None
+
+
+def has_huge_integer(value: Any) -> bool:
+    """Return whether `value` contains an integer beyond 64 bits, which other languages round silently."""
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if isinstance(each, dict):
+            pending.extend(each.values())
+        elif isinstance(each, list):
+            pending.extend(each)
+        elif type(each) is int and not INT64 <= each < UINT64:
+            return True
+    return False
 
 
 def is_deeper(body: bytes, most: int) -> bool:

@@ -77,15 +77,31 @@ class Publish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     traceparent: str | None = None
 
 
+class Ask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ask a service: `method` names it, `data` is any JSON value for it.
+
+    It has `timeout_ms` to answer. By `id` it recognises a request that is repeated; `traceparent` continues a
+    trace.
+    """
+
+    type: ClassVar[str] = "request"
+    method: str
+    data: Any = None
+    timeout_ms: int | None = None
+    id: str | None = None
+    traceparent: str | None = None
+
+
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for a sign of life and the live position."""
 
     type: ClassVar[str] = "ping"
 
 
-ClientMessage: TypeAlias = Authenticate | Subscribe | Unsubscribe | Acknowledge | Publish | Ping
+ClientMessage: TypeAlias = Authenticate | Subscribe | Unsubscribe | Acknowledge | Publish | Ask | Ping
 CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
-    message.type: message for message in (Authenticate, Subscribe, Unsubscribe, Acknowledge, Publish, Ping)
+    message.type: message
+    for message in (Authenticate, Subscribe, Unsubscribe, Acknowledge, Publish, Ask, Ping)
 }
 
 
@@ -235,6 +251,13 @@ class Acknowledged(Struct, frozen=True, kw_only=True):
     position: str
 
 
+class Answered(Struct, frozen=True, kw_only=True):
+    """The answer of the service that was asked: any JSON value."""
+
+    type: ClassVar[str] = "reply"
+    data: Any
+
+
 class Pong(Struct, frozen=True, kw_only=True):
     """The answer to `ping`, with the live position."""
 
@@ -246,6 +269,7 @@ class Error(Struct, frozen=True, kw_only=True):
     """A request was refused, or the connection is about to be closed.
 
     `message` is for the developer. `retryable`: the same request may succeed after `retry_after_ms`.
+    `status` is a service's own code for its refusal.
     """
 
     type: ClassVar[str] = "error"
@@ -253,6 +277,7 @@ class Error(Struct, frozen=True, kw_only=True):
     message: str
     retryable: bool
     retry_after_ms: int | UnsetType = UNSET
+    status: int | UnsetType = UNSET
 
 
 ServerMessage: TypeAlias = (
@@ -267,6 +292,7 @@ ServerMessage: TypeAlias = (
     | Source
     | Published
     | Acknowledged
+    | Answered
     | Pong
     | Error
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -18,10 +18,15 @@ from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from broker.bus.base import Bus
     from broker.bus.nats import NatsBus
+    from tests.support.rawnats import Message
+
+
+Answer: TypeAlias = "tuple[Mapping[str, str], bytes]"  # headers and body, also those of a request
 
 
 class Stream(Protocol):
@@ -39,6 +44,9 @@ class Stream(Protocol):
 
     async def say(self, subject: str, body: bytes, fields: Mapping[str, str] | None = None) -> None:
         """Another client publishes without storing."""
+
+    def service(self, subject: str, answer: Answer | None) -> AbstractAsyncContextManager[list[Answer]]:
+        """What a service that answers so (None: never) is asked, while it is there."""
 
     async def leave(self) -> None:
         """NATS goes away, and stays away."""
@@ -74,6 +82,22 @@ class Real:
         async with connect(self.nats.url) as client:
             await client.publish(subject, body, header=headers.block(fields))
             await client.flush()
+
+    @asynccontextmanager
+    async def service(self, subject: str, answer: Answer | None) -> AsyncIterator[list[Answer]]:
+        asked: list[Answer] = []
+
+        async def work(received: trio.MemoryReceiveChannel[Message]) -> None:
+            async for message in received:
+                asked.append((headers.parse(message.header), message.body))
+                if answer:
+                    await client.publish(message.reply, answer[1], header=headers.block(answer[0]))
+
+        async with connect(self.nats.url) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(work, await client.subscribe(subject))
+            await client.flush()
+            yield asked
+            nursery.cancel_scope.cancel()
 
     async def leave(self) -> None:
         await self.nats.kill9()
@@ -124,6 +148,20 @@ class Scripted:
 
     async def say(self, subject: str, body: bytes, fields: Mapping[str, str] | None = None) -> None:
         self.bus.put_live(subject, body, fields)
+
+    @asynccontextmanager
+    async def service(self, subject: str, answer: Answer | None) -> AsyncIterator[list[Answer]]:
+        asked: list[Answer] = []
+
+        async def work(body: bytes, fields: Mapping[str, str]) -> Answer:
+            asked.append((fields, body))
+            if answer is None:
+                await trio.sleep_forever()
+            return answer
+
+        self.bus.services[subject] = work
+        yield asked
+        del self.bus.services[subject]
 
     async def leave(self) -> None:
         self.bus.leave()

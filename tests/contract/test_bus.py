@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from broker.bus.base import Page, Stale, StreamState
-from broker.errors import TooLarge, Unavailable
+from broker.errors import Timeout, TooLarge, Unavailable
 from broker.ranges import Ranges
 from tests.support.bus import Recorder
 from tests.support.unread import BURST
@@ -327,6 +327,57 @@ async def test_a_publish_that_no_stream_takes_is_unavailable(stream: Stream) -> 
     for _ in range(PERSISTENT):
         with pytest.raises(Unavailable):
             await stream.bus.publish("nowhere.acme.a", b"1")
+
+
+# --- services
+
+
+async def test_a_service_is_asked_and_answers(stream: Stream) -> None:
+    """With headers both ways; a request to another subject does not reach it."""
+    async with stream.service("rpc.acme.a", ({"X": "y"}, b"answer")) as asked:
+        for _ in range(PERSISTENT):
+            answer = await stream.bus.request("rpc.acme.a", b"1", headers={"A": "b"}, seconds=5)
+            assert answer == ({"X": "y"}, b"answer")
+        with pytest.raises(Unavailable):
+            await stream.bus.request("rpc.acme.b", b"2", headers={}, seconds=5)
+    assert asked == [({"A": "b"}, b"1")] * PERSISTENT
+
+
+async def test_what_no_service_has_received_is_unavailable(stream: Stream) -> None:
+    """At once, however long the answer may take, and nothing is kept for a service that comes later."""
+    for _ in range(PERSISTENT):
+        with pytest.raises(Unavailable, match=r"rpc\.acme\.a"), trio.fail_after(15):
+            await stream.bus.request("rpc.acme.a", b"1", headers={}, seconds=60)
+    await stream.leave()
+    for _ in range(PERSISTENT):
+        with pytest.raises(Unavailable), trio.fail_after(15):
+            await stream.bus.request("rpc.acme.a", b"1", headers={}, seconds=60)
+    await stream.come_back()
+    await stream.sink.until(lambda: stream.sink.up)
+    async with stream.service("rpc.acme.a", ({}, b"")) as asked:
+        await stream.bus.request("rpc.acme.a", b"2", headers={}, seconds=5)
+    assert asked == [({}, b"2")]
+
+
+async def test_what_a_service_may_have_received_is_no_unavailable(stream: Stream) -> None:
+    """Without an answer in time the outcome is unknown."""
+    async with stream.service("rpc.acme.a", None) as asked:
+        for _ in range(PERSISTENT):
+            with pytest.raises(Timeout):
+                await stream.bus.request("rpc.acme.a", b"1", headers={}, seconds=0.2)
+    assert len(asked) == PERSISTENT
+
+
+async def test_a_request_cannot_become_something_else(stream: Stream) -> None:
+    """Nor can it cost the connection: it is refused before it is sent."""
+    for subject in ("rpc.acme.a b", "rpc.acme.a\r\nPUB x 0", ""):
+        with pytest.raises(ValueError, match="subject"):
+            await stream.bus.request(subject, b"", headers={}, seconds=1)
+    with pytest.raises(ValueError, match="line break"):
+        await stream.bus.request("rpc.acme.a", b"", headers={"A": "b\r\nC: d"}, seconds=1)
+    with pytest.raises(TooLarge):
+        await stream.bus.request("rpc.acme.a", bytes(1024 * 1024 + 1), headers={}, seconds=1)
+    assert (await stream.bus.publish("events.acme.a", b"1")).sequence == 1
 
 
 # --- live messages

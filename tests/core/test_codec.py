@@ -38,6 +38,11 @@ READABLE: list[tuple[str, m.ClientMessage]] = [
         m.Acknowledge(durable="d", position="p"),
     ),
     ('{"type":"publish","payload":{"channel":"a","event":null}}', m.Publish(channel="a", event=None)),
+    ('{"type":"request","payload":{"method":"a"}}', m.Ask(method="a")),
+    (
+        '{"type":"request","payload":{"method":"a","data":[1],"timeout_ms":1,"id":"i","traceparent":"t"}}',
+        m.Ask(method="a", data=[1], timeout_ms=1, id="i", traceparent="t"),
+    ),
     (
         '{"type":"publish","payload":{"channel":"a","event":{"b":[1.5]},"id":"i"}}',
         m.Publish(channel="a", event={"b": [1.5]}, id="i"),
@@ -163,7 +168,7 @@ def test_not_text() -> None:
         ("pong", "did you mean 'ping'"),
         ("Subscribe", "did you mean 'subscribe'"),
         ("unsubcribe", "did you mean 'unsubscribe'"),
-        ("", "known are acknowledge, authenticate, ping, publish, subscribe, unsubscribe"),
+        ("", "known are acknowledge, authenticate, ping, publish, request, subscribe, unsubscribe"),
         ("event", "'event' is unknown"),
     ],
 )
@@ -387,6 +392,7 @@ WRITTEN: list[tuple[m.ServerMessage, dict[str, Any]]] = [
         {"channel": ["a"], "reason": "limit", "from": "f", "to": "t", "count": 0, "catch_up": 3},
     ),
     (m.Source(state="interrupted"), {"state": "interrupted"}),
+    (m.Answered(data={"a": None}), {"data": {"a": None}}),
     (m.Published(), {}),
     (m.Published(id="i", position="p", duplicate=True), {"id": "i", "position": "p", "duplicate": True}),
     (m.Acknowledged(durable="d", position="p"), {"durable": "d", "position": "p"}),

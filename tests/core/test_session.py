@@ -176,6 +176,7 @@ def test_authenticated() -> None:
         permissions={
             "subscribe": ["orders.>", "live.>", "b.*", "x.>"],
             "publish": ["orders.>", "live.>", "users.bob.inbox"],
+            "request": [],
             "deny": ["orders.secret.>", "live.secret"],
         },
     )

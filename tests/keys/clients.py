@@ -116,6 +116,13 @@ async def publish(world: World) -> object:
     return (await client.receive())["type"]
 
 
+@row("permissions.request", ["a"])
+async def request(world: World) -> object:
+    client = await world.client()
+    await client.send("request", {"method": "a"})
+    return (await client.expect("error"))["code"]
+
+
 @row("permissions.deny", ["a"])
 async def deny(world: World) -> object:
     client = await world.client()

@@ -127,6 +127,34 @@ async def wait(world: World) -> object:
     return max(waits) > 650
 
 
+@row("limits.calls_burst", 1, beside={"limits.calls_per_second": 1, "permissions.request": [">"]})
+async def call_often(world: World) -> object:
+    client = await world.client()
+    return {await answer(client, "request", {"method": "a"}) for _ in range(10)}
+
+
+@row("limits.calls_per_second", 1, basis=1000, beside={"limits.calls_burst": 1, "permissions.request": [">"]})
+async def call_soon(world: World) -> object:
+    """Whether the time to wait is above a part of a second."""
+    client = await world.client()
+    waits = [0]
+    for _ in range(20):
+        await client.send("request", {"method": "a"})
+    waits += [(await client.receive())["payload"]["retry_after_ms"] % 1000 for _ in range(20)]
+    return max(waits) > 650
+
+
+@row("limits.requests_in_flight", 1, beside={"permissions.request": [">"]})
+async def call_at_once(world: World) -> object:
+    """The answer to the second of two requests that nobody answers."""
+    await world.publisher.subscribe("rpc.>")
+    await world.publisher.flush()
+    client = await world.client()
+    for _ in range(2):
+        await client.send("request", {"method": "a", "timeout_ms": 100})
+    return {(await client.expect("error"))["code"] for _ in range(2)}
+
+
 # --- how large -------------------------------------------------------------------------------------
 
 

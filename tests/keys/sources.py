@@ -103,6 +103,20 @@ async def streams(world: World) -> object:
 
 
 row("subjects.own", "_own")(of_stream("BROKER", "subjects"))
+
+
+@row("subjects.rpc", "other", beside={"permissions.request": [">"]})
+async def asked(world: World) -> object:
+    """The subject on which a client's request reaches services."""
+    received = await world.publisher.subscribe(">")
+    await world.publisher.flush()
+    client = await world.client()
+    await client.send("request", {"method": "a.b"})
+    while not (message := await received.receive()).subject.endswith(b".a.b"):
+        pass
+    return message.subject
+
+
 row("subjects.deadletter", "other")(of_stream("DEADLETTER", "subjects"))
 
 # --- stream and audit ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from broker.actors.connection import AUTHENTICATE, PING
+from broker.features.calls import Calls
 from broker.features.durable.feature import Durables
 from broker.features.publishing import Publishing
 from broker.features.subscriptions.feature import Subscriptions
@@ -19,6 +20,7 @@ NOTHING: Any = None
 FEATURES = (
     Subscriptions(NOTHING, NOTHING),
     Publishing(NOTHING, NOTHING, str),
+    Calls(NOTHING, NOTHING, NOTHING),
     Durables(NOTHING, NOTHING),
 )
 TABLE = table([AUTHENTICATE, PING, *(each for feature in FEATURES for each in feature.requests())])

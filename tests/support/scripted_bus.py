@@ -11,17 +11,19 @@ from bisect import bisect_right
 from collections import Counter, deque
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import attrs
 import trio
 
 from broker.bus.base import Entry, Mark, Page, PublishAck, Stale, StreamState, Usage, Value
-from broker.errors import TooLarge, Unavailable
+from broker.errors import Timeout, TooLarge, Unavailable
 from broker.nats import link
 from broker.nats.headers import block
 from broker.nats.protocol import NO_SUBJECT
 from broker.ranges import Ranges
+
+Service: TypeAlias = "Callable[[bytes, Mapping[str, str]], Awaitable[tuple[Mapping[str, str], bytes]]]"
 
 if TYPE_CHECKING:
     import random
@@ -69,6 +71,7 @@ class ScriptedBus:
     reads: int = 0
     sings: bool = True  # whether canaries come back
     silent: float = 0.0  # for how many seconds the feed has given no sign
+    services: dict[str, Service] = attrs.Factory(dict)  # by subject
     noted: list[Message] = attrs.Factory(list)  # of the other streams: the audit trail, dead letters
     cursors: ScriptedValues = attrs.field(init=False)
     control: ScriptedValues = attrs.field(init=False)
@@ -297,6 +300,17 @@ class ScriptedBus:
         check(subject, body, headers)
         await self.delay()
         self.put_live(subject, body, headers)
+
+    async def request(
+        self, subject: str, body: bytes, *, headers: Mapping[str, str], seconds: float
+    ) -> tuple[Mapping[str, str], bytes]:
+        check(subject, body, headers)
+        await self.delay()
+        if (service := self.services.get(subject)) is None:
+            raise Unavailable(f"no service answers on {subject}", retry_after=1.0)
+        with trio.move_on_after(seconds):
+            return await service(body, headers)
+        raise Timeout("the service did not answer in time")
 
     async def subscribe_live(self, subject: str) -> None:
         await self.delay()

@@ -188,7 +188,7 @@ def test_requests_are_those_of_the_port() -> None:
     assert {"channel", *sse.PARAMETERS} == subscribe
     assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}
     pages_of = [request.page for request in TABLE.values() if request.page]
-    assert {page.path for page in pages_of} == {"/publish", "/acknowledge"}
+    assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request"}
     for page in pages_of:
         reply = operations[f"post_{page.path.removeprefix('/')}"]["reply"]["messages"]
         status = [described.resolved(each)["bindings"]["http"].get("statusCode") for each in reply]
@@ -205,7 +205,7 @@ def test_every_code_is_there_with_its_meaning() -> None:
         "bad_message", "unknown_type", "unauthenticated", "forbidden", "invalid_channel", "invalid_position",
         "not_subscribed", "conflict", "limit_subscriptions", "limit_snapshot", "limit_connections",
         "rate_limited", "too_large", "token_invalid", "token_expired", "token_revoked", "unavailable",
-        "internal",
+        "rejected", "timeout", "bad_answer", "internal",
     }  # fmt: skip
     assert all([*errors.values(), *close.values()])
 
