@@ -38,6 +38,7 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
     sent: dict[str, str] = {}
     settings = configure(tmp_path / "b", nats.url)
     async with run_broker(tmp_path / "b", settings) as broker, broker.client(ttl=6) as client:
+        full = {"subscribe": [">", "live.>"], "publish": [">"], "request": [">"]}
 
         async def say(kind: str, **payload: object) -> None:
             message = {"type": kind, "payload": payload, "messageId": str(len(sent))}
@@ -47,7 +48,7 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
 
         await publisher.store("events.acme.a", b"1")
         await client.until("connection.expiring")
-        await say("authenticate", token=broker.token())
+        await say("authenticate", token=broker.token(**full))
         await client.until("connection.authenticated")
         await say("subscribe", channel="a", durable="d")
         await client.until("subscribed")
@@ -63,6 +64,11 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
         await client.until("gap")
         await say("unsubscribe", channel=["b"])
         await client.until("unsubscribed")
+        answers = await publisher.subscribe("rpc.acme.a")
+        await publisher.flush()
+        await say("request", method="a", data={"n": 1}, timeout_ms=30_000, id="r")
+        await publisher.publish((await answers.receive()).reply, b"[1]")
+        await client.until("reply")
         await say("ping")
         await client.until("pong")
         await say("unsubscribe", channel="never")
@@ -106,6 +112,13 @@ async def test_posts(broker: Broker) -> None:
     refused = await post(broker, "post_acknowledge", {"durable": "d", "position": "other-1"})
     assert refused["code"] == "invalid_position"
     await post(broker, "post_acknowledge", {"durable": "d"}, described_so=False)
+
+
+async def test_posted_requests(broker: Broker) -> None:
+    """What no service answers, and what is no request."""
+    refused = await post(broker, "post_request", {"method": "a", "data": None})
+    assert (refused["status"], refused["code"]) == (403, "forbidden")
+    await post(broker, "post_request", {"data": 1}, described_so=False)
 
 
 async def test_polls(supervisors: list[Supervisor], broker: Broker, publisher: RawNats) -> None:
