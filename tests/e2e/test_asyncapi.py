@@ -38,7 +38,7 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
     sent: dict[str, str] = {}
     settings = configure(tmp_path / "b", nats.url)
     async with run_broker(tmp_path / "b", settings) as broker, broker.client(ttl=6) as client:
-        full = {"subscribe": [">", "live.>"], "publish": [">"], "request": [">"]}
+        full: dict[str, Any] = {"subscribe": [">", "live.>"], "publish": [">"], "request": [">"]}
 
         async def say(kind: str, **payload: object) -> None:
             message = {"type": kind, "payload": payload, "messageId": str(len(sent))}
