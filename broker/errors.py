@@ -24,9 +24,10 @@
      ├─ TokenExpired
      ├─ TokenRevoked
      ├─ Unavailable              retry later
-     ├─ Rejected                 a service refused a request
-     ├─ Timeout                  a service did not answer in time
-     ├─ BadAnswer                a service's answer cannot be passed on
+     ├─ ServiceError             what became of a request that may have reached a service
+     │   ├─ Rejected             the service refused it
+     │   ├─ Timeout              the service did not answer in time
+     │   └─ BadAnswer            its answer cannot be passed on
      └─ Internal
 
 `code` is sent to the client in an `error` message; `close_code` is the WebSocket close code if the
@@ -228,7 +229,11 @@ class Unavailable(BrokerError):
     retryable = True
 
 
-class Rejected(BrokerError):
+class ServiceError(BrokerError):
+    """A request may have reached a service. Nothing was wrong with it for the broker."""
+
+
+class Rejected(ServiceError):
     """A service refused the request, for the reason it gives."""
 
     code = "rejected"
@@ -239,13 +244,13 @@ class Rejected(BrokerError):
         self.status = status
 
 
-class Timeout(BrokerError):
+class Timeout(ServiceError):
     """No answer of the service came in time: whether it has acted on the request is not known."""
 
     code = "timeout"
 
 
-class BadAnswer(BrokerError):
+class BadAnswer(ServiceError):
     """The service answered with something other than JSON."""
 
     code = "bad_answer"

@@ -188,7 +188,7 @@ class Session:
             elif error.close_code:
                 effects.append(Close(error.close_code, error.message))
             return effects
-        if not error.retryable:
+        if not (error.retryable or isinstance(error, errors.ServiceError)):
             limits.charge(self.budgets, {POSTS: 1}, now)
         if isinstance(error, errors.BadMessage | errors.UnknownType):
             self.bad = self.bad or Window(limit=BAD_MESSAGES, seconds=BAD_SECONDS)

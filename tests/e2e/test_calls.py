@@ -339,3 +339,25 @@ async def test_requests_have_a_rate_of_their_own(tmp_path: Path, nats: NatsServe
         await one.expect("published")
     assert codes[:3] == ["unavailable"] * 3
     assert "rate_limited" in codes[3:]
+
+
+async def test_what_a_service_refuses_is_no_failed_message(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats
+) -> None:
+    """It does not use up what a user may publish, as messages do that the broker refuses."""
+    few = {"messages_per_minute": 1, "messages_burst": 2}
+    rights = RIGHTS | {"publish": [">"]}
+    refusal = b"", header(Nats_Service_Error="no")
+    async with (
+        run_broker(tmp_path / "b", configure(tmp_path / "b", nats.url, limits=few)) as broker,
+        service(publisher, "rpc.acme.a", lambda _: refusal),
+        service(publisher, "rpc.acme.b", lambda _: (b"{",)),
+        broker.client(**rights) as client,
+    ):
+        for method in "ab" * 3:
+            assert (await call(client, method))["code"] in ("rejected", "bad_answer")
+        await client.send("publish", {"channel": "a", "event": 1})
+        await client.expect("published")
+        assert (await call(client, "secret.a"))["code"] == "forbidden"
+        await client.send("publish", {"channel": "a", "event": 1})
+        assert (await client.expect("error"))["code"] == "rate_limited"

@@ -85,9 +85,7 @@ class PollTransport:
     sessions: Sessions
     id: str = attrs.Factory(lambda: secrets.token_urlsafe(16))
     turns: int = 0  # of its name: answers that have a position in common have names that differ
-    live_alone: bool = (
-        False  # whether one who stands at the newest answer's position lacks only live events of it
-    )
+    live_alone: bool = False  # whether who stands where the newest answer ends lacks only its live events
     missed: list[str] = attrs.Factory(list)  # live channels with events in an answer that was lost
     token_hash: bytes = b""  # of the token that the connection has
     tenant: str | None = None  # asked for with that token
