@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import nats
 import pytest
 import trio
+from nats import micro
 from structlog.testing import capture_logs
 
 from tests.faults.support.http import get
@@ -29,17 +34,18 @@ from tests.support.rawnats import connect
 from tests.support.scripted_bus import subjects_match
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable
 
     from tests.support.broker import Broker
     from tests.support.configured import Node
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
+    from tests.support.websocket import Client
 
 ANSWER_SECONDS = 5.0  # a cluster without a leader answers nothing
 PATIENCE_SECONDS = 60
 LOGINS = [Passwords, Nkeys, Credentials]
+SERVICE = Path(__file__).parents[1] / "browser" / "service.js"
 
 
 @attrs.define
@@ -181,6 +187,9 @@ async def administer(broker: Broker, publisher: RawNats, directory: Path) -> Non
     await admin.ask("POST", "/revocations", '{"tenant":"acme","user":"bob"}', status=201)
     await admin.ask("DELETE", "/revocations?tenant=acme&user=bob")
     await admin.ask("GET", "/audit")
+    async with broker.client("acme", request=[">"]) as client:
+        await client.send("request", {"method": "a", "timeout_ms": 100})
+        await client.until("error")
 
 
 @pytest.mark.parametrize("kind", LOGINS)
@@ -196,8 +205,9 @@ async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords])
     wrong += ["$KV.broker_control.a", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.INFO.EVENTS"]
     wrong += ["$JS.API.DIRECT.GET.EVENTS", "$JS.API.CONSUMER.CREATE.EVENTS.x", "$JS.FC.EVENTS.x"]
     wrong += ["_INBOX_broker.x", "_INBOX.x", "$SYS.REQ.SERVER.PING"]
+    wrong += ["rpc.globex.a", "$SRV.PING"]
     listening = [">", "events.>", "events.acme.>", "live.>", "_INBOX_broker.>", "$KV.>", "$JS.>", "audit.>"]
-    listening += ["_broker.>"]
+    listening += ["_broker.>", "rpc.>", "rpc.globex.>"]
     async with (
         single(logins) as node,
         gateway(tmp_path, node, logins) as broker,
@@ -208,9 +218,12 @@ async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords])
             await each.subscribe([">", "live.>"])
         for user in ("acme", "announcer"):
             mine = "acme" if user == "acme" else "_all"
-            publish = [f"events.{mine}.ok", *(each for each in wrong if f".{mine}." not in each)]
-            if user == "announcer":
-                publish.append("events.acme.a")
+            publish = [
+                f"events.{mine}.ok",
+                *(each for each in wrong if f".{mine}." not in each),
+                "rpc.acme.a",
+            ]
+            publish += ["rpc.acme.a"] if user == "acme" else ["events.acme.a", "rpc.acme.a"]
             done = await attempt(node, logins.service(user), [*publish], listening)
             assert done.stored == publish[:1]
             for subject in publish[1:]:
@@ -234,8 +247,131 @@ async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords])
             await each.quiet()
 
 
+@attrs.define(eq=False)
+class Service:
+    """A service by nats-py's `nats.micro`, on a loop of its own; `asked` is what it heard, and of whom."""
+
+    asked: list[tuple[str, dict[str, str]]] = attrs.field(factory=list)
+    refused: list[str] = attrs.field(factory=list)  # as the server put it
+    stop: Callable[[], object] = lambda: None
+
+    async def run(
+        self,
+        node: Node,
+        login: dict[str, Any],
+        subject: str,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        started = partial(trio.from_thread.run_sync, task_status.started)
+        await trio.to_thread.run_sync(asyncio.run, self.serve(node, login, subject, started))
+
+    async def serve(
+        self, node: Node, login: dict[str, Any], subject: str, started: Callable[[], object]
+    ) -> None:
+        async def objected(error: Exception) -> None:
+            self.refused.append(str(error))
+
+        async def handler(request: micro.request.Request) -> None:
+            self.asked.append((request.subject, request.headers or {}))
+            if "Broker-User" not in (request.headers or {}):
+                return
+            if request.subject.endswith(".refused"):
+                await request.respond_error("409", "order 7 is shipped")
+            else:
+                await request.respond(b'{"got":%b}' % request.data)
+                await request.respond(b'"twice"')
+
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        self.stop = lambda: loop.call_soon_threadsafe(stop.set)
+        client: Any = await nats.connect(f"nats://{node.address}", error_cb=objected, **login)
+        service = await micro.add_service(client, name="orders", version="1.0.0")
+        await service.add_endpoint(name="orders", subject=subject, handler=handler)
+        await client.flush()
+        started()
+        await stop.wait()
+        await client.close()
+
+
+@asynccontextmanager
+async def serving(node: Node, login: dict[str, Any], subject: str) -> AsyncIterator[Service]:
+    service = Service()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(service.run, node, login, subject)
+        try:
+            yield service
+        finally:
+            service.stop()
+
+
+async def call(client: Client, method: str, **more: Any) -> dict[str, Any]:
+    """The payload of the reply, or of the error."""
+    await client.send("request", {"method": method, "data": 7, **more})
+    while (message := await client.receive())["type"] not in ("reply", "error"):
+        pass
+    payload: dict[str, Any] = message["payload"]
+    return payload
+
+
+@pytest.mark.parametrize("kind", LOGINS)
+async def test_a_service_answers_its_tenant_alone(tmp_path: Path, kind: type[Passwords]) -> None:
+    """With the login of its tenant, by the NATS services API; nobody but the broker reaches it."""
+    logins = kind(directory=tmp_path)
+    async with (
+        single(logins) as node,
+        gateway(tmp_path, node, logins) as broker,
+        broker.client("acme", user="ann", request=[">"]) as client,
+        broker.client("globex", request=[">"]) as other,
+    ):
+        assert (await call(client, "orders.ship"))["code"] == "unavailable"
+        async with serving(node, logins.service("acme"), "rpc.acme.>") as service:
+            assert await call(client, "orders.ship", id="x-1") == {"data": {"got": 7}}
+            refused = await call(client, "orders.refused")
+            assert (refused["code"], refused["status"]) == ("rejected", 409)
+            assert refused["message"] == "order 7 is shipped"
+            # The second answer to one request is refused by the server.
+            assert all('publish to "_r_.' in each for each in service.refused)
+            assert (await call(other, "orders.ship"))["code"] == "unavailable"
+            asked = [("rpc.acme.orders.ship", "ann"), ("rpc.acme.orders.refused", "ann")]
+            assert [(subject, headers["Broker-User"]) for subject, headers in service.asked] == asked
+            async with serving(node, logins.service("globex"), "rpc.globex.>") as elsewhere:
+                assert await call(other, "orders.ship") == {"data": {"got": 7}}
+                tricks: list[str | tuple[str, str]] = ["rpc.acme.a", "rpc.globex.a"]
+                tricks += [("events.acme.a", "rpc.acme.a"), ("events.acme.a", "rpc.globex.a")]
+                done = await attempt(node, logins.service("acme"), tricks)
+                assert len(done.refused) == 2
+                await attempt(node, logins.service("announcer"), [("events._all.a", "rpc.acme.a")])
+                assert await call(client, "orders.ship") == {"data": {"got": 7}}
+                assert await call(other, "orders.ship") == {"data": {"got": 7}}
+                assert [subject for subject, _ in elsewhere.asked] == ["rpc.globex.orders.ship"] * 2
+                # Its own account hears where it has an acknowledgement sent, which names no user.
+                assert [headers for _, headers in service.asked[2:-1]] == [{}]
+
+
+async def test_a_service_in_javascript(tmp_path: Path, node: str, modules: Path) -> None:
+    """By `@nats-io/services`, with the same login."""
+    logins = Passwords(directory=tmp_path)
+    async with (
+        single(logins) as server,
+        gateway(tmp_path, server, logins) as broker,
+        broker.client("acme", user="ann", request=[">"]) as client,
+        trio.open_nursery() as nursery,
+    ):
+        login = json.dumps({"servers": server.address, "user": "acme", "pass": "s-acme-secret"})
+        run = partial(trio.run_process, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=modules.parent)
+        service: trio.Process = await nursery.start(run, [node, str(SERVICE), login])
+        assert service.stdin
+        assert service.stdout
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await service.stdout.receive_some() == b"ready\n"
+            assert await call(client, "orders.ship") == {"data": {"user": "ann", "got": 7}}
+            refused = await call(client, "orders.refused")
+            assert (refused["code"], refused["status"], refused["message"]) == ("rejected", 409, "no")
+            await service.stdin.aclose()
+
+
 async def test_a_cluster_of_three(tmp_path: Path) -> None:
-    """Three copies over three nodes; each of them killed in turn, events and the broker go on."""
+    """Three copies over three nodes, services at any; each killed in turn, events and the broker go on."""
     logins = Passwords(directory=tmp_path)
     async with cluster(logins) as nodes:
         urls = tuple(f"nats://{node.address}" for node in nodes)
@@ -244,6 +380,7 @@ async def test_a_cluster_of_three(tmp_path: Path) -> None:
         )
         async with run_broker(tmp_path / "broker", settings) as broker, broker.client("acme") as client:
             await client.subscribe("a")
+            await answered_from(nodes[2], logins, broker)
             for number, node in enumerate(nodes[:2]):
                 await published(nodes[2 - number], logins)
                 assert (await client.until("event"))["channel"] == "a"
@@ -254,6 +391,18 @@ async def test_a_cluster_of_three(tmp_path: Path) -> None:
                     for file in node.directory.glob("*.ports"):
                         file.unlink()
                     await node.start()
+
+
+async def answered_from(node: Node, logins: Passwords, broker: Broker) -> None:
+    """A service at this node answers: asked until the others know of it."""
+    async with (
+        serving(node, logins.service("acme"), "rpc.acme.>"),
+        broker.client("acme", request=[">"]) as client,
+    ):
+        with trio.fail_after(PATIENCE_SECONDS):
+            while (answer := await call(client, "orders.ship")).get("code") == "unavailable":
+                await trio.sleep(0.1)
+        assert answer == {"data": {"got": 7}}
 
 
 async def published(node: Node, logins: Passwords) -> None:
@@ -282,8 +431,9 @@ def test_the_permissions_are_read_as_they_stand() -> None:
     """What the tests give to credentials is what the file gives to passwords."""
     found = granted()
     assert set(found) == {"broker", "acme", "announcer"}
-    assert found["acme"] == (["events.acme.>", "live.acme.>"], ["_INBOX.>"])
-    assert found["broker"][1] == ["_INBOX_broker.>", "live.>", "_broker.>"]
+    assert found["acme"] == (["events.acme.>", "live.acme.>"], ["_INBOX.>", "rpc.acme.>", "$SRV.>"], True)
+    assert found["announcer"] == (["events._all.>", "live._all.>"], ["_INBOX.>"], False)
+    assert found["broker"][1:] == (["_INBOX_broker.>", "live.>", "_broker.>"], False)
 
 
 async def test_an_operator_finds_the_way_out(

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
 FILES = Path(__file__).parents[2] / "config" / "nats"
-USERS = ("broker", "operator", "acme", "announcer")
-IMPORTS = {"acme": ("events.acme.>", "live.acme.>"), "announcer": ("events._all.>", "live._all.>")}
+USERS = ("broker", "operator", "acme", "globex", "announcer")
+TENANTS = ("acme", "globex")  # globex is the copy of acme that accounts.conf describes
 START_SECONDS = 60
+RESPOND_NANOSECONDS = 120 * 10**9  # what `allow_responses: true` stands for
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -83,19 +84,19 @@ class Credentials(Passwords):
     def prepare(self) -> None:
         replace(self.directory / "nats.conf", '\ninclude "accounts.conf"', '\ninclude "operator.conf"')
         operator, accounts = self.operator, {"broker": self.operator.account}
-        accounts |= {user: signer(nkeys.PREFIX_BYTE_ACCOUNT) for user in IMPORTS}
-        exports = [
-            {"name": subject, "subject": subject, "type": "service"}
-            for subjects in IMPORTS.values()
-            for subject in subjects
-        ]
-        tokens = {"broker": {"limits": UNLIMITED, "exports": exports}}
-        for user, subjects in IMPORTS.items():
-            imports = [
-                {"name": subject, "subject": subject, "account": operator.account.public, "type": "service"}
-                for subject in subjects
-            ]
-            tokens[user] = {"limits": UNLIMITED | dict.fromkeys(STORE_LIMITS, 0), "imports": imports}
+        accounts |= {user: signer(nkeys.PREFIX_BYTE_ACCOUNT) for user in (*TENANTS, "announcer")}
+        tokens: dict[str, Any] = {"broker": {"limits": UNLIMITED, "exports": [], "imports": []}}
+        for user in (*TENANTS, "announcer"):
+            limits = UNLIMITED | dict.fromkeys(STORE_LIMITS, 0)
+            tokens[user] = {"limits": limits, "exports": [], "imports": []}
+            tenant = user if user in TENANTS else "_all"
+            shared = [("broker", user, f"events.{tenant}.>"), ("broker", user, f"live.{tenant}.>")]
+            if user in TENANTS:
+                shared.append((user, "broker", f"rpc.{tenant}.>"))
+            for exporter, importer, subject in shared:
+                service = {"name": subject, "subject": subject, "type": "service"}
+                tokens[exporter]["exports"].append(service)
+                tokens[importer]["imports"].append(service | {"account": accounts[exporter].public})
         preload = operator.options()["resolver_preload"]
         for user, claims in tokens.items():
             public = accounts[user].public
@@ -109,9 +110,11 @@ class Credentials(Passwords):
     def creds(self, user: str, account: Signer) -> str:
         made = signer(nkeys.PREFIX_BYTE_USER)
         claims: dict[str, Any] = {"type": "user", "subs": -1, "data": -1, "payload": -1}
-        if user in (permissions := granted()):
-            publish, subscribe = permissions[user]
+        if user in (permissions := granted(self.directory / "accounts.conf")):
+            publish, subscribe, responds = permissions[user]
             claims |= {"pub": {"allow": publish}, "sub": {"allow": subscribe}}
+            if responds:
+                claims["resp"] = {"max": 1, "ttl": RESPOND_NANOSECONDS}
         return (
             f"-----BEGIN NATS USER JWT-----\n{account.jwt(made.public, claims)}\n"
             "------END NATS USER JWT------\n\n"
@@ -125,16 +128,36 @@ class Credentials(Passwords):
         return {"user_credentials": str(self.files[user])}
 
 
-def granted() -> dict[str, tuple[list[str], list[str]]]:
-    """What accounts.conf lets each user publish and subscribe to; who is not in it may do anything."""
-    text = re.sub(r"#.*", "", (FILES / "accounts.conf").read_text())
+def granted(file: Path = FILES / "accounts.conf") -> dict[str, tuple[list[str], list[str], bool]]:
+    """What an accounts.conf lets each user publish and subscribe to, and whether it may respond.
+
+    Who is not in it may do anything.
+    """
     found = {}
-    for block in re.split(r"\buser: ", text)[1:]:
+    for block in re.split(r"\buser: ", re.sub(r"#.*", "", file.read_text()))[1:]:
         lists = re.findall(r"(?:publish|subscribe): \{ allow: \[(.*?)\]", block, re.DOTALL)
         if lists:
             publish, subscribe = (re.findall(r'"([^"]+)"', each) for each in lists)
-            found[block.partition(",")[0]] = (publish, subscribe)
+            found[block.partition(",")[0]] = (publish, subscribe, "allow_responses: true" in block)
     return found
+
+
+def copy_files(directory: Path) -> None:
+    """A copy of config/nats, with a second tenant, made of the first one as accounts.conf says."""
+    shutil.copytree(FILES, directory, dirs_exist_ok=True)
+    text = (directory / "accounts.conf").read_text()
+    for part in (
+        r'^ +\{ service: "\w+\.acme\.>", accounts: \[ACME\] \}\n',
+        r"^ +\{ service: \{ account: ACME, .*\n",
+        r"^  ACME \{\n[\s\S]*?^  \}\n",
+    ):
+        text, count = re.subn(part, twice, text, flags=re.MULTILINE)
+        assert count, part
+    (directory / "accounts.conf").write_text(text)
+
+
+def twice(found: re.Match[str]) -> str:
+    return found[0] + found[0].replace("acme", "globex").replace("ACME", "GLOBEX")
 
 
 def secret(file: Path, content: str) -> Path:
@@ -186,7 +209,7 @@ class Node:
 @asynccontextmanager
 async def single(logins: Passwords) -> AsyncIterator[Node]:
     """nats.conf."""
-    shutil.copytree(FILES, logins.directory, dirs_exist_ok=True)
+    copy_files(logins.directory)
     logins.prepare()
     node = Node(directory=logins.directory, file="nats.conf", variables=logins.variables)
     node.adapt()
@@ -210,7 +233,7 @@ async def cluster(logins: Passwords) -> AsyncIterator[list[Node]]:
         for number, port in enumerate(ports, 1):
             own = {"NATS_NAME": f"nats-{number}", "NATS_CLUSTER_LISTEN": f"127.0.0.1:{port}"}
             directory = logins.directory / f"node{number}"
-            shutil.copytree(FILES, directory)
+            copy_files(directory)
             node = Node(directory=directory, file="cluster.conf", variables=logins.variables | shared | own)
             node.adapt()
             nodes.append(node)
