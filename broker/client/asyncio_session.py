@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
+    from broker.client.calls import Flag
+
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS has no larger messages
 QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is processed
 OPEN_SECONDS = 8.0
@@ -132,6 +134,14 @@ class AsyncioSession(Calls):
 
     def current_task(self) -> asyncio.Task[Any] | None:
         return asyncio.current_task()
+
+    def clock(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def wait(self, flag: Flag, until: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(None if until == inf else until):
+                await flag.wait()
 
     # --- one connection ----------------------------------------------------------------------------
 
@@ -237,10 +247,7 @@ class AsyncioSession(Calls):
             except ConnectionClosed as closed:
                 return self.closed(closed)
             self.tell()
-            due = self.engine.due(clock())
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(None if due == inf else due):
-                    await self.changed.wait()
+            await self.wait(self.changed, self.engine.due(clock()))
 
     async def renew(self) -> Lost | SessionEnded:
         """Send a new token whenever one is wanted. Until then the old one stays valid."""

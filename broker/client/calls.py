@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 import attrs
 
 from broker.backoff import Backoff
+from broker.client import checks
 from broker.client.engine import READ_AHEAD, Engine
 from broker.client.items import Lost
 from broker.client.tokens import looked_at
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from broker.client.outbox import Pending
 
 T = TypeVar("T")
+REQUEST_SECONDS = 5.0  # the time that a service usually has to answer
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
 
 
@@ -62,6 +64,14 @@ class Calls(ABC):
 
     @abstractmethod
     def current_task(self) -> object: ...
+
+    @abstractmethod
+    def clock(self) -> float:
+        """Return the time in seconds on the monotonic clock of the loop."""
+
+    @abstractmethod
+    async def wait(self, flag: Flag, until: float) -> None:
+        """Wait for the flag, but not beyond that time of `clock`."""
 
     async def subscribe(
         self,
@@ -115,6 +125,32 @@ class Calls(ABC):
         done = self.flag()
         return await self.answer(self.engine.publish(channel, event, event_id, done.set), done)
 
+    async def request(
+        self,
+        method: str,
+        data: Any = None,
+        *,
+        timeout: float = REQUEST_SECONDS,
+        id: str | None = None,  # noqa: A002  the name in the protocol
+    ) -> Any:
+        """Ask a service, and return its answer as decoded JSON.
+
+        `data` is any JSON value, or JSON as bytes. `timeout` is in seconds, for everything: without a
+        connection, or over a limit of the broker, the request waits to be sent. It is sent once and never
+        repeated. By `id` a service recognises a repetition of yours. Cancelled before it was sent, it is not
+        sent.
+
+        Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an invalid request;
+        `Rejected`, with `status`, when the service refuses; `Unavailable` when certainly no service has it:
+        you may repeat it; `Timeout` when it was sent and not answered, also for a lost connection: whether
+        the service has acted is not known; `BadAnswer`, `Forbidden`, `TooLarge` and others as the broker
+        answers; `SessionEnded`.
+        """
+        checks.check_timeout(timeout)
+        done, until = self.flag(), self.clock() + timeout
+        promise = self.engine.request(method, data, until, id, done.set)
+        return (await self.answer(promise, done, until))["data"]
+
     async def acknowledge(self, durable: str, position: str) -> None:
         """Acknowledge everything up to `position`, and return once that is stored.
 
@@ -128,16 +164,18 @@ class Calls(ABC):
         self.engine.acknowledge(durable, position, None)
         self.changed.set()
 
-    async def answer(self, promise: Pending[T], done: Flag) -> T:
-        """Wait for an answer. Events that arrive before it are read and queued meanwhile."""
+    async def answer(self, promise: Pending[T], done: Flag, until: float = inf) -> T:
+        """Wait for an answer, until that time. Events that arrive before it are read and queued meanwhile."""
         mine = self.current_task() is self.taker
         self.taker_waits |= mine
         self.changed.set()
         self.taken.set()
         try:
-            await done.wait()
+            await self.wait(done, until)
+            if promise.outcome is None:
+                self.engine.expire(promise)
         finally:
-            self.engine.outbox.withdraw(promise)
+            self.engine.withdraw(promise)
             if mine:
                 self.taker_waits = False
         return promise.result()
@@ -148,7 +186,7 @@ class Calls(ABC):
 
     def ahead(self) -> float:
         """Return how many items may be queued while the next ones are read."""
-        return inf if self.taker_waits else READ_AHEAD if self.engine.outbox.awaited else 0
+        return inf if self.taker_waits else READ_AHEAD if self.engine.awaited else 0
 
     @abstractmethod
     async def ask_for_token(self, ask: Callable[[], Awaitable[str]]) -> str:

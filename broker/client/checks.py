@@ -26,6 +26,8 @@ Lag: TypeAlias = Literal["replay", "latest", "drop", "close"]
 
 TOMBSTONE = b""  # an event that removes its channel from snapshots
 MAX_ID_BYTES = 64
+REQUEST_ID = re.compile(r"[!-~]{1,64}\Z")  # the value of a header
+LONGEST_TIMEOUT = 30.0  # seconds that the broker waits for a service
 DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
 
@@ -58,7 +60,7 @@ class Part:
             step = str(part.key) if isinstance(part.key, int) else subjects.shown(part.key)
             steps.append(f"[{step}]")
             part = part.parent
-        return "event" + "".join(reversed(steps[-8:])) + ("…" if len(steps) > 8 else "")
+        return f"{part.key}" + "".join(reversed(steps[-8:])) + ("…" if len(steps) > 8 else "")
 
 
 def event_json(event: Any) -> bytes:
@@ -68,17 +70,27 @@ def event_json(event: Any) -> bytes:
     """
     if event is None:
         raise TypeError('event: None; a tombstone is TOMBSTONE (b""), and JSON null is b"null"')
-    if isinstance(event, bytes):
+    return as_json("event", event or b"null" if isinstance(event, bytes) else event)
+
+
+def data_json(data: Any) -> bytes:
+    """Return the data of a request as JSON: any JSON value, or JSON as bytes."""
+    return as_json("data", data)
+
+
+def as_json(name: str, value: Any) -> bytes:
+    """Return a JSON value, or JSON as bytes, as JSON. `name` is for errors."""
+    if isinstance(value, bytes):
         try:
-            event = msgspec.json.decode(event or b"null")
+            value = msgspec.json.decode(value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadMessage(f"event: not JSON: {error}") from None
-    pending = [Part(event)]
+            raise BadMessage(f"{name}: not JSON: {error}") from None
+    pending = [Part(value, key=name)]
     while pending:
         part = pending.pop()
         check_value(part)
         pending += part.within()
-    return msgspec.json.encode(event)
+    return msgspec.json.encode(value)
 
 
 def check_value(part: Part) -> None:
@@ -121,6 +133,25 @@ def check_channel(channel: Any) -> None:
     if not isinstance(channel, str):
         raise TypeError(f"channel: a string is wanted, not {type(channel).__name__}")
     subjects.parse_channel(channel)
+
+
+def check_method(method: Any) -> None:
+    if not isinstance(method, str):
+        raise TypeError(f"method: a string is wanted, not {type(method).__name__}")
+    subjects.parse_method(method)
+
+
+def check_request_id(request_id: Any) -> None:
+    check_text("id", request_id)
+    if not REQUEST_ID.match(request_id):
+        raise BadMessage(f"id: {subjects.shown(request_id)}: 1 to 64 visible characters of ASCII")
+
+
+def check_timeout(seconds: Any) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"timeout: seconds are wanted, not {type(seconds).__name__}")
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise ValueError(f"timeout: {seconds:g} s: more than 0 and at most {LONGEST_TIMEOUT:g} s")
 
 
 def check_id(event_id: Any) -> None:

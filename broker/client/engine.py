@@ -21,6 +21,7 @@ from broker.client.asking import SMALL, Asking
 from broker.client.gate import Allowed, Gate
 from broker.client.items import Event, Gap, Item, Lost, Message, SessionEnded
 from broker.client.outbox import Outbox
+from broker.client.questions import Questions
 from broker.client.resume import Resume
 from broker.client.tokens import Credentials
 from broker.errors import CloseCode, NotSubscribed, TooLarge
@@ -46,7 +47,7 @@ DRAIN_SECONDS = 300.0  # a stopping broker spreads its clients over this time
 READ_AHEAD = 10_000  # items, while a task waits for an answer that comes after them
 UNHEARD = 16  # messages that are kept for an application that need not receive them
 STOPPED = "the session was stopped"
-SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "pong")
+SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "reply", "pong")
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -61,6 +62,7 @@ class Engine:
     resume: Resume = attrs.field(factory=Resume)
     gate: Gate = attrs.field(factory=Gate)
     outbox: Outbox = attrs.field(init=False)
+    questions: Questions = attrs.field(init=False)
     asking: Asking = attrs.field(init=False)
     credentials: Credentials = attrs.field(init=False)
     ended: SessionEnded | None = None
@@ -84,6 +86,7 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.outbox = Outbox(gate=self.gate, wall=self.wall)
+        self.questions = Questions(self.gate)
         self.asking = Asking(self.resume, self.gate, self.backoff.delay)
         self.credentials = Credentials(renewable=self.renewable, wall=self.wall)
 
@@ -121,6 +124,30 @@ class Engine:
             raise NotSubscribed(f"{durable!r:.80}: no subscription of this session has this name")
         return self.outbox.acknowledge(durable, position, on_done)
 
+    def request(
+        self, method: str, data: Any, until: float, request_id: str | None, on_done: Callable[[], None]
+    ) -> Pending[Payload]:
+        """Ask a service; the promise is the payload of its `reply`. Call `expire` at the time `until`."""
+        self.check_running()
+        checks.check_method(method)
+        if request_id is not None:
+            checks.check_request_id(request_id)
+        return self.questions.ask(method, checks.data_json(data), request_id, until, on_done)
+
+    def expire(self, promise: Pending[Any]) -> None:
+        """Settle the promise of a request whose time has ended."""
+        self.questions.expire(promise)
+
+    def withdraw(self, promise: Pending[Any]) -> None:
+        """Record that nobody waits for an answer any more: what is not in flight will not be sent."""
+        self.outbox.withdraw(promise)
+        self.questions.withdraw(promise)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return self.outbox.awaited or self.questions.awaited
+
     def check_running(self) -> None:
         if self.over:
             raise self.ended or SessionEnded(STOPPED)
@@ -155,6 +182,8 @@ class Engine:
                 self.say(*frame)
             for frame in self.outbox.take(self.resume, now):
                 self.say(*frame)
+            for frame in self.questions.take(now):
+                self.say(*frame)
         if now >= self.ping_at() and not self.pinged:
             self.quiet_since, self.pinged = now, True
             self.gate.count("requests", now)
@@ -170,7 +199,7 @@ class Engine:
         own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by())
         if not self.authenticated:
             return min(own, self.opened_by)
-        return min(own, self.asking.due(now), self.outbox.due(now))
+        return min(own, self.asking.due(now), self.outbox.due(now), self.questions.due(now))
 
     def overdue(self, now: float) -> Lost | None:
         """Return why to close this connection now; None to keep it."""
@@ -212,8 +241,9 @@ class Engine:
         if self.asking.answered(kind, payload, message_id, now):
             return None
         self.resume.received(kind, payload, message_id)
-        if self.outbox.answered(kind, payload, message_id, now):
-            return None
+        for each in (self.outbox, self.questions):
+            if each.answered(kind, payload, message_id, now):
+                return None
         if kind == "gap":
             return said.gap(payload)
         return Message(type=kind, payload=payload, message_id=message_id)
@@ -325,10 +355,12 @@ class Engine:
         return bounded(self.last_error.get("retry_after_ms"), ASKED_SECONDS)
 
     def too_big(self) -> None:
-        """Handle a message over a limit on the way: give up the largest publish, or cut lists shorter."""
+        """Handle a message over a limit on the way: give up the largest, or cut lists of channels shorter."""
         lists = {key: self.asking.size(key) for key in self.asking.asked}
         largest = max(lists, key=lambda key: lists[key], default=None)
-        if largest is None or lists[largest] < self.outbox.largest():
+        if self.questions.largest() > max(SMALL, self.outbox.largest(), lists.get(largest or "", 0)):
+            self.questions.too_big()
+        elif largest is None or lists[largest] < self.outbox.largest():
             if self.outbox.largest() >= SMALL:
                 self.outbox.too_big()
         elif not self.asking.shorten(largest):
@@ -350,13 +382,15 @@ class Engine:
             self.failures = 0
         self.authenticated, self.opened_at = False, inf
         self.outbox.cut(now)
+        self.questions.cut()
         self.failures += 1
         return max(lost.after, self.backoff.delay(self.failures - 1))
 
     def end(self, why: SessionEnded | None) -> None:
         """End the session: no more connections or answers. `why` is set if the broker ended it."""
         self.ended, self.over = why, True
-        self.outbox.end(why or SessionEnded(STOPPED))
+        for each in (self.outbox, self.questions):
+            each.end(why or SessionEnded(STOPPED))
 
 
 def bounded(milliseconds: float | None, most: float) -> float:

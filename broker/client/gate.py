@@ -1,6 +1,6 @@
 """Pacing of messages to stay below the limits that the broker has announced.
 
-Two lanes: publishes, and all other requests. Refusals are counted for both together, since the broker
+Three lanes: publishes, requests to services, and all others. Refusals are counted together, since the broker
 closes the connection after 50 of them for rate, or 10 for malformed messages, within a minute.
 """
 
@@ -17,7 +17,7 @@ from broker.limits import TokenBucket, Window
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Lane: TypeAlias = Literal["publishes", "requests"]
+Lane: TypeAlias = Literal["publishes", "calls", "requests"]
 
 SHARE = 0.8  # share of rates and bursts: what is sent evenly may arrive in bunches
 RATE_REFUSALS, FORM_REFUSALS = 25, 5  # share of the 50 and the 10: messages in flight may be refused too
@@ -39,6 +39,9 @@ class Allowed:
     requests_burst: float = 10
     messages_per_minute: float = 100
     messages_burst: float = 50
+    calls_per_second: float = 10
+    calls_burst: float = 50
+    requests_in_flight: float = 16
     duplicate_window_seconds: float = 600
 
     @classmethod
@@ -62,18 +65,19 @@ class Gate:
     bad: Window = attrs.field(factory=lambda: Window(limit=FORM_REFUSALS, seconds=REFUSAL_SECONDS))
 
     def begin(self, allowed: Allowed, now: float) -> None:
-        """Take the limits of a new connection. Publishes are counted per user, across connections."""
+        """Take the limits of a new connection. Publishes and calls are counted per user."""
         self.allowed = allowed
         self.refusals.times.clear()
         self.bad.times.clear()
         self.held = {}
         rates: dict[Lane, tuple[float, float]] = {
             "publishes": (allowed.messages_per_minute / 60, allowed.messages_burst),
+            "calls": (allowed.calls_per_second, allowed.calls_burst),
             "requests": (allowed.requests_per_second, allowed.requests_burst),
         }
         for lane, (rate, burst) in rates.items():
             rate, burst = SHARE * rate, max(1.0, SHARE * burst)
-            if lane == "publishes" and lane in self.buckets:
+            if lane != "requests" and lane in self.buckets:
                 self.buckets[lane].set_rate(rate=rate, burst=burst)
             else:
                 self.buckets[lane] = TokenBucket(rate=rate, burst=burst, now=now)

@@ -341,6 +341,8 @@ def refusal(payload: Mapping[str, Any]) -> BrokerError:
     """Return the error in an `error` message."""
     kind = errors.by_code().get(payload.get("code", ""), BrokerError)
     made = kind(payload.get("message", "refused"))
+    if isinstance(made, errors.Rejected):
+        made.status = payload.get("status")
     if "retry_after_ms" in payload:
         made.retry_after = payload["retry_after_ms"] / 1000
     return made

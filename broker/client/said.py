@@ -60,18 +60,20 @@ class Fields(msgspec.Struct):
     retry_after_ms: float | None = None
     reconnect_after_ms: float | None = None
     limits: dict[str, Any] = {}
+    status: int | None = None
 
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
     "subscribed": ("channel",),
     "unsubscribed": ("channel",),
     "gap": ("channel",),
+    "reply": ("data",),
     "error": ("code",),
 }
 KNOWN = {
     "connection.established", "connection.authenticated", "connection.expiring", "connection.draining",
-    "subscribed", "subscription.live", "unsubscribed", "gap", "source", "published", "acknowledged", "pong",
-    "error",
+    "subscribed", "subscription.live", "unsubscribed", "gap", "source", "published", "acknowledged", "reply",
+    "pong", "error",
 }  # fmt: skip
 
 

@@ -38,6 +38,8 @@ from broker.signals import Signal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from broker.client.calls import Flag
+
 
 @attrs.define(eq=False, kw_only=True)
 class Session(Calls):
@@ -107,6 +109,13 @@ class Session(Calls):
 
     def current_task(self) -> trio.lowlevel.Task:
         return trio.lowlevel.current_task()
+
+    def clock(self) -> float:
+        return trio.current_time()
+
+    async def wait(self, flag: Flag, until: float) -> None:
+        with trio.move_on_at(until):
+            await flag.wait()
 
     # --- one connection ----------------------------------------------------------------------------
 

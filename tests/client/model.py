@@ -15,7 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 
 from broker import limits, subjects
 from broker.actors.budgets import Budgets
@@ -24,6 +24,7 @@ from broker.client.engine import Engine
 from broker.client.items import Lost, Message, SessionEnded
 from broker.config import Limits
 from broker.errors import BrokerError
+from broker.features.calls import Question
 from broker.features.publishing import Send
 from broker.features.subscriptions.wishes import Join, Leave
 from broker.permissions import Principal
@@ -146,6 +147,9 @@ class Life:
     stored: list[tuple[float, str, bytes]] = attrs.field(factory=list)  # when, under which id, what
     live: list[bytes] = attrs.field(factory=list)
     outcomes: dict[int, Pending[Any]] = attrs.field(factory=dict)  # by what was published
+    asked: dict[int, Pending[Any]] = attrs.field(factory=dict)  # by what a service was asked
+    acted: list[bytes] = attrs.field(factory=list)  # on what the service has acted
+    alarms: list[tuple[float, int]] = attrs.field(factory=list)  # when a request is given up, and which
     closes: list[int] = attrs.field(factory=list)  # that the broker itself meant
     errors: list[dict[str, Any]] = attrs.field(factory=list)  # that the application heard
     answers: list[Message] = attrs.field(factory=list)
@@ -178,6 +182,11 @@ class Life:
     def publish(self, number: int, channel: str = "a.b", event_id: str | None = None) -> None:
         self.outcomes[number] = self.engine.publish(channel, number, event_id, lambda: None)
 
+    def ask(self, number: int, seconds: float) -> None:
+        until = self.now + seconds
+        self.asked[number] = self.engine.request("a.b", number, until, None, lambda: None)
+        heapq.heappush(self.alarms, (until, number))
+
     def subscribe(self, *channels: str, **start: Any) -> str:
         return self.engine.subscribe(channels, start, None, None)
 
@@ -203,12 +212,17 @@ class Life:
             self.later(0.0, self.connect)
         due = self.engine.due(self.now) if self.link and not self.end else inf
         at = self.flying[0][0] if self.flying else inf
+        due = min(due, self.alarms[0][0] if self.alarms else inf)
         assert min(due, at, most) < inf, "it waits for nothing"
         if at <= min(due, most):
             self.now = max(self.now, at)
             heapq.heappop(self.flying)[2]()
         else:
             self.now = max(self.now, min(due, most))
+        while self.alarms and self.alarms[0][0] <= self.now:
+            promise = self.asked[heapq.heappop(self.alarms)[1]]
+            if promise.outcome is None:
+                self.engine.expire(promise)
         if fault := self.fault("wall"):
             self.jumped += fault.how
         if self.link and not self.end:
@@ -368,7 +382,8 @@ class Life:
                 self.process(text)
                 self.flying = before
                 heapq.heapify(self.flying)
-                self.refuse(fault.how, said["messageId"])
+                # `unavailable` says of a request that no service has it.
+                self.refuse("internal" if said["type"] == "request" else fault.how, said["messageId"])
                 return
         self.process(text)
 
@@ -420,6 +435,9 @@ class Life:
                 )
             case Send():
                 self.store(wish, message_id)
+            case Question():
+                self.acted.append(wish.body)
+                self.tell(messages.Answered(data=Raw(wish.body)), message_id)
 
     def store(self, wish: Send, message_id: str | None) -> None:
         if subjects.is_live(wish.channel):

@@ -49,6 +49,9 @@ class Elsewhere:
     async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
         return await self.call(self.session.publish(channel, event, event_id=event_id))
 
+    async def request(self, method: str, data: Any = None, **options: Any) -> Any:
+        return await self.call(self.session.request(method, data, **options))
+
     async def acknowledge(self, durable: str, position: str) -> None:
         await self.call(self.session.acknowledge(durable, position))
 

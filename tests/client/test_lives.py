@@ -10,6 +10,7 @@ import random
 import pytest
 
 from broker.client import Duplicate, Published, UnknownOutcome
+from broker.errors import Internal, Timeout
 from tests.client.model import FAULTS, Fault, Life
 from tests.support.seeds import simulated
 
@@ -43,6 +44,17 @@ def settled(life: Life) -> None:
                 raise AssertionError(f"{number} was never answered")
             case _:
                 assert not copies, f"{number}: {promise.outcome!r}, and stored"
+    for number, asked in life.asked.items():
+        acted = life.acted.count(str(number).encode())
+        match asked.outcome:
+            case {"data": data}:
+                assert (data, acted) == (number, 1), f"{number}: answered {data}, acted {acted} times"
+            case Timeout() | Internal():
+                assert acted <= 1, f"{number}: acted {acted} times"
+            case None:
+                raise AssertionError(f"{number} was never answered")
+            case _:
+                assert not acted, f"{number}: {asked.outcome!r}, and acted"
 
 
 @pytest.mark.parametrize("lasts", [0.0, 3.0, 45.0, 200.0])
@@ -56,10 +68,12 @@ def test_back_within_30_seconds(fault: tuple[str, object], lasts: float) -> None
         life.faults.append(strikes)
         life.subscribe("a.>", "b")
         life.publish(1)
+        life.ask(5, 5.0)
         life.until(begins)
         life.subscribe("c")
         life.publish(2)
         life.publish(3, "live.x")
+        life.ask(4, 30.0)
         life.until(begins + lasts)
         gone = life.now
         until_open(life, gone + BACK_SECONDS)
@@ -95,6 +109,9 @@ def test_storms(seed: int) -> None:
         for _ in range(lots.choice([0, 1, 5, 30])):
             number += 1
             life.publish(number, lots.choice(["a.b", "a.c", "live.x"]))
+        for _ in range(lots.choice([0, 1, 5, 40])):
+            number += 1
+            life.ask(number, lots.choice([0.01, 0.5, 5.0, 30.0]))
         life.until(life.now + lots.choice([0.0, 0.01, 0.03, 1.0, 20.0]))
     life.faults.clear()
     gone = life.now

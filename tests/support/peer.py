@@ -51,6 +51,11 @@ class Peer:
         await self.say("subscribed", answer | {"position": "a-1"} | fields, message_id)
         return payload
 
+    async def hear_request(self) -> tuple[str, str | None]:
+        """The method of the next `request`, and its `messageId`."""
+        payload, message_id = await self.hear("request")
+        return payload["method"], message_id
+
     async def event(self, sequence: int, channel: str = "orders.1", **fields: Any) -> None:
         await self.say("event", {"channel": channel, "position": f"a-{sequence}", "event": sequence} | fields)
 
