@@ -556,7 +556,9 @@ class Connection:
             # By then it may have caught up and need a ping.
             return min(self.progress + self.limits.stall_seconds, now + self.limits.heartbeat_seconds)
         if self.pinged is not None:
-            if now >= self.pinged + self.limits.heartbeat_timeout_seconds:
+            if self.busy:  # nothing is read meanwhile: the answer may be there
+                self.pinged = now
+            elif now >= self.pinged + self.limits.heartbeat_timeout_seconds:
                 self.end(CloseCode.HEARTBEAT, "no answer to a ping")
                 return inf
             return self.due_after(now, self.pinged)

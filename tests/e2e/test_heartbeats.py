@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from wsproto.events import Ping
 
+from broker.bus.nats import NatsBus
 from tests.support import rawnats
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import hear, open_raw, say
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    import pytest
+
     from broker.actors.connection import Connection
     from broker.actors.supervisor import Supervisor
+    from broker.bus.base import PublishAck
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
@@ -107,6 +111,35 @@ async def test_no_answer_is_4009(tmp_path: Path, nats: NatsServer, publisher: Ra
         await healthy.subscribe("a")
         await publisher.store("events.acme.a", b"1")
         assert (await healthy.expect("event"))["event"] == 1
+
+
+async def test_an_answer_behind_a_request_that_takes_long(
+    tmp_path: Path, nats: NatsServer, supervisors: list[Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While NATS takes its time over a publish nothing else is read: the client may have answered."""
+    begun, go_on = trio.Event(), trio.Event()
+    real = NatsBus.publish
+
+    async def publish(bus: NatsBus, subject: str, body: bytes, **options: Any) -> PublishAck:
+        if subject == "events.acme.a":
+            begun.set()
+            await go_on.wait()
+        return await real(bus, subject, body, **options)
+
+    monkeypatch.setattr(NatsBus, "publish", publish)
+    settings = configure(tmp_path, nats.url, limits=QUICK)
+    async with run_broker(tmp_path, settings) as broker, reader(broker) as client:
+        connection = connection_of(supervisors[0])
+        await say(client, "publish", {"channel": "a", "event": 1})
+        await begun.wait()
+        while not isinstance(await client.event(), Ping):
+            pass
+        await client.send(frame(PONG))
+        pinged = connection.pinged or 0.0
+        await eventually(lambda: (connection.pinged or 0.0) > pinged or connection.closing)
+        go_on.set()
+        while (await hear(client))["type"] != "published":
+            pass
 
 
 async def test_strangers_are_pinged_too(tmp_path: Path, nats: NatsServer) -> None:

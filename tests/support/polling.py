@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from broker.links.poll.session import PollTransport
 from tests.support.http import SECONDS, Answer, ask
 
 if TYPE_CHECKING:
@@ -56,9 +57,13 @@ class Poller:
 
 
 def waiting(supervisor: Supervisor) -> list[object]:
-    """What identifies the polls that wait now."""
-    turns = (getattr(each.transport, "turn", None) for each in supervisor.connections)
-    return [turn for turn in turns if turn is not None]
+    """What identifies the polls that wait now, and have said what for."""
+    sessions = (each.transport for each in supervisor.connections)
+    return [
+        each.turn
+        for each in sessions
+        if isinstance(each, PollTransport) and each.turn is not None and not each.talking.locked()
+    ]
 
 
 async def until_one_waits(supervisor: Supervisor, *, but: object = None) -> object:
