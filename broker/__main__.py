@@ -15,6 +15,7 @@ from broker.cli.diagnosis import explain, trace
 from broker.cli.help import help_
 from broker.cli.publish import publish
 from broker.cli.reload import reload
+from broker.cli.request import request
 from broker.cli.serve import serve
 from broker.cli.tail import tail
 from broker.cli.token import token
@@ -63,7 +64,21 @@ for command in (*bans.COMMANDS, *streams.COMMANDS):
 
 @click.group(
     cls=Commands,
-    commands=[dev, serve, reload, check_config, token, publish, tail, bench, admin, explain, trace, help_],
+    commands=[
+        dev,
+        serve,
+        reload,
+        check_config,
+        token,
+        publish,
+        tail,
+        request,
+        bench,
+        admin,
+        explain,
+        trace,
+        help_,
+    ],
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="nats-websocket-broker")

@@ -30,18 +30,17 @@ TOKEN_SECONDS = 86400.0
 @options.admin_listen
 @options.data_dir
 def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> None:
-    """Run everything on loopback: nats-server, broker, a key and a demo page.
+    """Run everything on loopback: nats-server, broker, a key, a demo page and a demo service.
 
-    The data directory keeps the events and the key; `token`, `publish` and `tail` find the broker by it.
+    The data directory keeps the events and the key; `token`, `publish`, `tail` and `request` find the broker
+    by it.
     BROKER_SECTION__KEY sets any key of the configuration.
     """
-    from functools import partial
-
     import attrs
     import trio
 
     from broker import app, config, log
-    from broker.cli import local
+    from broker.cli import demo, local
 
     where = local.find_data_dir(data_dir, os.environ)
     local.make_key(where)
@@ -53,8 +52,18 @@ def dev(listen: str | None, admin_listen: str | None, data_dir: Path | None) -> 
     settings = attrs.evolve(settings, server=server)
     log.configure(settings.log)
     beside = "" if where == config.default_data_dir() else f" --data-dir {shlex.quote(str(where))}"
-    ready = partial(show, settings, beside)
-    trio.run(partial(app.serve, settings, data_dir=where, on_ready=ready, demo=True))
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+
+            def ready(running: Running) -> None:
+                nursery.start_soon(demo.serve, running.nats, settings)
+                show(settings, beside, running)
+
+            await app.serve(settings, data_dir=where, on_ready=ready, demo=True)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
 
 
 def preferred(port: int) -> str:
@@ -95,5 +104,6 @@ def show(settings: Config, beside: str, running: Running) -> None:
     console.print("Try next, in another terminal:", style="bold")
     console.print(f"  broker tail 'orders.>'{beside}")
     console.print(f'  broker publish orders.7 \'{{"state":"new"}}\'{beside}')
+    console.print(f"  broker request demo.echo '[1, 2]'{beside}")
     console.print(f"  broker admin connections{beside}")
     console.file.flush()

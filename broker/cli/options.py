@@ -59,6 +59,11 @@ def pattern(value: str) -> str:
 
 
 @checked
+def method(value: str) -> str:
+    return subjects.parse_method(value)
+
+
+@checked
 def time(value: str) -> str:
     """RFC 3339, or how long ago."""
     from datetime import UTC, datetime, timedelta
@@ -92,6 +97,27 @@ def event(value: str) -> str:
     if value not in ("", "-"):
         msgspec.json.decode(value.encode(errors="surrogateescape"))
     return value
+
+
+@checked
+def json(value: str) -> str:
+    """JSON, or "-" for standard input."""
+    import msgspec
+
+    if value != "-":
+        msgspec.json.decode(value.encode(errors="surrogateescape"))
+    return value
+
+
+@checked
+def answer_time(value: str) -> float:
+    """How long a service may take, in seconds."""
+    from broker.client import checks
+    from broker.config import seconds
+
+    time = seconds(value)
+    checks.check_timeout(time)
+    return time
 
 
 @checked

@@ -6,11 +6,10 @@ import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 
-from broker.cli import options
+from broker.cli import connecting, options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     import trio
 
     from broker.client import Event, Message, Session
-    from broker.client.calls import Token
 
-TOKEN_SECONDS = 3600.0  # another is signed for each connection and before expiry
 NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only between its tokens
 
 
@@ -37,10 +34,8 @@ NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only bet
 @click.option("--position", metavar="P", help="Start after a position, as an earlier tail printed it.")
 @options.tenant
 @options.user
-@click.option(
-    "--token", metavar="T", help="The token to use; else one is signed with the key of `broker dev`."
-)
-@click.option("--url", metavar="ws://…", help="The address of the broker, if not on this machine.")
+@connecting.token
+@connecting.url
 @click.option(
     "--json/--raw",
     "whole",
@@ -73,19 +68,12 @@ def tail(
     """
     import trio
 
-    from broker.cli import local
-    from broker.client import Session
-
     starts = {"since": since, "last": last, "snapshot": snapshot, "position": position}
     start: dict[str, Any] = {name: value for name, value in starts.items() if value}
     if len(start) > 1:
         raise click.UsageError(f"--{' and --'.join(start)}: a subscription has one start.")
-    where = local.find_data_dir(data_dir, os.environ)
-    named = context.get_parameter_source("tenant") is click.core.ParameterSource.COMMANDLINE
-    session = Session(
-        url=websocket(url or local.running(where, "ws")),
-        token=given(token) if token else signer(where, tenant, user),
-        tenant=tenant if token and named else None,
+    session = connecting.open_session(
+        context, tenant=tenant, user=user, token=token, url=url, data_dir=data_dir
     )
 
     async def run() -> None:
@@ -99,37 +87,6 @@ def tail(
     trio.run(run)
 
 
-def websocket(url: str) -> str:
-    """`url` with the path where it has none. Raises `click.BadParameter` when it is no WebSocket address."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise click.BadParameter(f"{url!r} is not ws://HOST[:PORT] or wss://HOST[:PORT]", param_hint="--url")
-    return parts._replace(path=parts.path.rstrip("/") or "/ws").geturl()
-
-
-def given(token: str) -> str:
-    from broker.client.tokens import looked_at
-
-    try:
-        return looked_at(token)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--token") from None
-
-
-def signer(data_dir: Path, tenant: str, user: str) -> Token:
-    import time
-
-    from broker.auth import tokens
-    from broker.cli import local
-
-    auth = local.signing(data_dir, os.environ).auth
-
-    async def sign() -> str:
-        return tokens.sign(auth, tenant=tenant, user=user, now=time.time(), ttl=TOKEN_SECONDS)
-
-    return sign
-
-
 async def end_by_signal(scope: trio.CancelScope) -> None:
     import trio
 
@@ -141,7 +98,6 @@ async def end_by_signal(scope: trio.CancelScope) -> None:
 async def follow(session: Session, whole: bool, count: int | None) -> None:
     """Print events until there were `count` of them, or the reader of the output is gone."""
     from broker.client import Event, Gap, Reconnecting
-    from broker.errors import Unavailable
 
     met, printed = False, 0
     async for item in session:
@@ -158,14 +114,7 @@ async def follow(session: Session, whole: bool, count: int | None) -> None:
         elif met:
             tell(f"{item.reason}; reconnecting in {item.after:.1f} s")
         else:
-            raise Unavailable(f"no broker answers at {session.url} ({item.reason}): {remedy(item.reason)}")
-
-
-def remedy(reason: str) -> str:
-    """Return what to do about a first connection that failed."""
-    if reason.startswith("TLS failed"):
-        return "name the host of its certificate by --url, and its authority's file by SSL_CERT_FILE"
-    return "start a broker with `broker dev`, or give its address with --url"
+            raise connecting.no_broker(session, item.reason)
 
 
 def line(event: Event, whole: bool) -> bytes:

@@ -27,10 +27,16 @@ EVERY_TENANT = "*"  # the default tenant of a monitoring token
     "--publish", metavar="PATTERN", multiple=True, help="A pattern that it may publish to; repeatable."
 )
 @click.option(
+    "--request",
+    metavar="PATTERN",
+    multiple=True,
+    help="A pattern of methods that it may ask; repeatable.",
+)
+@click.option(
     "--deny",
     metavar="PATTERN",
     multiple=True,
-    help="A pattern that it may neither subscribe nor publish to; repeatable.",
+    help="A pattern that it may neither subscribe nor publish to, nor request; repeatable.",
 )
 @click.option(
     "--ttl",
@@ -53,6 +59,7 @@ def token(
     user: str,
     subscribe: tuple[str, ...],
     publish: tuple[str, ...],
+    request: tuple[str, ...],
     deny: tuple[str, ...],
     ttl: float,
     monitoring: bool,
@@ -62,8 +69,8 @@ def token(
 ) -> None:
     """Print a token, signed with the key of `broker dev` or of a configuration.
 
-    With --subscribe, --publish or --deny it may do what these say and no more ("me.>" is always allowed);
-    without them it has the broker's default permissions.
+    With --subscribe, --publish, --request or --deny it may do what these say and no more ("me.>" is always
+    allowed); without them it has the broker's default permissions.
     """
     import time
 
@@ -75,7 +82,7 @@ def token(
             f"the broker accepts no token with a life of more than {settings.limits.token_max_seconds:g} s",
             param_hint="--ttl",
         )
-    lists = {"subscribe": subscribe, "publish": publish, "deny": deny}
+    lists = {"subscribe": subscribe, "publish": publish, "request": request, "deny": deny}
     click.echo(
         tokens.sign(
             with_key(settings, key).auth,

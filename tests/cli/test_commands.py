@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("command", ["dev", "serve", "check-config", "token", "publish", "tail", "help"])
+@pytest.mark.parametrize(
+    "command", ["dev", "serve", "check-config", "token", "publish", "tail", "request", "help"]
+)
 def test_every_command_has_help(command: str) -> None:
     """Each is listed, and explains itself and each of its options."""
     assert command in CliRunner().invoke(main, ["--help"]).output

@@ -21,6 +21,7 @@ def test_it_runs_with_everything_allowed(tmp_path: Path) -> None:
     assert (key.name, key.tenants, key.monitoring) == ("dev", ("*",), True)
     assert key.secret_file == tmp_path / "dev.key"
     assert settings.permissions.subscribe == settings.permissions.publish == (">", "live.>")
+    assert settings.permissions.request == (">",)
     assert settings.stream.max_bytes == 1 << 30
     assert settings.server.listen.startswith("127.0.0.1:")
     assert settings.nats.urls == ()
@@ -73,6 +74,7 @@ def test_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert tried == [
         "tail 'orders.>' --data-dir x",
         'publish orders.7 \'{"state":"new"}\' --data-dir x',
+        "request demo.echo '[1, 2]' --data-dir x",
         "admin connections --data-dir x",
     ]
 

@@ -15,7 +15,7 @@ import trio
 import trustme
 
 from broker.cli import local
-from broker.cli.tail import remedy
+from broker.cli.connecting import remedy
 from tests.support import command
 from tests.support.peer import Peer, broker
 

@@ -45,6 +45,7 @@ async def test_a_token_alone_that_the_broker_believes(data_dir: Path) -> None:
     principal = await verified(data_dir, token)
     assert (principal.tenant, principal.user) == ("dev", "dev")
     assert principal.subscribe == principal.publish == (">", "live.>")
+    assert principal.request == (">",)
     assert 3500 < principal.expires_at - time.time() <= 3600
 
 
@@ -53,11 +54,13 @@ async def test_what_it_may_do(data_dir: Path) -> None:
     result = sign(
         *("--data-dir", data_dir, "--tenant", "acme", "--user", "al.ice", "--ttl", "90s"),
         *("--subscribe", "orders.>", "--subscribe", "{user}.x", "--deny", "orders.secret"),
+        *("--request", "orders.*", "--request", "shop.>"),
     )
     principal = await verified(data_dir, result.stdout.strip())
     assert (principal.tenant, principal.user) == ("acme", "al.ice")
     assert principal.subscribe == ("orders.>", "al%2Eice.x")
     assert principal.publish == ()
+    assert principal.request == ("orders.*", "shop.>")
     assert principal.deny == ("orders.secret",)
     assert principal.expires_at - time.time() <= 90
 

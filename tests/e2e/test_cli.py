@@ -6,6 +6,7 @@ import json
 import signal
 import stat
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tests.support import command
@@ -50,6 +51,25 @@ async def test_the_commands_work_beside_dev_with_nothing_but_its_directory(tmp_p
         assert await running.end() == 0
     assert not (tmp_path / "broker.json").exists()
     assert (tmp_path / "dev.key").exists()
+
+
+async def test_a_request_beside_dev(tmp_path: Path) -> None:
+    """Its own service answers, in each tenant, knows who asks, and a token may narrow what is asked."""
+    beside = ("--data-dir", tmp_path)
+    async with dev(tmp_path):
+        request = partial(command.broker, "request", *beside)
+        result = await request("demo.echo", '{"a": 1}', "--tenant", "acme", "--user", "ann")
+        assert (result.code, result.err) == (0, "")
+        assert json.loads(result.out) == {"user": "ann", "data": {"a": 1}}
+        assert json.loads((await request("demo.clock")).out).keys() == {"time"}
+        nobody = await request("orders.approve")
+        assert (nobody.code, nobody.out) == (1, "")
+        assert nobody.err.startswith("unavailable: ")
+        assert "start one that answers, and repeat the request" in nobody.err
+        token = (await command.broker("token", *beside, "--request", "demo.echo")).out.strip()
+        assert (await request("demo.echo", "--token", token)).code == 0
+        refused = await request("demo.clock", "--token", token)
+        assert (refused.code, refused.err[:11]) == (1, "forbidden: ")
 
 
 async def test_tenants_and_users_of_tail(tmp_path: Path) -> None:
