@@ -328,11 +328,17 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
     log.info("draining", connections=len(leaving), seconds=round(spread, 1))
     told = trio.current_time()
     notice = min(NOTICE_SECONDS, settings.grace_seconds * 0.1)
-    with trio.move_on_after(settings.grace_seconds) as grace:
+
+    async def dismiss() -> None:
         for connection, delay in zip(leaving, delays, strict=True):
             await trio.sleep_until(told + notice + delay)
             connection.dismiss(code)
-        await supervisor.emptied()
+
+    with trio.move_on_after(settings.grace_seconds) as grace:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dismiss)
+            await supervisor.emptied()  # which is earlier where clients leave as soon as they are asked to
+            nursery.cancel_scope.cancel()
         for part in supervisor.parts:
             await part.flush()
         if supervisor.tracing:

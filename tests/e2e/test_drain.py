@@ -97,6 +97,21 @@ async def test_what_was_on_its_way_is_answered(
         await client.expect("published")
 
 
+async def test_a_drain_ends_when_everybody_has_left(tmp_path: Path, nats: NatsServer) -> None:
+    """Clients that leave as soon as they are asked to need not be waited for until their time comes."""
+    slowly = {"grace_seconds": 3600.0, "reconnects_per_second": 0.001}
+    settings = configure(tmp_path / "b", nats.url, drain=slowly)
+    with trio.fail_after(120):
+        async with (
+            run_broker(tmp_path / "b", settings) as broker,
+            broker.client() as one,
+            broker.client(user="bob") as two,
+        ):
+            broker.stop.wanted.set()
+            for client in (one, two):
+                await client.expect("connection.draining")
+
+
 @pytest.mark.parametrize("channel", ["a", "live.a"])
 async def test_publish_in_flight_is_acknowledged(
     broker: Broker, publisher: RawNats, monkeypatch: pytest.MonkeyPatch, channel: str
