@@ -33,7 +33,7 @@ export interface ClientOptions {
   tenant?: string;
   /** In the order in which they are tried; the one that works is remembered for an hour. */
   transports?: Transport[];
-  /** How many publishes may wait for their answer; another one is refused with `queue_full`. Default 100. */
+  /** How many publishes, and how many requests, may wait; another one is refused with `queue_full`. Default 100. */
   queue?: number;
   /**
    * One connection for all tabs that say the same here, by Web Locks and BroadcastChannel; where the browser
@@ -74,8 +74,10 @@ export class BrokerError extends Error {
   readonly retryable: boolean;
   /** In ms. */
   readonly retryAfter?: number;
+  /** Of a service that refused a request (`rejected`): its own code. Over `sse` and `poll` only 400 to 499. */
+  readonly status?: number;
   /**
-   * Of a publish: perhaps it was sent. Its answer was lost, and to send it again could make two of it: a live
+   * Of a request: perhaps the service has acted. Of a publish: perhaps it was sent. Its answer was lost, and to send it again could make two of it: a live
    * channel knows no ids, and the stream only for a while (10 minutes by default).
    */
   readonly unknownOutcome: boolean;
@@ -180,6 +182,15 @@ export interface PublishOptions {
   timeout?: number;
 }
 
+export interface RequestOptions {
+  /** In ms, default 5000, the wait for a connection included; a service has 30000 of them at most. */
+  timeout?: number;
+  /** Before it was sent nothing is sent; afterwards the answer is ignored. Rejects with the signal's reason. */
+  signal?: AbortSignal;
+  /** By which the service knows a second request that means the same; 1 to 64 visible characters of ASCII. */
+  id?: string;
+}
+
 interface ClientEvents {
   status: CustomEvent<Status>;
   /** What concerns no request, as a token callback that failed. */
@@ -216,11 +227,20 @@ export class Client implements Emitter<ClientEvents> {
    * left out.
    */
   publish(channel: string, event: unknown, options?: PublishOptions): Promise<Published>;
+  /**
+   * Asks a service of the tenant, as soon as there is a connection and the limits allow it; resolves with its answer.
+   * It is sent once at most. Without `data` the service gets `null`.
+   *
+   * Rejects with a `TypeError` if `data` is no JSON, with the reason of `signal`, and else with a `BrokerError`:
+   * `rejected` by the service, with its `status`; `unavailable`, if no service can have received it; `timeout`, and
+   * then `unknownOutcome` says whether the service may have acted.
+   */
+  request<T = Json>(method: string, data?: unknown, options?: RequestOptions): Promise<T>;
   /** After `disconnect`, or after it was told that its token is no good. */
   connect(): void;
   /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */
   disconnect(): void;
-  /** Leaves for good: subscriptions end, publishes without an answer are rejected. */
+  /** Leaves for good: subscriptions end, publishes and requests without an answer are rejected. */
   close(): void;
 }
 

@@ -35,6 +35,7 @@ import "./client/reads.js";
 import "./client/record.js";
 import "./client/records.js";
 import "./client/renewal.js";
+import "./client/requests.js";
 import "./client/subscribing.js";
 import "./client/subscription.js";
 import "./client/tabs.js";

@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { BrokerError, Client, EventItem, GapItem, Json, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+import type { BrokerError, Client, EventItem, GapItem, Json, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
 
 /** Gives the hooks below it their client. Whoever made the client closes it. */
 export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
@@ -49,3 +49,16 @@ export interface Notifications<T = Json> {
 
 /** The user's own notifications, with those unread since the last `markRead` on any device. */
 export function useNotifications<T = Json>(options?: NotificationOptions): Notifications<T>;
+
+export interface RequestState<T = Json> {
+  /** Asks, and resolves as `Client.request` does; the same function in each rendering. */
+  request(data?: unknown, options?: RequestOptions): Promise<T>;
+  /** The newest answer; the one before is shown while another call waits, and when that fails. */
+  readonly data?: T;
+  /** Of the newest call, if that failed: a `BrokerError`, a `TypeError`, or the reason of its signal. */
+  readonly error?: unknown;
+  readonly pending: boolean;
+}
+
+/** Asks a service, when `request` is called; shows what became of the newest call. */
+export function useRequest<T = Json>(method: string): RequestState<T>;

@@ -6,13 +6,14 @@
  *     const { events, state } = useChannel("orders.>", { last: 10 });
  *     const { state } = useConnection();
  *     const { notifications, unread, markRead } = useNotifications();
+ *     const { request, data, error, pending } = useRequest("orders.approve");
  *
  * Components that ask for the same share one subscription. It is kept for a moment after the last of them is
  * gone, so that a re-mount, as in strict mode, costs nothing. What they render is one frozen value, replaced
  * as a whole (`useSyncExternalStore`), so no two of them ever show different states in one rendering.
  */
 
-import { createContext, createElement, useCallback, useContext, useMemo, useSyncExternalStore } from "react";
+import { createContext, createElement, useCallback, useContext, useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 
 const LINGER_MS = 500;
 const KEEP = 100;
@@ -174,3 +175,36 @@ export function useNotifications({ channel = "me.notifications", durable = "noti
   const notifications = useMemo(() => [...events].reverse(), [events]);
   return { notifications, unread, markRead, state, error };
 }
+
+/**
+ * Asks a service when `request` is called, and shows what the newest call came to. An earlier one still gets its
+ * answer, by the promise that its call returned.
+ */
+export function useRequest(method) {
+  const client = useClient();
+  const [state, show] = useState({});
+  const current = useRef({ gone: false, answer: undefined });
+  useEffect(() => {
+    current.current.gone = false;
+    return () => void (current.current.gone = true);
+  }, []);
+  const request = useCallback(
+    (data, options) => {
+      const answer = client.request(method, data, options);
+      const say = (change) => {
+        const { gone, answer: newest } = current.current;
+        if (!gone && newest === answer) show((before) => ({ data: of(before, client, method).data, ...change, client, method }));
+      };
+      current.current.answer = answer;
+      say({ pending: true });
+      answer.then((data) => say({ data }), (error) => say({ error })); // which nobody else has to catch
+      return answer;
+    },
+    [client, method],
+  );
+  const { data, error, pending = false } = of(state, client, method);
+  return { request, data, error, pending };
+}
+
+/** What is shown of a state, if it is of this method and no other. */
+const of = (state, client, method) => (state.client === client && state.method === method ? state : {});

@@ -14,3 +14,4 @@ export const store: Untold<told.Store> = new Store(new Client(options), "a", sto
 export const error: told.BrokerError = new BrokerError({ code: "x", message: "y" });
 export const published: Promise<told.Published> = new Client(options).publish("a", 1, {} as told.PublishOptions);
 export const subscription: Untold<told.Subscription> = new Client(options).subscribe("a", {} as told.SubscribeOptions);
+export const answered: Promise<told.Json> = new Client(options).request("a", 1, {} as told.RequestOptions);

@@ -1,6 +1,6 @@
 // Checked by tsc, never run: what an application writes, and what it must not be able to write.
 import { BrokerError, Client, Store, type GapItem } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useConnection, useNotifications } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useConnection, useNotifications, useRequest } from "../../../broker/web/static/react.js";
 
 interface Order {
   state: "new" | "packed";
@@ -26,6 +26,24 @@ export async function run(): Promise<string | undefined> {
   }
 }
 
+export async function approve(signal: AbortSignal): Promise<Order | undefined> {
+  try {
+    return await client.request<Order>("orders.approve", { order: 7 }, { timeout: 10_000, signal, id: "approve-7" });
+  } catch (error) {
+    if (error instanceof BrokerError && error.code === "rejected") console.log(error.status?.toFixed());
+    return undefined;
+  }
+}
+
+export function Approve() {
+  const { request, data, error, pending } = useRequest<Order>("orders.approve");
+  return (
+    <button disabled={pending} onClick={() => void request({ order: 7 }, { timeout: 500 })}>
+      {data?.state} {error instanceof Error && error.message}
+    </button>
+  );
+}
+
 export function Page() {
   const { state, transport } = useConnection();
   const { events, gap } = useChannel<Order>(["orders.>"], { last: 3, keep: 5 });
@@ -44,6 +62,8 @@ new Client({ url: "x" });
 new Client({ token: "t", transports: ["carrier pigeon"] });
 // @ts-expect-error no such lag
 client.subscribe("a", { lag: "never" });
+// @ts-expect-error a timeout is a number of ms
+void client.request("a", 1, { timeout: "5s" });
 // @ts-expect-error a store has its own start
 new Store(client, "a", { last: 3 });
 // @ts-expect-error what a client is, nobody sets

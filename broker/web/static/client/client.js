@@ -10,6 +10,7 @@ import { Outbox } from "./outbox.js";
 import { emit } from "./platform.js";
 import { Records } from "./records.js";
 import { Renewal } from "./renewal.js";
+import { Requests } from "./requests.js";
 import { Subscribing } from "./subscribing.js";
 import { Subscription } from "./subscription.js";
 import { Hub } from "./tabs.js";
@@ -32,6 +33,7 @@ export class Client extends EventTarget {
   #records = new Records(this.#exchange);
   #acknowledgements = new Acknowledgements(this.#exchange, this.#records);
   #outbox;
+  #requests;
   #connection;
 
   /** @param {ClientOptions} options */
@@ -42,6 +44,7 @@ export class Client extends EventTarget {
     const records = this.#records;
     const acknowledgements = this.#acknowledgements;
     const outbox = (this.#outbox = new Outbox(exchange, queue));
+    const requests = (this.#requests = new Requests(exchange, queue));
     const renewal = new Renewal(exchange, tokens, (error) => emit(this, "error", error));
     /** @type {import("./types.js").Part} what concerns the application alone */
     const news = {
@@ -52,7 +55,7 @@ export class Client extends EventTarget {
         },
       },
     };
-    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, renewal, news);
+    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, renewal, news);
     const setting = {
       url: String(url).replace(/^ws/, "http").replace(/\/$/, ""),
       transports: transports ?? ["websocket", "sse", "poll"],
@@ -61,7 +64,7 @@ export class Client extends EventTarget {
     /** @type {Hub | undefined} */
     let hub;
     if (tabs && globalThis.navigator?.locks) {
-      const parts = { exchange, records, acknowledgements, outbox };
+      const parts = { exchange, records, acknowledgements, outbox, requests };
       const name = `${setting.url} ${tenant} ${tabs}`;
       hub = new Hub(name, (peer, message) => leader.heed(peer, message), () => this.#connection.anew());
       const leader = new Leader(parts, () => this.#status, hub);
@@ -93,11 +96,12 @@ export class Client extends EventTarget {
     this.#connection.disconnect();
   }
 
-  /** Leave for good: subscriptions end, publishes without an answer are rejected. */
+  /** Leave for good: subscriptions end, publishes and requests without an answer are rejected. */
   close() {
     this.#connection.close();
     for (const record of [...this.#records]) this.#records.end(record);
     this.#outbox.close();
+    this.#requests.close();
   }
 
   /**
@@ -131,6 +135,17 @@ export class Client extends EventTarget {
    */
   async publish(channel, event, options = {}) {
     return this.#outbox.publish(channel, json(event), options);
+  }
+
+  /**
+   * Ask a service, as soon as there is a connection, and once at most; resolves with its answer.
+   * @param {string} method
+   * @param {any} data any JSON
+   * @param {{timeout?: number, signal?: AbortSignal, id?: string}} options `timeout` is in ms
+   * @returns {Promise<any>}
+   */
+  async request(method, data = null, options = {}) {
+    return this.#requests.request(method, json(data, "data"), options);
   }
 
   /** @param {import("./record.js").SubscriptionRecord} record */

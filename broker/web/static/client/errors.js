@@ -5,10 +5,13 @@
 
 export const CLOSED = "it was closed";
 
+/** What a service has to do with, and not who asked it. */
+export const SERVICE = ["rejected", "timeout", "bad_answer"];
+
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
 export class BrokerError extends Error {
-  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number, unknown?: boolean, position?: string}} payload */
-  constructor({ code, message, retryable, retry_after_ms, unknown, position }) {
+  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number, unknown?: boolean, position?: string, status?: number}} payload */
+  constructor({ code, message, retryable, retry_after_ms, unknown, position, status }) {
     super(message || code);
     this.name = "BrokerError";
     this.code = code;
@@ -16,6 +19,7 @@ export class BrokerError extends Error {
     this.retryAfter = retry_after_ms;
     this.unknownOutcome = !!unknown;
     this.position = position;
+    this.status = status;
   }
 }
 

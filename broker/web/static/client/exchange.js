@@ -1,7 +1,7 @@
 // @ts-check
 /** What is said over the connection, whichever it is at the moment: requests, their answers, and who hears what. */
 
-import { BrokerError } from "./errors.js";
+import { BrokerError, SERVICE } from "./errors.js";
 import { Pace } from "./pace.js";
 import { now } from "./platform.js";
 import { bytes } from "./values.js";
@@ -12,7 +12,7 @@ import { bytes } from "./values.js";
 
 const REPLY_MS = 30_000; // for what was asked for; then the two sides no longer agree, and begin anew
 export const TRIES = 3; // so many times what ends a connection, or has no answer, is sent
-const IN_FLIGHT = 16; // without an answer, of publishes and of the rest: with those below the 50 that end a connection
+const IN_FLIGHT = 16; // without an answer, of each kind: all three together are below the 50 that end a connection
 const FAULTY = [1002, 1003, 1007, 1009, 4510]; // the broker could not read something, and does not say what
 const LEAST = 1_000; // bytes that a message may always have
 
@@ -96,8 +96,9 @@ export class Exchange {
    */
   may(bucket = this.pace.requests, doubts = 0) {
     const calls = [...this.#calls.values()];
-    if (calls.some((call) => call.doubts) || (doubts && calls.length)) return false;
-    if (calls.filter((call) => call.bucket === bucket).length >= IN_FLIGHT) return false;
+    if (calls.some((call) => call.doubts) || (doubts && calls.some(({ reply }) => !reply.takes))) return false;
+    const most = bucket === this.pace.calls ? Math.min(IN_FLIGHT, this.pace.limits.requests_in_flight) : IN_FLIGHT;
+    if (calls.filter((call) => call.bucket === bucket).length >= most) return false;
     const wait = this.pace.wait(bucket);
     if (wait > 0) this.again(wait);
     return wait <= 0;
@@ -118,11 +119,12 @@ export class Exchange {
     const call = { reply, bucket, size: bytes(payload) + 100, doubts };
     bucket.spend();
     this.#calls.set(messageId, call);
+    const ms = REPLY_MS + (reply.takes ?? 0);
     const late = () => {
       call.late = true;
-      this.cut({ code: 4009, reason: `no answer to ${type} within ${REPLY_MS} ms` });
+      this.cut({ code: 4009, reason: `no answer to ${type} within ${ms} ms` });
     };
-    if (!link.patient) call.timer = setTimeout(late, REPLY_MS);
+    if (!link.patient) call.timer = setTimeout(late, ms);
     link.send({ type, payload, messageId });
   }
 
@@ -137,7 +139,7 @@ export class Exchange {
     if (type !== "error") return call.reply.done(payload);
     const error = new BrokerError(payload);
     if (error.code === "rate_limited") this.pace.limited(error, call.bucket);
-    else if (!error.retryable) this.pace.posts.spend(); // as the broker does
+    else if (!error.retryable && !SERVICE.includes(error.code)) this.pace.posts.spend(); // as the broker does
     call.reply.refused(error);
   }
 

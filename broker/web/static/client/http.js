@@ -1,6 +1,7 @@
 // @ts-check
 /** The transports `sse` and `poll`: a connection emulated by requests. */
 
+import { SERVICE } from "./errors.js";
 import { tenantQuery } from "./names.js";
 import { BACKOFF_MOST_MS, Bucket } from "./pace.js";
 import { hold, scarce } from "./places.js";
@@ -18,7 +19,7 @@ const NOTHING = ["me.-"]; // a list is never empty; nobody publishes there
 /** @type {Record<string, number>} as WebSocket says it */
 const VERDICTS = { token_expired: 4002, token_invalid: 4500, token_revoked: 4501, forbidden: 4503 };
 /** @type {Record<string, [string, number]>} what answers a POST */
-const ANSWERS = { publish: ["published", 202], acknowledge: ["acknowledged", 200] };
+const ANSWERS = { publish: ["published", 202], acknowledge: ["acknowledged", 200], request: ["reply", 200] };
 
 /** Statuses of a list that is too long for this transport: another one may carry it. */
 export const TOO_LONG = [413, 414, 431];
@@ -31,9 +32,10 @@ export const TOO_LONG = [413, 414, 431];
 const fault = ({ status = 503, reason, problem, after, own }) => ({
   code: problem ?? (status === 413 ? "too_large" : "unavailable"),
   message: reason,
-  retryable: status !== 413 && (!own || status === 401 || status === 429 || status >= 500),
+  status: problem === "rejected" && status < 500 ? status : undefined, // the service's own
+  retryable: status !== 413 && !SERVICE.includes(problem ?? "") && (!own || status === 401 || status === 429 || status >= 500),
   retry_after_ms: after,
-  unknown: !own && status !== 413, // what became of it
+  unknown: status === 500 || (!own && status !== 413), // what became of it
 });
 
 /**
@@ -305,10 +307,11 @@ class HttpLink {
    * @param {string | undefined} messageId
    */
   async #post(type, payload, messageId) {
-    const slow = setTimeout(this.#giveWay, SLOW_MS);
+    // That a service takes its time says nothing of connections.
+    const slow = setTimeout(type === "request" ? () => {} : this.#giveWay, SLOW_MS);
     const late = new AbortController();
     const stop = () => late.abort();
-    const timer = setTimeout(stop, ANSWER_MS);
+    const timer = setTimeout(stop, ANSWER_MS + (payload.timeout_ms ?? 0));
     const { signal } = this.#closing;
     signal.addEventListener("abort", stop);
     try {

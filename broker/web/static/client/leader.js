@@ -11,6 +11,7 @@ import { given } from "./values.js";
 /** @import { Outbox } from "./outbox.js" */
 /** @import { SubscriptionRecord } from "./record.js" */
 /** @import { Records } from "./records.js" */
+/** @import { Requests } from "./requests.js" */
 /** @import { Hub } from "./tabs.js" */
 /** @import { EventItem, GapItem, Message, Part, Receiver } from "./types.js" */
 
@@ -21,7 +22,7 @@ export class Leader {
   #status;
 
   /**
-   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox}} parts
+   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox, requests: Requests}} parts
    * @param {() => {connectionId?: string, tenant?: string, user?: string}} status
    * @param {Hub} hub
    */
@@ -45,7 +46,7 @@ export class Leader {
    * @param {Message} message
    */
   heed(peer, { type, payload, messageId }) {
-    const { exchange, records, acknowledgements, outbox } = this.#parts;
+    const { exchange, records, acknowledgements, outbox, requests } = this.#parts;
     const { channel } = payload ?? {};
     const mine = [...records].filter((record) => record.peer === peer);
     const answer = (/** @type {string} */ kind) => (/** @type {object} */ payload) => this.#answer(peer, kind, payload, messageId);
@@ -60,6 +61,10 @@ export class Leader {
     if (!exchange.link) return;
     if (type === "ping") answer("pong")({ position: records.position });
     if (type === "publish") outbox.publish(channel, payload.event, { id: payload.id }, true).then(answer("published"), refuse);
+    if (type === "request") {
+      const { method, data, timeout_ms: timeout, id } = payload;
+      requests.request(method, data, { timeout, id }, true).then((data) => answer("reply")({ data }), refuse);
+    }
     if (type === "acknowledge") {
       const record = mine.find(({ durable }) => durable === payload.durable);
       if (!record) refuse(failure("not_subscribed", "the subscription is not durable"));
@@ -93,8 +98,8 @@ export class Leader {
    * @param {BrokerError} error
    * @param {string} [messageId]
    */
-  #refuse(peer, { code, message, retryable, retryAfter, unknownOutcome }, messageId) {
-    const payload = { code, message, retryable, retry_after_ms: retryAfter, unknown: unknownOutcome };
+  #refuse(peer, { code, message, retryable, retryAfter, unknownOutcome, status }, messageId) {
+    const payload = { code, message, retryable, retry_after_ms: retryAfter, unknown: unknownOutcome, status };
     this.#answer(peer, "error", payload, messageId);
   }
 

@@ -29,6 +29,9 @@ const LIMITS = {
   requests_burst: 200,
   messages_per_minute: 100,
   messages_burst: 50,
+  calls_per_second: 10,
+  calls_burst: 50,
+  requests_in_flight: 16,
   duplicate_window_seconds: 600,
 };
 
@@ -102,6 +105,7 @@ export class Pace {
   limits = LIMITS;
   requests = new Bucket(LIMITS.requests_per_second, LIMITS.requests_burst);
   posts = new Bucket(LIMITS.messages_per_minute / 60, LIMITS.messages_burst); // publishes, which have a rate of their own
+  calls = new Bucket(LIMITS.calls_per_second, LIMITS.calls_burst); // requests to services, likewise
   #largest = Infinity; // bytes of a message, as far as we had to learn
   /** @type {number[]} when something was refused for its rate */
   #refusals = [];
@@ -115,6 +119,7 @@ export class Pace {
     const limits = (this.limits = { ...LIMITS, ...said });
     this.requests.adopt(limits.requests_per_second, limits.requests_burst);
     this.posts.adopt(limits.messages_per_minute / 60, limits.messages_burst);
+    this.calls.adopt(limits.calls_per_second, limits.calls_burst);
   }
 
   /** So many bytes a message may have. */

@@ -97,6 +97,9 @@ export interface Limits {
   requests_burst: number;
   messages_per_minute: number;
   messages_burst: number;
+  calls_per_second: number;
+  calls_burst: number;
+  requests_in_flight: number;
   duplicate_window_seconds: number;
   message_bytes?: number;
   publish_bytes?: number;
@@ -116,6 +119,8 @@ export interface Who {
  * `oversized`, when the connection ended in a way that this request may be to blame for.
  */
 export interface Reply {
+  /** So many ms more than usual it may take, while others need not wait for it. */
+  takes?: number;
   done(payload: any): void;
   refused(error: BrokerError): void;
   lost(): void;
