@@ -5,7 +5,7 @@ import { createRoot } from "react-dom/client";
 import { flushSync } from "react-dom";
 
 import { Client } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useConnection, useNotifications } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useConnection, useNotifications, useRequest } from "../../../broker/web/static/react.js";
 
 window.sent = []; // what goes out by WebSocket
 const { send } = WebSocket.prototype;
@@ -48,6 +48,19 @@ function Page() {
   );
 }
 
+function Asking({ method }) {
+  const { request, data, error, pending } = useRequest(method);
+  window.ask = request;
+  return <p id="asked" data-pending={pending} data-error={error?.code}>{data}</p>;
+}
+
+/** What asks the service that the test names. */
+function Asked() {
+  const [method, name] = useState();
+  window.askFor = (next) => flushSync(() => name(next));
+  return method && <Asking method={method} />;
+}
+
 function Row({ n }) {
   const { state, error } = useChannel(`rows.${n}`);
   return <li data-state={state} data-error={error?.code}>{n}</li>;
@@ -64,6 +77,6 @@ window.mount = (token) => {
   window.client = new Client({ url: location.origin, token });
   const root = createRoot(document.body.appendChild(document.createElement("div")));
   const render = (node) => flushSync(() => root.render(node));
-  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /></BrokerProvider></StrictMode>);
+  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /></BrokerProvider></StrictMode>);
   return () => render(null);
 };

@@ -5,20 +5,22 @@ import { fileURLToPath } from "node:url";
 
 import { build } from "esbuild";
 
-import { Broker, openBrowser, openPage, until } from "./support.js";
+import { Broker, Service, openBrowser, openPage, until } from "./support.js";
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 
-let broker, browser, bundle;
+let broker, service, browser, bundle;
 before(async () => {
   const options = { entryPoints: [here("app.jsx")], bundle: true, write: false, format: "iife", jsx: "automatic" };
   const built = await build({ ...options, nodePaths: [here("../node_modules")], define: { "import.meta.url": '"x:/"' } });
   bundle = built.outputFiles[0].text;
   broker = await new Broker().start();
+  service = await new Service().start(broker, "acme");
   browser = await openBrowser();
 });
 after(async () => {
   await browser?.close();
+  service?.end();
   await broker?.remove();
 });
 
@@ -163,5 +165,55 @@ test("a list of rows that is scrolled far and fast: what is shown is live, in fe
 test("a refused channel is an error of its own component", async () => {
   const page = await open();
   await page.locator("#error", { hasText: "forbidden" }).waitFor();
+  await page.context().close();
+});
+
+test("what is asked last is shown, and what was asked before still gets its answer", async () => {
+  const page = await open();
+  const asked = page.locator("#asked");
+  const shown = async (text, pending, error) => {
+    await page.locator(`#asked[data-pending="${pending}"]${error ? `[data-error="${error}"]` : ":not([data-error])"}`, { hasText: new RegExp(`^${text}$`) }).waitFor({ state: "attached" });
+  };
+  /** Calls the hook's function; its answer is in `answers`, under what was asked. */
+  const ask = async (data) => {
+    await page.evaluate((data) => {
+      window.answers ??= {};
+      ask(data, { timeout: 60_000 }).then((answer) => (answers[data] = answer), ({ code }) => (answers[data] = code));
+    }, data);
+    return service.next();
+  };
+  const got = (data) => until(() => page.evaluate((data) => answers[data], data));
+  await page.evaluate(() => askFor("a"));
+  await shown("", false);
+  const same = await page.evaluateHandle(() => ask);
+  const one = await ask("one");
+  const two = await ask("two");
+  await shown("", true);
+  two.answer("second");
+  await shown("second", false);
+  one.answer("first");
+  assert.equal(await got("one"), "first");
+  await shown("second", false);
+  const three = await ask("three");
+  await shown("second", true); // until there is another
+  three.answer("", { "Nats-Service-Error": "no", "Nats-Service-Error-Code": "422" });
+  await shown("second", false, "rejected");
+  assert.ok(await page.evaluate((same) => same === ask, same));
+  const four = await ask("four");
+  await page.evaluate(() => askFor("b"));
+  await shown("", false); // another method, of which nothing is known
+  four.answer("fourth");
+  assert.equal(await got("four"), "fourth");
+  await shown("", false);
+  const five = await ask("five");
+  await page.evaluate(() => askFor(undefined));
+  five.answer("fifth");
+  assert.equal(await got("five"), "fifth");
+  assert.equal(await asked.count(), 0);
+  // Who only looks at the error need not catch it.
+  await page.evaluate(() => askFor("c"));
+  await page.evaluate(() => void ask("no JSON", { timeout: -1 }));
+  await shown("", false, "bad_message");
+  assert.deepEqual(page.faults, []);
   await page.context().close();
 });

@@ -31,7 +31,7 @@ export class Broker {
   constructor(env = {}) {
     // A test publishes faster than people do.
     const limits = { BROKER_LIMITS__MESSAGES_PER_MINUTE: "1000000", BROKER_LIMITS__MESSAGES_BURST: "1000000" };
-    this.env = { ...process.env, ...limits, BROKER_LIMITS__CONNECTIONS_PER_USER: "100", ...env };
+    this.env = { ...process.env, ...limits, BROKER_LIMITS__CONNECTIONS_PER_USER: "100", BROKER_PERMISSIONS__REQUEST: ">", ...env };
   }
 
   get url() {
@@ -47,7 +47,9 @@ export class Broker {
     this.child.stderr.on("data", (data) => (this.said += data));
     await until(() => (existsSync(state) && readFileSync(state, "utf8").endsWith("}")) || this.child.exitCode !== null, "the broker is ready");
     if (this.child.exitCode !== null) throw new Error(this.said);
-    this.port = Number(new URL(JSON.parse(readFileSync(state, "utf8")).http).port);
+    const { http, nats } = JSON.parse(readFileSync(state, "utf8"));
+    this.port = Number(new URL(http).port);
+    this.nats = nats;
     return this;
   }
 
@@ -69,6 +71,57 @@ export class Broker {
   async remove() {
     await this.end("SIGTERM");
     rmSync(this.directory, { recursive: true, force: true });
+  }
+}
+
+/** A service of a tenant, which has its requests in `asked` and answers when it is told to. */
+export class Service {
+  asked = []; // {method, data, answer}
+  unread = Buffer.alloc(0);
+
+  async start(broker, tenant) {
+    const { hostname, port, username, password } = new URL(broker.nats);
+    this.socket = connect(Number(port), hostname);
+    const ready = new Promise((resolve) => (this.ready = resolve));
+    this.socket.on("data", (data) => {
+      this.unread = Buffer.concat([this.unread, data]);
+      while (this.read());
+    });
+    const login = { headers: true, verbose: false, user: decodeURIComponent(username), pass: decodeURIComponent(password) };
+    this.socket.write(`CONNECT ${JSON.stringify(login)}\r\nSUB rpc.${tenant}.> 1\r\nPING\r\n`);
+    await ready;
+    return this;
+  }
+
+  /** One message of NATS, once it is there as a whole. */
+  read() {
+    const end = this.unread.indexOf("\r\n");
+    if (end < 0) return false;
+    const [kind, subject, , reply, ...sizes] = this.unread.toString("utf8", 0, end).split(" ");
+    const size = kind === "HMSG" ? Number(sizes[1]) + 2 : 0;
+    if (this.unread.length < end + 2 + size) return false;
+    const text = this.unread.toString("utf8", end + 2 + Number(sizes[0] ?? 0), end + size);
+    this.unread = this.unread.subarray(end + 2 + size);
+    if (kind === "PONG") this.ready();
+    if (kind === "PING") this.socket.write("PONG\r\n");
+    if (kind === "-ERR") throw new Error(subject);
+    if (kind !== "HMSG") return true;
+    const answer = (data, headers = {}) => {
+      const head = `NATS/1.0\r\n${Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join("")}\r\n`;
+      const body = JSON.stringify(data);
+      this.socket.write(`HPUB ${reply} ${head.length} ${head.length + Buffer.byteLength(body)}\r\n${head}${body}\r\n`);
+    };
+    this.asked.push({ method: subject.split(".").slice(2).join("."), data: JSON.parse(text), answer });
+    return true;
+  }
+
+  /** The next request, once it has come. */
+  async next() {
+    return until(() => this.asked.shift(), "a request");
+  }
+
+  end() {
+    this.socket.destroy();
   }
 }
 

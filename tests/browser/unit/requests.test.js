@@ -284,7 +284,7 @@ for (const transport of ["sse", "poll"])
 
     test("it is answered, however long the service takes, and asked once", async () => {
       let reply;
-      const client = await asking(() => new Promise((resolve) => (reply = resolve)));
+      const client = await asking(({ signal }) => Promise.race([new Promise((resolve) => (reply = resolve)), never(signal)]));
       const fate = watch(client.request("a.b", { n: 1 }, { timeout: 30_000, id: "i" }));
       await go(29_000);
       assert.deepEqual(fate, {});
