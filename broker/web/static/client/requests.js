@@ -54,7 +54,7 @@ export class Requests {
     if (fault) throw failure("invalid_channel", `${JSON.stringify(method)}: ${fault}`);
     if (id !== undefined && !/^[!-~]{1,64}$/.test(id)) throw failure("bad_message", "id: 1 to 64 visible characters of ASCII");
     if (!(timeout > 0)) throw failure("bad_message", "timeout: more than 0 ms");
-    if (this.#entries.size >= this.#queue) throw failure("queue_full", `${this.#entries.size} requests are waiting`);
+    if (!relayed && this.#entries.size >= this.#queue) throw failure("queue_full", `${this.#entries.size} requests are waiting`);
     if (!this.#exchange.wanted) throw failure("closed", "not connected: connect()");
     return new Promise((resolve, reject) => {
       const late = () => {
