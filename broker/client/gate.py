@@ -116,7 +116,8 @@ class Gate:
             self.hold(lane, now + seconds(payload))
         elif code in (errors.BadMessage.code, errors.UnknownType.code):
             self.bad.hit(now)
-        if not payload.get("retryable"):
+        kind = errors.by_code().get(payload.get("code", ""), errors.BrokerError)
+        if not (payload.get("retryable") or issubclass(kind, errors.ServiceError)):
             self.count("publishes", now)  # the broker counts failures among them
 
 

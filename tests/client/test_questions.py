@@ -157,6 +157,17 @@ def test_errors(code: str) -> None:
     assert sent(questions, 60.0) == []
 
 
+def test_what_a_service_refuses_is_no_failed_message() -> None:
+    """It uses nothing up of what may be published, as what the broker itself refuses does."""
+    questions = questions_of(messages_per_minute=1, messages_burst=2)
+    for code in ("rejected", "timeout", "bad_answer", "forbidden"):
+        assert questions.gate.opens("publishes", 0.0) == 0.0
+        ask(questions, "a")
+        ((_, key),) = sent(questions)
+        assert questions.answered("error", refusal(code), key, 0.0)
+    assert questions.gate.opens("publishes", 0.0) > 0.0
+
+
 def test_too_large() -> None:
     """What is over a limit that the broker has said is not sent, and what is behind it is."""
     questions = questions_of(message_bytes=200)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,18 @@ import trio
 from broker import config
 from broker.auth import tokens
 from broker.client import Duplicate, Event, Gap, Message, Published, Reconnecting, SessionEnded
-from broker.errors import Forbidden, InvalidPosition, NotSubscribed, TooLarge, Unavailable
+from broker.errors import (
+    BadAnswer,
+    Forbidden,
+    InvalidPosition,
+    NotSubscribed,
+    Rejected,
+    Timeout,
+    TooLarge,
+    Unavailable,
+)
 from tests.client.shells import SHELLS, Running
+from tests.e2e.test_calls import header, headers_of, service
 from tests.e2e.test_control import ban, within
 from tests.support import command
 from tests.support.broker import Broker, configure, run_broker
@@ -43,6 +53,7 @@ max_bytes = "64MiB"
 [permissions]
 subscribe = [">"]
 publish = [">"]
+request = [">"]
 [limits]
 messages_per_minute = 100000
 [drain]
@@ -211,6 +222,60 @@ async def test_publishes_that_are_refused(broker: Broker, running: Running) -> N
         with pytest.raises(TooLarge):
             await session.publish("a", "x" * 70_000)
         assert (await session.publish("a", b'{"n" : 1}')).position
+
+
+async def test_requests(broker: Broker, publisher: RawNats, running: Running) -> None:
+    """The answer of a service, and each reason why there is none."""
+    refusal = header(Nats_Service_Error="order 7 is shipped", Nats_Service_Error_Code="409")
+    async with (
+        service(publisher, "rpc.acme.a", lambda message: (b'{"got":%b}' % message.body,)) as asked,
+        service(publisher, "rpc.acme.b", lambda _: (b"", refusal)),
+        service(publisher, "rpc.acme.c", lambda _: (b"{",)),
+        running(broker.running.ws, broker.token(request=["*"])) as session,
+    ):
+        assert await session.request("a", {"n": [1.5, None]}, id="x-1") == {"got": {"n": [1.5, None]}}
+        assert headers_of(asked[0])["Broker-Request"] == "x-1"
+        with pytest.raises(Rejected, match="order 7 is shipped") as refused:
+            await session.request("b")
+        assert refused.value.status == 409
+        for method, kind in (("c", BadAnswer), ("nobody", Unavailable), ("a.b", Forbidden)):
+            with pytest.raises(kind):
+                await session.request(method)
+        assert await session.request("a") == {"got": None}
+
+
+async def test_a_request_over_a_kill(file: Path, publisher: RawNats, running: Running) -> None:
+    """The service has it once, whatever happens to the broker; what is asked meanwhile waits for another."""
+    received = await publisher.subscribe("rpc.acme.pay")
+    await publisher.flush()
+    async with (
+        running(address(file), token(file)) as session,
+        service(publisher, "rpc.acme.show", lambda _: (b"1",)),
+    ):
+
+        async def pay() -> None:
+            with pytest.raises(Timeout):
+                await session.request("pay", timeout=30)
+
+        async with serve(file) as broker, trio.open_nursery() as nursery:
+            nursery.start_soon(pay)
+            with trio.fail_after(PATIENCE_SECONDS):
+                await received.receive()
+            broker.process.kill()
+        shown = trio.Event()
+
+        async def show() -> None:
+            while not shown.is_set():
+                with suppress(Unavailable):  # a broker that starts slowly: nobody has it, so once more
+                    assert await session.request("show", timeout=30) == 1
+                    shown.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show)
+            async with serve(file):
+                with trio.fail_after(PATIENCE_SECONDS):
+                    await shown.wait()
+        assert received.statistics().current_buffer_used == 0
 
 
 async def test_durable_over_a_kill(file: Path, publisher: RawNats, running: Running) -> None:
