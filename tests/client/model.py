@@ -336,7 +336,7 @@ class Life:
         principal = Principal(
             tenant="t", user="u", encoded_user="u",
             expires_at=self.now + self.token_life, life=self.token_life,
-            subscribe=(">", "live.>"), publish=(">", "live.>"),
+            subscribe=(">", "live.>"), publish=(">", "live.>"), request=(">",),
         )  # fmt: skip
         if session.principal is None:
             session.budgets = self.budgets.claim(session.budgets, principal, self.now)

@@ -86,6 +86,19 @@ def test_back_within_30_seconds(fault: tuple[str, object], lasts: float) -> None
         assert life.connections < 30 + lasts  # no storm of attempts
 
 
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault[0]}-{fault[1]}".encode().hex()[:24])
+def test_a_request_is_sent_once(fault: tuple[str, object]) -> None:
+    """Whatever strikes while it is on its way, and once more when it is answered or given up."""
+    life = Life(seed=1)
+    until_open(life, BACK_SECONDS)
+    for number in (1, 2):
+        life.faults.append(Fault(*fault, begins=life.now, ends=life.now + 60.0, once=True))
+        life.ask(number, 30.0)
+        life.until(life.now + 61.0)
+        until_open(life, life.now + BACK_SECONDS)
+        settled(life)
+
+
 @simulated(40)
 def test_storms(seed: int) -> None:
     """Subscriptions, and publishes, in heaps, while faults of all kinds strike and last."""
