@@ -10,9 +10,8 @@ import hypothesis
 import pytest
 import structlog
 
-from tests.faults.options import pytest_addoption  # noqa: F401  pytest finds it here
 from tests.support.nats import NatsServer, run_nats
-from tests.support.node import modules, node  # noqa: F401  likewise
+from tests.support.node import modules, node  # noqa: F401  pytest finds them here
 from tests.support.ports import held_ports
 from tests.support.rawnats import RawNats, connect
 from tests.support.seeds import seeded  # noqa: F401  likewise
@@ -20,6 +19,8 @@ from tests.support.seeds import seeded  # noqa: F401  likewise
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
+
+pytest_plugins = ["tests.faults.options", "tests.support.results"]
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are busy with other things too
 hypothesis.settings.load_profile("untimed")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OURS = "broker"
 SCHEMA = 1
 NOTHING = "–"
+SETTINGS = "clients", "rate", "size", "seconds", "rounds", "tenants", "brokers"  # what a page says of a run
 VERDICTS = {True: "reached", False: "not reached"}
 STYLES = {VERDICTS[True]: "green", VERDICTS[False]: "bold red"}
 
@@ -108,23 +109,39 @@ def cell(value: float | None, unlike: float | None = None) -> str:
     return NOTHING if value is None else rounded(value, unlike=unlike)
 
 
-def targets(report: Report) -> Table | None:
-    """Each target that was measured: what, wanted, seen, and whether it is reached. None when none was."""
+def targets(report: Report, *, figures: bool = False) -> Table | None:
+    """Each target that was measured: what, wanted, seen, and whether it is reached. None when none was.
+
+    With `figures`, also those that a ratio was made of.
+    """
     rows = []
     for target in report.targets:
-        if outcome := target.reached(report.results):
-            seen, reached = outcome
+        measured, outcome = target.measured(report.results), target.reached(report.results)
+        if measured and outcome:
+            (ours, theirs), (seen, reached) = measured, outcome
             unit = UNITS[target.figure]
             bound = f"{'≥' if unit.better == 'higher' else '≤'} {target.bound:,.10g}"
             text = rounded(seen, unlike=target.bound)
             wanted, got = (
-                (f"{bound} × {target.beside}", f"{text} ×")
-                if target.beside
-                else (joined(bound, unit), joined(text, unit))
+                (joined(bound, unit), joined(text, unit))
+                if theirs is None
+                else (f"{bound} × {target.beside}", f"{text} ×")
             )
             what = f"{target.phase}: {label(unit)}"
-            rows.append([what, wanted, got, VERDICTS[reached]])
-    return Table(title="targets", columns=["", "wanted", "seen", ""], rows=rows) if rows else None
+            both = [cell(ours), cell(theirs)] if figures else []
+            rows.append([what, *both, wanted, got, VERDICTS[reached]])
+    columns = ["", *([OURS, "beside"] if figures else []), "wanted", "seen", ""]
+    return Table(title="targets", columns=columns, rows=rows) if rows else None
+
+
+def section(report: Report) -> str:
+    """Return what the page of results says of the run: its targets, or else all that was compared."""
+    reached = targets(report, figures=True)
+    tables = [reached] if reached else [table(report, phase) for phase in phases(report)]
+    given = ", ".join(f"{name} {value}" for name, value in report.parameters.items() if name in SETTINGS)
+    head = f"`broker bench {report.scenario}` ({given}), {report.began[:10]}"
+    doubts = [f"Warning: {each}." for each in report.warnings]
+    return "\n\n".join([head, *map(markdown, tables), *doubts])
 
 
 def circumstances(report: Report) -> Iterator[tuple[str, Mapping[str, object]]]:

@@ -113,14 +113,19 @@ class Target:
     bound: float
     beside: str | None = None
 
-    def reached(self, results: Iterable[Result]) -> tuple[float, bool] | None:
-        """What was seen and whether it is enough; None when one of the two was not measured."""
+    def measured(self, results: Iterable[Result]) -> tuple[float, float | None] | None:
+        """The broker's figure, and that of `beside` where there is one; None when one was not measured."""
         found = {(each.subject, each.phase): each.figures for each in results}
         ours = found.get(("broker", self.phase), {}).get(self.figure)
         theirs = found.get((self.beside or "", self.phase), {}).get(self.figure)
-        if ours is None or (self.beside and not theirs):
+        return None if ours is None or (self.beside and not theirs) else (ours, theirs)
+
+    def reached(self, results: Iterable[Result]) -> tuple[float, bool] | None:
+        """What was seen and whether it is enough; None when it was not measured."""
+        if (figures := self.measured(results)) is None:
             return None
-        seen = ours / theirs if self.beside and theirs else ours
+        ours, theirs = figures
+        seen = ours / theirs if theirs else ours
         return seen, seen >= self.bound if UNITS[self.figure].better == "higher" else seen <= self.bound
 
 

@@ -78,6 +78,11 @@ class BenchCommand(click.Command):
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a page with plots to this file.",
 )
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Write the scenario's section of this page of results, in Markdown.",
+)
 @options.data_dir
 def bench(
     scenario: str,
@@ -86,6 +91,7 @@ def bench(
     url: str | None,
     json_file: Path | None,
     html_file: Path | None,
+    page: Path | None,
     data_dir: Path | None,
     **given: float | None,
 ) -> None:
@@ -98,6 +104,7 @@ def bench(
     from rich.console import Console
 
     from broker.bench import html, report, run
+    from broker.docs import sections
 
     which = scenarios()[scenario]
     wanted = list(which.beside) if not against else [each for each in against if each != "none"]
@@ -108,6 +115,11 @@ def bench(
     parameters = {**which.defaults, **{name: value for name, value in given.items() if value is not None}}
     plan = run.Plan(seed=seed, against=wanted, **parameters)
     console = Console(stderr=True)
+    if page:
+        try:
+            sections.split(page, f"bench {scenario}")  # said before the run, and not after it
+        except sections.NoSection as error:
+            raise click.BadParameter(str(error), param_hint="--page") from None
     at = at_address(url, data_dir) if url else None
     found = run.bench(scenario, which, plan, console, at)
     report.show(found, Console())
@@ -115,6 +127,9 @@ def bench(
         if file:
             file.write_bytes(text)
             console.print(f"written: {file}")
+    if page:
+        sections.write(page, f"bench {scenario}", report.section(found))
+        console.print(f"written: {page}")
 
 
 def at_address(url: str, data_dir: Path | None) -> Address:

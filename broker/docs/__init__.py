@@ -14,6 +14,8 @@ from pathlib import Path
 
 import attrs
 
+from broker.docs.sections import COMMENT
+
 NAMES = ("protocol", "clients", "tokens", "nats", "operate", "results", "architecture")  # as listed
 DIRECTORY = Path(__file__).parent
 # Diagrams are for viewers that draw them; the text next to each has the same figures.
@@ -22,7 +24,7 @@ DIAGRAM = re.compile(r"^```mermaid\n.*?^```\n\n?", re.MULTILINE | re.DOTALL)
 
 @attrs.frozen(kw_only=True)
 class Page:
-    """A page, in Markdown without its diagrams."""
+    """A page, in Markdown without its diagrams and comments."""
 
     name: str
     title: str
@@ -35,7 +37,12 @@ def page(name: str) -> Page:
     """Return a page by its name, one of `NAMES`."""
     text = (DIRECTORY / f"{name}.md").read_text(encoding="utf-8")
     title, summary, _ = text.split("\n\n", 2)
-    return Page(name=name, title=title.removeprefix("# "), summary=summary, text=DIAGRAM.sub("", text))
+    return Page(
+        name=name,
+        title=title.removeprefix("# "),
+        summary=summary,
+        text=COMMENT.sub("", DIAGRAM.sub("", text)),
+    )
 
 
 def pages() -> list[Page]:

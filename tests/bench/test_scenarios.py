@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,7 +47,11 @@ async def test_scenario(scenario: str, tmp_path: Path) -> None:
 async def test_two_brokers_on_one_port(tmp_path: Path) -> None:
     """Clients of both get everything; their CPU and memory are one figure."""
     few = ["--clients", "20", "--rate", "50", "--seconds", "1", "--rounds", "1", "--against", "none"]
-    report = await run(tmp_path, "fanout", "--brokers", "2", *few)
+    page = tmp_path / "page.md"
+    page.write_text("# Mine\n\n<!-- bench fanout -->\n<!-- end of bench fanout -->\n")
+    report = await run(tmp_path, "fanout", "--brokers", "2", *few, "--page", str(page))
+    assert "`broker bench fanout` (clients 20, " in page.read_text()
+    assert "| p99, ms " in page.read_text()
     assert not [each for each in report["warnings"] if any(word in each for word in TROUBLE)]
     assert {result["subject"] for result in report["results"]} == {"broker"}
 
@@ -66,10 +71,11 @@ async def run(directory: Path, *arguments: str) -> Any:
         (["fanout", "--against", "ws://127.0.0.1:1/"], "floor, nats-ws"),
         (["fanout", "--clients", "0"], "--clients"),
         (["fanout", "--url", "http://x"], "ws://"),
+        (["fanout", "--page", os.devnull], "<!-- bench fanout -->"),
     ],
 )
 async def test_what_cannot_be_measured(arguments: list[str], said: str, tmp_path: Path) -> None:
-    """A wrong name is told, with what there is instead."""
+    """A wrong name is told, with what there is instead, and before anything is measured."""
     done = await command.broker("bench", *arguments, "--data-dir", tmp_path)
     assert done.code == 2
     assert said in done.err

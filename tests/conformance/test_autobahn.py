@@ -15,19 +15,36 @@ import json
 import sysconfig
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from broker.config import Limits
 from broker.errors import CloseCode
+from tests.support.results import record
 from tests.web.harness import Running, running
+
+if TYPE_CHECKING:
+    import pytest
 
 LONGEST_MESSAGE = 16 * 1024 * 1024
 AT_ONCE = 4  # most of the time the cases wait, to see who closes first
 SECONDS = 300.0  # after which kosoku hangs; the cases have time-outs of their own
 
 CASES = {1: 16, 2: 11, 3: 7, 4: 10, 5: 20, 6: 145, 7: 37, 9: 54, 10: 1, 12: 90, 13: 126}
+NAMES = {
+    1: "framing",
+    2: "ping, pong",
+    3: "reserved bits",
+    4: "opcodes",
+    5: "fragments",
+    6: "UTF-8",
+    7: "close",
+    9: "sizes to 16 MiB",
+    10: "fragmented by the sender",
+    12: "compression",
+    13: "compression, offers",
+}
 BINARY = {
     f"{group}.{case}"
     for group, cases in {"1.2": 8, "9.2": 6, "9.4": 9, "9.6": 6, "9.8": 6}.items()
@@ -58,7 +75,7 @@ async def reports(port: Running, directory: Path) -> dict[str, dict[str, Any]]:
     return {report["id"]: report for report in found}
 
 
-async def test_autobahn(tmp_path: Path) -> None:
+async def test_autobahn(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """All that `broker.v1` has passes, strictly; the rest is exactly binary and deflate, cleanly declined."""
     async with running(limits=Limits(message_bytes=LONGEST_MESSAGE)) as port:
         cases = await reports(port, tmp_path)
@@ -72,3 +89,8 @@ async def test_autobahn(tmp_path: Path) -> None:
     for case in BINARY:
         assert cases[case]["remoteCloseCode"] == CloseCode.UNSUPPORTED_DATA, case
         assert cases[case]["wasClean"], case
+    for group, count in CASES.items():
+        declined = [sum(int(case.split(".")[0]) == group for case in each) for each in (BINARY, DEFLATE)]
+        open_cases = sum(int(case.split(".")[0]) == group for case in LEFT_OPEN)
+        passed = count - sum(declined) - open_cases
+        record(request.node, "conformance", (f"{group} {NAMES[group]}", count, passed, *declined, open_cases))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -13,8 +12,8 @@ from tests.faults.support import world
 from tests.faults.support.report import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
 
 class OpenWorld(Protocol):
@@ -35,13 +34,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
 
 
-@pytest.fixture(scope="session")
-def report(pytestconfig: pytest.Config) -> Iterator[Report]:
-    """What was measured, written at the end where that is wished."""
-    made = Report()
-    yield made
-    if path := pytestconfig.getoption("--faults-report"):
-        made.write(Path(path))
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """What the test measures."""
+    return Report(request.node)
 
 
 @pytest.fixture

@@ -60,7 +60,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SECONDS",
         help="Length of the soak, and of stalls.",
     )
-    group.addoption("--faults-report", metavar="FILE", help="Write what was measured there (.json or .md).")
 
 
 def wanted(choice: str, row: int | str, test: str) -> bool:

@@ -1,56 +1,31 @@
-"""What the rows measured, for the table of the page of results."""
+"""What the rows measured, for the page of results."""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import attrs
 
+from tests.support import results
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    import pytest
 
     from tests.faults.support.world import World
 
-HEADS = (
-    "fault",
-    "clients",
-    "events acknowledged",
-    "delivered",
-    "duplicated",
-    "missing",
-    "announced",
-    "recovery",
-    "measured",
-)
 
-
-@attrs.define
+@attrs.frozen
 class Report:
-    """A line for each row that has something to say."""
+    """What a test of the suite measured, as rows of the section `faults`."""
 
-    lines: list[dict[str, object]] = attrs.field(factory=list)
+    node: pytest.Item
 
     def add(self, fault: str, world: World, **measured: str) -> None:
-        """Keeps what `world` counted, the seconds until it delivered again, and what else is known."""
-        assert world.verdict
-        counts = attrs.asdict(world.verdict)
-        del counts["problems"]
-        times = [round(each, 2) for each in world.recoveries]
-        line = {"fault": fault, **counts, "recoveries": times, "measured": measured, "seed": world.seed}
-        self.lines.append(line)
-
-    def write(self, path: Path) -> None:
-        path.write_text(self.markdown() if path.suffix == ".md" else json.dumps(self.lines, indent=2) + "\n")
-
-    def markdown(self) -> str:
-        rows = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS)]
-        for line in self.lines:
-            times, measured = line["recoveries"], line["measured"]
-            assert isinstance(times, list)
-            assert isinstance(measured, dict)
-            also = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.items())
-            longest = f"{max(times):.2f} s" if times else "none needed"
-            keys = ("fault", "clients", "acknowledged", "delivered", "duplicated", "missing", "announced")
-            rows.append(f"| {' | '.join(str(line[key]) for key in keys)} | {longest} | {also} |")
-        return "\n".join(rows) + "\n"
+        """Keep what `world` counted, the seconds until it delivered again, and what else is known."""
+        found = world.verdict
+        assert found
+        recovery = f"{max(world.recoveries):.2f} s" if world.recoveries else "none needed"
+        also = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.items())
+        counts = found.acknowledged, found.delivered, found.duplicated, found.missing, found.announced
+        row = [fault, found.clients, *(f"{each:,}" for each in counts), recovery, also]
+        results.record(self.node, "faults", row)
