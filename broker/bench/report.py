@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 OURS = "broker"
 SCHEMA = 1
 NOTHING = "–"
-SETTINGS = "clients", "rate", "size", "seconds", "rounds", "tenants", "brokers"  # what a page says of a run
 VERDICTS = {True: "reached", False: "not reached"}
 STYLES = {VERDICTS[True]: "green", VERDICTS[False]: "bold red"}
 
@@ -137,11 +136,12 @@ def targets(report: Report, *, figures: bool = False) -> Table | None:
 def section(report: Report) -> str:
     """Return what the page of results says of the run: its targets, or else all that was compared."""
     reached = targets(report, figures=True)
-    tables = [reached] if reached else [table(report, phase) for phase in phases(report)]
-    given = ", ".join(f"{name} {value}" for name, value in report.parameters.items() if name in SETTINGS)
+    shown = [reached] if reached else [table(report, phase) for phase in phases(report)]
+    tables = [markdown(each) if reached else f"{each.title}:\n\n{markdown(each)}" for each in shown]
+    given = ", ".join(f"{name} {value}" for name, value in report.parameters.items() if name != "against")
     head = f"`broker bench {report.scenario}` ({given}), {report.began[:10]}"
     doubts = [f"Warning: {each}." for each in report.warnings]
-    return "\n\n".join([head, *map(markdown, tables), *doubts])
+    return "\n\n".join([head, *tables, *doubts])
 
 
 def circumstances(report: Report) -> Iterator[tuple[str, Mapping[str, object]]]:
