@@ -11,6 +11,8 @@ import { given } from "./values.js";
 const POLL_S = 25;
 const PAUSE_MS = 1_500; // between polls that may hold none
 const HEAD = 6_000; // characters of a query
+// Characters of an answer that may have left something for the next: the broker ends one at 64 KiB.
+const FULL = 20_000;
 
 /**
  * Messages of `GET /sse`: the WebSocket's own, and a `pong` for each heartbeat.
@@ -58,7 +60,8 @@ const poll = (pause) => async function* (request, { channel, position, tenant, l
   for (;;) {
     const wait = live && !pause ? POLL_S : 0;
     const ask = { session: notes.session, channels: channel, position, lag, wait, ...(!begun && start) };
-    const answer = await (await request(`/poll${tenantQuery(tenant)}`, { method: "POST", signal, body: JSON.stringify(ask) })).json();
+    const text = await (await request(`/poll${tenantQuery(tenant)}`, { method: "POST", signal, body: JSON.stringify(ask) })).text();
+    const answer = JSON.parse(text);
     const { refused = [], recovered, session, events, gaps } = answer;
     if (!session || !events || !gaps) throw new TypeError("no answer to a poll");
     notes.session = session;
@@ -72,7 +75,8 @@ const poll = (pause) => async function* (request, { channel, position, tenant, l
     for (const payload of events) yield { type: "event", payload };
     position = answer.position;
     yield { type: "pong", payload: { position } };
-    if (!live && position && !events.length) {
+    // Not: an answer without events. Where more come than are asked for, there may never be one.
+    if (!live && position && text.length < FULL) {
       live = true;
       yield { type: "subscription.live", payload: { channel, position } };
     }
