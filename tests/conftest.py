@@ -30,13 +30,6 @@ LONGEST = ("browser", "faults", "bench")
 os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker, wherever it is started
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Two processes for each core, as most tests wait for others most of the time; `-n logical` is one."""
-    if config.option.numprocesses != "auto" or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
-        return None
-    return 2 * len(os.sched_getaffinity(0))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The rooms with the longest tests come first: at the end nobody waits for one of them."""
     items.sort(key=lambda item: [*LONGEST, room := item.nodeid.split("/")[1]].index(room))
