@@ -239,7 +239,21 @@ def check(world: World, client: Watcher) -> None:
         for at, message in link.handed:
             if message["type"] == "event":
                 deleted = world.gone.get(place(parse(message["payload"]["position"])))
-                assert deleted is None or at <= deleted + FORGOTTEN_SECONDS, (client.name, message, deleted)
+                assert deleted is None or at <= forgotten(world, deleted, at), (client.name, message, deleted)
+
+
+def forgotten(world: World, deleted: float, at: float) -> float:
+    """Return by when the broker has to have heard of a deletion: while NATS is away it cannot, up to `at`."""
+    since, heard = deleted, float("inf")
+    for time, reached in world.bus.contact:
+        if time > at:
+            break
+        if reached:
+            since = max(deleted, time)
+            heard = since + FORGOTTEN_SECONDS
+        elif time < heard:
+            heard = float("inf")
+    return heard
 
 
 def place(position: Position) -> tuple[int, int]:

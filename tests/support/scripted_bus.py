@@ -63,7 +63,7 @@ class ScriptedBus:
     deleted: dict[int, tuple[float, Record]] = attrs.Factory(dict)  # by sequence: when, and what it was
     sink: Sink | None = None
     fed: str | None = None  # the incarnation that the sink knows
-    up: bool = False  # whether the sink knows that NATS is in reach
+    contact: list[tuple[float, bool]] = attrs.Factory(list)  # when NATS came in reach, or went out of it
     away: bool = False
     arrived: trio.Event = attrs.Factory(trio.Event)
     subscribed: set[str] = attrs.Factory(set)
@@ -79,6 +79,11 @@ class ScriptedBus:
     def __attrs_post_init__(self) -> None:
         self.cursors = ScriptedValues(self.delay, self.acknowledge)
         self.control = ScriptedValues(self.delay, self.acknowledge, expires=True)
+
+    @property
+    def up(self) -> bool:
+        """Whether the sink knows that NATS is in reach."""
+        return bool(self.contact) and self.contact[-1][1]
 
     # --- what happens to NATS
 
@@ -109,7 +114,7 @@ class ScriptedBus:
         """NATS goes away, and stays away."""
         self.away = True
         if self.up and self.sink:
-            self.up = False
+            self.contact.append((trio.current_time(), False))
             self.sink.interrupted()
 
     def come_back(self) -> None:
@@ -179,7 +184,7 @@ class ScriptedBus:
                 continue
             if not self.away:
                 break
-        self.up = True
+        self.contact.append((trio.current_time(), True))
         sink.restored(self.now())
         if self.fed != self.incarnation:
             if self.fed is None:
