@@ -27,7 +27,8 @@
      ├─ ServiceError             what became of a request that may have reached a service
      │   ├─ Rejected             the service refused it
      │   ├─ Timeout              the service did not answer in time
-     │   └─ BadAnswer            its answer cannot be passed on
+     │   ├─ BadAnswer            its answer is not JSON
+     │   └─ AnswerTooLarge       … or too long; also a TooLarge
      └─ Internal
 
 `code` is sent to the client in an `error` message; `close_code` is the WebSocket close code if the
@@ -87,6 +88,7 @@ class BrokerError(Exception):
     code: ClassVar[str] = "internal"
     close_code: ClassVar[CloseCode | None] = None
     retryable: ClassVar[bool] = False
+    status: int | None = None  # a service's own code for its refusal
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -237,7 +239,6 @@ class Rejected(ServiceError):
     """A service refused the request, for the reason it gives."""
 
     code = "rejected"
-    status: int | None  # the service's own code, if that is a number
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -254,6 +255,10 @@ class BadAnswer(ServiceError):
     """The service answered with something other than JSON."""
 
     code = "bad_answer"
+
+
+class AnswerTooLarge(TooLarge, ServiceError):
+    """The service's answer is over the limit `message_bytes`."""
 
 
 class Internal(BrokerError):

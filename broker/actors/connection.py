@@ -15,12 +15,13 @@ import structlog
 import trio
 from msgspec import UNSET
 
+from broker import limits
 from broker.actors.boundary import Boundary, each
 from broker.actors.pacing import Pace
 from broker.actors.stretch import before_waiting
 from broker.actors.tenant import REST_SECONDS
 from broker.actors.transport import Alive, Closed, Control, LinkLost, Resting, Text
-from broker.errors import BrokerError, CloseCode, RateLimited, TokenInvalid, TokenRevoked, Unavailable
+from broker.errors import BrokerError, CloseCode, TokenInvalid, TokenRevoked, Unavailable
 from broker.eventlog.places import sequence_of
 from broker.flow.client import NOBODY
 from broker.flow.flow import Flow
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 PROTOCOL = "broker.v1"
 STOPPING = "the broker is stopping; reconnect"
 FLUSH_SECONDS = 2.0  # for unsent data when a connection ends
+IN_FLIGHT_RETRY_SECONDS = 1.0  # when an answer will come is unknown
 REPLIES_HELD = 16  # with more unsent replies, reading from the client pauses
 
 log = structlog.get_logger(__name__)  # not found out for each client
@@ -304,7 +306,8 @@ class Connection:
             if self.dismissed is not None:
                 raise Unavailable(STOPPING, retry_after=1.0)
             if len(waiting) >= self.limits.requests_in_flight:
-                raise RateLimited("limit of the connection reached: requests_in_flight; wait for an answer")
+                excess = limits.Excess(limits.CONNECTION, limits.IN_FLIGHT, IN_FLIGHT_RETRY_SECONDS)
+                raise self.session.limited(excess)
         except BrokerError as error:
             self.fail(call, error)
             return

@@ -24,8 +24,7 @@ from broker.bus.looks import Looks
 from broker.bus.probe import Probe
 from broker.bus.values import Values
 from broker.errors import Timeout, TooLarge, Unavailable
-from broker.nats import headers as nats_headers
-from broker.nats.headers import check_lines
+from broker.nats.headers import check_lines, parse
 from broker.nats.link import NobodyAnswers, NotPermitted, away, open_link
 from broker.nats.servers import Servers
 from broker.signals import Signal
@@ -361,7 +360,7 @@ class NatsBus:
             raise Unavailable(f"no service answers on {subject}", retry_after=error.retry_after) from error
         except Unavailable as error:
             raise Timeout(f"{error.message}: whether the service has acted is unknown") from error
-        return nats_headers.parse(block), answer
+        return parse(block), answer
 
     async def subscribe_live(self, subject: str) -> None:
         """Have messages of `subject` given to `Sink.live`, and return once NATS has confirmed it.

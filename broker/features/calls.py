@@ -16,8 +16,8 @@ import msgspec
 import trio
 
 from broker import limits, subjects
-from broker.errors import BadAnswer, BadMessage, Rejected, TooLarge
-from broker.features.port import Feature
+from broker.errors import AnswerTooLarge, BadAnswer, BadMessage, Rejected
+from broker.features.port import Feature, signed
 from broker.session.requests import Page, Request
 from broker.wire import events, traces
 from broker.wire import messages as m
@@ -85,11 +85,9 @@ class Calls(Feature):
         Raises `Unavailable`, `Timeout`, `Rejected`, `BadAnswer` and `TooLarge`.
         """
         principal = asker.attach()
-        headers = {events.PUBLISHER: principal.encoded_user, "Broker-Connection": asker.id}
+        headers = signed(asker, principal, question.traceparent)
         if question.id is not None:
             headers["Broker-Request"] = question.id
-        if question.traceparent is not None:
-            headers[traces.PARENT] = question.traceparent
         tracing = self.tracing
         with (
             tracing.asking(headers, tenant=principal.tenant, method=question.method)
@@ -116,14 +114,12 @@ def check(terms: Terms, message: m.Ask) -> Question:
         raise BadMessage(f"payload.timeout_ms: 1 to {LONGEST_MS}")
     if events.has_huge_integer(message.data):
         raise BadMessage("payload.data: an integer of more than 64 bits; send it as a string")
-    # A malformed one is ignored (W3C Trace Context, section 3.2.2.3).
-    parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
     return Question(
         method=method,
         body=msgspec.json.encode(message.data),
         seconds=milliseconds / 1000,
         id=message.id,
-        traceparent=parent,
+        traceparent=traces.accepted(message.traceparent),
     )
 
 
@@ -139,7 +135,7 @@ def answer(method: str, headers: Mapping[str, str], body: bytes, most_bytes: int
         said = fields.get(ERROR) or f"the service refuses the request: {code}"
         raise Rejected(readable(said), status=int(code) if re.fullmatch(r"[0-9]{1,9}", code) else None)
     if len(body) > most_bytes:
-        raise TooLarge(f"{method}: an answer of {len(body)} bytes; the limit is {most_bytes}")
+        raise AnswerTooLarge(f"{method}: an answer of {len(body)} bytes; the limit is {most_bytes}")
     if body and (fault := events.not_json(body)):
         raise BadAnswer(f"{method}: the answer of the service is not JSON: {fault}")
     return m.Answered(data=msgspec.Raw(body or b"null"))

@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from broker.parts import Part
+from broker.wire import events, traces
 
 if TYPE_CHECKING:
     from broker.bus.base import Record
     from broker.flow.client import Who
     from broker.permissions import Principal
-    from broker.session.requests import Caller, Requests
+    from broker.session.requests import Asker, Caller, Requests
+
+
+def signed(asker: Asker, principal: Principal, traceparent: str | None) -> dict[str, str]:
+    """Return the headers that tell services which client a message is from. Clients cannot set them."""
+    headers = {events.PUBLISHER: principal.encoded_user, "Broker-Connection": asker.id}
+    return headers if traceparent is None else headers | {traces.PARENT: traceparent}
 
 
 @attrs.frozen(kw_only=True)

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from broker import limits, subjects
 from broker.errors import BadMessage, Forbidden, TooLarge
-from broker.features.port import Feature
+from broker.features.port import Feature, signed
 from broker.session.requests import Page, Request
 from broker.wire import events, traces
 from broker.wire import messages as m
@@ -71,10 +71,8 @@ class Publishing(Feature):
     async def publish(self, asker: Asker, wish: Send) -> m.Published:
         """Pass a client's event to NATS; return the reply. Raise `Unavailable`."""
         principal = asker.attach()
-        headers = {events.PUBLISHER: principal.encoded_user, "Broker-Connection": asker.id}
+        headers = signed(asker, principal, wish.traceparent)
         subject = self.names.subject(principal.tenant, wish.channel)
-        if wish.traceparent is not None:
-            headers[traces.PARENT] = wish.traceparent
         tracing = self.tracing
         with (
             tracing.publishing(headers, tenant=principal.tenant, channel=wish.channel)
@@ -113,6 +111,4 @@ def check(terms: Terms, message: m.Publish) -> Send:
         if fault.reason == "tenant_mismatch":
             raise Forbidden(sentence)
         raise BadMessage(sentence)
-    # A malformed one is ignored (W3C Trace Context, section 3.2.2.3).
-    parent = message.traceparent if traces.well_formed(message.traceparent or "") else None
-    return Send(channel=channel, body=body, id=message.id, traceparent=parent)
+    return Send(channel=channel, body=body, id=message.id, traceparent=traces.accepted(message.traceparent))

@@ -45,8 +45,6 @@ RETRY_SECONDS = 1  # for what may be retried, where nobody knows when
 def from_message(error: Error) -> Response:
     """Return an error that the protocol has for the client as a response (RFC 6750 section 3, RFC 9457)."""
     status = STATUS[error.code]
-    if error.status is not UNSET and 400 <= error.status <= 499:  # a service's own
-        status = error.status
     headers = []
     if status == 401:
         headers.append(("WWW-Authenticate", f'{CHALLENGE}, error="invalid_token"'))
@@ -54,6 +52,10 @@ def from_message(error: Error) -> Response:
         headers.append(("Retry-After", str(max(1, ceil(error.retry_after_ms / 1000)))))
     elif error.retryable:
         headers.append(("Retry-After", str(RETRY_SECONDS)))
+    if (
+        error.status is not UNSET and 400 <= error.status <= 499
+    ):  # the service's own: its 401 is about no token of ours
+        status = error.status
     detail = error.message.removeprefix("payload.")
     return problem(status, detail, *headers, code=error.code, retry_after_ms=error.retry_after_ms)
 

@@ -225,5 +225,5 @@ def to_message(error: BrokerError) -> m.Error:
         message=error.message,
         retryable=error.retryable,
         retry_after_ms=msgspec.UNSET if error.retry_after is None else ceil(error.retry_after * 1000),
-        status=msgspec.UNSET if (status := getattr(error, "status", None)) is None else status,
+        status=msgspec.UNSET if error.status is None else error.status,
     )

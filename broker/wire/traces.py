@@ -20,6 +20,11 @@ def well_formed(parent: str) -> bool:
     return PARENT_VALUE.fullmatch(parent) is not None
 
 
+def accepted(parent: str | None) -> str | None:
+    """Return a client's `traceparent`; a malformed one is ignored (section 3.2.2.3)."""
+    return parent if parent is not None and well_formed(parent) else None
+
+
 def parent_of(headers: Mapping[str, str] | None) -> str | None:
     """Return the `traceparent` of a message. The name may be in any case: Go clients write `Traceparent`."""
     for name, value in (headers or {}).items():

@@ -48,9 +48,8 @@ async def service(nats: RawNats, subject: str, work: Service) -> AsyncIterator[l
     async def answer() -> None:
         async for message in received:
             asked.append(message)
-            for answer in [work(message)]:
-                body, *rest = answer
-                await nats.publish(message.reply, body, header=rest[0] if rest else b"")
+            body, *rest = work(message)
+            await nats.publish(message.reply, body, header=rest[0] if rest else b"")
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
@@ -115,6 +114,11 @@ ANSWERS: dict[str, tuple[tuple[bytes, ...], dict[str, Any], int]] = {
         {"code": "rejected", "message": "order 7 is shipped", "status": 409},
         409,
     ),
+    "refused as not authorised": (
+        (b"", header(Nats_Service_Error="not yours", Nats_Service_Error_Code="401")),
+        {"code": "rejected", "message": "not yours", "status": 401},
+        401,
+    ),
     "refused by a word": (
         (b"", header(Nats_Service_Error="no", Nats_Service_Error_Code="E_SHIPPED")),
         {"code": "rejected", "message": "no"},
@@ -151,6 +155,7 @@ async def test_answers(name: str, broker: Broker, publisher: RawNats) -> None:
             assert posted.json == expected
         else:
             assert posted.problem["code"] == expected["code"]
+            assert "www-authenticate" not in posted.headers, "the token is all right"
         assert await call(client, "a") == found, "the connection goes on"
 
 
@@ -224,6 +229,7 @@ async def test_everything_else_goes_on(tmp_path: Path, nats: NatsServer, publish
         await client.quiet()
         refusal = await call(client, "slow")
         assert (refusal["code"], "requests_in_flight" in refusal["message"]) == ("rate_limited", True)
+        assert refusal["retry_after_ms"] > 0
         for message in reversed(waiting):
             await publisher.publish(message.reply, message.body)
             answer = await client.receive()
@@ -352,10 +358,11 @@ async def test_what_a_service_refuses_is_no_failed_message(
         run_broker(tmp_path / "b", configure(tmp_path / "b", nats.url, limits=few)) as broker,
         service(publisher, "rpc.acme.a", lambda _: refusal),
         service(publisher, "rpc.acme.b", lambda _: (b"{",)),
+        service(publisher, "rpc.acme.c", lambda _: (b'"' + bytes(100_000) + b'"',)),
         broker.client(**rights) as client,
     ):
-        for method in "ab" * 3:
-            assert (await call(client, method))["code"] in ("rejected", "bad_answer")
+        for method in "abc" * 2:
+            assert (await call(client, method))["code"] in ("rejected", "bad_answer", "too_large")
         await client.send("publish", {"channel": "a", "event": 1})
         await client.expect("published")
         assert (await call(client, "secret.a"))["code"] == "forbidden"
