@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -37,6 +36,7 @@ log = structlog.get_logger("broker.nats-server")
 
 PORT = 4222  # the default of NATS clients
 ANY_PORT = -1  # the server chooses, and writes it into `ports_file_dir`
+TAKEN = "address already in use"  # how it says that another listens on its port
 USER = "broker"
 MIN_MAX_PAYLOAD = 1024 * 1024  # the server's default; larger than an event, since dead letters may be
 READY_SECONDS = 60.0  # recovering a large store takes long
@@ -134,7 +134,11 @@ class EmbeddedServer:
                 except OSError as error:  # no space, no descriptors: may pass
                     how = f"{error.filename or self.directory}: {error.strerror or error}"
                 if not self.started:
-                    raise ServerError(how)
+                    if TAKEN not in how or settings["port"] == ANY_PORT:
+                        raise ServerError(how)
+                    log.warning("nats_port_taken", port=settings["port"])
+                    settings["port"] = ANY_PORT
+                    continue
                 if trio.current_time() > began + BACKOFF.longest:
                     failures, told = 0, ""
                 if how != told:
@@ -187,7 +191,7 @@ class EmbeddedServer:
         return file
 
     def settings(self) -> dict[str, Any]:
-        """Return the child's configuration: user and port as before, else a new user and a free port."""
+        """Return the child's configuration: user and port as before, else a new user and the wanted port."""
         try:
             known = json.loads(self.file.read_text())
             authorization, port = known["authorization"], known["port"]
@@ -195,9 +199,6 @@ class EmbeddedServer:
             authorization, port = {"user": USER, "password": secrets.token_urlsafe(24)}, self.port
         except (ValueError, KeyError, TypeError):
             raise ServerError(f"{self.file} cannot be read; delete it, and NATS gets a new address") from None
-        if port != ANY_PORT and not is_free(port):
-            log.warning("nats_port_taken", port=port)
-            port = ANY_PORT
         return {
             "host": "127.0.0.1",
             "port": port,
@@ -289,16 +290,6 @@ class EmbeddedServer:
 def address(settings: dict[str, Any]) -> str:
     user, password = settings["authorization"]["user"], settings["authorization"]["password"]
     return f"nats://{user}:{password}@{settings['host']}:{settings['port']}"
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def is_alive(pid: str) -> bool:

@@ -138,6 +138,28 @@ async def test_the_wanted_port_when_it_is_free_else_another(tmp_path: Path, held
         assert port(address) == wanted
 
 
+async def test_one_port_wanted_by_many_at_once(tmp_path: Path, held: list[int]) -> None:
+    """Each finds it free when it starts; one gets it, and the others another one each."""
+    [wanted] = held
+    ports = []
+    done = trio.Event()
+
+    async def run(name: str) -> None:
+        async with running(tmp_path / name, port=wanted) as (_, address):
+            ports.append(port(address))
+            await done.wait()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for name in "abcd":
+                nursery.start_soon(run, name)
+            while len(ports) < 4:
+                await trio.sleep(0.01)
+            done.set()
+    assert len(set(ports)) == 4
+    assert wanted in ports
+
+
 async def test_a_store_has_one_broker(tmp_path: Path) -> None:
     """A second one on the same directory is refused, and told who has it."""
     async with running(tmp_path):

@@ -68,7 +68,9 @@ class Running:
         with trio.fail_after(PATIENCE_SECONDS):
             while b"\n" not in self.buffers[stream]:
                 more = await getattr(self.process, stream).receive_some()
-                assert more, f"{stream} ended: {self.buffers}"
+                if not more:
+                    await self._read_on()
+                    raise AssertionError(f"{stream} ended: {self.buffers}")
                 self.buffers[stream] += more
         line, _, self.buffers[stream] = self.buffers[stream].partition(b"\n")
         return line.decode()
@@ -78,6 +80,12 @@ class Running:
         while text not in (line := await self.line(stream)):
             pass
         return line
+
+    async def _read_on(self) -> None:
+        """Reads what a command that has ended said last, so that the failure tells why."""
+        for name in self.buffers:
+            while more := await getattr(self.process, name).receive_some():
+                self.buffers[name] += more
 
     async def end(self) -> int:
         """Waits for its exit code; what it still says is dropped."""
