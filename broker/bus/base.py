@@ -275,8 +275,8 @@ class Bus(Protocol):
     ) -> tuple[Mapping[str, str], bytes]:
         """Ask the services that subscribe to `subject`; return the headers and the body of the first answer.
 
-        Raises `Unavailable` if no service has received it, `Timeout` if one may have, and otherwise as
-        `publish` does.
+        Raises `Unavailable` if no service has received it, `Timeout` if one may have, `BadAnswer` where it is
+        a status of NATS, and otherwise as `publish` does.
         """
 
     async def publish_all(self, messages: Sequence[Message]) -> None:

@@ -23,8 +23,8 @@ from broker.bus.live import HELD_MESSAGES, Live
 from broker.bus.looks import Looks
 from broker.bus.probe import Probe
 from broker.bus.values import Values
-from broker.errors import Timeout, TooLarge, Unavailable
-from broker.nats.headers import check_lines, parse
+from broker.errors import BadAnswer, Timeout, TooLarge, Unavailable
+from broker.nats.headers import check_lines, parse, status
 from broker.nats.link import NobodyAnswers, NotPermitted, away, open_link
 from broker.nats.servers import Servers
 from broker.signals import Signal
@@ -359,7 +359,10 @@ class NatsBus:
         except (NobodyAnswers, NotPermitted) as error:
             raise Unavailable(f"no service answers on {subject}", retry_after=error.retry_after) from error
         except Unavailable as error:
-            raise Timeout(f"{error.message}: whether the service has acted is unknown") from error
+            why = error.message if link.lost.is_set() else f"no answer within {seconds:g} s"
+            raise Timeout(f"{why}: whether the service has acted is not known") from error
+        if code := status(block):  # what NATS says of its own, for example to who passes requests on to it
+            raise BadAnswer(f"the answer is a status of NATS: {code}")
         return parse(block), answer
 
     async def subscribe_live(self, subject: str) -> None:

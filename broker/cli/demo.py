@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from broker.errors import Unavailable
+from broker.errors import TooLarge, Unavailable
 from broker.nats import headers
 from broker.nats.link import open_link
 from broker.nats.login import Server
+from broker.wire import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ RETRY_SECONDS = 1.0
 
 
 def echo(user: str, body: bytes) -> Any:
+    if fault := events.not_json(body):  # whoever else may publish to NATS says anything
+        raise ValueError(fault)
     return {"user": user, "data": msgspec.Raw(body)}
 
 
@@ -51,7 +54,14 @@ async def serve(url: str, settings: Config) -> None:
 
 
 def respond(link: Link, work: Work, _: bytes, reply: bytes, block: bytes, body: bytes) -> None:
-    """Answer one request, if it is the broker's."""
+    """Answer one request, if it is the broker's. Whatever it holds, the next one is answered too."""
     user = headers.parse(block).get("Broker-User")
-    if reply and user:
-        link.put(link.message(reply.decode(), msgspec.json.encode(work(user, body)), "", None))
+    if not (reply and user):
+        return
+    inbox = headers.text(reply)
+    try:
+        message = link.message(inbox, msgspec.json.encode(work(user, body)), "", None)
+    except (TooLarge, ValueError):
+        refusal = {"Nats-Service-Error": "it cannot be answered", "Nats-Service-Error-Code": "400"}
+        message = link.message(inbox, b"", "", refusal)
+    link.put(message)

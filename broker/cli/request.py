@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker.cli import connecting, options
+from broker.cli import connecting, options, tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,4 +116,4 @@ def explained(error: BrokerError) -> BrokerError:
         return error
     status = f" ({error.status})" if isinstance(error, Rejected) and error.status is not None else ""
     advice = f"; {ADVICE[error.code]}" if error.code in ADVICE else ""
-    return BrokerError(f"{error.code}{status}: {error.message}{advice}")
+    return BrokerError(f"{error.code}{status}: {tables.shown(error.message)}{advice}")

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ID = re.compile(r"[!-~]{1,64}\Z")  # the value of a header
 USUAL_MS, LONGEST_MS = 5000, 30_000  # to answer
+WORDS_MOST = 4096  # characters of an error that are passed on
 ERROR, ERROR_CODE = "nats-service-error", "nats-service-error-code"
 
 
@@ -132,7 +133,7 @@ def answer(method: str, headers: Mapping[str, str], body: bytes, most_bytes: int
     fields = {name.lower(): value for name, value in headers.items()}
     if ERROR in fields or ERROR_CODE in fields:
         code = fields.get(ERROR_CODE, "")
-        said = fields.get(ERROR) or f"the service refuses the request: {code}"
+        said = fields.get(ERROR) or " ".join(("the service refuses the request:", code or "it says no more"))
         raise Rejected(readable(said), status=int(code) if re.fullmatch(r"[0-9]{1,9}", code) else None)
     if len(body) > most_bytes:
         raise AnswerTooLarge(f"{method}: an answer of {len(body)} bytes; the limit is {most_bytes}")
@@ -142,5 +143,6 @@ def answer(method: str, headers: Mapping[str, str], body: bytes, most_bytes: int
 
 
 def readable(text: str) -> str:
-    """Return a header's text without bytes that are not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Return a header's text without bytes that are not UTF-8, and cut where it is very long."""
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return known if len(known) <= WORDS_MOST else known[: WORDS_MOST - 1] + "…"

@@ -56,7 +56,7 @@ def from_message(error: Error) -> Response:
         error.status is not UNSET and 400 <= error.status <= 499
     ):  # the service's own: its 401 is about no token of ours
         status = error.status
-    detail = error.message.removeprefix("payload.")
+    detail = error.message if error.code == "rejected" else error.message.removeprefix("payload.")
     return problem(status, detail, *headers, code=error.code, retry_after_ms=error.retry_after_ms)
 
 

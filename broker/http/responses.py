@@ -56,7 +56,7 @@ class Response:
     def encode(self) -> bytes:
         """Return the bytes of HTTP/1.1. No header value is the client's, but for a checked Origin."""
         lines = [
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"HTTP/1.1 {self.status} {phrase(self.status)}",
             f"Date: {formatdate(usegmt=True)}",
             f"Cache-Control: {self.caching}",
             "Connection: close",
@@ -96,7 +96,7 @@ def problem(
     """Return a problem document. `detail` says what is wrong and where, and no secrets."""
     document = Problem(
         type="about:blank",
-        title=HTTPStatus(status).phrase,
+        title=phrase(status),
         status=status,
         detail=detail,
         code=code,
@@ -104,3 +104,14 @@ def problem(
     )
     shown = attrs.asdict(document, filter=lambda _, value: value is not UNSET)
     return Response(status=status, body=json.dumps(shown).encode(), media_type=PROBLEM, headers=headers)
+
+
+def phrase(status: int) -> str:
+    """Return the reason phrase of a status: of one that has none, such as a service's own, that of its class.
+
+    RFC 9110 section 15: a client treats a status that it does not know like the first of its class.
+    """
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return HTTPStatus(status // 100 * 100).phrase

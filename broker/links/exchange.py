@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import attrs
 import structlog
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from broker.http.responses import Headers, Response
     from broker.links.tcp import Link
 
+T = TypeVar("T")
 Serve: TypeAlias = "Callable[[Transport, Hello], Awaitable[None]]"
 
 FAILED = problem(500, "Internal error; see the broker's log.")
@@ -137,6 +138,15 @@ class ClientExchange(Exchange):
             certificate=self.link.certificate,
             response=response,
         )
+
+    async def while_connected(self, work: Awaitable[T]) -> T:
+        """Return the result of work that is for this client alone. Raises `LinkLost` once it has closed."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.link.cancel_when_closed, nursery.cancel_scope)
+            result = await work
+            nursery.cancel_scope.cancel()
+            return result
+        raise LinkLost
 
     def place(self) -> AbstractContextManager[None]:
         """Hold a place for the client, from now to the end of a `with`. Raises `Refused` without one."""

@@ -77,7 +77,12 @@ class Answer:
     many: bool
     refusal: str = ""  # why none will come
     parts: list[Part] = attrs.field(factory=list)
-    done: trio.Event = attrs.field(factory=trio.Event)
+    whole: bool = False
+    done: trio.Event = attrs.field(factory=trio.Event)  # it is whole, or the link is lost
+
+    def complete(self) -> None:
+        self.whole = True
+        self.done.set()
 
 
 @attrs.define(eq=False)
@@ -260,21 +265,21 @@ class Link:
         answers = {str(next(self.tokens)).encode(): Answer(subject, many) for subject, _, _ in messages}
         self.answers.update(answers)
         try:
-            await self.write(
-                *(
-                    self.message(subject, body, f"{self.inbox}.{token.decode()}", fields)
-                    for token, (subject, body, fields) in zip(answers, messages, strict=True)
+            with trio.move_on_after(seconds):
+                await self.write(
+                    *(
+                        self.message(subject, body, f"{self.inbox}.{token.decode()}", fields)
+                        for token, (subject, body, fields) in zip(answers, messages, strict=True)
+                    )
                 )
-            )
-            with trio.move_on_after(seconds) as patience:
                 for answer in answers.values():
                     if not answer.done.is_set():  # else waiting is a turn of the loop for each
                         await answer.done.wait()
         finally:
             for token in answers:
                 del self.answers[token]
-        self.check()
-        if patience.cancelled_caught:
+        if not all(answer.whole for answer in answers.values()):
+            self.check()
             raise away(f"NATS did not answer within {seconds:g} s")
         for answer in answers.values():
             if answer.refusal:
@@ -286,10 +291,10 @@ class Link:
 
     def answered(self, subject: bytes, reply: bytes, block: bytes, body: bytes) -> None:  # noqa: ARG002  one shape for all
         answer = self.answers.get(subject[len(self.inbox) + 1 :])
-        if answer is not None and not answer.done.is_set():
+        if answer is not None and not answer.whole:
             answer.parts.append((block, body))
             if not answer.many or block.startswith(headers.STATUS):
-                answer.done.set()
+                answer.complete()
 
     async def flush(self, seconds: float = FLUSH_SECONDS) -> None:
         """Return when the server has taken everything that was sent before.
@@ -338,9 +343,9 @@ class Link:
             self.refused[refusal.subscription or ""] = self.number, refusal
             return
         for answer in self.answers.values():
-            if answer.subject == subject and not answer.done.is_set():
+            if answer.subject == subject and not answer.whole:
                 answer.refusal = refusal.text
-                answer.done.set()
+                answer.complete()
                 break  # there is a refusal for each message, in their order
 
 

@@ -52,12 +52,16 @@ def routes(post: Post, table: Table) -> list[ClientRoute]:
 
 
 async def handle(request: AnyRequest, page: Page[Any], post: Post, exchange: ClientExchange) -> None:
-    """Answer within the client's place: a drain waits for that."""
+    """Answer within the client's place: a drain waits for that.
+
+    A request that waits ends with the connection, as it does over a WebSocket.
+    """
     query = queries.parse(exchange.request.query, ())
     token, tenant = exchange.credentials(query)
     with exchange.place():
         message = message_of(request, page, await exchange.body())
-        reply = await post(message, token=token, tenant=tenant, peer=exchange.link.peer)
+        work = post(message, token=token, tenant=tenant, peer=exchange.link.peer)
+        reply = await (exchange.while_connected(work) if request.waits else work)
         await exchange.answer(response(page, reply))
 
 

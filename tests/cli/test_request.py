@@ -56,7 +56,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "timeout": ({}, "timeout: no; find out whether it has acted before you repeat the request\n"),
     "forbidden": ({}, "forbidden: no; a token may ask what `broker token --request PATTERN` says\n"),
-    "novelty": ({}, "internal: no\n"),
+    "novelty": ({"message": "n\x1b[2Jo"}, "internal: n\N{REPLACEMENT CHARACTER}[2Jo\n"),
 }
 
 

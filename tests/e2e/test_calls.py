@@ -11,12 +11,13 @@ import trio
 
 from tests.support import rawnats
 from tests.support.broker import Broker, configure, run_broker
-from tests.support.http import Answer, ask
+from tests.support.http import Answer, ask, opened, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from broker.actors.supervisor import Supervisor
     from tests.support.nats import NatsServer
     from tests.support.rawnats import Message, RawNats
     from tests.support.websocket import Client
@@ -129,6 +130,22 @@ ANSWERS: dict[str, tuple[tuple[bytes, ...], dict[str, Any], int]] = {
         {"code": "rejected", "message": "é", "status": 500},
         502,
     ),
+    "refused with a code that HTTP has no name for": (
+        (b"", header(Nats_Service_Error="payload.order: no", Nats_Service_Error_Code="499")),
+        {"code": "rejected", "message": "payload.order: no", "status": 499},
+        499,
+    ),
+    "refused with many words": (
+        (b"", header(Nats_Service_Error="no" * 50_000)),
+        {"code": "rejected", "message": "no" * 2047 + "n…"},
+        502,
+    ),
+    "refused without a word": (
+        (b"", header(Nats_Service_Error="", Nats_Service_Error_Code="")),
+        {"code": "rejected", "message": "the service refuses the request: it says no more"},
+        502,
+    ),
+    "a status of NATS": ((b"", b"NATS/1.0 404 No Messages\r\n\r\n"), {"code": "bad_answer"}, 502),
     "refused without words": (
         (b"", header(nats_service_error_code="7")),
         {"code": "rejected", "message": "the service refuses the request: 7", "status": 7},
@@ -155,6 +172,7 @@ async def test_answers(name: str, broker: Broker, publisher: RawNats) -> None:
             assert posted.json == expected
         else:
             assert posted.problem["code"] == expected["code"]
+            assert posted.problem["detail"] == found["message"]
             assert "www-authenticate" not in posted.headers, "the token is all right"
         assert await call(client, "a") == found, "the connection goes on"
 
@@ -250,6 +268,22 @@ async def test_the_end_of_a_connection_ends_its_requests(broker: Broker, publish
     await publisher.flush()
     async with broker.client(**RIGHTS) as client:
         await client.quiet()
+
+
+async def test_a_request_by_http_ends_with_its_client(
+    broker: Broker, publisher: RawNats, supervisors: list[Supervisor]
+) -> None:
+    """Nobody waits for its answer any more, and a drain does not either."""
+    received = await publisher.subscribe("rpc.acme.>")
+    await publisher.flush()
+    url, token = broker.running.http, broker.token(**RIGHTS)
+    asked = request(url, "POST", "/request", token=token, body=json.dumps(SLOW).encode())
+    async with opened(url, asked):
+        await received.receive()
+        assert supervisors[0].admitting == 1
+    with trio.fail_after(20):
+        while supervisors[0].admitting:
+            await trio.sleep(0.01)
 
 
 async def test_a_drain_answers_what_waits(broker: Broker, publisher: RawNats) -> None:

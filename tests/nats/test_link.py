@@ -17,6 +17,7 @@ from broker.errors import TooLarge, Unavailable
 from broker.nats import link as module
 from broker.nats.link import NotPermitted, open_link
 from broker.nats.login import Server
+from broker.nats.protocol import Decoder, Info
 from tests.nats.servers import gone, greet, info, serving, sockets
 from tests.support.bus import PATIENCE_SECONDS
 from tests.support.nats import run_nats
@@ -396,3 +397,43 @@ async def test_a_refusal_is_of_one_message() -> None:
         nursery.start_soon(refused, link)
         await trio.testing.wait_all_tasks_blocked()
         assert await link.request("own", b"x", seconds=PATIENCE_SECONDS) == [(b"", b"OK")]
+
+
+async def test_an_answer_counts_though_the_link_is_lost_with_it() -> None:
+    """Whoever waits for more is told of the loss."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await greet(stream)
+        said = bytearray()
+        while not (inbox := re.search(rb"PUB one (\S+) 0\r\n", said)) or b"PUB other" not in said:
+            said += await stream.receive_some()
+        await stream.send_all(b"MSG %b 1 2\r\nOK\r\n-ERR 'Stale Connection'\r\n" % inbox[1])
+        await trio.sleep_forever()
+
+    async def wait_in_vain(link: Link) -> None:
+        with pytest.raises(Unavailable, match="Stale"):
+            await link.request("other", b"", seconds=PATIENCE_SECONDS)
+
+    async with serving(serve) as server, open_link(server, config.Nats()) as link:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_in_vain, link)
+            assert await link.request("one", b"", seconds=PATIENCE_SECONDS) == [(b"", b"OK")]
+        assert link.lost.is_set()
+
+
+async def test_the_time_for_an_answer_has_that_for_the_question_in_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The server takes nothing: a request ends in its time, and not in that of a flush."""
+    near, _ = trio.testing.lockstep_stream_pair()
+    said = Info(version=(2, 12, 0), max_payload=module.UNSENT_BYTES)
+    link = module.Link(Server.parse("nats://x"), said, near, Decoder(), lambda: None, lambda: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        link.put(bytes(module.UNSENT_BYTES))
+        began = trio.current_time()
+        with pytest.raises(Unavailable, match=r"within 0\.5 s"):
+            await link.request("a", b"", seconds=0.5)
+        assert trio.current_time() - began == pytest.approx(0.5)
+        assert not link.answers
+        link.lose("the end")

@@ -5,9 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import trio
-
-from broker.actors.transport import LinkLost
 from broker.http import queries
 from broker.http.responses import Response
 from broker.links.poll import messages
@@ -61,14 +58,7 @@ async def handle(sessions: Sessions, exchange: ClientExchange) -> Response:
         return messages.HEAD
     tenant = poll.tenant if tenant is None else tenant
     session = sessions.find(poll.session) or begin(sessions, exchange, tenant)
-    response = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(exchange.link.cancel_when_closed, nursery.cancel_scope)
-        response = await session.answer(poll, token, tenant)
-        nursery.cancel_scope.cancel()
-    if response is None:
-        raise LinkLost
-    return response
+    return await exchange.while_connected(session.answer(poll, token, tenant))
 
 
 def begin(sessions: Sessions, exchange: ClientExchange, tenant: str | None) -> PollTransport:
