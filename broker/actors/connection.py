@@ -438,6 +438,7 @@ class Connection:
             self.services.check(principal)  # bans may have been read since it was authenticated
             self.tenant = self.services.tenants.get(principal.tenant)
             self.tenant.enter(self.flow)
+            self.flow.user = None if principal.monitoring else principal.user
         return principal
 
     @property

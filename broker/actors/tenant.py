@@ -301,7 +301,7 @@ class Tenant:
                 if flow.main is None:
                     send = flow.send  # called as a method, a slot would be looked up in the class first
                     try:
-                        sent = send(data)
+                        sent = send(data) if size else 0
                     except BlockingIOError:
                         sent = 0
                     except Exception as error:  # any: it ends that connection alone

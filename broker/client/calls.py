@@ -109,21 +109,23 @@ class Calls(ABC):
         self.engine.unsubscribe(channels)
         await self.say()
 
-    async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
+    async def publish(
+        self, channel: str, event: Any, *, event_id: str | None = None, echo: bool = True
+    ) -> Published:
         """Publish an event, and return its position once the broker has stored it.
 
         `event` is any JSON value, or JSON as bytes; `TOMBSTONE` (b"") removes the channel from snapshots.
         Without a connection this waits for one. After a reconnection, or a retryable refusal, the event is
         sent again under the same id (by default random), within the duplicate window of the broker's
         stream. Events that are published concurrently may be stored in any order. An event is not sent when
-        this is cancelled before that.
+        this is cancelled before that. Without `echo` this session does not receive it; others of the user do.
 
         Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an invalid event;
         later the `BrokerError` in the broker's answer; `Duplicate` when another event has the id;
         `UnknownOutcome` when the answer was lost and a retry might store the event twice; `SessionEnded`.
         """
         done = self.flag()
-        return await self.answer(self.engine.publish(channel, event, event_id, done.set), done)
+        return await self.answer(self.engine.publish(channel, event, event_id, echo, done.set), done)
 
     async def request(
         self,

@@ -109,13 +109,13 @@ class Engine:
         self.asking.unsubscribe(channels)
 
     def publish(
-        self, channel: str, event: Any, event_id: str | None, on_done: Callable[[], None]
+        self, channel: str, event: Any, event_id: str | None, echo: bool, on_done: Callable[[], None]
     ) -> Pending[Published]:
         self.check_running()
         checks.check_channel(channel)
         if event_id is not None:
             checks.check_id(event_id)
-        return self.outbox.publish(channel, checks.event_json(event), event_id, on_done)
+        return self.outbox.publish(channel, checks.event_json(event), event_id, echo, on_done)
 
     def acknowledge(self, durable: str, position: str, on_done: Callable[[], None] | None) -> Pending[str]:
         self.check_running()
@@ -265,7 +265,7 @@ class Engine:
     def event(self, found: Delivery) -> Event | None:
         noted = {"position": found.position, "catch_up": found.catch_up}
         self.resume.received("event", noted, None)
-        if self.resume.handed_over(found.channel, found.position, found.catch_up):
+        if self.resume.handed_over(found.channel, found.position, found.catch_up) or self.is_echo(found):
             return None
         return Event(
             channel=found.channel,
@@ -274,6 +274,12 @@ class Engine:
             publisher=found.publisher,
             catch_up=found.catch_up,
         )
+
+    def is_echo(self, found: Delivery) -> bool:
+        """Return whether it is an event of this session that is not to be sent back."""
+        event_id = (found.publisher or {}).get("id")  # which the broker shows to its user alone
+        channel = self.outbox.unechoed.get(event_id) if isinstance(event_id, str) else None
+        return channel is not None and self.resume.expanded(channel) == found.channel
 
     def heed(self, kind: str, payload: Payload, message_id: str | None, now: float) -> None:
         """Act on a message that concerns the client itself."""

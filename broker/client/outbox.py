@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
+UNECHOED = 1_000  # ids of the newest publishes without echo
 IN_FLIGHT = 16  # unanswered publishes: many refusals for rate would end the connection
 # Subtracted from the duplicate window: a retry takes a while to arrive, and the broker itself retries for
 # some seconds.
@@ -72,13 +73,15 @@ class Publish:
     event: bytes
     id: str
     promise: Pending[Published]
+    echo: bool = True
     sent_at: float = inf
     first_sent: tuple[float, float] | None = None  # on the monotonic clock, and on the wall's
     unsure: bool = False
 
     @property
     def payload(self) -> Payload:
-        return {"channel": self.channel, "event": msgspec.Raw(self.event), "id": self.id}
+        payload = {"channel": self.channel, "event": msgspec.Raw(self.event), "id": self.id}
+        return payload if self.echo else payload | {"echo": False}
 
     @property
     def size(self) -> int:
@@ -110,7 +113,11 @@ class Acknowledgement:
 
 @attrs.define(eq=False)
 class Outbox:
-    """`waiting` and `sent` together are the publishes without an answer, in their order."""
+    """`waiting` and `sent` together are the publishes without an answer, in their order.
+
+    `unechoed` has the channels of the newest publishes without echo, by id: another connection, as after a
+    cut, is sent them.
+    """
 
     gate: Gate = attrs.field(factory=Gate)
     wall: Callable[[], float] = time.time
@@ -121,16 +128,22 @@ class Outbox:
     not_before: float = -inf
     acknowledges: bool = False  # one may be sent as far as the gate allows
     pace: float = 0.0  # seconds between publishes, once the broker has refused some for rate
+    unechoed: dict[str, str] = attrs.field(factory=dict)
 
     # --- the application's side --------------------------------------------------------------------
 
     def publish(
-        self, channel: str, event: bytes, event_id: str | None, on_done: Callable[[], None]
+        self, channel: str, event: bytes, event_id: str | None, echo: bool, on_done: Callable[[], None]
     ) -> Pending[Published]:
         if event_id is not None and any(each.id == event_id for each in (*self.sent.values(), *self.waiting)):
             raise errors.Conflict(f"{subjects.shown(event_id)}: another event with this id is in flight")
         promise: Pending[Published] = Pending(on_done)
-        self.waiting.append(Publish(next(self.numbers), channel, event, event_id or uuid4().hex, promise))
+        event_id = event_id or uuid4().hex
+        if not echo:
+            self.unechoed[event_id] = channel
+            if len(self.unechoed) > UNECHOED:
+                del self.unechoed[next(iter(self.unechoed))]
+        self.waiting.append(Publish(next(self.numbers), channel, event, event_id, promise, echo))
         return promise
 
     def withdraw(self, promise: Pending[Any]) -> None:

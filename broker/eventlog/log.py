@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
     from broker.eventlog.history import History
     from broker.eventlog.snapshots import Snapshots
+    from broker.eventlog.tick import Viewer
     from broker.ranges import Ranges
     from broker.wire.frames import Framing
 
@@ -163,6 +164,7 @@ class EventLog:
         channels: list[str] = []
         places: list[int] = []
         match = self.router.match
+        own: dict[int, events.Own] = {}
         place = base
         bit = 1
         for channel, (sequence, _, body, headers) in records:
@@ -170,6 +172,8 @@ class EventLog:
             publisher = None
             if headers or not body:
                 publisher = events.published_by(headers)
+                if headers and publisher is not None and (differs := events.own(publisher, headers)):
+                    own[len(encoded)] = differs
                 body = events.to_event(body, headers)
             encoded.append(frames.event(route.prefix, sequence, body, publisher))
             for selection in route.selections:
@@ -192,6 +196,7 @@ class EventLog:
             matcher=self,
             serial=self.serial,
             time=self.clock(),
+            own=own,
         )
 
     def append(self, records: Sequence[tuple[str, Record]], *, upto: int = 0) -> Tick:
@@ -211,30 +216,37 @@ class EventLog:
     def shares(self, tick: Tick) -> Iterator[tuple[bytes, int, list[Any]]]:
         """Yield each share of the running tick: its bytes, its mask, and the members that get it."""
         groups, self.groups = self.groups, {}
+        publishers = {own.user for own in tick.own.values()}
         for mask, members in groups.items():
-            kinds: dict[Framing | None, list[Any]] = {None: members}
-            if self.framings:
+            kinds: dict[tuple[Framing | None, Any], list[Any]] = {(None, None): members}
+            if self.framings or publishers:
                 kinds = {}
                 for member in members:
-                    kinds.setdefault(member.framing, []).append(member)
-            for framing, alike in kinds.items():
-                if framing is None:
+                    viewer = member if member.user in publishers else None
+                    kinds.setdefault((member.framing, viewer), []).append(member)
+            for (framing, viewer), alike in kinds.items():
+                if framing is None and viewer is None:
                     yield tick.join(mask), mask, alike
                     continue
                 try:
-                    data = b"".join(self.framed_share(tick, mask, framing))
+                    data = b"".join(self.framed_share(tick, mask, framing, viewer))
                 except Exception as error:  # other kinds of link may still carry it
                     for member in alike:
                         member.client.crashed(error)
                 else:
                     yield data, mask, alike
 
-    def framed_share(self, tick: Tick, mask: int, framing: Framing | None) -> list[bytes]:
+    def framed_share(
+        self, tick: Tick, mask: int, framing: Framing | None, viewer: Viewer | None
+    ) -> list[bytes]:
         """Return the frames of a share of the running tick for a kind of link.
 
         Each event is framed once for all links of the kind. Framed events are dropped with the tick: the ring
-        holds each event once, and a reader that reads on from there does its own framing.
+        holds each event once, and a reader that reads on from there does its own framing. For a `viewer` who
+        may have published one of them it is done apart.
         """
+        if viewer is not None and tick.own:
+            return frames.converted(tick.view(mask, viewer), framing)
         if framing is None:
             return list(tick.select(mask))
         framed = self.framed.setdefault(framing, {})

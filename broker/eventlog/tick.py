@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from broker import subjects
 from broker.eventlog.places import SHIFT, at, sequence_of
+from broker.wire import frames as framing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from broker.eventlog.selection import Selection
     from broker.ranges import Ranges
+    from broker.wire.events import Own
 
 BITS = bytes.maketrans(b"01", b"\0\1")
 UNSTORED = (1 << SHIFT) - 1  # the bits of a place that only an unstored event has
+NONE: dict[int, Own] = {}  # of all ticks without an event of a client
 OVERHEAD = 100  # bytes of an event besides its frame: list slots, small ints, its share of the tick
 
 
@@ -47,16 +50,25 @@ class Matcher(Protocol):
         """Return the selections that match a channel."""
 
 
+class Viewer(Protocol):
+    """Whose frames they are: a connection, and the user for whom its own events have an id (None: nobody)."""
+
+    @property
+    def user(self) -> str | None: ...
+
+    def connection(self) -> str: ...
+
+
 class Tick:
     """Events that were encoded together.
 
     `places` has the place of each event, ascending; `base` is the place before all of them and `head` the
     place after. `masks` is complete for the selections of `matcher` up to `serial`. `gone` are the events
-    that are no longer sent to anybody.
+    that are no longer sent to anybody. `own` has, by index, what differs in an event for its publisher.
     """
 
     __slots__ = (
-        "base", "channels", "frames", "gone", "head", "index", "masks", "matcher", "places", "rooms",
+        "base", "channels", "frames", "gone", "head", "index", "masks", "matcher", "own", "places", "rooms",
         "serial", "size", "time",
     )  # fmt: skip
 
@@ -72,7 +84,9 @@ class Tick:
         matcher: Matcher,
         serial: int,
         time: float,
+        own: dict[int, Own] | None = None,
     ) -> None:
+        self.own = own or NONE
         self.base = base
         self.head = head
         self.places = places
@@ -179,13 +193,29 @@ class Tick:
         """Return the frames of a share."""
         return compress(self.frames, bits(mask))
 
+    def view(self, mask: int, viewer: Viewer | None) -> list[bytes]:
+        """Return the frames of a share as a viewer gets them: an empty one for an event that it does not."""
+        frames = list(self.select(mask))
+        if self.own and viewer is not None:
+            for number, index in enumerate(indices(mask)):
+                own = self.own.get(index)
+                if own is None or own.user != viewer.user:
+                    continue
+                if own.unechoed is not None and own.unechoed == viewer.connection():
+                    frames[number] = b""
+                elif own.id is not None:
+                    frames[number] = framing.own(frames[number], own.user, own.id)
+        return frames
+
 
 def merged(ticks: Sequence[Tick]) -> Tick:
     """Return consecutive ticks as one. It has the masks of the selections that all of them know."""
     serial = min(tick.serial for tick in ticks)
     masks: dict[Selection, int] = {}
+    own: dict[int, Own] = {}
     shift = gone = 0
     for tick in ticks:
+        own |= {shift + index: each for index, each in tick.own.items()}
         gone |= tick.gone << shift
         for selection, mask in tick.masks.items():
             if selection.serial <= serial:
@@ -201,6 +231,7 @@ def merged(ticks: Sequence[Tick]) -> Tick:
         matcher=ticks[0].matcher,
         serial=serial,
         time=ticks[-1].time,
+        own=own,
     )
     whole.gone = gone
     return whole
@@ -211,12 +242,12 @@ def woven(ticks: Sequence[Tick], *, after: int, upto: int) -> Tick:
 
     It has no masks yet.
     """
-    events: dict[int, tuple[str, bytes]] = {}
+    events: dict[int, tuple[str, bytes, Own | None]] = {}
     gone = set()
     for tick in ticks:
         for index, place in enumerate(tick.places):
             if after < place <= upto:
-                events[place] = tick.channels[index], tick.frames[index]
+                events[place] = tick.channels[index], tick.frames[index], tick.own.get(index)
                 if tick.gone >> index & 1:
                     gone.add(place)
     places = sorted(events.keys() - gone)
@@ -230,4 +261,5 @@ def woven(ticks: Sequence[Tick], *, after: int, upto: int) -> Tick:
         matcher=ticks[0].matcher,
         serial=0,
         time=ticks[0].time,
+        own={index: own for index, place in enumerate(places) if (own := events[place][2])},
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def signed(asker: Asker, principal: Principal, traceparent: str | None) -> dict[str, str]:
     """Return the headers that tell services which client a message is from. Clients cannot set them."""
-    headers = {events.PUBLISHER: principal.encoded_user, "Broker-Connection": asker.id}
+    headers = {events.PUBLISHER: principal.encoded_user, events.CONNECTION: asker.id}
     return headers if traceparent is None else headers | {traces.PARENT: traceparent}
 
 

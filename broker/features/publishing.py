@@ -30,11 +30,12 @@ MAX_ID_BYTES = 64
 
 @attrs.frozen(kw_only=True)
 class Send:
-    """Publish `body` to `channel`. `traceparent` is well-formed."""
+    """Publish `body` to `channel`, with `echo` also to the connection itself. `traceparent` is well-formed."""
 
     channel: str
     body: bytes
     id: str | None
+    echo: bool
     traceparent: str | None = None
 
 
@@ -46,6 +47,7 @@ class Publishing(Feature):
     names: Names
     incarnation: Callable[[], str]
     tracing: Tracing | None = None
+    name = "echo"
 
     def requests(self) -> Requests:
         return (
@@ -61,6 +63,7 @@ class Publishing(Feature):
                     example='{"channel": …, "event": …, "id": …}',
                     status=202,
                     perform=self.publish,
+                    without=("echo",),
                 ),
             ),
         )
@@ -72,6 +75,10 @@ class Publishing(Feature):
         """Pass a client's event to NATS; return the reply. Raise `Unavailable`."""
         principal = asker.attach()
         headers = signed(asker, principal, wish.traceparent)
+        if wish.id is not None:
+            headers[events.ID] = subjects.encode_token(wish.id)
+        if not wish.echo:
+            headers[events.ECHO] = "false"
         subject = self.names.subject(principal.tenant, wish.channel)
         tracing = self.tracing
         with (
@@ -111,4 +118,10 @@ def check(terms: Terms, message: m.Publish) -> Send:
         if fault.reason == "tenant_mismatch":
             raise Forbidden(sentence)
         raise BadMessage(sentence)
-    return Send(channel=channel, body=body, id=message.id, traceparent=traces.accepted(message.traceparent))
+    return Send(
+        channel=channel,
+        body=body,
+        id=message.id,
+        echo=message.echo is not False,
+        traceparent=traces.accepted(message.traceparent),
+    )

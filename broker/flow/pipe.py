@@ -65,6 +65,8 @@ class Pipe:
         Return the number of frames written, including one of which a rest is kept.
         """
         data = b"".join(frames) if len(frames) > 1 else frames[0]
+        if not data:
+            return len(frames)
         return self.keep(frames, data, self.try_send(data))
 
     def keep(self, frames: Sequence[bytes | memoryview], data: bytes | memoryview, sent: int) -> int:

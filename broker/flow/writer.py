@@ -12,7 +12,7 @@ from broker.eventlog.places import sequence_of
 from broker.eventlog.tick import bits
 from broker.flow.pipe import Pipe
 from broker.flow.reader import Reader
-from broker.wire.frames import mark
+from broker.wire.frames import converted, mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,18 +48,20 @@ class Options:
 class Writer(Pipe):
     """Writes the log to a connection.
 
-    `framing` converts event frames for its link, if it needs that. `mask` is its share of the running tick
+    `framing` converts event frames for its link, if it needs that. `user` is whose own events have an id
+    here. `mask` is its share of the running tick
     until that is written. `stored` and `unstored` are its selections; `main` reads them while it is behind
     (None: it is up to date, and nothing is unsent), `beside` are its catch-ups.
     """
 
-    __slots__ = ("beside", "framing", "log", "main", "mask", "options", "stored", "unstored")
+    __slots__ = ("beside", "framing", "log", "main", "mask", "options", "stored", "unstored", "user")
 
     def __init__(
         self, *, send: Callable[[bytes], int], client: Client, whole: bool, framing: Framing | None = None
     ) -> None:
         super().__init__(send=send, client=client, whole=whole)
         self.framing = framing
+        self.user: str | None = None
         self.log: EventLog | None = None
         self.mask = 0
         self.stored: tuple[Selection, ...] = ()
@@ -95,9 +97,9 @@ class Writer(Pipe):
         log = self.log
         if self.mask and self.main is None and log and log.running:
             mask, self.mask = self.mask, 0
-            frames = log.framed_share(log.running, mask, self.framing)
+            frames = log.framed_share(log.running, mask, self.framing, self)
             data = b"".join(frames)
-            sent = self.try_send(data)
+            sent = self.try_send(data) if data else 0
             if sent < len(data):
                 self.short(log.running, mask, data, sent)
             else:
@@ -106,7 +108,7 @@ class Writer(Pipe):
     def short(self, tick: Tick, mask: int, data: bytes, sent: int) -> None:
         """Read on from the log, after a link that has not accepted all of a share of the running tick."""
         log = self.joined()
-        frames = log.framed_share(tick, mask, self.framing)
+        frames = log.framed_share(tick, mask, self.framing, self)
         main = self.fall_behind(tick.head)
         written = self.keep(frames, data, sent)
         left = sum(map(len, frames[written:]))
@@ -135,7 +137,7 @@ class Writer(Pipe):
         if not frames:
             return page.end
         if all_of_it or self.rest is not None:
-            self.write(frames)
+            self.write([frame for frame in frames if frame])
             written = len(frames)
         else:
             written = self.offer(frames)
@@ -164,12 +166,12 @@ class Writer(Pipe):
 
     def render(self, page: Page, reader: Reader) -> list[bytes]:
         """Return the frames of a page as written for a reader."""
-        frames = [frame for tick, mask in page.shares for frame in tick.select(mask)]
+        # What a channel holds, its publisher is shown as everybody is.
+        viewer = None if reader.snapshot or reader.newer else self
+        frames = [frame for tick, mask in page.shares for frame in tick.view(mask, viewer)]
         if reader.number is not None:
-            frames = [mark(frame, reader.number) for frame in frames]
-        if self.framing is not None:
-            frames = [self.framing(frame, reader.number is not None) for frame in frames]
-        return frames
+            frames = [frame and mark(frame, reader.number) for frame in frames]
+        return converted(frames, self.framing, marked=reader.number is not None)
 
     def rejoin(self) -> bool:
         """Become up to date if possible, without an await between the test and the change."""
@@ -191,6 +193,9 @@ class Writer(Pipe):
         if self.main is not None:
             yield self.main
         yield from self.beside
+
+    def connection(self) -> str:
+        return self.client.who()["connection"]
 
     def floors(self) -> Mapping[Selection, int] | None:
         return self.options.floors if self.options else None

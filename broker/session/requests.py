@@ -134,7 +134,8 @@ class Caller(Asker, Protocol):
 class Page(Generic[W]):
     """The form of a request without a connection: its payload is posted to `path`.
 
-    The reply is the first of the request's `replies`, with `status`.
+    The reply is the first of the request's `replies`, with `status`. The fields `without` are refused: they
+    need a connection.
     """
 
     path: str
@@ -142,6 +143,7 @@ class Page(Generic[W]):
     example: str
     status: int
     perform: Callable[[Asker, W], Awaitable[m.ServerMessage]]
+    without: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from broker.wire.messages import ServerMessage
 
 grammar = msgspec.json.Decoder(msgspec.Raw)
+members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Post(Protocol):
@@ -72,6 +74,11 @@ def message_of(request: AnyRequest, page: Page[Any], body: bytes) -> bytes:
     except (msgspec.DecodeError, RecursionError):
         not_json = problem(400, f"The body must be JSON: {page.example}.", code=BadMessage.code)
         raise Refused.by(not_json) from None
+    with suppress(msgspec.ValidationError):  # no object: it is refused later
+        for name in page.without:
+            if name in members.decode(body):
+                needs = problem(400, f"payload.{name}: needs a connection.", code=BadMessage.code)
+                raise Refused.by(needs)
     return b'{"type":"%b","payload":%b}' % (request.message.type.encode(), body)
 
 

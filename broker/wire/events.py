@@ -23,6 +23,9 @@ MAX_DEPTH = 1024
 INT64, UINT64 = -(2**63), 2**64
 TOMBSTONE = b"null"
 PUBLISHER = "Broker-User"  # the header that names the publishing client, encoded by the broker
+CONNECTION = "Broker-Connection"  # … its connection
+ID = "Broker-Id"  # … the id that it gave the event, encoded likewise
+ECHO = "Broker-Echo"  # "false": the event is not for that connection
 
 ATTRIBUTE = re.compile(r"ce-((?!data\Z)[a-z0-9]+)\Z")  # the names that the specification allows
 # Also an unterminated string: a retry from each of its quotes would take quadratic time.
@@ -61,6 +64,17 @@ envelope = msgspec.json.Decoder(Envelope)
 anything = msgspec.json.Decoder(msgspec.Raw)  # checks the grammar only
 everything = msgspec.json.Decoder()
 shape = msgspec.json.Decoder(Shape)
+
+
+@attrs.frozen
+class Own:
+    """What differs in an event for the user who published it: its `id`, and that it is not sent at all to
+    the connection `unechoed`.
+    """
+
+    user: str
+    id: str | None
+    unechoed: str | None
 
 
 @attrs.frozen
@@ -190,3 +204,12 @@ def published_by(headers: Mapping[str, str] | None) -> str | None:
     """Return the client that published an event; None when it was a service."""
     user = headers.get(PUBLISHER) if headers else None
     return None if user is None else header_text(user)
+
+
+def own(user: str, headers: Mapping[str, str]) -> Own | None:
+    """Return what differs in an event for its publisher `user`; None if nothing does."""
+    given = headers.get(ID)
+    unechoed = headers.get(CONNECTION) if headers.get(ECHO) == "false" else None
+    if given is None and unechoed is None:
+        return None
+    return Own(user, None if given is None else header_text(given), unechoed)

@@ -82,12 +82,27 @@ def event(prefix: bytes, sequence: int, body: bytes, publisher: str | None) -> b
     parts = (
         prefix,
         b'%d"' % sequence if sequence else b"",
-        b',"publisher":{"user":%b}' % msgspec.json.encode(publisher) if publisher is not None else b"",
+        published_by(publisher) if publisher is not None else b"",
         b',"event":',
         body,
         b"}}",
     )
     return text(b"".join(parts))
+
+
+def published_by(user: str) -> bytes:
+    return b',"publisher":{"user":%b}' % msgspec.json.encode(user)
+
+
+def own(framed: bytes, user: str, event_id: str) -> bytes:
+    """Return the text frame of an `event` as its publisher gets it, with the id of the publish."""
+    before, publisher, rest = payload(framed).partition(published_by(user))  # not in a string, as below
+    return text(b'%b%b,"id":%b}%b' % (before, publisher[:-1], msgspec.json.encode(event_id), rest))
+
+
+def converted(framed: list[bytes], framing: Framing | None, *, marked: bool = False) -> list[bytes]:
+    """Return text frames of events, of which some may be empty, for a kind of link (None: WebSocket)."""
+    return framed if framing is None else [frame and framing(frame, marked) for frame in framed]
 
 
 def mark(framed: bytes, catch_up: int) -> bytes:

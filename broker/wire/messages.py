@@ -68,12 +68,16 @@ class Acknowledge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Publish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Publish any JSON value; `id` makes a retry harmless, `traceparent` continues a trace."""
+    """Publish any JSON value; `id` makes a retry harmless, `traceparent` continues a trace.
+
+    With `echo` false the event is not sent back to the connection that publishes it.
+    """
 
     type: ClassVar[str] = "publish"
     channel: str
     event: Any
     id: str | None = None
+    echo: bool | None = None
     traceparent: str | None = None
 
 
@@ -191,9 +195,13 @@ class Unsubscribed(Struct, frozen=True, kw_only=True):
 
 
 class Publisher(Struct, frozen=True, kw_only=True):
-    """The client that published an event; an event of a service has none."""
+    """The client that published an event; an event of a service has none.
+
+    `id` is that of the publish, and shown to this user alone.
+    """
 
     user: str
+    id: str | UnsetType = UNSET
 
 
 class Event(Struct, frozen=True, kw_only=True):

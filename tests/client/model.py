@@ -180,7 +180,7 @@ class Life:
     # --- the application -----------------------------------------------------------------------------
 
     def publish(self, number: int, channel: str = "a.b", event_id: str | None = None) -> None:
-        self.outcomes[number] = self.engine.publish(channel, number, event_id, lambda: None)
+        self.outcomes[number] = self.engine.publish(channel, number, event_id, True, lambda: None)
 
     def ask(self, number: int, seconds: float) -> None:
         until = self.now + seconds

@@ -46,8 +46,10 @@ class Elsewhere:
     async def unsubscribe(self, *channels: str) -> None:
         await self.call(self.session.unsubscribe(*channels))
 
-    async def publish(self, channel: str, event: Any, *, event_id: str | None = None) -> Published:
-        return await self.call(self.session.publish(channel, event, event_id=event_id))
+    async def publish(
+        self, channel: str, event: Any, *, event_id: str | None = None, echo: bool = True
+    ) -> Published:
+        return await self.call(self.session.publish(channel, event, event_id=event_id, echo=echo))
 
     async def request(self, method: str, data: Any = None, **options: Any) -> Any:
         return await self.call(self.session.request(method, data, **options))

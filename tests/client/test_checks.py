@@ -154,7 +154,7 @@ def test_where_and_as_what_it_cannot_be_published(
 ) -> None:
     """Channels and ids that the broker would refuse."""
     with pytest.raises(error):
-        engine.publish(channel, 1, event_id, lambda: None)
+        engine.publish(channel, 1, event_id, True, lambda: None)
     assert not engine.outbox.awaited
 
 
@@ -173,6 +173,6 @@ def test_what_cannot_be_acknowledged(engine: Engine) -> None:
 def test_what_was_published_is_as_it_was(engine: Engine) -> None:
     """What happens to the value afterwards is another matter."""
     event = {"n": 1}
-    engine.publish("a", event, None, lambda: None)
+    engine.publish("a", event, None, True, lambda: None)
     event["n"] = float("nan")  # type: ignore[assignment]
     assert engine.outbox.waiting[0].event == b'{"n":1}'

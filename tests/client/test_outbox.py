@@ -17,7 +17,7 @@ def nothing() -> None: ...
 
 
 def publish(outbox: Outbox, *channels: str) -> list[Any]:
-    return [outbox.publish(channel, b"1", None, nothing) for channel in channels]
+    return [outbox.publish(channel, b"1", None, True, nothing) for channel in channels]
 
 
 def outbox_of(**limits: float) -> Outbox:
@@ -149,7 +149,7 @@ def test_a_live_event_is_sent_once() -> None:
 def test_a_duplicate_of_another_event() -> None:
     """Under the first try's id something else is stored: this event is not, and that is no success."""
     outbox = Outbox()
-    promise = outbox.publish("a", b"1", "order-7", nothing)
+    promise = outbox.publish("a", b"1", "order-7", True, nothing)
     [(_, key)] = sent(outbox)
     outbox.answered("published", {"position": "i-3", "duplicate": True}, key, 0.0)
     with pytest.raises(Duplicate, match="order-7") as duplicate:
@@ -183,8 +183,8 @@ def test_refused_after_a_try_without_an_answer() -> None:
 def test_what_the_broker_does_not_take() -> None:
     """What is over a limit that it has said is not sent, and what is behind it is."""
     outbox = outbox_of(message_bytes=200, publish_bytes=100)
-    event = outbox.publish("a", b'"%s"' % (b"x" * 99), None, nothing)
-    message = outbox.publish("a." + "b" * 99, b"1", None, nothing)
+    event = outbox.publish("a", b'"%s"' % (b"x" * 99), None, True, nothing)
+    message = outbox.publish("a." + "b" * 99, b"1", None, True, nothing)
     publish(outbox, "c")
     assert [channel for channel, _ in sent(outbox)] == ["c"]
     with pytest.raises(TooLarge, match="101 bytes; the broker's `publish_bytes` is 100"):
@@ -246,8 +246,8 @@ def test_refusals() -> None:
 def test_too_big() -> None:
     """After 1009 the largest message is given up, and the others are sent again."""
     outbox = Outbox()
-    small = outbox.publish("a", b'"x"', None, nothing)
-    big = outbox.publish("a", b'"%s"' % (b"x" * 1000), None, nothing)
+    small = outbox.publish("a", b'"x"', None, True, nothing)
+    big = outbox.publish("a", b'"%s"' % (b"x" * 1000), None, True, nothing)
     sent(outbox)
     outbox.too_big()
     outbox.cut(0.0)

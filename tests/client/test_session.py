@@ -295,6 +295,36 @@ async def test_a_publish_over_a_cut(running: Running) -> None:
     assert ids[0] == ids[1]
 
 
+async def test_a_publish_without_echo(running: Running) -> None:
+    """The broker is told; another connection, which is sent the event, drops it, and only that one."""
+    said: dict[str, object] = {}
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        payload, message_id = await peer.hear("publish")
+        said.update(payload)
+        await peer.say("published", {"id": payload["id"], "position": "a-2"}, message_id)
+        await peer.cut()
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        assert (await peer.accept())["position"] == "a-1"
+        publisher = {"user": "u", "id": said["id"]}
+        await peer.event(2, "users.u.x", publisher=publisher)
+        await peer.event(3, "users.u.y", publisher=publisher)
+        await peer.event(4, "users.u.x", publisher={"user": "u", "id": "another"})
+        await peer.event(5, "users.u.x", publisher={"user": "w"})
+
+    async with broker(first, second) as url, running(url) as session:
+        await session.subscribe("me.>")
+        await until(session, "subscribed")
+        await session.publish("me.x", 1, echo=False)
+        assert await events(session, 3) == [3, 4, 5]
+    assert said.pop("id")
+    assert said == {"channel": "me.x", "event": 1, "echo": False}
+
+
 async def test_a_publish_that_the_broker_closes_for(running: Running) -> None:
     """After 1009 the message is given up, instead of being sent for ever."""
 

@@ -93,7 +93,11 @@ export interface EventItem<T = Json> {
   /** Absent for live channels, which are not stored. */
   readonly position?: string;
   /** Who published it, when that was a client. */
-  readonly publisher?: { readonly user: string };
+  readonly publisher?: {
+    readonly user: string;
+    /** The id that it was published with, if that was this user. */
+    readonly id?: string;
+  };
   /** Whether it belongs to the past that was asked for. */
   readonly catchUp: boolean;
 }
@@ -180,6 +184,8 @@ export interface PublishOptions {
   id?: string;
   /** In ms: then it is given up, and not sent if it has not been. By default it waits for a connection. */
   timeout?: number;
+  /** `false`: this client does not receive the event; others do, also those of the same user. */
+  echo?: boolean;
 }
 
 export interface RequestOptions {

@@ -791,6 +791,25 @@ describe("subscriptions", () => {
     assert.equal(fault, "forbidden");
   });
 
+  test("what is published without echo is dropped on another connection too, and nothing else", async () => {
+    const client = await world.connected();
+    const items = record(client.subscribe("me.>"));
+    await settle();
+    world.socket.subscribed("x-1");
+    for (const [name, echo] of [["me.a", false], ["me.b", true]]) client.publish(name, 1, { echo }).catch(() => {});
+    await settle();
+    const [first, second] = world.socket.sent.filter(({ type }) => type === "publish").map(({ payload }) => payload);
+    assert.deepEqual([first.echo, "echo" in second], [false, false]);
+    await cutAndBack();
+    world.socket.subscribed("x-1");
+    const publisher = { user: "alice", id: first.id };
+    world.socket.event("users.alice.a", "x-2", 1, { publisher });
+    world.socket.event("users.alice.b", "x-3", 1, { publisher });
+    world.socket.event("users.alice.b", "x-4", 1, { publisher: { user: "alice", id: second.id } });
+    assert.deepEqual(positions(items), ["x-3", "x-4"]);
+    assert.equal(client.position, "x-4");
+  });
+
   test("who leaves in the middle of an event takes it from nobody", async () => {
     const client = await world.connected();
     const [first, second] = [client.subscribe("orders.>"), client.subscribe("orders.*")];

@@ -43,7 +43,9 @@ export class Client extends EventTarget {
     const exchange = this.#exchange;
     const records = this.#records;
     const acknowledgements = this.#acknowledgements;
-    const outbox = (this.#outbox = new Outbox(exchange, queue));
+    const shared = !!(tabs && globalThis.navigator?.locks);
+    const outbox = (this.#outbox = new Outbox(exchange, queue, shared));
+    records.unechoed = (id) => outbox.unechoed(id);
     const requests = (this.#requests = new Requests(exchange, queue));
     const renewal = new Renewal(exchange, tokens, (error) => emit(this, "error", error));
     /** @type {import("./types.js").Part} what concerns the application alone */
@@ -63,7 +65,7 @@ export class Client extends EventTarget {
     };
     /** @type {Hub | undefined} */
     let hub;
-    if (tabs && globalThis.navigator?.locks) {
+    if (shared) {
       const parts = { exchange, records, acknowledgements, outbox, requests };
       const name = `${setting.url} ${tenant} ${tabs}`;
       hub = new Hub(name, (peer, message) => leader.heed(peer, message), () => this.#connection.anew());
@@ -131,7 +133,8 @@ export class Client extends EventTarget {
    * Publish as soon as there is a connection; resolves with `{id, position, duplicate}`.
    * @param {string} channel
    * @param {any} event any JSON
-   * @param {{id?: string, timeout?: number}} options `id` makes a retry harmless, `timeout` is in ms
+   * @param {{id?: string, timeout?: number, echo?: boolean}} options `id` makes a retry harmless, `timeout` is in ms;
+   * without `echo` it is not received here
    */
   async publish(channel, event, options = {}) {
     return this.#outbox.publish(channel, json(event), options);

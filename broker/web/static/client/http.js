@@ -306,7 +306,7 @@ class HttpLink {
    * @param {any} payload
    * @param {string | undefined} messageId
    */
-  async #post(type, payload, messageId) {
+  async #post(type, { echo, ...payload }, messageId) {
     // That a service takes its time says nothing of connections.
     const slow = setTimeout(type === "request" ? () => {} : this.#giveWay, SLOW_MS);
     const late = new AbortController();

@@ -12,6 +12,7 @@ import { bytes, torn, utf8 } from "./values.js";
 /** @import { Part, Reply, Settler } from "./types.js" */
 /** @import { Published } from "../client.js" */
 
+const UNECHOED = 1_000; // the newest publishes without echo that are remembered
 const WINDOW = 0.9; // of the one in which the broker knows an id again
 
 /** One publish, until its answer. */
@@ -21,6 +22,8 @@ class Entry {
   key;
   /** Whether it is for another tab, which itself judges what a duplicate means. */
   relayed;
+  /** Whether the broker sends it back. */
+  echo;
   sends = 0;
   doubts = 0; // connections that ended badly while it was under way
   flying = false;
@@ -36,8 +39,10 @@ class Entry {
   /**
    * @param {{channel: string, event: any, id: string}} payload
    * @param {boolean} relayed
+   * @param {boolean} echo
    */
-  constructor(payload, relayed) {
+  constructor(payload, relayed, echo) {
+    this.echo = echo;
     this.payload = payload;
     this.size = bytes(payload.event);
     this.key = keyOf(payload);
@@ -60,6 +65,9 @@ const lostAnswer = (why) => failure("unknown_outcome", `perhaps it was sent: its
 export class Outbox {
   #exchange;
   #queue;
+  #shared;
+  /** @type {Map<string, string>} by id, the channels of the newest publishes that are not to be sent back */
+  #unechoed = new Map();
   /** @type {Map<string, Entry>} */
   #entries = new Map();
   #postAt = 0; // nothing is published before
@@ -67,8 +75,10 @@ export class Outbox {
   /**
    * @param {Exchange} exchange
    * @param {number} queue so many may wait
+   * @param {boolean} shared whether the connection may be one of several tabs
    */
-  constructor(exchange, queue) {
+  constructor(exchange, queue, shared) {
+    this.#shared = shared;
     this.#exchange = exchange;
     this.#queue = queue;
   }
@@ -81,11 +91,11 @@ export class Outbox {
   /**
    * @param {string} channel
    * @param {any} event
-   * @param {{id?: string, timeout?: number}} options
+   * @param {{id?: string, timeout?: number, echo?: boolean}} options
    * @param {boolean} relayed
    * @returns {Promise<Published>}
    */
-  async publish(channel, event, { id = random(), timeout }, relayed = false) {
+  async publish(channel, event, { id = random(), timeout, echo = true }, relayed = false) {
     const fault = misnamed(channel, false);
     if (fault) throw failure("invalid_channel", `${JSON.stringify(channel)}: ${fault}`);
     if (typeof id !== "string" || torn(id) || !id || utf8(id) > 64) throw failure("bad_message", "id: a string of 1 to 64 bytes");
@@ -94,12 +104,23 @@ export class Outbox {
     if (before) throw failure("conflict", `${id}: another event with this id is under way`);
     if (this.size >= this.#queue) throw failure("queue_full", `${this.size} publishes are waiting`);
     if (!this.#exchange.wanted) throw failure("closed", "not connected: connect()");
-    const entry = new Entry({ channel, event, id }, relayed);
+    // Where other tabs have the same connection, it is for them: it is left out here alone.
+    const entry = new Entry({ channel, event, id }, relayed, echo || this.#shared);
+    if (!echo) this.#unechoed.set(id, channel);
+    if (this.#unechoed.size > UNECHOED) this.#unechoed.delete(this.#unechoed.keys().next().value ?? "");
     const late = () => this.#settle(entry, failure("timeout", `no answer after ${timeout} ms`));
     if (timeout) entry.timer = setTimeout(late, timeout);
     this.#entries.set(entry.key, entry);
     this.sync();
     return entry.promise;
+  }
+
+  /**
+   * The channel to which an event was published that is not to be sent back; another connection gets it all the same.
+   * @param {string} [id]
+   */
+  unechoed(id) {
+    return id === undefined ? undefined : this.#unechoed.get(id);
   }
 
   /** For good: nothing will be published any more. */
@@ -141,7 +162,8 @@ export class Outbox {
       },
       oversized: (error) => this.#settle(entry, error),
     };
-    this.#exchange.send("publish", entry.payload, request, this.#exchange.pace.posts, entry.doubts);
+    const payload = entry.echo ? entry.payload : { ...entry.payload, echo: false };
+    this.#exchange.send("publish", payload, request, this.#exchange.pace.posts, entry.doubts);
   }
 
   /**

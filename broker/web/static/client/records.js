@@ -10,6 +10,7 @@
  */
 
 import { BrokerError } from "./errors.js";
+import { expand } from "./names.js";
 import { passed } from "./positions.js";
 import { CATCHING, LIVE, NEW, PAUSED, SubscriptionRecord } from "./record.js";
 import { many } from "./values.js";
@@ -36,6 +37,8 @@ export class Records {
   position;
   /** @type {string | undefined} what `me` stands for */
   private;
+  /** @type {(id?: string) => string | undefined} the channel of a publish of ours that is not to be sent back */
+  unechoed = () => undefined;
   #exchange;
   /** @type {Set<SubscriptionRecord>} */
   #all = new Set();
@@ -194,11 +197,13 @@ export class Records {
 
   // --- what arrives ----------------------------------------------------------------------------------
 
-  /** @param {{channel: string, position?: string, event: any, publisher?: {user: string}, catch_up?: number}} payload */
+  /** @param {{channel: string, position?: string, event: any, publisher?: {user: string, id?: string}, catch_up?: number}} payload */
   event({ channel, position, event, publisher, catch_up: mark }) {
     const tokens = channel.split(".");
     /** @type {EventItem<any>} */
     const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
+    const published = this.unechoed(publisher?.id);
+    const echo = published !== undefined && expand(published, this.private) === channel;
     for (const record of this.#all) {
       const unstored = !position && record.on === this.#exchange.link;
       const due = mark !== undefined ? record.mark === mark : record.state === LIVE || unstored;
@@ -207,7 +212,7 @@ export class Records {
         if (passed(position, record.seen)) continue;
         record.seen = position;
       }
-      record.sub.take(item);
+      if (!echo || record.peer) record.sub.take(item);
     }
     // Not before all have it: who leaves in the middle of it stands where it stood.
     if (mark === undefined) this.position = position ?? this.position;
