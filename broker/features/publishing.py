@@ -30,7 +30,7 @@ MAX_ID_BYTES = 64
 
 @attrs.frozen(kw_only=True)
 class Send:
-    """Publish `body` to `channel`, with `echo` also to the connection itself. `traceparent` is well-formed."""
+    """Publish `body` to `channel`; `echo`: the connection gets it too. `traceparent` is well-formed."""
 
     channel: str
     body: bytes

@@ -495,7 +495,7 @@ def test_publish() -> None:
         say(it, "publish", {"channel": "me.x", "event": {"a": [1, 2.5, "ä\n"]}, "id": "i"}),
         Send,
     )
-    assert wish == Send(channel="users.alice.x", body='{"a":[1,2.5,"ä\\n"]}'.encode(), id="i")
+    assert wish == Send(channel="users.alice.x", body='{"a":[1,2.5,"ä\\n"]}'.encode(), id="i", echo=True)
     assert one(say(it, "publish", {"channel": "live.me.x", "event": None}), Send).body == b"null"
     assert (
         one(say(it, "publish", {"channel": "users.bob.inbox", "event": 1}), Send).channel == "users.bob.inbox"

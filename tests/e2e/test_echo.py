@@ -1,4 +1,4 @@
-"""`echo: false`: an event is not sent back to the connection that published it, and its user knows it by its id."""
+"""`echo: false`: an event is not sent back to its connection, and its user knows it by its id."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def test_everybody_but_the_connection_gets_it(broker: Broker, channel: str
         for number, options in enumerate([{"echo": False}, {"echo": True}, {}], 1):
             await alice.send("publish", {"channel": channel, "event": number, "id": f"x-{number}", **options})
         assert [each["event"] for each in await alice.events(2)] == [2, 3]
-        assert [each["publisher"] for each in await other.events(3)][0] == SHOWN
+        assert (await other.events(3))[0]["publisher"] == SHOWN
         assert [each["publisher"] for each in await bob.events(3)] == [{"user": "alice"}] * 3
 
 

@@ -358,6 +358,7 @@ class Member:
     """One that gets shares; it is its own client."""
 
     framing: Framing | None = None
+    user: str | None = None
     mask: int = 0
     got: bytes = b""
     errors: list[Exception] = attrs.Factory(list)
