@@ -30,6 +30,11 @@ LONGEST = ("browser", "faults", "bench")
 os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker, wherever it is started
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait more than they compute, so there is one process more than there are processors."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The rooms with the longest tests come first: at the end nobody waits for one of them."""
     items.sort(key=lambda item: [*LONGEST, room := item.nodeid.split("/")[1]].index(room))

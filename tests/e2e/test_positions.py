@@ -105,13 +105,13 @@ async def test_starts_join_without_hole_or_double_while_events_arrive(
     broker: Broker, publisher: RawNats
 ) -> None:
     """Every kind of start, while events keep arriving: each matching event once, in order."""
-    total = 1500
+    total = 500
     sent = trio.Event()
 
     async def publish() -> None:
         for number in range(1, total + 1):
             await publisher.publish("events.acme.a", str(number).encode())
-            if not number % 50:
+            if not number % 10:
                 await publisher.flush()
                 await trio.lowlevel.checkpoint()
         await publisher.flush()

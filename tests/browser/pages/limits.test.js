@@ -1,7 +1,7 @@
 /** Pages that ask for too much, against a broker with its default limits: none is met, whatever the transport. */
 
 import assert from "node:assert/strict";
-import { after, before, test } from "node:test";
+import { after, before, describe, test } from "node:test";
 
 import { Broker, openBrowser, openPage } from "./support.js";
 
@@ -61,90 +61,93 @@ const open = async (user) => {
   return page;
 };
 
-for (const transport of ["websocket", "sse", "poll"]) {
-  test(`300 subscriptions in one turn, over ${transport}: as many as there is room for, in one message`, async () => {
-    const page = await open(`many-${transport}`);
-    const found = await page.evaluate(async (transport) => {
-      const client = await connect({ transports: [transport] });
-      sent.length = 0;
-      const began = performance.now();
-      const subs = Array.from({ length: 300 }, (_, i) => client.subscribe(`many.${i}`));
-      const codes = [];
-      for (const sub of subs) sub.addEventListener("error", ({ detail }) => codes.push(detail.code));
-      await until(() => subs.slice(0, 128).every(({ state }) => state === "live"));
-      const live = performance.now() - began;
-      await until(() => codes.length === 172);
-      const asked = sent.length;
-      for (const sub of subs) sub.close();
-      const free = await allFree(client);
-      client.close();
-      return { codes: [...new Set(codes)], asked, free, live, met };
-    }, transport);
-    console.log(`300 subscriptions over ${transport}: 128 of them live after ${Math.round(found.live)} ms`);
-    delete found.live;
-    assert.deepEqual(found, { codes: ["limit_subscriptions"], asked: transport === "websocket" ? 1 : 0, free: 128, met: [] });
-    await page.context().close();
-  });
+// At once, since they wait for their rates: each is a user of its own, on channels of its own.
+describe("limits", { concurrency: true }, () => {
+  for (const transport of ["websocket", "sse", "poll"]) {
+    test(`300 subscriptions in one turn, over ${transport}: as many as there is room for, in one message`, async () => {
+      const page = await open(`many-${transport}`);
+      const found = await page.evaluate(async (transport) => {
+        const client = await connect({ transports: [transport] });
+        sent.length = 0;
+        const began = performance.now();
+        const subs = Array.from({ length: 300 }, (_, i) => client.subscribe(`many.${i}`));
+        const codes = [];
+        for (const sub of subs) sub.addEventListener("error", ({ detail }) => codes.push(detail.code));
+        await until(() => subs.slice(0, 128).every(({ state }) => state === "live"));
+        const live = performance.now() - began;
+        await until(() => codes.length === 172);
+        const asked = sent.length;
+        for (const sub of subs) sub.close();
+        const free = await allFree(client);
+        client.close();
+        return { codes: [...new Set(codes)], asked, free, live, met };
+      }, transport);
+      console.log(`300 subscriptions over ${transport}: 128 of them live after ${Math.round(found.live)} ms`);
+      delete found.live;
+      assert.deepEqual(found, { codes: ["limit_subscriptions"], asked: transport === "websocket" ? 1 : 0, free: 128, met: [] });
+      await page.context().close();
+    });
 
-  test(`a list that is scrolled far and fast, over ${transport}: what is shown is live`, async () => {
-    const page = await open(`list-${transport}`);
-    const found = await page.evaluate(async (transport) => {
-      const client = await connect({ transports: [transport] });
-      const rows = new Map();
-      const faults = [];
-      let frames = 0;
-      for (let top = 0; top < 4000; top += 23) {
-        for (const [row, sub] of [...rows]) if (row < top || row >= top + 40) rows.delete(row), sub.close();
-        for (let row = top; row < top + 40; row++) {
-          if (rows.has(row)) continue;
-          const sub = client.subscribe(`list.${row}`, ({ channel }) => rows.get(row) === sub || faults.push(channel));
-          rows.set(row, sub);
-          sub.addEventListener("error", ({ detail }) => faults.push(detail.code));
+    test(`a list that is scrolled far and fast, over ${transport}: what is shown is live`, async () => {
+      const page = await open(`list-${transport}`);
+      const found = await page.evaluate(async (transport) => {
+        const client = await connect({ transports: [transport] });
+        const rows = new Map();
+        const faults = [];
+        let frames = 0;
+        for (let top = 0; top < 4000; top += 23) {
+          for (const [row, sub] of [...rows]) if (row < top || row >= top + 40) rows.delete(row), sub.close();
+          for (let row = top; row < top + 40; row++) {
+            if (rows.has(row)) continue;
+            const sub = client.subscribe(`list.${row}`, ({ channel }) => rows.get(row) === sub || faults.push(channel));
+            rows.set(row, sub);
+            sub.addEventListener("error", ({ detail }) => faults.push(detail.code));
+          }
+          frames++;
+          await pause(16);
         }
-        frames++;
-        await pause(16);
-      }
-      await until(() => [...rows.values()].every(({ state }) => state === "live"));
-      for (const sub of rows.values()) sub.close();
-      const free = await allFree(client);
+        await until(() => [...rows.values()].every(({ state }) => state === "live"));
+        for (const sub of rows.values()) sub.close();
+        const free = await allFree(client);
+        client.close();
+        return { frames, free, faults, met };
+      }, transport);
+      assert.deepEqual(found, { frames: 174, free: 128, faults: [], met: [] });
+      await page.context().close();
+    });
+  }
+
+  test("a row for each of 100 that begins with its last events, and a hundred publishes at once", async () => {
+    const page = await open("starts");
+    const found = await page.evaluate(async () => {
+      const client = await connect();
+      const subs = Array.from({ length: 100 }, (_, i) => client.subscribe(`starts.${i}`, { last: 1 }));
+      await until(() => subs.every(({ state }) => state === "live"));
+      const done = Array.from({ length: 60 }, (_, i) => client.publish(`starts.${i}`, i));
+      await Promise.all(done);
       client.close();
-      return { frames, free, faults, met };
-    }, transport);
-    assert.deepEqual(found, { frames: 174, free: 128, faults: [], met: [] });
+      return met;
+    });
+    assert.deepEqual(found, []);
     await page.context().close();
   });
-}
 
-test("a row for each of 100 that begins with its last events, and a hundred publishes at once", async () => {
-  const page = await open("starts");
-  const found = await page.evaluate(async () => {
-    const client = await connect();
-    const subs = Array.from({ length: 100 }, (_, i) => client.subscribe(`starts.${i}`, { last: 1 }));
-    await until(() => subs.every(({ state }) => state === "live"));
-    const done = Array.from({ length: 60 }, (_, i) => client.publish(`starts.${i}`, i));
-    await Promise.all(done);
-    client.close();
-    return met;
+  test("half an emoji, a thousand times: each is rejected, and the others go through", async () => {
+    const page = await open("torn");
+    const found = await page.evaluate(async () => {
+      const client = await connect();
+      const torn = "😀".slice(0, 1);
+      const names = new Set();
+      for (let i = 0; i < 1000; i++) await client.publish("torn.a", { text: [torn, i] }).catch(({ name }) => names.add(name));
+      await client.publish(`torn.${torn}`, 1).catch(({ code }) => names.add(code));
+      const ended = new Promise((resolve) => client.subscribe(`torn.${torn}`).addEventListener("end", ({ detail }) => resolve(detail.code)));
+      names.add(await ended);
+      const { position } = await client.publish("torn.a", "😀");
+      const { state } = client.status;
+      client.close();
+      return { names: [...names], position: !!position, state, met };
+    });
+    assert.deepEqual(found, { names: ["TypeError", "invalid_channel"], position: true, state: "open", met: [] });
+    await page.context().close();
   });
-  assert.deepEqual(found, []);
-  await page.context().close();
-});
-
-test("half an emoji, a thousand times: each is rejected, and the others go through", async () => {
-  const page = await open("torn");
-  const found = await page.evaluate(async () => {
-    const client = await connect();
-    const torn = "😀".slice(0, 1);
-    const names = new Set();
-    for (let i = 0; i < 1000; i++) await client.publish("torn.a", { text: [torn, i] }).catch(({ name }) => names.add(name));
-    await client.publish(`torn.${torn}`, 1).catch(({ code }) => names.add(code));
-    const ended = new Promise((resolve) => client.subscribe(`torn.${torn}`).addEventListener("end", ({ detail }) => resolve(detail.code)));
-    names.add(await ended);
-    const { position } = await client.publish("torn.a", "😀");
-    const { state } = client.status;
-    client.close();
-    return { names: [...names], position: !!position, state, met };
-  });
-  assert.deepEqual(found, { names: ["TypeError", "invalid_channel"], position: true, state: "open", met: [] });
-  await page.context().close();
 });

@@ -16,7 +16,7 @@ const FILES = {
   "package.json": JSON.stringify({ name: "app", private: true, type: "module" }),
   "tsconfig.json": JSON.stringify({
     compilerOptions: {
-      strict: true, noEmit: true, skipLibCheck: false, target: "es2022", lib: ["es2023", "dom", "dom.iterable", "dom.asynciterable"],
+      strict: true, noEmit: true, skipDefaultLibCheck: true, target: "es2022", lib: ["es2023", "dom", "dom.iterable", "dom.asynciterable"],
       module: "esnext", moduleResolution: "bundler", jsx: "react-jsx", types: [],
     },
     files: ["main.tsx"],
