@@ -120,4 +120,15 @@ SCENARIOS: dict[str, Scenario] = {
         defaults=LOAD | {"clients": 1000, "rate": 20.0},
         targets=(Target(phase=scenarios.SLOW_PHASE, figure="p99", bound=1.2, beside="all read"),),
     ),
+    "requests": Scenario(
+        run=scenarios.requests,
+        about="requests to a service, one after the other and many beside a fan-out",
+        defaults=LOAD | {"clients": 100},
+        beside=("nats-py",),
+        targets=(
+            Target(phase=scenarios.ONE_BY_ONE, figure="p50", bound=1.0, beside="nats-py", above=True),
+            Target(phase=scenarios.MANY_REQUESTS, figure="requests_per_second", bound=5000),
+            Target(phase=scenarios.MEANWHILE, figure="p99", bound=1.2, beside="without requests"),
+        ),
+    ),
 }

@@ -185,7 +185,13 @@ class BrokerProcess(Contender):
 
     def dialect(self, client: Client) -> BrokerClient:
         token = tokens.sign(
-            self.auth, tenant=client.tenant, user=client.user, now=time.time(), ttl=3600, subscribe=[">"]
+            self.auth,
+            tenant=client.tenant,
+            user=client.user,
+            now=time.time(),
+            ttl=3600,
+            subscribe=[">"],
+            request=[">"],
         )
         return BrokerClient(f"{self.host}:{self.port}", token, client.channels, client.start)
 
@@ -210,6 +216,8 @@ def run_brokers(
             "connections": MANY,
             "connections_per_user": MANY,
             "requests_per_second": MANY,
+            "calls_per_second": MANY,
+            "calls_burst": MANY,
             "replay_events": 100 * MANY,
             "heartbeat_seconds": 600.0,  # who only counts does not answer; `idle` has the default
         },

@@ -126,6 +126,7 @@ def of_flow(used: Used, *, rate: str, cost: str) -> dict[str, float]:
 
 of_deliveries = partial(of_flow, rate="deliveries_per_second", cost="cpu_per_delivery")
 of_events = partial(of_flow, rate="events_per_second", cost="cpu_per_event")
+of_requests = partial(of_flow, rate="requests_per_second", cost="cpu_per_request")
 
 
 def of_openings(count: int, used: Used) -> dict[str, float]:

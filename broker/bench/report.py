@@ -121,11 +121,11 @@ def targets(report: Report, *, figures: bool = False) -> Table | None:
             unit = UNITS[target.figure]
             bound = f"{'≥' if unit.better == 'higher' else '≤'} {target.bound:,.10g}"
             text = rounded(seen, unlike=target.bound)
-            wanted, got = (
-                (joined(bound, unit), joined(text, unit))
-                if theirs is None
-                else (f"{bound} × {target.beside}", f"{text} ×")
-            )
+            if theirs is not None and not target.above:
+                wanted, got = f"{bound} × {target.beside}", f"{text} ×"
+            else:
+                wanted, got = joined(bound, unit), joined(text, unit)
+                wanted += f" above {target.beside}" if target.above else ""
             what = f"{target.phase}: {label(unit)}"
             both = [cell(ours), cell(theirs)] if figures else []
             rows.append([what, *both, wanted, got, VERDICTS[reached]])
@@ -213,8 +213,9 @@ def to_json(report: Report) -> bytes:
                       latency: null or {longest: ms, buckets: {upper bound in ms: count}} (but empty ones),
                       samples: [[seconds, deliveries since the beginning, bytes resident], …]}]
         ratios      [{phase, beside: subject, figures: {figure: the broker's ÷ that subject's}}]
-        targets     [{phase, figure, bound, beside: subject or null, seen: number or null,
-                      reached: bool or null}]: null when not measured
+        targets     [{phase, figure, bound, beside: subject or null, above: whether `bound` and `seen` are
+                      differences to it and not ratios, seen: number or null, reached: bool or null}]:
+                      null when not measured
 
     A parameter of a kind that JSON does not know is its `str`.
     """

@@ -28,9 +28,11 @@ class Unit:
 UNITS: dict[str, Unit] = {
     "deliveries_per_second": Unit("deliveries", "/s", "higher"),
     "events_per_second": Unit("events", "/s", "higher"),
+    "requests_per_second": Unit("requests", "/s", "higher"),
     "connections_per_second": Unit("connections", "/s", "higher"),
     "cpu_per_delivery": Unit("CPU per delivery", "µs", "lower"),
     "cpu_per_event": Unit("CPU per event", "µs", "lower"),
+    "cpu_per_request": Unit("CPU per request", "µs", "lower"),
     "cpu_per_connection": Unit("CPU per connection", "µs", "lower"),
     "cpu_share": Unit("CPU", "% of a core", "lower"),
     "p50": Unit("p50", "ms", "lower"),
@@ -106,12 +108,16 @@ class Result:
 
 @attrs.frozen(kw_only=True)
 class Target:
-    """A figure to reach: of the broker in a phase, or as a ratio to what `beside` did there."""
+    """A figure to reach: of the broker in a phase, in relation to what `beside` did there.
+
+    The relation is a ratio, or with `above` a difference.
+    """
 
     phase: str
     figure: str
     bound: float
     beside: str | None = None
+    above: bool = False
 
     def measured(self, results: Iterable[Result]) -> tuple[float, float | None] | None:
         """The broker's figure, and that of `beside` where there is one; None when one was not measured."""
@@ -125,7 +131,7 @@ class Target:
         if (figures := self.measured(results)) is None:
             return None
         ours, theirs = figures
-        seen = ours / theirs if theirs else ours
+        seen = ours if not theirs else ours - theirs if self.above else ours / theirs
         return seen, seen >= self.bound if UNITS[self.figure].better == "higher" else seen <= self.bound
 
 

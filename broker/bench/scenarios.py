@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from broker import config, subjects
-from broker.bench import contenders, floor
+from broker.bench import asking, contenders, floor
 from broker.bench.contenders import Bare, Client, answer, process
 from broker.bench.harness import Crowd
 from broker.bench.load import Cut, Goal, Mute, Where
@@ -33,6 +33,7 @@ from broker.bench.phases import (
     of_deliveries,
     of_events,
     of_openings,
+    of_requests,
 )
 from broker.bench.publisher import Order
 from broker.bench.results import Result
@@ -55,6 +56,12 @@ CONSUMER_EVENTS = 50_000  # of each nats-py consumer: the cost of an event is th
 READ_CLIENTS = 25  # that read all of the history
 SLOW_SHARE = 0.1
 SLOW_PHASE = f"{SLOW_SHARE:.0%} do not read"
+REQUESTS_PER_SECOND = 5100.0  # a little more than what is to be held
+SINGLE_PER_SECOND = 500  # about; so many are asked one after the other
+ASKERS = 64  # connections
+ONE_BY_ONE = "one after the other"
+MANY_REQUESTS = "requests beside a fan-out"
+MEANWHILE = "the fan-out meanwhile"
 MISSED_PHASE = f"{MISSED} events missed by each"
 
 
@@ -365,3 +372,69 @@ def slow(bench: Bench) -> None:
         crowd.until_delivered(base + order.count * plan.clients)
     keep(bench, SLOW_PHASE, "broker", stalled, of_deliveries)
     keep(bench, SLOW_PHASE, "all read", calm, of_deliveries)
+
+
+def requests(bench: Bench) -> None:
+    """Requests to a service of a tenant: beside nats-py, and beside a fan-out."""
+    plan = bench.plan
+    contender = broker(bench)
+    url = bench.given_nats or bench.nats.url
+    subject = f"{config.Subjects().rpc}.bench.{asking.METHOD}"
+    _, pipe = bench.stack.enter_context(process(asking.echo, url, subject))
+    answer(pipe, contenders.START_SECONDS)
+    seconds = plan.seconds / plan.rounds
+
+    def askers(who: Contender, count: int, target: Callable[..., None], *args: object) -> Crowd:
+        meter = Meter()
+        pid, pipe = bench.stack.enter_context(process(target, *args, meter))
+        answer(pipe, contenders.START_SECONDS)
+        return Crowd(who, count, pid, pipe, meter)
+
+    clients = [contender.dialect(Client(user=f"u{number}")) for number in range(ASKERS)]
+    asker = askers(contender, ASKERS, asking.run, clients)
+    crowds = [asker]
+    if "nats-py" in plan.against:
+        crowds.append(askers(Bare(name="nats-py", pids=(), port=0), 1, asking.ask_by_nats, url, subject))
+
+    def ask(crowd: Crowd) -> Used:
+        questions = asking.Questions(count=max(1, int(SINGLE_PER_SECOND * seconds)), size=plan.size)
+        base = crowd.meter["delivered"]
+
+        def work() -> list[Callable[[], bool]]:
+            crowd.tell(questions)
+            return [lambda: crowd.meter["delivered"] - base >= questions.count]
+
+        return bench.measure(ONE_BY_ONE, crowd, work, seconds)
+
+    in_turn(bench, ONE_BY_ONE, crowds, ask, of_requests)
+
+    crowd = joined(bench.crowd(contender, [Client(channels=["orders.>"])] * plan.clients, ordered=True))
+    order = at_a_pace(plan, contender)
+    many = asking.Questions(
+        count=max(1, int(REQUESTS_PER_SECOND * seconds)), size=plan.size, rate=REQUESTS_PER_SECOND
+    )
+    calm, loaded, asked = [], [], []
+    for _ in range(plan.rounds):
+        calm.append(drive(bench, "the fan-out alone", crowd, order))
+        asker.meter.clear()
+        generator = cpu_seconds(asker.pid)
+        goal = asker.meter["delivered"] + many.count
+        asker.tell(many)
+        used = drive(bench, MANY_REQUESTS, crowd, order)
+        asker.until_delivered(goal)
+        while not (took := asker.meter.openings.histogram().longest):
+            time.sleep(0.001)  # the last answer is counted before the time
+        loaded.append(used)
+        asked.append(
+            attrs.evolve(
+                used,
+                seconds=took / 1e9,
+                cpu=0.0,  # that of the fan-out is in it
+                generator=cpu_seconds(asker.pid) - generator,
+                delivered=many.count,
+                latency=asker.meter.latencies.histogram(),
+            )
+        )
+    keep(bench, MANY_REQUESTS, "broker", asked, of_requests)
+    keep(bench, MEANWHILE, "broker", loaded, of_deliveries)
+    keep(bench, MEANWHILE, "without requests", calm, of_deliveries)

@@ -351,7 +351,6 @@ class NatsBus:
 
         See `bus.base.Bus`.
         """
-        check_lines(headers)
         link = await self.jetstream.up()
         link.check()  # up to here nothing has been sent
         try:

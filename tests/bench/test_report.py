@@ -74,6 +74,7 @@ def make_report(**changes: Any) -> Report:
         targets=[
             Target(phase="paced", figure="cpu_per_delivery", bound=1.25, beside="floor"),
             Target(phase="paced", figure="deliveries_per_second", bound=12_000),
+            Target(phase="paced", figure="cpu_per_delivery", bound=1.5, beside="floor", above=True),
             Target(phase="paced", figure="p99", bound=7),
         ],
         warnings=["the generator was busy"],
@@ -236,9 +237,10 @@ def test_a_lost_delivery_shows() -> None:
 
 def test_targets_are_judged() -> None:
     """A target missed and one reached are told apart; one that was not measured is left out."""
-    assert cells(printed(make_report()))[-2:] == [
+    assert cells(printed(make_report()))[-3:] == [
         ["paced: CPU per delivery, µs", "≤ 1.25 × floor", "2.00 ×", "not reached"],
         ["paced: deliveries/s", "≥ 12,000/s", "12,300/s", "reached"],
+        ["paced: CPU per delivery, µs", "≤ 1.5 µs above floor", "1.00 µs", "reached"],
     ]
 
 
@@ -291,16 +293,18 @@ def test_json_has_it_all() -> None:
             "figures": {"deliveries_per_second": 0.5, "cpu_per_delivery": 2.0},
         }
     ]
-    missed, reached, unseen = found["targets"]
+    missed, reached, above, unseen = found["targets"]
     assert missed == {
         "phase": "paced",
         "figure": "cpu_per_delivery",
         "bound": 1.25,
         "beside": "floor",
+        "above": False,
         "seen": 2.0,
         "reached": False,
     }
     assert reached["reached"] is True
+    assert (above["above"], above["seen"], above["reached"]) == (True, 1.0, True)
     assert (unseen["seen"], unseen["reached"]) == (None, None)
     ours = found["results"][1]
     assert ours["rounds"] == [{"cpu_per_delivery": 1.9}, {"cpu_per_delivery": 2.1}]

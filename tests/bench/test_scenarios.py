@@ -20,6 +20,7 @@ FEW = {
     "mixed": ["--clients", "30", "--tenants", "3", "--rate", "200"],
     "connect": ["--clients", "40"],
     "idle": ["--clients", "100"],
+    "requests": ["--clients", "20", "--rate", "50"],
     "resume": ["--clients", "30"],
     "jitter": ["--clients", "20", "--rate", "50"],
     "history": ["--clients", "3", "--events", "3000"],

@@ -548,10 +548,15 @@ async def test_an_archive(stream: Stream) -> None:
 
 async def test_requests_may_be_cancelled(stream: Stream) -> None:
     """A caller that goes away in the middle of a request leaves a bus that works."""
+
+    async def ask(request: Callable[[], Awaitable[object]]) -> None:
+        with suppress(Stale):  # an earlier put that was cancelled is stored all the same
+            await request()
+
     for _ in range(20):
         async with trio.open_nursery() as nursery:
             for request in requests(stream.bus):
-                nursery.start_soon(request)
+                nursery.start_soon(ask, request)
             await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()
     ack = await stream.bus.publish("events.acme.last", b"1")
