@@ -27,6 +27,7 @@ SHOWN = (
     "message_bytes", "publish_bytes", "event_bytes", "connections_per_user", "subscriptions_per_connection",
     "messages_per_minute", "messages_burst", "requests_per_second", "requests_burst",
     "calls_per_second", "calls_burst", "requests_in_flight",
+    "history_per_minute", "history_channels", "history_bytes", "history_reads",
     "authentication_seconds", "last_events", "snapshot_channels", "replay_events", "catch_ups_per_connection",
 )  # fmt: skip
 
@@ -62,6 +63,7 @@ class Budgets(Part):
             limits.POSTS: (wanted.messages_per_minute / 60, wanted.messages_burst),
             limits.REQUESTS: (wanted.requests_per_second, wanted.requests_burst),
             limits.CALLS: (wanted.calls_per_second, wanted.calls_burst),
+            limits.HISTORY: (wanted.history_per_minute / 60, wanted.history_per_minute),
         }
         per_user, in_all = wanted.connections_per_user, wanted.connections
         self.bounds = {

@@ -14,6 +14,7 @@ import attrs
 from broker import subjects
 from broker.errors import InvalidChannel
 from broker.eventlog.gone import Gone
+from broker.eventlog.index import Index
 from broker.features.port import Letter
 from broker.parts import Part
 from broker.wire import events
@@ -55,6 +56,7 @@ class Intake(Part):
     sequences: list[int] = attrs.Factory(list)  # of the events in `recent`
     start: int = 0  # entries before it, in both lists, are forgotten
     recent_bytes: int = 0
+    index: Index = attrs.Factory(Index)  # of the same events, and of many before them
     floor: int = 0  # the position before `recent`
     head: int = 0  # how far the stream has been read
 
@@ -97,7 +99,9 @@ class Intake(Part):
         )
         return False
 
-    def remember(self, now: float, tenant: str, checked: Checked) -> None:
+    def remember(self, now: float, tenant: str, checked: Checked, stored_at: int) -> None:
+        """Take the next event, which NATS stored at `stored_at` (ns since 1970)."""
+        self.index.add(checked[1][0], checked[1][1], stored_at)
         self.recent.append((now, tenant, checked))
         self.sequences.append(checked[1][0])
         self.recent_bytes += OVERHEAD + len(checked[1][2])
@@ -133,7 +137,12 @@ class Intake(Part):
         self.recent.clear()
         self.sequences.clear()
         self.start = self.recent_bytes = 0
-        self.floor = self.head = floor
+        self.head = floor
+        self.begin_at(floor)
+
+    def begin_at(self, floor: int) -> None:
+        """Note that the feed, of which nothing has been remembered yet, continues after `floor`."""
+        self.floor, self.index = floor, Index(floor)
 
     def recent_of(self, tenant: str) -> tuple[int, Iterable[Checked]]:
         """Return the position before the memory, and the tenant's events in it, including broadcasts."""

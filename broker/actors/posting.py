@@ -29,8 +29,8 @@ class Alone(Session):
     def admit(self, message: m.ClientMessage, now: float) -> None:
         if self.table[message.type].costs:
             super().admit(message, now)
-        elif excess := limits.charge(self.budgets, {limits.REQUESTS: 1}, now):
-            raise self.limited(excess)
+        else:
+            self.spend((limits.REQUESTS,), now)
 
 
 @attrs.define(eq=False, repr=False)

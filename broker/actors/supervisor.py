@@ -37,6 +37,8 @@ from broker.features.control import Control
 from broker.features.deadletter import DeadLetters
 from broker.features.durable.cursors import Cursors
 from broker.features.durable.feature import Durables
+from broker.features.history.feature import Histories
+from broker.features.history.reading import Sources as Pages
 from broker.features.port import Ended
 from broker.features.publishing import Publishing
 from broker.features.subscriptions.feature import Subscriptions
@@ -52,7 +54,7 @@ from broker.wire.positions import Position
 from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from broker.actors.intake import Address
     from broker.actors.posting import Answer
@@ -195,6 +197,10 @@ class Supervisor:
             Subscriptions(sources, self.durables),
             Publishing(bus, names, lambda: intake.incarnation, self.tracing),
             Calls(bus, names, self.meters.calls, self.tracing),
+            Histories(
+                Pages(starts=starts, memory=intake, log_of=sources.log_of, advanced=sources.advanced),
+                self.meters.pages,
+            ),
             self.durables,
             self.letters,
             self.ends,
@@ -268,15 +274,16 @@ class Supervisor:
         if known:
             self.announce(Notice(Source(state="restored"), "source"))
 
-    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
+    def stored(self, records: list[Record], head: int, times: Sequence[int]) -> None:
         intake = self.intake
         now = trio.current_time()
         if not records and not intake.recent:
-            intake.floor = max(intake.floor, head)  # the feed begins here
+            intake.begin_at(max(intake.floor, head))  # the feed begins here
         late = intake.gone.late(records)
-        for address, record in self.hand_on(records, stored_at):
+        stored_at = {record[0]: time for record, time in zip(records, times, strict=True)}
+        for address, record in self.hand_on(records, times[0] / 1e9 if times else None):
             if record[0] not in late:
-                intake.remember(now, address.tenant, (address.channel, record))
+                intake.remember(now, address.tenant, (address.channel, record), stored_at[record[0]])
         intake.forget(before=now - KEPT_SECONDS)
         before, intake.head = intake.head, head
         if intake.gone.reaches(before):

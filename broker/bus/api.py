@@ -13,7 +13,7 @@ import trio
 
 from broker.bus.base import PublishAck, StreamState
 from broker.errors import Unavailable
-from broker.nats.link import RETRY_AFTER_SECONDS, Link, Part, away
+from broker.nats.link import RETRY_AFTER_SECONDS, Link, Part, Said, away
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +53,13 @@ class JetStream:
         """Return all parts of the answer to a direct get, the last one with its status."""
         body = json.dumps(query).encode()
         return await (await self.up()).request(f"{self.prefix}.{path}", body, seconds=self.seconds, many=True)
+
+    async def ask_each(self, path: str, queries: Sequence[Mapping[str, object]]) -> list[Part]:
+        """Return the answers, of one part each, to several direct gets."""
+        link = await self.up()
+        subject = f"{self.prefix}.{path}"
+        said: list[Said] = [(subject, json.dumps(query).encode(), {}) for query in queries]
+        return await link.request_all(said, seconds=self.seconds)
 
     async def call(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return the answer to one call. Raises `ApiError` for a refusal."""

@@ -57,10 +57,14 @@ class Usage:
 
 @attrs.frozen(kw_only=True)
 class Page:
-    """A run of stored records in sequence order; `pending` more that match follow in the stream."""
+    """A run of stored records in sequence order; `pending` more that match follow in the stream.
+
+    `times` is when NATS stored each (ns since 1970, by its clock).
+    """
 
     records: list[Record]
     pending: int
+    times: list[int] = attrs.Factory(list)
 
 
 @attrs.frozen(kw_only=True)
@@ -185,12 +189,12 @@ class Sink(Protocol):
         during the feed, `interrupted` and `restored` follow each other at once, without `reached`.
         """
 
-    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
+    def stored(self, records: list[Record], head: int, times: Sequence[int]) -> None:
         """Take the next stored records in sequence order: all between the last call's `head` and this one.
 
-        `stored_at` is when NATS stored the first of them (Unix seconds, by its clock); None without any. The
-        first call of an incarnation has no records: its `head` is where the feed begins. A broker that starts
-        may begin some seconds back, or at the end of the stream.
+        `times` is when NATS stored each of them (ns since 1970, by its clock). The first call of an
+        incarnation has no records: its `head` is where the feed begins. A broker that starts may begin some
+        seconds back, or at the end of the stream.
         """
 
     def skipped(self, state: StreamState) -> None:
@@ -348,6 +352,12 @@ class Bus(Protocol):
 
         By batched direct get (ADR-31); bounded by bytes too, and never empty while some match. May lag
         some seconds behind the feed where the stream has replicas.
+        """
+
+    async def get(self, sequences: Sequence[int]) -> Page:
+        """Return the records at some ascending sequences, a hundred or so, without those that are not there.
+
+        May lag as `read` does.
         """
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:

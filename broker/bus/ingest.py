@@ -142,8 +142,7 @@ class Ingest:
     def take(self, sink: Sink) -> None:
         """Hand over a batch, up to a hole or to where the consumer cannot be trusted any more."""
         records: list[Record] = []
-        stored_at: int | None = None
-        newest = b""
+        times: list[int] = []
         if self.waiting:
             self.heard = self.signed = trio.current_time()
         while self.waiting and len(records) < BATCH:
@@ -153,7 +152,7 @@ class Ingest:
                     self.damaged = True
                     break
             else:
-                sequence, count = sequences(reply)
+                sequence, count, time = parsed(reply)
                 if count != self.delivered + 1:
                     self.damaged = True
                     break
@@ -162,17 +161,15 @@ class Ingest:
                     self.hole = True
                     break
                 self.delivered = count
-                if not records:
-                    stored_at = time_of(reply)
-                newest = reply
+                times.append(time)
                 records.append((sequence, headers.text(subject), body, headers.parse(block) or None))
             self.waiting.popleft()
             self.held -= len(body)
             self.verified -= 1
         if records:
             self.head = records[-1][0]
-            sink.stored(records, self.head, None if stored_at is None else stored_at / 1e9)
-            self.generations.advance(self.head, time_of(newest))
+            sink.stored(records, self.head, times)
+            self.generations.advance(self.head, times[-1])
         if self.stalled and (link := self.jetstream.link) is not None:
             link.put(*(protocol.publish(inbox, b"") for inbox in self.stalled))
             self.stalled.clear()
@@ -237,7 +234,7 @@ class Ingest:
             sink.restored(state)
         if not again:
             self.head = start - 1
-            sink.stored([], self.head, None)
+            sink.stored([], self.head, ())
 
     async def resolve(self) -> tuple[StreamState, int]:
         """Return the stream's state, and the sequence to continue from."""
@@ -298,18 +295,13 @@ class Ingest:
                 log.debug("consumer_not_deleted", consumer=name, error=error.message)
 
 
-def sequences(reply: bytes) -> tuple[int, int]:
-    """Return the stream sequence and the consumer sequence in an acknowledgement subject.
+def parsed(reply: bytes) -> tuple[int, int, int]:
+    """Return what an acknowledgement subject says: the stream sequence, the consumer sequence, and the time
+    at which NATS stored the message (ns since 1970).
 
     9 tokens: `$JS.ACK.<stream>.<consumer>.<deliveries>.<stream seq>.<consumer seq>.<time>.<pending>`;
     11 and 12 with domain and account hash before the stream, and a random one at the end (ADR-15).
     """
     tokens = reply.split(b".")
     at = 5 if len(tokens) == 9 else 7
-    return int(tokens[at]), int(tokens[at + 1])
-
-
-def time_of(reply: bytes) -> int:
-    """Return the time at which NATS stored the message, from the same subject: nanoseconds since 1970."""
-    tokens = reply.split(b".")
-    return int(tokens[7 if len(tokens) == 9 else 9])
+    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 2])

@@ -405,6 +405,10 @@ class NatsBus:
         """Return at most `limit` stored records that match the subject filter, after the sequence `after`."""
         return await self.history.read(subject, after=after, limit=limit)
 
+    async def get(self, sequences: Sequence[int]) -> Page:
+        """Return the records at some sequences, without those that are not there."""
+        return await self.history.exact(sequences)
+
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
         """Return the newest record at or below `up_to` of each of the subjects, in sequence order."""
         return await self.history.last(subjects, up_to=up_to)

@@ -196,6 +196,10 @@ class Limits:
     calls_per_second: Count = 10
     calls_burst: Count = 50
     requests_in_flight: Count = 16
+    history_per_minute: Count = 30
+    history_channels: Count = 16
+    history_bytes: Bytes = 262144
+    history_reads: Count = 8
     message_bytes: Bytes = 65536
     publish_bytes: Bytes = 10240
     token_bytes: Bytes = 8192

@@ -108,17 +108,22 @@ class Tick:
             return found
         if selection.serial <= self.serial:
             return 0
-        if not self.index:
-            for index, channel in enumerate(self.channels):
-                self.index[channel] = self.index.get(channel, 0) | 1 << index
-            self.rooms.update(map(subjects.room, self.index))
+        by_channel = self.by_channel()
         if selection.literal:
-            found = self.index.get(selection.pattern, 0)
+            found = by_channel.get(selection.pattern, 0)
             return found if found and selection.admits(selection.pattern) else 0
         if selection.room is not None and selection.room not in self.rooms:
             return 0  # as for most private patterns, which are many
         self.route()
         return self.masks.get(selection, 0)
+
+    def by_channel(self) -> Mapping[str, int]:
+        """Return the events of each channel."""
+        if not self.index:
+            for index, channel in enumerate(self.channels):
+                self.index[channel] = self.index.get(channel, 0) | 1 << index
+            self.rooms.update(map(subjects.room, self.index))
+        return self.index
 
     def route(self) -> None:
         """Compute the masks of all newer selections in one pass, however many there are."""

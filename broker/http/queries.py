@@ -48,6 +48,13 @@ def parse(
     return found
 
 
+def whole_number(name: str, text: str) -> int:
+    """Return the number that a parameter is. Raises `Refused` (400)."""
+    if not (text.isdecimal() and len(text) < 10):
+        raise Refused(400, f"{name}: must be a whole number.")
+    return int(text)
+
+
 def no_channel() -> Refused:
     """Return the refusal (400) of a query without the channels that it has to name."""
     return Refused(400, "Missing parameter: channel, at least one: ?channel=orders.>&channel=…")

@@ -100,9 +100,7 @@ def subscribe(query: Query, last_event_id: str | None) -> bytes:
 def value_of(name: str, text: str) -> str | int | bool:
     """Return a parameter as JSON has it. Raises `Refused` (400)."""
     if name == "last":
-        if not (text.isdecimal() and len(text) < 10):
-            raise Refused(400, "last: must be a whole number.")
-        return int(text)
+        return queries.whole_number(name, text)
     if name == "snapshot":
         if text not in ("", "true", "false"):
             raise Refused(400, "snapshot: must be true or false.")

@@ -156,15 +156,18 @@ def lag(taken: Statistics) -> Iterator[Metric]:
     )
     for name, text, values in by_tenant:
         yield gauges(name, text, "tenant", values)
-    family = HistogramMetricFamily(
+    yield by_source(
         "broker_replay_duration_seconds",
         "From the start of a resume or catch-up until it was live, by its source: memory alone "
         "(ring) or the stream too. A snapshot counts as read from the stream.",
-        labels=["source"],
+        taken.meters.replays,
     )
-    for source, durations in taken.meters.replays.items():
-        family.add_metric([source], cumulated(durations), durations.sum)
-    yield family
+    yield by_source(
+        "broker_history_duration_seconds",
+        "From a request for a page of history to its answer, by its source: memory alone (ring) or the "
+        "stream too.",
+        taken.meters.pages,
+    )
     yield gauge("broker_stream_reads_waiting", "Reads of the stream that are queued.", taken.reads_waiting)
     yield gauge(
         "broker_snapshot_bytes",
@@ -261,6 +264,13 @@ def counters(name: str, text: str, labels: tuple[str, ...], values: Labelled) ->
     family = CounterMetricFamily(name, text, labels=labels)
     for key, number in values.items():
         family.add_metric([key] if isinstance(key, str) else key, number)
+    return family
+
+
+def by_source(name: str, text: str, histograms: Mapping[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=["source"])
+    for source, each in histograms.items():
+        family.add_metric([source], cumulated(each), each.sum)
     return family
 
 

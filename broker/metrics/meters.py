@@ -76,6 +76,9 @@ class Meters:
     canary: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     round_trip: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     calls: Histogram = attrs.Factory(lambda: Histogram(REPLAY_SECONDS))
+    pages: dict[str, Histogram] = attrs.Factory(
+        lambda: {source: Histogram(REPLAY_SECONDS) for source in (RING, STREAM)}
+    )
     loop_lag: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
     replays: dict[str, Histogram] = attrs.Factory(
         lambda: {source: Histogram(REPLAY_SECONDS) for source in (RING, STREAM)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
     from broker.config import Limits
     from broker.errors import CloseCode
@@ -70,6 +70,9 @@ class Terms(Protocol):
 
     def client(self) -> Principal:
         """Return the principal. Raise `Unauthenticated` before a token has been presented."""
+
+    def spend(self, costs: Collection[str], now: float) -> None:
+        """Count one of each of these rates. Raise `RateLimited`."""
 
     def reserve(self, text: str, left: int) -> None:
         """Count one more subscription, of the `left` that the connection may still have.
@@ -134,14 +137,15 @@ class Caller(Asker, Protocol):
 class Page(Generic[W]):
     """The form of a request without a connection: its payload is posted to `path`.
 
-    The reply is the first of the request's `replies`, with `status`. The fields `without` are refused: they
-    need a connection.
+    With `query` it is a GET, whose query has `channel` and these fields of the payload. The reply is the
+    first of the request's `replies`, with `status`. The fields `without` are refused: they need a connection.
     """
 
     path: str
     about: str
-    example: str
     status: int
+    example: str = ""
+    query: tuple[str, ...] = ()
     perform: Callable[[Asker, W], Awaitable[m.ServerMessage]]
     without: tuple[str, ...] = ()
 

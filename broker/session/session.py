@@ -24,7 +24,7 @@ from broker.wire import messages as m
 from broker.wire.times import rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from broker.config import Limits
     from broker.limits import Budget, Excess
@@ -85,8 +85,7 @@ class Session:
     def admit(self, message: m.ClientMessage, now: float) -> None:
         """Count a message against the rates. Raise `RateLimited`."""
         if self.principal and (costs := self.table[message.type].costs):
-            if excess := limits.charge(self.budgets, dict.fromkeys(costs, 1), now):
-                raise self.limited(excess)
+            self.spend(costs, now)
             return
         if self.requests is None:
             self.requests = TokenBucket(
@@ -94,6 +93,11 @@ class Session:
             )
         if wait := self.requests.charge(now):
             raise self.limited(limits.Excess(limits.CONNECTION, REQUESTS, wait))
+
+    def spend(self, costs: Collection[str], now: float) -> None:
+        """Count one of each of these rates. Raise `RateLimited`."""
+        if excess := limits.charge(self.budgets, dict.fromkeys(costs, 1), now):
+            raise self.limited(excess)
 
     def limited(self, excess: Excess) -> errors.RateLimited:
         self.hits[excess.scope, excess.resource] += 1

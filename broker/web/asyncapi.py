@@ -88,7 +88,7 @@ def document(routes: Iterable[ClientRoute], names: Names, table: Table) -> Docum
     components["CloseCode"] = coded({each.value: each.meaning for each in errors.CloseCode}, CLOSED)
     for name in ("Error", "Refused", "Unsubscribed", "Problem"):
         components[name]["properties"]["code"] = reference("ErrorCode")
-    both = m.CLIENT_MESSAGES | SERVER_MESSAGES
+    both = {name_of(kind): kind for kind in (*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values())}
     messages = {name: message(kind, components[kind.__name__]) for name, kind in both.items()}
     messages |= dict(requests.messages(described))
     return {
@@ -111,6 +111,12 @@ def document(routes: Iterable[ClientRoute], names: Names, table: Table) -> Docum
             },
         },
     }
+
+
+def name_of(kind: Any) -> str:
+    """Return the name of a message: its type, which a request and its reply may share."""
+    replies = kind.type in m.CLIENT_MESSAGES and m.CLIENT_MESSAGES[kind.type] is not kind
+    return f"{kind.type}.reply" if replies else kind.type
 
 
 def coded(meanings: Mapping[Any, str], description: str) -> Document:
@@ -215,7 +221,7 @@ def operations(table: Table) -> Iterator[tuple[str, Document]]:
     connection = {"$ref": "#/channels/connection"}
 
     def each(*kinds: Any) -> list[Document]:
-        return [{"$ref": f"#/channels/connection/messages/{kind.type}"} for kind in kinds]
+        return [{"$ref": f"#/channels/connection/messages/{name_of(kind)}"} for kind in kinds]
 
     for name, request in table.items():
         reply = {"channel": connection, "messages": each(*request.replies, m.Error)}

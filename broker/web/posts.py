@@ -1,10 +1,10 @@
-"""`POST /publish`, `/acknowledge`, `/request`: messages without a connection, answered as on one."""
+"""`POST /publish`, `GET /history` and others: messages without a connection, answered as on one."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import msgspec
 
@@ -12,10 +12,11 @@ from broker.errors import BadMessage
 from broker.http import queries
 from broker.http.refusals import from_message
 from broker.http.responses import JSON, Refused, Response, problem
-from broker.links.route import POST, Operation, Route
+from broker.links.route import GET, POST, Operation, Route
 from broker.wire.messages import Error
 
 if TYPE_CHECKING:
+    from broker.http.queries import Query
     from broker.links.exchange import ClientExchange
     from broker.links.route import ClientRoute
     from broker.session.requests import AnyRequest, Page, Table
@@ -38,19 +39,23 @@ def routes(post: Post, table: Table) -> list[ClientRoute]:
     return [
         Route(
             path=page.path,
-            methods=(*POST, "OPTIONS"),
+            methods=(*(GET if page.query else POST), "OPTIONS"),
             handle=partial(handle, request, page, post),
             cross_origin=True,
             about=page.about,
-            operations=(
-                Operation(
-                    method="POST", bodies=(request.message,), replies={page.status: request.replies[0]}
-                ),
-            ),
+            operations=(operation(request, page),),
         )
         for request in table.values()
         if (page := request.page)
     ]
+
+
+def operation(request: AnyRequest, page: Page[Any]) -> Operation:
+    """Return the description of a request without a connection."""
+    replies = {page.status: request.replies[0]}
+    if page.query:
+        return Operation(method="GET", parameters=page.query, fields_of=request.message, replies=replies)
+    return Operation(method="POST", bodies=(request.message,), replies=replies)
 
 
 async def handle(request: AnyRequest, page: Page[Any], post: Post, exchange: ClientExchange) -> None:
@@ -58,10 +63,13 @@ async def handle(request: AnyRequest, page: Page[Any], post: Post, exchange: Cli
 
     A request that waits ends with the connection, as it does over a WebSocket.
     """
-    query = queries.parse(exchange.request.query, ())
+    query = queries.parse(exchange.request.query, page.query, repeated=("channel",) if page.query else ())
     token, tenant = exchange.credentials(query)
     with exchange.place():
-        message = message_of(request, page, await exchange.body())
+        if page.query:
+            message = asked(request, page, query)
+        else:
+            message = message_of(request, page, await exchange.body())
         work = post(message, token=token, tenant=tenant, peer=exchange.link.peer)
         reply = await (exchange.while_connected(work) if request.waits else work)
         await exchange.answer(response(page, reply))
@@ -80,6 +88,20 @@ def message_of(request: AnyRequest, page: Page[Any], body: bytes) -> bytes:
                 needs = problem(400, f"payload.{name}: needs a connection.", code=BadMessage.code)
                 raise Refused.by(needs)
     return b'{"type":"%b","payload":%b}' % (request.message.type.encode(), body)
+
+
+def asked(request: AnyRequest, page: Page[Any], query: Query) -> bytes:
+    """Return the message that a query stands for. Raise `Refused` (400)."""
+    if "channel" not in query:
+        raise queries.no_channel()
+    channels = query["channel"]
+    payload: dict[str, Any] = {"channel": channels if len(channels) > 1 else channels[0]}
+    hints = get_type_hints(request.message)
+    for name in page.query:
+        if name in query:
+            (text,) = query[name]
+            payload[name] = queries.whole_number(name, text) if hints[name] == int | None else text
+    return msgspec.json.encode({"type": request.message.type, "payload": payload})
 
 
 def response(page: Page[Any], reply: ServerMessage) -> Response:

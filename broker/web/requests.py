@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STREAMED = [
     kind
     for kind in (*get_args(m.ServerMessage), m.Event)
-    if kind not in (m.Published, m.Acknowledged, m.Answered, m.Pong)
+    if kind not in (m.Published, m.Acknowledged, m.Answered, m.Past, m.Pong)
 ]
 VERSION = "0.3.0"
 TEXT: Document = {"type": "string"}

@@ -96,16 +96,33 @@ class Ask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     traceparent: str | None = None
 
 
+class History(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Read stored events of channels and patterns back, without subscribing: without a place the newest.
+
+    `before`: the newest below that position. `after`: what follows that position. `since`: from a time on
+    (RFC 3339). At most `limit` events, 50 by default.
+    """
+
+    type: ClassVar[str] = "history"
+    channel: OneOrMany
+    before: str | None = None
+    after: str | None = None
+    since: str | None = None
+    limit: int | None = None
+
+
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for a sign of life and the live position."""
 
     type: ClassVar[str] = "ping"
 
 
-ClientMessage: TypeAlias = Authenticate | Subscribe | Unsubscribe | Acknowledge | Publish | Ask | Ping
+ClientMessage: TypeAlias = (
+    Authenticate | Subscribe | Unsubscribe | Acknowledge | Publish | Ask | History | Ping
+)
 CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
     message.type: message
-    for message in (Authenticate, Subscribe, Unsubscribe, Acknowledge, Publish, Ask, Ping)
+    for message in (Authenticate, Subscribe, Unsubscribe, Acknowledge, Publish, Ask, History, Ping)
 }
 
 
@@ -266,6 +283,36 @@ class Answered(Struct, frozen=True, kw_only=True):
     data: Any
 
 
+class Stored(Struct, frozen=True, kw_only=True):
+    """An event as `history` has it; `stored_at` is when NATS stored it (RFC 3339, to the microsecond).
+
+    This class describes it; the bytes are spliced without creating an instance.
+    """
+
+    channel: str
+    position: str
+    event: Any
+    stored_at: str
+    publisher: Publisher | UnsetType = UNSET
+    traceparent: str | UnsetType = UNSET
+
+
+class Past(Struct, frozen=True, kw_only=True):
+    """A page of stored events, in stream order. `channel` is what was allowed, by full names.
+
+    Everything from the position `first` to `last` (inclusive) was looked at. `more`: there may be further
+    events, where the request looks: before `first` or after `last`. `recovered` false: events may be gone.
+    """
+
+    type: ClassVar[str] = "history"
+    channel: OneOrMany
+    events: list[Stored]
+    first: str
+    last: str
+    more: bool
+    recovered: bool
+
+
 class Pong(Struct, frozen=True, kw_only=True):
     """The answer to `ping`, with the live position."""
 
@@ -301,6 +348,7 @@ ServerMessage: TypeAlias = (
     | Published
     | Acknowledged
     | Answered
+    | Past
     | Pong
     | Error
 )

@@ -16,6 +16,12 @@ def rfc3339(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def precisely(nanoseconds: int) -> str:
+    """Return a time (ns since 1970) to the microsecond, truncated: `parse_time` is not after it."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{rfc3339(seconds)[:-1]}.{rest // 1000:06}Z"
+
+
 def parse_time(text: str, field: str = "payload.since") -> datetime:
     try:
         # Truncated to the microsecond: rounded up, the time could be after the event that is meant.

@@ -645,7 +645,7 @@ class World:
             gone.saw(record, intake.address(record[1]), 0.0)
             if tenant == "t":
                 inbox.put(channel, record)
-                intake.remember(float(sequence), "t", (channel, record))
+                intake.remember(float(sequence), "t", (channel, record), sequence)
         intake.forget(before=upto - self.depth)
         if upto > intake.head:
             before, intake.head = intake.head, there[-1][0] if there else upto

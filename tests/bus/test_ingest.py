@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from broker import config
-from broker.bus.ingest import sequences, time_of
+from broker.bus.ingest import parsed
 from broker.errors import Unavailable
 from tests.support import unread
 from tests.support.bus import ready_bus
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 )
 def test_sequences_of_every_form_of_acknowledgement_subject(reply: bytes) -> None:
     """9 tokens, 11 and 12: the stream's sequence, the consumer's, and when the message was stored."""
-    assert sequences(reply) == (4711, 42)
-    assert time_of(reply) == 1_700_000_000_000_000_000
+    assert parsed(reply) == (4711, 42, 1_700_000_000_000_000_000)
 
 
 async def burst(publisher: RawNats, size: int, *, start: int = 0, padding: bytes = b"") -> None:

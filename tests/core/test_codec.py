@@ -38,6 +38,11 @@ READABLE: list[tuple[str, m.ClientMessage]] = [
         m.Acknowledge(durable="d", position="p"),
     ),
     ('{"type":"publish","payload":{"channel":"a","event":null}}', m.Publish(channel="a", event=None)),
+    ('{"type":"history","payload":{"channel":"a"}}', m.History(channel="a")),
+    (
+        '{"type":"history","payload":{"channel":["a"],"before":"p","after":"p","since":"t","limit":1}}',
+        m.History(channel=["a"], before="p", after="p", since="t", limit=1),
+    ),
     ('{"type":"request","payload":{"method":"a"}}', m.Ask(method="a")),
     (
         '{"type":"request","payload":{"method":"a","data":[1],"timeout_ms":1,"id":"i","traceparent":"t"}}',
@@ -168,7 +173,7 @@ def test_not_text() -> None:
         ("pong", "did you mean 'ping'"),
         ("Subscribe", "did you mean 'subscribe'"),
         ("unsubcribe", "did you mean 'unsubscribe'"),
-        ("", "known are acknowledge, authenticate, ping, publish, request, subscribe, unsubscribe"),
+        ("", "known are acknowledge, authenticate, history, ping, publish, request, subscribe, unsubscribe"),
         ("event", "'event' is unknown"),
     ],
 )
@@ -396,6 +401,10 @@ WRITTEN: list[tuple[m.ServerMessage, dict[str, Any]]] = [
     (m.Published(), {}),
     (m.Published(id="i", position="p", duplicate=True), {"id": "i", "position": "p", "duplicate": True}),
     (m.Acknowledged(durable="d", position="p"), {"durable": "d", "position": "p"}),
+    (
+        m.Past(channel="a", events=[], first="p", last="q", more=True, recovered=False),
+        {"channel": "a", "events": [], "first": "p", "last": "q", "more": True, "recovered": False},
+    ),
     (m.Pong(), {}),
     (m.Pong(position="p"), {"position": "p"}),
     (m.Error(code="c", message="m", retryable=False), {"code": "c", "message": "m", "retryable": False}),

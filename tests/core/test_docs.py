@@ -89,7 +89,12 @@ def test_forms_over_http() -> None:
     fields = attrs.fields(Polled)
     assert written(polled) == {each.name + ("?" if each.default is UNSET else "") for each in fields}
     for request in TABLE.values():
-        if page := request.page:
+        if (page := request.page) and page.query:
+            pattern = rf"`GET {page.path}\?channel=[^`]*` with ([^:]*): {page.status} with `\{{([^}}]*)\}}`"
+            ((asked, answered),) = re.findall(pattern, text)
+            assert tuple(CODE.findall(asked)) == page.query
+            assert written(answered) == payload(request.replies[0])
+        elif page:
             pattern = rf"`POST {page.path}` with `\{{([^}}]*)\}}`: {page.status} with `\{{([^}}]*)\}}`"
             ((asked, answered),) = re.findall(pattern, text)
             assert written(asked) == payload(request.message) - {f"{name}?" for name in page.without}

@@ -69,6 +69,8 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
         await say("request", method="a", data={"n": 1}, timeout_ms=30_000, id="r")
         await publisher.publish((await answers.receive()).reply, b"[1]")
         await client.until("reply")
+        await say("history", channel="a", before=position, limit=1)
+        await client.until("history")
         await say("ping")
         await client.until("pong")
         await say("unsubscribe", channel="never")

@@ -155,6 +155,39 @@ async def call_at_once(world: World) -> object:
     return {(await client.expect("error"))["code"] for _ in range(2)}
 
 
+async def past(world: World, channel: str | list[str], **more: Any) -> dict[str, Any]:
+    """A page of a stream with ten events, the first of them in a channel of its own."""
+    client = await world.client()
+    for number in range(10):
+        last = await world.publisher.store("events.acme.b" if number else "events.acme.a.b", b"1")
+        await client.passed(last)  # one at a time: the ring drops whole ticks
+    await client.send("history", {"channel": channel, **more})
+    found: dict[str, Any] = (await client.receive())["payload"]
+    return found
+
+
+@row("limits.history_per_minute", 1, beside={"ring.events": 1})
+async def page_often(world: World) -> object:
+    await past(world, "b")
+    client = await world.client()
+    return await answer(client, "history", {"channel": "b"})
+
+
+@row("limits.history_channels", 1)
+async def page_of_two(world: World) -> object:
+    return (await past(world, ["a", "b"])).get("code")
+
+
+@row("limits.history_bytes", 1)
+async def large_page(world: World) -> object:
+    return len((await past(world, "b"))["events"])
+
+
+@row("limits.history_reads", 1, beside={"ring.events": 1})
+async def far_page(world: World) -> object:
+    return len((await past(world, "a.*", limit=1))["events"])
+
+
 # --- how large -------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from broker.errors import Unavailable
 from broker.subjects import Names
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from broker.bus.base import Record, StreamState
 
@@ -28,7 +28,7 @@ class Recorder:
     states: list[StreamState] = attrs.field(factory=list)
     records: list[Record] = attrs.field(factory=list)  # of the present incarnation
     heads: list[int] = attrs.field(factory=list)
-    times: list[float | None] = attrs.field(factory=list)
+    times: list[int] = attrs.field(factory=list)  # of `records`
     messages: list[Record] = attrs.field(factory=list)
     skips: list[StreamState] = attrs.field(factory=list)
     known: StreamState | None = None  # as the sink was told last
@@ -50,22 +50,22 @@ class Recorder:
     def restored(self, state: StreamState) -> None:
         assert not self.up, "restored twice without an interruption"
         if self.states and state.incarnation != self.states[-1].incarnation:
-            self.records, self.heads = [], []
+            self.records, self.times, self.heads = [], [], []
         self.up, self.known = True, state
         self.states.append(state)
         self.change()
 
-    def stored(self, records: list[Record], head: int, stored_at: float | None) -> None:
+    def stored(self, records: list[Record], head: int, times: Sequence[int]) -> None:
         assert self.up, "records while interrupted"
         assert len(records) <= 512
         sequences = [record[0] for record in records]
         assert sequences == sorted(set(sequences))
         assert not sequences or head >= sequences[-1]
         assert not self.heads or (sequences[0] if sequences else head) > self.heads[-1]
-        assert (stored_at is None) == (not records)
+        assert len(times) == len(records)
         assert self.explained(sequences, head), "records are missing, and nobody said so"
         self.records += records
-        self.times.append(stored_at)
+        self.times += times
         self.heads.append(head)
         self.change()
 

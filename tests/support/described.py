@@ -30,7 +30,7 @@ def document(names: Names = Names()) -> dict[str, Any]:  # noqa: B008  a frozen 
 
 @cache
 def validator(kind: str) -> Draft202012Validator:
-    """Of the whole messages of a type."""
+    """Of the whole messages of a name."""
     return of_schema(document()["components"]["messages"][kind]["payload"])
 
 
@@ -38,8 +38,9 @@ def check(message: dict[str, Any]) -> None:
     """Raises where a message of the broker is not as described."""
     kind = message["type"]
     assert kind in asyncapi.SERVER_MESSAGES, message
-    validator(kind).validate(message)
-    known = document()["components"]["schemas"][asyncapi.SERVER_MESSAGES[kind].__name__]["properties"]
+    described = asyncapi.SERVER_MESSAGES[kind]
+    validator(asyncapi.name_of(described)).validate(message)
+    known = document()["components"]["schemas"][described.__name__]["properties"]
     assert message["payload"].keys() <= known.keys(), message
 
 

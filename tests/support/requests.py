@@ -9,6 +9,7 @@ import attrs
 from broker.actors.connection import AUTHENTICATE, PING
 from broker.features.calls import Calls
 from broker.features.durable.feature import Durables
+from broker.features.history.feature import Histories
 from broker.features.publishing import Publishing
 from broker.features.subscriptions.feature import Subscriptions
 from broker.session.requests import Call, table
@@ -21,6 +22,7 @@ FEATURES = (
     Subscriptions(NOTHING, NOTHING),
     Publishing(NOTHING, NOTHING, str),
     Calls(NOTHING, NOTHING, NOTHING),
+    Histories(NOTHING, NOTHING),
     Durables(NOTHING, NOTHING),
 )
 TABLE = table([AUTHENTICATE, PING, *(each for feature in FEATURES for each in feature.requests())])

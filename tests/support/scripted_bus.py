@@ -191,7 +191,7 @@ class ScriptedBus:
                 self.sent = self.last_sequence
                 self.delivered.append((-math.inf, self.sent))
             self.fed = self.incarnation
-            sink.stored([], self.sent, None)
+            sink.stored([], self.sent, ())
 
     def hand_over_live(self, sink: Sink) -> None:
         while self.unstored:
@@ -206,7 +206,7 @@ class ScriptedBus:
             sink.skipped(self.now())
         self.sent = batch[-1][0]
         self.delivered.append((trio.current_time(), self.sent))
-        sink.stored(batch, self.sent, self.stored_times.get(batch[0][0], 0.0))
+        sink.stored(batch, self.sent, self.moments(batch))
 
     def now(self) -> StreamState:
         """The stream as its leader knows it."""
@@ -351,7 +351,17 @@ class ScriptedBus:
         start = bisect_right(records, after, key=itemgetter(0))
         found = [record for record in records[start:] if subjects_match(subject, record[1])]
         most = min(limit, self.random.randint(1, limit))
-        return Page(records=found[:most], pending=len(found[most:]))
+        return self.page(found[:most], pending=len(found[most:]))
+
+    async def get(self, sequences: Sequence[int]) -> Page:
+        await self.delay()
+        return self.page([record for record in self.replica() if record[0] in sequences], pending=0)
+
+    def page(self, records: list[Record], pending: int) -> Page:
+        return Page(records=records, pending=pending, times=self.moments(records))
+
+    def moments(self, records: list[Record]) -> list[int]:
+        return [int(self.stored_times.get(record[0], 0.0) * 1e9) for record in records]
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
         await self.delay()

@@ -180,6 +180,7 @@ def test_requests_are_those_of_the_port() -> None:
         known = {
             "get_sse": {"channel", *sse.PARAMETERS, sse.LAST_EVENT_ID},
             "get_poll": {"channel", *polls.PARAMETERS},
+            "get_history": {*m.History.__struct_fields__},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
     pages = {each.path: {*each.methods} - {"OPTIONS", "HEAD"} for each in described.PROTOCOL}
@@ -188,9 +189,10 @@ def test_requests_are_those_of_the_port() -> None:
     assert {"channel", *sse.PARAMETERS} == subscribe
     assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}
     pages_of = [request.page for request in TABLE.values() if request.page]
-    assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request"}
+    assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request", "/history"}
     for page in pages_of:
-        reply = operations[f"post_{page.path.removeprefix('/')}"]["reply"]["messages"]
+        method = "get" if page.query else "post"
+        reply = operations[f"{method}_{page.path.removeprefix('/')}"]["reply"]["messages"]
         status = [described.resolved(each)["bindings"]["http"].get("statusCode") for each in reply]
         assert status == [page.status, None]
 
