@@ -219,6 +219,17 @@ async def test_denied_channels_are_left_out(broker: Broker, publisher: RawNats) 
         assert (page["channel"], numbers(page)) == (["a.*", "users.alice.>"], [0, 3])
 
 
+async def test_ids_are_shown_to_their_publisher(broker: Broker) -> None:
+    """An event that was not echoed is there too."""
+    async with broker.client() as alice, broker.client(user="bob") as bob:
+        await alice.send("publish", {"channel": "a", "event": 1, "id": "x", "echo": False})
+        await alice.until("published")
+        await broker.caught_up()
+        for client, publisher in ((alice, {"user": "alice", "id": "x"}), (bob, {"user": "alice"})):
+            (event,) = (await history(client, "a"))["events"]
+            assert event["publisher"] == publisher
+
+
 async def test_pages_from_the_stream_are_limited(
     tmp_path: Path, nats: NatsServer, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
 ) -> None:

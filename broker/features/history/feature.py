@@ -77,6 +77,7 @@ class Histories(Feature):
             reading = Reading(
                 sources=self.sources,
                 tenant=principal.tenant,
+                user=None if principal.monitoring else principal.user,
                 wish=wish,
                 most_bytes=asker.session.limits.history_bytes,
                 most_reads=asker.session.limits.history_reads,

@@ -97,12 +97,13 @@ class Sources:
 class Reading:
     """A page that is being read.
 
-    `enter` waits for the turn to read the stream. `step` is 1 or -1, the direction; `bound` is the last
+    `user` is whose own events have an id here. `enter` waits for the turn to read the stream. `step` is 1 or -1, the direction; `bound` is the last
     position that has been looked at in that direction, all between it and the start included.
     """
 
     sources: Sources
     tenant: str
+    user: str | None
     wish: Wish
     most_bytes: int
     most_reads: int
@@ -287,7 +288,7 @@ class Reading:
             stored_at = self.time(sequence)
             if stored_at is None:
                 continue  # it was deleted before it arrived
-            event = stored(tick.frames[index], stored_at)
+            event = stored(self.view(tick, index), stored_at)
             if self.found and self.size + len(event) > self.most_bytes:
                 self.full, self.bound = True, sequence - self.step
                 return
@@ -297,6 +298,13 @@ class Reading:
                 self.full, self.bound = True, sequence
                 return
         self.bound = bound
+
+    def view(self, tick: Tick, index: int) -> bytes:
+        """Return an event as this user gets it."""
+        frame, own = tick.frames[index], tick.own.get(index)
+        if own is None or own.id is None or own.user != self.user:
+            return frame
+        return frames.own(frame, own.user, own.id)
 
     def missing(self) -> int:
         return self.wish.limit - len(self.found)
