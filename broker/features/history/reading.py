@@ -97,8 +97,9 @@ class Sources:
 class Reading:
     """A page that is being read.
 
-    `user` is whose own events have an id here. `enter` waits for the turn to read the stream. `step` is 1 or -1, the direction; `bound` is the last
-    position that has been looked at in that direction, all between it and the start included.
+    `user` is whose own events have an id here. `enter` waits for the turn to read the stream. `step` is 1 or
+    -1, the direction; `bound` is the last position that has been looked at in that direction, all between it
+    and the start included.
     """
 
     sources: Sources
