@@ -1,4 +1,4 @@
-"""The service of `broker dev`, which answers the methods `demo.echo` and `demo.clock` in every tenant."""
+"""The service of `broker dev`, which answers methods `demo.…` in every tenant: see `METHODS`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import msgspec
 import trio
 
-from broker.errors import TooLarge, Unavailable
+from broker.errors import Rejected, TooLarge, Unavailable
 from broker.nats import headers
 from broker.nats.link import open_link
 from broker.nats.login import Server
@@ -22,46 +23,92 @@ if TYPE_CHECKING:
     from broker.config import Config
     from broker.nats.link import Link
 
-    Work = Callable[[str, bytes], Any]
-
 RETRY_SECONDS = 1.0
+CHANNEL = "demo.orders"
+ON_HOLD = 5  # each such order is refused
 
 
-def echo(user: str, body: bytes) -> Any:
-    if fault := events.not_json(body):  # whoever else may publish to NATS says anything
+@attrs.frozen(kw_only=True)
+class Asked:
+    """A request of a user (encoded). `publish` takes events for the channel of the orders of its tenant."""
+
+    user: str
+    body: bytes
+    publish: Callable[[Any], None]
+
+
+class Approval(msgspec.Struct):
+    order: int
+
+
+def echo(asked: Asked) -> Any:
+    if fault := events.not_json(asked.body):  # whoever else may publish to NATS says anything
         raise ValueError(fault)
-    return {"user": user, "data": msgspec.Raw(body)}
+    return {"user": asked.user, "data": msgspec.Raw(asked.body)}
 
 
-def clock(_: str, __: bytes) -> Any:
+def clock(_: Asked) -> Any:
     return {"time": datetime.now(UTC)}
 
 
-METHODS: dict[str, Work] = {"demo.echo": echo, "demo.clock": clock}
+def approve(asked: Asked) -> Any:
+    """Approve an order: an event tells everybody, before the answer tells who asked."""
+    order = msgspec.json.decode(asked.body, type=Approval).order
+    if order % ON_HOLD == 0:
+        raise Rejected(f"order {order} is on hold", status=409)
+    asked.publish({"text": f"order {order} is approved", "by": asked.user})
+    return {"order": order}
+
+
+METHODS: dict[str, Callable[[Asked], Any]] = {
+    "demo.echo": echo,
+    "demo.clock": clock,
+    "demo.approve": approve,
+}
 
 
 async def serve(url: str, settings: Config) -> None:
     """Answer requests by the NATS server at `url` until cancelled."""
-    server = Server.parse(url)
+    server, subjects = Server.parse(url), settings.subjects
     while True:
         with suppress(Unavailable):
             async with open_link(server, settings.nats) as link:
                 for method, work in METHODS.items():
-                    subject = f"{settings.subjects.rpc}.*.{method}"
-                    await link.subscribe(subject, partial(respond, link, work))
+                    handle = partial(respond, link, work, subjects.events)
+                    await link.subscribe(f"{subjects.rpc}.*.{method}", handle)
                 await link.lost.wait()
         await trio.sleep(RETRY_SECONDS)
 
 
-def respond(link: Link, work: Work, _: bytes, reply: bytes, block: bytes, body: bytes) -> None:
+def respond(
+    link: Link,
+    work: Callable[[Asked], Any],
+    prefix: str,
+    subject: bytes,
+    reply: bytes,
+    block: bytes,
+    body: bytes,
+) -> None:
     """Answer one request, if it is the broker's. Whatever it holds, the next one is answered too."""
-    user = headers.parse(block).get("Broker-User")
+    user, tenant = headers.parse(block).get("Broker-User"), headers.text(subject).split(".")[1]
     if not (reply and user):
         return
+
+    def put(subject: str, body: bytes, fields: dict[str, str] | None = None) -> None:
+        link.put(link.message(subject, body, "", fields))
+
+    def publish(event: Any) -> None:
+        put(f"{prefix}.{tenant}.{CHANNEL}", msgspec.json.encode(event))
+
     inbox = headers.text(reply)
     try:
-        message = link.message(inbox, msgspec.json.encode(work(user, body)), "", None)
+        put(inbox, msgspec.json.encode(work(Asked(user=user, body=body, publish=publish))))
+    except Rejected as error:
+        put(inbox, b"", refusal(error.message, error.status))
     except (TooLarge, ValueError):
-        refusal = {"Nats-Service-Error": "it cannot be answered", "Nats-Service-Error-Code": "400"}
-        message = link.message(inbox, b"", "", refusal)
-    link.put(message)
+        put(inbox, b"", refusal("it cannot be answered", 400))
+
+
+def refusal(words: str, code: int | None) -> dict[str, str]:
+    """Return the headers of an answer that refuses, as the NATS services API has them (ADR-32)."""
+    return {"Nats-Service-Error": words, "Nats-Service-Error-Code": str(code)}

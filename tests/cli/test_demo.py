@@ -48,6 +48,21 @@ async def test_what_cannot_be_answered_is_refused(service: RawNats, body: bytes,
     assert json.loads(answer.body) == {"user": "al%2Eice", "data": [1]}
 
 
+async def test_an_approved_order_is_an_event_of_the_tenant(service: RawNats) -> None:
+    """It comes before the answer; one that is on hold is refused, and nobody hears of it."""
+    stored = await service.subscribe("events.>")
+    for order, refused in ((5, True), (6, False)):
+        answer = await service.request("rpc.acme.demo.approve", b'{"order":%d}' % order, header=BROKERS)
+        assert (b"Nats-Service-Error-Code: 409" in answer.header) is refused
+    event = stored.receive_nowait()
+    assert (event.subject, json.loads(event.body)["text"]) == (
+        b"events.acme.demo.orders",
+        "order 6 is approved",
+    )
+    with pytest.raises(trio.WouldBlock):
+        stored.receive_nowait()
+
+
 async def test_it_answers_the_broker_alone(service: RawNats) -> None:
     """What lacks the broker's header, or a place for the answer, is left alone."""
     inbox = await service.subscribe("inbox")

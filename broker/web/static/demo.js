@@ -3,6 +3,7 @@
 import { Client } from "./client.js";
 
 const SHOWN = 200; // rows of the list
+const ORDERS = 8; // that are shown
 const SLOW_MS = 700; // what a slow reader takes for an event
 const NAMES = { connecting: "connecting", open: "connected", waiting: "reconnecting", closed: "cut off" };
 
@@ -36,6 +37,7 @@ class Tenant {
     this.reader = new Client({ url, token: () => token(name, "reader") });
     this.service = new Client({ url, token: () => token(name, "service") });
     this.count = 0;
+    this.order = 1;
     this.missed = 0;
     this.ahead = []; // what the service has and the reader has not
     this.reader.addEventListener("status", () => this.showStatus());
@@ -124,15 +126,42 @@ class Tenant {
     const began = performance.now();
     try {
       const { position } = await this.service.publish(channel.value, { text: text.value + more });
-      said.textContent = `published in ${Math.round(performance.now() - began)} ms at ${position ?? "no position: a live channel"}`;
-      said.classList.remove("bad");
+      this.say(said, `published in ${Math.round(performance.now() - began)} ms at ${position ?? "no position: a live channel"}`, false);
     } catch (error) {
-      said.textContent = `${error.code}: ${error.message}`;
-      said.classList.add("bad");
+      this.say(said, `${error.code}: ${error.message}`, true);
     }
   }
 
+  /** Writes what has become of something, below its buttons. */
+  say(said, text, bad) {
+    said.textContent = text;
+    said.classList.toggle("bad", bad);
+  }
+
   // --- buttons ---
+
+  /** Shows an order as approved at once; the answer of the service confirms that, or takes it back. */
+  async approve() {
+    const { order, orders, answer } = this.part;
+    const number = this.order++;
+    order.textContent = this.order;
+    const shown = Object.assign(document.createElement("li"), { textContent: number });
+    orders.prepend(shown);
+    while (orders.childElementCount > ORDERS) orders.lastElementChild.remove();
+    const turn = (state, text) => {
+      shown.className = state;
+      shown.title = text;
+      if (number === this.order - 1) this.say(answer, `order ${number}: ${text}`, state === "refused");
+    };
+    turn("pending", "approved");
+    const began = performance.now();
+    try {
+      await this.reader.request("demo.approve", { order: number });
+      turn("confirmed", `approved, confirmed in ${Math.round(performance.now() - began)} ms`);
+    } catch (error) {
+      turn("refused", `open again (${error.code}: ${error.message})`);
+    }
+  }
 
   cut(button) {
     if (this.reader.status.state === "closed") this.reader.connect();

@@ -74,16 +74,34 @@ describe("the demo page", () => {
     await page.close();
   });
 
+  test("an order is approved at once; the service confirms that for everybody, or takes it back", async () => {
+    const page = await open();
+    const [acme, globex] = cards(page);
+    const orders = (kind) => acme.locator(`.orders .${kind}`).allTextContents();
+    for (let number = 1; number <= 5; number++) await click(acme, `Approve order ${number}`);
+    await acme.getByText("order 5: open again (rejected: order 5 is on hold)").waitFor();
+    await until(async () => (await orders("confirmed")).length === 4, "the others are confirmed");
+    assert.deepEqual(await orders("refused"), ["5"]);
+    await until(async () => (await rows(acme).count()) === 4, "everybody is told");
+    assert.deepEqual((await rows(acme).locator(".body").allTextContents()).sort(), [1, 2, 3, 4].map((number) => `a NATS client: order ${number} is approved`));
+    await click(acme, "Cut connection");
+    await click(acme, "Approve order 6");
+    await acme.getByText("order 6: open again (closed: ").waitFor();
+    assert.equal(await rows(globex).count(), 0);
+    assert.deepEqual(page.faults, []);
+    await page.close();
+  });
+
   test("is used by keyboard alone", async () => {
     const page = await open();
     const [acme] = cards(page);
     await page.keyboard.press("Tab");
     const seen = [];
-    for (let i = 0; i < 8; i++) {
+    for (let i = 0; i < 9; i++) {
       seen.push(await page.evaluate(() => document.activeElement.textContent.trim() || document.activeElement.name || document.activeElement.getAttribute("aria-label")));
       await page.keyboard.press("Tab");
     }
-    assert.deepEqual(seen.slice(0, 7), ["Cut connection", "Slow reader", "channel", "text", "Publish", "Publish 20", "One a second"]);
+    assert.deepEqual(seen.slice(0, 8), ["Cut connection", "Slow reader", "channel", "text", "Publish", "Publish 20", "One a second", "Approve order 1"]);
     await acme.getByLabel("Text").focus();
     await page.keyboard.press("Enter");
     await rows(acme).first().waitFor();
@@ -94,6 +112,8 @@ describe("the demo page", () => {
     for (const colorScheme of ["light", "dark"])
       test(`fits ${width} px, ${colorScheme}, with text that can be read`, async () => {
         const page = await open({ viewport: { width, height: 900 }, colorScheme, bypassCSP: true });
+        for (const number of [1, 2, 3, 4, 5, 6]) await click(cards(page)[0], `Approve order ${number}`);
+        await until(async () => (await page.locator(".orders :not(.pending)").count()) === 6, "all are answered");
         const found = await page.evaluate(() => {
           const light = (text) => {
             const [r, g, b] = text.match(/[\d.]+/g).map((each) => (each /= 255) && (each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4));
@@ -104,7 +124,7 @@ describe("the demo page", () => {
             return backgroundColor === "rgba(0, 0, 0, 0)" ? behind(element.parentElement) : backgroundColor;
           };
           const poor = [];
-          for (const element of document.querySelectorAll("h1, h2, h3, p, dt, dd, label, button, input, code")) {
+          for (const element of document.querySelectorAll("h1, h2, h3, p, dt, dd, label, button, input, code, .orders li")) {
             const [one, other] = [light(getComputedStyle(element).color), light(behind(element))].sort((a, b) => b - a);
             if ((one + 0.05) / (other + 0.05) < 4.5) poor.push(element.outerHTML);
           }
