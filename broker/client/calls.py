@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import attrs
 
 from broker.backoff import Backoff
-from broker.client import checks
+from broker.client import checks, said
 from broker.client.engine import READ_AHEAD, Engine
 from broker.client.items import Lost
 from broker.client.tokens import looked_at
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
     from broker.client.checks import Lag
-    from broker.client.items import Published
+    from broker.client.items import Page, Published
     from broker.client.outbox import Pending
 
 T = TypeVar("T")
@@ -152,6 +153,30 @@ class Calls(ABC):
         done, until = self.flag(), self.clock() + timeout
         promise = self.engine.request(method, data, until, id, done.set)
         return (await self.answer(promise, done, until))["data"]
+
+    async def history(
+        self,
+        *channels: str,
+        before: str | None = None,
+        after: str | None = None,
+        since: str | None = None,
+        limit: int | None = None,
+    ) -> Page:
+        """Read stored events of channels and patterns back, without subscribing.
+
+        Give at most one start: the newest events below a position (`before`), those after one (`after`), or
+        since a time (`since`, RFC 3339). The default is the newest. A page has at most `limit` events (50),
+        and fewer where they are large or far apart. `older` and `newer` of a page return the next ones.
+
+        Without a connection, or over a limit of the broker, this waits; after a reconnection it asks again.
+        Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an invalid request;
+        later the `BrokerError` in the broker's answer, such as `Forbidden`; `SessionEnded`.
+        """
+        done = self.flag()
+        asked = {"before": before, "after": after, "since": since, "limit": limit}
+        promise = self.engine.history(channels, asked, done.set)
+        payload = await self.answer(promise, done)
+        return said.page(payload, partial(self.history, *channels, limit=limit))
 
     async def acknowledge(self, durable: str, position: str) -> None:
         """Acknowledge everything up to `position`, and return once that is stored.

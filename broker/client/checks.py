@@ -15,7 +15,7 @@ import attrs
 import msgspec
 
 from broker import subjects
-from broker.errors import BadMessage, InvalidPosition
+from broker.errors import BadMessage, InvalidChannel, InvalidPosition
 from broker.wire.events import MAX_DEPTH
 from broker.wire.times import parse_time
 
@@ -195,10 +195,30 @@ def check_subscribe(
             check_text("since", since)
             parse_time(since, "since")
         case {"last": last}:
-            if type(last) is not int:
-                raise TypeError(f"last: a whole number is wanted, not {type(last).__name__}")
-            if not 1 <= last <= most_last:
-                raise BadMessage(f"last: {last}: must be 1 to {most_last:g}")
+            check_count("last", last, most_last)
+
+
+def check_history(channels: tuple[Any, ...], asked: Mapping[str, Any], most: float) -> None:
+    """`most`: the broker's limit `last_events`."""
+    check_patterns(channels)
+    if live := [each for each in channels if subjects.is_live(each)]:
+        raise InvalidChannel(f"{live[0]}: a live channel is not stored")
+    if len(starts := asked.keys() - {"limit"}) > 1:
+        raise ValueError(f"a page has one start, not {' and '.join(sorted(starts))}")
+    for name in starts & {"before", "after"}:
+        check_position(asked[name])
+    if "since" in asked:
+        check_text("since", asked["since"])
+        parse_time(asked["since"], "since")
+    if "limit" in asked:
+        check_count("limit", asked["limit"], most)
+
+
+def check_count(name: str, value: Any, most: float) -> None:
+    if type(value) is not int:
+        raise TypeError(f"{name}: a whole number is wanted, not {type(value).__name__}")
+    if not 1 <= value <= most:
+        raise BadMessage(f"{name}: {value}: must be 1 to {most:g}")
 
 
 def check_position(position: Any) -> None:

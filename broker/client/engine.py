@@ -21,6 +21,7 @@ from broker.client.asking import SMALL, Asking
 from broker.client.gate import Allowed, Gate
 from broker.client.items import Event, Gap, Item, Lost, Message, SessionEnded
 from broker.client.outbox import Outbox
+from broker.client.pages import Pages
 from broker.client.questions import Questions
 from broker.client.resume import Resume
 from broker.client.tokens import Credentials
@@ -63,6 +64,7 @@ class Engine:
     gate: Gate = attrs.field(factory=Gate)
     outbox: Outbox = attrs.field(init=False)
     questions: Questions = attrs.field(init=False)
+    pages: Pages = attrs.field(init=False)
     asking: Asking = attrs.field(init=False)
     credentials: Credentials = attrs.field(init=False)
     ended: SessionEnded | None = None
@@ -87,6 +89,7 @@ class Engine:
     def __attrs_post_init__(self) -> None:
         self.outbox = Outbox(gate=self.gate, wall=self.wall)
         self.questions = Questions(self.gate)
+        self.pages = Pages(self.gate)
         self.asking = Asking(self.resume, self.gate, self.backoff.delay)
         self.credentials = Credentials(renewable=self.renewable, wall=self.wall)
 
@@ -134,6 +137,15 @@ class Engine:
             checks.check_request_id(request_id)
         return self.questions.ask(method, checks.data_json(data), request_id, until, on_done)
 
+    def history(
+        self, channels: tuple[str, ...], asked: Mapping[str, Any], on_done: Callable[[], None]
+    ) -> Pending[Payload]:
+        """Ask for a page; the promise is the payload of the reply."""
+        self.check_running()
+        given = {name: value for name, value in asked.items() if value is not None}
+        checks.check_history(channels, given, self.gate.allowed.last_events)
+        return self.pages.ask({"channel": list(channels)} | given, on_done)
+
     def expire(self, promise: Pending[Any]) -> None:
         """Settle the promise of a request whose time has ended."""
         self.questions.expire(promise)
@@ -142,11 +154,12 @@ class Engine:
         """Record that nobody waits for an answer any more: what is not in flight will not be sent."""
         self.outbox.withdraw(promise)
         self.questions.withdraw(promise)
+        self.pages.withdraw(promise)
 
     @property
     def awaited(self) -> bool:
         """Whether anybody waits for an answer."""
-        return self.outbox.awaited or self.questions.awaited
+        return self.outbox.awaited or self.questions.awaited or self.pages.awaited
 
     def check_running(self) -> None:
         if self.over:
@@ -182,8 +195,9 @@ class Engine:
                 self.say(*frame)
             for frame in self.outbox.take(self.resume, now):
                 self.say(*frame)
-            for frame in self.questions.take(now):
-                self.say(*frame)
+            for each in (self.questions, self.pages):
+                for frame in each.take(now):
+                    self.say(*frame)
         if now >= self.ping_at() and not self.pinged:
             self.quiet_since, self.pinged = now, True
             self.gate.count("requests", now)
@@ -199,7 +213,9 @@ class Engine:
         own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by())
         if not self.authenticated:
             return min(own, self.opened_by)
-        return min(own, self.asking.due(now), self.outbox.due(now), self.questions.due(now))
+        return min(
+            own, self.asking.due(now), self.outbox.due(now), self.questions.due(now), self.pages.due(now)
+        )
 
     def overdue(self, now: float) -> Lost | None:
         """Return why to close this connection now; None to keep it."""
@@ -241,7 +257,7 @@ class Engine:
         if self.asking.answered(kind, payload, message_id, now):
             return None
         self.resume.received(kind, payload, message_id)
-        for each in (self.outbox, self.questions):
+        for each in (self.outbox, self.questions, self.pages):
             if each.answered(kind, payload, message_id, now):
                 return None
         if kind == "gap":
@@ -389,13 +405,14 @@ class Engine:
         self.authenticated, self.opened_at = False, inf
         self.outbox.cut(now)
         self.questions.cut()
+        self.pages.cut()
         self.failures += 1
         return max(lost.after, self.backoff.delay(self.failures - 1))
 
     def end(self, why: SessionEnded | None) -> None:
         """End the session: no more connections or answers. `why` is set if the broker ended it."""
         self.ended, self.over = why, True
-        for each in (self.outbox, self.questions):
+        for each in (self.outbox, self.questions, self.pages):
             each.end(why or SessionEnded(STOPPED))
 
 

@@ -1,6 +1,7 @@
 """Pacing of messages to stay below the limits that the broker has announced.
 
-Three lanes: publishes, requests to services, and all others. Refusals are counted together, since the broker
+Three lanes: publishes, requests to services, and all others; of these, pages of history may be held back
+apart. Refusals are counted together, since the broker
 closes the connection after 50 of them for rate, or 10 for malformed messages, within a minute.
 """
 
@@ -17,7 +18,7 @@ from broker.limits import TokenBucket, Window
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Lane: TypeAlias = Literal["publishes", "calls", "requests"]
+Lane: TypeAlias = Literal["publishes", "calls", "requests", "history"]
 
 SHARE = 0.8  # share of rates and bursts: what is sent evenly may arrive in bunches
 RATE_REFUSALS, FORM_REFUSALS = 25, 5  # share of the 50 and the 10: messages in flight may be refused too

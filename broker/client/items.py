@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import msgspec
 
 from broker.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 Payload: TypeAlias = "dict[str, Any]"
 
@@ -63,6 +66,43 @@ class Reconnecting:
     reason: str
     after: float
     cause: BaseException | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen(kw_only=True)
+class PastEvent:
+    """An event of a `Page`; `value` is its JSON, decoded, and `stored_at` when it was stored (RFC 3339)."""
+
+    channel: str
+    value: Any
+    position: str
+    stored_at: str
+    publisher: dict[str, Any] | None
+
+
+@attrs.frozen(kw_only=True)
+class Page:
+    """Stored events in stream order, read back from `channels`, those that are allowed.
+
+    Everything from the position `first` to `last` (inclusive) was looked at; a subscription with the
+    `position` `last` of the newest page joins exactly. `more`: there may be further events in the direction
+    of reading. Not `recovered`: the position asked for is not kept any more, or of another stream.
+    """
+
+    channels: tuple[str, ...]
+    events: tuple[PastEvent, ...]
+    first: str
+    last: str
+    more: bool
+    recovered: bool
+    read: Callable[..., Awaitable[Page]] = attrs.field(repr=False, eq=False)
+
+    async def older(self) -> Page:
+        """Return the page before this one. Raises as `Session.history` does."""
+        return await self.read(before=self.first)
+
+    async def newer(self) -> Page:
+        """Return the page after this one. Raises as `Session.history` does."""
+        return await self.read(after=self.last)
 
 
 Item: TypeAlias = Event | Gap | Message | Reconnecting

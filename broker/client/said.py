@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from broker.client.items import Gap
+from broker.client.items import Gap, Page, PastEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from broker.client.items import Payload
 
@@ -37,6 +37,14 @@ class Refused(msgspec.Struct):
     code: str = ""
 
 
+class Past(msgspec.Struct):
+    channel: str
+    position: str
+    stored_at: str
+    event: Any
+    publisher: dict[str, Any] | None = None
+
+
 class Fields(msgspec.Struct):
     """The fields that are used, of all messages, with their types."""
 
@@ -61,6 +69,11 @@ class Fields(msgspec.Struct):
     reconnect_after_ms: float | None = None
     limits: dict[str, Any] = {}
     status: int | None = None
+    events: list[Past] = ()  # type: ignore[assignment]
+    first: str = ""
+    last: str = ""
+    more: bool = False
+    recovered: bool = True
 
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -68,12 +81,13 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "unsubscribed": ("channel",),
     "gap": ("channel",),
     "reply": ("data",),
+    "history": ("channel", "events", "first", "last", "more", "recovered"),
     "error": ("code",),
 }
 KNOWN = {
     "connection.established", "connection.authenticated", "connection.expiring", "connection.draining",
     "subscribed", "subscription.live", "unsubscribed", "gap", "source", "published", "acknowledged", "reply",
-    "pong", "error",
+    "history", "pong", "error",
 }  # fmt: skip
 
 
@@ -105,6 +119,29 @@ def gap(payload: Mapping[str, Any]) -> Gap:
         end=payload.get("to"),
         count=payload.get("count"),
         catch_up=payload.get("catch_up"),
+    )
+
+
+def page(payload: Mapping[str, Any], read: Callable[..., Awaitable[Page]]) -> Page:
+    """Return a `history` of the broker; `read` reads another page of the same channels."""
+    channel = payload["channel"]
+    return Page(
+        channels=(channel,) if isinstance(channel, str) else tuple(channel),
+        events=tuple(
+            PastEvent(
+                channel=each["channel"],
+                value=each["event"],
+                position=each["position"],
+                stored_at=each["stored_at"],
+                publisher=each.get("publisher"),
+            )
+            for each in payload["events"]
+        ),
+        first=payload["first"],
+        last=payload["last"],
+        more=payload["more"],
+        recovered=payload["recovered"],
+        read=read,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from contextlib import AbstractAsyncContextManager
 
-    from broker.client import Item, Published
+    from broker.client import Item, Page, Published
 
 T = TypeVar("T")
 QUICK = Backoff(first=0.001, longest=0.2)
@@ -53,6 +54,10 @@ class Elsewhere:
 
     async def request(self, method: str, data: Any = None, **options: Any) -> Any:
         return await self.call(self.session.request(method, data, **options))
+
+    async def history(self, *channels: str, limit: int | None = None, **start: str) -> Page:
+        page = await self.call(self.session.history(*channels, limit=limit, **start))
+        return attrs.evolve(page, read=partial(self.history, *channels, limit=limit))
 
     async def acknowledge(self, durable: str, position: str) -> None:
         await self.call(self.session.acknowledge(durable, position))

@@ -244,6 +244,30 @@ async def test_requests(broker: Broker, publisher: RawNats, running: Running) ->
         assert await session.request("a") == {"got": None}
 
 
+async def test_history(broker: Broker, publisher: RawNats, running: Running) -> None:
+    """Back to the beginning, and on from there; a subscription joins at the newest page."""
+    for number in range(7):
+        await publisher.store("events.acme.a", b"%d" % number)
+    await broker.caught_up()
+    async with running(broker.running.ws, broker.token()) as session:
+        page = newest = await session.history("a", limit=3)
+        found = [[event.value for event in page.events]]
+        while page.more:
+            page = await page.older()
+            found.append([event.value for event in page.events])
+        assert found == [[4, 5, 6], [1, 2, 3], [0]]
+        assert [event.value for event in (await page.newer()).events] == [1, 2, 3]
+        since = await session.history("a", since=newest.events[1].stored_at)
+        assert [event.value for event in since.events] == [5, 6]
+        with pytest.raises(Forbidden):
+            await session.history("users.somebody.a")
+        await session.subscribe("a", position=newest.last)
+        await publisher.store("events.acme.a", b"7")
+        while not isinstance(event := await anext(session), Event):
+            pass
+        assert event.value == 7
+
+
 async def test_a_request_over_a_kill(file: Path, publisher: RawNats, running: Running) -> None:
     """The service has it once, whatever happens to the broker; what is asked meanwhile waits for another."""
     received = await publisher.subscribe("rpc.acme.pay")
