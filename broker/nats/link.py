@@ -19,7 +19,7 @@ import trio
 
 from broker.errors import TooLarge, Unavailable
 from broker.nats import headers, protocol
-from broker.nats.opening import Refused, open_stream, reason, receive
+from broker.nats.opening import Refused, open_stream, reason, receive, send
 from broker.nats.protocol import Info, ProtocolError, Refusal, Sign
 from broker.signals import Signal
 
@@ -170,7 +170,7 @@ class Link:
             await self.written.wait()
             while self.unsent:
                 data, self.unsent = b"".join(self.unsent), []
-                await self.stream.send_all(data)
+                await send(self.stream, data)
                 self.held -= len(data)
 
     async def ping(self) -> None:

@@ -116,6 +116,19 @@ async def receive(stream: trio.abc.Stream) -> bytes:
             return os.read(stream.socket.fileno(), READ_BYTES)
 
 
+async def send(stream: trio.abc.Stream, data: bytes) -> None:
+    """Send all of the data. A bare socket mostly takes it at once, without a turn of the loop."""
+    if not isinstance(stream, trio.SocketStream):
+        await stream.send_all(data)
+        return
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(stream.socket.fileno(), rest) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(stream.socket)
+
+
 def reason(error: BaseException) -> str:
     """Return why a connection failed, in a few words."""
     if isinstance(error, trio.TooSlowError):
