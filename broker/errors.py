@@ -14,6 +14,7 @@
      ├─ NotSubscribed
      ├─ Conflict
      ├─ TooManySubscriptions
+     ├─ TooManyFilters
      ├─ SnapshotTooLarge
      ├─ TooManyConnections
      ├─ RateLimited
@@ -156,6 +157,12 @@ class TooManySubscriptions(BrokerError):
     """The connection has all the subscriptions that it may have, or the user all the durable names."""
 
     code = "limit_subscriptions"
+
+
+class TooManyFilters(BrokerError):
+    """The connection has all the filtered subscriptions that it may have, or the tenant all the filters."""
+
+    code = "limit_filters"
 
 
 class SnapshotTooLarge(BrokerError):

@@ -53,6 +53,7 @@ class TenantStatistics:
     lag_sum: int  # of those that are behind, in positions
     lag_max: int
     selections: int
+    filters: int
     ring_events: int
     ring_bytes: int
     restarts: int
@@ -372,6 +373,7 @@ class Tenant:
             lag_sum=sum(lags),
             lag_max=max(lags, default=0),
             selections=len(self.log.selections),
+            filters=len(self.log.filters),
             ring_events=ring.events,
             ring_bytes=ring.size,
             restarts=self.restarts,

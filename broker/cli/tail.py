@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only between its tokens
 
 
+def checked_filter(_: click.Context, __: click.Parameter, text: str | None) -> bytes | None:
+    from broker.client.checks import filter_of
+    from broker.errors import BrokerError
+
+    if text is None:
+        return None
+    try:
+        filter_of(text.encode(), {})
+    except (BrokerError, ValueError) as error:
+        raise click.BadParameter(str(error)) from None
+    return text.encode()
+
+
 @click.command()
 @click.argument("patterns", metavar="PATTERN...", nargs=-1, required=True, type=options.pattern)
 @click.option(
@@ -32,6 +45,13 @@ NO_BREAKS = bytes.maketrans(b"\r\n", b"  ")  # JSON has raw line breaks only bet
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Start with the newest N events.")
 @click.option("--snapshot", is_flag=True, help="Start with the newest event of each channel.")
 @click.option("--position", metavar="P", help="Start after a position, as an earlier tail printed it.")
+@click.option(
+    "--filter",
+    "wanted",
+    metavar="JSON",
+    callback=checked_filter,
+    help='Only events that pass: \'{"/amount": {"gt": 100}}\'.',
+)
 @options.tenant
 @options.user
 @connecting.token
@@ -52,6 +72,7 @@ def tail(
     last: int | None,
     snapshot: bool,
     position: str | None,
+    wanted: bytes | None,
     tenant: str,
     user: str,
     token: str | None,
@@ -72,12 +93,14 @@ def tail(
     start: dict[str, Any] = {name: value for name, value in starts.items() if value}
     if len(start) > 1:
         raise click.UsageError(f"--{' and --'.join(start)}: a subscription has one start.")
+    if snapshot and wanted is not None:
+        raise click.UsageError("--snapshot and --filter: a snapshot cannot be filtered.")
     session = connecting.open_session(
         context, tenant=tenant, user=user, token=token, url=url, data_dir=data_dir
     )
 
     async def run() -> None:
-        await session.subscribe(*patterns, **start)
+        await session.subscribe(*patterns, **start, filter=wanted)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end_by_signal, nursery.cancel_scope)
             nursery.start_soon(session.run)

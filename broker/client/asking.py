@@ -119,7 +119,12 @@ class Asking:
 
     def split(self, request: Request, most: int) -> None:
         rest = Request(
-            request.channels[most:], request.start, request.lag, floor=request.floor, calls=request.calls
+            request.channels[most:],
+            request.start,
+            request.lag,
+            filter=request.filter,
+            floor=request.floor,
+            calls=request.calls,
         )
         request.channels = request.channels[:most]
         self.resume.requests[self.resume.next_id()] = rest

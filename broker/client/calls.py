@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -83,6 +83,7 @@ class Calls(ABC):
         snapshot: bool = False,
         durable: str | None = None,
         lag: Lag | None = None,
+        filter: Mapping[str, Any] | bytes | None = None,  # noqa: A002  the name in the protocol
     ) -> str:
         """Subscribe to channels and patterns, and again after each reconnection; return the reply's
         `messageId`.
@@ -90,15 +91,17 @@ class Calls(ABC):
         Give at most one start: after a `position`, since a time (`since`, RFC 3339), the newest `last`
         events, or the newest event of each channel (`snapshot`). The default is now. With a `durable` name
         it starts after the last position acknowledged under that name; another start counts only the first
-        time.
+        time. With a `filter` (the protocol page, "Filters") only the events come that pass it. A channel has
+        one filter, that of its last `subscribe`; an event that several subscriptions match comes if it passes
+        for one of them.
 
-        Subscriptions with the same start that are made in one turn of the loop share a message and its
-        reply. A list that is longer than the broker accepts is sent in several messages; the id is that of
-        the first. Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an
-        invalid request.
+        Subscriptions with the same start and options that are made in one turn of the loop share a message
+        and its reply. A list that is longer than the broker accepts is sent in several messages; the id is
+        that of the first. Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for
+        an invalid request.
         """
         starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
-        message_id = self.engine.subscribe(channels, starts, lag, durable)
+        message_id = self.engine.subscribe(channels, starts, lag, durable, filter)
         await self.say()
         return message_id
 

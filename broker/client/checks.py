@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import attrs
 import msgspec
 
-from broker import subjects
+from broker import filters, subjects
 from broker.errors import BadMessage, InvalidChannel, InvalidPosition
 from broker.wire.events import MAX_DEPTH
 from broker.wire.times import parse_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from broker.filters import Filter
 
 Lag: TypeAlias = Literal["replay", "latest", "drop", "close"]
 
@@ -219,6 +221,15 @@ def check_count(name: str, value: Any, most: float) -> None:
         raise TypeError(f"{name}: a whole number is wanted, not {type(value).__name__}")
     if not 1 <= value <= most:
         raise BadMessage(f"{name}: {value}: must be 1 to {most:g}")
+
+
+def filter_of(value: Any, start: Mapping[str, Any]) -> Filter | None:
+    """Return the filter that a JSON object, or JSON as bytes, stands for. Raises `BadMessage`."""
+    if value is None:
+        return None
+    if "snapshot" in start:
+        raise ValueError("a snapshot cannot be filtered: what no longer passes would stay in it")
+    return filters.parse(msgspec.json.decode(as_json("filter", value)))
 
 
 def check_position(position: Any) -> None:

@@ -96,7 +96,12 @@ class Engine:
     # --- the application's side --------------------------------------------------------------------
 
     def subscribe(
-        self, channels: tuple[str, ...], starts: Mapping[str, Any], lag: Lag | None, durable: str | None
+        self,
+        channels: tuple[str, ...],
+        starts: Mapping[str, Any],
+        lag: Lag | None,
+        durable: str | None,
+        filter_: Any = None,
     ) -> str:
         self.check_running()
         start = {name: value for name, value in starts.items() if value is not None and value is not False}
@@ -104,7 +109,7 @@ class Engine:
         checks.check_subscribe(channels, start, lag, durable, allowed.last_events)
         if durable is not None and self.asking.fitting(list(channels)) < len(channels):
             raise TooLarge(f"durable: {len(channels)} channels do not fit into one message to this broker")
-        return self.resume.ask(channels, start, lag, durable)
+        return self.resume.ask(channels, start, lag, durable, checks.filter_of(filter_, start))
 
     def unsubscribe(self, channels: tuple[str, ...]) -> None:
         self.check_running()
@@ -282,6 +287,8 @@ class Engine:
         noted = {"position": found.position, "catch_up": found.catch_up}
         self.resume.received("event", noted, None)
         if self.resume.handed_over(found.channel, found.position, found.catch_up) or self.is_echo(found):
+            return None
+        if not self.resume.passes(found.channel, found.event):
             return None
         return Event(
             channel=found.channel,

@@ -17,15 +17,18 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 
 from broker import subjects
 from broker.errors import InvalidPosition
+from broker.filters import either
 from broker.wire import positions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from broker.client.items import Payload
+    from broker.filters import Filter
 
 REMEMBERED = 10_000  # channels in the cache of whether they are wanted
 
@@ -38,6 +41,7 @@ class Request:
     start: Payload  # {"position": …} or {"last": …} or …; empty: from now
     lag: str | None
     durable: str | None = None
+    filter: Filter | None = None
     accepted: bool = False
     catch_up: int | None = None  # the catch-up number in its frames, until it is live
     newest: str | None = None  # the newest marked position
@@ -61,7 +65,9 @@ class Request:
     @property
     def payload(self) -> Payload:
         options = {"durable": self.durable, "lag": self.lag}
-        given = {name: value for name, value in options.items() if value is not None}
+        given: Payload = {name: value for name, value in options.items() if value is not None}
+        if self.filter is not None:
+            given["filter"] = msgspec.Raw(self.filter.text)
         return {"channel": self.channels, **self.start, **given}
 
 
@@ -80,28 +86,39 @@ class Resume:
     wanted: dict[str, bool] = attrs.field(
         factory=dict
     )  # the cache: channel → wanted, until subscriptions change
+    filters: dict[str, tuple[Filter, ...]] = attrs.field(factory=dict)  # likewise; empty: everything passes
 
     def ask(
-        self, channels: Iterable[str], start: Payload, lag: str | None = None, durable: str | None = None
+        self,
+        channels: Iterable[str],
+        start: Payload,
+        lag: str | None = None,
+        durable: str | None = None,
+        filter_: Filter | None = None,
     ) -> str:
         """Record a `subscribe` and return its `messageId`. With a start it replaces what was asked before.
 
-        Unsent requests with the same start are combined into one message; except with `last`, which counts
-        over the list that the caller has given.
+        Unsent requests with the same start and options are combined into one message; except with `last`,
+        which counts over the list that the caller has given.
         """
         channels = list(dict.fromkeys(channels))
         if start or durable:
             self.forget(channels)
-        self.wanted.clear()
+        self.changed()
         if durable is None and "last" not in start:
             for key, other in self.requests.items():
-                if other.is_new and (other.start, other.lag) == (start, lag):
+                if other.is_new and (other.start, other.lag, other.filter) == (start, lag, filter_):
                     other.channels += [each for each in channels if each not in other.channels]
                     other.calls += 1
                     return key
         key = self.next_id()
-        self.requests[key] = Request(channels, start, lag, durable, floor=start.get("position"))
+        self.requests[key] = Request(channels, start, lag, durable, filter_, floor=start.get("position"))
         return key
+
+    def changed(self) -> None:
+        """Forget what was found out about channels: the subscriptions are others now."""
+        self.wanted.clear()
+        self.filters.clear()
 
     def next_id(self) -> str:
         self.count += 1
@@ -109,7 +126,7 @@ class Resume:
 
     def forget(self, channels: Iterable[str]) -> None:
         """Remove ended subscriptions."""
-        self.wanted.clear()
+        self.changed()
         gone = {self.expanded(channel) for channel in channels}
         for key, request in list(self.requests.items()):
             request.channels = [name for name in request.channels if self.expanded(name) not in gone]
@@ -118,8 +135,9 @@ class Resume:
 
     def again(self) -> None:
         """Begin a new connection: fill `requests` with what to request there, in order."""
+        held = self.by_name()
         before, self.requests = self.requests, {}
-        self.wanted.clear()
+        self.changed()
         live: dict[
             str, tuple[str | None, str | None]
         ] = {}  # the last lag policy counts, and the highest floor
@@ -129,13 +147,17 @@ class Resume:
                 for channel in request.channels:
                     _, known = live.get(channel, (None, None))
                     live[channel] = (request.lag, higher(reached, known))
-        for lag, position in dict.fromkeys(live.values()):
-            channels = [channel for channel, its in live.items() if its == (lag, position)]
+        alike: dict[tuple[str | None, str | None, Filter | None], list[str]] = {}
+        for channel, its in live.items():
+            alike.setdefault((*its, held[self.expanded(channel)]), []).append(channel)
+        for (lag, position, wanted), channels in alike.items():
             start = {} if position is None else {"position": position}
-            self.requests[self.next_id()] = Request(channels, start, lag, floor=position)
+            self.requests[self.next_id()] = Request(channels, start, lag, filter=wanted, floor=position)
         for key, request in before.items():
             if request.durable is not None or not request.live:
                 self.requests[key] = self.repeated(request)
+                wanted = either(held[self.expanded(channel)] for channel in request.channels)
+                self.requests[key].filter = wanted
 
     def repeated(self, before: Request) -> Request:
         """Return a subscription as requested alone on another connection.
@@ -188,7 +210,7 @@ class Resume:
 
     def drop(self, message_id: str) -> None:
         """Remove a request that the broker refused for good."""
-        self.wanted.clear()
+        self.changed()
         self.requests.pop(message_id)
 
     def wants(self, channel: str) -> bool:
@@ -204,6 +226,27 @@ class Resume:
                 for each in request.channels
             )
         return self.wanted[channel]
+
+    def by_name(self) -> dict[str, Filter | None]:
+        """Return the filter of each subscription: of those to the same channel the last one counts."""
+        return {
+            self.expanded(each): request.filter
+            for request in self.requests.values()
+            for each in request.channels
+        }
+
+    def passes(self, channel: str, event: msgspec.Raw) -> bool:
+        """Return whether an event passes for a subscription: it may have been sent for one before."""
+        if channel not in self.filters:
+            if len(self.filters) >= REMEMBERED:
+                self.filters.clear()
+            meant = [its for name, its in self.by_name().items() if subjects.covers(name, channel)]
+            self.filters[channel] = () if None in meant else tuple(each for each in meant if each)
+        wanted = self.filters[channel]
+        if not wanted:
+            return True
+        value = msgspec.json.decode(event)
+        return any(each.passes(value) for each in wanted)
 
     def moved(self, catch_up: int, position: str | None) -> None:
         for request in self.marked(catch_up):

@@ -189,6 +189,8 @@ class Limits:
     connections_per_user: Count = 10
     connections: Count = 10000
     subscriptions_per_connection: Count = 128
+    filters_per_connection: Count = 16
+    filters_per_tenant: Count = 256
     messages_per_minute: Count = 100
     messages_burst: Count = 50
     requests_per_second: Count = 10

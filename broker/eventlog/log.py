@@ -27,14 +27,17 @@ if TYPE_CHECKING:
     from broker import config
     from broker.bus.base import Record
     from broker.eventlog.history import History
+    from broker.eventlog.selection import Key
     from broker.eventlog.snapshots import Snapshots
     from broker.eventlog.tick import Viewer
+    from broker.filters import Filter
     from broker.ranges import Ranges
     from broker.wire.frames import Framing
 
 TICK_EVENTS = 512
 TICK_BYTES = 128 * 1024
 PAGE_BYTES = 65536  # about what a reader renders at a time
+FILTERED_BYTES = 4 * PAGE_BYTES  # … and looks at, where there is a filter: some milliseconds of evaluation
 
 
 class Feed(Protocol):
@@ -49,10 +52,13 @@ class Feed(Protocol):
 
 @attrs.frozen
 class Route:
-    """The cached data of a channel: the beginning of its frames, and the selections that match."""
+    """The cached data of a channel: the beginning of its frames, and the selections that match, of which
+    those that are `filtered` match some of its events.
+    """
 
     prefix: bytes
     selections: tuple[Selection, ...]
+    filtered: tuple[Selection, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -105,7 +111,8 @@ class EventLog:
         self.traffic = traffic or Traffic()
         self.ring = Ring(bounds, floor=self.head)
         self.router: Router[Route] = Router(self.route)
-        self.selections: dict[tuple[str, tuple[str, ...]], Selection] = {}
+        self.selections: dict[Key, Selection] = {}
+        self.filters: Counter[Filter] = Counter()  # of these
         self.serial = 0
         self.running: Tick | None = None  # from `append` to `finish`
         self.groups: dict[int, list[Any]] = {}  # the members with the same share of it, by their mask
@@ -114,10 +121,12 @@ class EventLog:
         self.deleted_late = NOTHING  # events to be blanked once the running tick has been sent
 
     def route(self, channel: str, selections: tuple[Selection, ...]) -> Route:
-        return Route(frames.event_head(channel, self.incarnation), selections)
+        plain = tuple(each for each in selections if each.filter is None)
+        filtered = tuple(each for each in selections if each.filter is not None)
+        return Route(frames.event_head(channel, self.incarnation), plain, filtered)
 
     def of(self, channel: str) -> Iterable[Selection]:
-        """Return the selections that match a channel."""
+        """Return the selections without a filter that match a channel."""
         return self.router.match(channel).selections
 
     def end(self) -> int:
@@ -137,28 +146,37 @@ class EventLog:
 
     # --- selections --------------------------------------------------------------------------------
 
-    def acquire(self, pattern: str, deny: tuple[str, ...]) -> Selection:
+    def acquire(self, pattern: str, deny: tuple[str, ...], filter_: Filter | None = None) -> Selection:
         """Return the selection of a pattern, kept until it has been released as often as acquired."""
-        selection = self.selections.get((pattern, deny))
+        selection = self.selections.get((pattern, deny, filter_))
         if selection is None:
             self.serial += 1
-            selection = self.selections[pattern, deny] = Selection(pattern, deny, self.serial)
+            selection = self.selections[pattern, deny, filter_] = Selection(
+                pattern, deny, self.serial, filter_
+            )
             self.router.add(selection)
+            if filter_ is not None:
+                self.filters[filter_] += 1
         selection.uses += 1
         return selection
 
     def release(self, selection: Selection) -> None:
         """Give back a selection; one of a former log is simply dropped."""
         selection.uses -= 1
-        key = selection.pattern, selection.deny
-        if not selection.uses and self.selections.get(key) is selection:
-            del self.selections[key]
+        if not selection.uses and self.selections.get(selection.key) is selection:
+            del self.selections[selection.key]
             self.router.remove(selection)
+            if selection.filter is not None:
+                self.filters -= Counter((selection.filter,))
+                self.ring.forget(selection)
 
     # --- writing -----------------------------------------------------------------------------------
 
-    def encode(self, records: Sequence[tuple[str, Record]], *, base: int) -> Tick:
-        """Return records, each with its channel, as a tick after the place `base`."""
+    def encode(self, records: Sequence[tuple[str, Record]], *, base: int, arriving: bool = False) -> Tick:
+        """Return records, each with its channel, as a tick after the place `base`.
+
+        Filters are evaluated at once for events that are `arriving`, and only when somebody asks for others.
+        """
         masks: dict[Selection, int] = {}
         encoded: list[bytes] = []
         channels: list[str] = []
@@ -178,6 +196,11 @@ class EventLog:
             encoded.append(frames.event(route.prefix, sequence, body, publisher))
             for selection in route.selections:
                 masks[selection] = masks.get(selection, 0) | bit
+            if arriving and route.filtered:
+                event = events.everything.decode(body)
+                for selection in route.filtered:
+                    if selection.filter is not None and selection.filter.passes(event):
+                        masks[selection] = masks.get(selection, 0) | bit
             bit <<= 1
             place = at(sequence) if sequence else place + 1
             places.append(place)
@@ -195,6 +218,7 @@ class EventLog:
             masks=masks,
             matcher=self,
             serial=self.serial,
+            filtered=self.serial if arriving else 0,
             time=self.clock(),
             own=own,
         )
@@ -206,7 +230,7 @@ class EventLog:
         are in the ring before they are sent, so that a member that falls behind finds them there. The head
         advances last: if anything fails before, nobody is told a position that was not delivered.
         """
-        tick = self.encode(records, base=self.head)
+        tick = self.encode(records, base=self.head, arriving=True)
         tick.head = max(tick.head, at(upto))
         groups = shared_out(tick.masks)
         self.ring.add(tick)
@@ -293,8 +317,10 @@ class EventLog:
     ) -> Page | Missing:
         """Return what comes after one place up to another, about `budget` bytes of it (None: all at hand).
 
-        Below the ring only stored events: unstored ones are kept nowhere else.
+        Below the ring only stored events: unstored ones are kept nowhere else. What filters leave out counts
+        as work.
         """
+        filtered = any(each.filter is not None for each in selections)
         ticks: Sequence[Tick]
         source, floor = RING, self.ring.floor
         if not selections or sequence_of(after) >= sequence_of(floor):
@@ -310,10 +336,11 @@ class EventLog:
             end = floor if segment.upto >= sequence_of(floor) else at(segment.upto)
             ticks, upto = (segment.tick,), min(upto, end)
         shares: list[tuple[Tick, int]] = []
-        size = 0
+        size = looked_at = 0
         for tick in ticks:
             if tick.base >= upto:
                 break
+            looked_at += tick.size if filtered else 0
             if mask := tick.share(selections, floors, after=after, upto=upto):
                 share = tick.size * mask.bit_count() // len(tick.frames)
                 if budget is not None and size + share > 2 * budget:  # as a page of the stream may be
@@ -321,7 +348,8 @@ class EventLog:
                     return Page(end=end, shares=[*shares, (tick, mask)], source=source)
                 shares.append((tick, mask))
                 size += share
-            if budget is not None and size >= budget and tick.head < upto:
+            full = (budget is not None and size >= budget) or looked_at >= FILTERED_BYTES
+            if full and tick.head < upto:
                 return Page(end=tick.head, shares=shares, source=source)
         return Page(end=upto, shares=shares, source=source)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from broker.config import Ring as Bounds
+    from broker.eventlog.selection import Selection
     from broker.eventlog.tick import Tick
     from broker.ranges import Ranges
 
@@ -88,6 +89,11 @@ class Ring:
     def oldest(self) -> Tick | None:
         """Return the oldest tick, if there is one."""
         return self.ticks[self.start] if self.start < len(self.ticks) else None
+
+    def forget(self, selection: Selection) -> None:
+        """Drop the masks of a selection that has ended."""
+        for tick in self.ticks[self.start :]:
+            tick.masks.pop(selection, None)
 
     def blank(self, deleted: Ranges, *, but: Tick | None) -> None:
         """Remove deleted events from all ticks except the one that is being sent."""

@@ -14,7 +14,7 @@ from broker.config.sections import SNAPSHOT_BYTES
 from broker.errors import SnapshotTooLarge
 from broker.eventlog.history import filters, narrowed
 from broker.parts import Part
-from broker.wire import starts
+from broker.wire import events, starts
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config, Limits
     from broker.eventlog.history import Checked
+    from broker.filters import Filter
     from broker.wire.positions import Position
 
 LISTED_CHANNELS = 100_000  # what `STREAM.INFO` returns at once
@@ -58,6 +59,7 @@ class Beginning:
 class Scope:
     """The patterns of a subscribe, each with the patterns denied within it, and the state of the tenant.
 
+    `filter` is what events have to pass, too.
     `head` is the newest position, `floor` that of the ring, `held` the sequences of matching events in the
     ring, ascending.
     """
@@ -68,6 +70,7 @@ class Scope:
     head: int
     floor: int
     held: list[int]
+    filter: Filter | None = None
 
     def admits(self, channel: str) -> bool:
         return any(
@@ -75,10 +78,16 @@ class Scope:
             for pattern, deny in self.patterns.items()
         )
 
+    def passes(self, channel: str, record: Record) -> bool:
+        """Return whether an event is in the scope."""
+        return self.admits(channel) and (
+            self.filter is None or self.filter.passes(events.value(record[2], record[3]))
+        )
+
     def plain(self) -> bool:
-        """Return whether every event that matches a pattern is allowed, and matches no other pattern."""
+        """Return whether every event that matches a pattern is in the scope, and matches no other pattern."""
         apart = not any(subjects.overlaps(*pair) for pair in combinations(narrowed(self.patterns), 2))
-        return apart and not any(self.patterns.values())
+        return apart and not any(self.patterns.values()) and self.filter is None
 
 
 @attrs.define(eq=False)
@@ -175,7 +184,8 @@ class Starts(Part):
         oldest = min((await self.look()).first - 1, scope.floor)
         while True:
             # The filters may match more than the patterns: denied channels, several filters at once,
-            # dead letters. So their count is only a guess, and the events themselves decide.
+            # dead letters; and there may be a filter. So their count is only a guess, and the events
+            # themselves decide.
             cut = await self.newest(wanted, above + guess, low=oldest, high=scope.floor)
             found = await self.sequences(wanted, scope, after=cut)
             if len(found) >= missing:
@@ -184,14 +194,14 @@ class Starts(Part):
                 return Beginning(after=oldest)
             if guess >= self.limits.replay_events:
                 return Beginning(after=cut, lost=(Lost(reason="limit", start=oldest, end=cut),))
-            guess *= 4
+            guess = min(4 * guess, self.limits.replay_events)
 
     async def sequences(self, wanted: Counter[str], scope: Scope, *, after: int) -> list[int]:
         """Return the sequences of the events in `scope` after a position, up to the ring."""
         found = {
             record[0]
             for channel, record in self.remembered(scope.tenant, after, scope.floor)
-            if scope.admits(channel)
+            if scope.passes(channel, record)
         }
         for each, weight in wanted.items():
             at, pending = after, 1
@@ -201,7 +211,7 @@ class Starts(Part):
                 for record in page.records:
                     at = record[0]
                     event = self.check(record)
-                    if at <= scope.floor and event and scope.admits(event[0]):
+                    if at <= scope.floor and event and scope.passes(event[0], record):
                         found.add(at)
         return sorted(found)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from broker.eventlog.selection import Selection
+    from broker.filters import Filter
     from broker.ranges import Ranges
     from broker.wire.events import Own
 
@@ -47,7 +48,7 @@ class Matcher(Protocol):
     serial: int
 
     def of(self, channel: str) -> Iterable[Selection]:
-        """Return the selections that match a channel."""
+        """Return the selections without a filter that match a channel."""
 
 
 class Viewer(Protocol):
@@ -63,13 +64,14 @@ class Tick:
     """Events that were encoded together.
 
     `places` has the place of each event, ascending; `base` is the place before all of them and `head` the
-    place after. `masks` is complete for the selections of `matcher` up to `serial`. `gone` are the events
-    that are no longer sent to anybody. `own` has, by index, what differs in an event for its publisher.
+    place after. `masks` is complete for the selections of `matcher` up to `serial`, and for those with a
+    filter up to `filtered`. `gone` are the events that are no longer sent to anybody. `own` has, by index,
+    what differs in an event for its publisher.
     """
 
     __slots__ = (
-        "base", "channels", "frames", "gone", "head", "index", "masks", "matcher", "own", "places", "rooms",
-        "serial", "size", "time",
+        "base", "channels", "filtered", "frames", "gone", "head", "index", "masks", "matcher", "own",
+        "places", "rooms", "serial", "size", "time",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +86,7 @@ class Tick:
         matcher: Matcher,
         serial: int,
         time: float,
+        filtered: int = 0,
         own: dict[int, Own] | None = None,
     ) -> None:
         self.own = own or NONE
@@ -95,6 +98,7 @@ class Tick:
         self.masks = masks
         self.matcher = matcher
         self.serial = serial
+        self.filtered = filtered
         self.time = time
         self.size = sum(map(len, frames)) + OVERHEAD * len(frames)
         self.index: dict[str, int] = {}  # the events of each channel, built on demand
@@ -106,6 +110,8 @@ class Tick:
         found = self.masks.get(selection)
         if found is not None:
             return found
+        if selection.filter is not None:
+            return 0 if selection.serial <= self.filtered else self.evaluate(selection, selection.filter)
         if selection.serial <= self.serial:
             return 0
         by_channel = self.by_channel()
@@ -125,6 +131,18 @@ class Tick:
             self.rooms.update(map(subjects.room, self.index))
         return self.index
 
+    def evaluate(self, selection: Selection, wanted: Filter) -> int:
+        """Compute and keep the mask of a selection that has a filter."""
+        by_channel = self.by_channel()
+        channels = (selection.pattern,) if selection.literal else by_channel
+        candidates = sum(by_channel.get(each, 0) for each in channels if selection.admits(each))
+        found = 0
+        for index in indices(candidates & ~self.gone):
+            if wanted.passes(framing.event_of(self.frames[index])):
+                found |= 1 << index
+        self.masks[selection] = found
+        return found
+
     def route(self) -> None:
         """Compute the masks of all newer selections in one pass, however many there are."""
         for channel, events in self.index.items():
@@ -135,7 +153,7 @@ class Tick:
 
     def move(self, matcher: Matcher) -> None:
         """Match against the selections of another log from now on, of which no masks are known yet."""
-        self.matcher, self.serial = matcher, 0
+        self.matcher, self.serial, self.filtered = matcher, 0, 0
         self.masks.clear()
 
     def share(
@@ -216,6 +234,7 @@ class Tick:
 def merged(ticks: Sequence[Tick]) -> Tick:
     """Return consecutive ticks as one. It has the masks of the selections that all of them know."""
     serial = min(tick.serial for tick in ticks)
+    filtered = min(tick.filtered for tick in ticks)
     masks: dict[Selection, int] = {}
     own: dict[int, Own] = {}
     shift = gone = 0
@@ -223,7 +242,7 @@ def merged(ticks: Sequence[Tick]) -> Tick:
         own |= {shift + index: each for index, each in tick.own.items()}
         gone |= tick.gone << shift
         for selection, mask in tick.masks.items():
-            if selection.serial <= serial:
+            if selection.serial <= (serial if selection.filter is None else filtered):
                 masks[selection] = masks.get(selection, 0) | mask << shift
         shift += len(tick.frames)
     whole = Tick(
@@ -235,6 +254,7 @@ def merged(ticks: Sequence[Tick]) -> Tick:
         masks=masks,
         matcher=ticks[0].matcher,
         serial=serial,
+        filtered=filtered,
         time=ticks[-1].time,
         own=own,
     )

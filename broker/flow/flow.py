@@ -62,7 +62,8 @@ class Flow(Writer):
     ) -> Begun:
         """Begin subscriptions at a start, or at P. The flow holds the selections from here on.
 
-        Existing subscriptions continue, unless they are to begin `again`. Raise `Unavailable` if the
+        Existing subscriptions continue, under another filter if they have one now, unless they are to begin
+        `again`. Raise `Unavailable` if the
         connection ends meanwhile.
         """
         log = self.joined()
@@ -72,6 +73,10 @@ class Flow(Writer):
                 self.leave(each.pattern)
         if self.log is not log:  # a send within one of these has ended the connection
             raise Unavailable("the connection has ended")
+        for each in selections:
+            if (held := self.find(each.pattern)) is not None and held is not each:
+                each.uses += 1
+                self.exchange(held, each)
         for each in selections:
             if each.unstored and self.find(each.pattern) is None:
                 self.join(each, floor=log.end())
@@ -184,14 +189,17 @@ class Flow(Writer):
         """Change the denied channels of a subscription, for everything not written yet."""
         self.settle()
         old = self.find(pattern)
-        if old is None or self.log is None:
-            return
-        new = self.log.acquire(pattern, deny)
+        if old is not None and self.log is not None:
+            self.exchange(old, self.log.acquire(pattern, deny, old.filter))
+
+    def exchange(self, old: Selection, new: Selection) -> None:
+        """Hold another selection in the place of one, for everything not written yet."""
+        log = self.joined()
         member = old.members.pop(self, self) is None
         self.swap(old, new)
         if member:
             new.members[self] = None
-        self.log.release(old)
+        log.release(old)
 
     def swap(self, old: Selection, new: Selection | None) -> None:
         """Replace one selection by another, or remove it."""
@@ -224,6 +232,10 @@ class Flow(Writer):
     def subscriptions(self) -> dict[str, tuple[str, ...]]:
         """Return the pattern of each subscription, with the patterns denied within it."""
         return {each.pattern: each.deny for each in self.selections()}
+
+    def filtered(self) -> set[str]:
+        """Return the patterns of the subscriptions that have a filter."""
+        return {each.pattern for each in self.selections() if each.filter is not None}
 
     def find(self, pattern: str) -> Selection | None:
         """Return the selection of a subscription, wherever it is."""
@@ -284,7 +296,7 @@ class Flow(Writer):
         reached = at(sequence_of(self.place())) if same else 0
         self.quit(old)
         for each in list(self.selections()):
-            new = log.acquire(each.pattern, each.deny)
+            new = log.acquire(each.pattern, each.deny, each.filter)
             member = each.members.pop(self, self) is None
             self.swap(each, new)
             if member:

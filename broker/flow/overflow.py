@@ -70,6 +70,6 @@ def tell_dropped(flow: Writer, log: EventLog, main: Reader) -> None:
             reason="lag",
             start=log.text(sequence_of(start)),
             end=log.text(sequence_of(main.place)) if everything else UNSET,
-            count=UNSET if count is None else count,
+            count=UNSET if count is None or any(each.filter for each in dropped) else count,
         )
     )

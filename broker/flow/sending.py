@@ -223,7 +223,8 @@ class Sending:
         if passed:
             channel = named(each.pattern for each in (*how.latest, *how.few))
             start = UNSET if selections is flow.unstored else events.text(sequence_of(after))
-            flow.client.tell(Gap(channel=channel, reason="lag", start=start, count=passed))
+            count = UNSET if any(each.filter for each in selections) else passed
+            flow.client.tell(Gap(channel=channel, reason="lag", start=start, count=count))
         return page, passed > 0
 
     def turn(self, reader: Reader) -> None:

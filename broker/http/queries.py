@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from broker.http.responses import Refused
 from broker.wire.codec import nearest
@@ -53,6 +55,14 @@ def whole_number(name: str, text: str) -> int:
     if not (text.isdecimal() and len(text) < 10):
         raise Refused(400, f"{name}: must be a whole number.")
     return int(text)
+
+
+def json_value(name: str, text: str) -> Any:
+    """Return a parameter that is JSON. Raises `Refused` (400)."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        raise Refused(400, f"{name}: must be JSON.") from None
 
 
 def no_channel() -> Refused:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from broker.wire.frames import Framing
 
 STARTS = ("position", "since", "last", "snapshot", "durable")
-PARAMETERS = (*STARTS, "lag")
+PARAMETERS = (*STARTS, "lag", "filter")
 # Until the broker names another time: spread, for the case that it dies with all its clients.
 RETRY_MS = 1000, 5000
 MEDIA_TYPE = "text/event-stream"
@@ -97,7 +97,7 @@ def subscribe(query: Query, last_event_id: str | None) -> bytes:
     return msgspec.json.encode({"type": "subscribe", "payload": wish})
 
 
-def value_of(name: str, text: str) -> str | int | bool:
+def value_of(name: str, text: str) -> Any:
     """Return a parameter as JSON has it. Raises `Refused` (400)."""
     if name == "last":
         return queries.whole_number(name, text)
@@ -105,7 +105,7 @@ def value_of(name: str, text: str) -> str | int | bool:
         if text not in ("", "true", "false"):
             raise Refused(400, "snapshot: must be true or false.")
         return text != "false"
-    return text
+    return queries.json_value(name, text) if name == "filter" else text
 
 
 def head(version: str) -> Response:

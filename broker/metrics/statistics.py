@@ -73,6 +73,7 @@ class Statistics:
     lag_max: Mapping[str, int]
     tenants: int
     tenant_restarts: int
+    filters: int
     ring_events: int
     ring_bytes: int
     reads_waiting: int

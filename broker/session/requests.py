@@ -59,6 +59,9 @@ class Standing(Protocol):
     def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
         """Return each pattern with the patterns denied within it."""
 
+    def filtered(self) -> set[str]:
+        """Return the patterns of those that have a filter."""
+
 
 class Terms(Protocol):
     """The terms on which a session grants requests."""

@@ -41,6 +41,9 @@ class Nothing:
     def subscriptions(self) -> Mapping[str, tuple[str, ...]]:
         return MappingProxyType({})
 
+    def filtered(self) -> set[str]:
+        return set()
+
 
 @attrs.define(eq=False)
 class Session:

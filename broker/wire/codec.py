@@ -35,6 +35,7 @@ REQUIRED: dict[Any, str] = {
     str: "a string",
     int: "a whole number",
     bool: "true or false",
+    dict[str, Any]: "an object",
     OneOrMany: "a channel, or a list of at least one",
     Lag: f"one of {', '.join(get_args(Lag))}",
 }

@@ -167,6 +167,11 @@ def to_event(body: bytes, headers: Mapping[str, str] | None) -> bytes:
     return body
 
 
+def value(body: bytes, headers: Mapping[str, str] | None) -> Any:
+    """Return the event of a body that has no `fault`, decoded."""
+    return everything.decode(to_event(body, headers))
+
+
 def cloud_attributes(headers: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in headers.items():

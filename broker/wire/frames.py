@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
 
 # Converts an event's text frame for another kind of link; the flag: it carries the mark of a catch-up.
 Framing: TypeAlias = "Callable[[bytes, bool], bytes]"
+
+
+class Content(msgspec.Struct):
+    event: Any
+
+
+class Shown(msgspec.Struct):
+    payload: Content
+
+
+shown = msgspec.json.Decoder(Shown)
 
 TEXT = 0x81
 CLOSE = 0x88
@@ -98,6 +109,11 @@ def own(framed: bytes, user: str, event_id: str) -> bytes:
     """Return the text frame of an `event` as its publisher gets it, with the id of the publish."""
     before, publisher, rest = payload(framed).partition(published_by(user))  # not in a string, as below
     return text(b'%b%b,"id":%b}%b' % (before, publisher[:-1], msgspec.json.encode(event_id), rest))
+
+
+def event_of(framed: bytes) -> Any:
+    """Return the event in the text frame of an `event`, decoded."""
+    return shown.decode(payload(framed)).payload.event
 
 
 def converted(framed: list[bytes], framing: Framing | None, *, marked: bool = False) -> list[bytes]:

@@ -39,7 +39,8 @@ class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `position`: after that position. `since`: from a time on (RFC 3339). `last`: from the newest `last` events
     on. `snapshot`: from the newest event of each channel on. `durable`: from the position acknowledged under
-    that name (1 to 64 of A-Z a-z 0-9 _ -). `lag` says what may be left out while the client is slow.
+    that name (1 to 64 of A-Z a-z 0-9 _ -). `lag` says what may be left out while the client is slow. With a
+    `filter` only the events come that pass it.
     """
 
     type: ClassVar[str] = "subscribe"
@@ -50,6 +51,7 @@ class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     snapshot: bool | None = None
     durable: str | None = None
     lag: Lag | None = None
+    filter: dict[str, Any] | None = None
 
 
 class Unsubscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -52,6 +52,28 @@ async def test_an_event_a_line(data_dir: Path) -> None:
     assert json.loads(second) == {"channel": "live.x", "publisher": {"user": "bob"}, "event": 0}
 
 
+async def test_a_filter(data_dir: Path) -> None:
+    """It is sent as it is; one that is none ends it before it has connected."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        assert await peer.accept() == {"channel": ["a"], "filter": {"/n": {"gt": 1}}}
+        for number in (1, 2):
+            await peer.event(number, "a", event={"n": number})
+
+    async with broker(script) as url:
+        asked = ("tail", "a", "--count", "1", "--url", url, "--data-dir", data_dir)
+        result = await command.broker(*asked, "--filter", '{"/n": {"gt": 1}}')
+        assert json.loads(result.out)["event"] == {"n": 2}
+        for wrong, why in (
+            (("--filter", '{"/n": {"gtt": 1}}'), "gtt"),
+            (("--filter", "{}", "--snapshot"), "snapshot"),
+        ):
+            result = await command.broker(*asked, *wrong)
+            assert result.code == 2
+            assert why in result.err
+
+
 async def test_the_events_alone(data_dir: Path) -> None:
     """--raw prints what was published and nothing around it."""
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -293,6 +293,53 @@ async def test_a_publish_over_a_cut(running: Running) -> None:
     async with broker(first, second) as url, running(url) as session:
         assert await session.publish("a", {"n": 1}) == Published(position="a-7", duplicate=True)
     assert ids[0] == ids[1]
+
+
+async def test_filters(running: Running) -> None:
+    """They are sent, after a cut again; a channel has its last; what was sent for another one is dropped."""
+    big, small = {"/n": {"gte": 10}}, {"/n": {"lt": 10}}
+    replaced = trio.Event()
+
+    async def first(peer: Peer) -> None:
+        await peer.welcome()
+        assert await peer.accept() == {"channel": ["a"], "filter": big}
+        for number in (1, 10):
+            await peer.event(number, "a", event={"n": number})
+        await peer.event(11, "b", event={"n": 1})
+        await peer.event(12, "a", event=None)
+        await replaced.wait()
+        assert await peer.accept(position="a-12") == {"channel": ["a", "a.b"], "filter": small}
+        await peer.event(13, "a", event={"n": 13})
+        await peer.event(14, "a", event={"n": 1})
+        assert await peer.accept(position="a-14") == {"channel": ["a.*"]}
+        await peer.event(15, "a.b", event={"n": 15})
+        await peer.cut()
+
+    async def second(peer: Peer) -> None:
+        await peer.welcome()
+        asked = [await peer.accept(position="a-15") for _ in range(2)]
+        assert asked == [
+            {"channel": ["a", "a.b"], "position": "a-15", "filter": small},
+            {"channel": ["a.*"], "position": "a-15"},
+        ]
+        await peer.event(16, "a", event={"n": 16})
+        await peer.event(17, "a.b", event={"n": 17})
+
+    async with broker(first, second) as url, running(url) as session:
+        with pytest.raises(BadMessage, match="gtt"):
+            await session.subscribe("a", filter={"/n": {"gtt": 1}})
+        with pytest.raises(ValueError, match="snapshot"):
+            await session.subscribe("a", snapshot=True, filter=big)
+        await session.subscribe("a", filter=big)
+        found: Any = await events(session, 3)
+        assert found == [{"n": 10}, {"n": 1}, None]
+        await session.subscribe("a", "a.b", filter=b'{"/n": {"lt": 10}}')
+        replaced.set()
+        found = await events(session, 1)
+        assert found == [{"n": 1}]
+        await session.subscribe("a.*")
+        found = await events(session, 2)
+        assert found == [{"n": 15}, {"n": 17}]
 
 
 async def test_a_publish_without_echo(running: Running) -> None:

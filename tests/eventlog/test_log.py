@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from broker import config, subjects
+from broker import config, filters, subjects
 from broker.eventlog import history
 from broker.eventlog.log import EventLog, Missing, Page
 from broker.eventlog.places import at, sequence_of
@@ -17,6 +18,7 @@ from broker.eventlog.tick import indices
 from broker.metrics.meters import RING, STREAM
 from broker.ranges import Ranges
 from broker.subjects import BROADCAST
+from broker.wire import frames
 from tests.eventlog.stream import BAD, NAMES, Feed, Stream, check, make_log
 from tests.support.seeds import simulated
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 CHANNELS = ["a", "a.b", "a.c", "b", "users.u.i", "users.w.i", "live.a", "live.users.u.i"]
 PATTERNS = ["a", "a.>", "*", ">", "*.b", "users.u.>", "b", "a.*", "users.*.i", "live.>", "live.a", "n"]
+FILTERS = [None] * 3 + [filters.parse(each) for each in ({"": 1}, {"": {"prefix": "x"}}, {"": {"gt": 1}})]
 DENIALS: list[tuple[str, ...]] = [(), (), ("a.b",), ("*.b", "a")]
 
 
@@ -103,7 +106,8 @@ class World:
     def select(self) -> Selection:
         pattern = self.random.choice(PATTERNS)
         denials = [deny for deny in self.random.choice(DENIALS) if subjects.overlaps(deny, pattern)]
-        self.selections.append(self.log.acquire(pattern, tuple(denials)))
+        wanted = self.random.choice(FILTERS)
+        self.selections.append(self.log.acquire(pattern, tuple(denials), wanted))
         return self.selections[-1]
 
     def place(self) -> int:
@@ -129,8 +133,16 @@ class World:
             (place, channel, frame)
             for place, channel, frame in self.events
             if after < place <= upto
-            and any(each.admits(channel) and place > floors.get(each, 0) for each in selections)
+            and any(takes(each, channel, frame) and place > floors.get(each, 0) for each in selections)
         ]
+
+
+def takes(selection: Selection, channel: str, frame: bytes) -> bool:
+    """Whether a selection has an event, with its filter asked about this one alone."""
+    passes = selection.filter is None or selection.filter.passes(
+        json.loads(frames.payload(frame))["payload"]["event"]
+    )
+    return passes and selection.admits(channel)
 
 
 def contents(page: Page) -> list[tuple[int, str, bytes]]:

@@ -6,9 +6,10 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
-from broker import config, subjects
+from broker import config, filters, subjects
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.eventlog import starts
 from broker.eventlog.starts import Beginning, Lost, Scope, Starts
@@ -383,6 +384,44 @@ async def test_last_gives_up_where_it_would_read_everything(autojump_clock: trio
     assert len(bus.asked) < 1000
     found = await make_starts(bus).resolve(Last(1), make_scope(bus, patterns))
     assert found == Beginning(after=0, warned=3001)
+
+
+@simulated(40)
+async def test_last_of_what_passes(seed: int, autojump_clock: trio.abc.Clock) -> None:
+    """A filter decides what counts, in the ring and below it; tombstones always do."""
+    rng = random.Random(seed)
+    bus = Stream(random=rng, missing=rng.choice((0, 10)))
+    for _ in range(rng.choice((20, 300))):
+        tenant, body = rng.choice(("acme", "_all", "other")), rng.choice((b"1", b"2", b""))
+        bus.fill([rng.choice(CHANNELS)], tenant=tenant, body=body)
+    wanted = {record[0] for record in bus.records if record[2] in (b"", b"2")}
+    patterns: Patterns = {"a.>": ("a.b",), "b": ()}
+    scope = make_scope(bus, patterns, floor=rng.randint(0, bus.last_sequence))
+    held = [each for each in scope.held if each in wanted]
+    scope = attrs.evolve(scope, held=held, filter=filters.parse({"": 2}))
+    count = rng.choice((1, 5, 50))
+    found = await make_starts(bus).resolve(Last(count), scope)
+    left = [each for each in matching(bus, patterns) if each in wanted]
+    assert [each for each in left if each > found.after] == left[-count:]
+    assert found.recovered
+
+
+async def test_last_of_what_passes_looks_at_so_many(autojump_clock: trio.abc.Clock) -> None:
+    """`replay_events`, and says so if that was not all."""
+    bus = filled(3000)
+    scope = attrs.evolve(make_scope(bus, A), filter=filters.parse({"": 2}))
+    found = await make_starts(bus, replay_events=500).resolve(Last(7), scope)
+    assert found.after == 2500
+    assert found.lost == (Lost(reason="limit", start=0, end=2500),)
+    assert (await make_starts(bus).resolve(Last(7), scope)).recovered
+
+
+async def test_a_limit_of_what_is_filtered_has_no_count(autojump_clock: trio.abc.Clock) -> None:
+    bus = filled(300)
+    for wanted, count in ((None, 200), (filters.parse({"": 1}), None)):
+        scope = attrs.evolve(make_scope(bus, A), filter=wanted)
+        found = await make_starts(bus, replay_events=100).resolve(after(0), scope)
+        assert [each.count for each in found.lost] == [count]
 
 
 # --- snapshots -------------------------------------------------------------------------------------

@@ -56,6 +56,13 @@ async def subscribe_two(world: World) -> object:
     return (await client.receive())["payload"].get("channel")
 
 
+async def filter_two(world: World) -> object:
+    client = await world.client()
+    for number, channel in enumerate(("a", "b")):
+        await client.send("subscribe", {"channel": channel, "filter": {"/n": number}})
+    return [(await client.receive())["payload"].get("code") for _ in range(2)]
+
+
 async def come_twice(world: World) -> object:
     await world.client()
     if (status := await world.opening()) != 101:
@@ -103,6 +110,8 @@ async def suspended(world: World) -> object:
 row("limits.connections", 1, beside={"limits.connections_per_user": 1})(come_twice)
 row("limits.connections_per_user", 1)(come_twice)
 row("limits.subscriptions_per_connection", 1)(subscribe_two)
+row("limits.filters_per_connection", 1)(filter_two)
+row("limits.filters_per_tenant", 1)(filter_two)
 row("limits.messages_burst", 1, beside={"limits.messages_per_minute": 1})(publish_twice)
 
 

@@ -110,6 +110,7 @@ async def test_every_metric_of_ours_is_on_the_dashboard(shown: Scrape) -> None:
     left_out = {
         "broker_tenants",
         "broker_draining",
+        "broker_filters",
         "broker_ring_events",
         "broker_gc_longest_pause_seconds",
         "broker_config_last_reload_success_timestamp_seconds",

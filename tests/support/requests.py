@@ -37,6 +37,9 @@ class Stood:
     def subscriptions(self) -> dict[str, tuple[str, ...]]:
         return self.held
 
+    def filtered(self) -> set[str]:
+        return set()
+
 
 def wish_of(effect: Effect) -> Any:
     """What a message comes to: a wish, or what is said of it."""

@@ -206,6 +206,7 @@ def test_every_code_is_there_with_its_meaning() -> None:
     assert set(errors) == {
         "bad_message", "unknown_type", "unauthenticated", "forbidden", "invalid_channel", "invalid_position",
         "not_subscribed", "conflict", "limit_subscriptions", "limit_snapshot", "limit_connections",
+        "limit_filters",
         "rate_limited", "too_large", "token_invalid", "token_expired", "token_revoked", "unavailable",
         "rejected", "timeout", "bad_answer", "internal",
     }  # fmt: skip

@@ -22,6 +22,8 @@ class Subscriptions(Feature):
     `sources` resolve starts; `durables` keeps the cursors for starts under a durable name.
     """
 
+    name = "filter"
+
     def __init__(self, sources: Sources, durables: Durables) -> None:
         self.sources = sources
         self.durables = durables

@@ -14,7 +14,7 @@ import trio
 from msgspec import UNSET
 
 from broker import subjects
-from broker.errors import SnapshotTooLarge, Unavailable
+from broker.errors import SnapshotTooLarge, TooManyFilters, Unavailable
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.starts import Beginning, Scope
 from broker.eventlog.tick import indices
@@ -97,10 +97,13 @@ class Joiner:
         """Begin the subscriptions, if the permissions by which they were checked still hold.
 
         Return the replies: `subscribed`, and perhaps gaps. Raise `Conflict`, `Unavailable`,
-        `SnapshotTooLarge` and `TooManySubscriptions` (durable names), with nothing changed.
+        `SnapshotTooLarge`, `TooManyFilters` and `TooManySubscriptions` (durable names), with nothing changed.
         """
-        log = self.log
-        self.selections = [log.acquire(pattern, deny) for pattern, deny in self.wish.patterns.items()]
+        log, wanted = self.log, self.wish.filter
+        most = self.caller.session.limits.filters_per_tenant
+        if wanted is not None and wanted not in log.filters and len(log.filters) >= most:
+            raise TooManyFilters(f"the clients of the tenant have their {most} different filters")
+        self.selections = [log.acquire(pattern, deny, wanted) for pattern, deny in self.wish.patterns.items()]
         joined = False
         try:
             await self.prepare()
@@ -140,6 +143,8 @@ class Joiner:
         if isinstance(start, Snapshot):
             self.snapshot = await self.get_snapshot()
         else:
+            if isinstance(start, Last) and self.wish.filter is not None:
+                await self.evaluate(start.count)
             self.beginning = await self.sources.starts.resolve(start, self.scope())
             await self.reach(self.beginning.after)
 
@@ -170,7 +175,17 @@ class Joiner:
             head=self.position(),
             floor=self.floor(),
             held=self.held(last),
+            filter=self.wish.filter,
         )
+
+    async def evaluate(self, count: int) -> None:
+        """Evaluate the filter over the ring until `count` events have passed, while other tasks run."""
+        stored, ring = self.stored(), self.log.ring
+        for tick in reversed(ring.after(ring.floor)):
+            count -= tick.share(stored).bit_count()
+            if count <= 0:
+                break
+            await trio.lowlevel.checkpoint()
 
     def floor(self) -> int:
         """Return the position below which the stream is read: the beginning of the ring, or P if lower."""

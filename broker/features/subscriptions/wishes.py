@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from broker import errors, subjects
+from broker import errors, filters, subjects
 from broker.errors import BrokerError
 from broker.wire import durables, positions
 from broker.wire import messages as m
@@ -14,6 +14,7 @@ from broker.wire.starts import After, Last, Since, Snapshot
 from broker.wire.times import parse_time
 
 if TYPE_CHECKING:
+    from broker.filters import Filter
     from broker.permissions import Principal
     from broker.session.requests import Terms
     from broker.wire.starts import Start
@@ -23,7 +24,7 @@ MAX_SHOWN = 256  # characters of a refused channel in the reply
 
 @attrs.frozen(kw_only=True)
 class Join:
-    """Begin or restart subscriptions: each pattern, with the denied patterns to leave out.
+    """Begin or restart subscriptions: each pattern, with the denied patterns to leave out, and a filter.
 
     `listed`: the client sent a list, and is answered with lists.
     """
@@ -33,6 +34,7 @@ class Join:
     start: Start | None
     durable: str | None
     lag: m.Lag | None
+    filter: Filter | None
     listed: bool
 
 
@@ -53,6 +55,7 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
     if terms.draining:
         raise errors.Unavailable("subscribe: this broker is about to stop; reconnect first")
     start = start_of(message, terms.limits.last_events)
+    wanted = filter_of(message)
     if message.durable is not None:
         durables.check_name(message.durable)
     most = terms.limits.subscriptions_per_connection
@@ -60,12 +63,15 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
     if len(texts) > most:  # one error, since a list of refusals would be longer than the request
         raise errors.TooManySubscriptions(f"{len(texts)} in one list; a connection has at most {most}")
     held = set(terms.standing.subscriptions())
+    filtered = terms.standing.filtered()
     accepted: dict[str, tuple[str, ...]] = {}
     refused: list[m.Refused] = []
     first: BrokerError | None = None
     for text in texts:
         try:
             pattern, deny = check_pattern(text, principal, message.lag)
+            if wanted is not None:
+                check_filtered(pattern, filtered, terms.limits.filters_per_connection)
             if pattern not in held:
                 terms.reserve(text, most - len(held))
                 held.add(pattern)
@@ -81,8 +87,25 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
         start=start,
         durable=message.durable,
         lag=message.lag,
+        filter=wanted,
         listed=isinstance(message.channel, list),
     )
+
+
+def filter_of(message: m.Subscribe) -> Filter | None:
+    """Return the filter of a subscribe."""
+    if message.filter is None:
+        return None
+    if message.snapshot:  # a row that no longer passes would stay for ever
+        raise errors.BadMessage("payload: snapshot and filter exclude each other")
+    return filters.parse(message.filter, "payload.filter")
+
+
+def check_filtered(pattern: str, filtered: set[str], most: int) -> None:
+    """Add a subscription to the patterns that have a filter. Raise `TooManyFilters`."""
+    if pattern not in filtered and len(filtered) >= most:
+        raise errors.TooManyFilters(f"{pattern}: the connection has its {most} subscriptions with a filter")
+    filtered.add(pattern)
 
 
 def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:

@@ -50,7 +50,14 @@ class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     snapshot: bool | None = None
     durable: str | None = None
     lag: Annotated[str, LAG] | None = None
+    filter: dict[str, Any] | None = None
     wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a `subscribe` message has beside its channels and its start."""
+        given = {"lag": self.lag or None, "filter": self.filter}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def start(self) -> dict[str, Any]:
@@ -81,6 +88,8 @@ def from_query(query: Query) -> Poll:
     if not query.get("channel"):
         raise queries.no_channel()
     given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
+    if "filter" in given:
+        given["filter"] = queries.json_value("filter", given["filter"])
     return converted(given | {"channels": query["channel"]}, strict=False)
 
 

@@ -99,7 +99,7 @@ class PollTransport:
     turn: object = None  # identifies the poll that waits
     idle_since: float = attrs.Factory(trio.current_time)  # when the last poll ended
     expected: float = attrs.Factory(lambda: trio.current_time() + GRACE_SECONDS)  # the next poll, until then
-    asked: tuple[object, ...] | None = None  # the channels of the newest poll, and their lag policy
+    asked: tuple[object, ...] | None = None  # the channels of the newest poll, and their options
     held: set[str] = attrs.Factory(set)  # the subscriptions that came of them
     encoded_user: str = ""
     place: sse.Place = attrs.Factory(sse.Place)
@@ -264,7 +264,8 @@ class PollTransport:
 
     async def tune(self, poll: Poll) -> str | None:
         """Subscribe to what a poll asks for; return the position of the client. Raises `Failed`."""
-        asked = (*poll.channels, poll.lag)
+        options = msgspec.json.encode(poll.options)  # 1 and true are not the same
+        asked = (*poll.channels, options)
         lost = self.asked is not None and self.lost(poll)
         # A client that has been told a position, and sends a start instead, begins again.
         anew = bool(self.resume_position and poll.start and poll.position is None)
@@ -285,7 +286,7 @@ class PollTransport:
             if gone:
                 await self.request("unsubscribe", {"channel": sorted(gone)})
                 self.gathered.keep(wanted)
-            if not (lost or anew) and before is not None and before[-1] == poll.lag:
+            if not (lost or anew) and before is not None and before[-1] == options:
                 # Stored channels begin again with those that join them. Live ones have no position.
                 joins = wanted.keys() - self.held
                 kept = {each for each in self.held - gone if not joins or subjects.is_live(each)}
@@ -306,7 +307,7 @@ class PollTransport:
         self, poll: Poll, channels: list[str], start: Mapping[str, Any], *, known: bool, lost: bool
     ) -> Message:
         """Subscribe to these channels, or subscribe to them again."""
-        wish = {"channel": channels} | ({"lag": poll.lag} if poll.lag else {}) | dict(start)
+        wish = {"channel": channels} | poll.options | dict(start)
         reply = await self.request("subscribe", wish)
         alive = [each for each in reply.field("channel") if subjects.is_live(each)]
         again = [each for each in alive if lost or each in self.held]

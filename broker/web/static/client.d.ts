@@ -118,6 +118,14 @@ export interface GapItem {
 
 export type Item<T = Json> = EventItem<T> | GapItem;
 
+/**
+ * Conditions, all of which must hold: by JSON Pointer what the value is, or what operators say of it; `any` and `all` of
+ * several filters, `not` of one.
+ */
+export interface Filter {
+  readonly [pointerOrGroup: string]: unknown;
+}
+
 export interface SubscribeOptions {
   /** After this position. At most one of `position`, `since`, `last` and `snapshot`; without: from now. */
   position?: string;
@@ -131,6 +139,8 @@ export interface SubscribeOptions {
   durable?: string;
   /** What may be left out when this client is slow. */
   lag?: Lag;
+  /** Only events that pass it (the protocol page, "Filters"); not with `snapshot`. */
+  filter?: Filter;
   /**
    * How many items wait for who iterates; default 1000. When so many wait, the subscription is `paused`: the
    * broker keeps what comes and sends it later. Events of live channels, kept nowhere, are a gap then.
@@ -250,7 +260,7 @@ export class Client implements Emitter<ClientEvents> {
   close(): void;
 }
 
-export interface StoreOptions<T> extends Omit<SubscribeOptions, "position" | "since" | "last" | "snapshot"> {
+export interface StoreOptions<T> extends Omit<SubscribeOptions, "position" | "since" | "last" | "snapshot" | "filter"> {
   /** The next value of a channel; by default the event itself. Not called for tombstones, which remove. */
   reduce?: (value: T | undefined, event: any) => T;
   /** In ms, default 10000: after it a change without an answer is taken back. */

@@ -22,6 +22,7 @@ import "./client/acknowledgements.js";
 import "./client/attempt.js";
 import "./client/connection.js";
 import "./client/exchange.js";
+import "./client/filters.js";
 import "./client/http.js";
 import "./client/leader.js";
 import "./client/names.js";

@@ -249,9 +249,9 @@ class HttpLink {
    * @param {string | undefined} messageId
    */
   #subscribe(payload, messageId) {
-    const { channel, position: from, lag, ...start } = payload;
+    const { channel, position: from, lag, filter, ...start } = payload; // one list has one filter: here none
     if (Object.keys(given(start)).length) {
-      const reading = { channel, ...start, lag, position: from };
+      const reading = { channel, ...start, lag, filter, position: from };
       this.#before = this.#before.then(() => this.#begin(reading, messageId));
       return;
     }

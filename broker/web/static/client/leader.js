@@ -77,9 +77,9 @@ export class Leader {
       }
     if (type === "unsubscribe") answer("unsubscribed")({ channel });
     if (type === "subscribe") {
-      const { channel: names, lag, ...start } = given(payload);
+      const { channel: names, lag, filter, ...start } = given(payload);
       const key = exchange.next();
-      records.add({ names, lag, start, peer }, (record) => this.#receiver(peer, record, key, messageId));
+      records.add({ names, lag, filter, start, peer }, (record) => this.#receiver(peer, record, key, messageId));
     }
   }
 

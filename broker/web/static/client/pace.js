@@ -25,6 +25,7 @@ const PACE = 0.9; // of a rate
 /** @type {Limits} */
 const LIMITS = {
   subscriptions_per_connection: 128,
+  filters_per_connection: 0, // an older broker has none
   requests_per_second: 10,
   requests_burst: 200,
   messages_per_minute: 100,

@@ -1,11 +1,13 @@
 // @ts-check
 /** What goes into which `subscribe`: a draft, of which nothing is done yet. */
 
+import { either } from "./filters.js";
 import { PAUSED } from "./record.js";
 import { bytes } from "./values.js";
 
 /** @import { SubscriptionRecord } from "./record.js" */
-/** @import { Start } from "./types.js" */
+/** @import { Filter } from "./filters.js" */
+/** @import { Limits, Start } from "./types.js" */
 
 /**
  * What the broker has of a name, or is being asked for; the requests themselves tell which.
@@ -16,6 +18,7 @@ import { bytes } from "./values.js";
  * @property {boolean} [alone] a list that it was in was refused
  * @property {boolean} [let_go] it is to be unsubscribed from, whoever has it
  * @property {number} [refused] so often
+ * @property {string} [filter] the text of the filter that it was asked for with
  */
 
 /**
@@ -25,6 +28,7 @@ import { bytes } from "./values.js";
  * @property {SubscriptionRecord[]} anew
  * @property {Start} start
  * @property {string | undefined} lag
+ * @property {Filter} [filter] what of them is asked for
  * @property {number} doubts
  */
 
@@ -44,6 +48,7 @@ export class Plan {
   #names;
   #used;
   #most;
+  #filters;
   /** @type {Set<string>} names that are further subscriptions of the connection */
   #new = new Set();
 
@@ -51,9 +56,10 @@ export class Plan {
    * @param {Iterable<SubscriptionRecord>} records
    * @param {Map<string, Held>} names what the broker has
    * @param {Set<string>} used of which somebody has it
-   * @param {number} most subscriptions that the connection may have
+   * @param {Limits} limits
    */
-  constructor(records, names, used, most) {
+  constructor(records, names, used, { subscriptions_per_connection: most, filters_per_connection: filters }) {
+    this.#filters = filters;
     this.#names = names;
     this.#used = used;
     this.#most = most;
@@ -102,19 +108,38 @@ export class Plan {
   }
 
   /**
+   * The filter with which records are asked for: what passes one of them. None is one more than a connection may have.
+   * @param {SubscriptionRecord[]} records
+   */
+  filter(records) {
+    const filter = either(records.map((each) => each.filter));
+    const filtered = [...this.#names].filter(([, held]) => held.filter).map(([name]) => name);
+    for (const message of this.messages) if (message.filter) filtered.push(...message.channel);
+    return new Set([...filtered, ...records.flatMap(({ full }) => full)]).size <= this.#filters ? filter : undefined;
+  }
+
+  /**
+   * Whether all that a record wants comes by its names as they were asked for.
+   * @param {SubscriptionRecord} record
+   */
+  comes({ full, filter }) {
+    return full.every((name) => [undefined, filter?.text].includes(this.#names.get(name)?.filter));
+  }
+
+  /**
    * Add records to a message of their kind, or to one of their own; false if they do not fit into any.
    * @param {Batch} batch
    * @param {boolean} alone
    * @param {number} most bytes of a message
    */
-  add({ records, start, lag, anew, doubts }, alone, most) {
+  add({ records, start, lag, filter, anew, doubts }, alone, most) {
     const names = [...new Set(records.flatMap(({ full }) => full))];
-    const key = JSON.stringify([start, lag]);
-    const room = most - bytes(start) - 120;
+    const key = JSON.stringify([start, lag, filter?.text]);
+    const room = most - bytes({ ...start, filter: filter?.document }) - 120;
     if (bytes(names) > room) return false;
     let message = this.messages.findLast((each) => !alone && !each.alone && each.key === key);
     if (!message || bytes([...message.channel, ...names]) > room) {
-      message = { key, alone, records: [], anew: [], channel: [], start, lag, doubts };
+      message = { key, alone, records: [], anew: [], channel: [], start, lag, filter, doubts };
       this.messages.push(message);
     }
     for (const name of this.fresh(records)) this.#new.add(name);

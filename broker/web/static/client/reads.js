@@ -20,7 +20,7 @@ const FULL = 20_000;
  */
 export async function* eventStream(request, { channel, ...start }, signal) {
   const query = new URLSearchParams(channel.map((name) => ["channel", name]));
-  for (const [name, value] of Object.entries(given(start))) query.append(name, String(value));
+  for (const [name, value] of Object.entries(given(start))) query.append(name, name === "filter" ? JSON.stringify(value) : String(value));
   // What may be longer is refused by some on the way, and beside a long token by the broker.
   if (`${query}`.length > HEAD) throw { status: 431, reason: "so many channels do not fit into an address" };
   const { body } = await request(`/sse?${query}`, { signal });
@@ -54,12 +54,12 @@ export async function* eventStream(request, { channel, ...start }, signal) {
  * @param {number} pause between polls that do not wait, in ms; 0: they do wait
  * @returns {Read}
  */
-const poll = (pause) => async function* (request, { channel, position, tenant, lag, ...start }, signal, token, notes) {
+const poll = (pause) => async function* (request, { channel, position, tenant, lag, filter, ...start }, signal, token, notes) {
   let begun = false;
   let live = false;
   for (;;) {
     const wait = live && !pause ? POLL_S : 0;
-    const ask = { session: notes.session, channels: channel, position, lag, wait, ...(!begun && start) };
+    const ask = { session: notes.session, channels: channel, position, lag, filter, wait, ...(!begun && start) };
     const text = await (await request(`/poll${tenantQuery(tenant)}`, { method: "POST", signal, body: JSON.stringify(ask) })).text();
     const answer = JSON.parse(text);
     const { refused = [], recovered, session, events, gaps } = answer;

@@ -1,6 +1,7 @@
 // @ts-check
 /** One subscription as the client keeps it, over all its connections. */
 
+import { Filter } from "./filters.js";
 import { covers, expand } from "./names.js";
 
 /** @import { Asked, Link, Receiver, Reply, Start } from "./types.js" */
@@ -24,6 +25,10 @@ export class SubscriptionRecord {
   /** @type {Start} */
   start;
   lag;
+  /** @type {Filter | undefined} */
+  filter;
+  /** @type {string | undefined} what is wrong with the filter */
+  wrong;
   /** @type {string | undefined} */
   durable;
   buffer;
@@ -58,7 +63,12 @@ export class SubscriptionRecord {
    * @param {string | undefined} room what `me` stands for
    * @param {(record: SubscriptionRecord) => Receiver} receiver
    */
-  constructor({ names, start, lag, buffer = Infinity, peer }, room, receiver) {
+  constructor({ names, start, lag, filter, buffer = Infinity, peer }, room, receiver) {
+    try {
+      this.filter = filter === undefined ? undefined : new Filter(filter);
+    } catch (error) {
+      this.wrong = /** @type {Error} */ (error).message;
+    }
     this.names = names;
     this.start = start;
     this.lag = lag;
@@ -77,6 +87,14 @@ export class SubscriptionRecord {
   expand(room) {
     this.full = this.names.map((name) => expand(String(name), room));
     this.patterns = this.full.map((name) => name.split("."));
+  }
+
+  /**
+   * Whether it gets an event of its channels.
+   * @param {any} event
+   */
+  passes(event) {
+    return this.filter?.passes(event) ?? true;
   }
 
   /** @param {string[]} channel in tokens */

@@ -212,7 +212,7 @@ export class Records {
         if (passed(position, record.seen)) continue;
         record.seen = position;
       }
-      if (!echo || record.peer) record.sub.take(item);
+      if ((!echo || record.peer) && record.passes(event)) record.sub.take(item);
     }
     // Not before all have it: who leaves in the middle of it stands where it stood.
     if (mark === undefined) this.position = position ?? this.position;

@@ -170,7 +170,7 @@ export class Subscribing {
    */
   #askAll() {
     const at = now();
-    const plan = new Plan(this.#records, this.#names, this.#used, this.#exchange.pace.limits.subscriptions_per_connection);
+    const plan = new Plan(this.#records, this.#names, this.#used, this.#exchange.pace.limits);
     for (const record of [...this.#records].sort((a, b) => Number(b.was) - Number(a.was))) {
       if (record.state !== NEW || plan.taken.has(record)) continue;
       if (record.after > at) this.#exchange.again(record.after - at);
@@ -192,7 +192,7 @@ export class Subscribing {
    * Send a `subscribe`; whether there still is a connection.
    * @param {Draft} message
    */
-  #ask({ records, anew, start, lag, channel, doubts }) {
+  #ask({ records, anew, start, lag, filter, channel, doubts }) {
     for (const each of anew) this.#records.turn(each, NEW);
     for (const each of records) this.#records.turn(each, ASKED);
     if (!this.#exchange.link) return false; // whoever heard of it has left
@@ -206,8 +206,8 @@ export class Subscribing {
       },
     };
     for (const each of records) Object.assign(each, { request, own: each.seen === start.position });
-    for (const name of channel) this.#note(name, { asked: request });
-    this.#exchange.send("subscribe", { channel, ...start, lag }, request, undefined, doubts);
+    for (const name of channel) this.#note(name, { asked: request, filter: filter?.text });
+    this.#exchange.send("subscribe", { channel, ...start, lag, filter: filter?.document }, request, undefined, doubts);
     return true;
   }
 
@@ -228,7 +228,7 @@ export class Subscribing {
       return this.#place(plan, [record], record.start, kin.filter(({ state }) => state === LIVE));
     }
     const same = kin.find((each) => each.state === LIVE && record.full.every((name) => each.full.includes(name)));
-    if (!record.seen && same) return void plan.joined.push([record, same]);
+    if (!record.seen && same && plan.comes(record)) return void plan.joined.push([record, same]);
     const stands = (/** @type {SubscriptionRecord} */ each) => each.seen || each.state === LIVE;
     const together = [record, ...kin.filter((each) => stands(each) || !Object.keys(each.start).length)];
     if (together.some(stands) && this.#records.position)
@@ -288,7 +288,10 @@ export class Subscribing {
     } else if (!Object.keys(start).length && plan.stale(records)) return; // it would take over what stands there
     const doubts = Math.max(...records.map((each) => each.doubts));
     const alone = !!(doubts || record.alone || start.last || start.durable);
-    if (!plan.add({ records, start, lag, anew, doubts }, alone, pace.most))
+    // What is not stored goes on for those who begin anew.
+    const unstored = records.some(({ full }) => full.some((name) => name.startsWith("live.")));
+    const filter = plan.filter(unstored ? [...records, ...anew] : records);
+    if (!plan.add({ records, start, lag, filter, anew, doubts }, alone, pace.most))
       this.#records.end(record, pace.tooLarge(bytes(record.full)));
   }
 
@@ -331,7 +334,7 @@ export class Subscribing {
     for (const name of names) if (this.#names.get(name)?.asked === request) this.#note(name, { asked: undefined });
     const mine = records.filter((record) => record.request === request);
     // One of them may have spoilt it for the others; these are refused name by name, so all were.
-    const each = /^(forbidden|invalid_channel|limit_subscriptions)$/.test(error.code);
+    const each = /^(forbidden|invalid_channel|limit_subscriptions|limit_filters)$/.test(error.code);
     const after = now() + (error.retryAfter ?? 0) + Math.random() * BACKOFF_MS;
     for (const record of mine) {
       if (!error.retryable && (each || mine.length === 1)) {

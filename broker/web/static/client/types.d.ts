@@ -68,6 +68,7 @@ export interface Reading {
   position?: string;
   tenant?: string;
   lag?: string;
+  filter?: any;
   since?: string;
   last?: number;
   snapshot?: boolean;
@@ -93,6 +94,7 @@ export interface Fault {
 /** What the broker announces; what is absent is not known. */
 export interface Limits {
   subscriptions_per_connection: number;
+  filters_per_connection: number;
   requests_per_second: number;
   requests_burst: number;
   messages_per_minute: number;
@@ -152,6 +154,8 @@ export interface Asked {
   names: string[];
   start: Start;
   lag?: Lag;
+  /** As JSON. */
+  filter?: any;
   /** Items that may wait for who iterates. */
   buffer?: number;
   /** The tab that it is for. */
