@@ -156,7 +156,7 @@ async def test_publish_by_a_client(broker: Broker, publisher: RawNats) -> None:
         event = next(each for each in got if each["type"] == "event")["payload"]
         assert published["messageId"] == "p"
         assert published["payload"]["position"] == event["position"]
-        assert event["publisher"] == {"user": "al.ice"}
+        assert event["publisher"] == {"user": "al.ice", "id": "n1"}
         await client.send("publish", {"channel": "a", "event": {"x": 1}, "id": "n1"})
         again = await client.expect("published")
         assert again == {"id": "n1", "position": event["position"], "duplicate": True}

@@ -209,14 +209,14 @@ async def test_clients_cannot_reach_other_tenants_or_users(
 
 @pytest.mark.parametrize("user", ["a.b", "a b", "ü", "*", ">", "a\r\nX: y", "users", "live", "%2E", "\u200b"])
 async def test_users_with_odd_names(broker: Broker, publisher: RawNats, user: str) -> None:
-    """Any user has a room of its own, and its publishes say who it was, exactly."""
+    """Any user has a room of its own, and its publishes say who it was and their ids, exactly."""
     async with broker.client(user=user) as client:
         assert client.log[1]["payload"]["user"] == user
         answer = await client.subscribe("me.>")
         await client.send("publish", {"channel": "me.a", "event": 1, "id": "é \r\n"})
         got = [await client.receive() for _ in range(2)]
         event = next(each["payload"] for each in got if each["type"] == "event")
-        assert event["publisher"] == {"user": user}
+        assert event["publisher"] == {"user": user, "id": "é \r\n"}
         assert answer["channel"] == [f"users.{subjects.encode_user(user)}.>"]
         with pytest.raises(InvalidChannel):
             subjects.parse_channel(f"users.{user}.a b")

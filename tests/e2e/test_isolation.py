@@ -170,12 +170,13 @@ async def test_client_publishes_only_as_itself(broker: Broker, publisher: RawNat
         assert (await client.expect("error"))["code"] == "bad_message"
         await client.subscribe(["a", "me.>"])
         event = {"publisher": {"user": "root"}, "channel": "b"}
+        event_id = "1\r\nBroker-User: root"
         for channel in ("a", "me.a"):
-            await client.send("publish", {"channel": channel, "event": event, "id": "1\r\nBroker-User: root"})
+            await client.send("publish", {"channel": channel, "event": event, "id": event_id})
             said = [await client.receive(), await client.receive()]  # in either order
             got = next(each["payload"] for each in said if each["type"] == "event")
             assert {each["type"] for each in said} == {"event", "published"}
-            assert got["publisher"] == {"user": user}
+            assert got["publisher"] == {"user": user, "id": event_id}
             assert got["event"] == event
         await client.quiet()
     await publisher.flush()
@@ -184,7 +185,7 @@ async def test_client_publishes_only_as_itself(broker: Broker, publisher: RawNat
     assert [each.subject.split(b".")[1:3] for each in ours] == [[b"acme", b"a"], [b"acme", b"users"]]
     for each in ours:
         names = [line.partition(b":")[0] for line in each.header.split(b"\r\n")[1:-2]]
-        assert sorted(names) == [b"Broker-Connection", b"Broker-User", b"Nats-Msg-Id"]
+        assert sorted(names) == [b"Broker-Connection", b"Broker-Id", b"Broker-User", b"Nats-Msg-Id"]
 
 
 async def test_monitoring_token_looks_at_one_tenant_and_touches_nothing(

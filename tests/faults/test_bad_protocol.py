@@ -204,11 +204,11 @@ async def servers_values(row: Row) -> None:
                 got[answer["type"]] = answer["payload"]
             assert got["published"]["id"] == json.loads(wanted)
             assert got["event"]["event"] == value, name
-            assert got["event"]["publisher"] == {"user": user}
+            assert got["event"]["publisher"] == {"user": user, "id": json.loads(wanted)}
             stored = await row.nats.api("STREAM.MSG.GET.EVENTS", last_by_subj=f"events.{RUDE}.odd")
             lines = base64.b64decode(stored["message"]["hdrs"]).split(b"\r\n")
             names = {line.split(b":")[0] for line in lines if line}
-            assert names == {b"NATS/1.0", b"Broker-User", b"Broker-Connection", b"Nats-Msg-Id"}
+            assert names == {b"NATS/1.0", b"Broker-User", b"Broker-Connection", b"Broker-Id", b"Nats-Msg-Id"}
             await row.works(name)
 
 
