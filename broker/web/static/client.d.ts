@@ -207,6 +207,45 @@ export interface RequestOptions {
   id?: string;
 }
 
+export interface HistoryOptions {
+  /** The newest events below this position. At most one of `before`, `after` and `since`; without: the newest of all. */
+  before?: string;
+  /** What follows this position. */
+  after?: string;
+  /** From a time on, RFC 3339. */
+  since?: string;
+  /** At most so many events, default 50; fewer come where they are large or far apart. */
+  limit?: number;
+  /** Rejects with its reason. */
+  signal?: AbortSignal;
+}
+
+/** A stored event. */
+export interface PastItem<T = Json> extends EventItem<T> {
+  readonly position: string;
+  /** When it was stored, RFC 3339. */
+  readonly storedAt: string;
+}
+
+export interface Page<T = Json> {
+  /** Those that are allowed. */
+  readonly channels: readonly string[];
+  /** Oldest first. */
+  readonly events: readonly PastItem<T>[];
+  /** Everything from this position on was looked at, */
+  readonly first: string;
+  /** up to this one. `subscribe` with the `position` `last` of the newest page joins exactly. */
+  readonly last: string;
+  /** Whether there may be further events in the direction of reading. */
+  readonly more: boolean;
+  /** `false`: the position asked for is not kept any more, or of another stream. */
+  readonly recovered: boolean;
+  /** The page before this one, */
+  older(options?: Pick<HistoryOptions, "limit" | "signal">): Promise<Page<T>>;
+  /** and the one after it. */
+  newer(options?: Pick<HistoryOptions, "limit" | "signal">): Promise<Page<T>>;
+}
+
 interface ClientEvents {
   status: CustomEvent<Status>;
   /** What concerns no request, as a token callback that failed. */
@@ -252,6 +291,12 @@ export class Client implements Emitter<ClientEvents> {
    * then `unknownOutcome` says whether the service may have acted.
    */
   request<T = Json>(method: string, data?: unknown, options?: RequestOptions): Promise<T>;
+  /**
+   * Reads stored events back, without subscribing, as soon as there is a connection and the limits allow it; it asks
+   * again where an answer was lost. Rejects with a `TypeError`, with the reason of `signal`, and else with a
+   * `BrokerError`.
+   */
+  history<T = Json>(channels: string | string[], options?: HistoryOptions): Promise<Page<T>>;
   /** After `disconnect`, or after it was told that its token is no good. */
   connect(): void;
   /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */

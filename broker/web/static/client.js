@@ -23,6 +23,7 @@ import "./client/attempt.js";
 import "./client/connection.js";
 import "./client/exchange.js";
 import "./client/filters.js";
+import "./client/history.js";
 import "./client/http.js";
 import "./client/leader.js";
 import "./client/names.js";

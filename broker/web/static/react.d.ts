@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { BrokerError, Client, EventItem, GapItem, Json, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+import type { BrokerError, Client, EventItem, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
 
 /** Gives the hooks below it their client. Whoever made the client closes it. */
 export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
@@ -62,3 +62,18 @@ export interface RequestState<T = Json> {
 
 /** Asks a service, when `request` is called; shows what became of the newest call. */
 export function useRequest<T = Json>(method: string): RequestState<T>;
+
+export interface HistoryState<T = Json> {
+  /** Oldest first: the pages that were read, then what has come since. */
+  readonly events: readonly (PastItem<T> | EventItem<T>)[];
+  /** Whether there may be older ones. */
+  readonly more: boolean;
+  readonly loading: boolean;
+  /** Of the newest page, or of the subscription, if that failed. */
+  readonly error?: unknown;
+  /** Reads the page before the oldest; the same function in each rendering. Nothing happens while one is under way. */
+  loadOlder(): Promise<void>;
+}
+
+/** The newest `limit` events, what comes after them unless `live` is `false`, and older ones page by page. */
+export function useHistory<T = Json>(channels: string | string[], options?: { limit?: number; live?: boolean }): HistoryState<T>;

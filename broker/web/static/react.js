@@ -7,6 +7,7 @@
  *     const { state } = useConnection();
  *     const { notifications, unread, markRead } = useNotifications();
  *     const { request, data, error, pending } = useRequest("orders.approve");
+ *     const { events, more, loading, loadOlder } = useHistory("chat.7", { limit: 50 });
  *
  * Components that ask for the same share one subscription. It is kept for a moment after the last of them is
  * gone, so that a re-mount, as in strict mode, costs nothing. What they render is one frozen value, replaced
@@ -204,6 +205,89 @@ export function useRequest(method) {
   );
   const { data, error, pending = false } = of(state, client, method);
   return { request, data, error, pending };
+}
+
+const UNREAD = Object.freeze({ events: [], more: false, loading: true, error: undefined });
+
+/** What a component shows of the past of channels: pages, the newest first, and what has come since. */
+class Past {
+  #client;
+  #channels;
+  #options;
+  #say;
+  #again;
+  #over = new AbortController();
+  #loading = false;
+  #page;
+  #subscription;
+  #value = UNREAD;
+
+  constructor(client, channels, options, say, again) {
+    this.#client = client;
+    this.#channels = channels;
+    this.#options = options;
+    this.#say = say;
+    this.#again = again;
+  }
+
+  close() {
+    this.#over.abort();
+    this.#subscription?.close();
+  }
+
+  older = async () => {
+    if (this.#loading || (this.#page && !this.#page.more)) return;
+    this.#loading = true;
+    this.#show({ loading: true, error: undefined });
+    const { signal } = this.#over;
+    try {
+      let page = this.#page;
+      do page = await (page?.older({ signal }) ?? this.#client.history(this.#channels, { limit: this.#options.limit, signal }));
+      while (page.recovered && page.more && !page.events.length);
+      if (!page.recovered) return this.#again(); // the stream is another one
+      const newest = !this.#page;
+      this.#page = page;
+      this.#show({ events: [...page.events, ...this.#value.events], more: page.more });
+      if (newest && this.#options.live) this.#follow(page.last);
+    } catch (error) {
+      this.#show({ error });
+    } finally {
+      this.#loading = false;
+      this.#show({ loading: false });
+    }
+  };
+
+  #follow(position) {
+    const subscription = (this.#subscription = this.#client.subscribe(this.#channels, { position }));
+    subscription.addEventListener("event", ({ detail }) => this.#show({ events: [...this.#value.events, detail] }));
+    subscription.addEventListener("gap", ({ detail }) => detail.action === "reload" && this.#again());
+    subscription.addEventListener("error", ({ detail }) => this.#show({ error: detail }));
+  }
+
+  #show(change) {
+    if (this.#over.signal.aborted) return;
+    this.#value = Object.freeze({ ...this.#value, ...change });
+    this.#say(this.#value);
+  }
+}
+
+/** The newest events of channels or patterns, what comes after them, and older ones when `loadOlder` is called. */
+export function useHistory(channels, { limit, live = true } = {}) {
+  const client = useClient();
+  const key = keyOf(channels, { limit, live });
+  const [state, show] = useState({});
+  const [times, begin] = useState(0);
+  const current = useRef();
+  useEffect(() => {
+    const say = (value) => show({ value, client, key });
+    const past = new Past(client, channels, { limit, live }, say, () => begin((before) => before + 1));
+    current.current = past;
+    past.older();
+    return () => past.close();
+  }, [client, key, times]);
+  const loadOlder = useCallback(async () => current.current?.older(), []);
+  const { events, more, loading, error } = state.client === client && state.key === key ? state.value : UNREAD;
+  return { events, more, loading, error, loadOlder };
 }
 
 /** What is shown of a state, if it is of this method and no other. */

@@ -5,7 +5,7 @@ import { createRoot } from "react-dom/client";
 import { flushSync } from "react-dom";
 
 import { Client } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useConnection, useNotifications, useRequest } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useConnection, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
 
 window.sent = []; // what goes out by WebSocket
 const { send } = WebSocket.prototype;
@@ -61,6 +61,19 @@ function Asked() {
   return method && <Asking method={method} />;
 }
 
+/** The past of what the test names. */
+function Chat() {
+  const [channel, name] = useState();
+  window.readFrom = (next) => flushSync(() => name(next));
+  return channel && <Messages channel={channel} />;
+}
+
+function Messages({ channel }) {
+  const { events, more, loading, error, loadOlder } = useHistory([channel], { limit: 3 });
+  window.older = loadOlder;
+  return <p id="chat" data-more={more} data-loading={loading} data-error={error?.code}>{events.map((item) => item.event).join(" ")}</p>;
+}
+
 function Row({ n }) {
   const { state, error } = useChannel(`rows.${n}`);
   return <li data-state={state} data-error={error?.code}>{n}</li>;
@@ -77,6 +90,6 @@ window.mount = (token) => {
   window.client = new Client({ url: location.origin, token });
   const root = createRoot(document.body.appendChild(document.createElement("div")));
   const render = (node) => flushSync(() => root.render(node));
-  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /></BrokerProvider></StrictMode>);
+  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /><Chat /></BrokerProvider></StrictMode>);
   return () => render(null);
 };

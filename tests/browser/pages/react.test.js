@@ -217,3 +217,29 @@ test("what is asked last is shown, and what was asked before still gets its answ
   assert.deepEqual(page.faults, []);
   await page.context().close();
 });
+
+test("what came before is read page by page, and what comes joins it", async () => {
+  const page = await open();
+  const chat = page.locator("#chat");
+  const shown = (text, more) => page.locator(`#chat[data-more="${more}"][data-loading="false"]`, { hasText: new RegExp(`^${text}$`) }).waitFor({ state: "attached" });
+  await publish(page, ...Array.from({ length: 7 }, (_, n) => ["chat.one", n]));
+  await page.evaluate(() => readFrom("chat.one"));
+  await shown("4 5 6", true);
+  const same = await page.evaluateHandle(() => older);
+  await page.evaluate(() => Promise.all([older(), older()])); // the second while the first is under way
+  await shown("1 2 3 4 5 6", true);
+  await publish(page, ["chat.one", 7]);
+  await shown("1 2 3 4 5 6 7", true);
+  while ((await chat.getAttribute("data-more")) === "true") await page.evaluate(() => older());
+  await shown("0 1 2 3 4 5 6 7", false);
+  assert.ok(await page.evaluate((same) => same === older, same));
+  await page.evaluate(() => readFrom("chat.two"));
+  await shown("", false);
+  await publish(page, ["chat.one", 8], ["chat.two", "a"]);
+  await shown("a", false);
+  await page.evaluate(() => readFrom("users.somebody.else"));
+  await page.locator('#chat[data-error="forbidden"]').waitFor({ state: "attached" });
+  await page.evaluate(() => readFrom(undefined));
+  assert.deepEqual(page.faults, []);
+  await page.context().close();
+});

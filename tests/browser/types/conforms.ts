@@ -15,3 +15,4 @@ export const error: told.BrokerError = new BrokerError({ code: "x", message: "y"
 export const published: Promise<told.Published> = new Client(options).publish("a", 1, {} as told.PublishOptions);
 export const subscription: Untold<told.Subscription> = new Client(options).subscribe("a", {} as told.SubscribeOptions);
 export const answered: Promise<told.Json> = new Client(options).request("a", 1, {} as told.RequestOptions);
+export const page: Promise<told.Page> = new Client(options).history("a", {} as told.HistoryOptions);

@@ -1,6 +1,6 @@
 // Checked by tsc, never run: what an application writes, and what it must not be able to write.
 import { BrokerError, Client, Store, type GapItem } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useConnection, useNotifications, useRequest } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useConnection, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
 
 interface Order {
   state: "new" | "packed";
@@ -35,6 +35,21 @@ export async function approve(signal: AbortSignal): Promise<Order | undefined> {
   }
 }
 
+export async function past(signal: AbortSignal): Promise<string[]> {
+  let page = await client.history<Order>(["orders.>"], { limit: 20, signal });
+  while (page.more) page = await page.older({ signal });
+  return page.events.map(({ storedAt, position, event }) => `${storedAt} ${position} ${event?.state}`);
+}
+
+export function Chat() {
+  const { events, more, loading, error, loadOlder } = useHistory<Order>("orders.7", { limit: 20, live: false });
+  return (
+    <button disabled={loading || !more} onClick={() => void loadOlder()}>
+      {events.length} {error instanceof Error && error.message}
+    </button>
+  );
+}
+
 export function Approve() {
   const { request, data, error, pending } = useRequest<Order>("orders.approve");
   return (
@@ -62,6 +77,8 @@ new Client({ url: "x" });
 new Client({ token: "t", transports: ["carrier pigeon"] });
 // @ts-expect-error no such lag
 client.subscribe("a", { lag: "never" });
+// @ts-expect-error a position, and no number
+void client.history("a", { before: 7 });
 // @ts-expect-error a timeout is a number of ms
 void client.request("a", 1, { timeout: "5s" });
 // @ts-expect-error a store has its own start

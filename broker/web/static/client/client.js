@@ -5,6 +5,7 @@ import { Acknowledgements } from "./acknowledgements.js";
 import { Connection } from "./connection.js";
 import { BrokerError } from "./errors.js";
 import { Exchange } from "./exchange.js";
+import { History } from "./history.js";
 import { Leader } from "./leader.js";
 import { Outbox } from "./outbox.js";
 import { emit } from "./platform.js";
@@ -17,7 +18,7 @@ import { Hub } from "./tabs.js";
 import { Tokens } from "./tokens.js";
 import { given, json, many } from "./values.js";
 
-/** @import { ClientOptions, Status, SubscribeOptions } from "../client.js" */
+/** @import { ClientOptions, HistoryOptions, Status, SubscribeOptions } from "../client.js" */
 /** @import { EventItem } from "./types.js" */
 
 // Bundlers take `new URL("…", import.meta.url)` for a file that they have to bring along.
@@ -34,6 +35,7 @@ export class Client extends EventTarget {
   #acknowledgements = new Acknowledgements(this.#exchange, this.#records);
   #outbox;
   #requests;
+  #history;
   #connection;
 
   /** @param {ClientOptions} options */
@@ -47,6 +49,7 @@ export class Client extends EventTarget {
     const outbox = (this.#outbox = new Outbox(exchange, queue, shared));
     records.unechoed = (id) => outbox.unechoed(id);
     const requests = (this.#requests = new Requests(exchange, queue));
+    const history = (this.#history = new History(exchange, queue));
     const renewal = new Renewal(exchange, tokens, (error) => emit(this, "error", error));
     /** @type {import("./types.js").Part} what concerns the application alone */
     const news = {
@@ -57,7 +60,7 @@ export class Client extends EventTarget {
         },
       },
     };
-    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, renewal, news);
+    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, history, renewal, news);
     const setting = {
       url: String(url).replace(/^ws/, "http").replace(/\/$/, ""),
       transports: transports ?? ["websocket", "sse", "poll"],
@@ -66,7 +69,7 @@ export class Client extends EventTarget {
     /** @type {Hub | undefined} */
     let hub;
     if (shared) {
-      const parts = { exchange, records, acknowledgements, outbox, requests };
+      const parts = { exchange, records, acknowledgements, outbox, requests, history };
       const name = `${setting.url} ${tenant} ${tabs}`;
       hub = new Hub(name, (peer, message) => leader.heed(peer, message), () => this.#connection.anew());
       const leader = new Leader(parts, () => this.#status, hub);
@@ -104,6 +107,7 @@ export class Client extends EventTarget {
     for (const record of [...this.#records]) this.#records.end(record);
     this.#outbox.close();
     this.#requests.close();
+    this.#history.close();
   }
 
   /**
@@ -150,6 +154,15 @@ export class Client extends EventTarget {
    */
   async request(method, data = null, options = {}) {
     return this.#requests.request(method, json(data, "data"), options);
+  }
+
+  /**
+   * Read stored events back, without subscribing; resolves with a page, which has `older` and `newer`.
+   * @param {string | string[]} channels
+   * @param {HistoryOptions} options
+   */
+  async history(channels, options = {}) {
+    return this.#history.page(channels, options);
   }
 
   /** @param {import("./record.js").SubscriptionRecord} record */

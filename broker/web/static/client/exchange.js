@@ -138,7 +138,8 @@ export class Exchange {
     if (!call) return; // or one that was given up meanwhile
     if (type !== "error") return call.reply.done(payload);
     const error = new BrokerError(payload);
-    if (error.code === "rate_limited") this.pace.limited(error, call.bucket);
+    if (error.code === "rate_limited" && call.reply.apart) this.pace.note();
+    else if (error.code === "rate_limited") this.pace.limited(error, call.bucket);
     else if (!error.retryable && !SERVICE.includes(error.code)) this.pace.posts.spend(); // as the broker does
     call.reply.refused(error);
   }

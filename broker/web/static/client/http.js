@@ -2,7 +2,7 @@
 /** The transports `sse` and `poll`: a connection emulated by requests. */
 
 import { SERVICE } from "./errors.js";
-import { tenantQuery } from "./names.js";
+import { query, tenantQuery } from "./names.js";
 import { BACKOFF_MOST_MS, Bucket } from "./pace.js";
 import { hold, scarce } from "./places.js";
 import { passed } from "./positions.js";
@@ -18,8 +18,8 @@ const ASIDE_MS = 60_000; // for which who holds a connection lets others have it
 const NOTHING = ["me.-"]; // a list is never empty; nobody publishes there
 /** @type {Record<string, number>} as WebSocket says it */
 const VERDICTS = { token_expired: 4002, token_invalid: 4500, token_revoked: 4501, forbidden: 4503 };
-/** @type {Record<string, [string, number]>} what answers a POST */
-const ANSWERS = { publish: ["published", 202], acknowledge: ["acknowledged", 200], request: ["reply", 200] };
+/** @type {Record<string, [string, number]>} what answers a request */
+const ANSWERS = { publish: ["published", 202], acknowledge: ["acknowledged", 200], request: ["reply", 200], history: ["history", 200] };
 
 /** Statuses of a list that is too long for this transport: another one may carry it. */
 export const TOO_LONG = [413, 414, 431];
@@ -315,8 +315,12 @@ class HttpLink {
     const { signal } = this.#closing;
     signal.addEventListener("abort", stop);
     try {
-      const init = { method: "POST", body: JSON.stringify(payload), signal: late.signal };
-      const answer = await this.#request(`/${type}${tenantQuery(this.#address.tenant)}`, init);
+      const { tenant } = this.#address;
+      const [path, init] =
+        type === "history"
+          ? [`/history?${query({ ...payload, tenant })}`, {}]
+          : [`/${type}${tenantQuery(tenant)}`, { method: "POST", body: JSON.stringify(payload) }];
+      const answer = await this.#request(path, { ...init, signal: late.signal });
       const [said, status] = ANSWERS[type];
       if (answer.status !== status) throw new TypeError(`HTTP ${answer.status}`); // whoever that was
       this.#heard({ type: said, messageId, payload: { id: payload.id, ...(await answer.json()) } });

@@ -8,6 +8,7 @@ import { given } from "./values.js";
 /** @import { Acknowledgements } from "./acknowledgements.js" */
 /** @import { BrokerError } from "./errors.js" */
 /** @import { Exchange } from "./exchange.js" */
+/** @import { History } from "./history.js" */
 /** @import { Outbox } from "./outbox.js" */
 /** @import { SubscriptionRecord } from "./record.js" */
 /** @import { Records } from "./records.js" */
@@ -22,7 +23,7 @@ export class Leader {
   #status;
 
   /**
-   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox, requests: Requests}} parts
+   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox, requests: Requests, history: History}} parts
    * @param {() => {connectionId?: string, tenant?: string, user?: string}} status
    * @param {Hub} hub
    */
@@ -46,7 +47,7 @@ export class Leader {
    * @param {Message} message
    */
   heed(peer, { type, payload, messageId }) {
-    const { exchange, records, acknowledgements, outbox, requests } = this.#parts;
+    const { exchange, records, acknowledgements, outbox, requests, history } = this.#parts;
     const { channel } = payload ?? {};
     const mine = [...records].filter((record) => record.peer === peer);
     const answer = (/** @type {string} */ kind) => (/** @type {object} */ payload) => this.#answer(peer, kind, payload, messageId);
@@ -65,6 +66,7 @@ export class Leader {
       const { method, data, timeout_ms: timeout, id } = payload;
       requests.request(method, data, { timeout, id }, true).then((data) => answer("reply")({ data }), refuse);
     }
+    if (type === "history") history.read(payload).then(answer("history"), refuse);
     if (type === "acknowledge") {
       const record = mine.find(({ durable }) => durable === payload.durable);
       if (!record) refuse(failure("not_subscribed", "the subscription is not durable"));

@@ -19,6 +19,13 @@ export const expand = (name, room) => name.replace(/^(live\.)?me\./, (all, live 
 export const tenantQuery = (tenant) => (tenant ? `?tenant=${encodeURIComponent(tenant)}` : "");
 
 /**
+ * A query with everything that is given, each item of a list by itself.
+ * @param {object} given
+ */
+export const query = (given) =>
+  new URLSearchParams(Object.entries(given).flatMap(([name, value]) => (value === undefined ? [] : [value].flat().map((each) => [name, each]))));
+
+/**
  * Whether a pattern covers a channel, both as lists of tokens. No wildcard reaches into `live` or `users`.
  * @param {string[]} pattern
  * @param {string[]} channel

@@ -163,10 +163,15 @@ export class Pace {
    * @param {Bucket} bucket
    */
   limited({ retryAfter = BACKOFF_MS }, bucket) {
-    const at = now();
     bucket.drain();
+    this.hold(retryAfter);
+    this.note();
+  }
+
+  /** Something was refused for its rate: after too many of these nothing is sent for a while. */
+  note() {
+    const at = now();
     this.#refusals = [...this.#refusals.filter((each) => each > at - REFUSALS_MS), at];
-    const often = this.#refusals.length >= REFUSALS ? this.#refusals[0] + REFUSALS_MS - at : 0;
-    this.hold(Math.max(retryAfter, often));
+    if (this.#refusals.length >= REFUSALS) this.hold(this.#refusals[0] + REFUSALS_MS - at);
   }
 }

@@ -123,6 +123,8 @@ export interface Who {
 export interface Reply {
   /** So many ms more than usual it may take, while others need not wait for it. */
   takes?: number;
+  /** It has a rate of its own: others need not wait when that is reached. */
+  apart?: boolean;
   done(payload: any): void;
   refused(error: BrokerError): void;
   lost(): void;
