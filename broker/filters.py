@@ -185,8 +185,11 @@ def condition(name: str, operand: Any, path: str) -> Test:
 def equal_to(operand: Any) -> Test:
     if isinstance(operand, dict | list):
         return lambda value: same(value, operand)
-    wanted = key(operand)
-    return lambda value: key(value) == wanted
+    if is_number(operand):
+        return number_that(operator.eq, operand)
+    if isinstance(operand, str):
+        return lambda value: value == operand  # of nothing but text that is true
+    return lambda value: value is operand
 
 
 def among(operands: list[Any]) -> Test:
@@ -203,11 +206,20 @@ def among(operands: list[Any]) -> Test:
 
 def ordered(compare: Callable[[Any, Any], bool], operand: Any, path: str) -> Test:
     if is_number(operand):
-        limit = double(operand)
-        return lambda value: is_number(value) and compare(double(value), limit)
+        return number_that(compare, operand)
     if isinstance(operand, str):
         return lambda value: type(value) is str and compare(value, operand)  # Python's are by code point
     raise BadMessage(f"{path}: a number or a string")
+
+
+def number_that(compare: Callable[[Any, Any], bool], operand: float) -> Test:
+    limit = double(operand)
+
+    def test(value: Any) -> bool:
+        kind = type(value)
+        return compare(value, limit) if kind is float else kind is int and compare(double(value), limit)
+
+    return test
 
 
 def same(value: Any, wanted: Any) -> bool:
@@ -255,11 +267,29 @@ def check_depth(operand: Any, path: str) -> None:
 
 
 def all_of(tests: list[Test]) -> Test:
-    return tests[0] if len(tests) == 1 else lambda event: all(test(event) for test in tests)
+    if len(tests) == 1:
+        return tests[0]
+
+    def test(event: Any) -> bool:
+        for each in tests:  # noqa: SIM110  a generator takes longer, and this is what an event costs
+            if not each(event):
+                return False
+        return True
+
+    return test
 
 
 def any_of(tests: list[Test]) -> Test:
-    return tests[0] if len(tests) == 1 else lambda event: any(test(event) for test in tests)
+    if len(tests) == 1:
+        return tests[0]
+
+    def test(event: Any) -> bool:
+        for each in tests:  # noqa: SIM110  likewise
+            if each(event):
+                return True
+        return False
+
+    return test
 
 
 def shown(text: str) -> str:

@@ -46,12 +46,14 @@ Fate: TypeAlias = "tuple[Outcome, Selection]"  # and the selection that matched
 class Audience:
     """A pattern that matched, and the number of connections that have it in the live flow.
 
-    `denied`: their token denies the channel within the pattern.
+    `denied`: their token denies the channel within the pattern. `filtered`: the event does not pass their
+    filter.
     """
 
     pattern: str
     connections: int
     denied: bool
+    filtered: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -241,6 +243,11 @@ def look(
         Audience(pattern=each.pattern, connections=len(each.members), denied=True)
         for each in log.selections.values()
         if each.deny and not each.allows(channel) and subjects.covers(each.pattern, channel)
+    ]
+    audiences += [
+        Audience(pattern=each.pattern, connections=len(each.members), denied=False, filtered=True)
+        for each in log.selections.values()
+        if each.filter and each not in matched and each.admits(channel)
     ]
     fates: dict[Flow, Fate] = {}
     for selection in matched:

@@ -121,8 +121,9 @@ def told(line: dict[str, Any]) -> Iterator[str]:
             everybody = ", to every tenant" if line["broadcast"] else ""
             yield shown(f"{head(line)}, {line['form']}{everybody} → {outcomes(line)}")
             for each in line["audiences"]:
-                if each["denied"]:
-                    yield shown(f"    {each['pattern']}: denied (connections: {each['connections']})")
+                if each["denied"] or each["filtered"]:
+                    why = "denied" if each["denied"] else "filtered out"
+                    yield shown(f"    {each['pattern']}: {why} (connections: {each['connections']})")
             for each in line["connections"]:
                 if each["outcome"] != "written":
                     yield shown(f"    {each['user']} {each['connection']} {each['pattern']}: {fate(each)}")

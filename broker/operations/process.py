@@ -225,6 +225,7 @@ def subscription_report(
     return reports.SubscriptionReport(
         channel=pattern,
         deny=list(selection.deny),
+        filter=selection.filter.text.decode() if selection.filter else None,
         lag=flow.policy(selection),
         live=not (numbers or waiting),
         catch_up=numbers[0] if numbers else None,

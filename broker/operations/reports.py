@@ -94,11 +94,12 @@ class ConnectionPage:
 class SubscriptionReport:
     """One subscription.
 
-    `deny` is excluded from it; `catch_up` is the number of the catch-up that feeds it.
+    `deny` is excluded from it; `filter` is JSON; `catch_up` is the number of the catch-up that feeds it.
     """
 
     channel: str
     deny: list[str]
+    filter: str | None
     lag: str
     live: bool
     catch_up: int | None

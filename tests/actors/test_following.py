@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from broker import filters
 from broker.actors import following
 from broker.actors.following import (
     FOLLOWED_PER_TICK,
@@ -81,6 +82,17 @@ def test_denied_and_not_subscribed() -> None:
     assert entry.outcomes == {"written": 1}
     assert [each["payload"]["channel"] for each in everything.messages()] == ["a.secret"]
     assert denied.messages() == []
+
+
+def test_filtered() -> None:
+    """Whose filter leaves it out is named; a filter of other channels is not."""
+    bench = Bench()
+    for pattern, number in ((">", 1), ("a", 2), ("b", 2)):
+        bench.join(bench.attach(), pattern, wanted=filters.parse({"": number}))
+    entry = only(trace(bench, "a"))
+    found = [(each.pattern, each.connections, each.filtered) for each in entry.audiences]
+    assert found == [(">", 1, False), ("a", 1, True)]
+    assert entry.outcomes == {"written": 1}
 
 
 @pytest.mark.parametrize(("lag", "outcome"), [("drop", "dropped"), ("close", "closed"), ("latest", "behind")])

@@ -151,12 +151,13 @@ async def test_connections(broker: Broker, admin: Admin) -> None:
             paged += [each["id"] for each in page["connections"]]
             cursor = page["next"]
         assert paged == ids
-        await one.subscribe("orders.>", durable="mail", lag="latest")
+        await one.subscribe("orders.>", durable="mail", lag="latest", filter={"/n": {"gt": 1}})
         [mine] = (await admin.ask("GET", "/connections?tenant=acme&user=alice"))["connections"]
         report = await admin.ask("GET", f"/connections/{mine['id']}")
         assert report["principal"]["private"] == "users.alice"
         [channel] = report["channels"]
         assert (channel["channel"], channel["lag"], channel["durable"]) == ("orders.>", "latest", "mail")
+        assert channel["filter"] == '{"/n":{"gt":1}}'
         assert channel["live"]
         [durable] = report["durables"]
         assert durable["name"] == "mail"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from broker.eventlog.selection import Selection
     from broker.eventlog.snapshots import Snapshot
     from broker.eventlog.tick import Tick
+    from broker.filters import Filter
     from broker.flow.client import Notice, Who
     from broker.flow.reader import Reader
     from broker.ranges import Ranges
@@ -188,11 +189,12 @@ class Bench:
         pattern: str,
         *,
         deny: tuple[str, ...] = (),
+        wanted: Filter | None = None,
         policy: Lag | None = None,
         start: Start | None = None,
     ) -> Selection:
         """Subscribe: from now on, or from a start on."""
-        selection = self.log.acquire(pattern, deny)
+        selection = self.log.acquire(pattern, deny, wanted)
         link.flow.subscribe(
             [selection], start=start, again=start is not None, policy=policy, listed=False, now=0.0
         )
