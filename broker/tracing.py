@@ -21,7 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import SpanKind, TraceState, set_span_in_context, use_span
+from opentelemetry.trace import SpanKind, StatusCode, TraceState, set_span_in_context, use_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from broker.wire import traces
@@ -109,8 +109,13 @@ class Tracing:
     ) -> Iterator[None]:
         span, fields = self.begin(name, kind, headers, **attributes)
         headers.update(fields)
-        with use_span(span, end_on_exit=True, record_exception=False):
-            yield
+        with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
+            try:
+                yield
+            except Exception as error:
+                # The words may be a service's: they are for the client alone.
+                span.set_status(StatusCode.ERROR, getattr(error, "code", type(error).__name__))
+                raise
 
     def received(self, records: list[Record], incarnation: str) -> list[Record]:
         """Return the records, the sampled ones with a span for their arrival in the headers."""

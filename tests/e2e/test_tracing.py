@@ -12,8 +12,10 @@ import pytest
 import trio
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from broker import config, tracing
+from tests.e2e.test_calls import call, headers_of, service
 from tests.e2e.test_reload import Served, prepared
 from tests.support import command
 from tests.support.broker import Broker, configure, run_broker
@@ -319,6 +321,33 @@ async def test_nothing_while_it_is_off(tmp_path: Path, nats: NatsServer, publish
     modules = [line.rpartition("|")[2].strip() for line in run.written if line.startswith("import time:")]
     assert "broker.wire.traces" in modules
     assert not [each for each in modules if each.startswith(("opentelemetry", "broker.tracing", "requests"))]
+
+
+async def test_a_request_to_a_service(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, exporter: InMemorySpanExporter
+) -> None:
+    """The service continues the client's trace; its refusal is an error, whose words stay between the two."""
+    refusal = (b"", header("Nats-Service-Error", "alice owes 7"))
+    answers = iter([(b"1",), refusal, (b"2",)])
+    async with (
+        traced(tmp_path, nats, exporter) as run,
+        service(publisher, "rpc.acme.a", lambda _: next(answers)) as asked,
+        run.broker.client(request=[">"]) as client,
+    ):
+        assert await call(client, "a", traceparent=SAMPLED) == {"data": 1}
+        assert (await call(client, "a", traceparent=SAMPLED))["message"] == "alice owes 7"
+        await call(client, "a", traceparent=UNSAMPLED)
+        assert (await call(client, "nobody", traceparent=SAMPLED))["code"] == "unavailable"
+    spans = run.spans("request")
+    parents = [headers_of(each)["traceparent"] for each in asked]
+    assert [written(span) for span in spans[:2]] == parents[:2]
+    assert parents[2].endswith("-00")
+    for span in spans:
+        assert (ids(span)[0], parent(span), span.kind) == (TRACE, SPAN, SpanKind.CLIENT)
+    assert spans[0].attributes == {"broker.tenant": "acme", "broker.method": "a"}
+    statuses = [(span.status.is_ok, span.status.description) for span in spans]
+    assert statuses == [(True, None), (False, "rejected"), (False, "unavailable")]
+    assert not any(span.events for span in spans)
 
 
 @attrs.define(eq=False)
