@@ -123,7 +123,7 @@ SCENARIOS: dict[str, Scenario] = {
     "requests": Scenario(
         run=scenarios.requests,
         about="requests to a service, one after the other and many beside a fan-out",
-        defaults=LOAD | {"clients": 100},
+        defaults=LOAD | {"clients": 1000, "rate": 20.0},
         beside=("nats-py",),
         targets=(
             Target(phase=scenarios.ONE_BY_ONE, figure="p50", bound=1.0, beside="nats-py", above=True),

@@ -105,7 +105,7 @@ class Publisher:
         """Until the server has taken everything."""
         self.socket.sendall(b"PING\r\n")
         answer = b""
-        while not answer.endswith(b"PONG\r\n"):
+        while b"PONG\r\n" not in answer:  # a PING of the server may follow it
             data = self.socket.recv(65536)
             if not data or b"-ERR" in data:
                 raise ConnectionError(f"NATS: {data.decode(errors='replace').strip() or 'closed'}")

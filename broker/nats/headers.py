@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 VERSION = b"NATS/1.0"
 STATUS = VERSION + b" "  # begins the block of a message by the server itself: a status and no body
+BLANKS = " \t"
 LINE_BREAK = re.compile(r"[\r\n]")
 NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
@@ -35,11 +37,19 @@ def block(fields: Mapping[str, str] | None) -> bytes:
     """
     if not fields:
         return b""
-    check_lines(fields)
-    if wrong := next((name for name in fields if not NAME.fullmatch(name)), None):
-        raise ValueError(f"{wrong!r} is not the name of a header")
-    lines = "".join(f"{name}: {value.strip()}\r\n" for name, value in fields.items())
+    lines = "".join([f"{name}: {value.strip(BLANKS)}\r\n" for name, value in fields.items()])
+    if not lines.count("\r") == lines.count("\n") == len(fields):
+        check_lines(fields)
+    for name in fields:
+        check_name(name)
     return b"%b\r\n%b\r\n" % (VERSION, lines.encode())
+
+
+@lru_cache(maxsize=100)
+def check_name(name: str) -> None:
+    """Raise `ValueError` for what is not the name of a header; few are in use."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a header")
 
 
 def status(block: bytes) -> int:

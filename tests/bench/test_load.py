@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from broker.bench import load, payload
 from broker.bench.dialects import Handshake
 from broker.bench.meter import Meter, now
+from broker.bench.publisher import Publisher
 from broker.wire import frames
 
 if TYPE_CHECKING:
@@ -90,3 +92,13 @@ def test_an_event_has_its_size(size: int) -> None:
     body = payload.event(12345, 7, size)
     assert len(body) == size
     assert payload.FOUND.findall(body) == [(b"%019d" % 12345, b"%010d" % 7)]
+
+
+def test_what_follows_the_answer_to_a_flush_does_not_hold_it_up() -> None:
+    """The server sends a PING of its own a moment after the connection was opened."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(15)
+        theirs.sendall(b"INFO {}\r\nPONG\r\nPING\r\n")
+        Publisher(ours, Meter()).flush()
+        assert theirs.recv(100) == b"PING\r\n"
