@@ -91,10 +91,10 @@ class Inbox:
         self.renewed = True
         self.arrived.set()
 
-    def take(self) -> list[Checked]:
-        """Remove and return the next batch, up to the next notice."""
-        before = self.notices[0][0] - self.taken if self.notices else TICK_EVENTS
-        batch = take(self.records, min(before, TICK_EVENTS))
+    def take(self, most: int = TICK_EVENTS) -> list[Checked]:
+        """Remove and return the next batch, of at most `most` events, up to the next notice."""
+        before = self.notices[0][0] - self.taken if self.notices else most
+        batch = take(self.records, min(before, most))
         self.size -= sum(EVENT_BYTES + len(record[2]) for _, record in batch)
         self.taken += len(batch)
         self.stored_at = None

@@ -179,7 +179,7 @@ class Tenant:
                 await self.heed(notice, turn)
             elif inbox.renewed or inbox.lost:
                 await self.rebuild(turn)
-            elif batch := inbox.take():
+            elif batch := inbox.take(self.log.tick_events):
                 await self.fan_out(batch, turn)
 
     async def fan_out(self, batch: list[Checked], turn: Turn) -> None:
@@ -302,7 +302,7 @@ class Tenant:
                 if flow.main is None:
                     send = flow.send  # called as a method, a slot would be looked up in the class first
                     try:
-                        sent = send(data) if size else 0
+                        sent = send(data)
                     except BlockingIOError:
                         sent = 0
                     except Exception as error:  # any: it ends that connection alone

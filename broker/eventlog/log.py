@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from broker.wire.frames import Framing
 
 TICK_EVENTS = 512
+TICK_FILTERS = 16  # with more, ticks have fewer events: nobody else has a turn while filters are evaluated
 TICK_BYTES = 128 * 1024
 PAGE_BYTES = 65536  # about what a reader renders at a time
 FILTERED_BYTES = 4 * PAGE_BYTES  # … and looks at, where there is a filter: some milliseconds of evaluation
@@ -119,6 +120,11 @@ class EventLog:
         self.framings: Counter[Framing] = Counter()  # of members that have one
         self.framed: dict[Framing, dict[int, bytes]] = {}  # framed events of the running tick, by index
         self.deleted_late = NOTHING  # events to be blanked once the running tick has been sent
+
+    @property
+    def tick_events(self) -> int:
+        """Return the number of events that a tick may have."""
+        return max(1, TICK_EVENTS * TICK_FILTERS // max(TICK_FILTERS, len(self.filters)))
 
     def route(self, channel: str, selections: tuple[Selection, ...]) -> Route:
         plain = tuple(each for each in selections if each.filter is None)
@@ -258,7 +264,10 @@ class EventLog:
                     for member in alike:
                         member.client.crashed(error)
                 else:
-                    yield data, mask, alike
+                    if data:
+                        yield data, mask, alike
+                    else:  # all of it is not for the connection that published it
+                        viewer.mask = 0
 
     def framed_share(
         self, tick: Tick, mask: int, framing: Framing | None, viewer: Viewer | None

@@ -12,7 +12,7 @@ import trio
 
 from broker import config, filters, subjects
 from broker.eventlog import history
-from broker.eventlog.log import EventLog, Missing, Page
+from broker.eventlog.log import TICK_EVENTS, EventLog, Missing, Page
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.tick import indices
 from broker.metrics.meters import RING, STREAM
@@ -527,3 +527,50 @@ async def test_a_selection_is_kept_as_long_as_it_is_used() -> None:
     assert other.serial > one.serial
     log.release(one)  # once more, as by one that belonged to another log
     assert log.acquire("a", ()) is other
+
+
+async def test_ticks_are_shorter_where_there_are_many_filters(autojump_clock: trio.abc.Clock) -> None:
+    """Nobody else has a turn while filters are evaluated; a filter that several patterns have counts once."""
+    log = World(random.Random(1)).log
+    lengths = []
+    for number in range(256):
+        wanted = filters.parse({"": number})
+        log.release(log.acquire("b", (), wanted))
+        log.acquire("a", (), wanted)
+        log.acquire("a.>", (), wanted)
+        lengths.append(log.tick_events)
+    assert (lengths[0], lengths[15], lengths[31], lengths[255]) == (TICK_EVENTS, TICK_EVENTS, 256, 32)
+    for selection in list(log.selections.values()):
+        log.release(selection)
+    assert log.filters == {}
+
+
+async def test_what_ended_leaves_nothing_in_the_ring(autojump_clock: trio.abc.Clock) -> None:
+    """Masks are kept for those who have the selection, and no longer."""
+    world = World(random.Random(1))
+    world.append(20)
+    selection = world.log.acquire(">", (), filters.parse({"": 1}))
+    world.log.read((selection,), 0, world.log.head)
+    assert any(selection in tick.masks for tick in world.log.ring.ticks)
+    world.log.release(selection)
+    assert not any(selection in tick.masks for tick in world.log.ring.ticks)
+
+
+async def test_a_page_ends_where_much_was_looked_at(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What filters leave out is work too, with a budget and without."""
+    world = World(random.Random(1))
+    monkeypatch.setattr("broker.eventlog.log.FILTERED_BYTES", 1000)
+    for _ in range(50):
+        world.append(5)
+    log = world.log
+    selection = log.acquire(">", (), filters.parse({"": "nothing"}))
+    for budget in (None, 10**6):
+        after, pages = 0, 0
+        while after < log.head:
+            page = log.read((selection,), after, log.head, budget=budget)
+            assert isinstance(page, Page)
+            assert (page.shares, page.end > after) == ([], True)
+            after, pages = page.end, pages + 1
+        assert pages > 5

@@ -76,6 +76,8 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
                 terms.reserve(text, most - len(held))
                 held.add(pattern)
             accepted[pattern] = deny
+            if wanted is not None:
+                filtered.add(pattern)
         except BrokerError as error:
             first = first or error
             refused.append(m.Refused(channel=text[:MAX_SHOWN], code=error.code, message=error.message))
@@ -102,10 +104,9 @@ def filter_of(message: m.Subscribe) -> Filter | None:
 
 
 def check_filtered(pattern: str, filtered: set[str], most: int) -> None:
-    """Add a subscription to the patterns that have a filter. Raise `TooManyFilters`."""
+    """Raise `TooManyFilters` if a subscription would be one too many beside those that have a filter."""
     if pattern not in filtered and len(filtered) >= most:
         raise errors.TooManyFilters(f"{pattern}: the connection has its {most} subscriptions with a filter")
-    filtered.add(pattern)
 
 
 def check_pattern(text: str, principal: Principal, lag: m.Lag | None) -> tuple[str, tuple[str, ...]]:
