@@ -354,6 +354,12 @@ class Bus(Protocol):
         some seconds behind the feed where the stream has replicas.
         """
 
+    async def next(self, subject: str, *, after: int) -> Page:
+        """Return the first record that matches the subject filter after a sequence, if there is one.
+
+        As `read` does, but nothing is counted: `pending` is 0.
+        """
+
     async def get(self, sequences: Sequence[int]) -> Page:
         """Return the records at some ascending sequences, a hundred or so, without those that are not there.
 

@@ -56,9 +56,16 @@ class History:
             {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES}
         )
 
+    async def next(self, subject: str, *, after: int) -> Page:
+        """Return the record as `bus.base.Bus.next` does."""
+        return await self.each([{"seq": after + 1, "next_by_subj": subject}])
+
     async def exact(self, sequences: Sequence[int]) -> Page:
-        """Return the records as `bus.base.Bus.get` does: one get for each, all on their way at once."""
-        queries = [{"seq": sequence} for sequence in sequences]
+        """Return the records as `bus.base.Bus.get` does."""
+        return await self.each([{"seq": sequence} for sequence in sequences])
+
+    async def each(self, queries: Sequence[Mapping[str, object]]) -> Page:
+        """Return the record of each get that finds one; all are on their way at once."""
         parts = await self.jetstream.ask_each(f"DIRECT.GET.{self.stream}", queries)
         for block, _ in parts:
             if headers.status(block) not in (0, NOTHING):

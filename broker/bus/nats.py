@@ -405,6 +405,10 @@ class NatsBus:
         """Return at most `limit` stored records that match the subject filter, after the sequence `after`."""
         return await self.history.read(subject, after=after, limit=limit)
 
+    async def next(self, subject: str, *, after: int) -> Page:
+        """Return the first record that matches the subject filter after a sequence, if there is one."""
+        return await self.history.next(subject, after=after)
+
     async def get(self, sequences: Sequence[int]) -> Page:
         """Return the records at some sequences, without those that are not there."""
         return await self.history.exact(sequences)

@@ -160,6 +160,7 @@ async def test_walks_find_each_event(
     monkeypatch.setattr(index, "KEPT", 1000 if late else rng.choice((5, 40, 1000)))
     monkeypatch.setattr(reading, "GETS", rng.choice((1, 7, 128)))
     monkeypatch.setattr(reading, "LEAST", rng.choice((1, 64)))
+    monkeypatch.setattr(reading, "RARE", rng.choice((0, 2, 500)))
     bus = ScriptedBus(random=rng, late=late, failures=rng.choice((0.0, 0.05)))
     ever: dict[tuple[str, int], tuple[str, str, int]] = {}
 

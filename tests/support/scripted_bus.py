@@ -353,6 +353,11 @@ class ScriptedBus:
         most = min(limit, self.random.randint(1, limit))
         return self.page(found[:most], pending=len(found[most:]))
 
+    async def next(self, subject: str, *, after: int) -> Page:
+        await self.delay()
+        matching = (each for each in self.replica() if each[0] > after and subjects_match(subject, each[1]))
+        return self.page([each for each in [next(matching, None)] if each], pending=0)
+
     async def get(self, sequences: Sequence[int]) -> Page:
         await self.delay()
         return self.page([record for record in self.replica() if record[0] in sequences], pending=0)

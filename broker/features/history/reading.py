@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 GETS = 128  # exact ones at a time
 LEAST, MOST = 64, 512  # events of a window
+RARE = 500  # sequences from one event to the next, from which on they are read one by one
+OVER = 8  # more than expected are read at a time
 WIDER = 16  # by which a window grows at most
 SPARE = 1.5  # more than is expected to suffice
 REACH_SECONDS = 5.0  # another broker may be milliseconds ahead of this one
@@ -244,7 +246,8 @@ class Reading:
         while self.may_read() and self.bound - 1 > oldest:
             high = self.bound - 1
             low = max(oldest, high - width)
-            tick, upto = await self.window(low, high)
+            most = max(LEAST, min(MOST, 2 * self.missing()))
+            tick, upto = await self.window(low, high, most)
             if upto == high:
                 self.take(tick, range(len(tick.places))[::-1], low + 1)
             share = max(len(tick.places) / max(1, self.missing()), tick.size / self.most_bytes)
@@ -275,7 +278,7 @@ class Reading:
     async def following(self, floor: int) -> tuple[Tick, int]:
         """Return the next events below the ring, and up to which position they are all."""
         if not self.literals or self.bound < self.index().floor:
-            return await self.window(self.bound, floor)
+            return await self.window(self.bound, floor, min(MOST, self.missing()))
         count = min(GETS, self.missing())
         found = self.index().oldest(self.subjects(), after=self.bound, upto=floor, count=count)
         return await self.get(found), found[-1] if len(found) == count else floor
@@ -372,19 +375,40 @@ class Reading:
             held |= self.checked(await self.sources.starts.bus.get(rest))
         return self.encoded(held)
 
-    async def window(self, low: int, high: int) -> tuple[Tick, int]:
-        """Return what matches after one position, and up to which other, at most `high`, that is all."""
+    async def window(self, low: int, high: int, most: int) -> tuple[Tick, int]:
+        """Return what matches after one position, and up to which other, at most `high`, that is all.
+
+        It is not all up to `high` where a filter matches more than about `most` events.
+        """
         self.reads += 1
-        starts = self.sources.starts
-        most = max(LEAST, min(MOST, 2 * self.missing()))
         upto, found = high, dict[int, "Checked"]()
-        for subject in filters(starts.names, self.tenant, self.wish.patterns):
-            page = await starts.bus.read(subject, after=low, limit=most)
-            if page.pending:
-                upto = min(upto, page.records[-1][0])
-            found |= self.checked(page)
+        for subject in filters(self.sources.starts.names, self.tenant, self.wish.patterns):
+            upto = min(upto, await self.collect(found, subject, low, high, most))
         found |= self.remembered(low, upto)
         return self.encoded({sequence: event for sequence, event in found.items() if sequence <= upto}), upto
+
+    async def collect(self, found: dict[int, Checked], subject: str, low: int, high: int, most: int) -> int:
+        """Add what one filter matches; return up to where that is all.
+
+        Rare events are read one by one, others as many at a time as are to be expected: for those beyond the
+        window NATS would search the stream to its end, and count the rest, while publishers wait.
+        """
+        bus = self.sources.starts.bus
+        after, count = low, 0
+        while after < high and count < most:
+            if not count or after - low > RARE * count:
+                page = await bus.next(subject, after=after)
+                ended = not page.records
+            else:
+                expected = (high - after) * count // (after - low) + OVER
+                page = await bus.read(subject, after=after, limit=min(expected, most))
+                ended = not page.pending
+            found |= self.checked(page)
+            if ended:
+                return high
+            after = page.records[-1][0]
+            count += len(page.records)
+        return min(after, high)
 
     def checked(self, page: Page) -> dict[int, Checked]:
         """Return the events of a page by sequence, and note their times."""
