@@ -85,7 +85,7 @@ class Histories(Feature):
             )
             page = await reading.read()
         now = asker.session.client()
-        if (now.subscribe, now.deny) != (principal.subscribe, principal.deny):
+        if (now.subscribe, now.deny) != wish.rights:
             raise errors.Unavailable("the permissions changed meanwhile; try again", retry_after=0.1)
         self.seconds[STREAM if reading.entered else RING].observe(trio.current_time() - began)
         return page
@@ -121,6 +121,7 @@ def check(terms: Terms, message: m.History) -> Wish:
     return Wish(
         patterns=patterns,
         refused=refused,
+        rights=(principal.subscribe, principal.deny),
         start=start,
         limit=limit,
         channel=list(patterns) if isinstance(message.channel, list) else next(iter(patterns)),

@@ -64,11 +64,13 @@ Start: TypeAlias = Before | After | Since | None
 class Wish:
     """Read at most `limit` events of some patterns, each with the denied patterns to leave out.
 
-    `channel` names them in the reply.
+    `rights` are the allowed and the denied patterns by which that was decided; `channel` names the patterns
+    in the reply.
     """
 
     patterns: dict[str, tuple[str, ...]]
     refused: list[m.Refused]
+    rights: tuple[tuple[str, ...], tuple[str, ...]]
     start: Start
     limit: int
     channel: m.OneOrMany
