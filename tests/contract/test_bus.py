@@ -575,3 +575,19 @@ def test_the_recorder_notices_what_it_is_for() -> None:
     sink.stored([], 0, ())
     with pytest.raises(AssertionError, match="nobody said so"):
         sink.stored([(1, "a", b"", None), (3, "a", b"", None)], 3, (1, 2))
+
+
+async def test_single_records(stream: Stream) -> None:
+    """By sequence, and the next that matches, each with when it was stored; none where there is none."""
+    for name in ("a", "b", "a", "c"):
+        await stream.put(f"events.acme.{name}", name.encode(), {"X-A": "1"} if name == "c" else None)
+    await stream.sink.until(lambda: len(stream.sink.records) == 4)
+    bus, sink = stream.bus, stream.sink
+    page = await bus.get([1, 3, 4, 9])
+    assert (page.records, page.pending) == ([sink.records[each] for each in (0, 2, 3)], 0)
+    assert page.times == [sink.times[each] for each in (0, 2, 3)]
+    assert (await bus.read(">", after=0, limit=9)).times == sink.times
+    for after, found in ((0, 0), (1, 2), (3, None)):
+        following = await bus.next("events.acme.a", after=after)
+        assert following.records == ([] if found is None else [sink.records[found]])
+        assert following.times == ([] if found is None else [sink.times[found]])
