@@ -161,7 +161,8 @@ interface SubscriptionEvents<T> {
 
 /**
  * What `subscribe` gives. It can be listened to, or iterated; leaving the loop closes it. Two loops share what
- * comes: each item is given to one of them.
+ * comes: each item is given to one of them. Items are kept for a loop once it has begun: await nothing between
+ * `subscribe` and the loop.
  */
 export interface Subscription<T = Json> extends Emitter<SubscriptionEvents<T>>, AsyncIterable<Item<T>> {
   readonly channels: readonly string[];
