@@ -35,9 +35,12 @@ const open = async () => {
   await page.locator("#state", { hasText: "open ann" }).waitFor();
   return page;
 };
+/** Publishes, and waits until the broker has read what NATS has stored. */
 const publish = (page, ...events) =>
   page.evaluate(async (events) => {
-    for (const [channel, event] of events) await writer.publish(channel, event);
+    let channel, event, last;
+    for ([channel, event] of events) last = await writer.publish(channel, event);
+    await writer.history(channel, { after: last.position });
   }, events);
 const subscribes = (page, channel) =>
   page.evaluate((channel) => sent.filter(({ type, payload }) => type === "subscribe" && payload.channel.includes(channel)).length, channel);
