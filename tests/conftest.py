@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 import structlog
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from tests.support.nats import NatsServer, run_nats
 from tests.support.node import modules, node  # noqa: F401  pytest finds them here
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
+    from xdist.remote import Producer
+
 pytest_plugins = ["tests.faults.options", "tests.support.results"]
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are busy with other things too
 hypothesis.settings.load_profile("untimed")
 
 LONGEST = ("browser", "faults", "bench")
+PAGES = "tests/browser/test_browser.py::test_pages["
 
 os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker, wherever it is started
 
@@ -33,6 +37,18 @@ os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker
 def pytest_xdist_auto_num_workers() -> int:
     """Tests wait more than they compute, so there is one process more than there are processors."""
     return (os.cpu_count() or 1) + 1
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # untyped
+    """Whoever is free takes the next test; one process has all pages, since a browser fills a processor."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return PAGES if nodeid.startswith(PAGES) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    """Return what `-n` uses, unless `--dist` names another."""
+    return Scheduling(config, log) if config.getoption("dist") == "load" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -60,7 +60,6 @@ def test_size(modules: Path) -> None:
     assert len(gzip.compress(minified, 9)) < COMPRESSED_BYTES
 
 
-@pytest.mark.xdist_group("pages")  # two browsers at once take the processors from all others
 @pytest.mark.parametrize("file", PAGES)
 def test_pages(node: str, modules: Path, held: list[int], file: str) -> None:
     """The page, cuts and fallbacks, tabs, the store and the hooks, against a broker process."""
