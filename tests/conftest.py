@@ -28,7 +28,7 @@ pytest_plugins = ["tests.faults.options", "tests.support.results"]
 hypothesis.settings.register_profile("untimed", deadline=None)  # machines are busy with other things too
 hypothesis.settings.load_profile("untimed")
 
-LONGEST = ("browser", "faults", "bench")
+LONGEST = ("browser", "faults", "bench")  # rooms of tests
 PAGES = "tests/browser/test_browser.py::test_pages["
 
 os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker, wherever it is started
@@ -52,8 +52,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Schedul
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The rooms with the longest tests come first: at the end nobody waits for one of them."""
-    items.sort(key=lambda item: [*LONGEST, room := item.nodeid.split("/")[1]].index(room))
+    """Spread the long tests, which compute, over the others, which wait; none comes near the end."""
+    long = [item for item in items if item.nodeid.split("/")[1] in LONGEST]
+    short = [item for item in items if item.nodeid.split("/")[1] not in LONGEST]
+    between = len(short) * 4 // 5 // len(long) if long else 0
+    for place, item in enumerate(long):
+        short.insert(place * (between + 1), item)
+    items[:] = short
 
 
 @pytest.fixture
