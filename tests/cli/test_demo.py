@@ -40,6 +40,7 @@ async def service(nats: NatsServer, publisher: RawNats) -> AsyncIterator[RawNats
         (b"", BROKERS),
         (b"1", BROKERS.replace(b"al%2Eice", b"\xff")),
     ],
+    ids=["large", "no JSON", "empty", "no user"],
 )
 async def test_what_cannot_be_answered_is_refused(service: RawNats, body: bytes, header: bytes) -> None:
     refused = await service.request("rpc.acme.demo.echo", body, header=header)
