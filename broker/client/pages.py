@@ -6,21 +6,18 @@ time is an argument.
 
 from __future__ import annotations
 
-from bisect import insort
-from itertools import count
 from math import inf
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from broker.client.gate import seconds
 from broker.client.outbox import Pending, refusal
+from broker.client.unanswered import Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from broker.client.gate import Gate
     from broker.client.items import Payload
     from broker.errors import BrokerError
 
@@ -39,38 +36,19 @@ class Asked:
 
 
 @attrs.define(eq=False)
-class Pages:
+class Pages(Unanswered[Asked]):
     """`waiting` and `sent` together are the pages without an answer, `waiting` in their order."""
-
-    gate: Gate
-    waiting: list[Asked] = attrs.field(factory=list)
-    sent: dict[str, Asked] = attrs.field(factory=dict)
-    numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
 
     def ask(self, payload: Payload, on_done: Callable[[], None]) -> Pending[Payload]:
         promise: Pending[Payload] = Pending(on_done)
         self.waiting.append(Asked(next(self.numbers), payload, promise))
         return promise
 
-    def withdraw(self, promise: Pending[Any]) -> None:
-        """Record that nobody waits for a page any more."""
-        promise.withdrawn = True
-        self.waiting = [each for each in self.waiting if each.promise is not promise]
-
-    @property
-    def awaited(self) -> bool:
-        """Whether anybody waits for a page."""
-        return bool(self.waiting) or any(not each.promise.withdrawn for each in self.sent.values())
-
     def cut(self) -> None:
         """Handle a lost connection: what had no answer is asked for on the next one."""
         unanswered, self.sent = self.sent, {}
         for each in unanswered.values():
             self.again(each)
-
-    def again(self, asked: Asked) -> None:
-        if not asked.promise.withdrawn:
-            insort(self.waiting, asked, key=attrgetter("number"))
 
     def due(self, now: float) -> float:
         """Return when the next one may be sent, if one is waiting."""

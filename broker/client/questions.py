@@ -8,10 +8,7 @@ for its next turn. No I/O; time is an argument.
 
 from __future__ import annotations
 
-from bisect import insort
-from itertools import count
 from math import inf
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
@@ -19,11 +16,11 @@ import msgspec
 
 from broker import errors
 from broker.client.outbox import Pending, refusal
+from broker.client.unanswered import Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from broker.client.gate import Gate
     from broker.client.items import Payload
     from broker.errors import BrokerError
 
@@ -61,13 +58,8 @@ class Question:
 
 
 @attrs.define(eq=False)
-class Questions:
+class Questions(Unanswered[Question]):
     """`sent` are those that the broker has not answered, even if nobody waits any more: they count there."""
-
-    gate: Gate
-    waiting: list[Question] = attrs.field(factory=list)
-    sent: dict[str, Question] = attrs.field(factory=dict)
-    numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
 
     # --- the application's side --------------------------------------------------------------------
 
@@ -88,16 +80,6 @@ class Questions:
             if question.promise is promise:
                 question.uncertain("no answer in time")
         self.withdraw(promise)
-
-    def withdraw(self, promise: Pending[Any]) -> None:
-        """Withdraw a request: unless it was sent, it will not be."""
-        promise.withdrawn = True
-        self.waiting = [each for each in self.waiting if each.promise is not promise]
-
-    @property
-    def awaited(self) -> bool:
-        """Whether anybody waits for an answer."""
-        return bool(self.waiting) or any(not each.promise.withdrawn for each in self.sent.values())
 
     # --- the connection's side ---------------------------------------------------------------------
 
@@ -144,8 +126,8 @@ class Questions:
         self.gate.refused("calls", payload, now)
         if payload.get("code") != errors.RateLimited.code:
             question.promise.settle(refusal(payload))
-        elif not question.promise.withdrawn:
-            insort(self.waiting, question, key=attrgetter("number"))
+        else:
+            self.again(question)
         return True
 
     def largest(self) -> int:
