@@ -30,6 +30,7 @@ from broker.auth import admin as admin_token
 from broker.auth import tokens
 from broker.auth.keys import Keys
 from broker.auth.tokens import Verifier
+from broker.bus import streams
 from broker.bus.nats import NatsBus
 from broker.bus.server import EmbeddedServer
 from broker.config import unusable
@@ -148,6 +149,9 @@ async def serve(
             audit=config.audit,
             milestones=data_dir / MILESTONE_FILE,
             embedded=not config.nats.urls,
+            kept_by_key=[streams.state(config.state, names, config.stream.replicas)]
+            if config.state.used
+            else [],
         )
         supervisor = Supervisor(
             config=config,

@@ -212,6 +212,7 @@ class Names:
     live: str = "live"
     deadletter: str = "deadletter"
     rpc: str = "rpc"
+    state: str = "state"
     own: str = "_broker"  # messages that brokers send to themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
@@ -219,6 +220,10 @@ class Names:
         if is_live(channel):
             return f"{self.live}.{tenant}.{channel[len(LIVE) + 1 :]}"
         return f"{self.events}.{tenant}.{channel}"
+
+    def document(self, tenant: str, channel: str) -> str:
+        """Return the subject of the document `channel`, or the subject filter of a pattern, in `tenant`."""
+        return f"{self.state}.{tenant}.{channel}"
 
     def method(self, tenant: str, method: str) -> str:
         """Return the subject on which the services of `tenant` answer."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
 MESSAGE_TOO_LARGE = 10054
-WRONG_LAST_SEQUENCE = 10071  # the stream ends at another sequence than expected
+WRONG_LAST_SEQUENCE = 10071  # the stream, or the subject, ends at another sequence than expected
+WRONG_SEQUENCE = 10164  # the same, where the server does not say at which
 NOT_THERE = (10037, 10043)  # no message found, sequence not found
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 

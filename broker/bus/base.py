@@ -23,6 +23,8 @@ Record: TypeAlias = "tuple[int, str, bytes, Mapping[str, str] | None]"
 
 Message: TypeAlias = "tuple[str, bytes, str]"  # subject, body, and the id under which it is stored once
 Put: TypeAlias = "tuple[str, bytes, int]"  # key, data, and the revision that is replaced (0: there is none)
+# Subject, body, headers, and the sequence of the message that is replaced (0: there is none).
+KeyedPut: TypeAlias = "tuple[str, bytes, Mapping[str, str], int]"
 
 
 @attrs.frozen(kw_only=True)
@@ -131,8 +133,22 @@ class Standing:
     changes: tuple[Change, ...]
 
 
+@attrs.frozen(kw_only=True)
+class Loaded:
+    """What a keyed stream held of some subjects: the newest record of each, in sequence order, those that
+    delete included. It is the stream of this `incarnation`.
+    """
+
+    incarnation: str
+    records: list[Record]
+
+
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
+
+
+class OutcomeUnknown(Exception):
+    """What was sent may have been stored: no answer came."""
 
 
 class Values(Protocol):
@@ -170,15 +186,8 @@ class Values(Protocol):
         """
 
 
-class Sink(Protocol):
-    """The receiver of what arrives: the supervisor."""
-
-    async def reached(self) -> None:
-        """Read what has to be known before anything is delivered: NATS answers, and `restored` follows.
-
-        Called on each new connection, when the live subscriptions have been renewed. Raises `Unavailable`
-        when it cannot be read; the bus then connects again.
-        """
+class Feed(Protocol):
+    """The receiver of a stream's records."""
 
     def restored(self, state: StreamState) -> None:
         """Record that the stream can be reached, at first and after each interruption, before `stored`.
@@ -205,14 +214,74 @@ class Sink(Protocol):
         that is usual, nor for records before `state.first`, see `restored`.
         """
 
+    def interrupted(self) -> None:
+        """Record that NATS is out of reach. `restored` follows."""
+
+
+class Sink(Feed, Protocol):
+    """The receiver of what arrives: the supervisor."""
+
+    async def reached(self) -> None:
+        """Read what has to be known before anything is delivered: NATS answers, and `restored` follows.
+
+        Called on each new connection, when the live subscriptions have been renewed. Raises `Unavailable`
+        when it cannot be read; the bus then connects again.
+        """
+
     def live(self, records: list[Record]) -> None:
         """Take live messages in order of arrival: each once for each subscription that it matches."""
 
     def live_lost(self) -> None:
         """Record that live messages were dropped on the way; how many and which is not known."""
 
-    def interrupted(self) -> None:
-        """Record that NATS is out of reach. `restored` follows."""
+
+class Keyed(Protocol):
+    """A stream that keeps the newest message of each subject: its *key*, with the message's sequence as
+    revision.
+
+    A message with an empty body deletes its key; the server puts one, a marker, where a key's time to live
+    has ended. Besides its own headers a record may have those that were for NATS (`Nats-…`). Requests raise
+    `Unavailable` as those of `Bus` do, also when no stream has the subjects. Events do not wait for any of
+    this.
+    """
+
+    async def run(self, feed: Feed) -> None:
+        """Make the stream, feed `feed`, and begin again whenever that is interrupted, for ever.
+
+        The feed begins at the end of the stream. After an interruption it continues behind its head, with the
+        newest message of each key that was stored meanwhile, and names another `incarnation` only when the
+        stream is another one. `skipped` is never called. What `feed` raises is raised here; called again,
+        this continues as after an interruption.
+        """
+
+    async def load(self, filters: Sequence[str], *, at_least: int) -> Loaded:
+        """Return the newest record of each key under subjects and subject filters.
+
+        All that was stored up to the sequence `at_least` is contained or has been replaced by what is: with
+        the head of the feed, nothing is missing between both. Later records may be contained too.
+        """
+
+    async def get(self, subject: str) -> Record | None:
+        """Return the newest record of a key, from the stream's leader; None when there is none."""
+
+    async def put(self, subject: str, body: bytes, *, headers: Mapping[str, str], revision: int) -> int:
+        """Replace the message with the sequence `revision` (0: there is none) and return the new one.
+
+        Raises `Stale` when another one is the newest, `TooLarge`, `ValueError` for an invalid subject or
+        header, `Unavailable` if it certainly was not stored, and `OutcomeUnknown` if it may have been.
+        """
+
+    async def put_all(self, puts: Sequence[KeyedPut]) -> list[int]:
+        """Replace messages of different subjects, all or none, and return the new sequences.
+
+        Raises as `put` does, and `Unavailable` before nats-server 2.12, which knows no atomic batch (ADR-50).
+        """
+
+    async def remembers(self, sequence: int) -> bool:
+        """Return whether all that was deleted after a sequence can still be seen: deletions stay for 7 days.
+
+        False also when that cannot be known.
+        """
 
 
 class Archive(Protocol):
@@ -377,3 +446,6 @@ class Bus(Protocol):
 
     def archive(self, stream: str) -> Archive:
         """Return a stream by its name."""
+
+    def keyed(self, stream: str) -> Keyed:
+        """Return one of the configured keyed streams by its name."""

@@ -152,10 +152,17 @@ class History:
 
     async def batch(self, query: Mapping[str, object]) -> tuple[list[tuple[dict[str, str], bytes]], int]:
         """Return the fields and body of each message of a batch without holes, and how many more match."""
+        found, end = await self.whole(query)
+        return found, int(end.get("Nats-Num-Pending", 0))
+
+    async def whole(
+        self, query: Mapping[str, object]
+    ) -> tuple[list[tuple[dict[str, str], bytes]], dict[str, str]]:
+        """Return the same messages, and the fields of the end; none where nothing matches."""
         *parts, (end, _) = await self.jetstream.ask(f"DIRECT.GET.{self.stream}", query)
         status = headers.status(end)
         if status == NOTHING and not parts:
-            return [], 0
+            return [], {}
         if status != END_OF_BATCH:
             raise away(f"reading the stream {self.stream}: {headers.text(end).split(chr(13))[0]}")
         found: list[tuple[dict[str, str], bytes]] = []
@@ -169,7 +176,7 @@ class History:
         fields = headers.parse(end)
         if not found or int(fields["Nats-Last-Sequence"]) != last:
             self.hole()
-        return found, int(fields["Nats-Num-Pending"])
+        return found, fields
 
     def hole(self) -> NoReturn:
         raise away(f"a message is missing from a batch of the stream {self.stream}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from broker.bus.api import JetStream
-    from broker.bus.base import Record, Sink, StreamState
+    from broker.bus.base import Feed, Record, StreamState
     from broker.bus.generations import Generations
     from broker.bus.history import History
     from broker.bus.looks import Looks
@@ -63,6 +63,7 @@ class Ingest:
     wake: Callable[[], None]
     held_records: int = HELD_RECORDS
     held_bytes: int = HELD_BYTES
+    head_start: bool = True  # begin some seconds back, else at the end of the stream
 
     state: StreamState | None = None
     head: int = 0
@@ -96,13 +97,13 @@ class Ingest:
         self.waiting.append((subject, reply, block, body))
         self.held += len(body)
 
-    async def open(self, sink: Sink) -> None:
+    async def open(self, sink: Feed) -> None:
         """Begin or continue over a new connection, and tell the sink."""
         self.subscription = None  # that of the last connection is gone with it
         await self.replace(sink, restored=True)
         self.signed = trio.current_time()
 
-    def hand_over(self, sink: Sink) -> bool:
+    def hand_over(self, sink: Feed) -> bool:
         """Give the sink what has arrived, at most `BATCH` records.
 
         False when not all of it was: then `mend` has to be called.
@@ -113,7 +114,7 @@ class Ingest:
             self.take(sink)
         return not (self.waiting or self.damaged or self.stale or self.overflowed)
 
-    async def mend(self, sink: Sink) -> None:
+    async def mend(self, sink: Feed) -> None:
         """Give the sink the rest of what has arrived; ask the stream about holes, replace the consumer."""
         self.mending = True
         try:
@@ -139,7 +140,7 @@ class Ingest:
         finally:
             self.mending = False
 
-    def take(self, sink: Sink) -> None:
+    def take(self, sink: Feed) -> None:
         """Hand over a batch, up to a hole or to where the consumer cannot be trusted any more."""
         records: list[Record] = []
         times: list[int] = []
@@ -188,7 +189,7 @@ class Ingest:
             self.stalled.append(stall)
         return fields.get("Nats-Last-Consumer") in (None, str(self.delivered))
 
-    async def explain(self, sink: Sink) -> bool:
+    async def explain(self, sink: Feed) -> bool:
         """Tell the sink what was deleted from the stream before it was read.
 
         The answer covers all frames that are waiting now, and precedes them. False when the stream is another
@@ -216,7 +217,7 @@ class Ingest:
         self.stale = True
         self.wake()
 
-    async def replace(self, sink: Sink, *, restored: bool = False) -> None:
+    async def replace(self, sink: Feed, *, restored: bool = False) -> None:
         """Make a new consumer after the head, or at the beginning of a new incarnation of the stream."""
         link = await self.jetstream.up()
         await self.drop(link)
@@ -240,15 +241,15 @@ class Ingest:
         """Return the stream's state, and the sequence to continue from."""
         state = await self.looks.understand(await self.generations.settle())
         if self.state is None:
-            return state, await self.head_start(state)
+            return state, await self.recent(state) if self.head_start else state.last + 1
         same = state.incarnation == self.state.incarnation
         return state, self.head + 1 if same else state.first
 
-    async def head_start(self, state: StreamState) -> int:
+    async def recent(self, state: StreamState) -> int:
         """Return the sequence at which a broker begins to read when it starts: a few seconds back."""
         since = datetime.now(UTC) - timedelta(seconds=HEAD_START_SECONDS)
-        recent = await self.history.sequence_at(since) or state.last + 1
-        return max(min(recent, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
+        first = await self.history.sequence_at(since) or state.last + 1
+        return max(min(first, state.last + 1), state.last + 1 - HEAD_START_RECORDS, state.first)
 
     async def create(self, link: Link, start: int) -> None:
         self.consumer = f"broker_{secrets.token_hex(8)}"

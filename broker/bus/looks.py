@@ -27,6 +27,7 @@ class Looks:
     """The state of the stream; deleted sequences are remembered from one look to the next."""
 
     generations: Generations
+    reads: bool = True  # which messages were deleted; not for a keyed stream, where most are
     life: tuple[str, int] = ("", 0)  # creation and generation of the stream that the rest describes
     deleted: Ranges = NOTHING
     unnamed: int = 0
@@ -39,6 +40,8 @@ class Looks:
     async def understand(self, info: Mapping[str, Any]) -> StreamState:
         """Return the same from an answer to `STREAM.INFO` that has just arrived."""
         state = info["state"]
+        if not self.reads:
+            return self.described(info)
         life = api.created(info), self.generations.number(info)
         if self.life != life:  # another store may lack other messages
             self.life, self.deleted, self.unnamed, self.seen = life, NOTHING, 0, (0, 0)
@@ -52,6 +55,9 @@ class Looks:
         elif count != len(self.deleted):
             info = await self.generations.info(deleted_details=True)
             self.deleted = Ranges.of(info["state"].get("deleted") or ())
+        return self.described(info)
+
+    def described(self, info: Mapping[str, Any]) -> StreamState:
         found = api.stream_state(info, generation=self.generations.number(info))
         return attrs.evolve(
             found,

@@ -19,6 +19,7 @@ from broker.bus.generations import Generations
 from broker.bus.history import History
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.keeper import Keeper
+from broker.bus.keyed import NatsKeyed
 from broker.bus.live import HELD_MESSAGES, Live
 from broker.bus.looks import Looks
 from broker.bus.probe import Probe
@@ -55,8 +56,8 @@ class NatsBus:
     """`bus.base.Bus` over NATS JetStream.
 
     `milestones` is the file for the milestone outside of NATS (see `bus.generations`). `embedded`: the
-    server is the broker's own. `held_records`, `held_bytes` and `held_live` bound what was read and is not
-    handed over yet.
+    server is the broker's own. `kept_by_key` are the keyed streams. `held_records`, `held_bytes` and
+    `held_live` bound what was read and is not handed over yet.
     """
 
     nats: config.Nats
@@ -65,6 +66,7 @@ class NatsBus:
     audit: config.Audit
     milestones: Path | None = None
     embedded: bool = False
+    kept_by_key: Sequence[Wanted] = ()
     held_records: int = HELD_RECORDS
     held_bytes: int = HELD_BYTES
     held_live: int = HELD_MESSAGES
@@ -82,6 +84,7 @@ class NatsBus:
     takes: Probe = attrs.field(init=False)
     cursors: Values = attrs.field(init=False)
     control: Values = attrs.field(init=False)
+    by_key: dict[str, NatsKeyed] = attrs.field(init=False)
     info: Info | None = attrs.field(default=None, init=False)  # of the server, as last looked at
     looking: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     questions: int = attrs.field(default=0, init=False)  # requests of `state` begun
@@ -123,6 +126,16 @@ class NatsBus:
         self.live = Live(held_messages=self.held_live)
         self.takes = Probe(self.jetstream, self.stream.name, self.names)
         self.cursors = Values(self.jetstream, self.stream.cursor_bucket)
+        self.by_key = {
+            each.name: NatsKeyed(
+                jetstream=self.jetstream,
+                keeper=self.keeper,
+                control=self.control,
+                wanted=each,
+                milestones=self.milestones and self.milestones.with_name(f"stream.{each.name}.json"),
+            )
+            for each in self.kept_by_key
+        }
 
     async def run(self, sink: Sink, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, make the streams, feed `sink`, and begin again whenever the connection is lost."""
@@ -147,6 +160,8 @@ class NatsBus:
                         await self.ingest.open(sink)
                         log.info("nats_reached", server=str(server), head=self.ingest.head)
                         told, said = True, ""
+                        for each in self.by_key.values():
+                            each.reached(link)
                         await self.feed(link, sink)
                 except Unavailable as error:
                     self.jetstream.trouble = error.message
@@ -162,7 +177,7 @@ class NatsBus:
     @asynccontextmanager
     async def connected(self, server: Server) -> AsyncIterator[Link]:
         """Open a connection, and use it for all requests while it lasts."""
-        async with open_link(server, self.nats, on_news=self.arrived.set, on_read=self.hand_over) as link:
+        async with open_link(server, self.nats, on_news=self.news, on_read=self.hand_over) as link:
             self.jetstream.link = link
             try:
                 yield link
@@ -179,12 +194,14 @@ class NatsBus:
             streams.own(self.stream, self.names),
             streams.cursors(self.stream),
         ]
-        return [*found, streams.audit(self.audit, self.stream.replicas)] if self.audit.enabled else found
+        if self.audit.enabled:
+            found.append(streams.audit(self.audit, self.stream.replicas))
+        return [*found, *self.kept_by_key]
 
     async def prepare(self) -> None:
-        """Make the streams that are missing, except that of the audit trail."""
+        """Make the streams that are missing and that events cannot do without."""
         for name in self.keeper.wanted:
-            if name != self.audit.name:
+            if name != self.audit.name and name not in self.by_key:
                 await self.keeper.ensure(name)
 
     async def upkeep(self) -> None:
@@ -219,12 +236,20 @@ class NatsBus:
         finally:
             self.sink = None
 
+    def news(self) -> None:
+        """Wake whoever feeds a sink: the connection is lost, or has something else to say."""
+        self.arrived.set()
+        for each in self.by_key.values():
+            each.arrived.set()
+
     def hand_over(self) -> None:
         """Give the sink what has just been read; what that leaves over is for `feed`."""
         if self.sink is not None:
             self.live.hand_over(self.sink)
             if not self.ingest.hand_over(self.sink) or self.live.waiting:
                 self.arrived.set()
+        for each in self.by_key.values():
+            each.hand_over()
 
     def look_around(self, link: Link) -> None:
         """Note which servers the cluster has. Raises `Unavailable` when this one is about to leave it."""
@@ -428,3 +453,7 @@ class NatsBus:
     def archive(self, stream: str) -> StreamArchive:
         """Return a stream by its name, for operators."""
         return StreamArchive(self.jetstream, History(self.jetstream, stream))
+
+    def keyed(self, stream: str) -> NatsKeyed:
+        """Return one of the keyed streams by its name."""
+        return self.by_key[stream]

@@ -24,6 +24,7 @@ REQUIRED: Mapping[str, object] = {
 }
 UNSAID = {"persist_mode"}  # when creating: a server refuses settings that it does not know
 OWN_SECONDS = 60.0
+MARKER_SECONDS = 7 * 86400.0  # for which a deleted key can still be seen
 OWN_BYTES = 1024 * 1024
 
 
@@ -149,6 +150,32 @@ def own(section: config.Stream, names: Names) -> Wanted:
             "republish": "subjects.own",
             "num_replicas": "stream.replicas",
         },
+    )
+
+
+def state(section: config.State, names: Names, replicas: int) -> Wanted:
+    """Return the stream that keeps the documents."""
+    return Wanted(
+        name=section.name,
+        required={
+            "subjects": [f"{names.state}.>"],
+            **REQUIRED,
+            "max_msgs_per_subject": 1,
+            "allow_msg_ttl": True,
+        },
+        settings={
+            "max_bytes": section.max_bytes,
+            "discard": "new",  # else a full stream drops documents without a word
+            "subject_delete_marker_ttl": nanoseconds(MARKER_SECONDS),
+            "num_replicas": replicas if section.replicas is None else section.replicas,
+        },
+        keys={
+            "name": "state.name",
+            "subjects": "subjects.state",
+            "max_bytes": "state.max_bytes",
+            "num_replicas": "stream.replicas" if section.replicas is None else "state.replicas",
+        },
+        initial={"allow_atomic": True},  # nats-server 2.12 (ADR-50), see `Keyed.put_all`
     )
 
 

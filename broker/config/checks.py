@@ -43,10 +43,26 @@ def faults(config: Config, production: bool) -> Iterator[Fault]:
         )
     if config.audit.name in (config.stream.name, config.stream.deadletter_name, config.stream.own_name):
         yield "audit.name", "is another stream in section stream; audit records need their own"
+    if config.state.name in (
+        *(config.stream.name, config.stream.deadletter_name, config.stream.own_name, config.audit.name),
+    ):
+        yield "state.name", "is another stream; documents need their own"
     for name in prefixes:
         if list(prefixes.values()).count(prefixes[name]) > 1:
             yield f"subjects.{name}", f"{prefixes[name]!r} is used for more than one kind of subject"
     yield from stream_faults(config.stream, embedded=not config.nats.urls)
+    if not config.nats.urls and (config.state.replicas or 1) > 1:
+        yield (
+            "nats.urls",
+            "is required with state.replicas above 1: the embedded nats-server is a single server",
+        )
+    for index, each in enumerate(config.state.documents):
+        yield from readable(f"state.documents.{index}.schema", each.schema)
+        if each.schema is not None and each.owner == "service":
+            yield (
+                f"state.documents.{index}.schema",
+                "is for documents of the broker: a service judges its own",
+            )
     yield from limit_faults(config.limits)
     yield from tracing_faults(config.tracing)
     if config.ring.bytes > config.ring.total_bytes:

@@ -87,6 +87,7 @@ class Subjects:
     live: SubjectToken = "live"
     deadletter: SubjectToken = "deadletter"
     rpc: SubjectToken = "rpc"  # requests to services
+    state: SubjectToken = "state"  # documents
     own: OwnToken = "_broker"  # messages among brokers
 
 
@@ -108,6 +109,34 @@ class Stream:
     control_bucket: StreamName = "broker_control"
     own_name: StreamName = "BROKER"  # of the canaries
     adopt: bool = False  # take over a stream made by others, and allow changes that delete events
+
+
+@attrs.frozen(kw_only=True)
+class Documents:
+    """The channels of a pattern are documents.
+
+    `owner` decides on changes: the broker, by the JSON Schema in the file `schema` if there is one, or a
+    service.
+    """
+
+    channel: str
+    owner: Literal["broker", "service"] = "broker"
+    schema: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
+class State:
+    """The stream of documents. It is made, and used, only where there are `documents`."""
+
+    enabled: bool = True
+    name: StreamName = "STATE"
+    max_bytes: Bytes = 256 * 1024 * 1024
+    replicas: Replicas | None = None  # None: as stream.replicas
+    documents: tuple[Documents, ...] = ()  # of two patterns that match a channel the first counts
+
+    @property
+    def used(self) -> bool:
+        return self.enabled and bool(self.documents)
 
 
 @attrs.frozen(kw_only=True)
@@ -296,6 +325,7 @@ class Config:
     nats: Nats = Nats()
     subjects: Subjects = Subjects()
     stream: Stream = Stream()
+    state: State = State()
     auth: Auth = Auth()
     permissions: Permissions = Permissions()
     limits: Limits = Limits()

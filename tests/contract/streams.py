@@ -65,6 +65,12 @@ class Stream(Protocol):
     async def remake(self) -> None:
         """The stream is deleted, and made anew."""
 
+    async def put_key(self, subject: str, body: bytes) -> int:
+        """Another client stores a message in the keyed stream."""
+
+    async def remake_keys(self) -> None:
+        """The keyed stream is deleted, and made anew."""
+
 
 @attrs.define(eq=False)
 class Real:
@@ -135,6 +141,16 @@ class Real:
             await client.api("STREAM.DELETE.EVENTS")
             assert "error" not in await client.api("STREAM.CREATE.EVENTS", **settings)
 
+    async def put_key(self, subject: str, body: bytes) -> int:
+        async with connect(self.nats.url) as client:
+            return await client.store(subject, body)
+
+    async def remake_keys(self) -> None:
+        async with connect(self.nats.url) as client:
+            settings = (await client.api("STREAM.INFO.STATE"))["config"]
+            await client.api("STREAM.DELETE.STATE")
+            assert "error" not in await client.api("STREAM.CREATE.STATE", **settings)
+
 
 @attrs.define(eq=False)
 class Scripted:
@@ -186,6 +202,12 @@ class Scripted:
 
     async def remake(self) -> None:
         self.bus.remake()
+
+    async def put_key(self, subject: str, body: bytes) -> int:
+        return self.bus.keyed("STATE").store(subject, body)
+
+    async def remake_keys(self) -> None:
+        self.bus.keyed("STATE").remake()
 
 
 @asynccontextmanager

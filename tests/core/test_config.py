@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from broker.config import (
     Allowance,
     Config,
+    Documents,
     Key,
     Nats,
     Stream,
@@ -65,7 +66,11 @@ def test_the_example_has_every_key_with_its_default(section: str, field: attrs.A
     lines = dict(zip(table[1::2], table[2::2], strict=True))[section]
     config, _ = examine(EXAMPLE, {}, production=False)
     assert getattr(getattr(config, section), field.name) == field.default
-    entries = {("auth", "keys"): Key, ("limits", "tenants"): TenantAllowance}
+    entries = {
+        ("auth", "keys"): Key,
+        ("limits", "tenants"): TenantAllowance,
+        ("state", "documents"): Documents,
+    }
     if (section, field.name) in entries:
         for key in attrs.fields(entries[section, field.name]):
             # A tenant's keys are those of all tenants, which are shown above it.

@@ -31,7 +31,7 @@ from tests.support.configured import (
     single,
 )
 from tests.support.rawnats import connect
-from tests.support.scripted_bus import subjects_match
+from tests.support.scripted_keyed import matches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -163,7 +163,7 @@ async def test_the_broker_may_do_what_it_does(tmp_path: Path) -> None:
             while messages.statistics().current_buffer_used:
                 seen.add(messages.receive_nowait().subject.decode())
     for pattern in set(granted()["broker"][0]) - seldom:
-        assert any(subjects_match(pattern, subject) for subject in seen), pattern
+        assert any(matches(pattern, subject) for subject in seen), pattern
 
 
 async def administer(broker: Broker, publisher: RawNats, directory: Path) -> None:

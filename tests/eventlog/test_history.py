@@ -19,7 +19,7 @@ from broker.eventlog.places import at, sequence_of
 from broker.eventlog.selection import Selection
 from broker.ranges import Ranges
 from tests.eventlog.stream import BAD, NAMES, Stream, check, make_log, matching
-from tests.support.scripted_bus import subjects_match
+from tests.support.scripted_keyed import matches
 from tests.support.seeds import simulated
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ def test_filters_hold_every_event(patterns: list[str], channel: str, tenant: str
     assert all(each.split(".")[1] in ("acme", "_all") for each in found)
     private = channel.startswith("users.")
     if any(subjects.covers(pattern, channel) for pattern in patterns) and not (private and tenant == "_all"):
-        assert any(subjects_match(each, NAMES.subject(tenant, channel)) for each in found)
+        assert any(matches(each, NAMES.subject(tenant, channel)) for each in found)
     by_themselves = filters(NAMES, "acme", patterns, most=len(patterns))
     assert all(each.split(".", 2)[2] in patterns for each in by_themselves)
 

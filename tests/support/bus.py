@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from broker import config
+from broker.bus import streams
 from broker.bus.nats import NatsBus
 from broker.errors import Unavailable
 from broker.subjects import Names
@@ -124,7 +125,11 @@ async def running_bus(
     """A bus at `url` and its sink. It may not have reached NATS yet."""
     section = attrs.evolve(nats or config.Nats(request_seconds=3.0), urls=(url,))
     bus = NatsBus(
-        nats=section, stream=stream or config.Stream(), names=Names(), audit=config.Audit(), **bounds
+        nats=section,
+        stream=stream or config.Stream(),
+        names=Names(),
+        audit=config.Audit(),
+        **{"kept_by_key": [streams.state(config.State(), Names(), 1)], **bounds},
     )
     sink = Recorder()
     async with trio.open_nursery() as nursery:

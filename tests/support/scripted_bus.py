@@ -22,6 +22,7 @@ from broker.nats import link
 from broker.nats.headers import block
 from broker.nats.protocol import NO_SUBJECT
 from broker.ranges import Ranges
+from tests.support.scripted_keyed import ScriptedKeyed, matches
 
 Service: TypeAlias = "Callable[[bytes, Mapping[str, str]], Awaitable[tuple[Mapping[str, str], bytes]]]"
 
@@ -73,6 +74,7 @@ class ScriptedBus:
     silent: float = 0.0  # for how many seconds the feed has given no sign
     services: dict[str, Service] = attrs.Factory(dict)  # by subject
     noted: list[Message] = attrs.Factory(list)  # of the other streams: the audit trail, dead letters
+    by_key: dict[str, ScriptedKeyed] = attrs.Factory(dict)
     cursors: ScriptedValues = attrs.field(init=False)
     control: ScriptedValues = attrs.field(init=False)
 
@@ -97,7 +99,7 @@ class ScriptedBus:
     def put_live(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Hands a message to the sink once for each subscription that wants it."""
         if not self.away:
-            wanted = sum(subjects_match(each, subject) for each in self.subscribed)
+            wanted = sum(matches(each, subject) for each in self.subscribed)
             self.unstored.extend([(0, subject, body, headers)] * wanted)
             if self.up and self.sink:
                 self.hand_over_live(self.sink)
@@ -116,6 +118,8 @@ class ScriptedBus:
         if self.up and self.sink:
             self.contact.append((trio.current_time(), False))
             self.sink.interrupted()
+        for each in self.by_key.values():
+            each.interrupted()
 
     def come_back(self) -> None:
         self.away = False
@@ -349,13 +353,13 @@ class ScriptedBus:
         await self.delay()
         records = self.replica()
         start = bisect_right(records, after, key=itemgetter(0))
-        found = [record for record in records[start:] if subjects_match(subject, record[1])]
+        found = [record for record in records[start:] if matches(subject, record[1])]
         most = min(limit, self.random.randint(1, limit))
         return self.page(found[:most], pending=len(found[most:]))
 
     async def next(self, subject: str, *, after: int) -> Page:
         await self.delay()
-        matching = (each for each in self.replica() if each[0] > after and subjects_match(subject, each[1]))
+        matching = (each for each in self.replica() if each[0] > after and matches(subject, each[1]))
         return self.page([each for each in [next(matching, None)] if each], pending=0)
 
     async def get(self, sequences: Sequence[int]) -> Page:
@@ -375,7 +379,7 @@ class ScriptedBus:
 
     async def subjects(self, subject: str, *, limit: int) -> list[str] | None:
         await self.delay()
-        found = {record[1] for record in self.records if subjects_match(subject, record[1])}
+        found = {record[1] for record in self.records if matches(subject, record[1])}
         return sorted(found) if len(found) <= limit else None
 
     async def usage(self) -> Usage:
@@ -387,14 +391,18 @@ class ScriptedBus:
 
     async def tally(self, subject: str, *, token: int) -> Counter[str]:
         await self.delay()
-        return Counter(
-            record[1].split(".")[token] for record in self.records if subjects_match(subject, record[1])
-        )
+        return Counter(record[1].split(".")[token] for record in self.records if matches(subject, record[1]))
 
     async def sequence_at(self, time: datetime) -> int | None:
         await self.delay()
         since = time.timestamp()
         return next((each[0] for each in self.records if self.stored_times.get(each[0], 0.0) >= since), None)
+
+    def keyed(self, stream: str) -> ScriptedKeyed:
+        return self.by_key.setdefault(stream, ScriptedKeyed(self))
+
+    def check(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        check(subject, body, headers)
 
     def archive(self, stream: str) -> Archive:
         assert stream == "EVENTS", "nobody looks into the other streams"
@@ -409,7 +417,7 @@ class ScriptedArchive:
 
     async def matching(self, subject: str) -> list[Entry]:
         await self.bus.delay()
-        return [self.entry(each) for each in self.bus.records if subjects_match(subject, each[1])]
+        return [self.entry(each) for each in self.bus.records if matches(subject, each[1])]
 
     def entry(self, record: Record) -> Entry:
         sequence, subject, body, headers = record
@@ -510,14 +518,3 @@ def check(subject: str, body: bytes, headers: Mapping[str, str] | None = None) -
         raise ValueError(f"{subject!r} is not a subject")
     if len(block(headers)) + len(body) > MOST_BYTES:
         raise TooLarge("more than NATS takes")
-
-
-def subjects_match(pattern: str, subject: str) -> bool:
-    """NATS's own rule, which knows no walls."""
-    wanted, tokens = pattern.split("."), subject.split(".")
-    for index, token in enumerate(wanted):
-        if token == ">":
-            return len(tokens) > index
-        if index >= len(tokens) or token not in ("*", tokens[index]):
-            return False
-    return len(wanted) == len(tokens)
