@@ -25,7 +25,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from broker import descriptors, systemd
 from broker.actors import scrape
 from broker.actors.supervisor import Supervisor
-from broker.actors.turns import Turn
 from broker.auth import admin as admin_token
 from broker.auth import tokens
 from broker.auth.keys import Keys
@@ -47,6 +46,7 @@ from broker.operations.storage import Storage
 from broker.operations.streams import Streams
 from broker.reloading import Hangups, Reloader, leave
 from broker.subjects import Names
+from broker.turns import Turn
 from broker.web import api, asyncapi, diagnosis, routes
 from broker.web.admin import AdminPort
 from broker.web.health import Health

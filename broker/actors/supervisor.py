@@ -24,7 +24,6 @@ from broker.actors.places import Places
 from broker.actors.posting import Posting
 from broker.actors.services import Services
 from broker.actors.tenants import Tenants
-from broker.actors.turns import Turn
 from broker.actors.usage import Sharing
 from broker.actors.wheel import Wheel
 from broker.beats import beat
@@ -38,7 +37,7 @@ from broker.features.deadletter import DeadLetters
 from broker.features.durable.cursors import Cursors
 from broker.features.durable.feature import Durables
 from broker.features.history.feature import Histories
-from broker.features.history.reading import Sources as Pages
+from broker.features.history.stream import Sources as Pages
 from broker.features.port import Ended
 from broker.features.publishing import Publishing
 from broker.features.subscriptions.feature import Subscriptions
@@ -49,6 +48,7 @@ from broker.limits import CONNECTIONS, hold
 from broker.metrics.meters import Meters
 from broker.session.requests import table
 from broker.signals import Signal
+from broker.turns import Turn
 from broker.wire.messages import Source
 from broker.wire.positions import Position
 from broker.wire.times import rfc3339

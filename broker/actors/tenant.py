@@ -13,7 +13,6 @@ import trio
 
 from broker.actors.boundary import Boundary
 from broker.actors.inbox import Hole, Inbox, take
-from broker.actors.turns import Turn
 from broker.backoff import Backoff
 from broker.eventlog.log import EventLog
 from broker.eventlog.places import at, sequence_of
@@ -21,6 +20,7 @@ from broker.flow.client import Notice
 from broker.flow.overflow import overflow, overflows
 from broker.limits import Window
 from broker.metrics.meters import Traffic
+from broker.turns import Turn
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 import trio
 
-from broker.actors.turns import Turn
+from broker.turns import Turn
 
 BUCKET_SECONDS = 0.25
 FAR_SECONDS = 3600.0  # later deadlines are checked again then, so that the wheel stays small

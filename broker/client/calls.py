@@ -164,22 +164,24 @@ class Calls(ABC):
         after: str | None = None,
         since: str | None = None,
         limit: int | None = None,
+        filter: Mapping[str, Any] | bytes | None = None,  # noqa: A002  the name in the protocol
     ) -> Page:
         """Read stored events of channels and patterns back, without subscribing.
 
         Give at most one start: the newest events below a position (`before`), those after one (`after`), or
         since a time (`since`, RFC 3339). The default is the newest. A page has at most `limit` events (50),
-        and fewer where they are large or far apart. `older` and `newer` of a page return the next ones.
+        and fewer where they are large or far apart. With a `filter` (the protocol page, "Filters") it has
+        only those that pass it. `older` and `newer` of a page return the next ones.
 
         Without a connection, or over a limit of the broker, this waits; after a reconnection it asks again.
         Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is sent, for an invalid request;
         later the `BrokerError` in the broker's answer, such as `Forbidden`; `SessionEnded`.
         """
         done = self.flag()
-        asked = {"before": before, "after": after, "since": since, "limit": limit}
+        asked = {"before": before, "after": after, "since": since, "limit": limit, "filter": filter}
         promise = self.engine.history(channels, asked, done.set)
         payload = await self.answer(promise, done)
-        return said.page(payload, partial(self.history, *channels, limit=limit))
+        return said.page(payload, partial(self.history, *channels, limit=limit, filter=filter))
 
     async def acknowledge(self, durable: str, position: str) -> None:
         """Acknowledge everything up to `position`, and return once that is stored.

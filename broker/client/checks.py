@@ -205,7 +205,7 @@ def check_history(channels: tuple[Any, ...], asked: Mapping[str, Any], most: flo
     check_patterns(channels)
     if live := [each for each in channels if subjects.is_live(each)]:
         raise InvalidChannel(f"{live[0]}: a live channel is not stored")
-    if len(starts := asked.keys() - {"limit"}) > 1:
+    if len(starts := asked.keys() - {"limit", "filter"}) > 1:
         raise ValueError(f"a page has one start, not {' and '.join(sorted(starts))}")
     for name in starts & {"before", "after"}:
         check_position(asked[name])

@@ -149,6 +149,8 @@ class Engine:
         self.check_running()
         given = {name: value for name, value in asked.items() if value is not None}
         checks.check_history(channels, given, self.gate.allowed.last_events)
+        if wanted := checks.filter_of(given.get("filter"), {}):
+            given["filter"] = msgspec.Raw(wanted.text)
         return self.pages.ask({"channel": list(channels)} | given, on_done)
 
     def expire(self, promise: Pending[Any]) -> None:

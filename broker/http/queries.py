@@ -50,6 +50,13 @@ def parse(
     return found
 
 
+def value(name: str, text: str, kind: Any) -> Any:
+    """Return a parameter as what the type of its field asks for. Raises `Refused` (400)."""
+    if kind == str | None:
+        return text
+    return whole_number(name, text) if kind == int | None else json_value(name, text)
+
+
 def whole_number(name: str, text: str) -> int:
     """Return the number that a parameter is. Raises `Refused` (400)."""
     if not (text.isdecimal() and len(text) < 10):

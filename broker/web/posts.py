@@ -100,7 +100,7 @@ def asked(request: AnyRequest, page: Page[Any], query: Query) -> bytes:
     for name in page.query:
         if name in query:
             (text,) = query[name]
-            payload[name] = queries.whole_number(name, text) if hints[name] == int | None else text
+            payload[name] = queries.value(name, text, hints[name])
     return msgspec.json.encode({"type": request.message.type, "payload": payload})
 
 

@@ -102,7 +102,7 @@ class History(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Read stored events of channels and patterns back, without subscribing: without a place the newest.
 
     `before`: the newest below that position. `after`: what follows that position. `since`: from a time on
-    (RFC 3339). At most `limit` events, 50 by default.
+    (RFC 3339). At most `limit` events, 50 by default; with a `filter`, of those that pass it.
     """
 
     type: ClassVar[str] = "history"
@@ -111,6 +111,7 @@ class History(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     after: str | None = None
     since: str | None = None
     limit: int | None = None
+    filter: dict[str, Any] | None = None
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,14 +1,15 @@
 """Pages of history, read by many at once over a scripted bus, against a naive reader of the stream.
 
-Events keep arriving, requests fail, replicas lag; the stream is trimmed, loses events, and is made anew. Read
-back to the beginning, and on to the end, the pages of a walk have each event once, in order.
+With filters and without. Events keep arriving, requests fail, replicas lag; the stream is trimmed, loses
+events, and is made anew. Read back to the beginning, and on to the end, the pages of a walk have each event
+once, in order.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -18,11 +19,15 @@ import trio
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.eventlog import index
-from broker.features.history import reading
+from broker.features.history import reading, stream
+from broker.turns import Turn
 from broker.wire.times import precisely
 from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import shorten_memory, simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -30,6 +35,14 @@ CHANNELS = ["a", "a.b", "a.b.c", "b", "b.c", "c.d.e", "secret.x", "users.u.i", "
 LISTS = [["a"], ["b.c", "a"], ["a.>"], [">"], ["*.b", "c.*.e"], ["me.>", "secret.x"], ["users.u.i", "a.b"]]
 DENY = ("secret.>", "a.b.c")
 SIZES = (2, 60, 3000)
+# What is asked of an event, and what a naive reader asks.
+FILTERS: list[tuple[Any, Callable[[Any], bool]]] = [
+    (None, lambda _: True),
+    (None, lambda _: True),
+    ({"/n": 1}, lambda event: event is None or event["n"] == 1),
+    ({"/n": {"gt": 3}}, lambda event: event is None or event["n"] > 3),
+    ({"/n": "none"}, lambda event: event is None),
+]
 LIMITS: dict[str, Any] = {
     "history_per_minute": 100_000,
     "requests_per_second": 100_000,
@@ -69,9 +82,9 @@ class Reader:
             subjects.covers(each, channel) for each in DENY
         )
 
-    async def back(self, channels: list[str], limit: int) -> None:
+    async def back(self, wish: dict[str, Any], passes: Callable[[Any], bool]) -> None:
         """From the newest to the beginning."""
-        page = await self.page(channel=channels, limit=limit)
+        page = await self.page(**wish)
         incarnation, last = split(page["last"])
         found: list[dict[str, Any]] = []
         while True:
@@ -80,22 +93,22 @@ class Reader:
             if not page["more"]:
                 break
             before = page["first"]
-            page = await self.page(channel=channels, limit=limit, before=before)
+            page = await self.page(**wish, before=before)
             if split(before)[0] != split(page["first"])[0]:
                 assert not page["recovered"]
                 raise Renewed
             assert split(page["last"])[1] == split(before)[1] - 1, "a hole between two pages"
             assert split(page["first"])[1] < split(before)[1] or not page["more"], "no progress"
-        self.compare(found, channels, incarnation, 0, last)
+        self.compare(found, wish["channel"], passes, incarnation, 0, last)
 
-    async def forth(self, channels: list[str], limit: int) -> None:
+    async def forth(self, wish: dict[str, Any], passes: Callable[[Any], bool]) -> None:
         """From somewhere to the end."""
         incarnation = self.bus.incarnation
         start = self.random.randint(self.bus.first - 1, max(self.bus.first - 1, self.bus.sent))
         after, found = start, list[dict[str, Any]]()
         page: dict[str, Any] = {"more": True, "last": f"{incarnation}-{start}"}
         while page["more"]:
-            page = await self.page(channel=channels, limit=limit, after=page["last"])
+            page = await self.page(**wish, after=page["last"])
             if split(page["last"])[0] != incarnation:
                 assert not page["recovered"]
                 raise Renewed
@@ -106,10 +119,16 @@ class Reader:
             assert split(page["last"])[1] > after or not page["more"], "no progress"
             after = split(page["last"])[1]
             found += page["events"]
-        self.compare(found, channels, incarnation, start, after)
+        self.compare(found, wish["channel"], passes, incarnation, start, after)
 
     def compare(
-        self, found: list[dict[str, Any]], channels: list[str], incarnation: str, after: int, upto: int
+        self,
+        found: list[dict[str, Any]],
+        channels: list[str],
+        passes: Callable[[Any], bool],
+        incarnation: str,
+        after: int,
+        upto: int,
     ) -> None:
         """Each event that is still there was found, once, in order, and none that never was."""
         got = [split(event["position"])[1] for event in found]
@@ -117,31 +136,41 @@ class Reader:
         for event in found:
             channel, body, stored_at = self.ever[split(event["position"])]
             assert self.matches(channels, channel)
+            assert passes(value(body))
             assert event == {
                 "channel": channel,
                 "position": event["position"],
-                "event": json.loads(body),
+                "event": value(body),
                 "stored_at": precisely(stored_at),
             }
         if incarnation == self.bus.incarnation:
             still = [
                 sequence
-                for sequence, subject, _, _ in self.bus.records
+                for sequence, subject, body, _ in self.bus.records
                 if after < sequence <= upto
                 and sequence > 0
                 and subject.split(".")[1] in ("acme", "_all")
                 and self.matches(channels, subject.split(".", 2)[2])
+                and passes(value(body.decode()))
             ]
             assert not set(still) - set(got), (channels, after, upto, "events are missing")
 
     async def walk(self) -> None:
-        channels = self.random.choice(LISTS)
-        limit = self.random.choice((1, 3, 50, 1000))
+        wish: dict[str, Any] = {"channel": self.random.choice(LISTS)}
+        wish["limit"] = self.random.choice((1, 3, 50, 1000))
+        wanted, passes = self.random.choice(FILTERS)
+        if wanted is not None:
+            wish["filter"] = wanted
         way = self.random.choice((self.back, self.forth))
         try:
-            await way(channels, limit)
+            await way(wish, passes)
         except Renewed:
             return
+
+
+def value(body: str) -> Any:
+    """The event; an empty body is a tombstone."""
+    return json.loads(body) if body else None
 
 
 def split(position: str) -> tuple[str, int]:
@@ -160,17 +189,32 @@ async def test_walks_find_each_event(
     monkeypatch.setattr(index, "KEPT", 1000 if late else rng.choice((5, 40, 1000)))
     monkeypatch.setattr(reading, "GETS", rng.choice((1, 7, 128)))
     monkeypatch.setattr(reading, "LEAST", rng.choice((1, 64)))
-    monkeypatch.setattr(reading, "RARE", rng.choice((0, 2, 500)))
+    monkeypatch.setattr(reading, "FILTERED", rng.choice((1, 10, 256)))
+    monkeypatch.setattr(reading, "EVALUATED_BYTES", rng.choice((1, 500, 262144)))
+    monkeypatch.setattr(stream, "RARE", rng.choice((0, 2, 500)))
     bus = ScriptedBus(random=rng, late=late, failures=rng.choice((0.0, 0.05)))
     ever: dict[tuple[str, int], tuple[str, str, int]] = {}
 
     def put() -> None:
         tenant = rng.choice(("acme", "acme", "acme", "_all", "other"))
         channel = rng.choice(CHANNELS[:7] if tenant == "_all" else CHANNELS)
-        body = f'"{"x" * rng.choice(SIZES)}"'
+        size, number = rng.choice(SIZES), rng.randint(0, 5)
+        body = json.dumps({"n": number, "x": "x" * size}) if rng.random() < 0.95 else ""
         sequence = bus.put(f"events.{tenant}.{channel}", body.encode())
         ever[bus.incarnation, sequence] = channel, body, bus.moments(bus.records[-1:])[0]
 
+    often = rng.choice((0.0, 0.02, 0.3))
+
+    async def pass_on(_: Turn) -> None:
+        """Wherever others may have a turn while a page is read, events arrive, and others leave."""
+        if trio.lowlevel.current_task().name.endswith(".read") and rng.random() < often:
+            for _each in range(rng.choice((0, 1, 10))):
+                put()
+            if bus.records and rng.random() < 0.2:
+                bus.delete([rng.choice(bus.records[-20:])[0]])
+            await trio.sleep(rng.choice((0.0, 0.05, 0.05, 3.0)))
+
+    monkeypatch.setattr(Turn, "pass_on", pass_on)
     for _ in range(rng.choice((0, 30, 400))):
         put()
     limits = config.Limits(

@@ -11,8 +11,7 @@ import attrs
 import pytest
 import trio
 
-from broker import config, subjects
-from broker.actors import turns
+from broker import config, subjects, turns
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.eventlog import snapshots

@@ -12,10 +12,10 @@ from broker.actors.following import Followers
 from broker.actors.inbox import Hole
 from broker.actors.intake import Intake
 from broker.actors.tenant import Tenant
-from broker.actors.turns import Turn
 from broker.bus.base import StreamState
 from broker.metrics.meters import Meters
 from broker.ranges import Ranges
+from broker.turns import Turn
 from broker.wire.positions import Position
 from tests.support.flows import ENDLESS, Link
 from tests.support.sabotage import Sabotage

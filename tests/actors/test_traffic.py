@@ -10,7 +10,7 @@ import pytest
 
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
-from broker.actors.turns import Turn
+from broker.turns import Turn
 from tests.support.flows import ENDLESS, Link
 from tests.support.scripted import ScriptedVerifier
 from tests.support.scripted_bus import ScriptedBus

@@ -18,9 +18,9 @@ import trio.testing
 from broker import app, config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
-from broker.actors.turns import TURN_SECONDS
 from broker.actors.wheel import BUCKET_SECONDS, Wheel
 from broker.errors import CloseCode
+from broker.turns import TURN_SECONDS
 from tests.support.sabotage import broken
 from tests.support.scripted import ScriptedLink, ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus

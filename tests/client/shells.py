@@ -55,9 +55,10 @@ class Elsewhere:
     async def request(self, method: str, data: Any = None, **options: Any) -> Any:
         return await self.call(self.session.request(method, data, **options))
 
-    async def history(self, *channels: str, limit: int | None = None, **start: str) -> Page:
-        page = await self.call(self.session.history(*channels, limit=limit, **start))
-        return attrs.evolve(page, read=partial(self.history, *channels, limit=limit))
+    async def history(self, *channels: str, **options: Any) -> Page:
+        page = await self.call(self.session.history(*channels, **options))
+        kept = {name: options.get(name) for name in ("limit", "filter")}
+        return attrs.evolve(page, read=partial(self.history, *channels, **kept))
 
     async def acknowledge(self, durable: str, position: str) -> None:
         await self.call(self.session.acknowledge(durable, position))

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from broker.client import PastEvent, SessionEnded, checks
+from broker.backoff import Backoff
+from broker.client import PastEvent, SessionEnded
+from broker.client.engine import Engine
 from broker.client.gate import Gate
 from broker.client.pages import AT_ONCE, Pages
 from broker.errors import BadMessage, Forbidden, InvalidChannel, InvalidPosition
@@ -22,6 +24,7 @@ EVENT: dict[str, Any] = {
     "event": None,
     "stored_at": "2026-01-31T12:00:00.000001Z",
 }
+FILTER = {"/n": {"gt": 0}}
 LIMITED = {"code": "rate_limited", "message": "no", "retryable": True, "retry_after_ms": 1500}
 
 
@@ -83,7 +86,7 @@ async def test_pages_over_a_cut(running: Running) -> None:
     async def first(peer: Peer) -> None:
         await peer.welcome()
         payload, message_id = await peer.hear("history")
-        assert payload == {"channel": ["a", "b.>"], "limit": 2}
+        assert payload == {"channel": ["a", "b.>"], "limit": 2, "filter": FILTER}
         event = EVENT | {"position": "i-5", "event": {"n": 1}, "publisher": {"user": "u"}}
         await peer.say("history", PAGE | {"events": [EVENT, event]}, message_id)
         await peer.hear("history")
@@ -92,14 +95,14 @@ async def test_pages_over_a_cut(running: Running) -> None:
     async def second(peer: Peer) -> None:
         await peer.welcome()
         payload, message_id = await peer.hear("history")
-        assert payload == {"channel": ["a", "b.>"], "limit": 2, "before": "i-3"}
+        assert payload == {"channel": ["a", "b.>"], "limit": 2, "before": "i-3", "filter": FILTER}
         await peer.say("history", PAGE | {"events": [], "last": "i-2"}, message_id)
         payload, message_id = await peer.hear("history")
-        assert payload == {"channel": ["a", "b.>"], "limit": 2, "after": "i-2"}
+        assert payload == {"channel": ["a", "b.>"], "limit": 2, "after": "i-2", "filter": FILTER}
         await peer.say("error", {"code": "forbidden", "message": "no", "retryable": False}, message_id)
 
     async with broker(first, second) as url, running(url) as session:
-        page = await session.history("a", "b.>", limit=2)
+        page = await session.history("a", "b.>", limit=2, filter=FILTER)
         assert (page.channels, page.more, page.recovered) == (("a",), True, True)
         stored_at = EVENT["stored_at"]
         assert page.events == (
@@ -123,11 +126,15 @@ WRONG: dict[str, tuple[list[Any], dict[str, Any], type[Exception]]] = {
     "no time": (["a"], {"since": "yesterday"}, BadMessage),
     "no number": (["a"], {"limit": "1"}, TypeError),
     "nothing": (["a"], {"limit": 0}, BadMessage),
+    "no filter": (["a"], {"filter": {"n": 1}}, BadMessage),
+    "no JSON": (["a"], {"filter": b"{"}, BadMessage),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_not_sent(name: str) -> None:
+    engine = Engine(url="ws://test/ws", tenant=None, renewable=True, backoff=Backoff())
     channels, options, error = WRONG[name]
     with pytest.raises(error):
-        checks.check_history(tuple(channels), options, 1000)
+        engine.history(tuple(channels), options, nothing)
+    assert not engine.awaited

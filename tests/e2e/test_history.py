@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from broker.bus import ingest
+from broker.eventlog import index
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.http import Answer, ask
 from tests.support.metrics import scrape
@@ -37,6 +38,8 @@ async def history(client: Client, channel: str | list[str], **more: Any) -> dict
 
 
 async def get(broker: Broker, channel: str | list[str], *, token: str = "", **more: Any) -> Answer:
+    if "filter" in more:
+        more["filter"] = json.dumps(more["filter"])
     query = urlencode({"channel": channel, **more}, doseq=True)
     return await ask(broker.running.http, "GET", f"/history?{query}", token=token or broker.token())
 
@@ -153,6 +156,40 @@ async def test_bounds_of_a_page(
         assert sizes == [[100_000, 100_000], [300_000], [100_000, 100_000, 10]]
 
 
+async def test_with_a_filter(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From memory, by exact gets and in windows: what passes, and tombstones; a page without any goes on."""
+    monkeypatch.setattr(index, "KEPT", 300)
+    settings = configure(tmp_path / "b", nats.url, ring={"events": 100}, limits=OFTEN)
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client() as client:
+        await broker.caught_up()
+        for number in range(600):
+            body = b"" if number % 200 == 7 else b'{"n": %d}' % number
+            await publisher.store(f"events.acme.{'ab'[number % 2]}", body)
+        await broker.caught_up()
+        for channel in ("a", "b", "*"):
+            for wanted, numbers in (({"/n": {"lt": 20}}, range(20)), ({"/n": {"gte": 450}}, range(450, 600))):
+                page = await history(client, channel, limit=40, filter=wanted)
+                events, newest = page["events"], page["last"]
+                while page["more"]:
+                    page = await history(client, channel, limit=40, filter=wanted, before=page["first"])
+                    events = page["events"] + events
+                expected = [
+                    None if number % 200 == 7 else {"n": number}
+                    for number in range(600)
+                    if (number in numbers or number % 200 == 7)
+                    and (channel == "*" or "ab"[number % 2] == channel)
+                ]
+                assert [event["event"] for event in events] == expected
+                page = {"more": True, "last": newest.rpartition("-")[0] + "-0"}
+                found = []
+                while page["more"]:
+                    page = (await get(broker, channel, filter=wanted, after=page["last"])).json
+                    found += page["events"]
+                assert (found, page["last"]) == (events, newest)
+
+
 async def test_positions_that_are_not_there(broker: Broker, publisher: RawNats) -> None:
     """Trimmed, in the future, of another stream, of none."""
     for number in range(10):
@@ -195,6 +232,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no time": ({"channel": "a", "since": "yesterday"}, "bad_message"),
     "nothing": ({"channel": "a", "limit": 0}, "bad_message"),
     "too much": ({"channel": "a", "limit": 1001}, "bad_message"),
+    "no filter": ({"channel": "a", "filter": {"/a": {"near": 1}}}, "bad_message"),
 }
 
 
@@ -257,7 +295,7 @@ async def test_pages_from_the_stream_are_limited(
 
 @pytest.mark.parametrize(
     "query",
-    ["", "limit=1", "channel=a&limit=x", "channel=a&last=1", "channel=a&since="],
+    ["", "limit=1", "channel=a&limit=x", "channel=a&last=1", "channel=a&since=", "channel=a&filter={"],
 )
 async def test_queries_that_are_wrong(query: str, broker: Broker) -> None:
     answer = await ask(broker.running.http, "GET", f"/history?{quote(query, '=&')}", token=broker.token())

@@ -12,11 +12,14 @@ import trio.testing
 
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
+from broker.turns import Turn
 from tests.support.asking import open_client
 from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
+    import pytest
+
     from broker.bus.base import Page
 
 
@@ -68,6 +71,27 @@ async def test_one_at_a_time_and_tenants_in_turn(autojump_clock: trio.abc.Clock)
         nursery.cancel_scope.cancel()
     assert pages == ["many", "many", "few", "many", "many"]
     assert bus.most == 1
+
+
+async def test_events_that_are_deleted_meanwhile(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter is evaluated in turns: what is deleted from memory between two of them is left out."""
+    bus, asked = ScriptedBus(random=random.Random(1)), False
+
+    async def pass_on(_: Turn) -> None:
+        if asked and not bus.deleted:
+            bus.delete([2])
+            await trio.sleep(10)
+
+    monkeypatch.setattr(Turn, "pass_on", pass_on)
+    async with open_client(bus, room=5000) as reader:
+        for number in range(1, 4):
+            bus.put("events.acme.a", b"%d" % number)
+        await trio.sleep(1)
+        asked = True
+        (page,) = await reader.ask("history", {"channel": "a", "filter": {"": {"gt": 0}}}, "history")
+        assert [event["event"] for event in page["events"]] == [1, 3]
 
 
 async def test_rights_that_change_meanwhile(autojump_clock: trio.abc.Clock) -> None:

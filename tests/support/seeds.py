@@ -18,7 +18,7 @@ from trio.testing import MockClock
 
 from broker import backoff
 from broker.actors import supervisor, tenant
-from broker.actors.turns import TURN_SECONDS, Turn
+from broker.turns import TURN_SECONDS, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 import trio
 
-from broker import errors, limits, subjects
+from broker import errors, filters, limits, subjects
 from broker.eventlog.gate import FairGate
 from broker.features.history.reading import Before, Reading, Wish
+from broker.features.history.stream import Stream
 from broker.features.port import Feature
 from broker.metrics.meters import RING, STREAM
 from broker.session.requests import Page, Request
@@ -26,7 +27,8 @@ from broker.wire.times import parse_time
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from broker.features.history.reading import Sources, Start
+    from broker.features.history.reading import Start
+    from broker.features.history.stream import Sources
     from broker.metrics.meters import Histogram
     from broker.session.requests import Asker, Caller, Requests, Terms
 
@@ -53,7 +55,7 @@ class Histories(Feature):
                 page=Page(
                     path="/history",
                     about="Read stored events back, page by page.",
-                    query=("before", "after", "since", "limit"),
+                    query=("before", "after", "since", "limit", "filter"),
                     status=200,
                     perform=self.read,
                 ),
@@ -74,20 +76,21 @@ class Histories(Feature):
                 asker.session.spend((limits.HISTORY,), trio.current_time())
                 await turn.enter_async_context(self.gate.turn(principal.tenant))
 
+            stream = Stream(
+                sources=self.sources, tenant=principal.tenant, patterns=wish.patterns, enter=enter
+            )
             reading = Reading(
-                sources=self.sources,
-                tenant=principal.tenant,
+                stream=stream,
                 user=None if principal.monitoring else principal.user,
                 wish=wish,
                 most_bytes=asker.session.limits.history_bytes,
                 most_reads=asker.session.limits.history_reads,
-                enter=enter,
             )
             page = await reading.read()
         now = asker.session.client()
         if (now.subscribe, now.deny) != wish.rights:
             raise errors.Unavailable("the permissions changed meanwhile; try again", retry_after=0.1)
-        self.seconds[STREAM if reading.entered else RING].observe(trio.current_time() - began)
+        self.seconds[STREAM if stream.entered else RING].observe(trio.current_time() - began)
         return page
 
 
@@ -103,6 +106,7 @@ def check(terms: Terms, message: m.History) -> Wish:
     if not 1 <= limit <= most:
         raise errors.BadMessage(f"payload.limit: must be 1 to {most}")
     start = start_of(message)
+    wanted = None if message.filter is None else filters.parse(message.filter, "payload.filter")
     principal = terms.client()
     patterns: dict[str, tuple[str, ...]] = {}
     refused: list[m.Refused] = []
@@ -124,6 +128,7 @@ def check(terms: Terms, message: m.History) -> Wish:
         rights=(principal.subscribe, principal.deny),
         start=start,
         limit=limit,
+        filter=wanted,
         channel=list(patterns) if isinstance(message.channel, list) else next(iter(patterns)),
     )
 

@@ -217,6 +217,8 @@ export interface HistoryOptions {
   since?: string;
   /** At most so many events, default 50; fewer come where they are large or far apart. */
   limit?: number;
+  /** Only events that pass. */
+  filter?: Filter;
   /** Rejects with its reason. */
   signal?: AbortSignal;
 }

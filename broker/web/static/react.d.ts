@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { BrokerError, Client, EventItem, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+import type { BrokerError, Client, EventItem, Filter, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
 
 /** Gives the hooks below it their client. Whoever made the client closes it. */
 export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
@@ -76,4 +76,4 @@ export interface HistoryState<T = Json> {
 }
 
 /** The newest `limit` events, what comes after them unless `live` is `false`, and older ones page by page. */
-export function useHistory<T = Json>(channels: string | string[], options?: { limit?: number; live?: boolean }): HistoryState<T>;
+export function useHistory<T = Json>(channels: string | string[], options?: { limit?: number; filter?: Filter; live?: boolean }): HistoryState<T>;

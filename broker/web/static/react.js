@@ -240,9 +240,10 @@ class Past {
     this.#loading = true;
     this.#show({ loading: true, error: undefined });
     const { signal } = this.#over;
+    const { limit, filter } = this.#options;
     try {
       let page = this.#page;
-      do page = await (page?.older({ signal }) ?? this.#client.history(this.#channels, { limit: this.#options.limit, signal }));
+      do page = await (page?.older({ signal }) ?? this.#client.history(this.#channels, { limit, filter, signal }));
       while (page.recovered && page.more && !page.events.length);
       if (!page.recovered) return this.#again(); // the stream is another one
       const newest = !this.#page;
@@ -258,7 +259,7 @@ class Past {
   };
 
   #follow(position) {
-    const subscription = (this.#subscription = this.#client.subscribe(this.#channels, { position }));
+    const subscription = (this.#subscription = this.#client.subscribe(this.#channels, { position, filter: this.#options.filter }));
     subscription.addEventListener("event", ({ detail }) => this.#show({ events: [...this.#value.events, detail] }));
     subscription.addEventListener("gap", ({ detail }) => detail.action === "reload" && this.#again());
     subscription.addEventListener("error", ({ detail }) => this.#show({ error: detail }));
@@ -272,15 +273,15 @@ class Past {
 }
 
 /** The newest events of channels or patterns, what comes after them, and older ones when `loadOlder` is called. */
-export function useHistory(channels, { limit, live = true } = {}) {
+export function useHistory(channels, { limit, filter, live = true } = {}) {
   const client = useClient();
-  const key = keyOf(channels, { limit, live });
+  const key = keyOf(channels, { limit, filter, live });
   const [state, show] = useState({});
   const [times, begin] = useState(0);
   const current = useRef();
   useEffect(() => {
     const say = (value) => show({ value, client, key });
-    const past = new Past(client, channels, { limit, live }, say, () => begin((before) => before + 1));
+    const past = new Past(client, channels, { limit, filter, live }, say, () => begin((before) => before + 1));
     current.current = past;
     past.older();
     return () => past.close();

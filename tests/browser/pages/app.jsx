@@ -63,13 +63,13 @@ function Asked() {
 
 /** The past of what the test names. */
 function Chat() {
-  const [channel, name] = useState();
-  window.readFrom = (next) => flushSync(() => name(next));
-  return channel && <Messages channel={channel} />;
+  const [asked, ask] = useState({});
+  window.readFrom = (channel, filter) => flushSync(() => ask({ channel, filter }));
+  return asked.channel && <Messages {...asked} />;
 }
 
-function Messages({ channel }) {
-  const { events, more, loading, error, loadOlder } = useHistory([channel], { limit: 3 });
+function Messages({ channel, filter }) {
+  const { events, more, loading, error, loadOlder } = useHistory([channel], { limit: 3, filter });
   window.older = loadOlder;
   return <p id="chat" data-more={more} data-loading={loading} data-error={error?.code}>{events.map((item) => item.event).join(" ")}</p>;
 }

@@ -25,6 +25,7 @@ const walk = (page, channel) =>
     await client.publish(channel, "joined");
     const { value: joined } = await joining;
     sub.close();
+    const { events: filtered } = await client.history(channel, { filter: { "": { gt: 4 } } });
     const { code } = await client.history("users.somebody.a").catch((error) => error);
     return {
       found: pages.map(({ events }) => events.map(({ event }) => event)),
@@ -32,6 +33,7 @@ const walk = (page, channel) =>
       times: newest.events.every(({ storedAt }) => Date.parse(storedAt) > 0),
       first: after.events[0]?.event,
       joined: joined.event,
+      filtered: filtered.map(({ event }) => event),
       code,
     };
   }, channel);
@@ -58,7 +60,7 @@ test("over each transport, and by the leading tab", async () => {
     assert.equal(channels[0], channel);
     assert.deepEqual(found.flat().sort(), [0, 1, 2, 3, 4, 5, 6], channel);
     assert.deepEqual(found.slice(0, 2), [[4, 5, 6], [1, 2, 3]]);
-    assert.deepEqual(rest, { times: true, first: 1, joined: "joined", code: "forbidden" }, channel);
+    assert.deepEqual(rest, { times: true, first: 1, joined: "joined", filtered: [5, 6], code: "forbidden" }, channel);
     await page.evaluate(() => client.close());
   }
   assert.deepEqual(page.faults, []);

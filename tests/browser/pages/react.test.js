@@ -240,6 +240,10 @@ test("what came before is read page by page, and what comes joins it", async () 
   await shown("", false);
   await publish(page, ["chat.one", 8], ["chat.two", "a"]);
   await shown("a", false);
+  await page.evaluate(() => readFrom("chat.one", { "": { gt: 5 } }));
+  await shown("6 7 8", true);
+  await publish(page, ["chat.one", 3], ["chat.one", 9]);
+  await shown("6 7 8 9", true);
   await page.evaluate(() => readFrom("users.somebody.else"));
   await page.locator('#chat[data-error="forbidden"]').waitFor({ state: "attached" });
   await page.evaluate(() => readFrom(undefined));

@@ -36,13 +36,13 @@ export async function approve(signal: AbortSignal): Promise<Order | undefined> {
 }
 
 export async function past(signal: AbortSignal): Promise<string[]> {
-  let page = await client.history<Order>(["orders.>"], { limit: 20, signal });
+  let page = await client.history<Order>(["orders.>"], { limit: 20, filter: { "/state": "paid" }, signal });
   while (page.more) page = await page.older({ signal });
   return page.events.map(({ storedAt, position, event }) => `${storedAt} ${position} ${event?.state}`);
 }
 
 export function Chat() {
-  const { events, more, loading, error, loadOlder } = useHistory<Order>("orders.7", { limit: 20, live: false });
+  const { events, more, loading, error, loadOlder } = useHistory<Order>("orders.7", { limit: 20, filter: { "/state": { ne: "new" } }, live: false });
   return (
     <button disabled={loading || !more} onClick={() => void loadOlder()}>
       {events.length} {error instanceof Error && error.message}

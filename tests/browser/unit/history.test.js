@@ -27,7 +27,8 @@ describe("a page", () => {
 
   test("leads to the one before it and the one after it", async () => {
     const client = await world.connected();
-    const fate = watch(client.history("a", { limit: 2 }));
+    const filter = { "/n": { gt: 1 } };
+    const fate = watch(client.history("a", { limit: 2, filter }));
     await settle();
     say();
     await settle();
@@ -44,9 +45,9 @@ describe("a page", () => {
     watch(newer({ limit: 7 }));
     await settle();
     assert.deepEqual(sent().map(({ payload }) => payload), [
-      { channel: ["a"], limit: 2 },
-      { channel: ["a"], limit: 2, before: "i-3" },
-      { channel: ["a"], limit: 7, after: "i-9" },
+      { channel: ["a"], limit: 2, filter },
+      { channel: ["a"], limit: 2, before: "i-3", filter },
+      { channel: ["a"], limit: 7, after: "i-9", filter },
     ]);
   });
 
@@ -108,6 +109,7 @@ describe("a page", () => {
       ["live.a", {}, "invalid_channel"],
       [["a", "b..c"], {}, "invalid_channel"],
       ["a", { before: "i-1", after: "i-2" }, undefined],
+      ["a", { filter: { n: 1 } }, "bad_message"],
     ]) {
       const fate = watch(client.history(channels, options));
       await settle();
@@ -142,10 +144,10 @@ describe("over SSE and polls", () => {
       site.install();
       const client = await world.client({ transports: [transport], tenant: "t" });
       for (let n = 0; n < 20 && client.status.state !== "open"; n++) await world.clock.go(100);
-      const fate = watch(client.history(["a", "b.>"], { before: "i-9", limit: 3 }));
+      const fate = watch(client.history(["a", "b.>"], { before: "i-9", limit: 3, filter: { "/a": "ü&" } }));
       for (let n = 0; n < 30 && !fate.page; n++) await world.clock.go(100);
       assert.equal(fate.page?.first, "i-3");
-      const query = "?channel=a&channel=b.%3E&before=i-9&limit=3&tenant=t";
+      const query = "?channel=a&channel=b.%3E&before=i-9&limit=3&filter=%7B%22%2Fa%22%3A%22%C3%BC%26%22%7D&tenant=t";
       assert.deepEqual(queries, [query, query]);
     });
 });

@@ -3,10 +3,11 @@
 
 import { BrokerError, CLOSED, failure } from "./errors.js";
 import { inVain, TRIES } from "./exchange.js";
+import { Filter } from "./filters.js";
 import { misnamed } from "./names.js";
 import { BACKOFF_MS } from "./pace.js";
 import { now } from "./platform.js";
-import { given, many } from "./values.js";
+import { given, json, many } from "./values.js";
 
 /** @import { HistoryOptions, Page } from "../client.js" */
 /** @import { Exchange } from "./exchange.js" */
@@ -38,7 +39,7 @@ export class History {
    * @param {HistoryOptions} options
    * @returns {Promise<Page<any>>}
    */
-  async page(channels, { before, after, since, limit, signal }) {
+  async page(channels, { before, after, since, limit, filter, signal }) {
     const names = many(channels);
     for (const name of names) {
       const fault = misnamed(name, true) ?? (/^live\./.test(name) ? "a live channel is not stored" : undefined);
@@ -46,7 +47,9 @@ export class History {
     }
     const start = given({ before, after, since });
     if (Object.keys(start).length > 1) throw new TypeError("at most one of before, after and since");
-    const { channel, events, first, last, more, recovered } = await this.read(given({ channel: names, ...start, limit }), signal);
+    const conditions = filter === undefined ? undefined : new Filter(json(filter, "filter")).document;
+    const asked = given({ channel: names, ...start, limit, filter: conditions });
+    const { channel, events, first, last, more, recovered } = await this.read(asked, signal);
     return {
       channels: many(channel),
       events: events.map((/** @type {any} */ { stored_at: storedAt, ...event }) => ({ type: "event", ...event, catchUp: true, storedAt })),
@@ -54,8 +57,8 @@ export class History {
       last,
       more,
       recovered,
-      older: (options) => this.page(names, { limit, ...options, before: first }),
-      newer: (options) => this.page(names, { limit, ...options, after: last }),
+      older: (options) => this.page(names, { limit, ...options, filter, before: first }),
+      newer: (options) => this.page(names, { limit, ...options, filter, after: last }),
     };
   }
 

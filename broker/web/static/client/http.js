@@ -318,7 +318,7 @@ class HttpLink {
       const { tenant } = this.#address;
       const [path, init] =
         type === "history"
-          ? [`/history?${query({ ...payload, tenant })}`, {}]
+          ? [`/history?${query({ ...payload, filter: payload.filter && JSON.stringify(payload.filter), tenant })}`, {}]
           : [`/${type}${tenantQuery(tenant)}`, { method: "POST", body: JSON.stringify(payload) }];
       const answer = await this.#request(path, { ...init, signal: late.signal });
       const [said, status] = ANSWERS[type];
