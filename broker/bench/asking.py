@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-import time
 from collections import deque
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -19,7 +19,7 @@ from broker.bench.publisher import WAIT_SECONDS, connect
 from broker.nats import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from broker.bench.dialects import BrokerClient
@@ -152,15 +152,22 @@ class Asker:
 
 def run(clients: Sequence[BrokerClient], meter: Meter, pipe: Connection) -> None:
     """Asks what it is told to, until the other end of the pipe is closed."""
-    try:
+    with reported(pipe):
         asker = Asker(clients, meter)
         pipe.send(0)
         while True:
             questions = pipe.recv()
             pipe.send(0)
             asker.carry_out(questions)
-    except EOFError:
-        return
-    except OSError as error:
-        pipe.send(error)
-        time.sleep(WAIT_SECONDS)  # it is read before the pipe is closed
+
+
+@contextmanager
+def reported(pipe: Connection) -> Iterator[None]:
+    """Tell an error to the other end of the pipe, and do nothing more until that is closed."""
+    with suppress(EOFError):
+        try:
+            yield
+        except OSError as error:
+            pipe.send(error)
+            while True:
+                pipe.recv()

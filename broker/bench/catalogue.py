@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from broker.bench import scenarios
+from broker.bench import pages, scenarios
 from broker.bench.results import Target
 
 if TYPE_CHECKING:
@@ -112,6 +112,21 @@ SCENARIOS: dict[str, Scenario] = {
         targets=(
             Target(phase="from the stream", figure="cpu_per_delivery", bound=0.25, beside="nats-py"),
             Target(phase="from the ring", figure="cpu_per_delivery", bound=0.05, beside="nats-py"),
+        ),
+    ),
+    "pages": Scenario(
+        run=pages.pages,
+        about="pages of history from memory and from the stream, and publishing while many read",
+        defaults=LOAD | {"clients": pages.READERS, "events": 200_000, "rate": 200.0},
+        beside=("nats-py",),
+        targets=(
+            Target(phase=pages.MEMORY, figure="p50", bound=1.0),
+            Target(phase=pages.DENSE, figure="p50", bound=10.0),
+            Target(phase=pages.SPARSE, figure="p50", bound=10.0),
+            Target(phase=pages.KNOWN, figure="p50", bound=10.0),
+            Target(phase=pages.FAR, figure="p50", bound=100.0),
+            Target(phase=pages.RARELY, figure="p50", bound=100.0),
+            Target(phase=pages.ACKS, figure="p99", bound=10.0),
         ),
     ),
     "slow": Scenario(

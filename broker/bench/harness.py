@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    from broker.bench.asking import Questions
     from broker.bench.contenders import BrokerProcess, Client, Contender, Nats
     from broker.bench.live import Live
     from broker.bench.results import Histogram
@@ -74,7 +73,7 @@ class Crowd:
     pipe: Connection
     meter: Meter
 
-    def tell(self, command: load.Command | Questions) -> Any:
+    def tell(self, command: object) -> Any:
         """Has the generator do something; what it answers."""
         self.pipe.send(command)
         return answer(self.pipe, PATIENCE_SECONDS)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from broker.bench import contenders
 from broker.bench.contenders import NatsWebSocket
+from broker.bench.harness import Crowd
+from broker.bench.meter import Meter
 from broker.bench.publisher import Order
 from broker.bench.results import Result
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from broker.bench.contenders import BrokerProcess, Contender
-    from broker.bench.harness import Bench, Crowd, Plan, Publishing, Used
+    from broker.bench.harness import Bench, Plan, Publishing, Used
 
 CHANNEL = "orders.7"
 
@@ -54,6 +56,14 @@ def joined(crowd: Crowd) -> Crowd:
     crowd.open()
     crowd.until_live(crowd.count)
     return crowd
+
+
+def worker(bench: Bench, who: Contender, count: int, target: Callable[..., None], *args: object) -> Crowd:
+    """Return the crowd of a process that has `target(*args, meter, pipe)` to do, and is ready."""
+    meter = Meter()
+    pid, pipe = bench.stack.enter_context(contenders.process(target, *args, meter))
+    contenders.answer(pipe, contenders.START_SECONDS)
+    return Crowd(who, count, pid, pipe, meter)
 
 
 def after(seconds: float) -> list[Callable[[], bool]]:

@@ -34,6 +34,7 @@ from broker.bench.phases import (
     of_events,
     of_openings,
     of_requests,
+    worker,
 )
 from broker.bench.publisher import Order
 from broker.bench.results import Result
@@ -384,17 +385,12 @@ def requests(bench: Bench) -> None:
     answer(pipe, contenders.START_SECONDS)
     seconds = plan.seconds / plan.rounds
 
-    def askers(who: Contender, count: int, target: Callable[..., None], *args: object) -> Crowd:
-        meter = Meter()
-        pid, pipe = bench.stack.enter_context(process(target, *args, meter))
-        answer(pipe, contenders.START_SECONDS)
-        return Crowd(who, count, pid, pipe, meter)
-
     clients = [contender.dialect(Client(user=f"u{number}")) for number in range(ASKERS)]
-    asker = askers(contender, ASKERS, asking.run, clients)
+    asker = worker(bench, contender, ASKERS, asking.run, clients)
     crowds = [asker]
     if "nats-py" in plan.against:
-        crowds.append(askers(Bare(name="nats-py", pids=(), port=0), 1, asking.ask_by_nats, url, subject))
+        beside = Bare(name="nats-py", pids=(), port=0)
+        crowds.append(worker(bench, beside, 1, asking.ask_by_nats, url, subject))
 
     def ask(crowd: Crowd) -> Used:
         questions = asking.Questions(count=max(1, int(SINGLE_PER_SECOND * seconds)), size=plan.size)

@@ -55,7 +55,7 @@ class BenchCommand(click.Command):
 @click.option("--rounds", type=click.IntRange(1, 100), metavar="N", help="How often each phase is repeated.")
 @click.option("--tenants", type=click.IntRange(1, 10_000), metavar="N", help="Of `mixed`.")
 @click.option("--brokers", type=click.IntRange(1, 64), metavar="N", help="Broker processes on one port.")
-@click.option("--events", type=click.IntRange(1000, 10**8), metavar="N", help="Of `history`.")
+@click.option("--events", type=click.IntRange(1000, 10**8), metavar="N", help="Of `history` and `pages`.")
 @click.option(
     "--seed", type=int, default=1, show_default=True, metavar="N", help="Seed of everything random."
 )

@@ -24,6 +24,7 @@ FEW = {
     "resume": ["--clients", "30"],
     "jitter": ["--clients", "20", "--rate", "50"],
     "history": ["--clients", "3", "--events", "3000"],
+    "pages": ["--clients", "4", "--rate", "50", "--events", "12000"],
     "slow": ["--clients", "20", "--rate", "50"],
 }
 TROUBLE = ("out of order", "gaps", "lost connections")
