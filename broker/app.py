@@ -177,7 +177,9 @@ async def serve(
             site = Site(
                 sign=partial(demo_token, config) if demo else None,
                 documents={
-                    "/asyncapi.json": to_json(asyncapi.document(protocol, names, supervisor.services.table))
+                    "/asyncapi.json": lambda: to_json(
+                        asyncapi.document(protocol, names, supervisor.services.table)
+                    )
                 },
             )
             public_port = PublicPort(

@@ -31,12 +31,20 @@ hypothesis.settings.load_profile("untimed")
 LONGEST = ("browser", "faults", "bench")  # rooms of tests
 PAGES = "tests/browser/test_browser.py::test_pages["
 
+
+def plain_logs() -> None:
+    """What the broker logs in tests. The tracebacks that structlog draws by default cost a second each."""
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[structlog.processors.add_log_level, plain])
+
+
+plain_logs()
 os.environ["PYTHONSAFEPATH"] = "1"  # what tests start runs the installed broker, wherever it is started
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Tests wait more than they compute, so there is one process more than there are processors."""
-    return (os.cpu_count() or 1) + 1
+    """Tests wait as long as they compute, so there are two processes for each processor."""
+    return (os.cpu_count() or 1) * 2
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # untyped
@@ -86,7 +94,8 @@ def held() -> Iterator[list[int]]:
 
 @pytest.fixture
 def quiet_logs() -> Iterator[None]:
-    """For tests in which crashes are meant: to draw the tracebacks would take most of the time."""
+    """For tests in which crashes are meant: to write the tracebacks would take most of the time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.reset_defaults()
+    plain_logs()

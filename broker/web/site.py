@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -59,11 +59,12 @@ class Site:
     """What is served besides events: the client libraries; with `sign`, a demo page and the documentation.
 
     `sign` makes a token of tenant and user. Nothing says who asks it for a token, so it is called only for a
-    page that this port itself has served, on this machine. `documents` are public JSON, by path.
+    page that this port itself has served, on this machine. `documents` make public JSON, by path, when
+    somebody asks for it: a broker that starts has clients waiting.
     """
 
     sign: Sign | None = None
-    documents: Mapping[str, bytes] = attrs.field(factory=dict)
+    documents: Mapping[str, Callable[[], bytes]] = attrs.field(factory=dict)
 
     @property
     def development(self) -> bool:
@@ -71,11 +72,11 @@ class Site:
         return self.sign is not None
 
     def routes(self) -> list[ClientRoute]:
-        files = library()
-        pages: dict[str, Handle] = {f"/{path}": partial(script, path, data) for path, data in files.items()}
-        package = pack(files, name=DISTRIBUTION, version=version(DISTRIBUTION))
-        pages["/client.tgz"] = partial(script, "client.tgz", package)
-        pages |= {path: partial(document, data) for path, data in self.documents.items()}
+        pages: dict[str, Handle] = {
+            f"/{path}": partial(script, path, data) for path, data in library().items()
+        }
+        pages["/client.tgz"] = package
+        pages |= {path: partial(document, cache(make)) for path, make in self.documents.items()}
         if self.sign is None:
             return [Route(path=path, methods=GET, handle=handle) for path, handle in pages.items()]
         pages |= {path: partial(demo, name, (STATIC / name).read_bytes()) for path, name in DEMO.items()}
@@ -91,14 +92,24 @@ def library() -> dict[str, bytes]:
     return {path: data for path, data in files.items() if path not in DEMO.values()}
 
 
+@cache
+def packed() -> bytes:
+    """Return the client libraries as npm installs them."""
+    return pack(library(), name=DISTRIBUTION, version=version(DISTRIBUTION))
+
+
 async def script(name: str, data: bytes, exchange: ClientExchange) -> Response:
     """Answer with a file that pages of any origin may load."""
     return revalidated(exchange.request, file(name, data, *SHARED))
 
 
-async def document(data: bytes, exchange: ClientExchange) -> Response:
+async def package(exchange: ClientExchange) -> Response:
+    return await script("client.tgz", packed(), exchange)
+
+
+async def document(make: Callable[[], bytes], exchange: ClientExchange) -> Response:
     headers = (NO_SNIFFING, *SHARED)
-    found = Response(status=200, body=data, media_type=JSON, headers=headers)
+    found = Response(status=200, body=make(), media_type=JSON, headers=headers)
     return revalidated(exchange.request, found)
 
 

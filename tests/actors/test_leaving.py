@@ -116,7 +116,7 @@ class Crowd:
                     self.end(rng.choice(list(supervisor.connections)))
 
 
-@simulated(20)
+@simulated(10)
 async def test_all_that_was_held_is_given_back(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """After crashes, cuts, bans, reloads and interruptions at any moment no budget holds anything."""
     rng = random.Random(seed)

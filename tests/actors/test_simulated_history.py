@@ -178,7 +178,7 @@ def split(position: str) -> tuple[str, int]:
     return incarnation, int(sequence)
 
 
-@simulated(60)
+@simulated(10)
 async def test_walks_find_each_event(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,7 +270,7 @@ def announces(gap: dict[str, Any], generation: int, sequence: int) -> bool:
     return place(parse(gap["from"]))[1] < sequence <= end
 
 
-@simulated(40)
+@simulated(15)
 async def test_what_is_gone_is_not_given_and_is_said(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,7 +291,7 @@ def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
     raise AssertionError((client.name, each))
 
 
-@simulated(40)
+@simulated(15)
 async def test_everyone_sees_what_a_naive_reader_would(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

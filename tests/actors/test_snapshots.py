@@ -122,7 +122,7 @@ async def open_world(*, seed: int = 1, ring: int = 100, memory: int = 1 << 27) -
         nursery.cancel_scope.cancel()
 
 
-@simulated(40)
+@simulated(15)
 async def test_exact(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Of each channel the newest event at the position in `subscribed`, once and in order, then what follows.
 

@@ -866,7 +866,7 @@ def play(seed: int, *, loud: bool = False) -> Counter[str]:
     return world.did
 
 
-@simulated(60)
+@simulated(10)
 async def test_storms(seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each subscription gets what it is entitled to, once and in order, or hears what it does not get."""
     monkeypatch.setattr(tenants, "Turn", ByHand)

@@ -99,7 +99,7 @@ def test_a_request_is_sent_once(fault: tuple[str, object]) -> None:
         settled(life)
 
 
-@simulated(40)
+@simulated(15)
 def test_storms(seed: int) -> None:
     """Subscriptions, and publishes, in heaps, while faults of all kinds strike and last."""
     lots = random.Random(seed)

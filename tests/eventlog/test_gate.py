@@ -10,7 +10,7 @@ from broker.eventlog.gate import FairGate
 from tests.support.seeds import simulated
 
 
-@simulated(30)
+@simulated(12)
 async def test_never_more_than_it_lets_through(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Also while the bound changes and waiters give up; in the end everybody had a turn."""
     rng = random.Random(seed)

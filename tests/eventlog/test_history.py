@@ -80,7 +80,7 @@ async def walk(history: History, patterns: list[str], *, after: int, below: int)
     return found
 
 
-@simulated(40)
+@simulated(15)
 async def test_a_walk_finds_each_event(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

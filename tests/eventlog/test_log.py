@@ -188,7 +188,7 @@ async def walk(
     return found
 
 
-@simulated(150)
+@simulated(50)
 async def test_a_walk_is_a_naive_list(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +247,7 @@ async def test_a_walk_is_a_naive_list(
     assert log.history.size == sum(each.size for each in kept)
 
 
-@simulated(60)
+@simulated(10)
 async def test_a_stream_that_was_trimmed(
     seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +341,7 @@ async def test_a_page_is_about_a_budget(autojump_clock: trio.abc.Clock) -> None:
     assert (whole.end, len(whole.shares)) == (log.head, 10)
 
 
-@simulated(20)
+@simulated(10)
 async def test_counts(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """What is to come after a place in the ring; of what lies below it nothing is known."""
     world = World(random.Random(seed), bounds=config.Ring(events=40))
@@ -403,7 +403,7 @@ def records(*channels: str, first: int = 1) -> list[Checked]:
     return found
 
 
-@simulated(40)
+@simulated(15)
 async def test_a_tick_is_dealt_at_once(seed: int) -> None:
     """After `append` each member's share is that of all its selections, and equal shares go out as one."""
     rng = random.Random(seed)

@@ -320,7 +320,7 @@ async def test_no_count_where_none_is_known(autojump_clock: trio.abc.Clock) -> N
 # --- the newest N ----------------------------------------------------------------------------------
 
 
-@simulated(60)
+@simulated(10)
 async def test_last(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Exactly the newest N of what the patterns match, from ring and stream, or all there are.
 
@@ -386,7 +386,7 @@ async def test_last_gives_up_where_it_would_read_everything(autojump_clock: trio
     assert found == Beginning(after=0, warned=3001)
 
 
-@simulated(40)
+@simulated(15)
 async def test_last_of_what_passes(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """A filter decides what counts, in the ring and below it; tombstones always do."""
     rng = random.Random(seed)
@@ -427,7 +427,7 @@ async def test_a_limit_of_what_is_filtered_has_no_count(autojump_clock: trio.abc
 # --- snapshots -------------------------------------------------------------------------------------
 
 
-@simulated(40)
+@simulated(15)
 async def test_snapshot(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """The newest event at or below the ring's beginning of each matching channel, broadcasts included.
 

@@ -202,7 +202,7 @@ class Simulation:
                 assert before == len([each for each in expected if each <= position])
 
 
-@simulated(150)
+@simulated(50)
 def test_as_a_list_of_all_events_says(seed: int) -> None:
     """Each event once and in order, each reply in its place: whatever happens in and between ticks."""
     rng = random.Random(seed)

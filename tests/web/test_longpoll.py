@@ -168,7 +168,7 @@ async def publish(bus: ScriptedBus, rng: random.Random) -> None:
         await trio.sleep(rng.choice((0, 0.1, 5)))
 
 
-@simulated(15)
+@simulated(6)
 async def test_everyone_sees_what_a_naive_reader_would(seed: int, autojump_clock: trio.abc.Clock) -> None:
     """Each stored event once, in stream order, whatever becomes of polls, answers and sessions."""
     rng = random.Random(seed)

@@ -160,7 +160,7 @@ async def test_reset(pair: Pair) -> None:
         await transport.send_some(b"a")
 
 
-@simulated(40)
+@simulated(15)
 async def test_cut_in_the_middle(pair: Pair, seed: int) -> None:
     """A client that leaves within a frame, under whatever mask, is one that has left, and nothing worse."""
     transport, client = pair

@@ -76,8 +76,8 @@ test("a list that is too long for an address goes by long poll", async () => {
 // A browser lets WebSockets that fail wait for seconds.
 for (const [transport, step] of [
   ["websocket", 61],
-  ["sse", 3],
-  ["poll", 3],
+  ["sse", 11],
+  ["poll", 11],
 ])
   test(`${transport}, cut at every ${step} bytes of the way back: the next one is tried, until one comes through`, async () => {
     const page = await openPage(await browser.newContext(), proxy.url);
