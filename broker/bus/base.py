@@ -423,10 +423,11 @@ class Bus(Protocol):
         some seconds behind the feed where the stream has replicas.
         """
 
-    async def next(self, subject: str, *, after: int) -> Page:
-        """Return the first record that matches the subject filter after a sequence, if there is one.
+    async def next(self, subject: str, *, after: Sequence[int]) -> Page:
+        """Return the first record after each of some sequences that matches the subject filter.
 
-        As `read` does, but nothing is counted: `pending` is 0.
+        Each record is there once, in sequence order. May lag as `read` does, but nothing is counted, so that
+        NATS does not search for long while publishers wait: `pending` is 0.
         """
 
     async def get(self, sequences: Sequence[int]) -> Page:

@@ -56,21 +56,23 @@ class History:
             {"seq": after + 1, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES}
         )
 
-    async def next(self, subject: str, *, after: int) -> Page:
-        """Return the record as `bus.base.Bus.next` does."""
-        return await self.each([{"seq": after + 1, "next_by_subj": subject}])
+    async def next(self, subject: str, *, after: Sequence[int]) -> Page:
+        """Return the records as `bus.base.Bus.next` does."""
+        return await self.each([{"seq": sequence + 1, "next_by_subj": subject} for sequence in after])
 
     async def exact(self, sequences: Sequence[int]) -> Page:
         """Return the records as `bus.base.Bus.get` does."""
         return await self.each([{"seq": sequence} for sequence in sequences])
 
     async def each(self, queries: Sequence[Mapping[str, object]]) -> Page:
-        """Return the record of each get that finds one; all are on their way at once."""
+        """Return what the gets find, each record once, in order; all are on their way at once."""
         parts = await self.jetstream.ask_each(f"DIRECT.GET.{self.stream}", queries)
         for block, _ in parts:
             if headers.status(block) not in (0, NOTHING):
                 raise away(f"reading the stream {self.stream}: {headers.text(block).split(chr(13))[0]}")
-        return page([(headers.parse(block), body) for block, body in parts if not headers.status(block)], 0)
+        found = {block: body for block, body in parts if not headers.status(block)}
+        fields = [(headers.parse(block), body) for block, body in found.items()]
+        return page(sorted(fields, key=lambda each: int(each[0]["Nats-Sequence"])), 0)
 
     async def last(self, subjects: Sequence[str], *, up_to: int) -> list[Record]:
         """Return the newest record of each subject, as `bus.base.Bus.last` does."""

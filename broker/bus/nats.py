@@ -430,8 +430,8 @@ class NatsBus:
         """Return at most `limit` stored records that match the subject filter, after the sequence `after`."""
         return await self.history.read(subject, after=after, limit=limit)
 
-    async def next(self, subject: str, *, after: int) -> Page:
-        """Return the first record that matches the subject filter after a sequence, if there is one."""
+    async def next(self, subject: str, *, after: Sequence[int]) -> Page:
+        """Return the first record after each of some sequences that matches the subject filter."""
         return await self.history.next(subject, after=after)
 
     async def get(self, sequences: Sequence[int]) -> Page:

@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 # Events: 4 MB where many are of the same subject, 40 MB where each has its own. More than the intake
 # remembers, so that the times of those are known.
@@ -89,6 +89,17 @@ class Index:
         starts = [(each, bisect_right(each, after)) for each in held]
         found = chain.from_iterable(each[start : start + count] for each, start in starts)
         return nsmallest(count, (each for each in found if each <= upto))
+
+    def below(self, upto: int, count: int) -> tuple[Sequence[int], Sequence[Entries]]:
+        """Return the newest `count` sequences up to a position, ascending, and the subject of each."""
+        end = bisect_right(self.sequences, upto, self.start)
+        begin = max(self.start, end - count)
+        return self.sequences[begin:end], self.owners[begin:end]
+
+    def above(self, after: int, count: int) -> tuple[Sequence[int], Sequence[Entries]]:
+        """Return the oldest `count` sequences after a position, ascending, and the subject of each."""
+        begin = bisect_right(self.sequences, after, self.start)
+        return self.sequences[begin : begin + count], self.owners[begin : begin + count]
 
     def held(self, subject: str) -> array[int]:
         entries = self.subjects.get(subject)

@@ -187,11 +187,18 @@ async def test_walks_find_each_event(
     late = rng.choice((0.0, 0.0, 0.5))
     shorten_memory(rng, late, monkeypatch)
     monkeypatch.setattr(index, "KEPT", 1000 if late else rng.choice((5, 40, 1000)))
-    monkeypatch.setattr(reading, "GETS", rng.choice((1, 7, 128)))
-    monkeypatch.setattr(reading, "LEAST", rng.choice((1, 64)))
+    gets = rng.choice((1, 7, 128))
+    for module in (reading, stream):
+        monkeypatch.setattr(module, "GETS", gets)
     monkeypatch.setattr(reading, "FILTERED", rng.choice((1, 10, 256)))
     monkeypatch.setattr(reading, "EVALUATED_BYTES", rng.choice((1, 500, 262144)))
-    monkeypatch.setattr(stream, "RARE", rng.choice((0, 2, 500)))
+    monkeypatch.setattr(stream, "COUNTED", rng.choice((1, 20, 256)))
+    monkeypatch.setattr(stream, "SEARCHES", rng.choice((1, 5, 32)))
+    monkeypatch.setattr(stream, "ROUNDS", rng.choice((1, 4)))
+    monkeypatch.setattr(stream, "MORE", rng.choice((0, 4)))
+    monkeypatch.setattr(stream, "LISTED", rng.choice((1, 10, 4096)))
+    monkeypatch.setattr(stream, "DISTANCES", rng.choice(((1,), (1, 4, 16, 64), stream.DISTANCES)))
+    monkeypatch.setattr(reading, "WIDEST", rng.choice((1, 20, 1 << 20)))
     bus = ScriptedBus(random=rng, late=late, failures=rng.choice((0.0, 0.05)))
     ever: dict[tuple[str, int], tuple[str, str, int]] = {}
 

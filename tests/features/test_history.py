@@ -7,18 +7,20 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import pytest
 import trio
 import trio.testing
 
 from broker import config, subjects
 from broker.actors.supervisor import Supervisor
+from broker.features.history import stream
 from broker.turns import Turn
 from tests.support.asking import open_client
 from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Sequence
 
     from broker.bus.base import Page
 
@@ -31,7 +33,7 @@ class Counting(ScriptedBus):
     reading: int = 0
     most: int = 0
 
-    async def next(self, subject: str, *, after: int) -> Page:
+    async def next(self, subject: str, *, after: Sequence[int]) -> Page:
         self.reading += 1
         self.most = max(self.most, self.reading)
         try:
@@ -71,6 +73,40 @@ async def test_one_at_a_time_and_tenants_in_turn(autojump_clock: trio.abc.Clock)
         nursery.cancel_scope.cancel()
     assert pages == ["many", "many", "few", "many", "many"]
     assert bus.most == 1
+
+
+@pytest.mark.parametrize("forwards", [False, True])
+async def test_events_far_apart_and_then_close_together(
+    forwards: bool, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window that holds far more than a sample suggests becomes a narrower one, until there is progress."""
+    for name in ("MORE", "GETS"):
+        monkeypatch.setattr(stream, name, 1)
+    bus = ScriptedBus(random=random.Random(1))
+    blocks = [("a.x", 1), ("b", 3000), ("a.x", 1500), ("b", 3000), ("a.x", 1)]
+    for channel in [channel for channel, count in blocks for _ in range(count)]:
+        bus.put(f"events.acme.{channel}", b"%d" % (bus.last_sequence + 1))
+    supervisor = Supervisor(
+        config=config.Config(limits=config.Limits(history_per_minute=1000)),
+        bus=bus,
+        names=subjects.Names(),
+        verifier=ScriptedVerifier(),  # type: ignore[arg-type]
+    )
+    start, found = "inc0-2900" if forwards else "inc0-4600", list[int]()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await until_let_in(supervisor)
+        with trio.fail_after(200):
+            while len(found) < 20:
+                payload = {"channel": "*.x", "limit": 20, "after" if forwards else "before": start}
+                body = json.dumps({"type": "history", "payload": payload}).encode()
+                page: Any = await supervisor.post(body, token="acme:u", tenant=None, peer="1.1.1.1:1")
+                start = page.last if forwards else page.first
+                events = [json.loads(bytes(each))["event"] for each in page.events]
+                found = found + events if forwards else events + found
+        nursery.cancel_scope.cancel()
+    expected = range(3002, 4502)
+    assert found == [*(expected[: len(found)] if forwards else expected[-len(found) :])]
 
 
 async def test_events_that_are_deleted_meanwhile(

@@ -357,10 +357,14 @@ class ScriptedBus:
         most = min(limit, self.random.randint(1, limit))
         return self.page(found[:most], pending=len(found[most:]))
 
-    async def next(self, subject: str, *, after: int) -> Page:
+    async def next(self, subject: str, *, after: Sequence[int]) -> Page:
         await self.delay()
-        matching = (each for each in self.replica() if each[0] > after and matches(subject, each[1]))
-        return self.page([each for each in [next(matching, None)] if each], pending=0)
+        found = {}
+        for start in after:  # each may be answered by another replica
+            following = (each for each in self.replica() if each[0] > start and matches(subject, each[1]))
+            if record := next(following, None):
+                found[record[0]] = record
+        return self.page([found[sequence] for sequence in sorted(found)], pending=0)
 
     async def get(self, sequences: Sequence[int]) -> Page:
         await self.delay()

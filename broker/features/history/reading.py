@@ -1,7 +1,7 @@
 """One page of history: the newest events below a position, or those that follow one.
 
-The newest events are in the ring, and the rest is read from the stream: what the index of the feed knows by
-exact gets, the rest in windows of sequences, each as wide as the events found so far suggest. A filter is
+The newest events are in the ring, the rest is read from the stream: what the index of the feed knows by exact
+gets, the rest in windows of sequences, each as wide as a sample of the events there suggests. A filter is
 evaluated on what was found, in short turns, and counts as work.
 """
 
@@ -17,7 +17,7 @@ import trio
 from broker.errors import Unavailable
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.tick import indices
-from broker.features.history.stream import recreated
+from broker.features.history.stream import GETS, recreated
 from broker.turns import Turn
 from broker.wire import frames
 from broker.wire import messages as m
@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     from broker.features.history.stream import Stream
     from broker.filters import Filter
 
-GETS = 128  # exact ones at a time
-LEAST, MOST = 64, 512  # events of a window
+WIDEST = 4**10  # sequences of a window
 FILTERED = 256  # events to be looked at, where nobody knows how many of them pass
 EVALUATED_BYTES = 262_144  # of events that a filter is evaluated on: as much work as a read
-WIDER = 16  # by which a window grows at most
-SPARE = 1.5  # more than is expected to suffice
+SPARE = 1.2  # more than is expected to suffice
 REACH_SECONDS = 5.0  # another broker may be milliseconds ahead of this one
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HEAD = len('{"type":"event","payload":')
@@ -178,35 +176,31 @@ class Reading:
         self.bound = min(self.bound, self.stream.floor() + 1)
         if self.bound > self.stream.kept:
             await self.stream.begin()
-            if self.stream.literals:
-                await self.fetch_backwards()
-            await self.windows_backwards()
+            await self.fetch_backwards()
+            await self.search_backwards()
             await self.stream.look()
 
     async def fetch_backwards(self) -> None:
         """Get what the index knows, the newest first."""
         stream = self.stream
-        while self.may_read() and self.bound - 1 > (floor := stream.index().floor):
-            count = min(GETS, self.wanted())
-            found = stream.index().newest(stream.subjects(), upto=self.bound - 1, count=count)
-            low = found[0] - 1 if len(found) == count else floor
+        while self.may_read() and self.bound - 1 > stream.index().floor:
+            found, low = await stream.newest(self.bound - 1, min(GETS, self.wanted()), self.turn)
             tick = await stream.get(found)
             await self.take(tick, range(len(tick.places))[::-1], low + 1)
 
-    async def windows_backwards(self) -> None:
-        """Read one window after another, each as wide as should suffice."""
-        width, oldest = 2 * self.wanted(), self.stream.kept - 1
-        while self.may_read() and self.bound - 1 > oldest:
+    async def search_backwards(self) -> None:
+        """Search one window after another, each as wide as should suffice."""
+        while self.may_read() and self.bound > self.stream.kept:
             high = self.bound - 1
-            low = max(oldest, high - width)
-            most = max(LEAST, min(MOST, 2 * self.wanted()))
-            tick, upto = await self.stream.window(low, high, most)
-            if upto == high:
-                await self.take(tick, range(len(tick.places))[::-1], low + 1)
-            share = max(len(tick.places) / max(1, self.wanted()), tick.size / self.most_bytes)
-            suffices = int((upto - low) * SPARE / share) if share else WIDER * width
-            # Of too many in a window only the oldest have been read: it has to be smaller.
-            width = max(1, min(suffices, WIDER * width if upto == high else width // 2))
+            low = max(self.stream.kept - 1, high - await self.width(high))
+            tick, low, _ = await self.stream.window(low, high, self.step)
+            await self.take(tick, range(len(tick.places))[::-1], low + 1)
+
+    async def width(self, near: int) -> int:
+        """Return in how many sequences from a position on there should be what is missing."""
+        gap, size = await self.stream.gauge(near, self.step)
+        wanted = min(self.wanted(), (self.most_bytes - self.size) / max(1.0, size))
+        return int(max(1.0, min(WIDEST, wanted * SPARE * gap) / self.stream.narrower))
 
     async def forwards(self, after: int) -> None:
         """Look from a position, exclusive, towards the end."""
@@ -232,11 +226,12 @@ class Reading:
     async def following(self, floor: int) -> tuple[Tick, int]:
         """Return the next events below the ring, and up to which position they are all."""
         stream = self.stream
-        if not stream.literals or self.bound < stream.index().floor:
-            return await stream.window(self.bound, floor, min(MOST, self.wanted()))
-        count = min(GETS, self.wanted())
-        found = stream.index().oldest(stream.subjects(), after=self.bound, upto=floor, count=count)
-        return await stream.get(found), found[-1] if len(found) == count else floor
+        if self.bound < stream.index().floor:
+            high = min(floor, self.bound + await self.width(self.bound))
+            tick, _, high = await stream.window(self.bound, high, self.step)
+            return tick, high
+        found, high = await stream.oldest(self.bound, floor, min(GETS, self.wanted()), self.turn)
+        return await stream.get(found), high
 
     def may_read(self) -> bool:
         """Return whether there is something to read for; a page that got nowhere is always read on."""

@@ -1,17 +1,23 @@
 """The stream as one page of history reads it: in its turn, and within its budget of reads.
 
-The newest events of literal channels are known by sequence to the index of the feed, and are fetched by exact
-gets. All others are searched for in windows of sequences. Nothing is searched by bisection: its counts would
-delay everybody who publishes.
+What the index of the feed knows of is looked up there, and fetched by exact gets. Further back the stream is
+searched by many small gets at once, each for the first event after a sequence: NATS answers them in
+microseconds. A batch would cost it milliseconds, since it counts all that follows, and everybody's publishes
+wait meanwhile; bisection, which counts, likewise.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from functools import cache
+from statistics import median
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from broker import subjects
+from broker.bus.base import Page
 from broker.errors import Unavailable
 from broker.eventlog.history import filters
 from broker.eventlog.places import sequence_of
@@ -22,16 +28,24 @@ if TYPE_CHECKING:
 
     import trio
 
-    from broker.bus.base import Page, StreamState
+    from broker.bus.base import Record, StreamState
     from broker.eventlog.gone import Gone
     from broker.eventlog.history import Checked
-    from broker.eventlog.index import Index
+    from broker.eventlog.index import Entries, Index
     from broker.eventlog.log import EventLog
     from broker.eventlog.starts import Starts
     from broker.eventlog.tick import Tick
+    from broker.turns import Turn
 
-RARE = 500  # sequences from one event to the next, from which on they are read one by one
-OVER = 8  # more than expected are read at a time
+GETS = 128  # exact ones at a time: a read
+SEARCHES = 32  # at a time, for the first event after a sequence; publishers wait for those under way
+COUNTED = 256  # such searches are a read
+MOST_FILTERS = 32  # subject filters; for more patterns the whole tenant is searched
+NARROWER = 16  # times, after a window that held too much
+DISTANCES = tuple(8**exponent for exponent in range(7))  # of a sample, up to 262,144 sequences
+MORE = 4  # times as many gets as there are parts, before a window becomes a smaller one
+ROUNDS = 4  # after which a part has far more than one event, and is divided
+LISTED = 4096  # entries of the index, before other tasks may run
 
 
 class Memory(Protocol):
@@ -72,7 +86,11 @@ class Stream:
     literals: tuple[str, ...] = attrs.field(init=False)  # without wildcards: all channels, else none
     kept: int = attrs.field(init=False)
     entered: bool = False
-    reads: int = 0
+    reads: float = 0.0
+    gaps: dict[str, float] = attrs.Factory(dict)  # sequences from one event to the next, by subject filter
+    narrower: int = 1  # the next window, than it would be
+    filters: list[str] = attrs.field(init=False)
+    matches: Callable[[str], bool] = attrs.field(init=False)  # whether a subject does
     times: dict[int, int] = attrs.Factory(dict)  # ns since 1970, by sequence
     verdicts: dict[str, bool] = attrs.Factory(dict)  # by channel
 
@@ -80,6 +98,8 @@ class Stream:
         self.log = log = self.sources.log_of(self.tenant)
         self.kept = self.sources.memory.gone.first
         self.literals = tuple(self.patterns) if all(map(subjects.is_literal, self.patterns)) else ()
+        self.filters = filters(self.sources.starts.names, self.tenant, self.patterns, most=MOST_FILTERS)
+        self.matches = cache(self.wanted)
         self.scope = Scope(
             tenant=self.tenant,
             incarnation=log.incarnation,
@@ -112,7 +132,58 @@ class Stream:
         """Return when an event was stored (ns since 1970); None if it is not known."""
         return self.times.get(sequence) or self.index().time(sequence)
 
-    # --- reads of it ------------------------------------------------------------------------------------
+    async def newest(self, upto: int, count: int, turn: Turn) -> tuple[list[int], int]:
+        """Return the newest `count` sequences up to a position that match, by the index, and after which
+        position these are all.
+        """
+        index = self.index()
+        if self.literals:
+            found = index.newest(self.subjects(), upto=upto, count=count)
+            return found, found[0] - 1 if len(found) == count else index.floor
+        found, most = [], count
+        while len(found) < count and upto > (floor := self.index().floor):
+            sequences, owners = self.index().below(upto, most)
+            found[:0] = self.picked(sequences, owners)
+            upto = sequences[0] - 1 if len(sequences) == most else floor
+            most = min(4 * most, LISTED)
+            await turn.pass_on()
+        found = found[-count:]
+        return found, found[0] - 1 if len(found) == count else upto
+
+    async def oldest(self, after: int, upto: int, count: int, turn: Turn) -> tuple[list[int], int]:
+        """Return the oldest `count` sequences after a position up to another that match, by the index, and up
+        to which position these are all.
+        """
+        if self.literals:
+            found = self.index().oldest(self.subjects(), after=after, upto=upto, count=count)
+            return found, found[-1] if len(found) == count else upto
+        found, most = [], count
+        while len(found) < count and self.index().floor <= after < upto:
+            sequences, owners = self.index().above(after, most)
+            found += self.picked(sequences, owners)
+            after = sequences[-1] if len(sequences) == most else upto
+            most = min(4 * most, LISTED)
+            await turn.pass_on()
+        found = [each for each in found if each <= upto][:count]
+        return found, found[-1] if len(found) == count else min(after, upto)
+
+    def picked(self, sequences: Sequence[int], owners: Sequence[Entries]) -> list[int]:
+        """Return the sequences whose subjects match; to look at many is as much work as a read."""
+        self.reads += len(sequences) / (4 * LISTED)
+        pairs, matches = zip(sequences, owners, strict=True), self.matches
+        return [sequence for sequence, owner in pairs if matches(owner.subject)]
+
+    def wanted(self, subject: str) -> bool:
+        tenant, channel = self.sources.starts.names.split(subject)
+        return tenant in (self.tenant, subjects.BROADCAST) and self.admits(channel)
+
+    def subjects(self) -> list[str]:
+        """Return the subjects of the literal channels."""
+        names = self.sources.starts.names
+        tenants = self.tenant, subjects.BROADCAST
+        return [names.subject(tenant, channel) for tenant in tenants for channel in self.literals]
+
+    # --- reads of the stream --------------------------------------------------------------------------
 
     async def begin(self) -> None:
         """Wait for the turn to read the stream, once."""
@@ -139,40 +210,73 @@ class Stream:
             held |= self.checked(await self.sources.starts.bus.get(rest))
         return self.encoded(held)
 
-    async def window(self, low: int, high: int, most: int) -> tuple[Tick, int]:
-        """Return what matches after one position, and up to which other, at most `high`, that is all.
+    async def gauge(self, near: int, step: int) -> tuple[float, float]:
+        """Return how many sequences there are to an event from a position on, and how large one is, about.
 
-        It is not all up to `high` where a filter matches more than about `most` events.
+        From anywhere it is as far to the next event as from one event to the next, on average.
         """
         self.reads += 1
-        upto, found = high, dict[int, "Checked"]()
-        for subject in filters(self.sources.starts.names, self.tenant, self.patterns):
-            upto = min(upto, await self.collect(found, subject, low, high, most))
-        found |= self.remembered(low, upto)
-        return self.encoded({sequence: event for sequence, event in found.items() if sequence <= upto}), upto
+        starts = sorted({max(self.kept - 1, near + step * distance) for distance in DISTANCES})
+        rate, sizes = 0.0, [0]
+        for subject in self.filters:
+            records = (await self.next(subject, starts)).records
+            known = [record[0] for record in records]
+            waits = [known[at] - each for each in starts if (at := bisect_right(known, each)) < len(known)]
+            self.gaps[subject] = max(1.0, median(waits) / math.log(2)) if waits else math.inf
+            rate += 1 / self.gaps[subject]
+            sizes += [len(record[2]) for record in records]
+        return 1 / rate if rate else math.inf, sum(sizes) / len(sizes)
 
-    async def collect(self, found: dict[int, Checked], subject: str, low: int, high: int, most: int) -> int:
-        """Add what one filter matches; return up to where that is all.
+    async def window(self, low: int, high: int, step: int) -> tuple[Tick, int, int]:
+        """Return what matches after one position up to another, and for which range that is all.
 
-        Rare events are read one by one, others as many at a time as are to be expected: for those beyond the
-        window NATS would search the stream to its end, and count the rest, while publishers wait.
+        That is less than asked for, or nothing, where there is much more than was to be expected; then the
+        next window should be narrower. `step` is the direction in which it is wanted.
         """
-        bus = self.sources.starts.bus
-        after, count = low, 0
-        while after < high and count < most:
-            if not count or after - low > RARE * count:
-                page = await bus.next(subject, after=after)
-                ended = not page.records
-            else:
-                expected = (high - after) * count // (after - low) + OVER
-                page = await bus.read(subject, after=after, limit=min(expected, most))
-                ended = not page.pending
+        found = dict[int, "Checked"]()
+        for subject in self.filters:
+            low, high = await self.collect(found, subject, low, high, step)
+        found |= self.remembered(low, high)
+        self.narrower = 1 if low < high else NARROWER * self.narrower
+        tick = self.encoded({sequence: event for sequence, event in found.items() if low < sequence <= high})
+        return tick, low, high
+
+    async def collect(
+        self, found: dict[int, Checked], subject: str, low: int, high: int, step: int
+    ) -> tuple[int, int]:
+        """Add what one filter matches after a position up to another. Return for which range that is all.
+
+        The range is divided so that a part has about one event. Asked for are the first event of each part,
+        then what follows it, until it is one of the next part.
+        """
+        width = max(1, int(min(self.gaps[subject], high - low)))
+        parts = [(after, min(after + width, high)) for after in range(low, high, width)]
+        left, rounds = MORE * len(parts) + GETS, 0
+        while parts and left > 0:
+            left, rounds = left - len(parts), rounds + 1
+            page = await self.next(subject, [after for after, _ in parts])
             found |= self.checked(page)
-            if ended:
-                return high
-            after = page.records[-1][0]
-            count += len(page.records)
-        return min(after, high)
+            known = [record[0] for record in page.records]
+            rest = []
+            for after, end in parts:
+                at = bisect_right(known, after)
+                if at < len(known) and known[at] < end:
+                    rest += split(known[at], end, 1 if rounds < ROUNDS else 2)
+            parts = rest
+        if step < 0:
+            return max((end for _, end in parts), default=low), high
+        return low, min((after for after, _ in parts), default=high)
+
+    async def next(self, subject: str, after: Sequence[int]) -> Page:
+        """Return the first record after each of some sequences, all within one answer."""
+        records: dict[int, tuple[Record, int]] = {}
+        for first in range(0, len(after), SEARCHES):
+            some = after[first : first + SEARCHES]
+            self.reads += len(some) / COUNTED
+            page = await self.sources.starts.bus.next(subject, after=some)
+            records |= {each[0]: (each, time) for each, time in zip(page.records, page.times, strict=True)}
+        found = [records[sequence] for sequence in sorted(records)]
+        return Page(records=[each for each, _ in found], pending=0, times=[time for _, time in found])
 
     def checked(self, page: Page) -> dict[int, Checked]:
         """Return the events of a page by sequence, and note their times."""
@@ -189,11 +293,11 @@ class Stream:
         matching = [event for _, event in sorted(events.items()) if self.admits(event[0])]
         return self.log.encode(matching, base=0)
 
-    def subjects(self) -> list[str]:
-        """Return the subjects of the literal channels."""
-        names = self.sources.starts.names
-        tenants = self.tenant, subjects.BROADCAST
-        return [names.subject(tenant, channel) for tenant in tenants for channel in self.literals]
+
+def split(after: int, end: int, parts: int) -> list[tuple[int, int]]:
+    """Return a range in so many parts, or fewer where it is small."""
+    width = max(1, -(-(end - after) // parts))
+    return [(each, min(each + width, end)) for each in range(after, end, width)]
 
 
 def recreated() -> Unavailable:
