@@ -236,7 +236,6 @@ class Stream:
         found = dict[int, "Checked"]()
         for subject in self.filters:
             low, high = await self.collect(found, subject, low, high, step)
-        found |= self.remembered(low, high)
         self.narrower = 1 if low < high else NARROWER * self.narrower
         tick = self.encoded({sequence: event for sequence, event in found.items() if low < sequence <= high})
         return tick, low, high
