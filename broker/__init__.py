@@ -3,7 +3,7 @@
 Rooms, from the top down. Imports go strictly downwards; rooms on one line do not import each other::
 
     __main__ · cli · (app | bench) · reloading · web · links · http · operations · actors · features
-    · session · flow · eventlog · tracing · parts · (auth | bus | client | systemd) · wire
+    · session · keyed · flow · eventlog · tracing · parts · (auth | bus | client | systemd) · wire
     · (limits | permissions) · (documents | subjects) · log
     · (backoff | beats | config | descriptors | docs | metrics | ranges | signals) · errors
 

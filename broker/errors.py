@@ -15,6 +15,7 @@
      ├─ Conflict
      ├─ TooManySubscriptions
      ├─ TooManyFilters
+     ├─ TooManyDocuments
      ├─ SnapshotTooLarge
      ├─ TooManyConnections
      ├─ RateLimited
@@ -163,6 +164,12 @@ class TooManyFilters(BrokerError):
     """The connection has all the filtered subscriptions that it may have, or the tenant all the filters."""
 
     code = "limit_filters"
+
+
+class TooManyDocuments(BrokerError):
+    """More documents, or bytes of them, than a connection may follow at once."""
+
+    code = "limit_documents"
 
 
 class SnapshotTooLarge(BrokerError):

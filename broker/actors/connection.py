@@ -484,7 +484,7 @@ class Connection:
         flow = self.flow
         if self.sender is not None:
             self.sender.woken.set()
-        elif not self.lost and (flow.rest or flow.main or flow.beside):
+        elif not self.lost and (flow.rest or flow.main or flow.beside or flow.owed):
             with Boundary(self):
                 self.progress = trio.current_time()
                 self.transport.behind(begins=True)

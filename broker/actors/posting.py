@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.flow.client import Who
     from broker.permissions import Principal
 
-Answer: TypeAlias = "m.ServerMessage"
+Answer: TypeAlias = "m.ServerMessage | m.Documents"
 
 
 @attrs.define(eq=False)

@@ -40,6 +40,8 @@ from broker.features.history.feature import Histories
 from broker.features.history.stream import Sources as Pages
 from broker.features.port import Ended
 from broker.features.publishing import Publishing
+from broker.features.state import rules
+from broker.features.state.reading import Reading
 from broker.features.subscriptions.feature import Subscriptions
 from broker.features.subscriptions.joining import Sources
 from broker.features.subscriptions.live import LiveSubjects
@@ -122,6 +124,7 @@ class Supervisor:
     control: Control = attrs.field(init=False)
     durables: Durables = attrs.field(init=False)
     sharing: Sharing = attrs.field(init=False)
+    reading: Reading | None = attrs.field(default=None, init=False)
     letters: DeadLetters = attrs.field(init=False)
     ends: Closes = attrs.field(init=False)
     features: tuple[Feature, ...] = attrs.field(init=False)
@@ -201,11 +204,23 @@ class Supervisor:
                 Pages(starts=starts, memory=intake, log_of=sources.log_of, advanced=sources.advanced),
                 self.meters.pages,
             ),
+            *self.documents(),
             self.durables,
             self.letters,
             self.ends,
             self.audit,
         )
+
+    def documents(self) -> tuple[Feature, ...]:
+        """Return the features of documents, where there are any."""
+        config, intake = self.config, self.intake
+        if not config.state.used:
+            return ()
+        keyed = self.bus.keyed(config.state.name)
+        self.reading = Reading(
+            keyed, self.names, rules.read(config.state), config.limits, lambda: intake.incarnation
+        )
+        return (self.reading,)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the tenants and the background work, until cancelled."""

@@ -49,6 +49,7 @@ def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> co
         "auth": {"keys": [key]},
         "permissions": {"subscribe": EVERYTHING, "publish": EVERYTHING, "request": [">"]},
         "stream": {"max_bytes": STREAM_BYTES},
+        "state": {"documents": [{"channel": each} for each in (">", "users.>")]},
     }
     return config.build(tables, environ, production=False)
 

@@ -251,6 +251,8 @@ class Limits:
     catch_ups_per_connection: Count = 2
     catch_ups: Count = 64
     durables_per_user: Count = 16
+    documents_per_connection: Count = 1000
+    document_set_bytes: Bytes = 8 * 1024 * 1024
     connection: Allowance = Allowance()
     user: Allowance = Allowance()
     tenant: Allowance = Allowance()

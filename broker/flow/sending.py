@@ -65,17 +65,29 @@ class Sending:
             if flow.rest is not None:
                 flow.took(await self.send_some(flow.rest[0]))
                 self.progressed()
-            elif flow.log is not None and (flow.main is not None or flow.beside):
+                continue
+            owing = self.give_owed()
+            if flow.rest is None and flow.log is not None and (flow.main is not None or flow.beside):
                 self.woken.clear()
                 missing = self.read_on(flow.log)
                 self.progressed()  # nothing was left until now: not a stall of the client
-                if missing is None:
-                    await trio.lowlevel.checkpoint()
-                else:
+                if missing is not None:
                     self.ask(flow.log, missing)
+                if missing is not None and not owing:
                     await self.woken.wait()
+                else:
+                    await trio.lowlevel.checkpoint()
+            elif owing or flow.rest is not None:
+                await trio.lowlevel.checkpoint()
             else:
                 return
+
+    def give_owed(self) -> bool:
+        """Write a page of what the client gets besides the log; return whether there is more."""
+        flow = self.flow
+        if flow.owed is not None and not flow.owed():
+            flow.owed = None
+        return flow.owed is not None
 
     def ask(self, events: EventLog, missing: Missing) -> None:
         """Have the stream read, one page at a time; meanwhile whatever is at hand is written."""

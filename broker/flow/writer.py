@@ -49,12 +49,13 @@ class Writer(Pipe):
     """Writes the log to a connection.
 
     `framing` converts event frames for its link, if it needs that. `user` is whose own events have an id
-    here. `mask` is its share of the running tick
-    until that is written. `stored` and `unstored` are its selections; `main` reads them while it is behind
-    (None: it is up to date, and nothing is unsent), `beside` are its catch-ups.
+    here. `mask` is its share of the running tick until that is written. `stored` and `unstored` are its
+    selections; `main` reads them while it is behind (None: it is up to date, and nothing is unsent), `beside`
+    are its catch-ups. `owed` writes a page of what is not in the log, if there is any, and returns whether
+    there is more.
     """
 
-    __slots__ = ("beside", "framing", "log", "main", "mask", "options", "stored", "unstored", "user")
+    __slots__ = ("beside", "framing", "log", "main", "mask", "options", "owed", "stored", "unstored", "user")
 
     def __init__(
         self, *, send: Callable[[bytes], int], client: Client, whole: bool, framing: Framing | None = None
@@ -62,6 +63,7 @@ class Writer(Pipe):
         super().__init__(send=send, client=client, whole=whole)
         self.framing = framing
         self.user: str | None = None
+        self.owed: Callable[[], bool] | None = None
         self.log: EventLog | None = None
         self.mask = 0
         self.stored: tuple[Selection, ...] = ()

@@ -31,6 +31,7 @@ STATUS = {
     "conflict": 409,
     "too_large": 413,
     "limit_connections": 429,
+    "limit_documents": 429,
     "limit_filters": 429,
     "limit_subscriptions": 429,
     "rate_limited": 429,

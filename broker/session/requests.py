@@ -140,8 +140,9 @@ class Caller(Asker, Protocol):
 class Page(Generic[W]):
     """The form of a request without a connection: its payload is posted to `path`.
 
-    With `query` it is a GET, whose query has `channel` and these fields of the payload. The reply is the
-    first of the request's `replies`, with `status`. The fields `without` are refused: they need a connection.
+    With `query` it is a GET, whose query has `channel` and these fields of the payload. The reply is a
+    `reply`, or else the first of the request's `replies`, with `status`. The fields `without` are refused:
+    they need a connection.
     """
 
     path: str
@@ -149,7 +150,8 @@ class Page(Generic[W]):
     status: int
     example: str = ""
     query: tuple[str, ...] = ()
-    perform: Callable[[Asker, W], Awaitable[m.ServerMessage]]
+    perform: Callable[[Asker, W], Awaitable[m.ServerMessage | m.Documents]]
+    reply: type[m.Documents] | None = None
     without: tuple[str, ...] = ()
 
 

@@ -80,6 +80,8 @@ class Session:
         try:
             if excess:
                 raise self.limited(excess)
+            if decoded.message.type not in self.table:
+                raise errors.UnknownType(f"type: {decoded.message.type!r} is switched off on this broker")
             self.admit(decoded.message, now)
             return [self.call(decoded.message, decoded.message_id)]
         except BrokerError as error:

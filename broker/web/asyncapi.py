@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from broker.session.requests import Table
     from broker.subjects import Names
 
-SERVER_MESSAGES: dict[str, type] = {kind.type: kind for kind in (*get_args(m.ServerMessage), m.Event)}
+SERVER_MESSAGES: dict[str, type] = {
+    kind.type: kind for kind in (*get_args(m.ServerMessage), m.Event, m.State)
+}
 NOT_FOR_CLIENTS = frozenset({errors.NotFound.code})
 ABOUT = (
     "On a WebSocket, text frames with one JSON object each: `type`, `payload`, and `messageId`, which the"

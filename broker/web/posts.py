@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from broker.links.exchange import ClientExchange
     from broker.links.route import ClientRoute
     from broker.session.requests import AnyRequest, Page, Table
-    from broker.wire.messages import ServerMessage
+    from broker.wire.messages import Documents, ServerMessage
 
 grammar = msgspec.json.Decoder(msgspec.Raw)
 members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -31,7 +31,7 @@ class Post(Protocol):
 
     async def __call__(
         self, message: bytes, *, token: str, tenant: str | None, peer: str
-    ) -> ServerMessage: ...
+    ) -> ServerMessage | Documents: ...
 
 
 def routes(post: Post, table: Table) -> list[ClientRoute]:
@@ -52,7 +52,7 @@ def routes(post: Post, table: Table) -> list[ClientRoute]:
 
 def operation(request: AnyRequest, page: Page[Any]) -> Operation:
     """Return the description of a request without a connection."""
-    replies = {page.status: request.replies[0]}
+    replies: dict[int, type | None] = {page.status: page.reply or request.replies[0]}
     if page.query:
         return Operation(method="GET", parameters=page.query, fields_of=request.message, replies=replies)
     return Operation(method="POST", bodies=(request.message,), replies=replies)
@@ -104,7 +104,7 @@ def asked(request: AnyRequest, page: Page[Any], query: Query) -> bytes:
     return msgspec.json.encode({"type": request.message.type, "payload": payload})
 
 
-def response(page: Page[Any], reply: ServerMessage) -> Response:
+def response(page: Page[Any], reply: ServerMessage | Documents) -> Response:
     """Return a reply as a response."""
     if isinstance(reply, Error):
         return from_message(reply)

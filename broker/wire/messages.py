@@ -5,7 +5,7 @@ The field names are those on the wire; `codec` goes between the two. A field tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
@@ -114,6 +114,26 @@ class History(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     filter: dict[str, Any] | None = None
 
 
+class StateOpen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Follow documents: those of channels and patterns, and each of their changes.
+
+    With a `position` only what has changed since comes. Of each document at most one change comes within
+    `every_ms` (1 to 5000; rounded up to 100, 1000 or 5000), the newest.
+    """
+
+    type: ClassVar[str] = "state.open"
+    channel: OneOrMany
+    position: str | None = None
+    every_ms: int | None = None
+
+
+class StateClose(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Follow documents no longer, named as they were opened."""
+
+    type: ClassVar[str] = "state.close"
+    channel: OneOrMany
+
+
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for a sign of life and the live position."""
 
@@ -121,11 +141,19 @@ class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 ClientMessage: TypeAlias = (
-    Authenticate | Subscribe | Unsubscribe | Acknowledge | Publish | Ask | History | Ping
+    Authenticate
+    | Subscribe
+    | Unsubscribe
+    | Acknowledge
+    | Publish
+    | Ask
+    | History
+    | StateOpen
+    | StateClose
+    | Ping
 )
 CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
-    message.type: message
-    for message in (Authenticate, Subscribe, Unsubscribe, Acknowledge, Publish, Ask, History, Ping)
+    message.type: message for message in get_args(ClientMessage)
 }
 
 
@@ -316,6 +344,74 @@ class Past(Struct, frozen=True, kw_only=True):
     recovered: bool
 
 
+class StateOpened(Struct, frozen=True, kw_only=True):
+    """The answer to `state.open`: what was accepted and refused, by full names. The documents follow.
+
+    `recovered` false: all documents come; what has not come by `state.ready` is gone. Unasked, it says that
+    the stream of the documents is another one, and all come again.
+    """
+
+    type: ClassVar[str] = "state.opened"
+    channel: list[str]
+    refused: list[Refused]
+    position: str
+    recovered: bool
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """A document of an open: its whole `value` (null: there is none), or a change of it.
+
+    A `patch` (a merge patch, RFC 7396) turns the value at the revision `from` into that at `revision`, and no
+    other. Everything of the open up to `position` has been sent. `invalid` says why what is stored is no
+    document.
+
+    This class describes the message; its bytes are spliced without creating an instance.
+    """
+
+    type: ClassVar[str] = "state"
+    channel: str
+    revision: str
+    position: str
+    value: dict[str, Any] | UnsetType | None = UNSET
+    start: str | UnsetType = field(default=UNSET, name="from")
+    patch: dict[str, Any] | UnsetType = UNSET
+    invalid: str | UnsetType = UNSET
+
+
+class StateReady(Struct, frozen=True, kw_only=True):
+    """All documents of an open have been sent; from here on changes come as they are stored."""
+
+    type: ClassVar[str] = "state.ready"
+    channel: OneOrMany
+    position: str
+
+
+class StateClosed(Struct, frozen=True, kw_only=True):
+    """These documents are followed no longer. `code` is why, if unasked."""
+
+    type: ClassVar[str] = "state.closed"
+    channel: OneOrMany
+    code: str | UnsetType = UNSET
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """A document as `GET /state` has it."""
+
+    channel: str
+    revision: str
+    value: dict[str, Any] | UnsetType | None = UNSET
+    invalid: str | UnsetType = UNSET
+
+
+class Documents(Struct, frozen=True, kw_only=True):
+    """Documents as they are. With `recovered` they are those that have changed since the given position."""
+
+    documents: list[Held]
+    refused: list[Refused]
+    position: str
+    recovered: bool
+
+
 class Pong(Struct, frozen=True, kw_only=True):
     """The answer to `ping`, with the live position."""
 
@@ -352,6 +448,9 @@ ServerMessage: TypeAlias = (
     | Acknowledged
     | Answered
     | Past
+    | StateOpened
+    | StateReady
+    | StateClosed
     | Pong
     | Error
 )

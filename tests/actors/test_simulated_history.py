@@ -21,6 +21,7 @@ from broker.actors.supervisor import Supervisor
 from broker.eventlog import index
 from broker.features.history import reading, stream
 from broker.turns import Turn
+from broker.wire import messages as m
 from broker.wire.times import precisely
 from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
@@ -69,6 +70,7 @@ class Reader:
         while True:
             message = json.dumps({"type": "history", "payload": payload}).encode()
             answer = await self.supervisor.post(message, token="acme:u", tenant=None, peer="1.1.1.1:1")
+            assert not isinstance(answer, m.Documents)
             if answer.type == "history":
                 self.pages += 1
                 found: dict[str, Any] = json.loads(msgspec.json.encode(answer))

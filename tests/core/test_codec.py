@@ -40,6 +40,11 @@ READABLE: list[tuple[str, m.ClientMessage]] = [
     ('{"type":"publish","payload":{"channel":"a","event":null}}', m.Publish(channel="a", event=None)),
     ('{"type":"history","payload":{"channel":"a"}}', m.History(channel="a")),
     (
+        '{"type":"state.open","payload":{"channel":"a","position":"p","every_ms":1}}',
+        m.StateOpen(channel="a", position="p", every_ms=1),
+    ),
+    ('{"type":"state.close","payload":{"channel":["a"]}}', m.StateClose(channel=["a"])),
+    (
         '{"type":"history","payload":{"channel":["a"],"before":"p","after":"p","since":"t","limit":1}}',
         m.History(channel=["a"], before="p", after="p", since="t", limit=1),
     ),
@@ -173,7 +178,7 @@ def test_not_text() -> None:
         ("pong", "did you mean 'ping'"),
         ("Subscribe", "did you mean 'subscribe'"),
         ("unsubcribe", "did you mean 'unsubscribe'"),
-        ("", "known are acknowledge, authenticate, history, ping, publish, request, subscribe, unsubscribe"),
+        ("", "known are acknowledge, authenticate, history, ping, publish, request, state.close, state.open"),
         ("event", "'event' is unknown"),
     ],
 )
@@ -401,6 +406,13 @@ WRITTEN: list[tuple[m.ServerMessage, dict[str, Any]]] = [
     (m.Published(), {}),
     (m.Published(id="i", position="p", duplicate=True), {"id": "i", "position": "p", "duplicate": True}),
     (m.Acknowledged(durable="d", position="p"), {"durable": "d", "position": "p"}),
+    (
+        m.StateOpened(channel=["a"], refused=[], position="p", recovered=True),
+        {"channel": ["a"], "refused": [], "position": "p", "recovered": True},
+    ),
+    (m.StateReady(channel="a", position="p"), {"channel": "a", "position": "p"}),
+    (m.StateClosed(channel="a"), {"channel": "a"}),
+    (m.StateClosed(channel=["a"], code="forbidden"), {"channel": ["a"], "code": "forbidden"}),
     (
         m.Past(channel="a", events=[], first="p", last="q", more=True, recovered=False),
         {"channel": "a", "events": [], "first": "p", "last": "q", "more": True, "recovered": False},

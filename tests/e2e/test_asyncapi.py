@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from broker import config
 from broker.web import asyncapi, requests
 from broker.wire import messages as m
 from tests.support import described, http
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
     from tests.support.rawnats import RawNats
 
 
-async def test_it_is_served(broker: Broker) -> None:
+DOCUMENTS = {"state": {"documents": (config.Documents(channel=">"),)}}
+
+
+async def test_it_is_served(tmp_path: Path, nats: NatsServer) -> None:
     """Anybody may have it, from pages of any origin."""
-    answer = await ask(broker.running.http, "/asyncapi.json")
+    async with run_broker(tmp_path / "b", configure(tmp_path / "b", nats.url, **DOCUMENTS)) as broker:
+        answer = await ask(broker.running.http, "/asyncapi.json")
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert answer.headers["access-control-allow-origin"] == "*"
     assert json.loads(answer.body) == described.document()
@@ -36,7 +41,7 @@ async def test_it_is_served(broker: Broker) -> None:
 async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """A session in which every type comes: each is as described, and each reply is one of those promised."""
     sent: dict[str, str] = {}
-    settings = configure(tmp_path / "b", nats.url)
+    settings = configure(tmp_path / "b", nats.url, **DOCUMENTS)
     async with run_broker(tmp_path / "b", settings) as broker, broker.client(ttl=6) as client:
         full: dict[str, Any] = {"subscribe": [">", "live.>"], "publish": [">"], "request": [">"]}
 
@@ -71,6 +76,12 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
         await client.until("reply")
         await say("history", channel="a", before=position, limit=1)
         await client.until("history")
+        await say("state.open", channel=["d", "bad..name"], every_ms=100)
+        await client.until("state.ready")
+        await publisher.store("state.acme.d", b'{"n": 1}')
+        await client.until("state")
+        await say("state.close", channel=["d"])
+        await client.until("state.closed")
         await say("ping")
         await client.until("pong")
         await say("unsubscribe", channel="never")

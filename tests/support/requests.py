@@ -11,8 +11,11 @@ from broker.features.calls import Calls
 from broker.features.durable.feature import Durables
 from broker.features.history.feature import Histories
 from broker.features.publishing import Publishing
+from broker.features.state.reading import Reading
+from broker.features.state.rules import Rules
 from broker.features.subscriptions.feature import Subscriptions
 from broker.session.requests import Call, table
+from broker.subjects import Names
 
 if TYPE_CHECKING:
     from broker.session.requests import Effect
@@ -24,6 +27,7 @@ FEATURES = (
     Calls(NOTHING, NOTHING, NOTHING),
     Histories(NOTHING, NOTHING),
     Durables(NOTHING, NOTHING),
+    Reading(NOTHING, Names(), Rules(), NOTHING, str),
 )
 TABLE = table([AUTHENTICATE, PING, *(each for feature in FEATURES for each in feature.requests())])
 

@@ -52,9 +52,11 @@ class ScriptedKeyed:
         return self.last
 
     def forget(self) -> None:
-        """The deletions of up to now expire."""
-        self.forgotten = self.last
-        self.rows = {subject: each for subject, each in self.rows.items() if each[2]}
+        """The deletions of up to now expire, but for those that are just being delivered."""
+        self.forgotten = self.sent if self.up else self.last
+        self.rows = {
+            subject: each for subject, each in self.rows.items() if each[2] or each[0] > self.forgotten
+        }
 
     def interrupted(self) -> None:
         if self.up and self.feed:

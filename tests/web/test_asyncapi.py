@@ -181,6 +181,7 @@ def test_requests_are_those_of_the_port() -> None:
             "get_sse": {"channel", *sse.PARAMETERS, sse.LAST_EVENT_ID},
             "get_poll": {"channel", *polls.PARAMETERS},
             "get_history": {*m.History.__struct_fields__},
+            "get_state": {"channel", "position"},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
     pages = {each.path: {*each.methods} - {"OPTIONS", "HEAD"} for each in described.PROTOCOL}
@@ -189,7 +190,7 @@ def test_requests_are_those_of_the_port() -> None:
     assert {"channel", *sse.PARAMETERS} == subscribe
     assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait"}
     pages_of = [request.page for request in TABLE.values() if request.page]
-    assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request", "/history"}
+    assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request", "/history", "/state"}
     for page in pages_of:
         method = "get" if page.query else "post"
         reply = operations[f"{method}_{page.path.removeprefix('/')}"]["reply"]["messages"]
@@ -206,7 +207,7 @@ def test_every_code_is_there_with_its_meaning() -> None:
     assert set(errors) == {
         "bad_message", "unknown_type", "unauthenticated", "forbidden", "invalid_channel", "invalid_position",
         "not_subscribed", "conflict", "limit_subscriptions", "limit_snapshot", "limit_connections",
-        "limit_filters",
+        "limit_filters", "limit_documents",
         "rate_limited", "too_large", "token_invalid", "token_expired", "token_revoked", "unavailable",
         "rejected", "timeout", "bad_answer", "internal",
     }  # fmt: skip

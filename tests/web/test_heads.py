@@ -137,7 +137,7 @@ async def test_details(port: Running) -> None:
     """What must come with 404, 405 and 426 comes with them."""
     unknown = (await port.ask(head("/metrics"))).problem["detail"]
     assert unknown.startswith("Unknown path: /metrics; this port serves /acknowledge, /client.d.ts, ")
-    assert unknown.endswith(", /sse, /ws.")
+    assert unknown.endswith(", /sse, /state, /ws.")
     answer = await port.ask(head("/publish", method="DELETE"))
     assert answer.headers["allow"] == "POST, OPTIONS"
     assert answer.problem["detail"] == "DELETE is not allowed for /publish; allowed methods: POST, OPTIONS."

@@ -1,0 +1,1 @@
+"""Documents: JSON values that clients see and change."""

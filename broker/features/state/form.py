@@ -1,0 +1,78 @@
+"""What clients are told of documents: the `state` messages, spliced of the stored bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import msgspec
+
+from broker.documents import patches, values
+from broker.documents.values import Invalid
+from broker.keyed.rows import NOT_PARSED
+
+if TYPE_CHECKING:
+    from broker.documents.values import Value
+    from broker.keyed.rows import Row
+
+
+@attrs.frozen
+class DocumentForm:
+    """`keyed.watch.Form` of documents."""
+
+    def whole(self, row: Row, stream: str, upto: int) -> bytes:
+        """Return the message with the whole of a document, or why it is none."""
+        return message(row, stream, upto, content(row))
+
+    def step(self, old: Row, new: Row, stream: str, upto: int) -> bytes | None:
+        """Return the message with the merge patch from one value to another.
+
+        None if that is not smaller than half of the value, or the value holds a null, of which a patch could
+        say less than the value does.
+        """
+        if b"null" in new.body:
+            return None
+        before, now = value_of(old), value_of(new)
+        if not isinstance(before, dict) or not isinstance(now, dict):
+            return None
+        patch = patches.diff(before, now)
+        if patch is None:
+            return None
+        encoded = msgspec.json.encode(patch)
+        if 2 * len(encoded) >= len(new.body):
+            return None
+        return message(
+            new, stream, upto, b'"from":"%b-%d","patch":%b' % (stream.encode(), old.revision, encoded)
+        )
+
+    def absent(self, key: str, stream: str, upto: int) -> bytes:
+        """Return the message that there is no document, and never was: it has revision 0."""
+        return frame(key, stream, 0, upto, b'"value":null')
+
+
+def message(row: Row, stream: str, upto: int, rest: bytes) -> bytes:
+    return frame(row.key, stream, row.revision, upto, rest)
+
+
+def frame(key: str, stream: str, revision: int, upto: int, rest: bytes) -> bytes:
+    inc = stream.encode()
+    return b'{"type":"state","payload":{"channel":%b,"revision":"%b-%d","position":"%b-%d",%b}}' % (
+        msgspec.json.encode(key),
+        *(inc, revision, inc, upto, rest),
+    )
+
+
+def content(row: Row) -> bytes:
+    """Return the fields of a message that say what is stored."""
+    value = value_of(row)
+    if isinstance(value, Invalid):
+        return b'"invalid":%b' % msgspec.json.encode(value.reason)
+    return b'"value":%b' % (row.body or b"null")
+
+
+def value_of(row: Row) -> Value | Invalid | None:
+    """Return the value of a document, decoded once; None if it is deleted."""
+    if row.value is NOT_PARSED:
+        row.value = None if row.deleted else values.parse(row.body)
+    found: Any = row.value
+    return found  # type: ignore[no-any-return]

@@ -1,0 +1,314 @@
+"""The view of a process on a keyed stream: its collections, kept up to date by the feed, and their lanes."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import structlog
+import trio
+
+from broker.backoff import Backoff
+from broker.errors import Unavailable
+from broker.eventlog.routing import Router
+from broker.eventlog.selection import Selection
+from broker.keyed import collection as collections
+from broker.keyed.rows import Row
+from broker.keyed.watch import Shared
+from broker.signals import Signal
+from broker.turns import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from broker.bus.base import Keyed, Loaded, Record, StreamState
+    from broker.keyed.collection import Key
+    from broker.keyed.lane import Lane
+    from broker.keyed.watch import Form, Watch
+
+    Collection: TypeAlias = collections.Collection[Watch]
+
+log = structlog.get_logger()
+
+BACKOFF = Backoff(first=0.1, longest=2.0, jitter=0.5)
+LOADS_AT_ONCE = 8
+MEMBERS: Final = 16  # that get a lane's frames between two looks at the clock
+
+
+class Rooms:
+    """The collections of one tenant, by what they match."""
+
+    def __init__(self) -> None:
+        self.router: Router[tuple[Collection, ...]] = Router(collected)
+        self.selections: dict[Collection, list[Selection]] = {}
+
+    def add(self, collection: Collection) -> None:
+        found = [Selection(pattern, collection.deny, 0) for pattern in collection.patterns]
+        for each in found:
+            each.members[collection] = None
+            self.router.add(each)
+        self.selections[collection] = found
+
+    def remove(self, collection: Collection) -> None:
+        for each in self.selections.pop(collection):
+            self.router.remove(each)
+
+
+def collected(_: str, selections: tuple[Selection, ...]) -> tuple[Collection, ...]:
+    return tuple({collection: None for each in selections for collection in each.members})
+
+
+@attrs.define(eq=False)
+class View:
+    """The receiver of the feed of `keyed`, whose subjects are `<prefix>.<tenant>.<channel>`.
+
+    `stream` is the incarnation that it has seen (None: none yet), `head` how far.
+    """
+
+    keyed: Keyed
+    prefix: str
+    form: Form
+    stream: str | None = None
+    head: int = 0
+    up: bool = False
+    announced: str = ""  # the incarnation of the feed, whose head comes next
+    tenants: dict[str, Rooms] = attrs.Factory(dict)
+    collections: dict[Key, Collection] = attrs.Factory(dict)
+    due: list[tuple[float, int, Collection, Lane[Watch]]] = attrs.Factory(list)  # a heap
+    queued: dict[Lane[Watch], float] = attrs.Factory(dict)  # when each lane is in it
+    serial: Iterator[int] = attrs.Factory(count)
+    woken: Signal = attrs.Factory(Signal)
+    advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `head` and `up`
+    gate: trio.Semaphore = attrs.Factory(lambda: trio.Semaphore(LOADS_AT_ONCE))
+    nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Follow the stream, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self.nursery = nursery
+            self.due.clear()
+            self.queued.clear()
+            for collection in list(self.collections.values()):  # after a crash
+                collection.reset()
+                self.load(collection)
+            nursery.start_soon(self.give_on)
+            await self.keyed.run(self)
+
+    # --- the feed ------------------------------------------------------------------------------------
+
+    def restored(self, state: StreamState) -> None:
+        self.up = True
+        self.announced = state.incarnation
+        if self.announced == self.stream and self.nursery is not None:
+            self.nursery.start_soon(self.look_back, self.stream, self.head)
+
+    def stored(self, records: list[Record], head: int, times: Sequence[int]) -> None:  # noqa: ARG002
+        self.head = head
+        if self.stream != self.announced:
+            self.begin(self.announced)
+        now = trio.current_time()
+        for sequence, subject, body, headers in records:
+            tenant, _, channel = subject[len(self.prefix) + 1 :].partition(".")
+            rooms = self.tenants.get(tenant)
+            found = rooms.router.match(channel) if rooms is not None else ()
+            if found:
+                row = Row(channel, sequence, body, headers)
+                for collection in found:
+                    if collection.put(row, now):
+                        self.schedule(collection, now)
+        self.advanced.unpark_all()
+
+    async def look_back(self, stream: str, head: int) -> None:
+        """Begin anew after an interruption in which deletions may have come and gone."""
+        failures = 0
+        while self.stream == stream:
+            try:
+                if not await self.keyed.remembers(head) and self.stream == stream:
+                    for collection in list(self.collections.values()):
+                        for watch in collection.watches:
+                            watch.stream = ""  # begins anew, see `go_on`
+                        collection.reset()
+                        self.load(collection)
+                return
+            except Unavailable:
+                await trio.sleep(BACKOFF.delay(failures))
+                failures += 1
+
+    def begin(self, stream: str) -> None:
+        """Begin with another stream: what was read of the last one is void."""
+        self.stream = stream
+        for collection in list(self.collections.values()):
+            collection.reset()
+            self.load(collection)
+
+    def skipped(self, state: StreamState) -> None:
+        """Do nothing: what was deleted has been replaced."""
+
+    def interrupted(self) -> None:
+        self.up = False
+        self.advanced.unpark_all()
+
+    # --- collections ---------------------------------------------------------------------------------
+
+    async def acquire(self, key: Key) -> Collection:
+        """Return a collection with its rows, for one more use. Raise `Unavailable`."""
+        if self.stream is None or self.nursery is None:
+            await trio.lowlevel.checkpoint()
+            raise Unavailable("documents cannot be read yet", retry_after=1.0)
+        collection = self.collections.get(key)
+        if collection is None:
+            collection = self.add(key)
+            self.load(collection)
+        collection.uses += 1
+        try:
+            while not collection.loaded:
+                await collection.outcome.wait()
+                if collection.error is not None:
+                    raise Unavailable(collection.error.message, retry_after=collection.error.retry_after)
+        except BaseException:
+            self.release(collection)
+            raise
+        return collection
+
+    def add(self, key: Key) -> Collection:
+        collection = self.collections[key] = collections.Collection(key)
+        self.tenants.setdefault(collection.tenant, Rooms()).add(collection)
+        return collection
+
+    def release(self, collection: Collection) -> None:
+        """Give back one use of a collection."""
+        collection.uses -= 1
+        if collection.uses == 0:
+            del self.collections[collection.key]
+            rooms = self.tenants[collection.tenant]
+            rooms.remove(collection)
+            if not rooms.selections:
+                del self.tenants[collection.tenant]
+
+    def part(self, collection: Collection, key: Key) -> Collection:
+        """Return the collection of a part of what one holds, for one more use."""
+        found = self.collections.get(key)
+        if found is None:
+            found = self.add(key)
+            if collection.loaded:
+                found.fill(row for row in collection.rows.after(0) if found.admits(row.key))
+                found.rows.floor = collection.rows.floor
+            else:
+                self.load(found)
+        found.uses += 1
+        return found
+
+    def load(self, collection: Collection) -> None:
+        """Load a collection in the background."""
+        if self.nursery is not None:
+            collection.loading = attempt = object()
+            self.nursery.start_soon(self.load_on, collection, attempt)
+
+    async def load_on(self, collection: Collection, attempt: object) -> None:
+        prefix = f"{self.prefix}.{collection.tenant}."
+        filters = [prefix + each for each in collection.patterns]
+        failures = 0
+        while collection.uses and collection.loading is attempt:
+            try:
+                async with self.gate:
+                    loaded = await self.keyed.load(filters, at_least=self.head)
+                await self.reach(loaded)
+            except Unavailable as error:
+                log.debug("collection_not_loaded", error=error.message, patterns=collection.patterns)
+                if collection.loading is attempt:
+                    collection.ended(error)
+                await trio.sleep(BACKOFF.delay(failures))
+                failures += 1
+                continue
+            if collection.loading is not attempt:
+                return
+            if loaded.incarnation == self.stream:
+                rows = (
+                    Row(subject.removeprefix(prefix), sequence, body, headers)
+                    for sequence, subject, body, headers in loaded.records
+                )
+                collection.fill(row for row in rows if collection.admits(row.key))
+                for watch in list(collection.watches):
+                    self.go_on(watch)
+                return
+            await trio.sleep(BACKOFF.delay(failures))  # the feed will say so soon
+
+    async def reach(self, loaded: Loaded) -> None:
+        """Wait until the feed has come to what was loaded, so that all are rows of one moment.
+
+        Raise `Unavailable` if it is interrupted.
+        """
+        while loaded.incarnation == self.stream and loaded.records and loaded.records[-1][0] > self.head:
+            if not self.up:
+                raise Unavailable("documents cannot be read now", retry_after=1.0)
+            await self.advanced.park()
+
+    def go_on(self, watch: Watch) -> None:
+        """Have a watch go on once its collection is loaded: from its place, or anew in another stream."""
+        if not watch.collection.loaded or self.stream is None:
+            return
+        if watch.stream != self.stream:
+            watch.begin(self.stream, 0, self.head, recovered=False)
+        else:
+            watch.holder.owes()
+
+    async def remembers(self, collection: Collection, sequence: int) -> bool:
+        """Return whether a collection has all that was deleted after a sequence."""
+        if sequence > self.head:
+            return False
+        return sequence >= collection.rows.floor and await self.keyed.remembers(sequence)
+
+    # --- lanes ---------------------------------------------------------------------------------------
+
+    def schedule(self, collection: Collection, now: float) -> None:
+        """Have the lanes of a collection give what they hold, when they may."""
+        for lane in collection.lanes.values():
+            due = lane.due(now)
+            if due is not None and due < self.queued.get(lane, inf):
+                self.queued[lane] = due
+                heapq.heappush(self.due, (due, next(self.serial), collection, lane))
+                self.woken.set()
+
+    async def give_on(self) -> None:
+        """Give the members of each lane what is due, for ever."""
+        while True:
+            now = trio.current_time()
+            while self.due and self.due[0][0] <= now:
+                due, _, collection, lane = heapq.heappop(self.due)
+                if self.queued.get(lane) == due:
+                    del self.queued[lane]
+                    await self.give(collection, lane)
+                    self.schedule(collection, trio.current_time())
+            with trio.move_on_at(self.due[0][0] if self.due else inf):
+                await self.woken.wait()
+
+    async def give(self, collection: Collection, lane: Lane[Watch]) -> None:
+        """Give the members of a lane the steps that are due."""
+        if collection.grown:
+            collection.grown = False
+            for watch in list(collection.watches):
+                watch.holder.grew(watch)
+        if collection.lanes.get(lane.seconds) is not lane or self.stream is None:
+            return
+        steps = lane.take(trio.current_time(), self.head, collection.rows.by_key)
+        if not steps:
+            return
+        shared = Shared(steps, self.form, self.stream)
+        turn = Turn()
+        for number, watch in enumerate(list(lane.members), 1):
+            if watch.lane is lane:
+                try:
+                    watch.give(shared)
+                except Exception as error:  # any: it ends that connection alone
+                    watch.flow.client.crashed(error)
+            if number % MEMBERS == 0:
+                await turn.pass_on()
+
+    # --- for operators -------------------------------------------------------------------------------
+
+    def held(self) -> Iterable[Collection]:
+        return self.collections.values()

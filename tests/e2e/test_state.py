@@ -1,0 +1,194 @@
+"""`state.open` and what follows: documents that services write, over a real nats-server."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from broker import config
+from tests.support import rawnats
+from tests.support.broker import configure, run_broker
+from tests.support.http import ask
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.support.broker import Broker
+    from tests.support.nats import NatsServer
+    from tests.support.rawnats import RawNats
+    from tests.support.websocket import Client
+
+LARGE = {"text": "x" * 2000, "n": 0}
+DOCUMENTS = {
+    "state": {"documents": (config.Documents(channel="orders.*"), config.Documents(channel="users.>"))}
+}
+
+
+@attrs.define
+class World:
+    broker: Broker
+    nats: RawNats
+
+    async def store(self, channel: str, value: Any, *, tenant: str = "acme") -> int:
+        body = value if isinstance(value, bytes) else json.dumps(value).encode()
+        return await self.nats.store(f"state.{tenant}.{channel}", body)
+
+
+@asynccontextmanager
+async def world(directory: Path, nats: NatsServer, **sections: Any) -> AsyncIterator[World]:
+    settings = configure(directory / "broker", nats.url, **DOCUMENTS, **sections)
+    async with run_broker(directory / "broker", settings) as broker, rawnats.connect(nats.url) as client:
+        yield World(broker, client)
+
+
+async def opened(client: Client, channel: str | list[str], **options: Any) -> tuple[list[Any], str]:
+    """The documents of an open, up to its end, and its position."""
+    await client.send("state.open", {"channel": channel, **options})
+    found = []
+    await client.until("state.opened")
+    while (message := await client.receive())["type"] == "state":
+        found.append(message["payload"])
+    assert message["type"] == "state.ready"
+    return found, message["payload"]["position"]
+
+
+async def test_documents_and_their_changes(tmp_path: Path, nats: NatsServer) -> None:
+    """All documents of a pattern, then each change, small ones as differences, and what a resume brings."""
+    async with world(tmp_path, nats) as world_:
+        store, broker = world_.store, world_.broker
+        async with broker.client() as early:
+            found, position = await opened(early, ["orders.1", "orders.9"])
+            incarnation, _, sequence = position.rpartition("-")
+            assert sequence == "0"
+            null = {"revision": f"{incarnation}-0", "position": position, "value": None}
+            assert found == [{"channel": "orders.1", **null}, {"channel": "orders.9", **null}]
+            await store("orders.1", LARGE)
+            assert (await early.expect("state"))["value"] == LARGE
+        await store("orders.2", b"[1]")
+        await store("orders.3", b"")
+        await store("orders.4", {"a": None}, tenant="globex")
+        await store("users.alice.x", {"mine": True})
+        async with broker.client() as client:
+            await client.send("state.open", {"channel": "orders.*"}, messageId="1")
+            reply = await client.receive()
+            assert (reply["type"], reply["messageId"]) == ("state.opened", "1")
+            assert reply["payload"] == {
+                "channel": ["orders.*"],
+                "refused": [],
+                "position": f"{incarnation}-0",
+                "recovered": True,
+            }
+            first, second = await client.expect("state"), await client.expect("state")
+            assert first == {
+                "channel": "orders.1",
+                "revision": f"{incarnation}-1",
+                "position": f"{incarnation}-1",
+                "value": LARGE,
+            }
+            assert second["invalid"] == "not an object"
+            ready = await client.expect("state.ready")
+            assert ready == {"channel": "orders.*", "position": f"{incarnation}-5"}
+            await store("orders.1", LARGE | {"n": 1})
+            change = await client.expect("state")
+            assert change == {
+                "channel": "orders.1",
+                "revision": f"{incarnation}-6",
+                "position": f"{incarnation}-6",
+                "from": f"{incarnation}-1",
+                "patch": {"n": 1},
+            }
+            await store("orders.2", {"fine": 1})
+            assert (await client.expect("state"))["value"] == {"fine": 1}
+            await store("orders.1", LARGE | {"n": None})
+            assert (await client.expect("state"))["value"] == LARGE | {"n": None}
+            await store("orders.1", b"")
+            gone = await client.expect("state")
+            assert (gone["value"], gone["position"]) == (None, f"{incarnation}-9")
+            await client.send("state.close", {"channel": "orders.*"}, messageId="2")
+            assert await client.expect("state.closed") == {"channel": "orders.*"}
+            await store("orders.5", {})
+            await client.quiet()
+            found, position = await opened(client, "orders.*", position=change["position"])
+            assert [(each["channel"], each["value"]) for each in found] == [
+                ("orders.2", {"fine": 1}),
+                ("orders.1", None),
+                ("orders.5", {}),
+            ]
+            found, _ = await opened(client, ["orders.5", "me.x"], position=position)
+            assert found == []
+            await client.send("state.open", {"channel": ["orders.5", "me.x"], "position": "other-3"})
+            assert not (await client.expect("state.opened"))["recovered"]
+            assert [(await client.expect("state"))["channel"] for _ in range(2)] == [
+                "users.alice.x",
+                "orders.5",
+            ]
+            assert await client.expect("state.ready") == {
+                "channel": ["orders.5", "users.alice.x"],
+                "position": position,
+            }
+        answer = await ask(
+            broker.running.http, "GET", "/state?channel=orders.*&channel=orders.7", token=broker.token()
+        )
+        assert answer.status == 200
+        document = json.loads(answer.body)
+        assert [each["channel"] for each in document["documents"]] == ["orders.2", "orders.5", "orders.7"]
+        assert document["position"] == position
+
+
+async def test_what_is_refused(tmp_path: Path, nats: NatsServer) -> None:
+    """What is no document, what the token denies, positions of events, and more than a limit allows."""
+    limits = {"documents_per_connection": 3}
+    async with (
+        world(tmp_path, nats, limits=limits) as world_,
+        world_.broker.client(subscribe=[">"], deny=["orders.4"]) as client,
+    ):
+        for number in range(1, 5):
+            await world_.store(f"orders.{number}", {"n": number})
+        events = (await client.subscribe("orders.*"))["position"]
+        for payload, code in (
+            ({"channel": "other"}, "forbidden"),
+            ({"channel": ">"}, "forbidden"),
+            ({"channel": "orders.4"}, "forbidden"),
+            ({"channel": "users.bob.x"}, "forbidden"),
+            ({"channel": "live.x"}, "invalid_channel"),
+            ({"channel": "orders..x"}, "invalid_channel"),
+            ({"channel": "orders.1", "every_ms": 0}, "bad_message"),
+            ({"channel": "orders.1", "position": "x"}, "invalid_position"),
+            ({"channel": "orders.1", "position": events}, "invalid_position"),
+        ):
+            await client.send("state.open", payload)
+            assert (await client.expect("error"))["code"] == code, payload
+        await client.send("state.close", {"channel": "orders.1"})
+        assert (await client.expect("error"))["code"] == "not_subscribed"
+        found, _ = await opened(client, "orders.*")
+        assert [each["value"]["n"] for each in found] == [1, 2, 3]
+        await world_.store("orders.4", {"n": 5})
+        await world_.store("orders.1", {"n": 5})
+        assert (await client.expect("state"))["channel"] == "orders.1"
+        await world_.store("orders.5", {"n": 5})
+        assert await client.until("state.closed") == {"channel": "orders.*", "code": "limit_documents"}
+        await client.send("state.open", {"channel": "orders.*"})
+        assert (await client.expect("error"))["code"] == "limit_documents"
+        found, _ = await opened(client, ["orders.1", "orders.2"])
+        token = world_.broker.token(subscribe=["orders.2"])
+        await client.send("authenticate", {"token": token})
+        assert await client.until("state.closed") == {"channel": "orders.1", "code": "forbidden"}
+        for name in ("orders.1", "orders.2"):
+            await world_.store(name, {"n": 9})
+        assert (await client.expect("state"))["channel"] == "orders.2"
+        await client.quiet()
+
+
+async def test_without_documents(tmp_path: Path, nats: NatsServer) -> None:
+    """Where the configuration names none the feature is switched off, and no stream is made."""
+    async with run_broker(tmp_path, configure(tmp_path, nats.url)) as broker, broker.client() as client:
+        assert "state" not in client.log[0]["payload"]["features"]
+        await client.send("state.open", {"channel": "a"})
+        assert (await client.expect("error"))["code"] == "unknown_type"
+        assert (await ask(broker.running.http, "GET", "/state?channel=a", token=broker.token())).status == 404
+    async with rawnats.connect(nats.url) as client:
+        assert "error" in await client.api("STREAM.INFO.STATE")
