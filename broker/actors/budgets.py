@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CONNECTIONS_RETRY_SECONDS = 5.0  # when a place will be free is unknown
 SHOWN = (
     "message_bytes", "publish_bytes", "event_bytes", "connections_per_user", "subscriptions_per_connection",
-    "filters_per_connection", "filters_per_tenant",
+    "filters_per_connection", "filters_per_tenant", "paced_channels",
     "messages_per_minute", "messages_burst", "requests_per_second", "requests_burst",
     "calls_per_second", "calls_burst", "requests_in_flight",
     "history_per_minute", "history_channels", "history_bytes", "history_reads",

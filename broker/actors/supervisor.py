@@ -142,6 +142,7 @@ class Supervisor:
             self.intake.between,
             look=lambda: self.deletions.look(),
             gone=lambda *stretch: self.intake.gone.between(*stretch),
+            index=lambda: self.intake.index,
         )
         self.tenants = Tenants(
             config=config,

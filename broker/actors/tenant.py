@@ -54,6 +54,7 @@ class TenantStatistics:
     lag_max: int
     selections: int
     filters: int
+    held: int  # events, for paced subscriptions
     ring_events: int
     ring_bytes: int
     restarts: int
@@ -70,6 +71,7 @@ class Tenant:
     name: str
     bounds: config.Ring
     outbound_bytes: int
+    paced_channels: int
     intake: Intake
     make_history: Callable[[str, EventLog], History]
     make_snapshots: Callable[[str, EventLog], Snapshots]
@@ -108,6 +110,7 @@ class Tenant:
             traffic=self.traffic,
             traced=self.tracing is not None and self.tracing.settings.clients,
         )
+        made.lanes.most = self.paced_channels
         made.history = self.make_history(self.name, made)
         made.snapshots = self.make_snapshots(self.name, made)
         return made, self.fill(made, deque(recent), self.intake.head)
@@ -173,8 +176,14 @@ class Tenant:
     async def work(self) -> None:
         inbox, turn = self.inbox, Turn()
         while True:
-            await inbox.wait()  # returns without a checkpoint while something waits
+            due = self.log.lanes.next()
+            if due == math.inf:
+                await inbox.wait()  # returns without a checkpoint while something waits
+            else:
+                with trio.move_on_at(due):
+                    await inbox.wait()
             await turn.pass_on()
+            await self.give_due(turn)
             if notice := inbox.due():
                 await self.heed(notice, turn)
             elif inbox.renewed or inbox.lost:
@@ -200,6 +209,7 @@ class Tenant:
         else:
             tick, slow = await self.send_traced(batch, upto, turn, self.tracing)
         self.log.finish()
+        await self.give_due(turn)
         self.advanced.unpark_all()
         if self.followers:
             with Boundary(self.followers):
@@ -207,6 +217,15 @@ class Tenant:
         for flow in slow:
             with Boundary(flow.client):
                 overflow(flow)
+
+    async def give_due(self, turn: Turn) -> None:
+        """Write to each connection what is due in its lanes."""
+        if self.log.lanes.next() > trio.current_time():
+            return
+        for flow, due in self.log.lanes.due().items():
+            with Boundary(flow.client):
+                flow.give_due(due)
+            await turn.pass_on()
 
     async def heed(self, notice: Notice | Hole, turn: Turn) -> None:
         """Process a notice between two events."""
@@ -374,6 +393,7 @@ class Tenant:
             lag_max=max(lags, default=0),
             selections=len(self.log.selections),
             filters=len(self.log.filters),
+            held=self.log.lanes.held(),
             ring_events=ring.events,
             ring_bytes=ring.size,
             restarts=self.restarts,

@@ -84,6 +84,7 @@ class Tenants(Part):
                 name=name,
                 bounds=self.config.ring,
                 outbound_bytes=self.config.limits.outbound_bytes,
+                paced_channels=self.config.limits.paced_channels,
                 intake=self.intake,
                 make_history=self.history,
                 make_snapshots=self.snapshots,
@@ -109,6 +110,7 @@ class Tenants(Part):
         self.config = config
         for tenant in self.running.values():
             tenant.outbound_bytes = config.limits.outbound_bytes
+            tenant.paced_channels = tenant.log.lanes.most = config.limits.paced_channels
 
     def history(self, name: str, log: EventLog) -> History:
         return History(

@@ -220,6 +220,7 @@ class Limits:
     subscriptions_per_connection: Count = 128
     filters_per_connection: Count = 16
     filters_per_tenant: Count = 256
+    paced_channels: Count = 1000
     messages_per_minute: Count = 100
     messages_burst: Count = 50
     requests_per_second: Count = 10

@@ -111,6 +111,14 @@ class Index:
         known = index < len(self.sequences) and self.sequences[index] == sequence
         return self.times[index] if known else None
 
+    def newest_time(self, upto: int) -> int | None:
+        """Return when the newest event up to a position was stored (ns).
+
+        None if that may lie at or below the floor.
+        """
+        index = bisect_right(self.sequences, upto, self.start)
+        return None if index == self.start else self.times[index - 1]
+
     def before(self, time: int) -> int | None:
         """Return the position before the first event stored at or after a time (ns).
 

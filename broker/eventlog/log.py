@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
+from broker.eventlog.lanes import Lanes
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.ring import Ring
 from broker.eventlog.routing import Router
@@ -86,8 +87,9 @@ class Missing:
 class EventLog:
     """The selections and the ring of a tenant's events.
 
-    `head` is the place after the newest tick. `traced`: clients get the trace context of an event. `history`
-    reads what is below the ring, `snapshots` the newest event of each channel.
+    `head` is the place after the newest tick. `traced`: clients get the trace context of an event. `lanes`
+    have the members that want events at a pace. `history` reads what is below the ring, `snapshots` the
+    newest event of each channel.
     """
 
     history: History
@@ -113,6 +115,7 @@ class EventLog:
         self.ring = Ring(bounds, floor=self.head)
         self.router: Router[Route] = Router(self.route)
         self.selections: dict[Key, Selection] = {}
+        self.lanes = Lanes(clock)
         self.filters: Counter[Filter] = Counter()  # of these
         self.serial = 0
         self.running: Tick | None = None  # from `append` to `finish`
@@ -240,6 +243,7 @@ class EventLog:
         tick.head = max(tick.head, at(upto))
         groups = shared_out(tick.masks)
         self.ring.add(tick)
+        self.lanes.take(tick)
         self.groups, self.head, self.running = groups, tick.head, tick
         return tick
 
@@ -310,6 +314,7 @@ class EventLog:
         """
         running = self.running
         self.ring.blank(deleted, but=running)
+        self.lanes.drop(deleted)
         if running and deleted.meets(sequence_of(running.base), sequence_of(running.head)):
             self.deleted_late |= deleted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from itertools import combinations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Literal
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Record, StreamState
     from broker.config import Config, Limits
     from broker.eventlog.history import Checked
+    from broker.eventlog.index import Index
     from broker.filters import Filter
     from broker.wire.positions import Position
 
 LISTED_CHANNELS = 100_000  # what `STREAM.INFO` returns at once
+LOOKED_AT = 100  # sequences, for the time of the newest one that is still there
+LATE_MS = 500  # by which an event that is held may be later than others
 SNAPSHOT_SUBJECTS = 250  # read at a time, so that excess is noticed before everything has been read
 
 
@@ -92,7 +96,7 @@ class Scope:
 
 @attrs.define(eq=False)
 class Starts(Part):
-    """Resolves starts.
+    """Resolves starts. `index` returns when the newest events were stored.
 
     `check` returns a record as an event, or None (a dead letter). `remembered` returns a tenant's newest
     events from the feed, after one position up to another, which a lagging replica does not have yet. `look`
@@ -107,6 +111,7 @@ class Starts(Part):
     remembered: Callable[[str, int, int], Iterable[Checked]]
     look: Callable[[], Awaitable[StreamState]]
     gone: Callable[[str, int, int, Callable[[str], bool]], bool]
+    index: Callable[[], Index]
 
     def settings_changed(self, config: Config) -> None:
         self.limits = config.limits
@@ -121,6 +126,29 @@ class Starts(Part):
             case starts.Last(count):
                 return attrs.evolve(await self.last(count, scope), warned=scope.head)
         return await self.limited(self.whole(beginning, scope), scope)
+
+    async def lead(self, position: Position, beginning: Beginning, every_ms: int) -> int | None:
+        """Return the position after which events may have been held by a pace when `position` was told: those
+        stored since `every_ms` before.
+
+        None if the beginning is not at the position. Raise `Unavailable`.
+        """
+        after = position.sequence
+        if beginning.after != after or any(each.reason == "reset" for each in beginning.lost):
+            return None
+        lowest, index = max(0, after - self.limits.replay_events), self.index()
+        time = index.newest_time(after)
+        if time is None:
+            page = await self.bus.get(range(max(1, after - LOOKED_AT), after + 1))
+            if not page.times:
+                return lowest
+            time = page.times[-1]
+        time -= (every_ms + LATE_MS) * 1_000_000
+        before = index.before(time)
+        if before is None:
+            sequence = await self.bus.sequence_at(datetime.fromtimestamp(time / 1e9, UTC))
+            before = after if sequence is None else sequence - 1
+        return max(lowest, min(before, after))
 
     def whole(self, beginning: Beginning, scope: Scope) -> Beginning:
         """Add a loss if any of the events that follow has been deleted."""

@@ -15,8 +15,9 @@ from broker.flow.writer import Options, Writer
 from broker.wire.messages import Gap, named
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
+    from broker.eventlog.lanes import Held
     from broker.eventlog.log import EventLog
     from broker.eventlog.selection import Selection
     from broker.eventlog.snapshots import Snapshot
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 class Start:
     """Where subscriptions begin: after a place, or with a snapshot at P.
 
-    The client has been told of deletions up to the position `warned`.
+    Paced ones read from the place `lead` on, which is before, what may have been held for them. The client
+    has been told of deletions up to the position `warned`.
     """
 
     place: int = 0
+    lead: int | None = None
     snapshot: Snapshot | None = None
     warned: int = 0
 
@@ -59,12 +62,12 @@ class Flow(Writer):
         policy: Lag | None,
         listed: bool,
         now: float,
+        every_ms: int | None = None,
     ) -> Begun:
         """Begin subscriptions at a start, or at P. The flow holds the selections from here on.
 
-        Existing subscriptions continue, under another filter if they have one now, unless they are to begin
-        `again`. Raise `Unavailable` if the
-        connection ends meanwhile.
+        Existing subscriptions continue, under another filter or at another pace if they have one now, unless
+        they are to begin `again`. Raise `Unavailable` if the connection ends meanwhile.
         """
         log = self.joined()
         self.settle()
@@ -78,6 +81,8 @@ class Flow(Writer):
                 each.uses += 1
                 self.exchange(held, each)
         for each in selections:
+            self.set_pace(each, every_ms)
+        for each in selections:
             if each.unstored and self.find(each.pattern) is None:
                 self.join(each, floor=log.end())
                 each.uses += 1  # last: what breaks before holds nothing
@@ -88,18 +93,19 @@ class Flow(Writer):
             begun = self.go_on(stored, listed=listed)
         else:
             begun = self.begin(stored, start, listed=listed, now=now)
-        self.set_policies(selections, policy)
+        self.set_policies(selections, policy if every_ms is None else None)
         return begun
 
     def begin(self, stored: list[Selection], start: Start, *, listed: bool, now: float) -> Begun:
         """Begin subscriptions in the past: as a resume while there is no stored flow, else as a catch-up."""
         group = Group(stored, listed=listed)
-        behind = start.snapshot is not None or sequence_of(start.place) < sequence_of(self.place())
+        first = start.place if start.lead is None else start.lead
+        behind = start.snapshot is not None or sequence_of(first) < sequence_of(self.place())
         if behind and (start.snapshot or self.stored or self.beside):
             options = self.opt()
             options.catch_ups += 1
             reader = Reader(
-                start.place,
+                first,
                 began=now,
                 told=self.place(),
                 number=options.catch_ups,
@@ -115,6 +121,7 @@ class Flow(Writer):
         if behind:
             main = self.main or self.fall_behind(self.place())
             main.place, main.resuming, main.began = start.place, True, now
+            main.lead = start.lead
         for each in stored:
             self.join(each, floor=start.place)
             each.uses += 1
@@ -151,10 +158,14 @@ class Flow(Writer):
             self.unstored = (*self.unstored, selection)
         else:
             self.stored = (*self.stored, selection)
-        selection.members[self] = None
+        self.enlist(selection)
         if self.main is not None and not selection.unstored:
             self.main.warned = 0  # nothing deleted has been reported for this selection
-        if self.main is not None and floor > (self.main.unstored if selection.unstored else self.main.place):
+        main = self.main
+        reached = 0 if main is None else main.unstored if selection.unstored else main.place
+        if self.lanes:  # what is covered depends on it
+            self.opt().floors[selection] = max(floor, self.place())
+        elif main is not None and floor > reached:
             self.opt().floors[selection] = floor
 
     def set_policies(self, selections: Iterable[Selection], policy: Lag | None) -> None:
@@ -181,9 +192,10 @@ class Flow(Writer):
 
     def drop(self, selection: Selection) -> None:
         """Remove a selection from wherever it is."""
-        selection.members.pop(self, None)
+        _, missed = self.withdraw(selection)
         self.swap(selection, None)
         self.beside = tuple(reader for reader in self.beside if reader.selections)
+        self.pass_on(missed)
 
     def retune(self, pattern: str, deny: tuple[str, ...]) -> None:
         """Change the denied channels of a subscription, for everything not written yet."""
@@ -195,11 +207,56 @@ class Flow(Writer):
     def exchange(self, old: Selection, new: Selection) -> None:
         """Hold another selection in the place of one, for everything not written yet."""
         log = self.joined()
-        member = old.members.pop(self, self) is None
+        member, missed = self.withdraw(old)
         self.swap(old, new)
         if member:
-            new.members[self] = None
+            self.enlist(new)
         log.release(old)
+        self.pass_on(missed)
+
+    # --- pace --------------------------------------------------------------------------------------
+
+    def set_pace(self, selection: Selection, every_ms: int | None) -> None:
+        """Have the events of a selection come at a pace; None: all of them."""
+        lane = self.lanes.get(selection)
+        if (lane and lane.every_ms) == every_ms:
+            return
+        member, missed = self.withdraw(selection)
+        self.change_lane(selection, None, every_ms)
+        if member:
+            self.enlist(selection)
+        self.pass_on(missed)
+
+    def change_lane(self, old: Selection, new: Selection | None, every_ms: int | None) -> None:
+        """Give up the lane of a selection, and take that of another one, or at another pace."""
+        options = self.opt()
+        if (lane := options.lanes.pop(old, None)) is not None:
+            lane.lanes.release(lane)
+        if every_ms is not None:
+            options.lanes[new or old] = self.joined().lanes.acquire(new or old, every_ms)
+
+    def enlist(self, selection: Selection) -> None:
+        """Become a member of a selection, or of its lane."""
+        lane = self.lanes.get(selection)
+        if lane is None:
+            selection.members[self] = None
+        else:
+            lane.join(self)
+        if self.options:
+            self.options.finer.clear()
+
+    def withdraw(self, selection: Selection) -> tuple[bool, list[Held]]:
+        """Be no member any more. Return whether it was one, and what its lane had for it."""
+        lane = self.lanes.get(selection)
+        if self.options:
+            self.options.finer.clear()
+        if lane is None:
+            return selection.members.pop(self, self) is None, []
+        return self in lane.members, lane.leave(self)
+
+    def pass_on(self, missed: Sequence[Held]) -> None:
+        """Give what a lane had for it to the subscriptions that it still has."""
+        self.give_held([each for each in missed if any(each.matches(other) for other in self.selections())])
 
     def swap(self, old: Selection, new: Selection | None) -> None:
         """Replace one selection by another, or remove it."""
@@ -208,6 +265,8 @@ class Flow(Writer):
         for reader in self.readers():
             reader.swap(old, new)
         if options := self.options:
+            if (lane := options.lanes.get(old)) is not None:
+                self.change_lane(old, new, None if new is None else lane.every_ms)
             options.dropped = swapped(options.dropped, old, new)
             policy, floor = options.policies.pop(old, None), options.floors.pop(old, None)
             if new is not None and policy is not None:
@@ -279,7 +338,9 @@ class Flow(Writer):
         if log is None:
             return
         for each in list(self.selections()):
-            each.members.pop(self, None)
+            self.withdraw(each)
+            if self.lanes:
+                self.change_lane(each, None, None)
             log.release(each)
         self.stored = self.unstored = self.beside = ()
         self.main = self.options = None
@@ -294,16 +355,20 @@ class Flow(Writer):
         old = self.joined()
         same = old.incarnation == log.incarnation
         reached = at(sequence_of(self.place())) if same else 0
+        waiting: list[Held] = []
         self.quit(old)
+        self.enter(log)
         for each in list(self.selections()):
             new = log.acquire(each.pattern, each.deny, each.filter)
-            member = each.members.pop(self, self) is None
+            member, missed = self.withdraw(each)
+            waiting += missed if same and not each.unstored else ()
             self.swap(each, new)
             if member:
-                new.members[self] = None
-        self.enter(log)
+                self.enlist(new)
         main = self.main or self.fall_behind(reached)
         main.place, main.unstored = reached, log.end()
+        main.held = {each.channel: each for each in (*main.held.values(), *waiting)} if same else {}
+        main.lead = main.lead if same else None
         for reader in self.beside:
             reader.place, reader.told = at(sequence_of(reader.place)) if same else 0, 0
             if not same:

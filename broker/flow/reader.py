@@ -9,6 +9,7 @@ from broker.metrics.meters import RING, STREAM
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from broker.eventlog.lanes import Held
     from broker.eventlog.selection import Selection
     from broker.eventlog.snapshots import Newer, Snapshot
 
@@ -35,13 +36,14 @@ class Reader:
     catch-up has `selections` of its own. It may begin with a `snapshot`, and then reads of what follows only
     what is `newer`; `told` is its place that the client has been sent as P since it began. `groups` are
     announced at the end. `resuming` lasts until a start has been caught up with. The client has been told of
-    deletions up to the position `warned`. `began` is by the event loop's clock; `source` is where events were
-    read so far.
+    deletions up to the position `warned`. Of paced selections the flow's reader first reads what comes after
+    `lead` (None: nothing does) up to its place; `held` has by channel what lanes had for it. `began` is by
+    the event loop's clock; `source` is where events were read so far.
     """
 
     __slots__ = (
-        "began", "groups", "newer", "number", "place", "resuming", "selections", "snapshot", "source",
-        "told", "unstored", "warned",
+        "began", "groups", "held", "lead", "newer", "number", "place", "resuming", "selections", "snapshot",
+        "source", "told", "unstored", "warned",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,8 @@ class Reader:
         self.snapshot = snapshot
         self.newer: Newer | None = snapshot.newer if snapshot else None
         self.warned = warned
+        self.lead: int | None = None
+        self.held: dict[str, Held] = {}
         self.began = began
         self.source = RING if snapshot is None else STREAM
         self.resuming = False

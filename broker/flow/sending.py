@@ -19,7 +19,7 @@ from broker.errors import Unavailable
 from broker.eventlog.log import PAGE_BYTES, Missing, Page
 from broker.eventlog.places import at, sequence_of
 from broker.eventlog.tick import indices
-from broker.flow.lag import thin, thinning
+from broker.flow.lag import nothing_comes, thin, thinning
 from broker.flow.overflow import tell_dropped
 from broker.signals import Signal
 from broker.wire.messages import Gap, Pong, SubscriptionLive, named
@@ -119,8 +119,9 @@ class Sending:
         flow, found = self.flow, None
         before = self.places()
         if flow.main is not None:
+            self.step_held(flow.main)
             self.step_unstored(events, flow.main)
-            found = self.step_stored(events, flow.main)
+            found = self.step_lead(events, flow.main) or self.step_stored(events, flow.main)
             flow.rejoin()
         for turn, reader in enumerate(flow.beside):  # the first one that can continue
             if flow.rest is not None or (turn and self.places() != before):
@@ -129,9 +130,31 @@ class Sending:
             found = found or missing
         return found if flow.rest is None and self.places() == before else None
 
-    def places(self) -> dict[Reader, tuple[int, int]]:
+    def places(self) -> dict[Reader, tuple[object, ...]]:
         """Return the places of all readers, whatever their order."""
-        return {reader: (reader.place, reader.unstored) for reader in self.flow.readers()}
+        return {
+            reader: (reader.place, reader.unstored, reader.lead, len(reader.held))
+            for reader in self.flow.readers()
+        }
+
+    def step_held(self, main: Reader) -> None:
+        """Write what lanes have had for a paced subscription meanwhile."""
+        if main.held and self.flow.rest is None:
+            held, main.held = list(main.held.values()), {}
+            self.flow.give_held(held)
+
+    def step_lead(self, events: EventLog, main: Reader) -> Missing | None:
+        """Read what may have been held for paced subscriptions when the connection before ended."""
+        flow = self.flow
+        if main.lead is None or flow.rest is not None:
+            return None
+        paced, start = tuple(each for each in flow.stored if each in flow.lanes), main.lead
+        page, _ = self.page(events, paced, start, main.place, whole=True)
+        if isinstance(page, Missing):
+            return page
+        reached = page.end if page.lost else flow.give(page, main, start)
+        main.lead = reached if paced and reached < main.place else None
+        return None
 
     def step_unstored(self, events: EventLog, main: Reader) -> None:
         flow, end = self.flow, events.end()
@@ -151,7 +174,7 @@ class Sending:
 
     def step_stored(self, events: EventLog, main: Reader) -> Missing | None:
         flow, end = self.flow, events.end()
-        if flow.rest is not None:
+        if flow.rest is not None or main.lead is not None:
             return None
         tell_dropped(flow, events, main)
         if flow.rest is not None:
@@ -186,7 +209,7 @@ class Sending:
         if reader.snapshot:
             page: Page | Missing = snapshot_page(events, reader, reader.snapshot)
         elif start < limit:
-            page = events.read(reader.selections, start, limit)
+            page, _ = self.page(events, reader.selections, start, limit, whole=True)
         else:
             page = Page(end=start)
         if isinstance(page, Missing) or page.end > limit:  # a later start has set P back: flow first
@@ -217,27 +240,40 @@ class Sending:
         return None
 
     def page(
-        self, events: EventLog, selections: tuple[Selection, ...], after: int, upto: int
+        self,
+        events: EventLog,
+        selections: tuple[Selection, ...],
+        after: int,
+        upto: int,
+        *,
+        whole: bool = False,
     ) -> tuple[Page | Missing, bool]:
         """Return the next page without the events that lag policies leave out, and whether there are any.
 
-        If so, the client has been told.
+        If so, the client has been told. Of paced selections it has the newest of each channel, unless that
+        comes from their lane. A `whole` page has what lag policies, floors and lanes leave out.
         """
-        flow = self.flow
-        floors = flow.floors()
-        how = thinning(selections, flow.options.policies if flow.options else {})
+        flow, options = self.flow, self.flow.options
+        floors = None if whole else flow.floors()
+        policies = options.policies if options and not whole else {}
+        how = thinning(selections, policies, flow.lanes)
         if not how:
             return events.read(selections, after, upto, floors=floors), False
         page = events.read(selections, after, upto, floors=floors, budget=None)
         if isinstance(page, Missing) or page.lost:
             return page, False
-        page, passed = thin(page, how, floors, after=after)
+        page, passed = thin(page, how, floors, after=after, comes=nothing_comes if whole else self.comes)
         if passed:
             channel = named(each.pattern for each in (*how.latest, *how.few))
             start = UNSET if selections is flow.unstored else events.text(sequence_of(after))
             count = UNSET if any(each.filter for each in selections) else passed
             flow.client.tell(Gap(channel=channel, reason="lag", start=start, count=count))
         return page, passed > 0
+
+    def comes(self, selection: Selection, channel: str, place: int) -> bool:
+        """Return whether the lane of a selection has an event for the flow, or a newer one."""
+        lane = self.flow.lanes.get(selection)
+        return lane is not None and lane.holds(self.flow, channel, place)
 
     def turn(self, reader: Reader) -> None:
         """Let other catch-ups continue; they take turns, a few at a time."""

@@ -6,17 +6,20 @@ No I/O, except the link's `send`, which passes on what the kernel accepts at onc
 from __future__ import annotations
 
 from itertools import compress, islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from broker import subjects
 from broker.eventlog.places import sequence_of
-from broker.eventlog.tick import bits
+from broker.eventlog.tick import bits, indices
 from broker.flow.pipe import Pipe
 from broker.flow.reader import Reader
-from broker.wire.frames import converted, mark
+from broker.wire import frames as framing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from broker.eventlog.lanes import Held, Lane
     from broker.eventlog.log import EventLog, Page
     from broker.eventlog.selection import Selection
     from broker.eventlog.tick import Tick
@@ -25,19 +28,25 @@ if TYPE_CHECKING:
     from broker.wire.messages import Lag
 
 
+NO_LANES: Mapping[Selection, Lane] = MappingProxyType({})
+
+
 class Options:
     """State that only few connections have.
 
     `policies`: lag policies other than the default; `floors`: places up to which a selection gets nothing;
+    `lanes`: that of each paced selection; `finer`: of each lane, the selections whose events come sooner;
     `dropped`: selections of which `count` events (None: unknown) were dropped and not reported yet;
     `catch_ups`: the number begun so far; `waits`: bytes waiting, counted while a policy is `strict`.
     """
 
-    __slots__ = ("catch_ups", "count", "dropped", "floors", "policies", "strict", "waits")
+    __slots__ = ("catch_ups", "count", "dropped", "finer", "floors", "lanes", "policies", "strict", "waits")
 
     def __init__(self) -> None:
         self.policies: dict[Selection, Lag] = {}
         self.floors: dict[Selection, int] = {}
+        self.lanes: dict[Selection, Lane] = {}
+        self.finer: dict[Lane, tuple[Selection, ...]] = {}
         self.dropped: tuple[Selection, ...] = ()
         self.count: int | None = 0
         self.catch_ups = 0
@@ -144,6 +153,7 @@ class Writer(Pipe):
         else:
             written = self.offer(frames)
         given = max(0, written - len(ahead))
+        self.note_read(page, reader, given)
         size = sum(map(len, events[:given]))
         if self.log:
             self.log.traffic.add(given, size)
@@ -171,23 +181,123 @@ class Writer(Pipe):
         # What a channel holds, its publisher is shown as everybody is.
         viewer = None if reader.snapshot or reader.newer else self
         frames = [frame for tick, mask in page.shares for frame in tick.view(mask, viewer)]
+        if self.lanes:
+            return self.render_paced(page, reader, frames)
         if reader.number is not None:
-            frames = [frame and mark(frame, reader.number) for frame in frames]
-        return converted(frames, self.framing, marked=reader.number is not None)
+            frames = [frame and framing.mark(frame, reader.number) for frame in frames]
+        return framing.converted(frames, self.framing, marked=reader.number is not None)
 
     def rejoin(self) -> bool:
         """Become up to date if possible, without an await between the test and the change."""
         main, log = self.main, self.log
         if main is None or log is None or self.rest is not None or main.groups:
             return False
-        if main.place < log.end() or main.unstored < log.end():
+        if main.place < log.end() or main.unstored < log.end() or main.held or main.lead is not None:
             return False
         self.main = None
+        for lane in self.lanes.values():
+            lane.version += 1  # it may wait for the next event of a channel
         self.mask = 0  # the running tick is in the ring and was read there
         if self.options:
-            self.options.floors.clear()
+            if not self.lanes:  # what is covered depends on them
+                self.options.floors.clear()
             self.options.waits = 0
         return True
+
+    # --- paced selections --------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> Mapping[Selection, Lane]:
+        return self.options.lanes if self.options else NO_LANES
+
+    def will_read(self, place: int, *, unstored: bool) -> bool:
+        """Return whether it is behind, and comes to the event at a place by reading the log."""
+        return self.main is not None and place > (self.main.unstored if unstored else self.main.place)
+
+    def give_due(self, due: Iterable[tuple[Lane, Held]]) -> None:
+        """Write what is due in its lanes, once for all subscriptions. While it is behind, keep it instead."""
+        self.settle()
+        self.give_held([held for lane, held in due if self in lane.members and not self.covered(lane, held)])
+
+    def give_held(self, events: Sequence[Held]) -> None:
+        """Write events of lanes, as far as the link accepts them; of the rest, keep the newest by channel."""
+        kept: Iterable[Held] = events
+        if self.rest is None and (self.main is None or not self.main.held):
+            frames = [self.form(each) for each in events]
+            written = self.offer(frames) if any(frames) else len(frames)
+            if self.log:
+                self.log.traffic.add(written, sum(map(len, frames[:written])))
+            kept = events[written:]
+        if kept and self.main is not None:
+            self.main.held.update({each.channel: each for each in kept})
+            self.client.fell_behind()
+
+    def form(self, held: Held) -> bytes:
+        """Return an event of a lane as it is written; nothing if it is not for this connection."""
+        own = held.own
+        if own is None or own.user != self.user:
+            return held.form(self.framing)
+        if own.unechoed is not None and own.unechoed == self.connection():
+            return b""
+        if own.id is None:
+            return held.form(self.framing)
+        frame = framing.paced(framing.own(held.frame, own.user, own.id))
+        return self.framing(frame, True) if self.framing else frame
+
+    def covered(self, lane: Lane, held: Held) -> bool:
+        """Return whether an event of a lane has come, or comes, for another selection that is not paced, or
+        has a finer pace.
+        """
+        options = self.options
+        if options is None or len(self.stored) + len(self.unstored) == 1:
+            return False
+        finer = options.finer.get(lane)
+        if finer is None:
+            finer = options.finer[lane] = tuple(self.find_finer(lane))
+        return any(held.place > options.floors.get(each, 0) and held.matches(each) for each in finer)
+
+    def find_finer(self, lane: Lane) -> Iterator[Selection]:
+        """Yield the selections that can match the same events as a lane, and bring them sooner."""
+        own = lane.selection
+        for each in (*self.stored, *self.unstored):
+            if each is own or (own.literal and each.literal):
+                continue
+            other = self.lanes.get(each)
+            sooner = other is None or (
+                each.filter == own.filter and (other.ticks, each.serial) < (lane.ticks, own.serial)
+            )  # another filter may pass newer events, that take the place of ours
+            if sooner and subjects.overlaps(each.pattern, own.pattern):
+                yield each
+
+    def render_paced(self, page: Page, reader: Reader, frames: list[bytes]) -> list[bytes]:
+        """Return frames of a page with the mark of what is read for paced selections alone."""
+        selections = (*self.stored, *self.unstored) if reader is self.main else reader.selections
+        plain = [each for each in selections if each not in self.lanes]
+        floors = self.floors() if reader is self.main else None
+        found, rest = [], iter(frames)
+        for tick, mask in page.shares:
+            unpaced = tick.share(plain, floors) if plain else 0
+            for index in indices(mask):
+                frame, marked = next(rest), reader.number is not None
+                if frame and not unpaced >> index & 1:
+                    frame, marked = framing.paced(frame), True
+                if frame and reader.number is not None:
+                    frame = framing.mark(frame, reader.number)
+                found.append(self.framing(frame, marked) if frame and self.framing else frame)
+        return found
+
+    def note_read(self, page: Page, reader: Reader, given: int) -> None:
+        """Begin windows for the first events of a page of a reader, which have been written."""
+        for selection, lane in self.lanes.items():
+            if reader is not self.main and selection not in reader.selections:
+                continue  # marked events are for others
+            left = given
+            for tick, mask in page.shares:
+                matched = tick.mask(selection)
+                for index in islice(indices(mask), left):
+                    if matched >> index & 1:
+                        lane.read(self, tick.channels[index], tick.places[index])
+                left = max(0, left - mask.bit_count())
 
     # --- questions ---------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from broker.wire.frames import Framing
 
 STARTS = ("position", "since", "last", "snapshot", "durable")
-PARAMETERS = (*STARTS, "lag", "filter")
+PARAMETERS = (*STARTS, "lag", "filter", "every_ms")
 # Until the broker names another time: spread, for the case that it dies with all its clients.
 RETRY_MS = 1000, 5000
 MEDIA_TYPE = "text/event-stream"
@@ -99,7 +99,7 @@ def subscribe(query: Query, last_event_id: str | None) -> bytes:
 
 def value_of(name: str, text: str) -> Any:
     """Return a parameter as JSON has it. Raises `Refused` (400)."""
-    if name == "last":
+    if name in ("last", "every_ms"):
         return queries.whole_number(name, text)
     if name == "snapshot":
         if text not in ("", "true", "false"):

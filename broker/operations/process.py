@@ -222,10 +222,12 @@ def subscription_report(
     numbers = [each.number for each in flow.beside if selection in each.selections]
     waiting = any(selection in group.selections for each in flow.readers() for group in each.groups)
     names = [name for name, durable in durables.items() if pattern in durable.patterns]
+    lane = flow.lanes.get(selection)
     return reports.SubscriptionReport(
         channel=pattern,
         deny=list(selection.deny),
         filter=selection.filter.text.decode() if selection.filter else None,
+        every_ms=lane.every_ms if lane else None,
         lag=flow.policy(selection),
         live=not (numbers or waiting),
         catch_up=numbers[0] if numbers else None,

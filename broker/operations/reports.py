@@ -94,12 +94,14 @@ class ConnectionPage:
 class SubscriptionReport:
     """One subscription.
 
-    `deny` is excluded from it; `filter` is JSON; `catch_up` is the number of the catch-up that feeds it.
+    `deny` is excluded from it; `filter` is JSON; `every_ms` is its pace; `catch_up` is the number of the
+    catch-up that feeds it.
     """
 
     channel: str
     deny: list[str]
     filter: str | None
+    every_ms: int | None
     lag: str
     live: bool
     catch_up: int | None

@@ -126,6 +126,11 @@ def mark(framed: bytes, catch_up: int) -> bytes:
     return text(b'%b,"catch_up":%d}}' % (payload(framed)[:-2], catch_up))
 
 
+def paced(framed: bytes) -> bytes:
+    """Return the text frame of an `event` with the mark of one that was paced."""
+    return text(b'%b,"paced":true}}' % payload(framed)[:-2])
+
+
 def trace(framed: bytes, parent: str) -> bytes:
     """Return the text frame of an `event` with the `traceparent` of the step that a client continues.
 

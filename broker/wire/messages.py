@@ -40,7 +40,8 @@ class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `position`: after that position. `since`: from a time on (RFC 3339). `last`: from the newest `last` events
     on. `snapshot`: from the newest event of each channel on. `durable`: from the position acknowledged under
     that name (1 to 64 of A-Z a-z 0-9 _ -). `lag` says what may be left out while the client is slow. With a
-    `filter` only the events come that pass it.
+    `filter` only the events come that pass it; with `every_ms` (100 to 60000) of each channel at most one in
+    that time, the newest.
     """
 
     type: ClassVar[str] = "subscribe"
@@ -52,6 +53,7 @@ class Subscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durable: str | None = None
     lag: Lag | None = None
     filter: dict[str, Any] | None = None
+    every_ms: int | None = None
 
 
 class Unsubscribe(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -255,6 +257,8 @@ class Publisher(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True, kw_only=True):
     """An event of a subscription; `null` removes the channel. Live channels have no `position`.
 
+    One that is `paced` is for subscriptions with `every_ms` alone; it does not move the live position.
+
     This class describes the message; `frames.event` splices the bytes without creating an instance.
     """
 
@@ -264,6 +268,7 @@ class Event(Struct, frozen=True, kw_only=True):
     position: str | UnsetType = UNSET
     publisher: Publisher | UnsetType = UNSET
     catch_up: int | UnsetType = UNSET
+    paced: bool | UnsetType = UNSET
     traceparent: str | UnsetType = UNSET
 
 

@@ -22,6 +22,7 @@ class Payload(msgspec.Struct):
     position: str | None = None
     to: str | None = None
     catch_up: int | None = None
+    paced: bool = False
     reconnect_after_ms: int | None = None
     retry_after_ms: int | None = None
 
@@ -63,6 +64,8 @@ class Place:
             if told.type != "subscription.live":
                 return None
             self.unfinished.discard(payload.catch_up)
+        if payload.paced:
+            return None
         carried = payload.to if told.type == "gap" else payload.position
         if self.unfinished or carried is None or told.type not in (*CARRIERS, "gap"):
             return None

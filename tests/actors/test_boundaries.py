@@ -121,6 +121,7 @@ def settings() -> config.Config:
             heartbeat_timeout_seconds=1000,
             stall_seconds=1000,
             outbound_bytes=3000,
+            paced_channels=100,
             connections_per_user=10,
         )
     )

@@ -44,17 +44,30 @@ class Expected:
     snapshot: bool = False
     latest: bool = False  # its lag policy
     filtered: bool = False
+    every_ms: int | None = None
+    asked: list[tuple[int, int]] = attrs.Factory(list)  # from which positions, at which pace
     seen: list[int] = attrs.Factory(list)
 
     @property
     def options(self) -> dict[str, Any]:
-        return ({"lag": "latest"} if self.latest else {}) | ({"filter": FILTER} if self.filtered else {})
+        given = {"lag": "latest" if self.latest else None, "filter": FILTER if self.filtered else None}
+        return {name: value for name, value in given.items() if value} | self.pace
+
+    @property
+    def pace(self) -> dict[str, Any]:
+        return {} if self.every_ms is None else {"every_ms": self.every_ms}
 
     def take(self, payload: dict[str, Any], sequence: int) -> None:
         if not subjects.covers(self.pattern, payload["channel"]):
             return
         if self.filtered and not str(payload["event"]).startswith("y"):
             return  # it is for another one
+        if self.every_ms is not None:
+            if payload.get("catch_up") in (None, self.number):
+                self.seen.append(sequence)
+            return
+        if payload.get("paced"):
+            return
         if payload.get("catch_up") == self.number and sequence > (self.start or 0):
             self.seen.append(sequence)  # its own mark, or unmarked once it is live
 
@@ -92,7 +105,7 @@ class Simulated:
                 return
             if "catch_up" in payload:
                 assert told <= self.position, "a catch-up passed P"
-            else:
+            elif "paced" not in payload:
                 assert told > self.last_unmarked, "unmarked events went backwards"
                 self.last_unmarked = self.position = told
             for each in self.wanted.values():
@@ -192,7 +205,10 @@ class Simulated:
         await self.ask("subscribe", {"channel": [LIVE]})
         for pattern, each in self.kept.items():
             # One at a time, so that each has its own answer; the first sets P, the others join there.
-            each.seen = [number for number in each.seen if number <= self.kept_position]
+            if each.every_ms is None:
+                each.seen = [number for number in each.seen if number <= self.kept_position]
+            else:
+                each.asked.append((self.kept_position, each.every_ms))
             wish = {"channel": pattern, "position": f"inc0-{self.kept_position}"} | each.options
             while pattern not in self.wanted:
                 expected = attrs.evolve(each, number=None, seen=[*each.seen])
@@ -213,22 +229,36 @@ async def live(client: Simulated, bus: ScriptedBus) -> None:
         full = subjects.expand_me(pattern, client.name)
         action = rng.random()
         filtered = rng.random() < 0.3
+        every_ms = rng.choice((None, None, 100, 500, 2000))
         if full == "secret.x":
             continue
         if action < 0.3:
             if full not in client.wanted:
-                latest = rng.random() < 0.3
-                expected = Expected(pattern=full, start=None, latest=latest, filtered=filtered)
+                latest = rng.random() < 0.3 and every_ms is None
+                expected = Expected(
+                    pattern=full, start=None, latest=latest, filtered=filtered, every_ms=every_ms
+                )
                 await client.ask("subscribe", {"channel": pattern} | expected.options, expected)
         elif action < 0.55:
             behind = rng.choice((0, 3, 50, 1000))
             start = max(0, client.position - rng.randint(0, behind)) if client.position >= 0 else 0
             wish = {"channel": pattern, "position": f"inc0-{start}"}
-            expected = Expected(pattern=full, start=start, filtered=filtered)
+            expected = Expected(
+                pattern=full,
+                start=start,
+                asked=[(start, every_ms)] if every_ms else [],
+                filtered=filtered,
+                every_ms=every_ms,
+            )
             await client.ask("subscribe", wish | expected.options, expected)
         elif action < 0.65:
-            expected = Expected(pattern=full, start=-1, snapshot=True)
-            await client.ask("subscribe", {"channel": pattern, "snapshot": True}, expected)
+            expected = Expected(pattern=full, start=-1, snapshot=True, every_ms=every_ms)
+            await client.ask("subscribe", {"channel": pattern, "snapshot": True} | expected.pace, expected)
+        elif action < 0.7 and full in client.wanted:
+            standing = client.wanted[full]
+            if standing.number is None and not standing.snapshot and every_ms is not None:
+                expected = attrs.evolve(standing, latest=False, every_ms=every_ms)
+                await client.ask("subscribe", {"channel": pattern} | expected.options, expected)
         elif action < 0.8:
             if full in client.wanted:
                 del client.wanted[full]
@@ -272,6 +302,9 @@ def entitled(bus: ScriptedBus, client: Simulated, each: Expected) -> list[tuple[
 
 def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
     all_of_it = entitled(bus, client, each)
+    if each.every_ms is not None:
+        check_paced(bus, client, each, dict(all_of_it))
+        return
     if each.latest:
         after = {sequence: channel for sequence, channel in all_of_it if sequence > (each.start or 0)}
         assert each.seen == sorted(set(each.seen) & after.keys()), (client.name, each)
@@ -289,6 +322,23 @@ def check(bus: ScriptedBus, client: Simulated, each: Expected) -> None:
         if each.seen == sorted(newest.values()) + rest:
             return
     raise AssertionError((client.name, each))
+
+
+def check_paced(bus: ScriptedBus, client: Simulated, each: Expected, channels: dict[int, str]) -> None:
+    """In the end it knows the newest event of each channel, of those stored after its start, or within its
+    pace before a position that it was asked for from. It may have seen what came for other subscriptions.
+    """
+    assert set(each.seen) <= channels.keys(), (client.name, each)
+    begin = min([each.start or 0, *(before(bus, position, pace) for position, pace in each.asked)])
+    newest = {channel: sequence for sequence, channel in channels.items() if sequence > begin}
+    assert set(newest.values()) <= set(each.seen), (client.name, each, newest)
+
+
+def before(bus: ScriptedBus, position: int, milliseconds: float) -> int:
+    """The position before all that was stored within so many milliseconds before a position was."""
+    stored = [time for sequence, time in bus.stored_times.items() if sequence <= position]
+    since = stored[-1] - milliseconds / 1000 if stored else 0.0
+    return min((sequence for sequence, time in bus.stored_times.items() if time >= since), default=1) - 1
 
 
 @simulated(15)
@@ -333,6 +383,8 @@ async def test_everyone_sees_what_a_naive_reader_would(
                     if not lives:
                         await done.wait()
                         await each.arrive(bus)
+                        await trio.sleep(3)  # longer than any pace
+                        await each.ask("ping", {})
                         break
                 except Gone:
                     lives += 1  # that one was not of its own making

@@ -12,6 +12,7 @@ import pytest
 from broker import config, filters, subjects
 from broker.errors import SnapshotTooLarge, Unavailable
 from broker.eventlog import starts
+from broker.eventlog.index import Index
 from broker.eventlog.starts import Beginning, Lost, Scope, Starts
 from broker.wire.positions import Position
 from broker.wire.starts import After, Last, Since
@@ -38,6 +39,7 @@ def make_starts(bus: Stream, *, thinned: bool = False, **limits: Any) -> Starts:
         remembered=bus.remembered,
         look=bus.state,
         gone=lambda *_: False,
+        index=lambda: Index(bus.last_sequence),
     )
 
 

@@ -90,6 +90,7 @@ class Joiner:
     wish: Join
     selections: list[Selection] = attrs.Factory(list)
     beginning: Beginning | None = None
+    lead: int | None = None  # from where paced subscriptions read what may have been held
     snapshot: snapshots.Snapshot | None = None
     taken: str | None = None  # the durable name, once it is taken
 
@@ -146,6 +147,8 @@ class Joiner:
             if isinstance(start, Last) and self.wish.filter is not None:
                 await self.evaluate(start.count)
             self.beginning = await self.sources.starts.resolve(start, self.scope())
+            if isinstance(start, After) and self.wish.every_ms is not None:
+                self.lead = await self.sources.starts.lead(start.position, self.beginning, self.wish.every_ms)
             await self.reach(self.beginning.after)
 
     async def from_cursor(self, name: str) -> None:
@@ -234,12 +237,14 @@ class Joiner:
         if self.snapshot:
             start = Start(snapshot=self.snapshot)
         elif beginning:
-            start = Start(place=at(beginning.after), warned=beginning.warned)
+            lead = None if self.lead is None else at(self.lead)
+            start = Start(place=at(beginning.after), lead=lead, warned=beginning.warned)
         begun = flow.subscribe(
             self.selections,
             start=start,
             again=wish.start is not None or wish.durable is not None,
             policy=wish.lag,
+            every_ms=wish.every_ms,
             listed=wish.listed,
             now=trio.current_time(),
         )

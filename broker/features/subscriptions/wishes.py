@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from broker import errors, filters, subjects
 from broker.errors import BrokerError
+from broker.eventlog.lanes import TICK_MS
 from broker.wire import durables, positions
 from broker.wire import messages as m
 from broker.wire.starts import After, Last, Since, Snapshot
@@ -19,14 +21,16 @@ if TYPE_CHECKING:
     from broker.session.requests import Terms
     from broker.wire.starts import Start
 
+LEAST_MS, MOST_MS = 100, 60_000  # of `every_ms`
 MAX_SHOWN = 256  # characters of a refused channel in the reply
 
 
 @attrs.frozen(kw_only=True)
 class Join:
-    """Begin or restart subscriptions: each pattern, with the denied patterns to leave out, and a filter.
+    """Begin or restart subscriptions: each pattern, with the denied patterns to leave out.
 
-    `listed`: the client sent a list, and is answered with lists.
+    `filter` and `every_ms` say what comes of that, and at which pace. `listed`: the client sent a list, and
+    is answered with lists.
     """
 
     patterns: dict[str, tuple[str, ...]]
@@ -35,6 +39,7 @@ class Join:
     durable: str | None
     lag: m.Lag | None
     filter: Filter | None
+    every_ms: int | None
     listed: bool
 
 
@@ -56,6 +61,7 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
         raise errors.Unavailable("subscribe: this broker is about to stop; reconnect first")
     start = start_of(message, terms.limits.last_events)
     wanted = filter_of(message)
+    every_ms = pace_of(message)
     if message.durable is not None:
         durables.check_name(message.durable)
     most = terms.limits.subscriptions_per_connection
@@ -90,6 +96,7 @@ def check_subscribe(terms: Terms, message: m.Subscribe) -> Join:
         durable=message.durable,
         lag=message.lag,
         filter=wanted,
+        every_ms=every_ms,
         listed=isinstance(message.channel, list),
     )
 
@@ -101,6 +108,15 @@ def filter_of(message: m.Subscribe) -> Filter | None:
     if message.snapshot:  # a row that no longer passes would stay for ever
         raise errors.BadMessage("payload: snapshot and filter exclude each other")
     return filters.parse(message.filter, "payload.filter")
+
+
+def pace_of(message: m.Subscribe) -> int | None:
+    """Return the pace of a subscribe, rounded up to the ticks that all share."""
+    if message.every_ms is None:
+        return None
+    if not LEAST_MS <= message.every_ms <= MOST_MS:
+        raise errors.BadMessage(f"payload.every_ms: must be {LEAST_MS} to {MOST_MS}")
+    return math.ceil(message.every_ms / TICK_MS) * TICK_MS
 
 
 def check_filtered(pattern: str, filtered: set[str], most: int) -> None:

@@ -51,12 +51,13 @@ class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     durable: str | None = None
     lag: Annotated[str, LAG] | None = None
     filter: dict[str, Any] | None = None
+    every_ms: int | None = None
     wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
 
     @property
     def options(self) -> dict[str, Any]:
         """What a `subscribe` message has beside its channels and its start."""
-        given = {"lag": self.lag or None, "filter": self.filter}
+        given = {"lag": self.lag or None, "filter": self.filter, "every_ms": self.every_ms}
         return {name: value for name, value in given.items() if value is not None}
 
     @property

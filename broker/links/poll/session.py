@@ -87,6 +87,8 @@ class PollTransport:
     turns: int = 0  # of its name: answers that have a position in common have names that differ
     live_alone: bool = False  # whether who stands where the newest answer ends lacks only its live events
     missed: list[str] = attrs.Factory(list)  # live channels with events in an answer that was lost
+    paced: list[msgspec.Raw] = attrs.Factory(list)  # events in the newest answer that move no position
+    repeated: list[msgspec.Raw] = attrs.Factory(list)  # those of one that was lost
     token_hash: bytes = b""  # of the token that the connection has
     tenant: str | None = None  # asked for with that token
     talking: trio.Lock = attrs.Factory(trio.Lock)
@@ -259,6 +261,7 @@ class PollTransport:
             # Nothing of it was kept. A gap goes with the next answer that has something to say: told at once,
             # a client that always sends the first name would get one answer after another.
             self.missed = sorted(filter(subjects.is_live, self.held))
+            self.repeated = self.paced
             return False
         return True
 
@@ -344,6 +347,8 @@ class PollTransport:
         if self.missed:
             gathered.gaps.insert(0, lag(self.missed))
             self.missed = []
+        self.paced = [each for each in gathered.events if payload.decode(each).paced]
+        gathered.events[:0], self.repeated = self.repeated, []
         before, self.resume_position, self.size = self.resume_position, self.place.position, len(self.buffer)
         self.turns += bool(gathered) and (before is None or self.resume_position in (None, before))
         moved = before != self.resume_position

@@ -141,6 +141,8 @@ export interface SubscribeOptions {
   lag?: Lag;
   /** Only events that pass it (the protocol page, "Filters"); not with `snapshot`. */
   filter?: Filter;
+  /** Of each channel at most one event in so many ms (100 to 60000), the newest; the first at once. Nothing is a gap. */
+  everyMs?: number;
   /**
    * How many items wait for who iterates; default 1000. When so many wait, the subscription is `paused`: the
    * broker keeps what comes and sends it later. Events of live channels, kept nowhere, are a gap then.

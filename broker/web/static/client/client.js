@@ -118,11 +118,11 @@ export class Client extends EventTarget {
    */
   subscribe(channels, options = {}, onEvent) {
     if (typeof options === "function") [options, onEvent] = [{}, options];
-    const { position, since, last, snapshot, durable, lag, filter, buffer = 1000 } = options;
+    const { position, since, last, snapshot, durable, lag, filter, everyMs: every, buffer = 1000 } = options;
     const start = given({ position, since, last, snapshot: snapshot || undefined });
     if (Object.keys(start).length > 1) throw new TypeError("at most one of position, since, last and snapshot");
     const conditions = filter === undefined ? undefined : json(filter, "filter");
-    const asked = { names: many(channels), start: given({ ...start, durable }), lag, filter: conditions, buffer };
+    const asked = { names: many(channels), start: given({ ...start, durable }), lag, filter: conditions, every, buffer };
     /** @type {Subscription | undefined} */
     let made;
     this.#records.add(asked, (record) => (made = this.#subscription(record)));

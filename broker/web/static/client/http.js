@@ -249,9 +249,9 @@ class HttpLink {
    * @param {string | undefined} messageId
    */
   #subscribe(payload, messageId) {
-    const { channel, position: from, lag, filter, ...start } = payload; // one list has one filter: here none
+    const { channel, position: from, lag, filter, every_ms, ...start } = payload; // one list has one filter: here none
     if (Object.keys(given(start)).length) {
-      const reading = { channel, ...start, lag, filter, position: from };
+      const reading = { channel, ...start, lag, filter, every_ms, position: from };
       this.#before = this.#before.then(() => this.#begin(reading, messageId));
       return;
     }

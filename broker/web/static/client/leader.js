@@ -79,9 +79,9 @@ export class Leader {
       }
     if (type === "unsubscribe") answer("unsubscribed")({ channel });
     if (type === "subscribe") {
-      const { channel: names, lag, filter, ...start } = given(payload);
+      const { channel: names, lag, filter, every_ms: every, ...start } = given(payload);
       const key = exchange.next();
-      records.add({ names, lag, filter, start, peer }, (record) => this.#receiver(peer, record, key, messageId));
+      records.add({ names, lag, filter, every, start, peer }, (record) => this.#receiver(peer, record, key, messageId));
     }
   }
 
@@ -132,7 +132,9 @@ export class Leader {
         const live = record.state === LIVE;
         if (live && last.get(peer) === item) return;
         if (live) last.set(peer, item);
-        this.#answer(peer, item.type, { ...item, catch_up: live ? undefined : key });
+        // What comes at a pace may be older than where that tab stands.
+        const paced = (item.type === "event" && !!record.windows) || undefined;
+        this.#answer(peer, item.type, { ...item, catch_up: live ? undefined : key, paced });
       },
       turn: (before) => {
         if (record.state === LIVE) before === LIVE || say(true);

@@ -66,13 +66,14 @@ const TIME = /^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d
  * @param {Asked & {wrong?: string}} asked
  * @param {Limits} limits
  */
-export const mistaken = ({ names, start: { position, since, last, snapshot, durable }, lag, filter, wrong }, { last_events = Infinity }) => {
+export const mistaken = ({ names, start: { position, since, last, snapshot, durable }, lag, filter, every, wrong }, { last_events = Infinity }) => {
   if (!names.length) return "there is no channel";
   if (position !== undefined && typeof position !== "string") return "position: send one back as it was received";
   if (since !== undefined && !TIME.test(since)) return "since: a time as 2026-01-31T12:00:00Z";
   if (last !== undefined && !(Number.isInteger(last) && last > 0 && last <= last_events)) return `last: 1 to ${last_events}`;
   if (durable !== undefined && !/^[\w-]{1,64}$/.test(durable)) return "durable: 1 to 64 of the characters A-Z a-z 0-9 _ -";
   if (lag !== undefined && !["replay", "latest", "drop", "close"].includes(lag)) return "lag: replay, latest, drop or close";
+  if (every !== undefined && !(Number.isInteger(every) && every >= 100 && every <= 60_000)) return "everyMs: a whole number from 100 to 60000";
   if (wrong) return wrong;
   if (filter && snapshot) return "snapshot and filter exclude each other: what no longer passes would stay";
   if (lag === "replay" && names.some((name) => /^live\./.test(name))) return "lag: what is live is not stored, and cannot be replayed";

@@ -26,6 +26,7 @@ const PACE = 0.9; // of a rate
 const LIMITS = {
   subscriptions_per_connection: 128,
   filters_per_connection: 0, // an older broker has none
+  paced_channels: 0, // likewise
   requests_per_second: 10,
   requests_burst: 200,
   messages_per_minute: 100,

@@ -4,6 +4,7 @@
 import { either } from "./filters.js";
 import { PAUSED } from "./record.js";
 import { bytes } from "./values.js";
+import { finest } from "./windows.js";
 
 /** @import { SubscriptionRecord } from "./record.js" */
 /** @import { Filter } from "./filters.js" */
@@ -19,6 +20,7 @@ import { bytes } from "./values.js";
  * @property {boolean} [let_go] it is to be unsubscribed from, whoever has it
  * @property {number} [refused] so often
  * @property {string} [filter] the text of the filter that it was asked for with
+ * @property {number} [every] the pace, likewise
  */
 
 /**
@@ -29,6 +31,7 @@ import { bytes } from "./values.js";
  * @property {Start} start
  * @property {string | undefined} lag
  * @property {Filter} [filter] what of them is asked for
+ * @property {number} [every] at which pace
  * @property {number} doubts
  */
 
@@ -49,6 +52,7 @@ export class Plan {
   #used;
   #most;
   #filters;
+  #paced;
   /** @type {Set<string>} names that are further subscriptions of the connection */
   #new = new Set();
 
@@ -58,8 +62,9 @@ export class Plan {
    * @param {Set<string>} used of which somebody has it
    * @param {Limits} limits
    */
-  constructor(records, names, used, { subscriptions_per_connection: most, filters_per_connection: filters }) {
+  constructor(records, names, used, { subscriptions_per_connection: most, filters_per_connection: filters, paced_channels: paced }) {
     this.#filters = filters;
+    this.#paced = paced;
     this.#names = names;
     this.#used = used;
     this.#most = most;
@@ -119,11 +124,24 @@ export class Plan {
   }
 
   /**
+   * The pace with which records are asked for, once their filter is known. A broker may have none.
+   * @param {SubscriptionRecord[]} records
+   * @param {Filter | undefined} filter
+   */
+  every(records, filter) {
+    return this.#paced && records.every((each) => each.filter?.text === filter?.text) ? finest(records) : undefined;
+  }
+
+  /**
    * Whether all that a record wants comes by its names as they were asked for.
    * @param {SubscriptionRecord} record
    */
-  comes({ full, filter }) {
-    return full.every((name) => [undefined, filter?.text].includes(this.#names.get(name)?.filter));
+  comes({ full, filter, every = 0 }) {
+    return full.every((name) => {
+      const held = this.#names.get(name) ?? {};
+      if (held.every !== undefined) return held.every <= every && held.filter === filter?.text;
+      return held.filter === undefined || held.filter === filter?.text;
+    });
   }
 
   /**
@@ -132,14 +150,14 @@ export class Plan {
    * @param {boolean} alone
    * @param {number} most bytes of a message
    */
-  add({ records, start, lag, filter, anew, doubts }, alone, most) {
+  add({ records, start, lag, filter, every, anew, doubts }, alone, most) {
     const names = [...new Set(records.flatMap(({ full }) => full))];
-    const key = JSON.stringify([start, lag, filter?.text]);
+    const key = JSON.stringify([start, lag, filter?.text, every]);
     const room = most - bytes({ ...start, filter: filter?.document }) - 120;
     if (bytes(names) > room) return false;
     let message = this.messages.findLast((each) => !alone && !each.alone && each.key === key);
     if (!message || bytes([...message.channel, ...names]) > room) {
-      message = { key, alone, records: [], anew: [], channel: [], start, lag, filter, doubts };
+      message = { key, alone, records: [], anew: [], channel: [], start, lag, filter, every, doubts };
       this.messages.push(message);
     }
     for (const name of this.fresh(records)) this.#new.add(name);

@@ -54,12 +54,12 @@ export async function* eventStream(request, { channel, ...start }, signal) {
  * @param {number} pause between polls that do not wait, in ms; 0: they do wait
  * @returns {Read}
  */
-const poll = (pause) => async function* (request, { channel, position, tenant, lag, filter, ...start }, signal, token, notes) {
+const poll = (pause) => async function* (request, { channel, position, tenant, lag, filter, every_ms, ...start }, signal, token, notes) {
   let begun = false;
   let live = false;
   for (;;) {
     const wait = live && !pause ? POLL_S : 0;
-    const ask = { session: notes.session, channels: channel, position, lag, filter, wait, ...(!begun && start) };
+    const ask = { session: notes.session, channels: channel, position, lag, filter, every_ms, wait, ...(!begun && start) };
     const text = await (await request(`/poll${tenantQuery(tenant)}`, { method: "POST", signal, body: JSON.stringify(ask) })).text();
     const answer = JSON.parse(text);
     const { refused = [], recovered, session, events, gaps } = answer;

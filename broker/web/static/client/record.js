@@ -3,8 +3,10 @@
 
 import { Filter } from "./filters.js";
 import { covers, expand } from "./names.js";
+import { now } from "./platform.js";
+import { Windows } from "./windows.js";
 
-/** @import { Asked, Link, Receiver, Reply, Start } from "./types.js" */
+/** @import { Asked, EventItem, Link, Receiver, Reply, Start } from "./types.js" */
 
 // The states, in this order.
 export const NEW = 0; // to be asked for, once no other of the same channel is under way
@@ -27,6 +29,11 @@ export class SubscriptionRecord {
   lag;
   /** @type {Filter | undefined} */
   filter;
+  every;
+  /** @type {Windows | undefined} if it has a pace */
+  windows;
+  /** @type {ReturnType<typeof setTimeout> | undefined} until the next of them ends */
+  #timer;
   /** @type {string | undefined} what is wrong with the filter */
   wrong;
   /** @type {string | undefined} */
@@ -63,12 +70,14 @@ export class SubscriptionRecord {
    * @param {string | undefined} room what `me` stands for
    * @param {(record: SubscriptionRecord) => Receiver} receiver
    */
-  constructor({ names, start, lag, filter, buffer = Infinity, peer }, room, receiver) {
+  constructor({ names, start, lag, filter, every, buffer = Infinity, peer }, room, receiver) {
     try {
       this.filter = filter === undefined ? undefined : new Filter(filter);
     } catch (error) {
       this.wrong = /** @type {Error} */ (error).message;
     }
+    this.every = every;
+    if (every !== undefined) this.windows = new Windows(every);
     this.names = names;
     this.start = start;
     this.lag = lag;
@@ -95,6 +104,33 @@ export class SubscriptionRecord {
    */
   passes(event) {
     return this.filter?.passes(event) ?? true;
+  }
+
+  /**
+   * Hand an event over, at its pace.
+   * @param {EventItem<any>} item
+   */
+  take(item) {
+    if (!this.windows || this.windows.take(item, now())) this.sub.take(item);
+    this.#wait();
+  }
+
+  /** Hand over what is held when its window ends. */
+  #wait() {
+    const { windows } = this;
+    if (!windows || this.#timer !== undefined || windows.next === Infinity) return;
+    this.#timer = setTimeout(() => {
+      this.#timer = undefined;
+      for (const item of windows.due(now())) this.sub.take(item);
+      this.#wait();
+    }, Math.max(0, windows.next - now()));
+  }
+
+  /** Nothing that is held is handed over any more. */
+  stop() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.windows?.clear();
   }
 
   /** @param {string[]} channel in tokens */

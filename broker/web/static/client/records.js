@@ -88,8 +88,10 @@ export class Records {
   /** The connection is gone: what was live stands where the connection stood. Other tabs ask again. */
   lost() {
     for (const record of this.#all)
-      if (record.peer) this.#all.delete(record);
-      else if (record.state !== PAUSED) this.turn(record, NEW);
+      if (record.peer) {
+        record.stop();
+        this.#all.delete(record);
+      } else if (record.state !== PAUSED) this.turn(record, NEW);
   }
 
   // --- where a record stands -------------------------------------------------------------------------
@@ -156,6 +158,7 @@ export class Records {
     record.was = false;
     record.on = undefined;
     record.seen = record.start.position;
+    record.stop();
     this.#exchange.soon();
   }
 
@@ -165,6 +168,7 @@ export class Records {
    */
   end(record, error) {
     if (!this.#all.delete(record)) return;
+    record.stop();
     record.error = error;
     record.sub.finish(error);
     this.#exchange.soon();
@@ -197,8 +201,8 @@ export class Records {
 
   // --- what arrives ----------------------------------------------------------------------------------
 
-  /** @param {{channel: string, position?: string, event: any, publisher?: {user: string, id?: string}, catch_up?: number}} payload */
-  event({ channel, position, event, publisher, catch_up: mark }) {
+  /** @param {{channel: string, position?: string, event: any, publisher?: {user: string, id?: string}, catch_up?: number, paced?: boolean}} payload */
+  event({ channel, position, event, publisher, catch_up: mark, paced = false }) {
     const tokens = channel.split(".");
     /** @type {EventItem<any>} */
     const item = { type: "event", channel, event, position, publisher, catchUp: mark !== undefined };
@@ -206,16 +210,18 @@ export class Records {
     const echo = published !== undefined && expand(published, this.private) === channel;
     for (const record of this.#all) {
       const unstored = !position && record.on === this.#exchange.link;
-      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || unstored;
-      if (!due || !record.covers(tokens)) continue;
-      if (position) {
+      // What is paced moves no position: it may come at any time, and be older than that.
+      const asked = paced && record.on === this.#exchange.link && record.state !== PAUSED;
+      const due = mark !== undefined ? record.mark === mark : record.state === LIVE || unstored || asked;
+      if (!due || !record.covers(tokens) || (paced && !record.windows)) continue;
+      if (position && !record.windows) {
         if (passed(position, record.seen)) continue;
         record.seen = position;
-      }
-      if ((!echo || record.peer) && record.passes(event)) record.sub.take(item);
+      } else if (position && mark !== undefined && !passed(position, record.seen)) record.seen = position;
+      if ((!echo || record.peer) && record.passes(event)) record.take(item);
     }
     // Not before all have it: who leaves in the middle of it stands where it stood.
-    if (mark === undefined) this.position = position ?? this.position;
+    if (mark === undefined && !paced) this.position = position ?? this.position;
   }
 
   /** @param {{channel: string | string[], from?: string, to?: string, count?: number, reason: GapItem["reason"], catch_up?: number}} payload */

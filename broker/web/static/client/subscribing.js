@@ -192,7 +192,7 @@ export class Subscribing {
    * Send a `subscribe`; whether there still is a connection.
    * @param {Draft} message
    */
-  #ask({ records, anew, start, lag, filter, channel, doubts }) {
+  #ask({ records, anew, start, lag, filter, every, channel, doubts }) {
     for (const each of anew) this.#records.turn(each, NEW);
     for (const each of records) this.#records.turn(each, ASKED);
     if (!this.#exchange.link) return false; // whoever heard of it has left
@@ -206,8 +206,8 @@ export class Subscribing {
       },
     };
     for (const each of records) Object.assign(each, { request, own: each.seen === start.position });
-    for (const name of channel) this.#note(name, { asked: request, filter: filter?.text });
-    this.#exchange.send("subscribe", { channel, ...start, lag, filter: filter?.document }, request, undefined, doubts);
+    for (const name of channel) this.#note(name, { asked: request, filter: filter?.text, every });
+    this.#exchange.send("subscribe", { channel, ...start, lag, filter: filter?.document, every_ms: every }, request, undefined, doubts);
     return true;
   }
 
@@ -290,8 +290,9 @@ export class Subscribing {
     const alone = !!(doubts || record.alone || start.last || start.durable);
     // What is not stored goes on for those who begin anew.
     const unstored = records.some(({ full }) => full.some((name) => name.startsWith("live.")));
-    const filter = plan.filter(unstored ? [...records, ...anew] : records);
-    if (!plan.add({ records, start, lag, filter, anew, doubts }, alone, pace.most))
+    const wanted = unstored ? [...records, ...anew] : records;
+    const filter = plan.filter(wanted);
+    if (!plan.add({ records, start, lag, filter, every: plan.every(wanted, filter), anew, doubts }, alone, pace.most))
       this.#records.end(record, pace.tooLarge(bytes(record.full)));
   }
 

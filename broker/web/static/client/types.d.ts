@@ -69,6 +69,7 @@ export interface Reading {
   tenant?: string;
   lag?: string;
   filter?: any;
+  every_ms?: number;
   since?: string;
   last?: number;
   snapshot?: boolean;
@@ -95,6 +96,7 @@ export interface Fault {
 export interface Limits {
   subscriptions_per_connection: number;
   filters_per_connection: number;
+  paced_channels: number;
   requests_per_second: number;
   requests_burst: number;
   messages_per_minute: number;
@@ -158,6 +160,8 @@ export interface Asked {
   lag?: Lag;
   /** As JSON. */
   filter?: any;
+  /** A pace, in ms. */
+  every?: number;
   /** Items that may wait for who iterates. */
   buffer?: number;
   /** The tab that it is for. */
