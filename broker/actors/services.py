@@ -44,7 +44,7 @@ class Services(Part):
     nursery: trio.Nursery = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.feature_names = tuple(each.name for each in self.features if each.name)
+        self.feature_names = tuple(name for each in self.features for name in each.adds)
         self.duplicate_window = self.config.stream.duplicate_window  # until the stream has been seen
 
     def up(self, state: StreamState) -> None:

@@ -47,6 +47,17 @@ def duration(value: str) -> float:
 
 
 @checked
+def pace(value: str) -> int:
+    """A duration in ms."""
+    from broker.client import checks
+    from broker.config import seconds
+
+    every_ms = round(seconds(value) * 1000)
+    checks.check_every(every_ms)
+    return every_ms
+
+
+@checked
 def channel(value: str) -> str:
     if subjects.expand_me(value, "user") != value:
         raise ValueError(f"{value!r}: `me` is the user of a token; here write users.<user>.<name>")

@@ -52,6 +52,12 @@ def checked_filter(_: click.Context, __: click.Parameter, text: str | None) -> b
     callback=checked_filter,
     help='Only events that pass: \'{"/amount": {"gt": 100}}\'.',
 )
+@click.option(
+    "--every",
+    type=options.pace,
+    metavar="TIME",
+    help="Of each channel at most one event in a time (500ms, 2s), the newest.",
+)
 @options.tenant
 @options.user
 @connecting.token
@@ -73,6 +79,7 @@ def tail(
     snapshot: bool,
     position: str | None,
     wanted: bytes | None,
+    every: int | None,
     tenant: str,
     user: str,
     token: str | None,
@@ -100,7 +107,7 @@ def tail(
     )
 
     async def run() -> None:
-        await session.subscribe(*patterns, **start, filter=wanted)
+        await session.subscribe(*patterns, **start, filter=wanted, every_ms=every)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end_by_signal, nursery.cancel_scope)
             nursery.start_soon(session.run)

@@ -123,6 +123,7 @@ class Asking:
             request.start,
             request.lag,
             filter=request.filter,
+            every_ms=request.every_ms,
             floor=request.floor,
             calls=request.calls,
         )

@@ -103,7 +103,7 @@ class AsyncioSession(Calls):
             self.items.put_nowait(None)
 
     def tell(self, *items: Item) -> None:
-        for item in (*self.engine.notices(), *items):
+        for item in (*self.engine.notices(self.clock()), *items):
             if not self.unheard(item):
                 self.items.put_nowait(item)
 

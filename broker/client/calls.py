@@ -84,6 +84,7 @@ class Calls(ABC):
         durable: str | None = None,
         lag: Lag | None = None,
         filter: Mapping[str, Any] | bytes | None = None,  # noqa: A002  the name in the protocol
+        every_ms: int | None = None,
     ) -> str:
         """Subscribe to channels and patterns, and again after each reconnection; return the reply's
         `messageId`.
@@ -91,9 +92,10 @@ class Calls(ABC):
         Give at most one start: after a `position`, since a time (`since`, RFC 3339), the newest `last`
         events, or the newest event of each channel (`snapshot`). The default is now. With a `durable` name
         it starts after the last position acknowledged under that name; another start counts only the first
-        time. With a `filter` (the protocol page, "Filters") only the events come that pass it. A channel has
-        one filter, that of its last `subscribe`; an event that several subscriptions match comes if it passes
-        for one of them.
+        time. With a `filter` (the protocol page, "Filters") only the events come that pass it; with
+        `every_ms` (100 to 60000) of each channel at most one in that time, the newest, and the first at once.
+        A channel has the filter and the pace of its last `subscribe`; an event that several subscriptions
+        match comes if it passes for one of them, at the finest pace of those.
 
         Subscriptions with the same start and options that are made in one turn of the loop share a message
         and its reply. A list that is longer than the broker accepts is sent in several messages; the id is
@@ -101,7 +103,7 @@ class Calls(ABC):
         an invalid request.
         """
         starts = {"position": position, "since": since, "last": last, "snapshot": snapshot}
-        message_id = self.engine.subscribe(channels, starts, lag, durable, filter)
+        message_id = self.engine.subscribe(channels, starts, lag, durable, filter, every_ms)
         await self.say()
         return message_id
 

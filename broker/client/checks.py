@@ -31,6 +31,7 @@ MAX_ID_BYTES = 64
 REQUEST_ID = re.compile(r"[!-~]{1,64}\Z")  # the value of a header
 LONGEST_TIMEOUT = 30.0  # seconds that the broker waits for a service
 DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+LEAST_MS, MOST_MS = 100, 60_000  # of a pace
 LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
 
 
@@ -221,6 +222,12 @@ def check_count(name: str, value: Any, most: float) -> None:
         raise TypeError(f"{name}: a whole number is wanted, not {type(value).__name__}")
     if not 1 <= value <= most:
         raise BadMessage(f"{name}: {value}: must be 1 to {most:g}")
+
+
+def check_every(every_ms: Any) -> None:
+    """Raise `ValueError` unless it is a pace, or None."""
+    if every_ms is not None and (type(every_ms) is not int or not LEAST_MS <= every_ms <= MOST_MS):
+        raise ValueError(f"every_ms: a whole number from {LEAST_MS} to {MOST_MS}")
 
 
 def filter_of(value: Any, start: Mapping[str, Any]) -> Filter | None:

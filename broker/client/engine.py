@@ -16,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 import attrs
 import msgspec
 
+from broker import subjects
 from broker.client import checks, said, tokens
 from broker.client.asking import SMALL, Asking
 from broker.client.gate import Allowed, Gate
@@ -25,6 +26,7 @@ from broker.client.pages import Pages
 from broker.client.questions import Questions
 from broker.client.resume import Resume
 from broker.client.tokens import Credentials
+from broker.client.windows import Windows
 from broker.errors import CloseCode, NotSubscribed, TooLarge
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Engine:
     credentials: Credentials = attrs.field(init=False)
     ended: SessionEnded | None = None
     over: bool = False
+    paces: dict[int, Windows] = attrs.field(factory=dict)  # of subscriptions, by pace (ms)
     failures: int = 0
     # Of the present connection.
     authenticated: bool = False
@@ -102,6 +105,7 @@ class Engine:
         lag: Lag | None,
         durable: str | None,
         filter_: Any = None,
+        every_ms: int | None = None,
     ) -> str:
         self.check_running()
         start = {name: value for name, value in starts.items() if value is not None and value is not False}
@@ -109,12 +113,23 @@ class Engine:
         checks.check_subscribe(channels, start, lag, durable, allowed.last_events)
         if durable is not None and self.asking.fitting(list(channels)) < len(channels):
             raise TooLarge(f"durable: {len(channels)} channels do not fit into one message to this broker")
-        return self.resume.ask(channels, start, lag, durable, checks.filter_of(filter_, start))
+        checks.check_every(every_ms)
+        wanted = checks.filter_of(filter_, start)
+        if start or durable:
+            self.begin_anew(channels)
+        return self.resume.ask(channels, start, lag, durable, wanted, every_ms)
 
     def unsubscribe(self, channels: tuple[str, ...]) -> None:
         self.check_running()
         checks.check_patterns(channels)
         self.asking.unsubscribe(channels)
+        self.begin_anew(channels)
+
+    def begin_anew(self, channels: tuple[str, ...]) -> None:
+        """Forget what came at a pace in some channels, and what is held of them."""
+        names = [self.resume.expanded(each) for each in channels]
+        for windows in self.paces.values():
+            windows.forget(lambda channel: any(subjects.covers(name, channel) for name in names))
 
     def publish(
         self, channel: str, event: Any, event_id: str | None, echo: bool, on_done: Callable[[], None]
@@ -217,7 +232,8 @@ class Engine:
 
     def due(self, now: float) -> float:
         """Return when to call `outgoing` again, if nothing changes before."""
-        own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by())
+        paced = min((each.next() for each in self.paces.values()), default=inf)
+        own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by(), paced)
         if not self.authenticated:
             return min(own, self.opened_by)
         return min(
@@ -258,7 +274,7 @@ class Engine:
         except said.Nonsense as error:
             return Lost(f"{self.url} does not speak {SUBPROTOCOL}: {error}")
         if not isinstance(payload, dict):
-            return self.event(payload)
+            return self.event(payload, now)
         kind, message_id = envelope.type, envelope.message_id
         self.heed(kind, payload, message_id, now)
         if self.asking.answered(kind, payload, message_id, now):
@@ -271,10 +287,12 @@ class Engine:
             return said.gap(payload)
         return Message(type=kind, payload=payload, message_id=message_id)
 
-    def notices(self) -> list[Item]:
+    def notices(self, now: float) -> list[Item]:
         """Return further items for the application, beside those received."""
         found: list[Item] = [*self.asking.refused]
         self.asking.refused = []
+        for each in self.paces.values():
+            found += each.due(now)
         return found
 
     def is_free(self, item: Item) -> bool:
@@ -285,20 +303,31 @@ class Engine:
         """Return whether an item is still wanted: its subscription may have ended meanwhile."""
         return not isinstance(item, Event) or self.resume.wants(item.channel)
 
-    def event(self, found: Delivery) -> Event | None:
-        noted = {"position": found.position, "catch_up": found.catch_up}
-        self.resume.received("event", noted, None)
+    def event(self, found: Delivery, now: float) -> Event | None:
+        if not found.paced or found.catch_up is not None:  # else it moves no position
+            noted = {"position": found.position, "catch_up": found.catch_up}
+            self.resume.received("event", noted, None)
         if self.resume.handed_over(found.channel, found.position, found.catch_up) or self.is_echo(found):
             return None
-        if not self.resume.passes(found.channel, found.event):
+        every_ms = self.resume.pace(found.channel, found.event, paced=found.paced)
+        if every_ms is None:
             return None
-        return Event(
+        event = Event(
             channel=found.channel,
             data=bytes(found.event),
             position=found.position,
             publisher=found.publisher,
             catch_up=found.catch_up,
         )
+        if every_ms and not self.windows(every_ms).take(event, now):
+            return None
+        return event
+
+    def windows(self, every_ms: int) -> Windows:
+        """Return the windows of a pace."""
+        if every_ms not in self.paces:
+            self.paces[every_ms] = Windows(every_ms / 1000)
+        return self.paces[every_ms]
 
     def is_echo(self, found: Delivery) -> bool:
         """Return whether it is an event of this session that is not to be sent back."""

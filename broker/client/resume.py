@@ -25,12 +25,34 @@ from broker.filters import either
 from broker.wire import positions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from broker.client.items import Payload
     from broker.filters import Filter
 
 REMEMBERED = 10_000  # channels in the cache of whether they are wanted
+
+
+@attrs.frozen
+class Wanted:
+    """What a subscription wants of its channels: what passes a filter, at a pace."""
+
+    filter: Filter | None = None
+    every_ms: int | None = None
+
+
+PLAIN = (), (Wanted(),)  # without subscriptions it was sent for one before
+
+
+def finest(wanted: Collection[Wanted]) -> int | None:
+    """Return the pace at which all of those get what they want: the finest.
+
+    None where one wants everything, or filters differ: what passes one would take the place of what passes
+    another.
+    """
+    paces = [each.every_ms for each in wanted if each.every_ms is not None]
+    alike = len(paces) == len(wanted) and len({each.filter for each in wanted}) == 1
+    return min(paces) if alike else None
 
 
 @attrs.define(eq=False)
@@ -42,6 +64,7 @@ class Request:
     lag: str | None
     durable: str | None = None
     filter: Filter | None = None
+    every_ms: int | None = None
     accepted: bool = False
     catch_up: int | None = None  # the catch-up number in its frames, until it is live
     newest: str | None = None  # the newest marked position
@@ -64,7 +87,7 @@ class Request:
 
     @property
     def payload(self) -> Payload:
-        options = {"durable": self.durable, "lag": self.lag}
+        options = {"durable": self.durable, "lag": self.lag, "every_ms": self.every_ms}
         given: Payload = {name: value for name, value in options.items() if value is not None}
         if self.filter is not None:
             given["filter"] = msgspec.Raw(self.filter.text)
@@ -86,7 +109,7 @@ class Resume:
     wanted: dict[str, bool] = attrs.field(
         factory=dict
     )  # the cache: channel → wanted, until subscriptions change
-    filters: dict[str, tuple[Filter, ...]] = attrs.field(factory=dict)  # likewise; empty: everything passes
+    meant: dict[str, tuple[Wanted, ...]] = attrs.field(factory=dict)  # likewise: what of a channel is wanted
 
     def ask(
         self,
@@ -95,6 +118,7 @@ class Resume:
         lag: str | None = None,
         durable: str | None = None,
         filter_: Filter | None = None,
+        every_ms: int | None = None,
     ) -> str:
         """Record a `subscribe` and return its `messageId`. With a start it replaces what was asked before.
 
@@ -107,18 +131,21 @@ class Resume:
         self.changed()
         if durable is None and "last" not in start:
             for key, other in self.requests.items():
-                if other.is_new and (other.start, other.lag, other.filter) == (start, lag, filter_):
+                its = other.start, other.lag, other.filter, other.every_ms
+                if other.is_new and its == (start, lag, filter_, every_ms):
                     other.channels += [each for each in channels if each not in other.channels]
                     other.calls += 1
                     return key
         key = self.next_id()
-        self.requests[key] = Request(channels, start, lag, durable, filter_, floor=start.get("position"))
+        self.requests[key] = Request(
+            channels, start, lag, durable, filter_, every_ms, floor=start.get("position")
+        )
         return key
 
     def changed(self) -> None:
         """Forget what was found out about channels: the subscriptions are others now."""
         self.wanted.clear()
-        self.filters.clear()
+        self.meant.clear()
 
     def next_id(self) -> str:
         self.count += 1
@@ -147,17 +174,20 @@ class Resume:
                 for channel in request.channels:
                     _, known = live.get(channel, (None, None))
                     live[channel] = (request.lag, higher(reached, known))
-        alike: dict[tuple[str | None, str | None, Filter | None], list[str]] = {}
+        alike: dict[tuple[str | None, str | None, Wanted], list[str]] = {}
         for channel, its in live.items():
             alike.setdefault((*its, held[self.expanded(channel)]), []).append(channel)
         for (lag, position, wanted), channels in alike.items():
             start = {} if position is None else {"position": position}
-            self.requests[self.next_id()] = Request(channels, start, lag, filter=wanted, floor=position)
+            self.requests[self.next_id()] = Request(
+                channels, start, lag, filter=wanted.filter, every_ms=wanted.every_ms, floor=position
+            )
         for key, request in before.items():
             if request.durable is not None or not request.live:
                 self.requests[key] = self.repeated(request)
-                wanted = either(held[self.expanded(channel)] for channel in request.channels)
-                self.requests[key].filter = wanted
+                wants = [held[self.expanded(channel)] for channel in request.channels]
+                self.requests[key].filter = either(each.filter for each in wants)
+                self.requests[key].every_ms = finest(wants)
 
     def repeated(self, before: Request) -> Request:
         """Return a subscription as requested alone on another connection.
@@ -227,26 +257,31 @@ class Resume:
             )
         return self.wanted[channel]
 
-    def by_name(self) -> dict[str, Filter | None]:
-        """Return the filter of each subscription: of those to the same channel the last one counts."""
+    def by_name(self) -> dict[str, Wanted]:
+        """Return what each subscription wants: of those to the same channel the last one counts."""
         return {
-            self.expanded(each): request.filter
+            self.expanded(each): Wanted(request.filter, request.every_ms)
             for request in self.requests.values()
             for each in request.channels
         }
 
-    def passes(self, channel: str, event: msgspec.Raw) -> bool:
-        """Return whether an event passes for a subscription: it may have been sent for one before."""
-        if channel not in self.filters:
-            if len(self.filters) >= REMEMBERED:
-                self.filters.clear()
-            meant = [its for name, its in self.by_name().items() if subjects.covers(name, channel)]
-            self.filters[channel] = () if None in meant else tuple(each for each in meant if each)
-        wanted = self.filters[channel]
-        if not wanted:
-            return True
-        value = msgspec.json.decode(event)
-        return any(each.passes(value) for each in wanted)
+    def pace(self, channel: str, event: msgspec.Raw, *, paced: bool) -> int | None:
+        """Return at which pace (ms) an event comes, 0: at once; None if it passes for no subscription.
+
+        It may have been sent for one before. What is `paced` is for those with a pace alone.
+        """
+        if channel not in self.meant:
+            if len(self.meant) >= REMEMBERED:
+                self.meant.clear()
+            found = [its for name, its in self.by_name().items() if subjects.covers(name, channel)]
+            self.meant[channel] = tuple(dict.fromkeys(found))
+        meant = self.meant[channel]
+        if meant in PLAIN and not paced:
+            return 0
+        value = msgspec.json.decode(event) if any(each.filter for each in meant) else None
+        passing = [each for each in meant if each.filter is None or each.filter.passes(value)]
+        paces = [each.every_ms or 0 for each in passing if each.every_ms is not None or not paced]
+        return min(paces, default=None)
 
     def moved(self, catch_up: int, position: str | None) -> None:
         for request in self.marked(catch_up):
@@ -271,11 +306,14 @@ class Resume:
         return [each for each in self.requests.values() if each.catch_up == catch_up and catch_up is not None]
 
     def handed_over(self, channel: str, position: str | None, catch_up: int | None) -> bool:
-        """Return whether an event is at or below the floor of every subscription that it is for."""
+        """Return whether an event is at or below the floor of every subscription that it is for.
+
+        One with a pace has none: what was held for it may come again.
+        """
         if position is None or all(request.floor is None for request in self.requests.values()):
             return False
         meant = [
-            request.floor
+            None if request.every_ms else request.floor
             for request in self.requests.values()
             if request.catch_up == catch_up
             and any(subjects.covers(self.expanded(each), channel) for each in request.channels)

@@ -30,6 +30,7 @@ class Delivery(msgspec.Struct):
     position: str | None = None
     publisher: dict[str, Any] | None = None
     catch_up: int | None = None
+    paced: bool = False
 
 
 class Refused(msgspec.Struct):

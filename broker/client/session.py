@@ -75,7 +75,7 @@ class Session(Calls):
             self.channels[0].close()
 
     def tell(self, *items: Item) -> None:
-        for item in (*self.engine.notices(), *items):
+        for item in (*self.engine.notices(self.clock()), *items):
             if not self.unheard(item):
                 self.channels[0].send_nowait(item)
 

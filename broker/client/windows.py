@@ -13,6 +13,8 @@ import attrs
 from broker.client.resume import not_after
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from broker.client.items import Event
 
 MOST = 1000  # channels with an open window; events of further ones are not held
@@ -52,6 +54,11 @@ class Windows:
         elif len(self.open) < MOST:
             self.open[channel] = Window(now + self.every)
         return window is None
+
+    def forget(self, gone: Callable[[str], bool]) -> None:
+        """Begin anew in some channels: nothing that is held is handed over, and anything may come again."""
+        self.open = {channel: window for channel, window in self.open.items() if not gone(channel)}
+        self.newest = {channel: newest for channel, newest in self.newest.items() if not gone(channel)}
 
     def next(self) -> float:
         """Return when the next window ends."""

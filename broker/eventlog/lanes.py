@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TICK_MS: Final = 100
 TICK_SECONDS: Final = TICK_MS / 1000
+ROUNDING = 1e-6  # of a tick
 LATE_SECONDS = 0.02  # a window that begins so late after a tick begins at the tick
 MOST_BYTES = 32 * 1024 * 1024  # of all lanes of a log; events of further channels are not paced
 OVERHEAD = 600  # bytes of a channel besides its event
@@ -284,8 +285,8 @@ class Lanes:
             for member in lane.members:
                 if not member.will_read(held.place, unstored=lane.selection.unstored):
                     found[member].append((lane, held))
-        now = self.clock()
-        for end in sorted(each for each in self.wheel if each * TICK_SECONDS <= now):
+        now = self.clock() / TICK_SECONDS + ROUNDING
+        for end in sorted(each for each in self.wheel if each <= now):
             for lane, name in self.wheel.pop(end):
                 lane.due(name, end, found)
         return found

@@ -52,7 +52,7 @@ class Question:
 class Calls(Feature):
     """Asks services for clients. `seconds` counts how long answers take."""
 
-    name: ClassVar[str] = "request"
+    adds: ClassVar[tuple[str, ...]] = ("request",)
     bus: Bus
     names: Names
     seconds: Histogram

@@ -68,11 +68,11 @@ class Ended:
 class Feature(Part):
     """A service for clients besides the event flow. Every hook does nothing unless a feature overrides it.
 
-    A hook that takes a client runs within the boundary of that connection. `name` is in
-    `connection.established.features`; None for what every broker has.
+    A hook that takes a client runs within the boundary of that connection. What it `adds` is named in
+    `connection.established.features`: nothing that every broker has.
     """
 
-    name: ClassVar[str | None] = None
+    adds: ClassVar[tuple[str, ...]] = ()
 
     def requests(self) -> Requests:
         """Return the requests that it adds."""

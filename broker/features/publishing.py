@@ -47,7 +47,7 @@ class Publishing(Feature):
     names: Names
     incarnation: Callable[[], str]
     tracing: Tracing | None = None
-    name = "echo"
+    adds = ("echo",)
 
     def requests(self) -> Requests:
         return (

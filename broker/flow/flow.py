@@ -73,7 +73,7 @@ class Flow(Writer):
         self.settle()
         if again:
             for each in selections:
-                self.leave(each.pattern)
+                self.leave(each.pattern, selections)
         if self.log is not log:  # a send within one of these has ended the connection
             raise Unavailable("the connection has ended")
         for each in selections:
@@ -182,20 +182,17 @@ class Flow(Writer):
     def policy(self, selection: Selection) -> Lag:
         return (self.options and self.options.policies.get(selection)) or lag.default(selection)
 
-    def leave(self, pattern: str) -> None:
-        """End a subscription: none of its frames follows."""
+    def leave(self, pattern: str, successors: Collection[Selection] = ()) -> None:
+        """End a subscription: none of its frames follows, unless it is for a successor."""
         self.settle()
         selection = self.find(pattern)
         if selection is not None and self.log is not None:
-            self.drop(selection)
-            self.log.release(selection)
-
-    def drop(self, selection: Selection) -> None:
-        """Remove a selection from wherever it is."""
-        _, missed = self.withdraw(selection)
-        self.swap(selection, None)
-        self.beside = tuple(reader for reader in self.beside if reader.selections)
-        self.pass_on(missed)
+            _, missed = self.withdraw(selection)
+            self.swap(selection, None)
+            self.beside = tuple(reader for reader in self.beside if reader.selections)
+            self.pass_on(missed, successors)
+            if self.log is not None:
+                self.log.release(selection)
 
     def retune(self, pattern: str, deny: tuple[str, ...]) -> None:
         """Change the denied channels of a subscription, for everything not written yet."""
@@ -246,17 +243,21 @@ class Flow(Writer):
             self.options.finer.clear()
 
     def withdraw(self, selection: Selection) -> tuple[bool, list[Held]]:
-        """Be no member any more. Return whether it was one, and what its lane had for it."""
+        """Be no member any more. Return whether it was one, and what its lane, and no other, had for it."""
         lane = self.lanes.get(selection)
-        if self.options:
-            self.options.finer.clear()
         if lane is None:
+            if self.options:
+                self.options.finer.clear()
             return selection.members.pop(self, self) is None, []
-        return self in lane.members, lane.leave(self)
+        member, missed = self in lane.members, lane.leave(self)
+        missed = [each for each in missed if not self.covered(lane, each)]
+        self.opt().finer.clear()
+        return member, missed
 
-    def pass_on(self, missed: Sequence[Held]) -> None:
-        """Give what a lane had for it to the subscriptions that it still has."""
-        self.give_held([each for each in missed if any(each.matches(other) for other in self.selections())])
+    def pass_on(self, missed: Sequence[Held], successors: Collection[Selection] = ()) -> None:
+        """Give what a lane had for it to the subscriptions that it has now, or is about to have."""
+        left = (*self.selections(), *successors)
+        self.give_held([each for each in missed if any(map(each.matches, left))])
 
     def swap(self, old: Selection, new: Selection | None) -> None:
         """Replace one selection by another, or remove it."""
@@ -356,14 +357,16 @@ class Flow(Writer):
         same = old.incarnation == log.incarnation
         reached = at(sequence_of(self.place())) if same else 0
         waiting: list[Held] = []
+        members, missed = {}, {}
+        for each in self.selections():
+            members[each], missed[each] = self.withdraw(each)
         self.quit(old)
         self.enter(log)
         for each in list(self.selections()):
             new = log.acquire(each.pattern, each.deny, each.filter)
-            member, missed = self.withdraw(each)
-            waiting += missed if same and not each.unstored else ()
+            waiting += missed[each] if same and not each.unstored else ()
             self.swap(each, new)
-            if member:
+            if members[each]:
                 self.enlist(new)
         main = self.main or self.fall_behind(reached)
         main.place, main.unstored = reached, log.end()

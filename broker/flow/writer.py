@@ -217,7 +217,10 @@ class Writer(Pipe):
     def give_due(self, due: Iterable[tuple[Lane, Held]]) -> None:
         """Write what is due in its lanes, once for all subscriptions. While it is behind, keep it instead."""
         self.settle()
-        self.give_held([held for lane, held in due if self in lane.members and not self.covered(lane, held)])
+        wanted = {
+            held.place: held for lane, held in due if self in lane.members and not self.covered(lane, held)
+        }
+        self.give_held([wanted[place] for place in sorted(wanted)])
 
     def give_held(self, events: Sequence[Held]) -> None:
         """Write events of lanes, as far as the link accepts them; of the rest, keep the newest by channel."""

@@ -32,7 +32,8 @@ def make_tenant(*, deleted: int | None = None) -> Tenant:
         gone = Ranges.of([deleted])
         intake.gone.note(StreamState(incarnation="inc", first=1, last=2, deleted=gone))
     return Tenant(
-        name="t", bounds=config.Ring(), outbound_bytes=1000, paced_channels=1, intake=intake, make_history=lambda *_: None,  # type: ignore[arg-type]
+        name="t", bounds=config.Ring(), outbound_bytes=1000, paced_channels=1, intake=intake,
+        make_history=lambda *_: None,  # type: ignore[arg-type]
         make_snapshots=lambda *_: None, followers=Followers(), advanced=trio.lowlevel.ParkingLot(),  # type: ignore[arg-type]
         meters=Meters(),
     )  # fmt: skip

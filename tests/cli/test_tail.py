@@ -66,12 +66,28 @@ async def test_a_filter(data_dir: Path) -> None:
         result = await command.broker(*asked, "--filter", '{"/n": {"gt": 1}}')
         assert json.loads(result.out)["event"] == {"n": 2}
         for wrong, why in (
+            (("--every", "50ms"), "100 to 60000"),
+            (("--every", "soon"), "soon"),
             (("--filter", '{"/n": {"gtt": 1}}'), "gtt"),
             (("--filter", "{}", "--snapshot"), "snapshot"),
         ):
             result = await command.broker(*asked, *wrong)
             assert result.code == 2
             assert why in result.err
+
+
+async def test_a_pace(data_dir: Path) -> None:
+    """It is sent in milliseconds."""
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome()
+        assert await peer.accept() == {"channel": ["a"], "every_ms": 1500}
+        await peer.event(1, "a", event=1, paced=True)
+
+    async with broker(script) as url:
+        asked = ("tail", "a", "--count", "1", "--url", url, "--data-dir", data_dir)
+        result = await command.broker(*asked, "--every", "1.5s")
+        assert json.loads(result.out) == {"channel": "a", "position": "a-1", "event": 1}
 
 
 async def test_the_events_alone(data_dir: Path) -> None:

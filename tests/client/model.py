@@ -229,7 +229,7 @@ class Life:
             self.write()
         if self.end and not isinstance(self.end, SessionEnded):
             self.leave()
-        self.errors += [item.payload for item in self.engine.notices() if isinstance(item, Message)]
+        self.errors += [item.payload for item in self.engine.notices(self.now) if isinstance(item, Message)]
 
     # --- what a session does -------------------------------------------------------------------------
 

@@ -116,7 +116,12 @@ def test_words() -> None:
     reasons = re.findall(r"^\| `(\w+)` \|", rest.partition("\n\n")[0], re.MULTILINE)
     assert sorted(reasons) == sorted(get_args(m.GapReason))
     assert by_code("Slow clients").keys() == set(get_args(m.Lag))
-    assert by_code("Starts").keys() == set(m.Subscribe.__struct_fields__) - {"channel", "lag", "filter"}
+    assert by_code("Starts").keys() == set(m.Subscribe.__struct_fields__) - {
+        "channel",
+        "lag",
+        "filter",
+        "every_ms",
+    }
 
 
 def test_close_codes() -> None:

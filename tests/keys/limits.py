@@ -63,6 +63,24 @@ async def filter_two(world: World) -> object:
     return [(await client.receive())["payload"].get("code") for _ in range(2)]
 
 
+async def pace_two(world: World) -> object:
+    """Whether the second channel of a subscription has a pace."""
+    client = await world.client()
+    await client.subscribe("p.*", every_ms=60_000)
+    await client.subscribe("end")
+
+    async def until(channel: str) -> list[str]:
+        await world.publisher.store(f"events.acme.{channel}", b"1")
+        found = [(await client.until("event"))["channel"]]
+        while found[-1] != channel:
+            found.append((await client.until("event"))["channel"])
+        return found
+
+    before = [await until(channel) for channel in ("p.a", "p.b")]
+    await world.publisher.store("events.acme.p.b", b"2")
+    return [*before, await until("end"), await until("end")]
+
+
 async def come_twice(world: World) -> object:
     await world.client()
     if (status := await world.opening()) != 101:
@@ -112,6 +130,7 @@ row("limits.connections_per_user", 1)(come_twice)
 row("limits.subscriptions_per_connection", 1)(subscribe_two)
 row("limits.filters_per_connection", 1)(filter_two)
 row("limits.filters_per_tenant", 1)(filter_two)
+row("limits.paced_channels", 1)(pace_two)
 row("limits.messages_burst", 1, beside={"limits.messages_per_minute": 1})(publish_twice)
 
 

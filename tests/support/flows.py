@@ -164,6 +164,7 @@ class Bench:
     feed: Feed = attrs.Factory(Feed)
     sequence: int = 0
     unstored: int = 0
+    now: float = 0.0
     log: EventLog = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -174,7 +175,7 @@ class Bench:
             bounds=self.bounds,
             incarnation=incarnation,
             position=position,
-            clock=lambda: 0.0,
+            clock=lambda: self.now,
             feed=self.feed,
         )
 
@@ -192,11 +193,18 @@ class Bench:
         wanted: Filter | None = None,
         policy: Lag | None = None,
         start: Start | None = None,
+        every_ms: int | None = None,
     ) -> Selection:
         """Subscribe: from now on, or from a start on."""
         selection = self.log.acquire(pattern, deny, wanted)
         link.flow.subscribe(
-            [selection], start=start, again=start is not None, policy=policy, listed=False, now=0.0
+            [selection],
+            start=start,
+            again=start is not None,
+            policy=policy,
+            listed=False,
+            now=0.0,
+            every_ms=every_ms,
         )
         self.log.release(selection)
         return selection
@@ -236,4 +244,18 @@ class Bench:
                     flow.mask = 0
                 between()
         self.log.finish()
+        self.give_due()
         return tick
+
+    def give_due(self) -> None:
+        """Write what is due in lanes, as the tenant does."""
+        for flow, due in self.log.lanes.due().items():
+            flow.give_due(due)
+
+    def go(self, seconds: float) -> None:
+        """Let time pass, and write what becomes due."""
+        until = self.now + seconds
+        while (due := self.log.lanes.next()) <= until:
+            self.now = max(self.now, due)
+            self.give_due()
+        self.now = until

@@ -39,7 +39,7 @@ USUAL = 50  # events of a page
 class Histories(Feature):
     """Reads pages for clients. `seconds` counts how long they take, by where they are from."""
 
-    name: ClassVar[str] = "history"
+    adds: ClassVar[tuple[str, ...]] = ("history",)
     sources: Sources
     seconds: Mapping[str, Histogram]
     gate: FairGate = attrs.Factory(lambda: FairGate(1))

@@ -22,7 +22,7 @@ class Subscriptions(Feature):
     `sources` resolve starts; `durables` keeps the cursors for starts under a durable name.
     """
 
-    name = "filter"
+    adds = ("filter", "every_ms")
 
     def __init__(self, sources: Sources, durables: Durables) -> None:
         self.sources = sources
