@@ -46,6 +46,7 @@ def statistics(supervisor: Supervisor) -> Statistics:
         tenants=len(taken),
         tenant_restarts=tenants.restarts + sum(each.restarts for each in taken.values()),
         filters=sum(each.filters for each in taken.values()),
+        paced=sum(each.held for each in taken.values()),
         ring_events=sum(each.ring_events for each in taken.values()),
         ring_bytes=sum(each.ring_bytes for each in taken.values()),
         reads_waiting=tenants.gate.waits(),

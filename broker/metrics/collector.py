@@ -59,6 +59,7 @@ def state(taken: Statistics) -> Iterator[Metric]:
     yield gauge("broker_tenants", "Tenants with clients now, or within the last minute.", taken.tenants)
     yield counter("broker_tenant_restarts", "Crashes of a tenant's actor.", taken.tenant_restarts)
     yield gauge("broker_filters", "Different filters of the subscriptions of each tenant.", taken.filters)
+    yield gauge("broker_paced_channels", "Channels that a pace holds events of, in all tenants.", taken.paced)
     yield gauge("broker_ring_events", "Recent events held in memory.", taken.ring_events)
     yield gauge("broker_ring_bytes", "Bytes of recent events held in memory.", taken.ring_bytes)
     yield gauge("broker_bans", "Revocations and suspensions in force.", taken.bans)

@@ -74,6 +74,7 @@ class Statistics:
     tenants: int
     tenant_restarts: int
     filters: int
+    paced: int
     ring_events: int
     ring_bytes: int
     reads_waiting: int

@@ -111,6 +111,7 @@ async def test_every_metric_of_ours_is_on_the_dashboard(shown: Scrape) -> None:
         "broker_tenants",
         "broker_draining",
         "broker_filters",
+        "broker_paced_channels",
         "broker_ring_events",
         "broker_gc_longest_pause_seconds",
         "broker_config_last_reload_success_timestamp_seconds",

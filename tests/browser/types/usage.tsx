@@ -10,6 +10,7 @@ const client = new Client({ url: "https://events.example.com", token: async () =
 client.addEventListener("status", ({ detail }) => detail.state === "open" && detail.private?.length);
 const orders = client.subscribe<Order>("orders.>", { last: 10 }, ({ event }) => event?.state);
 client.subscribe("a", (item) => item.catchUp);
+client.subscribe("a", { everyMs: 500, filter: { "/n": 1 }, snapshot: false });
 orders.addEventListener("gap", ({ detail }: CustomEvent<GapItem>) => detail.action === "reload" && orders.restart());
 
 export async function run(): Promise<string | undefined> {
@@ -75,6 +76,8 @@ export function Page() {
 new Client({ url: "x" });
 // @ts-expect-error no such transport
 new Client({ token: "t", transports: ["carrier pigeon"] });
+// @ts-expect-error a pace is a number of ms
+client.subscribe("a", { everyMs: "1s" });
 // @ts-expect-error no such lag
 client.subscribe("a", { lag: "never" });
 // @ts-expect-error a position, and no number
