@@ -187,12 +187,16 @@ class Flow(Writer):
         self.settle()
         selection = self.find(pattern)
         if selection is not None and self.log is not None:
-            _, missed = self.withdraw(selection)
-            self.swap(selection, None)
-            self.beside = tuple(reader for reader in self.beside if reader.selections)
+            missed = self.drop(selection)
+            self.log.release(selection)
             self.pass_on(missed, successors)
-            if self.log is not None:
-                self.log.release(selection)
+
+    def drop(self, selection: Selection) -> list[Held]:
+        """Remove a selection from wherever it is. Return what its lane had."""
+        _, missed = self.withdraw(selection)
+        self.swap(selection, None)
+        self.beside = tuple(reader for reader in self.beside if reader.selections)
+        return missed
 
     def retune(self, pattern: str, deny: tuple[str, ...]) -> None:
         """Change the denied channels of a subscription, for everything not written yet."""

@@ -93,6 +93,10 @@ async def live_all_there_is(bus: ScriptedBus, supervisor: Supervisor, link: Scri
     await publish(5)
     await trio.sleep(20)  # it has caught up, and is pinged
     say("subscribe", {"channel": ["a"], "position": "inc0-1"}, messageId="10")
+    say("subscribe", {"channel": "*", "every_ms": 100}, messageId="11")
+    await publish(10)
+    say("subscribe", {"channel": "*", "every_ms": 200}, messageId="12")
+    await publish(5)
     await trio.sleep(20)
     await supervisor.reload(
         attrs.evolve(supervisor.config, limits=attrs.evolve(supervisor.config.limits, message_bytes=5000)),
@@ -121,7 +125,6 @@ def settings() -> config.Config:
             heartbeat_timeout_seconds=1000,
             stall_seconds=1000,
             outbound_bytes=3000,
-            paced_channels=100,
             connections_per_user=10,
         )
     )

@@ -45,6 +45,7 @@ import "./client/tokens.js";
 import "./client/transports.js";
 import "./client/values.js";
 import "./client/websocket.js";
+import "./client/windows.js";
 
 export { Client } from "./client/client.js";
 export { BrokerError } from "./client/errors.js";
