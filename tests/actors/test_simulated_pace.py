@@ -157,7 +157,7 @@ def check(story: Story, watcher: Watcher) -> None:
             assert not [frame for frame in paced if frame.live], f"{channel}: it comes twice"
 
 
-@simulated(12)
+@simulated(6)
 async def test_each_frame_at_its_time(
     seed: int, autojump_clock: trio.abc.Clock, quiet_logs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -566,6 +566,7 @@ class World:
             name="t",
             bounds=config.Ring(events=rng.choice((3, 20, 8192))),
             outbound_bytes=rng.choice((300, 6000)),
+            paced_channels=100,
             intake=self.intake,
             make_history=lambda _, log: Pages(self, log),  # type: ignore[arg-type,return-value]
             make_snapshots=lambda *_: NoSnapshots(),  # type: ignore[arg-type]
