@@ -13,6 +13,7 @@
      ├─ InvalidPosition
      ├─ NotSubscribed
      ├─ Conflict
+     │   └─ ChangeConflict       others have changed the same; also a ServiceError
      ├─ TooManySubscriptions
      ├─ TooManyFilters
      ├─ TooManyDocuments
@@ -29,6 +30,7 @@
      ├─ ServiceError             what became of a request that may have reached a service
      │   ├─ Rejected             the service refused it
      │   ├─ Timeout              the service did not answer in time
+     │   ├─ UnknownOutcome       whether a change was applied is not known
      │   ├─ BadAnswer            its answer is not JSON
      │   └─ AnswerTooLarge       … or too long; also a TooLarge
      └─ Internal
@@ -41,9 +43,12 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
 
@@ -80,6 +85,15 @@ class CloseCode(IntEnum):
     PROTOCOL_VIOLATION = 4510, "10 bad messages within 60 s."
 
 
+@attrs.frozen(kw_only=True)
+class Contradiction:
+    """Where a document, at a revision, is not what a change replaces: its values by JSON Pointer."""
+
+    channel: str
+    revision: str
+    paths: Mapping[str, Any]
+
+
 class BrokerError(Exception):
     """Base of every error that the broker raises on purpose.
 
@@ -91,6 +105,8 @@ class BrokerError(Exception):
     close_code: ClassVar[CloseCode | None] = None
     retryable: ClassVar[bool] = False
     status: int | None = None  # a service's own code for its refusal
+    paths: Mapping[str, str] | None = None  # what is wrong where in a document, by JSON Pointer
+    conflict: Sequence[Contradiction] | None = None  # of a change
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -149,7 +165,7 @@ class NotSubscribed(BrokerError):
 
 
 class Conflict(BrokerError):
-    """The durable name is in use by another subscribe of this connection."""
+    """Another subscribe has the durable name, or others have changed what a change replaces (`conflict`)."""
 
     code = "conflict"
 
@@ -250,19 +266,36 @@ class ServiceError(BrokerError):
 
 
 class Rejected(ServiceError):
-    """A service refused the request, for the reason it gives."""
+    """A service or a schema refused the request, for the reason it gives."""
 
     code = "rejected"
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, paths: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.paths = paths
 
 
 class Timeout(ServiceError):
     """No answer of the service came in time: whether it has acted on the request is not known."""
 
     code = "timeout"
+
+
+class UnknownOutcome(ServiceError):
+    """Whether the change has been applied is not known; the same change may be sent again."""
+
+    code = "unknown_outcome"
+
+
+class ChangeConflict(Conflict, ServiceError):
+    """Others have changed what a change replaces. Nothing of it is applied."""
+
+    def __init__(self, message: str, conflict: Sequence[Contradiction]) -> None:
+        super().__init__(message)
+        self.conflict = conflict
 
 
 class BadAnswer(ServiceError):

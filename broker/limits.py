@@ -26,6 +26,7 @@ PUBLISHES, DELIVERED = "publishes_per_second", "delivered_bytes_per_second"
 POSTS = "messages_per_minute"  # per user: publications and failed messages
 CALLS = "calls_per_second"  # per user: requests to services
 IN_FLIGHT = "requests_in_flight"  # per connection: of these
+CHANGES = "changes_per_second"  # per user: of documents
 HISTORY = "history_per_minute"  # per user: pages of history that are read from the stream
 REQUESTS = "requests_per_second"  # all others: per connection, or per user without one
 HELD = (CONNECTIONS, SUBSCRIPTIONS)

@@ -54,6 +54,7 @@ class Principal:
     subscribe: tuple[str, ...]
     publish: tuple[str, ...]
     request: tuple[str, ...] = ()
+    change: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     monitoring: bool = False
     token_id: str | None = None
@@ -86,13 +87,19 @@ class Principal:
 
     def check_request(self, method: str) -> None:
         """Raise `Forbidden` unless the client may send requests to `method`."""
+        self.check_listed("request", method, weigh(method, self.request, self.deny))
+
+    def check_change(self, channel: str) -> None:
+        """Raise `Forbidden` unless the client may change the document `channel`."""
+        self.check_listed("change", channel, self.changing(channel))
+
+    def check_listed(self, name: str, channel: str, verdict: Verdict) -> None:
         if self.monitoring:
             raise Forbidden("a monitoring token may only subscribe")
-        verdict = weigh(method, self.request, self.deny)
         if verdict.within is None:
-            raise Forbidden(f"{method}: not within a pattern of permissions.request in the token")
+            raise Forbidden(f"{channel}: not within a pattern of permissions.{name} in the token")
         if verdict.denied is not None:
-            raise Forbidden(f"{method}: denied by the token")
+            raise Forbidden(f"{channel}: denied by the token")
 
     def subscribing(self, pattern: str) -> Verdict:
         """Return the verdict on a subscription to `pattern`."""
@@ -101,6 +108,10 @@ class Principal:
     def publishing(self, channel: str) -> Verdict:
         """Return the verdict on publishing to `channel`."""
         return weigh(channel, () if self.monitoring else (*self.publish, *self.own), self.deny)
+
+    def changing(self, channel: str) -> Verdict:
+        """Return the verdict on changing the document `channel`."""
+        return weigh(channel, () if self.monitoring else self.change, self.deny)
 
     @property
     def private(self) -> str:

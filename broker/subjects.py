@@ -213,6 +213,7 @@ class Names:
     deadletter: str = "deadletter"
     rpc: str = "rpc"
     state: str = "state"
+    changes: str = "changes"
     own: str = "_broker"  # messages that brokers send to themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
@@ -224,6 +225,10 @@ class Names:
     def document(self, tenant: str, channel: str) -> str:
         """Return the subject of the document `channel`, or the subject filter of a pattern, in `tenant`."""
         return f"{self.state}.{tenant}.{channel}"
+
+    def question(self, tenant: str, channel: str) -> str:
+        """Return the subject on which the service that owns the document `channel` is asked."""
+        return f"{self.changes}.{tenant}.{channel}"
 
     def method(self, tenant: str, method: str) -> str:
         """Return the subject on which the services of `tenant` answer."""

@@ -28,6 +28,7 @@ SHOWN = (
     "filters_per_connection", "filters_per_tenant", "paced_channels",
     "messages_per_minute", "messages_burst", "requests_per_second", "requests_burst",
     "calls_per_second", "calls_burst", "requests_in_flight",
+    "changes_per_second", "changes_burst", "change_bytes",
     "history_per_minute", "history_channels", "history_bytes", "history_reads",
     "authentication_seconds", "last_events", "snapshot_channels", "replay_events", "catch_ups_per_connection",
 )  # fmt: skip
@@ -64,6 +65,7 @@ class Budgets(Part):
             limits.POSTS: (wanted.messages_per_minute / 60, wanted.messages_burst),
             limits.REQUESTS: (wanted.requests_per_second, wanted.requests_burst),
             limits.CALLS: (wanted.calls_per_second, wanted.calls_burst),
+            limits.CHANGES: (wanted.changes_per_second, wanted.changes_burst),
             limits.HISTORY: (wanted.history_per_minute / 60, wanted.history_per_minute),
         }
         per_user, in_all = wanted.connections_per_user, wanted.connections

@@ -41,6 +41,7 @@ from broker.features.history.stream import Sources as Pages
 from broker.features.port import Ended
 from broker.features.publishing import Publishing
 from broker.features.state import rules
+from broker.features.state.changing import Changing
 from broker.features.state.reading import Reading
 from broker.features.subscriptions.feature import Subscriptions
 from broker.features.subscriptions.joining import Sources
@@ -217,11 +218,21 @@ class Supervisor:
         config, intake = self.config, self.intake
         if not config.state.used:
             return ()
-        keyed = self.bus.keyed(config.state.name)
-        self.reading = Reading(
-            keyed, self.names, rules.read(config.state), config.limits, lambda: intake.incarnation
+        keyed, documents = self.bus.keyed(config.state.name), rules.read(config.state)
+        self.reading = reading = Reading(
+            keyed, self.names, documents, config.limits, lambda: intake.incarnation
         )
-        return (self.reading,)
+        changing = Changing(
+            bus=self.bus,
+            keyed=keyed,
+            names=self.names,
+            rules=documents,
+            incarnation=lambda: reading.view.stream or "",
+            meters=self.meters.changes,
+            features=lambda: self.features,
+        )
+        reading.view.heard = changing.hear
+        return (reading, changing)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the tenants and the background work, until cancelled."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ANY = "*"  # tenant, or in an entry's `issuer` or `audience`
-LISTS = ("subscribe", "publish", "request", "deny")
+LISTS = ("subscribe", "publish", "request", "change", "deny")
 MAX_PATTERNS = 256  # in one list: each subscribe is compared with all
 MAX_SHOWN = 4  # entries of a list, in a refusal
 # A token that is not valid yet is checked again after so long at the latest: the wrong clock may be ours, and

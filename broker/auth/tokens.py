@@ -211,7 +211,7 @@ class Verifier:
             name: fill_all(each, f"permissions.{name}", user=encoded_user, tenant=tenant)
             for name, each in listed.items()
         }
-        return filled | {"publish": (), "request": ()} if monitoring else filled
+        return filled | {"publish": (), "request": (), "change": ()} if monitoring else filled
 
 
 def media_type(kind: str) -> str:
@@ -257,6 +257,7 @@ def sign(
     subscribe: Sequence[str] | None = None,
     publish: Sequence[str] | None = None,
     request: Sequence[str] | None = None,
+    change: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
 ) -> str:
     """Return a token that is valid from `now` for `ttl` seconds, signed with the first suitable secret.
@@ -265,7 +266,9 @@ def sign(
     Raises `ConfigError` when no key is suitable, `TokenInvalid` when the broker would refuse the token.
     """
     key = signing_key(auth, tenant)
-    given = {"subscribe": subscribe, "publish": publish, "request": request, "deny": deny}
+    given = {
+        "subscribe": subscribe, "publish": publish, "request": request, "change": change, "deny": deny,
+    }  # fmt: skip
     permissions = {name: list(listed) for name, listed in given.items() if listed is not None}
     encoded_user = encode_user(user)
     for name, listed in permissions.items():

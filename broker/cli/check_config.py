@@ -40,6 +40,7 @@ def access_faults(settings: Config) -> list[str]:
     from broker.auth.keys import Keys
     from broker.auth.tokens import Verifier
     from broker.errors import ConfigError
+    from broker.features.state import rules
 
     faults = []
     file = settings.server.admin_token_file
@@ -48,6 +49,7 @@ def access_faults(settings: Config) -> list[str]:
         lambda: settings.auth.keys and Keys.load(settings.auth),  # a missing key has been reported already
         lambda: readable and admin_token.read(readable, "server.admin_token_file"),
         lambda: Verifier(settings.auth, settings.limits, settings.permissions, Keys(())),
+        lambda: rules.read(settings.state),
     ):
         try:
             check()

@@ -36,6 +36,7 @@ looking = functools.partial(asking, option="--admin-token-file")
 @click.option("--token-file", "file", type=TOKEN, help="The client's token, in a file.")
 @click.option("--channel", metavar="C", required=True, help="A channel or pattern, as a client writes it.")
 @click.option("--publish", is_flag=True, help="Ask whether the token may publish, not subscribe.")
+@click.option("--change", is_flag=True, help="Ask whether the token may change the document.")
 @click.option("--tenant", metavar="T", help="The tenant that a monitoring token is used for.")
 @looking
 def explain(api: Api, output: Output, given: str | None, file: Path | None, **question: Any) -> None:
@@ -55,7 +56,7 @@ def explain(api: Api, output: Output, given: str | None, file: Path | None, **qu
     answer = api.ask("POST", "explain", body=body)
     output.many(answer, "steps", STEPS)
     if not answer["allowed"]:
-        verb = "publish" if question["publish"] else "subscribe"
+        verb = next((name for name in ("change", "publish") if question[name]), "subscribe")
         raise Forbidden(f"not allowed to {verb}: {failed(answer['steps'], verb)}")
 
 

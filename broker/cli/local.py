@@ -47,7 +47,7 @@ def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> co
     tables: dict[str, Any] = {
         "server": {"data_dir": str(data_dir), **server},
         "auth": {"keys": [key]},
-        "permissions": {"subscribe": EVERYTHING, "publish": EVERYTHING, "request": [">"]},
+        "permissions": {"subscribe": EVERYTHING, "publish": EVERYTHING, "request": [">"], "change": [">"]},
         "stream": {"max_bytes": STREAM_BYTES},
         "state": {"documents": [{"channel": each} for each in (">", "users.>")]},
     }

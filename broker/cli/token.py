@@ -33,10 +33,16 @@ EVERY_TENANT = "*"  # the default tenant of a monitoring token
     help="A pattern of methods that it may ask; repeatable.",
 )
 @click.option(
+    "--change",
+    metavar="PATTERN",
+    multiple=True,
+    help="A pattern of documents that it may change; repeatable.",
+)
+@click.option(
     "--deny",
     metavar="PATTERN",
     multiple=True,
-    help="A pattern that it may neither subscribe nor publish to, nor request; repeatable.",
+    help="A pattern that it may neither subscribe nor publish to, nor request or change; repeatable.",
 )
 @click.option(
     "--ttl",
@@ -60,6 +66,7 @@ def token(
     subscribe: tuple[str, ...],
     publish: tuple[str, ...],
     request: tuple[str, ...],
+    change: tuple[str, ...],
     deny: tuple[str, ...],
     ttl: float,
     monitoring: bool,
@@ -69,8 +76,8 @@ def token(
 ) -> None:
     """Print a token, signed with the key of `broker dev` or of a configuration.
 
-    With --subscribe, --publish, --request or --deny it may do what these say and no more ("me.>" is always
-    allowed); without them it has the broker's default permissions.
+    With --subscribe, --publish, --request, --change or --deny it may do what these say and no more ("me.>" is
+    always allowed); without them it has the broker's default permissions.
     """
     import time
 
@@ -82,7 +89,9 @@ def token(
             f"the broker accepts no token with a life of more than {settings.limits.token_max_seconds:g} s",
             param_hint="--ttl",
         )
-    lists = {"subscribe": subscribe, "publish": publish, "request": request, "deny": deny}
+    lists = {
+        "subscribe": subscribe, "publish": publish, "request": request, "change": change, "deny": deny,
+    }  # fmt: skip
     click.echo(
         tokens.sign(
             with_key(settings, key).auth,

@@ -88,6 +88,7 @@ class Subjects:
     deadletter: SubjectToken = "deadletter"
     rpc: SubjectToken = "rpc"  # requests to services
     state: SubjectToken = "state"  # documents
+    changes: SubjectToken = "changes"  # questions to services that own documents
     own: OwnToken = "_broker"  # messages among brokers
 
 
@@ -175,6 +176,7 @@ class Permissions:
     subscribe: tuple[str, ...] = (">", "live.>")
     publish: tuple[str, ...] = ()
     request: tuple[str, ...] = ()
+    change: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
 
 
@@ -228,6 +230,9 @@ class Limits:
     calls_per_second: Count = 10
     calls_burst: Count = 50
     requests_in_flight: Count = 16
+    changes_per_second: Count = 10
+    changes_burst: Count = 50
+    change_bytes: Bytes = 32768
     history_per_minute: Count = 30
     history_channels: Count = 16
     history_bytes: Bytes = 262144

@@ -58,10 +58,14 @@ class Change:
         return f"{self.session}-{self.n}"
 
     @property
+    def patched(self) -> tuple[Path, ...]:
+        """Return the leaves of its patch."""
+        return () if self.patch is OUT else tuple(path for path, _ in leaves(self.patch))
+
+    @property
     def touched(self) -> tuple[Path, ...]:
         """Return the paths that it writes to."""
-        patched = () if self.patch is OUT else tuple(path for path, _ in leaves(self.patch))
-        return (*patched, *self.add)
+        return (*self.patched, *self.add)
 
     def entry(self, base: int) -> Entry:
         return Entry(session=self.session, n=self.n, user=self.user, base=base)
@@ -78,6 +82,37 @@ class Version:
     def covers(self, revision: int) -> bool:
         """Return whether it knows every change that was made on this sequence and applied."""
         return revision == 0 if self.sequence == 0 else revision > self.memory.floor
+
+
+class Group:
+    """Changes that one write can carry: none touches what another does, but that both add to it.
+
+    So every value that a client is told was stored at some time, and none only in between.
+    """
+
+    __slots__ = ("added", "patched", "sessions")
+
+    def __init__(self) -> None:
+        self.patched = patches.Paths()
+        self.added = patches.Paths()
+        self.sessions: set[tuple[str, str]] = set()
+
+    def take(self, change: Change) -> bool:
+        """Add a change, if it can be with the others."""
+        paths = change.patched
+        if (
+            (change.session, change.user) in self.sessions
+            or any(self.patched.meets(path) or self.added.meets(path) for path in paths)
+            or any(
+                self.patched.meets(path) or path in self.added.above or self.added.covers(path[:-1])
+                for path in change.add
+            )
+        ):
+            return False
+        self.patched.update(paths)
+        self.added.update(change.add)
+        self.sessions.add((change.session, change.user))
+        return True
 
 
 @attrs.frozen
@@ -125,28 +160,29 @@ def check(change: Change) -> None:
     for name, part in (("patch", patch), ("was", was)):
         if part is not OUT and (reason := values.fault(part)):
             raise BadMessage(f"payload.{name}: {reason}")
-    touched = change.touched
-    if len(touched) > MAX_LEAVES:
-        raise BadMessage(f"payload.patch: {len(touched)} leaves; the limit is {MAX_LEAVES}")
+    count = len(change.touched)
+    if count > MAX_LEAVES:
+        raise BadMessage(f"payload.patch: {count} leaves; the limit is {MAX_LEAVES}")
     if patch is not OUT:
         if was is OUT and change.revision is None:
             raise BadMessage("payload.was: say what the patch replaces, by was or revision")
         if was is not OUT and (missing := next(unnamed(patch, was), None)) is not None:
             raise BadMessage(f"payload.was: the patch writes {pointer(missing)}, of which was says nothing")
     if change.add:
-        check_additions(change, touched)
+        check_additions(change)
 
 
-def check_additions(change: Change, touched: tuple[Path, ...]) -> None:
+def check_additions(change: Change) -> None:
     if change.revision is None:
         raise BadMessage("payload.add: needs the revision that it was made on")
+    patched, added = patches.Paths(change.patched), patches.Paths(change.add)
     for path in change.add:
         name = f"payload.add[{pointer(path)[:40]!a}]"
         if len(path) > values.MAX_DEPTH:
             raise BadMessage(f"{name}: deeper than {values.MAX_DEPTH}")
         if values.PROTO in path:
             raise BadMessage(f"{name}: a member named {values.PROTO}")
-        if sum(patches.overlap(path, other) for other in touched) > 1:
+        if patched.meets(path) or path in added.above:
             raise BadMessage(f"{name}: the change writes there twice")
 
 
@@ -181,13 +217,19 @@ def judge(change: Change, version: Version) -> Verdict:
     covered = change.revision is None or version.covers(change.revision)
     if change.add and not covered:
         return Unknowable()
-    value = version.value
     if change.patch is not OUT:
         # What cannot be known may be a repetition: then it is no conflict with itself.
-        if not change.add and is_done(change.patch, value) and (change.was is not OUT or not covered):
+        done = not change.add and is_done(change.patch, version.value)
+        if done and (change.was is not OUT or not covered):
             return Standing()
         if paths := conflicts(change, version):
             return Conflicting({pointer(path): each for path, each in paths.items()})
+    return applied(change, version.value)
+
+
+def applied(change: Change, value: Value | None) -> Verdict:
+    """Return what a change makes of a value, whatever it says that it replaces."""
+    if change.patch is not OUT:
         value = patches.apply(value, change.patch)
     return added(change, value) if change.add else outcome(value)
 

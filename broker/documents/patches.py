@@ -14,7 +14,7 @@ from broker.errors import BadMessage
 from broker.filters import same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 Path: TypeAlias = "tuple[str, ...]"
 
@@ -101,10 +101,28 @@ def at(value: Any, path: Path) -> Any:
     return value
 
 
-def overlap(one: Path, other: Path) -> bool:
-    """Return whether two paths are the same, or one is above the other."""
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
+class Paths:
+    """A set of paths that can be asked for others above and below."""
+
+    __slots__ = ("above", "paths")
+
+    def __init__(self, paths: Iterable[Path] = ()) -> None:
+        self.paths: set[Path] = set()
+        self.above: set[Path] = set()
+        self.update(paths)
+
+    def update(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self.paths.add(path)
+            self.above.update(path[:end] for end in range(len(path)))
+
+    def covers(self, path: Path) -> bool:
+        """Return whether this path, or one above it, is in the set."""
+        return any(path[:end] in self.paths for end in range(len(path) + 1))
+
+    def meets(self, path: Path) -> bool:
+        """Return whether this path, one above or one below it is in the set."""
+        return path in self.above or self.covers(path)
 
 
 def pointer(path: Path) -> str:

@@ -14,7 +14,7 @@ from referencing import Registry, Resource
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from broker.documents.patches import overlap, pointer
+from broker.documents.patches import Paths, pointer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -38,13 +38,10 @@ class Schema:
     def faults(self, old: Value | None, new: Value, touched: Iterable[Path]) -> Mapping[str, str]:
         """Return what a change of these paths brought that the schema forbids, by JSON Pointer."""
         found = {}
-        paths = tuple(touched)
+        paths = Paths(touched)
         before = {} if old is None else self.errors(old)
         for key, (path, message) in self.errors(new).items():
-            if not any(overlap(path, each) for each in paths):
-                continue
-            within = any(path[: len(each)] == each for each in paths)
-            if within or key not in before:
+            if paths.meets(path) and (paths.covers(path) or key not in before):
                 found[pointer(path)] = message
         return dict(list(found.items())[:MAX_FAULTS])
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from broker.permissions import Principal
     from broker.session.requests import Caller
 
-Kind: TypeAlias = Literal["authenticated", "renewed", "ended", "refused", "admin"]
+Kind: TypeAlias = Literal["authenticated", "renewed", "ended", "refused", "changed", "admin"]
 
 QUEUE = 32768  # records that wait for NATS, about 400 bytes each; any more are only counted
 BATCH = 128  # records stored at a time: a millisecond of the event loop
@@ -115,6 +115,9 @@ class Audit(Feature):
         self.refusals[who["connection"]] += 1
         if self.refusals[who["connection"]] <= REFUSALS_PER_SECOND:
             self.note("refused", code=code, message=message, channel=channel, **who)
+
+    def document_changed(self, who: Who, *, channel: str, id: str, revision: str, deleted: bool) -> None:  # noqa: A002
+        self.note("changed", channel=channel, id=id, revision=revision, deleted=deleted or None, **who)
 
     def ended(self, ended: Ended) -> None:
         if ended.tenant is not None:

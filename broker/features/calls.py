@@ -16,8 +16,8 @@ import msgspec
 import trio
 
 from broker import limits, subjects
-from broker.errors import AnswerTooLarge, BadAnswer, BadMessage, Rejected
-from broker.features.port import Feature, signed
+from broker.errors import AnswerTooLarge, BadAnswer, BadMessage
+from broker.features.port import Feature, refusal, signed
 from broker.session.requests import Page, Request
 from broker.wire import events, traces
 from broker.wire import messages as m
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 ID = re.compile(r"[!-~]{1,64}\Z")  # the value of a header
 USUAL_MS, LONGEST_MS = 5000, 30_000  # to answer
-WORDS_MOST = 4096  # characters of an error that are passed on
-ERROR, ERROR_CODE = "nats-service-error", "nats-service-error-code"
 
 
 @attrs.frozen(kw_only=True)
@@ -130,19 +128,10 @@ def answer(method: str, headers: Mapping[str, str], body: bytes, most_bytes: int
     An empty body is `null`. Raises `Rejected` where the headers have an error of the service, `TooLarge` for
     more than `most_bytes`, and `BadAnswer` for other than JSON.
     """
-    fields = {name.lower(): value for name, value in headers.items()}
-    if ERROR in fields or ERROR_CODE in fields:
-        code = fields.get(ERROR_CODE, "")
-        said = fields.get(ERROR) or " ".join(("the service refuses the request:", code or "it says no more"))
-        raise Rejected(readable(said), status=int(code) if re.fullmatch(r"[0-9]{1,9}", code) else None)
+    if error := refusal(headers):
+        raise error
     if len(body) > most_bytes:
         raise AnswerTooLarge(f"{method}: an answer of {len(body)} bytes; the limit is {most_bytes}")
     if body and (fault := events.not_json(body)):
         raise BadAnswer(f"{method}: the answer of the service is not JSON: {fault}")
     return m.Answered(data=msgspec.Raw(body or b"null"))
-
-
-def readable(text: str) -> str:
-    """Return a header's text without bytes that are not UTF-8, and cut where it is very long."""
-    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return known if len(known) <= WORDS_MOST else known[: WORDS_MOST - 1] + "…"

@@ -1,4 +1,5 @@
-"""Explains why a token may or may not subscribe or publish to a channel: each decision as a step.
+"""Explains why a token may or may not use a channel: subscribe or publish to it, or change a document.
+Each decision is a step.
 
 Nothing is decided here. The token is checked by the verifier that admits clients, the channel by the
 principal that decides on requests; this module reports their findings, without the token or a secret.
@@ -36,7 +37,7 @@ class Step:
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """May this token subscribe to the channel, or, with `publish`, publish to it?
+    """May this token subscribe to the channel, or, with `publish`, publish to it, with `change`, change it?
 
     `channel` is a channel or pattern as a client writes it; `tenant` the one requested beside the token.
     """
@@ -45,6 +46,7 @@ class Question:
     channel: str
     tenant: str | None = None
     publish: bool = False
+    change: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -96,13 +98,14 @@ async def explain(
         steps.append(Step(step="channel", ok=False, detail=error.message))
         return Explanation(allowed=False, steps=tuple(steps))
     subscribing, publishing = subscribe_step(principal, channel), publish_step(principal, channel)
-    steps += [channel_step(question.channel, channel, principal), subscribing, publishing]
+    changing = change_step(principal, channel)
+    steps += [channel_step(question.channel, channel, principal), subscribing, publishing, changing]
     steps += [
         subject_step(principal, channel, names),
         await start_step(principal, channel, names, limits, held),
     ]
     steps.append(limit_step(limits))
-    wanted = publishing if question.publish else subscribing
+    wanted = changing if question.change else publishing if question.publish else subscribing
     return Explanation(allowed=bool(wanted.ok), steps=tuple(steps))
 
 
@@ -139,15 +142,29 @@ def subscribe_step(principal: Principal, pattern: str) -> Step:
 
 
 def publish_step(principal: Principal, channel: str) -> Step:
+    return writing_step("publish", principal, channel, principal.publishing, principal.check_publish)
+
+
+def change_step(principal: Principal, channel: str) -> Step:
+    return writing_step("change", principal, channel, principal.changing, principal.check_change)
+
+
+def writing_step(
+    name: str,
+    principal: Principal,
+    channel: str,
+    weigh: Callable[[str], Verdict],
+    check: Callable[[str], None],
+) -> Step:
     try:
         subjects.parse_channel(channel)
-        principal.check_publish(channel)
+        check(channel)
     except InvalidChannel as error:
-        return Step(step="publish", ok=False, detail=error.message)
+        return Step(step=name, ok=False, detail=error.message)
     except BrokerError as error:
-        plain = error.message if principal.monitoring else reason(principal.publishing(channel), channel)
-        return Step(step="publish", ok=False, detail=plain)
-    return Step(step="publish", ok=True, detail=reason(principal.publishing(channel), channel))
+        plain = error.message if principal.monitoring else reason(weigh(channel), channel)
+        return Step(step=name, ok=False, detail=plain)
+    return Step(step=name, ok=True, detail=reason(weigh(channel), channel))
 
 
 def reason(verdict: Verdict, pattern: str) -> str:

@@ -6,24 +6,47 @@ requests are lines in every session's table. No feature knows another.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
+from broker.errors import Rejected
 from broker.parts import Part
 from broker.wire import events, traces
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from broker.bus.base import Record
     from broker.flow.client import Who
     from broker.permissions import Principal
     from broker.session.requests import Asker, Caller, Requests
+
+WORDS_MOST = 4096  # characters of a service's error that are passed on
+ERROR, ERROR_CODE = "nats-service-error", "nats-service-error-code"
 
 
 def signed(asker: Asker, principal: Principal, traceparent: str | None) -> dict[str, str]:
     """Return the headers that tell services which client a message is from. Clients cannot set them."""
     headers = {events.PUBLISHER: principal.encoded_user, events.CONNECTION: asker.id}
     return headers if traceparent is None else headers | {traces.PARENT: traceparent}
+
+
+def refusal(headers: Mapping[str, str]) -> Rejected | None:
+    """Return the error of a service that is in the headers of its answer, as ADR-32 of NATS has it."""
+    fields = {name.lower(): value for name, value in headers.items()}
+    if ERROR not in fields and ERROR_CODE not in fields:
+        return None
+    code = fields.get(ERROR_CODE, "")
+    said = fields.get(ERROR) or " ".join(("the service refuses the request:", code or "it says no more"))
+    return Rejected(readable(said), status=int(code) if re.fullmatch(r"[0-9]{1,9}", code) else None)
+
+
+def readable(text: str) -> str:
+    """Return a header's text without bytes that are not UTF-8, and cut where it is very long."""
+    known = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return known if len(known) <= WORDS_MOST else known[: WORDS_MOST - 1] + "…"
 
 
 @attrs.frozen(kw_only=True)
@@ -99,6 +122,9 @@ class Feature(Part):
 
     def ended(self, ended: Ended) -> None:
         """Note the end of a connection."""
+
+    def document_changed(self, who: Who, *, channel: str, id: str, revision: str, deleted: bool) -> None:  # noqa: A002
+        """Note that a client has changed a document."""
 
     def rejected(self, letter: Letter) -> None:
         """Take a message of a service that is not an event."""

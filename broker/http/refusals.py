@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING
 
-from msgspec import UNSET
+from msgspec import UNSET, to_builtins
 
 from broker.http.credentials import CHALLENGE
 from broker.http.responses import problem
@@ -40,6 +40,7 @@ STATUS = {
     "bad_answer": 502,
     "unavailable": 503,
     "timeout": 504,
+    "unknown_outcome": 504,
 }
 RETRY_SECONDS = 1  # for what may be retried, where nobody knows when
 
@@ -59,7 +60,15 @@ def from_message(error: Error) -> Response:
     ):  # the service's own: its 401 is about no token of ours
         status = error.status
     detail = error.message if error.code == "rejected" else error.message.removeprefix("payload.")
-    return problem(status, detail, *headers, code=error.code, retry_after_ms=error.retry_after_ms)
+    return problem(
+        status,
+        detail,
+        *headers,
+        code=error.code,
+        retry_after_ms=error.retry_after_ms,
+        paths=error.paths,
+        conflict=UNSET if error.conflict is UNSET else to_builtins(error.conflict),
+    )
 
 
 def from_error(error: BrokerError) -> Response:

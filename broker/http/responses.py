@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 from msgspec import UNSET, UnsetType
@@ -18,7 +18,7 @@ Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """Why a request was not served (RFC 9457). `code` and `retry_after_ms` are the protocol's."""
+    """Why a request was not served (RFC 9457). `code` and what follows are the protocol's."""
 
     type: str
     title: str
@@ -26,6 +26,8 @@ class Problem:
     detail: str
     code: str | UnsetType = UNSET
     retry_after_ms: int | UnsetType = UNSET
+    paths: dict[str, str] | UnsetType = UNSET
+    conflict: list[dict[str, Any]] | UnsetType = UNSET
 
 
 @attrs.frozen(kw_only=True)
@@ -91,18 +93,19 @@ def problem(
     detail: str,
     *headers: tuple[str, str],
     code: str | UnsetType = UNSET,
-    retry_after_ms: int | UnsetType = UNSET,
+    **more: object,
 ) -> Response:
-    """Return a problem document. `detail` says what is wrong and where, and no secrets."""
-    document = Problem(
-        type="about:blank",
-        title=phrase(status),
-        status=status,
-        detail=detail,
-        code=code,
-        retry_after_ms=retry_after_ms,
-    )
-    shown = attrs.asdict(document, filter=lambda _, value: value is not UNSET)
+    """Return a problem document with `more` fields; `detail` says what is wrong and where, and no secrets."""
+    title = phrase(status)
+    document = {
+        "type": "about:blank",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **more,
+    }
+    shown = {name: value for name, value in document.items() if value is not UNSET}
     return Response(status=status, body=json.dumps(shown).encode(), media_type=PROBLEM, headers=headers)
 
 

@@ -22,7 +22,7 @@ from broker.signals import Signal
 from broker.turns import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
     from broker.bus.base import Keyed, Loaded, Record, StreamState
@@ -85,6 +85,7 @@ class View:
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `head` and `up`
     gate: trio.Semaphore = attrs.Factory(lambda: trio.Semaphore(LOADS_AT_ONCE))
     nursery: trio.Nursery | None = None
+    heard: Callable[[list[Record]], None] = lambda _: None  # told of all records, before anybody else
 
     async def run(self) -> None:
         """Follow the stream, until cancelled."""
@@ -110,6 +111,7 @@ class View:
         self.head = head
         if self.stream != self.announced:
             self.begin(self.announced)
+        self.heard(records)
         now = trio.current_time()
         for sequence, subject, body, headers in records:
             tenant, _, channel = subject[len(self.prefix) + 1 :].partition(".")

@@ -140,6 +140,28 @@ def delivery(taken: Statistics) -> Iterator[Metric]:
         "From a client's request to the answer of the service. Requests without an answer are broker_errors.",
         meters.calls,
     )
+    yield counters(
+        "broker_changes",
+        "Changes of documents by their outcome: changed, unchanged (there was nothing to write), or the code "
+        "of the error.",
+        ("outcome",),
+        meters.changes.outcomes,
+    )
+    yield histogram(
+        "broker_change_duration_seconds",
+        "From a change of a document to its outcome: what it waited for others, its service and the stream.",
+        meters.changes.seconds,
+    )
+    yield counter(
+        "broker_changes_lost",
+        "Changes of documents that were confirmed, and whose place another write has taken all the same.",
+        meters.changes.lost,
+    )
+    yield counter(
+        "broker_document_foreign_writes",
+        "Writes of documents that do not say what they replace, as those of services.",
+        meters.changes.foreign,
+    )
     yield histogram("broker_tick_events", "Events in a tick.", meters.batch)
     yield histogram(
         "broker_publish_to_write_seconds",

@@ -29,6 +29,10 @@ CLOSE_CODES = (
     ("link", 1006),
 )
 ERROR_CODES = set(by_code())
+CHANGE_OUTCOMES = (
+    "changed", "unchanged", "conflict", "rejected", "too_large", "unavailable", "unknown_outcome",
+    "bad_answer", "internal",
+)  # fmt: skip
 RING, STREAM = "ring", "stream"
 
 
@@ -67,6 +71,20 @@ class Traffic:
 
 
 @attrs.define(eq=False)
+class Changes:
+    """What has become of changes of documents, how long they took, and what the stream tells of them.
+
+    `lost` were confirmed, and another write has taken their place all the same. `foreign` are writes that do
+    not say what they replace, as those of services.
+    """
+
+    outcomes: Counter[str] = attrs.Factory(lambda: zeros(CHANGE_OUTCOMES))
+    seconds: Histogram = attrs.Factory(lambda: Histogram(SECONDS))
+    lost: int = 0
+    foreign: int = 0
+
+
+@attrs.define(eq=False)
 class Meters:
     """The counters of the process. `collector` documents each."""
 
@@ -90,5 +108,6 @@ class Meters:
     gaps: Counter[str] = attrs.Factory(lambda: zeros(GAP_REASONS))
     errors: Counter[str] = attrs.Factory(lambda: zeros(ERROR_CODES))
     received: Counter[str] = attrs.Factory(lambda: zeros(("stored", "live")))
+    changes: Changes = attrs.Factory(Changes)
     interruptions: int = 0
     live_losses: int = 0

@@ -25,7 +25,8 @@ from broker.operations.reports import PageCursor, Size
 
 @attrs.frozen(kw_only=True)
 class Question:
-    """Whether a token may subscribe to the channel (with `publish`: publish to it).
+    """Whether a token may subscribe to the channel (with `publish`: publish to it, with `change`: change the
+    document).
 
     `channel` is a channel or pattern as a client writes it. `tenant` is for monitoring tokens.
     """
@@ -34,6 +35,7 @@ class Question:
     channel: str
     tenant: str | None = None
     publish: bool = False
+    change: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -145,6 +145,7 @@ class Session:
                 "subscribe": list(principal.subscribe),
                 "publish": list(principal.publish),
                 "request": list(principal.request),
+                "change": list(principal.change),
                 "deny": list(principal.deny),
             },
         )
@@ -235,4 +236,11 @@ def to_message(error: BrokerError) -> m.Error:
         retryable=error.retryable,
         retry_after_ms=msgspec.UNSET if error.retry_after is None else ceil(error.retry_after * 1000),
         status=msgspec.UNSET if error.status is None else error.status,
+        paths=dict(error.paths) if error.paths else msgspec.UNSET,
+        conflict=msgspec.UNSET
+        if error.conflict is None
+        else [
+            m.Contradiction(channel=each.channel, revision=each.revision, paths=dict(each.paths))
+            for each in error.conflict
+        ],
     )

@@ -16,6 +16,8 @@ from broker.links.route import GET, POST, Operation, Route
 from broker.wire.messages import Error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from broker.http.queries import Query
     from broker.links.exchange import ClientExchange
     from broker.links.route import ClientRoute
@@ -36,18 +38,25 @@ class Post(Protocol):
 
 def routes(post: Post, table: Table) -> list[ClientRoute]:
     """Return a route for each request that has a form without a connection."""
+    found: dict[str, list[tuple[AnyRequest, Page[Any]]]] = {}
+    for request in table.values():
+        if page := request.page:
+            found.setdefault(page.path, []).append((request, page))
     return [
         Route(
-            path=page.path,
-            methods=(*(GET if page.query else POST), "OPTIONS"),
-            handle=partial(handle, request, page, post),
+            path=path,
+            methods=(*(method for _, page in pages for method in methods(page)), "OPTIONS"),
+            handle=partial(handle, pages, post),
             cross_origin=True,
-            about=page.about,
-            operations=(operation(request, page),),
+            about=" ".join(page.about for _, page in pages),
+            operations=tuple(operation(request, page) for request, page in pages),
         )
-        for request in table.values()
-        if (page := request.page)
+        for path, pages in found.items()
     ]
+
+
+def methods(page: Page[Any]) -> tuple[str, ...]:
+    return GET if page.query else POST
 
 
 def operation(request: AnyRequest, page: Page[Any]) -> Operation:
@@ -58,11 +67,13 @@ def operation(request: AnyRequest, page: Page[Any]) -> Operation:
     return Operation(method="POST", bodies=(request.message,), replies=replies)
 
 
-async def handle(request: AnyRequest, page: Page[Any], post: Post, exchange: ClientExchange) -> None:
+async def handle(pages: Sequence[tuple[AnyRequest, Page[Any]]], post: Post, exchange: ClientExchange) -> None:
     """Answer within the client's place: a drain waits for that.
 
     A request that waits ends with the connection, as it does over a WebSocket.
     """
+    method = exchange.request.method
+    request, page = next((each for each in pages if method in methods(each[1])), pages[0])
     query = queries.parse(exchange.request.query, page.query, repeated=("channel",) if page.query else ())
     token, tenant = exchange.credentials(query)
     with exchange.place():

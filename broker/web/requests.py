@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from broker.links.route import ClientRoute, Operation
     from broker.web.schemas import Document
 
-DOCUMENTS = (m.StateOpened, m.StateReady, m.StateClosed, m.State)  # a stream has none of them
+DOCUMENTS = (  # a stream has none of them
+    m.StateOpened, m.StateReady, m.StateClosed, m.State, m.Changed, m.Lost,
+)  # fmt: skip
 # The client of a stream sends no messages: it gets all but the replies to those.
 STREAMED = [
     kind

@@ -13,7 +13,7 @@ import msgspec
 
 from broker.errors import BadMessage, UnknownType
 from broker.wire.events import MAX_DEPTH, is_deeper
-from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, Lag, OneOrMany, ServerMessage
+from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, Lag, OneChange, OneOrMany, ServerMessage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -38,8 +38,10 @@ REQUIRED: dict[Any, str] = {
     dict[str, Any]: "an object",
     OneOrMany: "a channel, or a list of at least one",
     Lag: f"one of {', '.join(get_args(Lag))}",
+    list[OneChange]: "a list of changes: {channel, patch, …}",
 }
 EXPECTED = REQUIRED | {kind | None: text for kind, text in REQUIRED.items()}
+EXPECTED[dict[str, Any] | msgspec.UnsetType | None] = "an object, or null"
 FIELDS = {kind: msgspec.structs.fields(kind) for kind in CLIENT_MESSAGES.values()}
 
 

@@ -136,6 +136,35 @@ class StateClose(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     channel: OneOrMany
 
 
+class OneChange(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The change of one document of several, see `state.change`."""
+
+    channel: str
+    patch: dict[str, Any] | UnsetType | None = UNSET
+    was: dict[str, Any] | UnsetType | None = UNSET
+    revision: str | None = None
+    add: dict[str, Any] | None = None
+
+
+class Change(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Change a document by a merge patch (RFC 7396); a `patch` of null deletes it.
+
+    `was` has the values that the patch replaces, null for nothing; or `revision` has the revision since which
+    nothing may have changed. `add` adds numbers to those at JSON Pointers, and needs the `revision` that it
+    was made on. By `id` (`<session>-<n>`, n rising) a repetition is known. With `changes` several documents
+    change, all or none.
+    """
+
+    type: ClassVar[str] = "state.change"
+    id: str
+    channel: str | None = None
+    patch: dict[str, Any] | UnsetType | None = UNSET
+    was: dict[str, Any] | UnsetType | None = UNSET
+    revision: str | None = None
+    add: dict[str, Any] | None = None
+    changes: list[OneChange] | None = None
+
+
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for a sign of life and the live position."""
 
@@ -152,6 +181,7 @@ ClientMessage: TypeAlias = (
     | History
     | StateOpen
     | StateClose
+    | Change
     | Ping
 )
 CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
@@ -417,6 +447,27 @@ class Documents(Struct, frozen=True, kw_only=True):
     recovered: bool
 
 
+class Changed(Struct, frozen=True, kw_only=True):
+    """The change has been applied: `revisions` has a revision of each document that contains it."""
+
+    type: ClassVar[str] = "state.changed"
+    id: str
+    revisions: dict[str, str]
+
+
+class Lost(Struct, frozen=True, kw_only=True):
+    """Changes that were confirmed are gone: another write, which did not see them, took their place.
+
+    `ids` are those of this client's changes; `paths` has what is there now, at `revision`, by JSON Pointer.
+    """
+
+    type: ClassVar[str] = "state.lost"
+    ids: list[str]
+    channel: str
+    revision: str
+    paths: dict[str, Any]
+
+
 class Pong(Struct, frozen=True, kw_only=True):
     """The answer to `ping`, with the live position."""
 
@@ -424,11 +475,20 @@ class Pong(Struct, frozen=True, kw_only=True):
     position: str | UnsetType = UNSET
 
 
+class Contradiction(Struct, frozen=True, kw_only=True):
+    """Where a document, at `revision`, is not what a change replaces: what is there, by JSON Pointer."""
+
+    channel: str
+    revision: str
+    paths: dict[str, Any]
+
+
 class Error(Struct, frozen=True, kw_only=True):
     """A request was refused, or the connection is about to be closed.
 
     `message` is for the developer. `retryable`: the same request may succeed after `retry_after_ms`.
-    `status` is a service's own code for its refusal.
+    `status` is a service's own code for its refusal, `paths` what is wrong in a document, by JSON Pointer.
+    `conflict` is what keeps a change from being applied.
     """
 
     type: ClassVar[str] = "error"
@@ -437,6 +497,8 @@ class Error(Struct, frozen=True, kw_only=True):
     retryable: bool
     retry_after_ms: int | UnsetType = UNSET
     status: int | UnsetType = UNSET
+    paths: dict[str, str] | UnsetType = UNSET
+    conflict: list[Contradiction] | UnsetType = UNSET
 
 
 ServerMessage: TypeAlias = (
@@ -456,6 +518,8 @@ ServerMessage: TypeAlias = (
     | StateOpened
     | StateReady
     | StateClosed
+    | Changed
+    | Lost
     | Pong
     | Error
 )

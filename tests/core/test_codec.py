@@ -37,6 +37,18 @@ READABLE: list[tuple[str, m.ClientMessage]] = [
         '{"type":"acknowledge","payload":{"durable":"d","position":"p"}}',
         m.Acknowledge(durable="d", position="p"),
     ),
+    (
+        '{"type":"state.change","payload":{"id":"s-1","channel":"a","patch":null,"was":{"b":1}}}',
+        m.Change(id="s-1", channel="a", patch=None, was={"b": 1}),
+    ),
+    (
+        '{"type":"state.change","payload":{"id":"s-1","channel":"a","add":{"/b":1},"revision":"p"}}',
+        m.Change(id="s-1", channel="a", add={"/b": 1}, revision="p"),
+    ),
+    (
+        '{"type":"state.change","payload":{"id":"s-1","changes":[{"channel":"a","patch":{},"was":null}]}}',
+        m.Change(id="s-1", changes=[m.OneChange(channel="a", patch={}, was=None)]),
+    ),
     ('{"type":"publish","payload":{"channel":"a","event":null}}', m.Publish(channel="a", event=None)),
     ('{"type":"history","payload":{"channel":"a"}}', m.History(channel="a")),
     (
@@ -178,7 +190,10 @@ def test_not_text() -> None:
         ("pong", "did you mean 'ping'"),
         ("Subscribe", "did you mean 'subscribe'"),
         ("unsubcribe", "did you mean 'unsubscribe'"),
-        ("", "known are acknowledge, authenticate, history, ping, publish, request, state.close, state.open"),
+        (
+            "",
+            "known are acknowledge, authenticate, history, ping, publish, request, state.change, state.close",
+        ),
         ("event", "'event' is unknown"),
     ],
 )
@@ -417,12 +432,33 @@ WRITTEN: list[tuple[m.ServerMessage, dict[str, Any]]] = [
         m.Past(channel="a", events=[], first="p", last="q", more=True, recovered=False),
         {"channel": "a", "events": [], "first": "p", "last": "q", "more": True, "recovered": False},
     ),
+    (m.Changed(id="s-1", revisions={"a": "p"}), {"id": "s-1", "revisions": {"a": "p"}}),
+    (
+        m.Lost(ids=["s-1"], channel="a", revision="p", paths={"/b": None}),
+        {"ids": ["s-1"], "channel": "a", "revision": "p", "paths": {"/b": None}},
+    ),
     (m.Pong(), {}),
     (m.Pong(position="p"), {"position": "p"}),
     (m.Error(code="c", message="m", retryable=False), {"code": "c", "message": "m", "retryable": False}),
     (
         m.Error(code="c", message="m", retryable=True, retry_after_ms=10),
         {"code": "c", "message": "m", "retryable": True, "retry_after_ms": 10},
+    ),
+    (
+        m.Error(
+            code="c",
+            message="m",
+            retryable=False,
+            paths={"/b": "no"},
+            conflict=[m.Contradiction(channel="a", revision="p", paths={"/b": 1})],
+        ),
+        {
+            "code": "c",
+            "message": "m",
+            "retryable": False,
+            "paths": {"/b": "no"},
+            "conflict": [{"channel": "a", "revision": "p", "paths": {"/b": 1}}],
+        },
     ),
 ]
 

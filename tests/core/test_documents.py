@@ -250,6 +250,31 @@ def test_the_header_has_all_of_it(floor: int, entries: list[Entry]) -> None:
     assert memory.parse(str(held), 2**62) == held
 
 
+def test_changes_that_one_write_carries() -> None:
+    """None touches what another does; but sums are made in any order."""
+    group = judging.Group()
+
+    def take(fields: dict[str, Any], session: str) -> bool:
+        return group.take(the_change({"revision": 1, **fields}, session=session))
+
+    assert take({"patch": {"a": {"b": 1}}}, "one")
+    assert not take({"patch": {"z": 1}}, "one")
+    assert not take({"patch": {"a": {"b": 2}}}, "two")
+    assert not take({"patch": {"a": 5}}, "two")
+    assert not take({"patch": {"a": {"b": {"c": 1}}}}, "two")
+    assert not take({"patch": None}, "two")
+    assert take({"patch": {"a": {"c": 1}}}, "two")
+    assert take({"add": {"/n/m": 1}}, "three")
+    assert take({"add": {"/n/m": 1}}, "four")
+    assert not take({"add": {"/n": 1}}, "five")
+    assert not take({"add": {"/n/m/o": 1}}, "five")
+    assert not take({"add": {"/a": 1}}, "five")
+    assert not take({"add": {"/a/b": 1}}, "five")
+    assert not take({"patch": {"n": None}}, "five")
+    assert not take({"patch": {"n": {"m": 1}}}, "five")
+    assert take({"patch": {"n": {"o": 1}}, "add": {"/a/d": 1}}, "five")
+
+
 # --- properties ------------------------------------------------------------------------------------------
 
 SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from([0.5, 1.0, "", "x"])
@@ -298,7 +323,7 @@ def test_disjoint_edits_merge_in_any_order(value: Any, one: Any, other: Any) -> 
     assume(first and second)
     paths = [[path for path, _ in patches.leaves(patch)] for patch in (first, second)]
     changes = [the_change({"patch": patch, "was": seen(patch, value)}) for patch in (first, second)]
-    disjoint = not any(patches.overlap(a, b) for a in paths[0] for b in paths[1])
+    disjoint = not any(map(patches.Paths(paths[0]).meets, paths[1]))
     ends = []
     for order in (changes, changes[::-1]):
         now: Any = value
@@ -338,7 +363,7 @@ def test_nothing_is_replaced_that_its_author_has_not_seen(value: Any, current: A
         assert patches.is_done(leaf, patches.at(verdict.value, path))
     touched = [path for path, _ in patches.leaves(patch)]
     for path, there in patches.leaves(current):
-        if not any(patches.overlap(path, each) for each in touched) and there != {}:
+        if not patches.Paths(touched).meets(path) and there != {}:
             assert patches.equal(patches.at(verdict.value, path), there)
 
 

@@ -177,6 +177,7 @@ def test_authenticated() -> None:
             "subscribe": ["orders.>", "live.>", "b.*", "x.>"],
             "publish": ["orders.>", "live.>", "users.bob.inbox"],
             "request": [],
+            "change": [],
             "deny": ["orders.secret.>", "live.secret"],
         },
     )

@@ -44,6 +44,7 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
     settings = configure(tmp_path / "b", nats.url, **DOCUMENTS)
     async with run_broker(tmp_path / "b", settings) as broker, broker.client(ttl=6) as client:
         full: dict[str, Any] = {"subscribe": [">", "live.>"], "publish": [">"], "request": [">"]}
+        full["change"] = [">"]
 
         async def say(kind: str, **payload: object) -> None:
             message = {"type": kind, "payload": payload, "messageId": str(len(sent))}
@@ -80,6 +81,15 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
         await client.until("state.ready")
         await publisher.store("state.acme.d", b'{"n": 1}')
         await client.until("state")
+        await say("state.change", id="s-1", channel="d", patch={"n": 2}, was={"n": 1})
+        made = (await client.until("state.changed"))["revisions"]["d"]
+        await say("state.change", id="s-2", channel="d", patch={"n": 3}, was={"n": 1})
+        assert (await client.until("error"))["conflict"][0]["paths"] == {"/n": 2}
+        base = int(made.rpartition("-")[2]) - 1
+        await publisher.store(
+            "state.acme.d", b"{}", header=f"NATS/1.0\r\nBroker-Base: {base}\r\n\r\n".encode()
+        )
+        await client.until("state.lost")
         await say("state.close", channel=["d"])
         await client.until("state.closed")
         await say("ping")

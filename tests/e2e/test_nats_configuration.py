@@ -17,6 +17,7 @@ import trio
 from nats import micro
 from structlog.testing import capture_logs
 
+from broker import config
 from tests.faults.support.http import get
 from tests.support import command
 from tests.support.admin import Admin
@@ -149,16 +150,20 @@ async def test_the_broker_may_do_what_it_does(tmp_path: Path) -> None:
     """Everything, the admin API included, works with its permissions, and none of them is to spare."""
     logins = Passwords(directory=tmp_path)
     # Only over a hole in the feed, and under load.
-    seldom = {"$JS.API.CONSUMER.DELETE.EVENTS.*", "$JS.FC.>"}
+    seldom = {"$JS.API.CONSUMER.DELETE.EVENTS.*", "$JS.API.CONSUMER.DELETE.STATE.*", "$JS.FC.>"}
+    documents = (
+        config.Documents(channel="orders.>", owner="service"),
+        config.Documents(channel="boards.>"),
+    )
     async with single(logins) as node:
         operator = logins.service("operator")
         url = f"nats://{operator['user']}:{operator['password']}@{node.address}"
         async with connect(url) as listening:
             messages = await listening.subscribe(">")
-            async with gateway(tmp_path, node, logins) as broker:
+            async with gateway(tmp_path, node, logins, state={"documents": documents}) as broker:
                 await administer(broker, listening, tmp_path)
-            async with gateway(tmp_path, node, logins):
-                pass
+            async with gateway(tmp_path, node, logins, state={"documents": documents}) as broker:
+                await change_documents(broker)
             seen = set()
             while messages.statistics().current_buffer_used:
                 seen.add(messages.receive_nowait().subject.decode())
@@ -192,6 +197,23 @@ async def administer(broker: Broker, publisher: RawNats, directory: Path) -> Non
         await client.until("error")
 
 
+async def change_documents(broker: Broker) -> None:
+    """What clients do with documents; who listens here to everything is their service, and says nothing."""
+    async with broker.client("acme", subscribe=[">"], change=[">"]) as client:
+        with trio.fail_after(PATIENCE_SECONDS):
+            code = "unavailable"
+            while code == "unavailable":
+                await client.send(
+                    "state.change", {"id": "s-1", "channel": "orders.1", "patch": {}, "was": None}
+                )
+                code = (await client.until("error"))["code"]
+        assert code == "unknown_outcome"
+        await client.send("state.change", {"id": "s-1", "channel": "boards.1", "patch": {}, "was": None})
+        await client.until("state.changed")
+        await client.send("state.open", {"channel": "boards.>"})
+        await client.until("state.ready")
+
+
 @pytest.mark.parametrize("kind", LOGINS)
 async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords]) -> None:
     """A tenant's service reaches its tenant's clients and nothing else, an announcer all clients.
@@ -205,9 +227,9 @@ async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords])
     wrong += ["$KV.broker_control.a", "$JS.API.STREAM.PURGE.EVENTS", "$JS.API.STREAM.INFO.EVENTS"]
     wrong += ["$JS.API.DIRECT.GET.EVENTS", "$JS.API.CONSUMER.CREATE.EVENTS.x", "$JS.FC.EVENTS.x"]
     wrong += ["_INBOX_broker.x", "_INBOX.x", "$SYS.REQ.SERVER.PING"]
-    wrong += ["rpc.globex.a", "$SRV.PING"]
+    wrong += ["rpc.globex.a", "$SRV.PING", "changes.globex.a", "state.globex.a"]
     listening = [">", "events.>", "events.acme.>", "live.>", "_INBOX_broker.>", "$KV.>", "$JS.>", "audit.>"]
-    listening += ["_broker.>", "rpc.>", "rpc.globex.>"]
+    listening += ["_broker.>", "rpc.>", "rpc.globex.>", "changes.>", "changes.globex.>", "state.acme.>"]
     async with (
         single(logins) as node,
         gateway(tmp_path, node, logins) as broker,
@@ -222,6 +244,8 @@ async def test_each_user_keeps_to_its_own(tmp_path: Path, kind: type[Passwords])
                 f"events.{mine}.ok",
                 *(each for each in wrong if f".{mine}." not in each),
                 "rpc.acme.a",
+                "changes.acme.a",
+                "state.acme.a",
             ]
             publish += ["rpc.acme.a"] if user == "acme" else ["events.acme.a", "rpc.acme.a"]
             done = await attempt(node, logins.service(user), [*publish], listening)
@@ -435,7 +459,11 @@ def test_the_permissions_are_read_as_they_stand() -> None:
     """What the tests give to credentials is what the file gives to passwords."""
     found = granted()
     assert set(found) == {"broker", "acme", "announcer"}
-    assert found["acme"] == (["events.acme.>", "live.acme.>"], ["_INBOX.>", "rpc.acme.>", "$SRV.>"], True)
+    assert found["acme"] == (
+        ["events.acme.>", "live.acme.>"],
+        ["_INBOX.>", "rpc.acme.>", "changes.acme.>", "$SRV.>"],
+        True,
+    )
     assert found["announcer"] == (["events._all.>", "live._all.>"], ["_INBOX.>"], False)
     assert found["broker"][1:] == (["_INBOX_broker.>", "live.>", "_broker.>"], False)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PERMISSIONS = {
     "subscribe": ["orders.>", "stock.*.level"],
     "publish": ["orders.7"],
+    "change": ["orders.8"],
     "deny": ["orders.secret.>"],
 }
 
@@ -61,7 +62,8 @@ async def test_every_step_of_a_good_token() -> None:
     found = await ask("orders.7")
     assert found.allowed
     assert [each.step for each in found.steps] == [
-        *STEPS, "revocation", "channel", "subscribe", "publish", "subject", "starts", "limits",
+        *STEPS, "revocation", "channel", "subscribe", "publish", "change", "subject", "starts",
+        "limits",
     ]  # fmt: skip
     assert step(found, "key").detail == "k"
     assert step(found, "tenant").detail == "acme"
@@ -69,6 +71,16 @@ async def test_every_step_of_a_good_token() -> None:
     assert "events.acme.orders.7 and, for every tenant, events._all.orders.7" in step(found, "subject").detail
     assert "inc-4 to inc-9" in step(found, "starts").detail
     assert "at most 3 kept, the oldest at inc-6" in step(found, "starts").detail
+
+
+async def test_changing_a_document() -> None:
+    found = await ask("orders.8", change=True)
+    assert found.allowed
+    assert step(found, "change").detail == "within the allowed orders.8"
+    other = await ask("orders.7", change=True)
+    assert not other.allowed
+    assert "the nearest is orders.8" in step(other, "change").detail
+    assert not (await ask("orders.>", change=True)).allowed
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from broker.features.calls import Calls
 from broker.features.durable.feature import Durables
 from broker.features.history.feature import Histories
 from broker.features.publishing import Publishing
+from broker.features.state.changing import Changing
 from broker.features.state.reading import Reading
 from broker.features.state.rules import Rules
 from broker.features.subscriptions.feature import Subscriptions
@@ -26,8 +27,17 @@ FEATURES = (
     Publishing(NOTHING, NOTHING, str),
     Calls(NOTHING, NOTHING, NOTHING),
     Histories(NOTHING, NOTHING),
-    Durables(NOTHING, NOTHING),
     Reading(NOTHING, Names(), Rules(), NOTHING, str),
+    Changing(
+        bus=NOTHING,
+        keyed=NOTHING,
+        names=Names(),
+        rules=Rules(),
+        incarnation=str,
+        meters=NOTHING,
+        features=tuple,
+    ),
+    Durables(NOTHING, NOTHING),
 )
 TABLE = table([AUTHENTICATE, PING, *(each for feature in FEATURES for each in feature.requests())])
 

@@ -1,0 +1,95 @@
+"""Noticing updates that were confirmed and are lost all the same.
+
+Each write of a broker names the version that it replaces. One that names an older version than one which was
+confirmed has taken its place without having seen it, whatever the server promised
+(https://github.com/nats-io/nats-server/issues/8469).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from broker.documents.judging import Version
+from broker.documents.patches import at, pointer
+from broker.features.state import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from broker.bus.base import Record
+    from broker.documents.patches import Path
+
+REMEMBERED = 10_000  # documents
+MARKER = "Nats-Marker-Reason"  # of what the server stores in place of a message that has expired
+
+
+@attrs.frozen(kw_only=True)
+class Confirmed:
+    """A change that was confirmed to a connection, and what it wrote to."""
+
+    id: str
+    connection: str
+    touched: tuple[Path, ...]
+
+
+@attrs.frozen(kw_only=True)
+class LostUpdate:
+    """Changes that are gone, and what is there now, at the sequence, by JSON Pointer."""
+
+    subject: str
+    sequence: int
+    changes: Sequence[Confirmed]
+    value: Any
+
+    def paths(self, changes: Sequence[Confirmed]) -> dict[str, Any]:
+        return {pointer(path): at(self.value, path) for each in changes for path in each.touched}
+
+
+@attrs.define(eq=False)
+class Ledger:
+    """This broker's latest write of each document, until another one has replaced it.
+
+    `lost` is called for a lost update, `foreign` for a write that says nothing of what it replaces.
+    """
+
+    lost: Callable[[LostUpdate], None]
+    foreign: Callable[[str], None]
+    writes: OrderedDict[str, tuple[int, Sequence[Confirmed]]] = attrs.Factory(OrderedDict)
+    heard: dict[str, Record] = attrs.Factory(dict)  # the latest record of each that is being written
+
+    def wrote(self, subject: str, sequence: int, changes: Sequence[Confirmed]) -> None:
+        """Note a write that was confirmed. The feed may have been faster."""
+        self.writes[subject] = sequence, changes
+        self.writes.move_to_end(subject)
+        if len(self.writes) > REMEMBERED:
+            self.writes.popitem(last=False)
+        if record := self.heard.get(subject):
+            self.compare(record)
+
+    def hear(self, record: Record, *, writing: bool) -> None:
+        """Compare a record of the feed with what was written here. `writing`: something is being written."""
+        _, subject, _, headers = record
+        if store.base_of(headers) is None and MARKER not in (headers or {}):
+            self.foreign(subject)
+        if writing:
+            self.heard[subject] = record
+        self.compare(record)
+
+    def written(self, subject: str) -> None:
+        """Note that nothing is being written any more."""
+        self.heard.pop(subject, None)
+
+    def compare(self, record: Record) -> None:
+        sequence, subject, _, headers = record
+        written = self.writes.get(subject)
+        if written is None or sequence <= written[0]:
+            return
+        base = store.base_of(headers)
+        del self.writes[subject]
+        if base is not None and base < written[0]:
+            version = store.read(record)
+            value = version.value if isinstance(version, Version) else None
+            self.lost(LostUpdate(subject=subject, sequence=sequence, changes=written[1], value=value))

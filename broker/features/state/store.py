@@ -1,0 +1,76 @@
+"""Versions of documents in their stream, read from and written to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from broker.documents import memory, values
+from broker.documents.judging import Version
+from broker.documents.values import Invalid
+from broker.wire.events import PUBLISHER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from broker.bus.base import Record
+    from broker.documents.judging import Change
+    from broker.documents.memory import Memory
+    from broker.documents.values import Value
+
+CHANGES = "Broker-Changes"  # the changes that the version knows, see `documents.memory`
+BASE = "Broker-Base"  # the sequence that it replaced, for `lost`
+TTL = "Nats-TTL"  # ADR-43
+TOMBSTONE_TTL = "168h"  # for which a deleted document is remembered, as the stream's own markers
+
+
+@attrs.frozen(kw_only=True)
+class Unusable:
+    """What is stored is no document, and takes no changes."""
+
+    reason: str
+
+
+def read(record: Record | None) -> Version | Unusable:
+    """Return the version that a record is. Of none there is nothing, and an empty body is no document."""
+    if record is None:
+        return Version()
+    sequence, _, body, headers = record
+    known = memory.parse((headers or {}).get(CHANGES), sequence)
+    if not body:
+        return Version(sequence=sequence, memory=known)
+    value = values.parse(body)
+    if isinstance(value, Invalid):
+        return Unusable(reason=value.reason)
+    return Version(value=value, sequence=sequence, memory=known)
+
+
+@attrs.frozen(kw_only=True)
+class Write:
+    """What replaces a version: `body`, with `headers`; `after` is the version that it will be."""
+
+    value: Value | None
+    body: bytes
+    base: int
+    memory: Memory
+    headers: Mapping[str, str]
+
+    def after(self, sequence: int) -> Version:
+        return Version(value=self.value, sequence=sequence, memory=self.memory)
+
+
+def write(version: Version, changes: Sequence[Change], value: Value | None, body: bytes) -> Write:
+    """Return what some changes make of a version; the last of them names the publisher."""
+    base = version.sequence
+    known = version.memory.with_changes(each.entry(base) for each in changes)
+    headers = {CHANGES: str(known), BASE: str(base), PUBLISHER: changes[-1].user}
+    if value is None:
+        headers[TTL] = TOMBSTONE_TTL
+    return Write(value=value, body=body, base=base, memory=known, headers=headers)
+
+
+def base_of(headers: Mapping[str, str] | None) -> int | None:
+    """Return the sequence that a record replaced; None for one that no broker has written."""
+    text = (headers or {}).get(BASE, "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 19 else None

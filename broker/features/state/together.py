@@ -1,0 +1,217 @@
+"""Writing several documents: one change of all of them, or of none.
+
+Its turn comes with each document, in the order of their channels. It judges, asks and writes as a `Queue`
+does for one, and replaces all versions at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import attrs
+import structlog
+import trio
+
+from broker.bus.base import OutcomeUnknown, Stale
+from broker.documents.judging import Accepted, Standing, Version
+from broker.errors import (
+    BadAnswer,
+    BrokerError,
+    ChangeConflict,
+    Contradiction,
+    Internal,
+    Rejected,
+    TooLarge,
+    Unavailable,
+    UnknownOutcome,
+)
+from broker.features.state import owners
+from broker.features.state.owners import Agreed, Written
+from broker.features.state.queue import OUTCOME, PATIENCE_SECONDS, RETRY_SECONDS, amended, under_way
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from broker.features.state.queue import Queue, Sources, Waiting
+    from broker.features.state.store import Unusable, Write
+
+log = structlog.get_logger()
+
+
+@attrs.frozen(kw_only=True)
+class Member:
+    """The part of the change that concerns one document."""
+
+    queue: Queue
+    waiting: Waiting
+
+
+@attrs.define(eq=False, kw_only=True)
+class Together:
+    """A change of several documents.
+
+    `versions` are those that it was judged by. `pending` are its writes, where nobody knows what became of
+    them.
+    """
+
+    sources: Sources
+    members: Sequence[Member]
+    versions: Sequence[Version] = ()
+    pending: list[tuple[Member, Write]] | None = None
+
+    async def work(self) -> None:
+        """Answer the change, which is one of the `joint` ones of each document."""
+        try:
+            async with AsyncExitStack() as turns:
+                for each in self.members:
+                    await turns.enter_async_context(each.queue.turn)
+                while not self.members[0].waiting.done.is_set():
+                    await self.round()
+        except Exception:  # any: other documents can be written without these
+            log.exception("document_crashed", subject=self.members[0].queue.subject)
+            self.fail(Internal("the broker failed"))
+        finally:
+            for each in self.members:
+                each.queue.joint -= 1
+            self.fail(Unavailable("the broker is stopping"))
+
+    @property
+    def waiting(self) -> list[Waiting]:
+        return [each.waiting for each in self.members]
+
+    def fail(self, error: BrokerError) -> None:
+        for each in self.members:
+            each.waiting.settle(error)
+
+    async def round(self) -> None:
+        try:
+            versions = [await each.queue.read() for each in self.members]
+            if writes := self.unfinished(versions):
+                await self.commit(writes)
+            elif judged := self.judge(versions):
+                await self.decide(judged)
+        except Unavailable as error:
+            first = self.members[0].waiting
+            if not first.sent or trio.current_time() > first.began + PATIENCE_SECONDS:
+                self.fail(UnknownOutcome(OUTCOME) if first.sent else error)
+            else:
+                await trio.sleep(RETRY_SECONDS)
+
+    def unfinished(self, versions: Sequence[Version | Unusable]) -> list[tuple[Member, Write]] | None:
+        """Return the writes that are to be sent again, as those of a `Queue`."""
+        if self.pending is None:
+            return None
+        found = {
+            each.queue.channel: version.sequence if isinstance(version, Version) else -1
+            for each, version in zip(self.members, versions, strict=True)
+        }
+        if all(found[each.queue.channel] == write.base for each, write in self.pending):
+            return self.pending
+        self.pending = None
+        for each in self.members:
+            each.waiting.sent = False
+        return None
+
+    # --- judging ---------------------------------------------------------------------------------------
+
+    def judge(self, versions: Sequence[Version | Unusable]) -> list[tuple[Member, Version]]:
+        """Return the documents to write. None where the change is answered."""
+        good: list[tuple[Member, Version]] = []
+        for each, version in zip(self.members, versions, strict=True):
+            if not isinstance(version, Version):
+                self.fail(Rejected(f"{each.queue.channel}: what is stored is no document: {version.reason}"))
+                return []
+            good.append((each, version))
+        self.versions = [version for _, version in good]
+        if any(knows(each, version) for each, version in good):
+            self.succeed()
+            return []
+        verdicts = [(each, version, each.queue.verdict(each.waiting, version)) for each, version in good]
+        errors = [
+            each.queue.error(verdict, version.sequence)
+            for each, version, verdict in verdicts
+            if not isinstance(verdict, Accepted | Standing)
+        ]
+        if errors:
+            self.fail(joined(errors))
+            return []
+        accepted = [(each, version) for each, version, verdict in verdicts if isinstance(verdict, Accepted)]
+        if not accepted:
+            self.succeed()
+        return accepted
+
+    def succeed(self) -> None:
+        """Answer that the versions that were read have the change, where it is not answered yet."""
+        for each, version in zip(self.members, self.versions, strict=True):
+            each.waiting.settle(each.queue.revision(version.sequence))
+
+    # --- deciding and writing --------------------------------------------------------------------------
+
+    async def decide(self, judged: Sequence[tuple[Member, Version]]) -> None:
+        """Have the owners judge the change, and write it if all agree."""
+        writes: list[tuple[Member, Write]] = []
+        for each, version in judged:
+            queue, change = each.queue, each.waiting.change
+            if queue.rule.service:
+                try:
+                    revision = queue.revision(version.sequence)
+                    with under_way(self.waiting):
+                        said = await owners.ask(self.sources.bus, queue.question, version, revision, [change])
+                    if isinstance(said, Written):
+                        raise BadAnswer(f"{queue.channel}: the service wrote one of several documents itself")
+                except BrokerError as error:
+                    self.fail(error)
+                    return
+                (saying,) = said
+                if not isinstance(saying, Agreed):
+                    self.fail(saying)
+                    return
+                change = amended(change, saying)
+            write = queue.make(version, [each.waiting], [change])
+            if write is None:  # what the service has amended cannot be
+                self.fail(
+                    each.waiting.answer if isinstance(each.waiting.answer, BrokerError) else Internal("")
+                )
+                return
+            writes.append((each, write))
+        await self.commit(writes)
+
+    async def commit(self, writes: list[tuple[Member, Write]]) -> None:
+        """Replace all versions, or none. What is not answered here is so in the next round."""
+        puts = [(each.queue.subject, write.body, write.headers, write.base) for each, write in writes]
+        for each in self.members:
+            each.queue.known = None
+        try:
+            with under_way(self.waiting):
+                sequences = await self.sources.keyed.put_all(puts)
+        except Stale:
+            for each in self.members:
+                each.waiting.overtaken += 1
+        except OutcomeUnknown:
+            self.pending = writes
+        except TooLarge as error:
+            self.fail(error)
+        else:
+            self.pending = None
+            for (each, write), sequence in zip(writes, sequences, strict=True):
+                each.queue.known = write.after(sequence)
+                each.waiting.written = True
+                self.sources.wrote(each.queue.subject, sequence, [each.waiting])
+                each.waiting.settle(each.queue.revision(sequence))
+            self.succeed()  # the others are as the change would have them already
+
+
+def knows(member: Member, version: Version) -> bool:
+    change = member.waiting.change
+    return version.memory.knows(session=change.session, n=change.n, user=change.user)
+
+
+def joined(errors: Sequence[BrokerError]) -> BrokerError:
+    """Return one error for all documents: what is refused as it is, or else all that is in conflict."""
+    conflicts: list[Contradiction] = []
+    for error in errors:
+        if error.conflict is None:
+            return error
+        conflicts += error.conflict
+    return ChangeConflict("; ".join(error.message for error in errors), conflicts)
