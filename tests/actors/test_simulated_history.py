@@ -194,6 +194,7 @@ async def test_walks_find_each_event(
         monkeypatch.setattr(module, "GETS", gets)
     monkeypatch.setattr(reading, "FILTERED", rng.choice((1, 10, 256)))
     monkeypatch.setattr(reading, "EVALUATED_BYTES", rng.choice((1, 500, 262144)))
+    monkeypatch.setattr(stream, "RARE", rng.choice((1, 5, 500)))
     monkeypatch.setattr(stream, "COUNTED", rng.choice((1, 20, 256)))
     monkeypatch.setattr(stream, "SEARCHES", rng.choice((1, 5, 32)))
     monkeypatch.setattr(stream, "ROUNDS", rng.choice((1, 4)))

@@ -40,11 +40,12 @@ if TYPE_CHECKING:
 GETS = 128  # exact ones at a time: a read
 SEARCHES = 32  # at a time, for the first event after a sequence; publishers wait for those under way
 COUNTED = 256  # such searches are a read
+RARE = 500  # sequences from one event to the next
 MOST_FILTERS = 32  # subject filters; for more patterns the whole tenant is searched
 NARROWER = 16  # times, after a window that held too much
 DISTANCES = tuple(8**exponent for exponent in range(7))  # of a sample, up to 262,144 sequences
 MORE = 4  # times as many gets as there are parts, before a window becomes a smaller one
-ROUNDS = 4  # after which a part has far more than one event, and is divided
+ROUNDS = 4  # more than expected, after which a part has far more events, and is divided
 LISTED = 4096  # entries of the index, before other tasks may run
 
 
@@ -246,9 +247,12 @@ class Stream:
         """Add what one filter matches after a position up to another. Return for which range that is all.
 
         The range is divided so that a part has about one event. Asked for are the first event of each part,
-        then what follows it, until it is one of the next part.
+        then what follows it, until it is one of the next part. Rare events are asked for one after the other:
+        NATS searches long for each, and should pass over the stream once, and in order.
         """
-        width = max(1, int(min(self.gaps[subject], high - low)))
+        gap = self.gaps[subject]
+        width = max(1, int(min(gap, high - low)) if gap < RARE else high - low)
+        expected = width / gap
         parts = [(after, min(after + width, high)) for after in range(low, high, width)]
         left, rounds = MORE * len(parts) + GETS, 0
         while parts and left > 0:
@@ -260,7 +264,7 @@ class Stream:
             for after, end in parts:
                 at = bisect_right(known, after)
                 if at < len(known) and known[at] < end:
-                    rest += split(known[at], end, 1 if rounds < ROUNDS else 2)
+                    rest += split(known[at], end, 1 if rounds < ROUNDS + 2 * expected else 2)
             parts = rest
         if step < 0:
             return max((end for _, end in parts), default=low), high
