@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 BACKOFF = Backoff(first=0.1, longest=2.0, jitter=0.5)
 LOADS_AT_ONCE = 8
+OPENING_SECONDS = 5.0  # that clients wait for the stream when the broker has just started
 MEMBERS: Final = 16  # that get a lane's frames between two looks at the clock
 
 
@@ -157,9 +158,14 @@ class View:
     # --- collections ---------------------------------------------------------------------------------
 
     async def acquire(self, key: Key) -> Collection:
-        """Return a collection with its rows, for one more use. Raise `Unavailable`."""
-        if self.stream is None or self.nursery is None:
-            await trio.lowlevel.checkpoint()
+        """Return a collection with its rows, for one more use. Raise `Unavailable`.
+
+        Wait for a stream that has not been reached yet: a refusal ends some clients.
+        """
+        with trio.move_on_after(OPENING_SECONDS):
+            while self.stream is None:
+                await self.advanced.park()
+        if self.stream is None:
             raise Unavailable("documents cannot be read yet", retry_after=1.0)
         collection = self.collections.get(key)
         if collection is None:

@@ -20,7 +20,7 @@ from broker.http.chunks import LAST_CHUNK, chunk, framing_for
 from broker.http.refusals import from_message
 from broker.http.responses import Refused, Response, problem
 from broker.links.route import GET, Operation, Route
-from broker.wire import messages, sse
+from broker.wire import frames, messages, sse
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -40,6 +40,7 @@ RETRY_MS = 1000, 5000
 MEDIA_TYPE = "text/event-stream"
 CACHING = "no-store, no-transform"  # a proxy that compresses would hold events back
 UNBUFFERED = (("X-Accel-Buffering", "no"),)  # for nginx
+NEVER = "0-0"  # a position of no stream: of what the client has, nothing need be left
 # In the query, for polyfills that cannot set the header; they have several spellings.
 LAST_EVENT_ID = "lastEventId"
 SPELLINGS = dict.fromkeys(("lasteventid", "last-event-id", "last_event_id"), LAST_EVENT_ID)
@@ -49,14 +50,17 @@ async def handle(exchange: ClientExchange) -> Response | Awaitable[None]:
     """Subscribe to what the query says; the link carries events from then on."""
     request = exchange.request
     known = (*PARAMETERS, LAST_EVENT_ID)
-    query = queries.parse(request.query, known, repeated=("channel",), spellings=SPELLINGS)
+    query = queries.parse(request.query, known, repeated=("channel", "state"), spellings=SPELLINGS)
     hello = exchange.hello(*exchange.credentials(query))
-    wish = subscribe(query, request.headers.get("last-event-id"))
+    last = request.headers.get("last-event-id") or query.get(LAST_EVENT_ID, [""])[0]
+    wishes, documents = wishes_of(query, last)
     if request.method == "HEAD":  # the head alone: nothing is subscribed for it
         return head(request.version)
     link, responses = exchange.link, exchange.responses
     link.give_up_after(exchange.limits.stall_seconds)
-    transport = SseTransport(link, wish, responses, exchange.headers, request.version)
+    transport = SseTransport(
+        link, wishes, responses, exchange.headers, request.version, documents=documents, mixed=len(wishes) > 1
+    )
     with exchange.place():
         return exchange.backend.serve(transport, hello)
 
@@ -73,28 +77,40 @@ ROUTE = Route(
             method="GET",
             parameters=PARAMETERS,
             fields_of=messages.Subscribe,
-            texts={LAST_EVENT_ID: "The last `id:` of an event stream. It beats a start in the query."},
+            texts={
+                LAST_EVENT_ID: "The last `id:` of an event stream. It beats a start in the query.",
+                "state": "A channel or a pattern of documents, beside channels or alone; repeated for each.",
+            },
         ),
     ),
 )
 
 
-def subscribe(query: Query, last_event_id: str | None) -> bytes:
-    """Return the `subscribe` message that a query stands for. Raises `Refused` (400).
+def wishes_of(query: Query, last: str) -> tuple[list[bytes], sse.DocumentPlace | None]:
+    """Return the messages that a query stands for, and where the client stands in its documents, if any.
 
-    `last_event_id` is the header, with the position of a client that comes back. It beats a start in the
-    query.
+    `last` is the place of a client that comes back. It beats a start in the query. Raises `Refused` (400).
     """
-    last_event_id = last_event_id or query.get(LAST_EVENT_ID, [""])[0]
-    if not query.get("channel"):
+    state = list(query.get("state", ()))
+    events, documents = sse.taken_apart(last)
+    wishes: list[dict[str, Any]] = []
+    if query.get("channel"):
+        wish: dict[str, Any] = {"channel": list(query["channel"])}
+        for name in PARAMETERS:
+            if name in query and not (events and name in STARTS):
+                wish[name] = value_of(name, query[name][0])
+        if events:
+            wish["position"] = events
+        wishes.append({"type": "subscribe", "payload": wish})
+    elif not state:
         raise queries.no_channel()
-    wish: dict[str, Any] = {"channel": list(query["channel"])}
-    for name in PARAMETERS:
-        if name in query and not (last_event_id and name in STARTS):
-            wish[name] = value_of(name, query[name][0])
-    if last_event_id:
-        wish["position"] = last_event_id
-    return msgspec.json.encode({"type": "subscribe", "payload": wish})
+    if state:
+        opened: dict[str, Any] = {"channel": state}
+        if last:
+            opened["position"] = documents or NEVER
+        wishes.append({"type": "state.open", "payload": opened})
+    place = sse.DocumentPlace(documents) if state else None
+    return [msgspec.json.encode(each) for each in wishes], place
 
 
 def value_of(name: str, text: str) -> Any:
@@ -129,16 +145,17 @@ def event_in_chunk(framed: bytes, marked: bool) -> bytes:
 class SseTransport:
     """One client after its request.
 
-    `wish` is its `subscribe` message until that is received, `headers` are further ones of the response,
+    `wishes` are its messages that have not been received yet, `headers` are further ones of the response,
     `version` is the client's of HTTP. `responses` counts the response by status. `held` has what is sent
-    before the response begins; it is None from then on.
+    before the response begins; it is None from then on. `documents` is its place in them, if it follows any,
+    beside channels if `mixed`.
     """
 
     name: ClassVar[str] = "sse"
     answers: ClassVar[bool] = False
     comes_and_goes: ClassVar[bool] = False
     link: Link
-    wish: bytes | None
+    wishes: list[bytes]
     responses: Counter[int]
     headers: Headers = ()
     version: str = "1.1"
@@ -146,6 +163,8 @@ class SseTransport:
     refusal: Response | None = None
     cause: str = ""  # of the refusal: a code of the protocol
     place: sse.Place = attrs.Factory(sse.Place)
+    documents: sse.DocumentPlace | None = None
+    mixed: bool = False
     send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -157,7 +176,32 @@ class SseTransport:
 
     @property
     def framing(self) -> Framing:
+        if self.documents is not None:
+            return self.composed
         return sse.event if self.version == "1.0" else event_in_chunk
+
+    def composed(self, framed: bytes, marked: bool) -> bytes:
+        """Return the text frame of an `event` or a `state`, with both positions in its `id:`.
+
+        Beside events a `state` has none: P may have moved since it was told, and the next `id:` has both.
+        """
+        data = frames.payload(framed)
+        if self.documents is not None and data.startswith(sse.DOCUMENT):
+            self.documents.take(data)
+            return self.framed(sse.message(sse.one_line(data), self.documents_alone(), None))
+        found = sse.event(framed, marked)
+        if b"\nid: " in found:
+            found = found[:-2] + self.both("").encode() + b"\n\n"
+        return self.framed(found)
+
+    def both(self, events: str | None) -> str:
+        """Return the `id:` for a position in the events."""
+        return (events or "") if self.documents is None else sse.composed(events, self.documents.position)
+
+    def documents_alone(self) -> str | None:
+        """Return the `id:` of a message about documents."""
+        alone = self.documents is not None and self.documents.position and not self.mixed
+        return self.both("") if alone else None
 
     def framed(self, data: bytes) -> bytes:
         return data if self.version == "1.0" else chunk(data)
@@ -169,9 +213,8 @@ class SseTransport:
         """Do nothing: the client is not sent."""
 
     async def receive(self) -> Inbound:
-        if self.wish is not None:
-            wish, self.wish = self.wish, None
-            return Text(data=wish)
+        if self.wishes and self.refusal is None:
+            return Text(data=self.wishes.pop(0))
         if self.refusal is not None:
             answer = self.encoded(self.refusal)
             return Closed(code=CloseCode.NORMAL, by="broker", reason=f"refused: {self.cause}", answer=answer)
@@ -184,14 +227,20 @@ class SseTransport:
 
     def frame(self, message: bytes) -> bytes:
         sent = sse.decoder.decode(message)
-        data = sse.message(message, self.place.follow(sent), sent.payload.come_back_ms)
+        place = self.place.follow(sent)
+        if self.documents is not None and sent.type.startswith("state."):
+            self.documents.follow(sent, recovered=bool(sent.payload.recovered and self.documents.position))
+            place = self.documents_alone()
+        elif place is not None:
+            place = self.both(place)
+        data = sse.message(message, place, sent.payload.come_back_ms)
         if self.held is None:
             return self.framed(data)
         if sent.type == "error" and self.refusal is None:
             error = messages.Error(**msgspec.json.decode(message)["payload"])
             self.refusal, self.cause = from_message(error), error.code
         self.held.append(data)
-        return self.begin() if sent.type == "subscribed" else b""
+        return self.begin() if sent.type in ("subscribed", "state.opened") else b""
 
     def begin(self) -> bytes:
         """Return the head of the response, followed by what has been held back."""
@@ -205,7 +254,8 @@ class SseTransport:
     def ping(self, position: str | None) -> bytes:
         if self.held is not None:
             return b""
-        return self.framed(sse.heartbeat(None if self.place.unfinished else position))
+        known = None if self.place.unfinished else position
+        return self.framed(sse.heartbeat(known and self.both(known)))
 
     def ask(self) -> bytes:
         return b"" if self.held is not None else self.framed(sse.heartbeat(None))

@@ -19,14 +19,11 @@ if TYPE_CHECKING:
     from broker.links.route import ClientRoute, Operation
     from broker.web.schemas import Document
 
-DOCUMENTS = (  # a stream has none of them
-    m.StateOpened, m.StateReady, m.StateClosed, m.State, m.Changed, m.Lost,
-)  # fmt: skip
 # The client of a stream sends no messages: it gets all but the replies to those.
 STREAMED = [
     kind
     for kind in (*get_args(m.ServerMessage), m.Event, m.State)
-    if kind not in (m.Published, m.Acknowledged, m.Answered, m.Past, m.Pong, *DOCUMENTS)
+    if kind not in (m.Published, m.Acknowledged, m.Answered, m.Past, m.Changed, m.Lost, m.Pong)
 ]
 VERSION = "0.3.0"
 TEXT: Document = {"type": "string"}

@@ -25,6 +25,7 @@ class Payload(msgspec.Struct):
     paced: bool = False
     reconnect_after_ms: int | None = None
     retry_after_ms: int | None = None
+    recovered: bool | None = None
 
     @property
     def come_back_ms(self) -> int | None:
@@ -75,14 +76,17 @@ class Place:
 
 def event(framed: bytes, marked: bool) -> bytes:
     """Return the text frame of an `event` as an SSE event; its position becomes `id:` if it is P."""
-    data = frames.payload(framed)
-    if b"\n" in data or b"\r" in data:
-        data = data.translate(ONE_LINE)
+    data = one_line(frames.payload(framed))
     start = data.index(END_OF_NAME, PAYLOAD) + len(END_OF_NAME)
     if marked or not data.startswith(POSITION, start):
         return b"data: %b\n\n" % data
     start += len(POSITION)
     return b"data: %b\nid: %b\n\n" % (data, data[start : data.index(b'"', start)])
+
+
+def one_line(data: bytes) -> bytes:
+    """Return JSON without line ends."""
+    return data.translate(ONE_LINE) if b"\n" in data or b"\r" in data else data
 
 
 def message(data: bytes, place: str | None, retry_ms: int | None) -> bytes:
@@ -106,3 +110,49 @@ def comment(text: str) -> bytes:
 def retry(milliseconds: int) -> bytes:
     """Return the field that sets the time until the client reconnects."""
     return b"retry: %d\n\n" % milliseconds
+
+
+BOTH = "~"  # between the two positions of an `id:`
+
+
+def composed(events: str | None, documents: str) -> str:
+    """Return the `id:` of a stream that has documents too: two positions, of which each may be empty."""
+    return f"{events or ''}{BOTH}{documents}"
+
+
+def taken_apart(place: str) -> tuple[str, str]:
+    """Return the positions in the events and in the documents of an `id:`."""
+    events, _, documents = place.partition(BOTH)
+    return events, documents
+
+
+DOCUMENT = b'{"type":"state","payload":{"channel":"'
+UPTO = b'","position":"'
+
+
+class DocumentPlace:
+    """The position in the documents at which a stream would resume: "" until all of them have been sent.
+
+    A client that comes back before that has to get all of them.
+    """
+
+    __slots__ = ("position", "ready")
+
+    def __init__(self, position: str) -> None:
+        self.position = position
+        self.ready = False
+
+    def follow(self, told: Told, *, recovered: bool) -> None:
+        """Take a message about documents, except themselves."""
+        if told.type == "state.opened":
+            self.ready = False
+            if not recovered:
+                self.position = ""
+        elif told.type == "state.ready":
+            self.ready, self.position = True, told.payload.position or ""
+
+    def take(self, data: bytes) -> None:
+        """Take a `state` message."""
+        if self.ready:
+            start = data.index(UPTO, len(DOCUMENT)) + len(UPTO)
+            self.position = data[start : data.index(b'"', start)].decode()

@@ -174,7 +174,7 @@ async def test_polls(supervisors: list[Supervisor], broker: Broker, publisher: R
 
 async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: RawNats) -> None:
     """Every type that a stream has: each is as described, and one of those promised."""
-    settings = configure(tmp_path / "b", nats.url)
+    settings = configure(tmp_path / "b", nats.url, **DOCUMENTS)
     async with run_broker(tmp_path / "b", settings) as broker:
         url, token = broker.running.http, broker.token()
         await publisher.store("events.acme.a", b"1")
@@ -183,7 +183,9 @@ async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: Ra
             listen(url, "a", token=token, snapshot="true") as snapshot,
             listen(url, "a", token=token, headers={"Last-Event-ID": "other-1"}) as reset,
             listen(url, "a", token=broker.token(ttl=2)) as brief,
+            listen(url, token=token, state="a") as documents,
         ):
+            await documents.until("state.ready")
             await brief.until("connection.expiring")
             expiring = brief.log[-1]
             await sse.until("subscribed")
@@ -197,12 +199,12 @@ async def test_frames_of_streams(tmp_path: Path, nats: NatsServer, publisher: Ra
             broker.stop.wanted.set()
             for each in (sse, snapshot, reset):
                 await each.ended()
-            log = [*sse.log, *snapshot.log, *reset.log, expiring]
+            log = [*sse.log, *snapshot.log, *reset.log, *documents.log, expiring]
     promised = described.document()["operations"]["get_sse"]["reply"]["messages"]
     for message in log:
         described.check(message)
         assert {"$ref": f"#/channels/sse/messages/{message['type']}"} in promised
-    never = {"unsubscribed", "error"}  # these take a renewed token, or a broken broker
+    never = {"unsubscribed", "state.closed", "error"}  # these take a renewed token, or a broken broker
     assert {message["type"] for message in log} == {kind.type for kind in requests.STREAMED} - never
 
 

@@ -12,6 +12,7 @@ from broker import config
 from tests.support import rawnats
 from tests.support.broker import configure, run_broker
 from tests.support.http import ask
+from tests.support.sse import listen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -192,3 +193,49 @@ async def test_without_documents(tmp_path: Path, nats: NatsServer) -> None:
         assert (await ask(broker.running.http, "GET", "/state?channel=a", token=broker.token())).status == 404
     async with rawnats.connect(nats.url) as client:
         assert "error" in await client.api("STREAM.INFO.STATE")
+
+
+async def test_streams(tmp_path: Path, nats: NatsServer) -> None:
+    """Documents over SSE, alone and beside events; a client that comes back gets what it lacks, of both."""
+    async with world(tmp_path, nats) as world_:
+        url, token = world_.broker.running.http, world_.broker.token()
+        await world_.store("orders.1", LARGE)
+        async with listen(url, state="orders.*", token=token) as stream:
+            assert (await stream.until("state"))["value"] == LARGE
+            assert stream.place == ""  # not all has come yet
+            position = (await stream.until("state.ready"))["position"]
+            assert stream.place == f"~{position}"
+            await world_.store("orders.1", LARGE | {"n": 1})
+            changed = await stream.until("state")
+            assert changed["patch"] == {"n": 1}
+            assert stream.place == f"~{changed['position']}"
+        await world_.store("orders.2", {"a": "\n"})
+        back = {"Last-Event-ID": stream.place}
+        async with listen(url, state="orders.*", token=token, headers=back) as stream:
+            assert (await stream.until("state.opened"))["recovered"]
+            assert (await stream.until("state"))["channel"] == "orders.2"
+            await stream.until("state.ready")
+        async with listen(url, "orders.1", state="orders.*", token=token) as both:
+            await both.until("state.ready")
+            await world_.store("orders.2", b'{\n"a": 2}')
+            document = await both.until("state")
+            assert document["value"] == {"a": 2}
+            await world_.nats.store("events.acme.orders.1", b"1")
+            event = await both.until("event")
+            assert both.place == f"{event['position']}~{document['position']}"
+        await world_.nats.store("events.acme.orders.1", b"2")
+        await world_.store("orders.3", {})
+        back = {"Last-Event-ID": both.place}
+        async with listen(url, "orders.1", state="orders.*", token=token, headers=back) as both:
+            await both.until("state.ready")
+            assert [each["payload"]["channel"] for each in both.log if each["type"] == "state"] == [
+                "orders.3"
+            ]
+            if not any(each["type"] == "event" for each in both.log):
+                await both.until("event")
+            assert [each["payload"]["event"] for each in both.log if each["type"] == "event"] == [2]
+        back = {"Last-Event-ID": "x-1~"}
+        async with listen(url, state="orders.*", token=token, headers=back) as stream:
+            assert not (await stream.until("state.opened"))["recovered"]
+        refused = await ask(url, "GET", "/sse?state=other", token=token)
+        assert refused.status == 403

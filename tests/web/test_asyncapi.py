@@ -181,7 +181,7 @@ def test_requests_are_those_of_the_port() -> None:
         path = described.resolved(operation["channel"])["address"]
         described_pages.setdefault(path, set()).add(binding["method"])
         known = {
-            "get_sse": {"channel", *sse.PARAMETERS, sse.LAST_EVENT_ID},
+            "get_sse": {"channel", "state", *sse.PARAMETERS, sse.LAST_EVENT_ID},
             "get_poll": {"channel", *polls.PARAMETERS},
             "get_history": {*m.History.__struct_fields__},
             "get_state": {"channel", "position"},
