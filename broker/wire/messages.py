@@ -393,12 +393,19 @@ class StateOpened(Struct, frozen=True, kw_only=True):
     recovered: bool
 
 
+class Author(Struct, frozen=True, kw_only=True):
+    """A change of a document by a client: whose, and the `id` that it gave."""
+
+    user: str
+    id: str
+
+
 class State(Struct, frozen=True, kw_only=True):
     """A document of an open: its whole `value` (null: there is none), or a change of it.
 
     A `patch` (a merge patch, RFC 7396) turns the value at the revision `from` into that at `revision`, and no
-    other. Everything of the open up to `position` has been sent. `invalid` says why what is stored is no
-    document.
+    other; `by` are the changes in it, of each session of a client the last. Everything of the open up to
+    `position` has been sent. `invalid` says why what is stored is no document.
 
     This class describes the message; its bytes are spliced without creating an instance.
     """
@@ -410,6 +417,7 @@ class State(Struct, frozen=True, kw_only=True):
     value: dict[str, Any] | UnsetType | None = UNSET
     start: str | UnsetType = field(default=UNSET, name="from")
     patch: dict[str, Any] | UnsetType = UNSET
+    by: list[Author] | UnsetType = UNSET
     invalid: str | UnsetType = UNSET
 
 

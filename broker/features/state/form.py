@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import msgspec
 
-from broker.documents import patches, values
+from broker.documents import memory, patches, values
 from broker.documents.values import Invalid
+from broker.features.state.store import CHANGES
 from broker.keyed.rows import NOT_PARSED
+from broker.wire.events import header_text
 
 if TYPE_CHECKING:
     from broker.documents.values import Value
@@ -41,9 +43,10 @@ class DocumentForm:
         encoded = msgspec.json.encode(patch)
         if 2 * len(encoded) >= len(new.body):
             return None
-        return message(
-            new, stream, upto, b'"from":"%b-%d","patch":%b' % (stream.encode(), old.revision, encoded)
-        )
+        rest = b'"from":"%b-%d","patch":%b' % (stream.encode(), old.revision, encoded)
+        if authors := authors_of(new, old.revision):
+            rest += b',"by":%b' % msgspec.json.encode(authors)
+        return message(new, stream, upto, rest)
 
     def absent(self, key: str, stream: str, upto: int) -> bytes:
         """Return the message that there is no document, and never was: it has revision 0."""
@@ -60,6 +63,12 @@ def frame(key: str, stream: str, revision: int, upto: int, rest: bytes) -> bytes
         msgspec.json.encode(key),
         *(inc, revision, inc, upto, rest),
     )
+
+
+def authors_of(row: Row, after: int) -> list[dict[str, str]]:
+    """Return the changes that a version knows to have come after a revision: of each session the last."""
+    known = memory.parse((row.headers or {}).get(CHANGES), row.revision)
+    return [{"user": header_text(each.user), "id": each.id} for each in known.entries if each.base >= after]
 
 
 def content(row: Row) -> bytes:
