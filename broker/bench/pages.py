@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CHANNELS = 100  # of which all but the rare events are, in equal shares
 RARE = 10_000  # events to one on `refunds.x`
 READERS = 16  # by default
-PAGES = 30  # one after the other
+PAGES = 100  # one after the other
 RING_EVENTS = 8192  # a little more than the broker's ring holds
 WITHIN = 100_000  # the newest events
 MEMORY = "50 from memory"

@@ -126,8 +126,9 @@ class Readers:
             for file, _ in self.poll.poll(WAIT_SECONDS):
                 reader = self.readers[file]
                 reader.receive()
+                arrived = now()
                 for page in reader.pages():
-                    self.meter.latencies.add(now() - reader.began)
+                    self.meter.latencies.add(arrived - reader.began)
                     self.meter.numbers[DELIVERED] += 1
                     ended = not page["more"] or sequence(page["first"]) <= walk.floor + 1
                     reader.before = start if ended else page["first"]
