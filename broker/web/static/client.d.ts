@@ -41,6 +41,12 @@ export interface ClientOptions {
    * permissions never share, whatever they say here.
    */
   tabs?: string;
+  /**
+   * Keeps changes of documents that are not confirmed in an IndexedDB of this name, so that they survive a reload or a
+   * crash: whoever opens the document next, as the same user, takes them over and sends them. Without Web Locks or
+   * IndexedDB nothing is kept.
+   */
+  drafts?: string;
 }
 
 export interface Status {
@@ -74,6 +80,8 @@ export class BrokerError extends Error {
   readonly retryable: boolean;
   /** In ms. */
   readonly retryAfter?: number;
+  /** Of a change that was refused: what is wrong where in the document, by JSON Pointer. */
+  readonly paths?: { readonly [pointer: string]: string };
   /** Of a service that refused a request (`rejected`): its own code. Over `sse` and `poll` only 400 to 499. */
   readonly status?: number;
   /**
@@ -251,6 +259,63 @@ export interface Page<T = Json> {
   newer(options?: Pick<HistoryOptions, "limit" | "signal">): Promise<Page<T>>;
 }
 
+/** What becomes of a change when others have changed the same: nothing of it, where they did. */
+export interface ConflictDetail {
+  readonly channel: string;
+  /** Where, as JSON Pointers. */
+  readonly paths: readonly string[];
+  /** The merge patch of one's own that came to nothing. */
+  readonly mine: Json;
+  /** What is there now, by JSON Pointer. */
+  readonly theirs: { readonly [pointer: string]: Json };
+  /** `mine`: change it once more, now over what the others have made. Do nothing, or say `theirs`, to leave it. */
+  keep(which: "mine" | "theirs"): void;
+}
+
+interface OpenedEvents {
+  state: CustomEvent<"pending" | "live" | "closed">;
+  conflict: CustomEvent<ConflictDetail>;
+  /** A service or the broker has refused a change, and it is taken back; `error.paths` may say what is wrong where. */
+  rejected: CustomEvent<{ readonly channel: string; readonly error: BrokerError; readonly mine: Json }>;
+  /** Changes that were confirmed are gone, by a fault of NATS; `paths` has what is there now. */
+  lost: CustomEvent<{ readonly channel: string; readonly ids: readonly string[]; readonly revision: string; readonly paths: { readonly [pointer: string]: Json } }>;
+  /** It has ended. */
+  error: CustomEvent<BrokerError>;
+}
+
+interface Opened {
+  readonly state: "pending" | "live" | "closed";
+  readonly error?: BrokerError;
+  /** Resolves once all is here that there is; rejects with why it was refused. */
+  readonly opened: Promise<void>;
+  /** Leave it. Changes on their way are sent all the same. */
+  close(): void;
+}
+
+/** A document that others change too, with one's own changes shown at once. */
+export interface Document<T = Json> extends Opened, Emitter<OpenedEvents & { change: CustomEvent<T | null> }> {
+  /** What is stored, with one's own changes over it; `null`: there is none, or it is not here yet (`state`). */
+  readonly value: T | null;
+  readonly confirmed: T | null;
+  readonly revision?: string;
+  /** How many changes are not confirmed. */
+  readonly pending: number;
+  /**
+   * Changes it by a merge patch (RFC 7396): members that are named are set, those that are `null` removed; `null` alone
+   * deletes it. It is shown at once, and sent again as it is until the broker has it; what others changed
+   * meanwhile is a `conflict`.
+   */
+  change(patch: Json): void;
+}
+
+/** The documents of a pattern, with one's own changes shown at once. */
+export interface Collection<T = Json> extends Opened, Emitter<OpenedEvents & { change: CustomEvent<{ readonly channel: string; readonly value: T | null }> }> {
+  /** By channel; another map once something is another. */
+  readonly all: ReadonlyMap<string, T>;
+  /** Changes one of them, or makes one, as `Document.change` does. */
+  change(channel: string, patch: Json): void;
+}
+
 interface ClientEvents {
   status: CustomEvent<Status>;
   /** What concerns no request, as a token callback that failed. */
@@ -268,6 +333,10 @@ export class Client implements Emitter<ClientEvents> {
   readonly position?: string;
   /** How many publishes wait for their answer. */
   readonly queued: number;
+  /** A document that others change too. Throws a `BrokerError` for what is no name of one. */
+  document<T = Json>(channel: string): Document<T>;
+  /** The documents of a pattern. */
+  collection<T = Json>(pattern: string): Collection<T>;
   /**
    * What is refused ends with a `BrokerError`, at once where it can be told. Where the connection has all the
    * subscriptions that it may have, it waits some seconds for a place, and then ends with `limit_subscriptions`.

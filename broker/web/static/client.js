@@ -20,15 +20,21 @@
 // The others by name too, or a browser would learn of each only from the one that imports it.
 import "./client/acknowledgements.js";
 import "./client/attempt.js";
+import "./client/changes.js";
+import "./client/collection.js";
 import "./client/connection.js";
+import "./client/documents.js";
+import "./client/draft.js";
 import "./client/exchange.js";
 import "./client/filters.js";
 import "./client/history.js";
 import "./client/http.js";
+import "./client/keeping.js";
 import "./client/leader.js";
 import "./client/names.js";
 import "./client/outbox.js";
 import "./client/pace.js";
+import "./client/patches.js";
 import "./client/places.js";
 import "./client/plan.js";
 import "./client/platform.js";
@@ -44,6 +50,7 @@ import "./client/tabs.js";
 import "./client/tokens.js";
 import "./client/transports.js";
 import "./client/values.js";
+import "./client/watching.js";
 import "./client/websocket.js";
 import "./client/windows.js";
 

@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { BrokerError, Client, EventItem, Filter, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+import type { BrokerError, Client, ConflictDetail, EventItem, Filter, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
 
 /** Gives the hooks below it their client. Whoever made the client closes it. */
 export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
@@ -77,3 +77,38 @@ export interface HistoryState<T = Json> {
 
 /** The newest `limit` events, what comes after them unless `live` is `false`, and older ones page by page. */
 export function useHistory<T = Json>(channels: string | string[], options?: { limit?: number; filter?: Filter; live?: boolean }): HistoryState<T>;
+
+interface EditedState {
+  readonly state: "pending" | "live" | "closed";
+  /** Why it was ended. */
+  readonly error?: BrokerError;
+  /** The newest change that came to nothing as others have changed the same, until `dismiss`. */
+  readonly conflict?: ConflictDetail;
+  /** The newest change that was refused, until `dismiss`. */
+  readonly rejected?: { readonly channel: string; readonly error: BrokerError; readonly mine: Json };
+  /** The conflict, or the refusal, has been seen; the same function in each rendering. */
+  dismiss(): void;
+}
+
+export interface DocumentState<T = Json> extends EditedState {
+  /** With one's own changes; `null`: there is none, or it is not here yet (`state`). */
+  readonly value: T | null;
+  readonly confirmed: T | null;
+  /** How many changes are not confirmed. */
+  readonly pending: number;
+  /** As `Document.change`; the same function in each rendering. */
+  change(patch: Json): void;
+}
+
+/** A document that others change too, with one's own changes shown at once. */
+export function useDocument<T = Json>(channel: string): DocumentState<T>;
+
+export interface CollectionState<T = Json> extends EditedState {
+  /** By channel; another map once something is another. */
+  readonly all: ReadonlyMap<string, T>;
+  /** As `Collection.change`; the same function in each rendering. */
+  change(channel: string, patch: Json): void;
+}
+
+/** The documents of a pattern, with one's own changes shown at once. */
+export function useCollection<T = Json>(pattern: string): CollectionState<T>;

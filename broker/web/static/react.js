@@ -8,6 +8,8 @@
  *     const { notifications, unread, markRead } = useNotifications();
  *     const { request, data, error, pending } = useRequest("orders.approve");
  *     const { events, more, loading, loadOlder } = useHistory("chat.7", { limit: 50 });
+ *     const { value, change, conflict } = useDocument("orders.7");
+ *     const { all, change } = useCollection("board.7.*");
  *
  * Components that ask for the same share one subscription. It is kept for a moment after the last of them is
  * gone, so that a re-mount, as in strict mode, costs nothing. What they render is one frozen value, replaced
@@ -176,6 +178,96 @@ export function useNotifications({ channel = "me.notifications", durable = "noti
   const notifications = useMemo(() => [...events].reverse(), [events]);
   return { notifications, unread, markRead, state, error };
 }
+
+const NEWS = ["change", "state", "conflict", "rejected", "error"];
+
+/** A document or a collection, as one value for all who show the same. */
+class Shown {
+  #make;
+  #look;
+  #listeners = new Set();
+  #held;
+  #leaving; // with these, if nobody comes back
+  #told = {}; // what became of changes
+  #soon = false;
+  idle = false; // nobody has shown it for a while
+
+  constructor(make, look) {
+    this.#make = make;
+    this.#look = look;
+    this.value = this.empty = Object.freeze({ ...look({ state: "pending", value: null, all: new Map(), pending: 0, confirmed: null }), change: this.change, dismiss: this.dismiss });
+  }
+
+  listen = (listener) => {
+    this.#listeners.add(listener);
+    this.#leaving?.delete(this);
+    if (!this.#held || this.#held.state === "closed") this.#open();
+    return () => {
+      this.#listeners.delete(listener);
+      if (!this.#listeners.size) this.#leaving = leave(this);
+    };
+  };
+
+  get = () => this.value;
+
+  change = (...args) => this.#held.change(...args);
+
+  /** The conflict, or the refusal, has been seen. */
+  dismiss = () => {
+    this.#told = {};
+    this.#say();
+  };
+
+  close() {
+    const held = this.#held;
+    this.#held = undefined;
+    this.idle = true;
+    held.close();
+  }
+
+  #open() {
+    const held = (this.#held = this.#make());
+    this.idle = false;
+    for (const type of NEWS)
+      held.addEventListener(type, ({ detail }) => {
+        if (held !== this.#held) return;
+        if (type === "conflict" || type === "rejected") this.#told = { [type]: detail };
+        if (this.#soon) return;
+        this.#soon = true; // what comes in one turn is rendered once
+        queueMicrotask(() => {
+          this.#soon = false;
+          if (held === this.#held) this.#say();
+        });
+      });
+    this.#say();
+  }
+
+  #say() {
+    const { state, error } = this.#held ?? { state: "closed" };
+    this.value = Object.freeze({ ...this.#look(this.#held ?? this.value), ...this.#told, state, error, change: this.change, dismiss: this.dismiss });
+    for (const listener of [...this.#listeners]) listener();
+  }
+}
+
+function useShown(key, make, look) {
+  const client = useClient();
+  if (!feeds.has(client)) feeds.set(client, new Map());
+  const known = feeds.get(client);
+  const shown = known.get(key) ?? new Shown(() => make(client), look);
+  if (!known.has(key)) {
+    const idle = [...known].filter(([, each]) => each.idle).slice(0, -IDLE);
+    for (const [name] of idle) known.delete(name); // the oldest
+    known.set(key, shown);
+  }
+  return useSyncExternalStore(shown.listen, shown.get, () => shown.empty);
+}
+
+/** A document that others change too, with one's own changes shown at once. */
+export const useDocument = (channel) =>
+  useShown(`document ${channel}`, (client) => client.document(channel), ({ value, confirmed, pending }) => ({ value, confirmed, pending }));
+
+/** The documents of a pattern, likewise. */
+export const useCollection = (pattern) => useShown(`collection ${pattern}`, (client) => client.collection(pattern), ({ all }) => ({ all }));
 
 /**
  * Asks a service when `request` is called, and shows what the newest call came to. An earlier one still gets its

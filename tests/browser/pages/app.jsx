@@ -5,7 +5,7 @@ import { createRoot } from "react-dom/client";
 import { flushSync } from "react-dom";
 
 import { Client } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useConnection, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useCollection, useConnection, useDocument, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
 
 window.sent = []; // what goes out by WebSocket
 const { send } = WebSocket.prototype;
@@ -23,6 +23,26 @@ function List({ name }) {
   const until = performance.now() + 3; // slow, so that events come in the middle of a rendering
   while (performance.now() < until);
   return <p id={name} data-state={state}>{events.map((item) => item.event).join(" ")}</p>;
+}
+
+function Order({ name }) {
+  const { value, pending, change, rejected, dismiss } = useDocument("shared.order");
+  const { all } = useCollection("shared.*");
+  return (
+    <p>
+      <span id={name} data-pending={pending}>{JSON.stringify([value?.n ?? null, all.get("shared.order")?.n ?? null])}</span>
+      <button id={`${name}-more`} onClick={() => change({ n: (value?.n ?? 0) + 1 })}>more</button>
+      <button id={`${name}-never`} onClick={() => change({ never: "x".repeat(100_000) })}>never</button>
+      <button id={`${name}-seen`} onClick={dismiss}>{rejected?.error.code}</button>
+    </p>
+  );
+}
+
+/** One order, shown twice. */
+function Orders() {
+  const [shown, show] = useState(false);
+  window.showOrders = (so) => flushSync(() => show(so));
+  return shown && <><Order name="first" /><Order name="second" /></>;
 }
 
 function Page() {
@@ -90,6 +110,6 @@ window.mount = (token) => {
   window.client = new Client({ url: location.origin, token });
   const root = createRoot(document.body.appendChild(document.createElement("div")));
   const render = (node) => flushSync(() => root.render(node));
-  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /><Chat /></BrokerProvider></StrictMode>);
+  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /><Chat /><Orders /></BrokerProvider></StrictMode>);
   return () => render(null);
 };

@@ -250,3 +250,31 @@ test("what came before is read page by page, and what comes joins it", async () 
   assert.deepEqual(page.faults, []);
   await page.context().close();
 });
+
+test("a document that two components show is open once, changed at once, and taken back where that is refused", async () => {
+  const page = await open();
+  const opens = () => page.evaluate(() => sent.filter(({ type }) => type === "state.open").map(({ payload }) => payload.channel));
+  const shows = (id, n) => page.locator(`#${id}[data-pending="0"]`, { hasText: `[${n},${n}]` }).waitFor();
+  await page.evaluate(() => {
+    window.order = writer.document("shared.order");
+    order.change({ n: 1 });
+    showOrders(true);
+  });
+  for (const id of ["first", "second"]) await shows(id, 1);
+  assert.deepEqual((await opens()).sort(), ["shared.*", "shared.order", "shared.order"], "one is the writer's");
+  await page.evaluate(() => {
+    document.getElementById("first-more").click();
+  });
+  for (const id of ["first", "second"]) await shows(id, 2);
+  await page.evaluate(() => order.change({ n: 7 }));
+  for (const id of ["first", "second"]) await shows(id, 7);
+  await page.locator("#second-never").click();
+  await page.locator("#first-seen", { hasText: "too_large" }).waitFor();
+  for (const id of ["first", "second"]) await shows(id, 7);
+  await page.locator("#first-seen").click();
+  await page.locator("#second-seen", { hasText: /^$/ }).waitFor();
+  await page.evaluate(() => showOrders(false));
+  await until(() => page.evaluate(() => sent.some(({ type }) => type === "state.close")), "it is let go of");
+  assert.deepEqual(page.faults, []);
+  await page.context().close();
+});

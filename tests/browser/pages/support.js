@@ -129,6 +129,7 @@ export class Service {
 export class Proxy {
   links = new Set();
   refuse = false; // answers an upgrade by itself
+  refuseAll = false; // lets nobody through
   cutAfter = Infinity; // bytes that come back after an upgrade
   upgrades = 0;
   cutAt = 0; // bytes that come back to the next request of which it is about
@@ -149,6 +150,7 @@ export class Proxy {
   }
 
   serve(near) {
+    if (this.refuseAll) return near.destroy();
     const far = connect(this.broker.port, "127.0.0.1");
     this.links.add(near);
     let upgrade = false;

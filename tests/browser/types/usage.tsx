@@ -1,6 +1,6 @@
 // Checked by tsc, never run: what an application writes, and what it must not be able to write.
 import { BrokerError, Client, Store, type GapItem } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useConnection, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useCollection, useConnection, useDocument, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
 
 interface Order {
   state: "new" | "packed";
@@ -90,3 +90,26 @@ new Store(client, "a", { last: 3 });
 client.status = { state: "open" };
 // @ts-expect-error not a state
 export const wrong: boolean = useConnection().state === "asleep";
+
+export function Shared() {
+  const { value, pending, change, conflict, rejected, dismiss } = useDocument<{ amount: number }>("orders.7");
+  const { all } = useCollection<{ rank: string }>("board.7.*");
+  change({ amount: 2 });
+  change(null);
+  // @ts-expect-error what is no JSON
+  change(() => 1);
+  conflict?.keep("mine");
+  // @ts-expect-error one of two
+  conflict?.keep("both");
+  const first = [...all.values()][0]?.rank;
+  return (
+    <p onClick={dismiss}>
+      {value?.amount} {pending} {first} {rejected?.error.paths?.["/amount"]}
+    </p>
+  );
+}
+const shared = client.document<{ amount: number }>("orders.7");
+shared.addEventListener("conflict", ({ detail }) => detail.keep("theirs"));
+shared.addEventListener("change", ({ detail }) => detail?.amount);
+// @ts-expect-error it is read, and changed by change()
+shared.value = null;

@@ -2,10 +2,14 @@
 /** The parts of the client, put together; ../client.d.ts says what everything means. */
 
 import { Acknowledgements } from "./acknowledgements.js";
+import { Changes } from "./changes.js";
+import { Collection, Document } from "./collection.js";
 import { Connection } from "./connection.js";
+import { Documents } from "./documents.js";
 import { BrokerError } from "./errors.js";
 import { Exchange } from "./exchange.js";
 import { History } from "./history.js";
+import { Keeping } from "./keeping.js";
 import { Leader } from "./leader.js";
 import { Outbox } from "./outbox.js";
 import { emit } from "./platform.js";
@@ -36,10 +40,11 @@ export class Client extends EventTarget {
   #outbox;
   #requests;
   #history;
+  #documents;
   #connection;
 
   /** @param {ClientOptions} options */
-  constructor({ url = HOME, token, tokenTimeout, tenant, transports, queue = 100, tabs } = /** @type {any} */ ({})) {
+  constructor({ url = HOME, token, tokenTimeout, tenant, transports, queue = 100, tabs, drafts } = /** @type {any} */ ({})) {
     super();
     const tokens = new Tokens(token, tokenTimeout);
     const exchange = this.#exchange;
@@ -50,6 +55,9 @@ export class Client extends EventTarget {
     records.unechoed = (id) => outbox.unechoed(id);
     const requests = (this.#requests = new Requests(exchange, queue));
     const history = (this.#history = new History(exchange, queue));
+    const keeping = drafts && globalThis.indexedDB && globalThis.navigator?.locks ? new Keeping(drafts) : undefined;
+    const changes = new Changes(exchange, keeping);
+    const documents = (this.#documents = new Documents(exchange, changes));
     const renewal = new Renewal(exchange, tokens, (error) => emit(this, "error", error));
     /** @type {import("./types.js").Part} what concerns the application alone */
     const news = {
@@ -60,7 +68,7 @@ export class Client extends EventTarget {
         },
       },
     };
-    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, history, renewal, news);
+    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, history, documents, changes, renewal, news);
     const setting = {
       url: String(url).replace(/^ws/, "http").replace(/\/$/, ""),
       transports: transports ?? ["websocket", "sse", "poll"],
@@ -69,7 +77,7 @@ export class Client extends EventTarget {
     /** @type {Hub | undefined} */
     let hub;
     if (shared) {
-      const parts = { exchange, records, acknowledgements, outbox, requests, history };
+      const parts = { exchange, records, acknowledgements, outbox, requests, history, documents, changes };
       const name = `${setting.url} ${tenant} ${tabs}`;
       hub = new Hub(name, (peer, message) => leader.heed(peer, message), () => this.#connection.anew());
       const leader = new Leader(parts, () => this.#status, hub);
@@ -108,6 +116,7 @@ export class Client extends EventTarget {
     this.#outbox.close();
     this.#requests.close();
     this.#history.close();
+    this.#documents.closeAll();
   }
 
   /**
@@ -163,6 +172,22 @@ export class Client extends EventTarget {
    */
   async history(channels, options = {}) {
     return this.#history.page(channels, options);
+  }
+
+  /**
+   * A document that others change too: what is stored, with one's own changes over it.
+   * @param {string} channel
+   */
+  document(channel) {
+    return new Document(this.#documents, channel);
+  }
+
+  /**
+   * The documents of a pattern, as `document` has each.
+   * @param {string} pattern
+   */
+  collection(pattern) {
+    return new Collection(this.#documents, pattern);
   }
 
   /** @param {import("./record.js").SubscriptionRecord} record */

@@ -1,17 +1,17 @@
 // @ts-check
 /** What goes wrong, as the application is told. */
 
-/** @import { Settler } from "./types.js" */
+/** @import { Contradiction, Settler } from "./types.js" */
 
 export const CLOSED = "it was closed";
 
-/** What a service has to do with, and not who asked it. */
-export const SERVICE = ["rejected", "timeout", "bad_answer"];
+/** What a service or others have to do with, and not who asked. */
+export const SERVICE = ["rejected", "timeout", "bad_answer", "conflict", "unknown_outcome"];
 
 /** Something that was refused or could not be done; `code` is the protocol's, or the client's own. */
 export class BrokerError extends Error {
-  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number, unknown?: boolean, position?: string, status?: number}} payload */
-  constructor({ code, message, retryable, retry_after_ms, unknown, position, status }) {
+  /** @param {{code: string, message: string, retryable?: boolean, retry_after_ms?: number, unknown?: boolean, position?: string, status?: number, paths?: Record<string, string>, conflict?: Contradiction[]}} payload */
+  constructor({ code, message, retryable, retry_after_ms, unknown, position, status, paths, conflict }) {
     super(message || code);
     this.name = "BrokerError";
     this.code = code;
@@ -20,6 +20,8 @@ export class BrokerError extends Error {
     this.unknownOutcome = !!unknown;
     this.position = position;
     this.status = status;
+    this.paths = paths;
+    this.conflict = conflict;
   }
 }
 

@@ -83,6 +83,16 @@ export class Exchange {
     }, Math.ceil(ms));
   }
 
+  /**
+   * Whether this is over; if not, `sync` follows once it is.
+   * @param {number} at
+   */
+  due(at) {
+    const wait = at - now();
+    if (wait > 0) this.again(wait);
+    return wait <= 0;
+  }
+
   /** Say what is to be said, as far as the limits allow it now; what is left out comes as soon as they do. */
   sync() {
     for (const part of this.#parts) part.sync?.();

@@ -8,6 +8,7 @@ import { hold, scarce } from "./places.js";
 import { passed } from "./positions.js";
 import { glance } from "./reads.js";
 import { given } from "./values.js";
+import { Watching } from "./watching.js";
 
 /** @import { Address, Connect, Fault, Heard, Link, Message, Notes, Over, Read, Reading } from "./types.js" */
 /** @typedef {{names: string[], say: (payload: any) => void}} Newcomers */
@@ -19,7 +20,7 @@ const NOTHING = ["me.-"]; // a list is never empty; nobody publishes there
 /** @type {Record<string, number>} as WebSocket says it */
 const VERDICTS = { token_expired: 4002, token_invalid: 4500, token_revoked: 4501, forbidden: 4503 };
 /** @type {Record<string, [string, number]>} what answers a request */
-const ANSWERS = { publish: ["published", 202], acknowledge: ["acknowledged", 200], request: ["reply", 200], history: ["history", 200] };
+const ANSWERS = { publish: ["published", 202], acknowledge: ["acknowledged", 200], request: ["reply", 200], history: ["history", 200], "state.change": ["state.changed", 200] };
 
 /** Statuses of a list that is too long for this transport: another one may carry it. */
 export const TOO_LONG = [413, 414, 431];
@@ -29,7 +30,9 @@ export const TOO_LONG = [413, 414, 431];
  * it was not the broker who refused.
  * @param {Fault} fault
  */
-const fault = ({ status = 503, reason, problem, after, own }) => ({
+const fault = ({ status = 503, reason, problem, after, own, paths, conflict }) => ({
+  paths,
+  conflict,
   code: problem ?? (status === 413 ? "too_large" : "unavailable"),
   message: reason,
   status: problem === "rejected" && status < 500 ? status : undefined, // the service's own
@@ -79,6 +82,7 @@ class HttpLink {
   #starts = new Bucket(10, 10);
   /** @type {Promise<void>} */
   #before = Promise.resolve();
+  #documents;
 
   /**
    * @param {Read} read makes messages of one such request
@@ -94,6 +98,8 @@ class HttpLink {
     this.#token = address.token;
     this.#heard = heard;
     this.#over = over;
+    const state = (/** @type {object} */ asked) => this.#request(`/state?${query({ ...asked, tenant: address.tenant })}`, {});
+    this.#documents = new Watching(state, fault, heard, this.#closing.signal);
     hold(address.url, this.#closing.signal, this.#held).then(() => {
       if (!this.#reading) this.#turn(glance);
       this.#follow();
@@ -110,7 +116,9 @@ class HttpLink {
     } else if (type === "authenticate") {
       this.#token = payload.token;
       this.#main.abort();
-    } else this.#post(type, payload, messageId);
+    } else if (type === "state.open") this.#documents.open(payload, messageId);
+    else if (type === "state.close") this.#documents.close(payload, messageId);
+    else this.#post(type, payload, messageId);
   }
 
   close() {
@@ -135,9 +143,9 @@ class HttpLink {
     if (answer.ok) return answer;
     const { status } = answer;
     const own = /problem\+json/.test(answer.headers.get("Content-Type") ?? ""); // the broker's, and not of what stands before it
-    const { detail, code, retry_after_ms } = (own && (await answer.json().catch(() => {}))) || {};
+    const { detail, code, retry_after_ms, paths, conflict } = (own && (await answer.json().catch(() => {}))) || {};
     const after = retry_after_ms ?? (1000 * Number(answer.headers.get("Retry-After")) || undefined);
-    throw { status, code: VERDICTS[code], reason: detail ?? `HTTP ${status}`, problem: code, after, own: !!detail };
+    throw { status, code: VERDICTS[code], reason: detail ?? `HTTP ${status}`, problem: code, after, own: !!detail, paths, conflict };
   };
 
   // --- how it is read --------------------------------------------------------------------------------
@@ -319,7 +327,7 @@ class HttpLink {
       const [path, init] =
         type === "history"
           ? [`/history?${query({ ...payload, filter: payload.filter && JSON.stringify(payload.filter), tenant })}`, {}]
-          : [`/${type}${tenantQuery(tenant)}`, { method: "POST", body: JSON.stringify(payload) }];
+          : [`/${type === "state.change" ? "state" : type}${tenantQuery(tenant)}`, { method: "POST", body: JSON.stringify(payload) }];
       const answer = await this.#request(path, { ...init, signal: late.signal });
       const [said, status] = ANSWERS[type];
       if (answer.status !== status) throw new TypeError(`HTTP ${answer.status}`); // whoever that was

@@ -7,6 +7,8 @@ import { given } from "./values.js";
 
 /** @import { Acknowledgements } from "./acknowledgements.js" */
 /** @import { BrokerError } from "./errors.js" */
+/** @import { Changes } from "./changes.js" */
+/** @import { Documents } from "./documents.js" */
 /** @import { Exchange } from "./exchange.js" */
 /** @import { History } from "./history.js" */
 /** @import { Outbox } from "./outbox.js" */
@@ -14,16 +16,18 @@ import { given } from "./values.js";
 /** @import { Records } from "./records.js" */
 /** @import { Requests } from "./requests.js" */
 /** @import { Hub } from "./tabs.js" */
-/** @import { EventItem, GapItem, Message, Part, Receiver } from "./types.js" */
+/** @import { DocumentUser, EventItem, GapItem, Message, Part, Receiver } from "./types.js" */
 
 /** @implements {Part} */
 export class Leader {
   #parts;
   #hub;
   #status;
+  /** @type {Map<string, Map<string, DocumentUser>>} by tab, what each has open of the documents */
+  #open = new Map();
 
   /**
-   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox, requests: Requests, history: History}} parts
+   * @param {{exchange: Exchange, records: Records, acknowledgements: Acknowledgements, outbox: Outbox, requests: Requests, history: History, documents: Documents, changes: Changes}} parts
    * @param {() => {connectionId?: string, tenant?: string, user?: string}} status
    * @param {Hub} hub
    */
@@ -47,7 +51,7 @@ export class Leader {
    * @param {Message} message
    */
   heed(peer, { type, payload, messageId }) {
-    const { exchange, records, acknowledgements, outbox, requests, history } = this.#parts;
+    const { exchange, records, acknowledgements, outbox, requests, history, documents, changes } = this.#parts;
     const { channel } = payload ?? {};
     const mine = [...records].filter((record) => record.peer === peer);
     const answer = (/** @type {string} */ kind) => (/** @type {object} */ payload) => this.#answer(peer, kind, payload, messageId);
@@ -58,13 +62,29 @@ export class Leader {
       answer("connection.established")({ connection_id, heartbeat_seconds: 10, limits: exchange.pace.limits });
       answer("connection.authenticated")({ tenant, user, private: records.private });
     }
-    if (/^tab/.test(type)) for (const record of mine) records.end(record);
+    if (/^tab/.test(type)) {
+      for (const record of mine) records.end(record);
+      for (const user of this.#open.get(peer)?.values() ?? []) documents.close(user);
+      this.#open.delete(peer);
+    }
     if (!exchange.link) return;
     if (type === "ping") answer("pong")({ position: records.position });
     if (type === "publish") outbox.publish(channel, payload.event, { id: payload.id }, true).then(answer("published"), refuse);
     if (type === "request") {
       const { method, data, timeout_ms: timeout, id } = payload;
       requests.request(method, data, { timeout, id }, true).then((data) => answer("reply")({ data }), refuse);
+    }
+    if (type === "state.change") changes.relay(payload).then(answer("state.changed"), refuse);
+    if (type === "state.open" || type === "state.close") {
+      const open = this.#open.get(peer) ?? new Map();
+      this.#open.set(peer, open);
+      const before = open.get(channel);
+      open.delete(channel);
+      if (before) documents.close(before);
+      if (type === "state.close") return answer("state.closed")({ channel });
+      answer("state.opened")({ channel: [channel], refused: [], recovered: false, position: "-0" });
+      open.set(channel, this.#follower(peer, channel));
+      documents.open(channel, open.get(channel));
     }
     if (type === "history") history.read(payload).then(answer("history"), refuse);
     if (type === "acknowledge") {
@@ -100,9 +120,29 @@ export class Leader {
    * @param {BrokerError} error
    * @param {string} [messageId]
    */
-  #refuse(peer, { code, message, retryable, retryAfter, unknownOutcome, status }, messageId) {
-    const payload = { code, message, retryable, retry_after_ms: retryAfter, unknown: unknownOutcome, status };
+  #refuse(peer, { code, message, retryable, retryAfter, unknownOutcome, status, paths, conflict }, messageId) {
+    const payload = { code, message, retryable, retry_after_ms: retryAfter, unknown: unknownOutcome, status, paths, conflict };
     this.#answer(peer, "error", payload, messageId);
+  }
+
+  /**
+   * Who hands documents to another tab, each as a whole.
+   * @param {string} peer
+   * @param {string} name
+   * @returns {DocumentUser}
+   */
+  #follower(peer, name) {
+    const say = (/** @type {string} */ type, /** @type {object} */ payload) => this.#hub.post(peer, { type, payload });
+    return {
+      name,
+      wants: () => true,
+      heard: (channel, row) => say("state", { channel, position: row.revision, ...row }),
+      ready: (position) => say("state.ready", { channel: name, position }),
+      failed: ({ code }) => {
+        this.#open.get(peer)?.delete(name);
+        say("state.closed", { channel: name, code });
+      },
+    };
   }
 
   /**

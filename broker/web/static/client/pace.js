@@ -34,6 +34,8 @@ const LIMITS = {
   calls_per_second: 10,
   calls_burst: 50,
   requests_in_flight: 16,
+  changes_per_second: 10,
+  changes_burst: 50,
   duplicate_window_seconds: 600,
 };
 
@@ -108,6 +110,7 @@ export class Pace {
   requests = new Bucket(LIMITS.requests_per_second, LIMITS.requests_burst);
   posts = new Bucket(LIMITS.messages_per_minute / 60, LIMITS.messages_burst); // publishes, which have a rate of their own
   calls = new Bucket(LIMITS.calls_per_second, LIMITS.calls_burst); // requests to services, likewise
+  changes = new Bucket(LIMITS.changes_per_second, LIMITS.changes_burst); // of documents, likewise
   #largest = Infinity; // bytes of a message, as far as we had to learn
   /** @type {number[]} when something was refused for its rate */
   #refusals = [];
@@ -122,6 +125,7 @@ export class Pace {
     this.requests.adopt(limits.requests_per_second, limits.requests_burst);
     this.posts.adopt(limits.messages_per_minute / 60, limits.messages_burst);
     this.calls.adopt(limits.calls_per_second, limits.calls_burst);
+    this.changes.adopt(limits.changes_per_second, limits.changes_burst);
   }
 
   /** So many bytes a message may have. */

@@ -29,3 +29,10 @@ export const passed = (position, seen) => {
  * @param {string} other
  */
 export const comparable = (one, other) => parts(one)[0] === parts(other)[0];
+
+/**
+ * Whether a revision is no newer than the one that is held. That of what has never been there says nothing of time.
+ * @param {string} revision
+ * @param {string | undefined} held
+ */
+export const superseded = (revision, held) => parts(revision)[1] > 0 && passed(revision, held);

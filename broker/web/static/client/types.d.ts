@@ -90,6 +90,8 @@ export interface Fault {
   after?: number;
   /** Whether the broker said it, and not what stands before it. */
   own?: boolean;
+  paths?: Record<string, string>;
+  conflict?: Contradiction[];
 }
 
 /** What the broker announces; what is absent is not known. */
@@ -104,6 +106,8 @@ export interface Limits {
   calls_per_second: number;
   calls_burst: number;
   requests_in_flight: number;
+  changes_per_second: number;
+  changes_burst: number;
   duplicate_window_seconds: number;
   message_bytes?: number;
   publish_bytes?: number;
@@ -175,6 +179,37 @@ export interface Receiver {
   turn(before: number): void;
   warn(error: BrokerError, names: string[]): void;
   finish(error?: BrokerError): void;
+}
+
+/** Where a document is not what a change replaces: its values by JSON Pointer, as the broker says it. */
+export interface Contradiction {
+  channel: string;
+  revision: string;
+  paths: Record<string, any>;
+}
+
+/** What is held of a document. `by`: whose changes the newest revision has. */
+export interface Row {
+  revision: string;
+  value: any;
+  invalid?: string;
+  by?: { user?: string; id?: string }[];
+}
+
+/** Who has documents open: a document, a collection, or another tab. */
+export interface DocumentUser {
+  /** What it has opened. */
+  readonly name: string;
+  /** Whether it is about this one, of those that the name covers. */
+  wants(channel: string): boolean;
+  heard(channel: string, row: Row): void;
+  ready(position?: string): void;
+  failed(error: BrokerError): void;
+  /** What is shown of this one may be another, by a change of the user's own. */
+  shown?(channel: string): void;
+  /** A change came to nothing: `mine` is the patch, `theirs` the values that were there, by JSON Pointer. */
+  refused?(channel: string, error: BrokerError, mine: any, theirs?: Record<string, any>): void;
+  lost?(channel: string, detail: { ids: string[]; revision: string; paths: Record<string, any> }): void;
 }
 
 export interface Settler<T> {

@@ -1,0 +1,308 @@
+// @ts-check
+/** The part for the user's changes of documents: shown at once, and sent again as they were until they are stored. */
+
+import { Draft } from "./draft.js";
+import { BrokerError } from "./errors.js";
+import { TRIES, inVain } from "./exchange.js";
+import { backoff } from "./pace.js";
+import { now, random } from "./platform.js";
+import { bytes } from "./values.js";
+
+/** @import { Sent } from "./draft.js" */
+/** @import { Exchange } from "./exchange.js" */
+/** @import { Keeping } from "./keeping.js" */
+/** @import { DocumentUser, Part, Row, Settler, Who } from "./types.js" */
+/** @typedef {Settler<any> & {payload: any, sent: boolean}} Relayed */
+
+const EACH_MS = 200; // between two changes of a document
+const UNKNOWN = ["unknown_outcome", "timeout", "internal"]; // the broker knows a change that it has applied
+const UNKNOWN_TRIES = 6;
+
+/** A document that somebody here may change, whatever it is opened by. */
+class Edited {
+  channel;
+  draft = new Draft();
+  /** @type {Set<DocumentUser>} who is told what becomes of changes */
+  users = new Set();
+  sent = false; // the change under way, over the present connection
+  doubts = 0;
+  tries = 0; // whose outcome is not known
+  after = 0; // nothing is sent before
+  busy = 0; // it is being kept, or looked for, and nothing is sent meanwhile
+  sought = false; // what other pages have left of it
+
+  /** @param {string} channel */
+  constructor(channel) {
+    this.channel = channel;
+  }
+}
+
+/** @implements {Part} */
+export class Changes {
+  #exchange;
+  /** @type {Map<string, Edited>} by channel */
+  #edited = new Map();
+  /** @type {Set<Relayed>} changes of other tabs */
+  #relayed = new Set();
+  #session = random().slice(0, 16);
+  #count = 0;
+  #keeping;
+  #whose = ""; // once it is known
+
+  /**
+   * @param {Exchange} exchange
+   * @param {Keeping} [keeping]
+   */
+  constructor(exchange, keeping) {
+    this.#exchange = exchange;
+    this.#keeping = keeping;
+  }
+
+  #id = () => `${this.#session}-${++this.#count}`;
+
+  /**
+   * @param {string} channel
+   * @param {DocumentUser} user
+   * @param {Row} [row] what is known of it
+   */
+  edit(channel, user, row) {
+    const edited = this.#edited.get(channel) ?? new Edited(channel);
+    this.#edited.set(channel, edited);
+    edited.users.add(user);
+    if (row && edited.draft.revision === undefined) edited.draft.heard(row);
+    this.#seek(edited);
+    return edited.draft;
+  }
+
+  /**
+   * Something was typed.
+   * @param {string} channel
+   */
+  typed(channel) {
+    const edited = this.#edited.get(channel);
+    if (edited) this.#keep(edited);
+    this.#exchange.soon();
+  }
+
+  // --- what outlives the page ----------------------------------------------------------------------------
+
+  /** @param {Edited} edited */
+  #seek(edited) {
+    if (!this.#keeping || !this.#whose || edited.sought) return;
+    edited.sought = true;
+    const found = this.#keeping.take(this.#whose, edited.channel).then((kept) => {
+      edited.draft.inherit(kept, this.#id);
+      if (kept.length) this.#keep(edited);
+      for (const user of edited.users) user.shown?.(edited.channel);
+    });
+    this.#wait(edited, found);
+  }
+
+  /** @param {Edited} edited */
+  #keep(edited) {
+    if (this.#keeping && edited.sought) this.#wait(edited, this.#keeping.save(this.#whose, edited.channel, edited.draft.kept));
+  }
+
+  /**
+   * A browser that keeps nothing is no reason not to send it.
+   * @param {Edited} edited
+   * @param {Promise<void>} work
+   */
+  async #wait(edited, work) {
+    edited.busy++;
+    await work.catch(() => {});
+    edited.busy--;
+    this.#exchange.soon();
+  }
+
+  // --- what becomes of it --------------------------------------------------------------------------------
+
+  /** @param {string} channel */
+  draft(channel) {
+    return this.#edited.get(channel)?.draft;
+  }
+
+  /** @param {DocumentUser} user */
+  leave(user) {
+    for (const edited of this.#edited.values()) edited.users.delete(user);
+    this.#sweep();
+  }
+
+  /** Forget what nobody shows and what is stored. */
+  #sweep() {
+    for (const [channel, { draft, users, busy }] of this.#edited) if (!users.size && !draft.pending && !busy) this.#edited.delete(channel);
+  }
+
+  /**
+   * Names are known in full from now on.
+   * @param {(name: string) => string} full
+   */
+  expand(full) {
+    const all = [...this.#edited.values()];
+    this.#edited.clear();
+    for (const edited of all) {
+      edited.channel = full(edited.channel);
+      this.#edited.set(edited.channel, edited);
+    }
+  }
+
+  /**
+   * What has not been brought is not there.
+   * @param {(channel: string) => boolean} covered
+   */
+  absent(covered) {
+    for (const { channel, draft } of this.#edited.values())
+      if (draft.revision === undefined && covered(channel)) this.heard(channel, { revision: "-0", value: null });
+  }
+
+  /**
+   * @param {string} channel
+   * @param {Row} row
+   */
+  heard(channel, row) {
+    const edited = this.#edited.get(channel);
+    if (!edited) return;
+    edited.draft.heard(row);
+    this.#told(edited);
+    if (edited.draft.waits) this.#exchange.soon();
+  }
+
+  /**
+   * What was stored is gone.
+   * @param {string} channel
+   * @param {{ids: string[], revision: string, paths: Record<string, any>}} detail
+   */
+  overwritten(channel, detail) {
+    for (const user of this.#edited.get(channel)?.users ?? []) user.lost?.(channel, detail);
+  }
+
+  /**
+   * A change of another tab, which itself repeats it.
+   * @param {any} payload
+   * @returns {Promise<any>}
+   */
+  relay(payload) {
+    return new Promise((resolve, reject) => {
+      this.#relayed.add({ payload, resolve, reject, sent: false });
+      this.sync();
+    });
+  }
+
+  /** @param {Who} who */
+  opened({ tenant, user }) {
+    this.#whose = `${tenant} ${user}`;
+    for (const edited of this.#edited.values()) this.#seek(edited);
+  }
+
+  lost() {
+    for (const edited of this.#edited.values()) edited.sent = false;
+    for (const { reject } of this.#relayed) reject(new BrokerError({ code: "unavailable", message: "the connection was lost", retryable: true }));
+    this.#relayed.clear();
+  }
+
+  sync() {
+    if (!this.#exchange.link) return;
+    const { pace } = this.#exchange;
+    for (const relayed of this.#relayed) {
+      if (relayed.sent) continue;
+      if (!this.#exchange.may(pace.changes)) return;
+      this.#pass(relayed);
+    }
+    for (const edited of this.#edited.values()) {
+      if (edited.sent || edited.busy || !edited.draft.waits || !this.#exchange.due(edited.after)) continue;
+      if (!edited.draft.flying) {
+        edited.draft.next(this.#id);
+        this.#keep(edited); // with its id, before it is sent
+        if (edited.busy) continue;
+      }
+      if (!this.#exchange.may(pace.changes, edited.doubts)) return;
+      this.#send(edited);
+    }
+  }
+
+  /** @param {Edited} edited */
+  #send(edited) {
+    const { draft, channel } = edited;
+    const payload = { channel, ...Draft.payload(/** @type {Sent} */ (draft.flying)) };
+    const { pace } = this.#exchange;
+    if (bytes(payload) + 100 > pace.most) return this.#refused(edited, pace.tooLarge(bytes(payload)));
+    edited.sent = true;
+    edited.after = now() + EACH_MS;
+    this.#exchange.send(
+      "state.change",
+      payload,
+      {
+        done: ({ revisions }) => {
+          [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
+          draft.stored(revisions[channel]);
+          this.#keep(edited);
+          this.#told(edited);
+        },
+        refused: (error) => {
+          edited.sent = false;
+          const unknown = error.unknownOutcome || UNKNOWN.includes(error.code);
+          if (unknown ? ++edited.tries >= UNKNOWN_TRIES : !error.retryable) return this.#refused(edited, error);
+          edited.after = now() + (error.retryAfter ?? backoff(edited.tries));
+          this.#exchange.soon();
+        },
+        lost: () => {},
+        doubted: (code) => ++edited.doubts >= TRIES && this.#refused(edited, inVain(code, true)),
+        oversized: (error) => this.#refused(edited, error),
+      },
+      pace.changes,
+      edited.doubts,
+    );
+  }
+
+  /** @param {Relayed} relayed */
+  #pass(relayed) {
+    relayed.sent = true;
+    const over = (/** @type {BrokerError} */ error) => {
+      this.#relayed.delete(relayed);
+      relayed.reject(error);
+    };
+    this.#exchange.send(
+      "state.change",
+      relayed.payload,
+      {
+        done: (payload) => {
+          this.#relayed.delete(relayed);
+          relayed.resolve(payload);
+        },
+        refused: over,
+        lost: () => {}, // its tab hears of that
+        doubted: () => {},
+        oversized: over,
+      },
+      this.#exchange.pace.changes,
+    );
+  }
+
+  /**
+   * The change under way came to nothing.
+   * @param {Edited} edited
+   * @param {BrokerError} error
+   */
+  #refused(edited, error) {
+    const { draft, channel } = edited;
+    [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
+    const found = error.code === "conflict" ? error.conflict?.find((each) => each.channel === channel) : undefined;
+    const mine = draft.refused(found ? Object.keys(found.paths) : undefined);
+    this.#keep(edited);
+    this.#told(edited);
+    for (const user of edited.users) user.refused?.(channel, error, mine, found?.paths);
+    this.#sweep();
+    this.#exchange.soon();
+  }
+
+  /** What is shown may be another. @param {Edited} edited */
+  #told({ channel, users }) {
+    for (const user of users) user.shown?.(channel);
+    this.#sweep();
+  }
+
+  /** For good. */
+  close() {
+    this.#edited.clear();
+  }
+}

@@ -1,0 +1,279 @@
+/** Documents over the connection: opened, kept, changed at once, and sent again as they were. */
+
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, describe, test } from "node:test";
+
+import { World, settle } from "./fakes.js";
+import { Site, answer, problem } from "./site.js";
+
+let world;
+beforeEach(() => (world = new World()));
+afterEach(() => world.end());
+
+const sent = (type) => world.sockets.flatMap((socket) => socket.sent.filter((message) => message.type === type));
+const reply = (type, payload, message) => world.socket.say(type, payload, message.messageId);
+const opened = (name, position = "s-5", recovered = false) => {
+  const message = sent("state.open").findLast(({ payload }) => payload.channel === name);
+  reply("state.opened", { channel: [name], refused: [], position, recovered }, message);
+};
+const ready = (name, position = "s-5") => world.socket.say("state.ready", { channel: name, position });
+const state = (channel, revision, rest, position = revision) => world.socket.say("state", { channel, revision, position, ...rest });
+const news = (target, ...types) => {
+  const heard = [];
+  for (const type of types) target.addEventListener(type, ({ detail }) => heard.push([type, detail]));
+  return heard;
+};
+const back = async () => {
+  world.socket.cut();
+  await world.again();
+  world.socket.welcome();
+  await settle();
+};
+/** An order that is here. */
+const order = async (client, value = { amount: 1, note: "a" }) => {
+  const doc = client.document("orders.7");
+  await settle();
+  opened("orders.7");
+  state("orders.7", "s-5", { value });
+  ready("orders.7");
+  await settle();
+  return doc;
+};
+
+describe("a document", () => {
+  test("comes, is changed by others as a whole and by differences, and is asked for from where it stands", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    assert.deepEqual([doc.state, doc.value, doc.revision, doc.pending], ["live", { amount: 1, note: "a" }, "s-5", 0]);
+    state("orders.7", "s-6", { from: "s-5", patch: { amount: 2, note: null } });
+    state("orders.7", "s-6", { value: { amount: 99 } }); // another open brings the same
+    state("orders.7", "s-4", { value: { amount: 98 } });
+    assert.deepEqual(doc.value, { amount: 2 });
+    await back();
+    assert.deepEqual(sent("state.open").at(-1).payload, { channel: "orders.7", position: "s-6" });
+    opened("orders.7", "s-6", true);
+    ready("orders.7", "s-6");
+    assert.deepEqual(doc.value, { amount: 2 });
+    doc.close();
+    await settle();
+    assert.deepEqual(sent("state.close").at(-1).payload, { channel: "orders.7" });
+    client.close();
+    assert.equal(world.clock.timers.size, 0);
+  });
+
+  test("that a difference does not fit is opened anew", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    state("orders.7", "s-8", { from: "s-7", patch: { amount: 2 } });
+    await settle();
+    assert.deepEqual(sent("state.open").map(({ payload }) => payload), [{ channel: "orders.7" }, { channel: "orders.7" }]);
+    opened("orders.7", "s-8");
+    state("orders.7", "s-8", { value: { amount: 2 } });
+    ready("orders.7", "s-8");
+    assert.deepEqual(doc.value, { amount: 2 });
+  });
+
+  test("that has gone with its stream is gone, and what comes of another stream counts", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    await back();
+    opened("orders.7", "s-9", false);
+    ready("orders.7", "s-9");
+    assert.equal(doc.value, null);
+    world.socket.say("state.opened", { channel: ["orders.7"], refused: [], position: "t-1", recovered: false });
+    state("orders.7", "t-1", { value: { amount: 3 } });
+    ready("orders.7", "t-1");
+    assert.deepEqual([doc.value, doc.revision], [{ amount: 3 }, "t-1"]);
+  });
+
+  test("is refused, or ended, with a reason", async () => {
+    const client = await world.connected();
+    const doc = client.document("orders.7");
+    const heard = news(doc, "error");
+    await settle();
+    reply("error", { code: "forbidden", message: "no", retryable: false }, sent("state.open")[0]);
+    await assert.rejects(doc.opened, { code: "forbidden" });
+    assert.deepEqual([doc.state, heard.length, doc.error.code], ["closed", 1, "forbidden"]);
+    const other = await order(client);
+    world.socket.say("state.closed", { channel: "orders.7", code: "limit_documents" });
+    assert.deepEqual([other.state, other.error.code], ["closed", "limit_documents"]);
+    assert.throws(() => client.document("live.a"), { code: "invalid_channel" });
+    assert.throws(() => client.document("a.*"), { code: "invalid_channel" });
+  });
+});
+
+describe("a change", () => {
+  test("is shown at once, sent with what it replaces, and no faster than a person needs", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    const heard = news(doc, "change");
+    doc.change({ amount: 2 });
+    assert.deepEqual([doc.value, doc.confirmed, doc.pending], [{ amount: 2, note: "a" }, { amount: 1, note: "a" }, 1]);
+    await settle();
+    doc.change({ amount: 3 });
+    doc.change({ note: "b" });
+    await settle();
+    const [first] = sent("state.change");
+    assert.match(first.payload.id, /^[A-Za-z0-9_-]+-1$/);
+    assert.deepEqual([first.payload.patch, first.payload.was, sent("state.change").length], [{ amount: 2 }, { amount: 1 }, 1]);
+    reply("state.changed", { id: first.payload.id, revisions: { "orders.7": "s-6" } }, first);
+    await settle();
+    assert.equal(sent("state.change").length, 1, "not yet");
+    await world.clock.go(250);
+    const [, second] = sent("state.change");
+    assert.deepEqual([second.payload.patch, second.payload.was], [{ amount: 3, note: "b" }, { amount: 2, note: "a" }]);
+    state("orders.7", "s-6", { from: "s-5", patch: { amount: 2 }, by: [{ user: "alice", id: first.payload.id }] });
+    assert.deepEqual([doc.value, doc.pending], [{ amount: 3, note: "b" }, 1]);
+    reply("state.changed", { id: second.payload.id, revisions: { "orders.7": "s-7" } }, second);
+    assert.deepEqual(doc.value, { amount: 3, note: "b" }, "the reply alone takes nothing away");
+    state("orders.7", "s-7", { value: { amount: 3, note: "b" } });
+    assert.deepEqual([doc.pending, doc.confirmed], [0, { amount: 3, note: "b" }]);
+    assert.ok(heard.length >= 5);
+  });
+
+  test("is sent again as it was: after a cut, and where its outcome is not known", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    doc.change({ amount: 2 });
+    await settle();
+    await back();
+    await world.clock.go(250);
+    const [first, again] = sent("state.change");
+    assert.deepEqual(again.payload, first.payload);
+    reply("error", { code: "unknown_outcome", message: "late", retryable: false }, again);
+    await world.clock.go(2_000);
+    const third = sent("state.change").at(-1);
+    assert.deepEqual([third.payload, sent("state.change").length], [first.payload, 3]);
+    reply("state.changed", { id: first.payload.id, revisions: { "orders.7": "s-6" } }, third);
+    opened("orders.7", "s-6", true);
+    state("orders.7", "s-6", { value: { amount: 2, note: "a" } });
+    ready("orders.7", "s-6");
+    assert.deepEqual([doc.value, doc.pending], [{ amount: 2, note: "a" }, 0]);
+  });
+
+  test("that conflicts is taken back where it does, and may be kept all the same", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    const heard = news(doc, "conflict", "rejected");
+    doc.change({ amount: 2, note: "b" });
+    await settle();
+    state("orders.7", "s-6", { value: { amount: 9, note: "a" } });
+    const conflict = [{ channel: "orders.7", revision: "s-6", paths: { "/amount": 9 } }];
+    reply("error", { code: "conflict", message: "others", retryable: false, conflict }, sent("state.change")[0]);
+    assert.deepEqual(doc.value, { amount: 9, note: "b" });
+    const [[type, { keep, ...told }]] = heard;
+    assert.deepEqual([type, told], ["conflict", { channel: "orders.7", paths: ["/amount"], mine: { amount: 2 }, theirs: { "/amount": 9 } }]);
+    keep("mine");
+    assert.deepEqual(doc.value, { amount: 2, note: "b" });
+    await world.clock.go(250);
+    const { patch, was } = sent("state.change")[1].payload;
+    assert.deepEqual([patch, was], [{ note: "b", amount: 2 }, { note: "a", amount: 9 }]);
+  });
+
+  test("that a service refuses is taken back", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    const heard = news(doc, "rejected");
+    doc.change({ amount: -1 });
+    await settle();
+    reply("error", { code: "rejected", message: "too little", retryable: false, paths: { "/amount": "at least 0" } }, sent("state.change")[0]);
+    assert.deepEqual([doc.value, doc.pending], [{ amount: 1, note: "a" }, 0]);
+    const [[, { error, mine }]] = heard;
+    assert.deepEqual([error.code, error.paths, mine], ["rejected", { "/amount": "at least 0" }, { amount: -1 }]);
+  });
+
+  test("waits where the broker says so", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    doc.change({ amount: 2 });
+    await settle();
+    reply("error", { code: "unavailable", message: "away", retryable: true, retry_after_ms: 3_000 }, sent("state.change")[0]);
+    await world.clock.go(2_900);
+    assert.equal(sent("state.change").length, 1);
+    await world.clock.go(200);
+    assert.deepEqual(sent("state.change")[1].payload, sent("state.change")[0].payload);
+    doc.close();
+    reply("state.changed", { id: "x", revisions: { "orders.7": "s-6" } }, sent("state.change")[1]);
+  });
+});
+
+describe("a collection", () => {
+  test("has what its pattern brings and the user's own changes, and documents of it need no open of their own", async () => {
+    const client = await world.connected();
+    const board = client.collection("board.7.*");
+    const heard = news(board, "change");
+    await settle();
+    opened("board.7.*");
+    state("board.7.a", "s-3", { value: { rank: "b" } });
+    state("board.7.b", "s-4", { value: { rank: "c" } });
+    ready("board.7.*");
+    const before = board.all;
+    board.change("board.7.a", { rank: "d" });
+    board.change("board.7.new", { rank: "a" });
+    assert.deepEqual([[...before.keys()], board.all.get("board.7.a"), board.all.get("board.7.new")], [["board.7.a", "board.7.b"], { rank: "d" }, { rank: "a" }]);
+    const card = client.document("board.7.a");
+    await settle();
+    assert.deepEqual([card.state, card.value, sent("state.open").length], ["live", { rank: "d" }, 1]);
+    assert.deepEqual(sent("state.change").map(({ payload: { channel, was } }) => [channel, was]), [["board.7.a", { rank: "b" }], ["board.7.new", null]]);
+    state("board.7.b", "s-6", { value: null });
+    assert.deepEqual([...board.all.keys()].sort(), ["board.7.a", "board.7.new"]);
+    board.close();
+    await settle();
+    assert.deepEqual(sent("state.open").at(-1).payload, { channel: "board.7.a" }, "what is wanted of it by itself");
+    assert.ok(heard.length >= 5);
+    client.close();
+  });
+
+  test("forgets what has gone meanwhile", async () => {
+    const client = await world.connected();
+    const board = client.collection("board.7.*");
+    await settle();
+    opened("board.7.*");
+    state("board.7.a", "s-3", { value: { rank: "b" } });
+    state("board.7.b", "s-4", { value: { rank: "c" } });
+    ready("board.7.*");
+    await back();
+    opened("board.7.*", "s-9", false);
+    state("board.7.b", "s-4", { value: { rank: "c" } });
+    ready("board.7.*", "s-9");
+    assert.deepEqual([...board.all], [["board.7.b", { rank: "c" }]]);
+  });
+});
+
+describe("over HTTP", () => {
+  test("documents are read again and again, and changes are posted", async () => {
+    const site = new Site();
+    site.install();
+    const stored = { revision: "s-5", value: { amount: 1 } };
+    const asked = [];
+    site.fault = (pathname, init, { searchParams }) => {
+      if (pathname !== "/state") return undefined;
+      if (init.method === "POST") {
+        const { id, channel, patch, was } = JSON.parse(init.body);
+        asked.push({ channel, patch, was });
+        if (patch.amount < 0) return problem(422, "rejected", { paths: { "/amount": "at least 0" } });
+        Object.assign(stored, { revision: "s-6", value: { amount: 2 } });
+        return answer(JSON.stringify({ id, revisions: { [channel]: "s-6" } }));
+      }
+      const position = searchParams.get("position");
+      const documents = position === stored.revision ? [] : [{ channel: "orders.7", ...stored }];
+      return answer(JSON.stringify({ documents, refused: [], position: stored.revision, recovered: !!position }));
+    };
+    const client = await world.client({ transports: ["poll"] });
+    for (let i = 0; i < 20 && client.status.state !== "open"; i++) await world.clock.go(500);
+    const doc = client.document("orders.7");
+    for (let i = 0; i < 20 && doc.state !== "live"; i++) await world.clock.go(100);
+    assert.deepEqual(doc.value, { amount: 1 });
+    doc.change({ amount: 2 });
+    for (let i = 0; i < 20 && doc.pending; i++) await world.clock.go(500);
+    assert.deepEqual([doc.confirmed, asked], [{ amount: 2 }, [{ channel: "orders.7", patch: { amount: 2 }, was: { amount: 1 } }]]);
+    Object.assign(stored, { revision: "s-7", value: { amount: 7 } });
+    for (let i = 0; i < 20 && doc.value.amount !== 7; i++) await world.clock.go(500);
+    assert.deepEqual(doc.value, { amount: 7 });
+    const heard = news(doc, "rejected");
+    doc.change({ amount: -1 });
+    for (let i = 0; i < 20 && doc.pending; i++) await world.clock.go(500);
+    assert.deepEqual([doc.value, heard[0][1].error.paths], [{ amount: 7 }, { "/amount": "at least 0" }]);
+    client.close();
+  });
+});
