@@ -235,6 +235,37 @@ def test_a_catch_up_has_the_newest_of_each_channel() -> None:
     assert marks(link)[3:] == [(6, True, None), (7, True, None)]
 
 
+def test_what_a_catch_up_brings_is_for_that_alone() -> None:
+    """What is held for another subscription comes all the same: marked events are not for it."""
+    bench = Bench()
+    link = bench.attach()
+    bench.join(link, ">", every_ms=1000)
+    for _ in range(2):
+        bench.publish("a")
+    bench.join(link, "a", start=Start(place=at(0)))
+    link.write()
+    bench.go(1)
+    assert marks(link) == [(1, True, None), (1, False, 1), (2, False, 1), (2, True, None)]
+
+
+def test_who_was_slow_gets_the_first_at_once_again() -> None:
+    """Also if what it was about to read has been deleted, while the windows of others go on."""
+    bench = Bench()
+    link, other = bench.attach(room=0), bench.attach()
+    for each in (link, other):
+        bench.join(each, "a", every_ms=1000)
+    bench.publish("a")
+    bench.go(2)
+    bench.publish("a")
+    bench.log.drop(Ranges.of([2]))
+    link.room = 10**6
+    link.write()
+    bench.publish("a")
+    assert (link.events(), other.events()) == ([1, 3], [1, 2])
+    bench.go(1)
+    assert other.events() == [1, 2, 3]
+
+
 def test_what_is_deleted_is_not_sent() -> None:
     bench = Bench()
     link = bench.attach()

@@ -9,8 +9,9 @@ what a naive reader of the stream would give it, as the WebSocket clients of `te
 
 from __future__ import annotations
 
+import json
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -25,6 +26,9 @@ from broker.links.poll.session import PollTransport, Sessions
 from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import simulated
+
+if TYPE_CHECKING:
+    from broker.http.responses import Response
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -213,3 +217,25 @@ async def test_everyone_sees_what_a_naive_reader_would(seed: int, autojump_clock
             while supervisor.connections or port.polls:
                 await trio.sleep(1)
         nursery.cancel_scope.cancel()
+
+
+async def test_paced_events_of_a_lost_answer_go_with_the_next() -> None:
+    """Where they have not moved the position nothing tells whether they arrived. Once, and not for ever."""
+    session = PollTransport(Sessions())
+    session.place.position = session.resume_position = "x-5"
+    paced, later = (
+        msgspec.Raw(b'{"channel":"a","position":"x-%d","paced":true,"event":1}' % n) for n in (3, 6)
+    )
+    session.gathered.events = [paced]
+    name = session.full_name
+    assert events_in(session.taken()) == ["x-3"]
+    assert session.full_name != name
+    assert not session.lost(messages.Poll(channels=["a"], session=name, position="x-5"))
+    session.gathered.events = [later]
+    assert events_in(session.taken()) == ["x-3", "x-6"]
+    assert not session.lost(messages.Poll(channels=["a"], session=name, position="x-5"))
+    assert events_in(session.taken()) == ["x-6"]
+
+
+def events_in(response: Response) -> list[str]:
+    return [each["position"] for each in json.loads(response.body)["events"]]
