@@ -170,7 +170,7 @@ def closes(api: Api, output: Output, **query: Any) -> None:
 
 @admin.command()
 @TENANT
-@click.option("--kind", metavar="K", help="authenticated, renewed, ended, refused or admin.")
+@click.option("--kind", metavar="K", help="authenticated, renewed, ended, refused, changed or admin.")
 @click.option(
     "--since",
     type=options.time,

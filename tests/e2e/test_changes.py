@@ -120,6 +120,13 @@ async def test_two_clients_edit_one_document(tmp_path: Path, nats: NatsServer, p
         assert (await stored(publisher))[:2] == ({"status": "new", "amount": 0}, sequence(added))
         stale = await change(bob, "bob-4", patch=None, revision=back["revisions"]["orders.7"])
         assert stale["conflict"][0]["paths"] == {"": {"status": "new", "amount": 0}}
+        with trio.fail_after(60):
+            found: dict[str, Any] = {}
+            while "message" not in found:
+                found = await publisher.api("STREAM.MSG.GET.AUDIT", last_by_subj="audit.acme.changed")
+        noted = json.loads(base64.b64decode(found["message"]["data"]))
+        assert (noted["channel"], noted["kind"]) == ("orders.7", "changed")
+        assert {"id", "revision", "user", "connection", "peer"} <= noted.keys()
         gone = await change(bob, "bob-5", patch=None, revision=added["revisions"]["orders.7"])
         assert (await stored(publisher))[:2] == (None, sequence(gone))
         assert (await change(ann, "ann-4", patch={"a": 1}, was={"a": None}))["conflict"][0]["paths"] == {
