@@ -88,6 +88,9 @@ def document(routes: Iterable[ClientRoute], names: Names, table: Table) -> Docum
     _, components = schemas.of(kinds)
     components["ErrorCode"] = coded(error_codes(), "What went wrong, for programs.")
     components["CloseCode"] = coded({each.value: each.meaning for each in errors.CloseCode}, CLOSED)
+    components["Poll"]["anyOf"] = [  # of both at least one
+        {"required": [name], "properties": {name: {"type": "array"}}} for name in ("channels", "state")
+    ]
     for name in ("Error", "Refused", "Unsubscribed", "Problem"):
         components[name]["properties"]["code"] = reference("ErrorCode")
     both = {name_of(kind): kind for kind in (*m.CLIENT_MESSAGES.values(), *SERVER_MESSAGES.values())}

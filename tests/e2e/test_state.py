@@ -239,3 +239,44 @@ async def test_streams(tmp_path: Path, nats: NatsServer) -> None:
             assert not (await stream.until("state.opened"))["recovered"]
         refused = await ask(url, "GET", "/sse?state=other", token=token)
         assert refused.status == 403
+
+
+async def test_polls(tmp_path: Path, nats: NatsServer) -> None:
+    """Documents by polls, alone and beside events; a lost answer comes again, and another session goes on."""
+    async with world(tmp_path, nats) as world_:
+        url, token = world_.broker.running.http, world_.broker.token()
+
+        async def poll(**given: Any) -> Any:
+            answer = await ask(url, "POST", "/poll", token=token, json={"state": ["orders.*"]} | given)
+            assert answer.status == 200, answer
+            return json.loads(answer.body)
+
+        def channels(answer: Any) -> list[str]:
+            return [each["channel"] for each in answer["state"]["documents"]]
+
+        await world_.store("orders.1", LARGE)
+        first = await poll()
+        assert (channels(first), first["state"]["ready"], first["events"]) == (["orders.1"], True, [])
+        kept = {name: first[name] for name in ("session", "position")}
+        await world_.store("orders.1", LARGE | {"n": 1})
+        second = await poll(**kept)
+        assert [each["patch"] for each in second["state"]["documents"]] == [{"n": 1}]
+        again = await poll(**kept)
+        assert [each["value"]["n"] for each in again["state"]["documents"]] == [1]
+        kept = {name: again[name] for name in ("session", "position")}
+        assert channels(await poll(**kept, wait=0)) == []
+        await world_.store("orders.2", {})
+        other = await poll(position=kept["position"])
+        assert (channels(other), other["state"]["recovered"]) == (["orders.2"], True)
+        both = await poll(channels=["orders.1"])
+        assert channels(both) == ["orders.1", "orders.2"]
+        kept = {name: both[name] for name in ("session", "position")}
+        await world_.nats.store("events.acme.orders.1", b"1")
+        both = await poll(channels=["orders.1"], **kept)
+        assert [each["event"] for each in both["events"]] == [1]
+        assert channels(both) == []
+        assert both["position"].startswith(both["events"][0]["position"] + "~")
+        answer = await ask(url, "GET", "/poll?state=orders.2", token=token)
+        assert channels(json.loads(answer.body)) == ["orders.2"]
+        answer = await ask(url, "POST", "/poll", token=token, json={"state": ["other"]})
+        assert answer.status == 403

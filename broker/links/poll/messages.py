@@ -27,6 +27,7 @@ LONGEST_WAIT, USUAL_WAIT = 60.0, 25.0  # seconds; proxies give up after 30 or 60
 HEAD = Response(status=200, body=b"", media_type=JSON, framing="close")  # nothing is polled for it
 # For the description: what is passed on undecoded, or is checked elsewhere.
 EVENT, GAP, LIMITS = schema("Event"), schema("Gap"), schema("Established/properties/limits")
+STATE = schema("State")
 REFUSED = any_of("Refused", "Unsubscribed")
 LAG = msgspec.Meta(extra_json_schema={"enum": list(get_args(messages.Lag))})
 TRUE = msgspec.Meta(extra_json_schema={"const": True})
@@ -38,10 +39,11 @@ class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A poll, with `session` and `position` of the newest answer; only the first one has a start.
 
     The broker waits at most `wait` seconds for an event. `tenant` is for monitoring tokens; it may be in the
-    query instead.
+    query instead. `state` has documents to follow, beside channels or alone.
     """
 
-    channels: Annotated[list[str], msgspec.Meta(min_length=1)]
+    channels: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
+    state: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
     tenant: str | None = None
     session: str | None = None
     position: str | None = None
@@ -80,18 +82,19 @@ class Leave(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 NAMES = Poll.__struct_fields__
 PARAMETERS = tuple(
-    name for name in NAMES if name not in ("channels", "tenant")
+    name for name in NAMES if name not in ("channels", "state", "tenant")
 )  # of a query, beside `channel`
 
 
 def from_query(query: Query) -> Poll:
     """Return the poll of a `GET`. Raises `Refused` (400)."""
-    if not query.get("channel"):
-        raise queries.no_channel()
     given: dict[str, Any] = {name: values[0] for name, values in query.items() if name in PARAMETERS}
     if "filter" in given:
         given["filter"] = queries.json_value("filter", given["filter"])
-    return converted(given | {"channels": query["channel"]}, strict=False)
+    for name, field in (("channel", "channels"), ("state", "state")):
+        if query.get(name):
+            given[field] = query[name]
+    return converted(given, strict=False)
 
 
 def from_body(body: bytes) -> Poll | Leave:
@@ -111,7 +114,10 @@ def from_body(body: bytes) -> Poll | Leave:
 
 
 def converted(given: dict[str, Any], *, strict: bool) -> Poll:
-    return read(given, Poll, strict=strict)
+    poll = read(given, Poll, strict=strict)
+    if not poll.channels and not poll.state:
+        raise queries.no_channel() if not strict else Refused(400, "channels: is required, or state.")
+    return poll
 
 
 def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:
@@ -121,6 +127,18 @@ def read(given: dict[str, Any], kind: type[Kind], *, strict: bool) -> Kind:
         return msgspec.convert(given, type=kind, strict=strict)
     except msgspec.ValidationError as error:
         raise Refused(400, f"{error}.".replace("`$.", "`")) from None
+
+
+@attrs.frozen(kw_only=True)
+class Followed:
+    """Documents in the answer to a poll, in their order. `ready`: all have been in this answer or before.
+
+    `recovered` false: all come again, and those that have not come by `ready` are gone.
+    """
+
+    documents: list[Annotated[msgspec.Raw, STATE]]
+    recovered: bool
+    ready: bool
 
 
 @attrs.frozen(kw_only=True)
@@ -135,6 +153,7 @@ class Polled:
     session: str
     events: list[Annotated[msgspec.Raw, EVENT]]
     gaps: list[Annotated[msgspec.Raw, GAP]]
+    state: Followed | UnsetType = UNSET
     position: str | UnsetType = UNSET
     recovered: bool
     refused: list[Annotated[Any, REFUSED]] | UnsetType = UNSET
@@ -149,16 +168,25 @@ class Gathered:
     events: list[msgspec.Raw] = attrs.Factory(list)
     gaps: list[msgspec.Raw] = attrs.Factory(list)
     refused: list[Any] = attrs.Factory(list)
+    documents: list[msgspec.Raw] = attrs.Factory(list)
     recovered: bool = True
+    documents_recovered: bool = True
 
     def __bool__(self) -> bool:
         """Whether it says anything."""
-        return bool(self.events or self.gaps or self.refused) or not self.recovered
+        return bool(self.events or self.gaps or self.refused or self.documents) or not self.recovered
+
+    @property
+    def says(self) -> bool:
+        """Whether it has something that a poll waits for."""
+        return bool(self.events or self.gaps or self.documents)
 
     @property
     def live_alone(self) -> bool:
         """Whether it is about live channels alone. Events of stored ones move the position."""
         gaps = (channels_of(each) for each in self.gaps)
+        if self.documents or not self.documents_recovered:
+            return False
         return self.recovered and not self.refused and all(all(map(subjects.is_live, each)) for each in gaps)
 
     def restart(self) -> None:
@@ -176,7 +204,7 @@ class Gathered:
 
     @property
     def size(self) -> int:
-        return sum(map(len, self.events))
+        return sum(map(len, (*self.events, *self.documents)))
 
 
 def lag(channels: Sequence[str]) -> msgspec.Raw:

@@ -34,6 +34,7 @@ def route() -> ClientRoute:
                 parameters=messages.PARAMETERS,
                 fields_of=messages.Poll,
                 replies={200: messages.Polled},
+                texts={"state": "A channel or a pattern of documents; repeated for each."},
             ),
             Operation(
                 method="POST",
@@ -47,7 +48,7 @@ def route() -> ClientRoute:
 async def handle(sessions: Sessions, exchange: ClientExchange) -> Response:
     """Answer a poll, from its session or a new one."""
     in_query = exchange.request.method != "POST"
-    names, repeated = (messages.PARAMETERS, ("channel",)) if in_query else ((), ())
+    names, repeated = (messages.PARAMETERS, ("channel", "state")) if in_query else ((), ())
     query = queries.parse(exchange.request.query, names, repeated=repeated)
     poll = messages.from_query(query) if in_query else messages.from_body(await exchange.body())
     if isinstance(poll, messages.Leave):
