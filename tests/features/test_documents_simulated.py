@@ -230,6 +230,37 @@ def judge(story: Story) -> None:
                 assert any(patches.is_done(change.patch, each) for each in seen), f"{id_} is nowhere"
 
 
+async def test_where_too_many_wait(autojump_clock: trio.testing.MockClock) -> None:
+    """One more is refused, also as one of several documents, and leaves nothing behind."""
+    async with trio.open_nursery() as nursery:
+        world = World(random.Random(0), nursery)
+        broker = Broker(world)
+        await nursery.start(broker.run)
+        change = Change(session="s", n=1, user="u", patch={"a": 1}, was=None)
+        ends: list[str] = []
+
+        async def send(n: int, *channels: str) -> None:
+            try:
+                each = attrs.evolve(change, session=f"s{n}")
+                await broker.change(Asker(f"c{n}", "u"), dict.fromkeys(channels, each))
+                ends.append("changed")
+            except (Unavailable, Conflict) as error:
+                ends.append(error.code)
+
+        async with trio.open_nursery() as clients:
+            for n in range(32):
+                clients.start_soon(send, n, "a")
+            await trio.testing.wait_all_tasks_blocked()
+            await send(32, "a")
+            await send(33, "a", "b")
+            assert ends == ["unavailable"] * 2
+            assert [*broker.changing.queues] == ["state.acme.a"]
+        assert Counter(ends[2:]) == {"changed": 32}
+        await trio.testing.wait_all_tasks_blocked()
+        assert not broker.changing.queues
+        nursery.cancel_scope.cancel()
+
+
 @simulated(usual=12)
 async def test_documents(seed: int, autojump_clock: trio.testing.MockClock) -> None:
     rng = random.Random(f"{seed} documents")

@@ -112,8 +112,12 @@ class Changing(Feature):
         if self.nursery is None or not incarnation:
             raise Unavailable("documents cannot be changed yet", retry_after=1.0)
         queues = [self.queue(tenant, part) for part in wish.parts]
-        for queue in queues:
-            queue.check_room()
+        try:
+            for queue in queues:
+                queue.check_room()
+        except Unavailable:
+            self.forget(queues)
+            raise
         now = trio.current_time()
         members = [
             Member(
@@ -171,6 +175,9 @@ class Changing(Feature):
     async def work(self, work: Callable[[], Awaitable[None]], queues: Sequence[Queue]) -> None:
         """Do some work with documents; then forget those that have none left."""
         await work()
+        self.forget(queues)
+
+    def forget(self, queues: Iterable[Queue]) -> None:
         for queue in queues:
             if queue.idle:
                 self.queues.pop(queue.subject, None)
