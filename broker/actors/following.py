@@ -225,6 +225,11 @@ class Followers(list[Follower]):
                     follower.arrived.set()
 
 
+def count(log: EventLog, selection: Selection) -> int:
+    """Return how many connections have a selection, at whatever pace."""
+    return len(selection.members) + len(log.lanes.members(selection))
+
+
 def look(
     log: EventLog,
     tick: Tick,
@@ -237,15 +242,15 @@ def look(
     channel, (sequence, subject, body, headers) = checked
     matched: list[Selection] = [each for each, mask in tick.masks.items() if mask >> index & 1]
     audiences = [
-        Audience(pattern=each.pattern, connections=len(each.members), denied=False) for each in matched
+        Audience(pattern=each.pattern, connections=count(log, each), denied=False) for each in matched
     ]
     audiences += [
-        Audience(pattern=each.pattern, connections=len(each.members), denied=True)
+        Audience(pattern=each.pattern, connections=count(log, each), denied=True)
         for each in log.selections.values()
         if each.deny and not each.allows(channel) and subjects.covers(each.pattern, channel)
     ]
     audiences += [
-        Audience(pattern=each.pattern, connections=len(each.members), denied=False, filtered=True)
+        Audience(pattern=each.pattern, connections=count(log, each), denied=False, filtered=True)
         for each in log.selections.values()
         if each.filter and each not in matched and each.admits(channel)
     ]

@@ -302,6 +302,10 @@ class Lanes:
     def all(self) -> Iterable[Lane]:
         return [lane for paces in self.lanes.values() for lane in paces.values()]
 
+    def members(self, selection: Selection) -> list[Any]:
+        """Return the members that want a selection at some pace."""
+        return [member for lane in self.lanes.get(selection, {}).values() for member in lane.members]
+
     def held(self) -> int:
         """Return how many events are held."""
         return sum(len(lane.channels) for lane in self.all())

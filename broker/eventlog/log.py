@@ -295,7 +295,7 @@ class EventLog:
     def audience(self, tick: Tick, index: int) -> int:
         """Return the number of connections that an event of a tick is for."""
         matched = [selection for selection, mask in tick.masks.items() if mask >> index & 1]
-        return len({member for selection in matched for member in selection.members})
+        return len({member for each in matched for member in (*each.members, *self.lanes.members(each))})
 
     def finish(self) -> None:
         """End the running tick: all members have been sent their shares, or read them from the ring."""

@@ -33,8 +33,9 @@ def test_the_first_at_once_then_the_newest_when_a_window_ends() -> None:
     bench.join(link, "a.*", every_ms=1000)
     bench.join(other, "a.*")
     for channels in (["a.x", "a.y"], ["a.x"], ["a.x", "b"], ["a.y"]):
-        bench.publish(*channels)
+        tick = bench.publish(*channels)
         bench.go(0.1)
+    assert bench.log.audience(tick, 0) == 2
     assert marks(link) == [(1, True, None), (2, True, None)]
     link.ping()
     assert link.messages()[-1]["payload"]["position"] == "inc-6", "P goes on"
