@@ -6,12 +6,18 @@
 from broker.backoff import Backoff
 from broker.client.asyncio_session import AsyncioSession
 from broker.client.checks import TOMBSTONE
+from broker.client.collection import Collection, Document
 from broker.client.items import (
+    DocumentChanged,
+    DocumentConflict,
+    DocumentLost,
+    DocumentRejected,
     Duplicate,
     Event,
     Gap,
     Item,
     Message,
+    News,
     Page,
     PastEvent,
     Published,
@@ -28,12 +34,19 @@ __all__ = [
     "AsyncioSession",
     "Backoff",
     "BadMessage",
+    "Collection",
+    "Document",
+    "DocumentChanged",
+    "DocumentConflict",
+    "DocumentLost",
+    "DocumentRejected",
     "Duplicate",
     "Event",
     "Gap",
     "InvalidChannel",
     "Item",
     "Message",
+    "News",
     "Page",
     "PastEvent",
     "Published",

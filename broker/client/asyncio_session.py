@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    from broker.client.calls import Flag
+    from broker.client.flags import Flag
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # NATS has no larger messages
 QUEUE_MESSAGES = 64  # read ahead, so that pings are answered while a message is processed

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
 
 from broker.backoff import Backoff
 from broker.client import checks, said
+from broker.client.collection import Collection, Document
 from broker.client.engine import READ_AHEAD, Engine
 from broker.client.items import Lost
 from broker.client.tokens import looked_at
@@ -20,20 +21,13 @@ if TYPE_CHECKING:
     import ssl
 
     from broker.client.checks import Lag
+    from broker.client.flags import Flag
     from broker.client.items import Page, Published
     from broker.client.outbox import Pending
 
 T = TypeVar("T")
 REQUEST_SECONDS = 5.0  # the time that a service usually has to answer
 Token: TypeAlias = str | Callable[[], Awaitable[str]]
-
-
-class Flag(Protocol):
-    """An event of Trio or asyncio."""
-
-    def set(self) -> None: ...
-
-    async def wait(self) -> object: ...
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -198,25 +192,52 @@ class Calls(ABC):
         self.engine.acknowledge(durable, position, None)
         self.changed.set()
 
+    def document(self, channel: str) -> Document:
+        """Follow a document, which several people change at a time, and change it.
+
+        Leave it with `async with`, at whose beginning it has come, and at whose end one's own changes are
+        stored; or wait for `opened` and `saved`, and `close` it. Raises `TypeError` or `InvalidChannel` for
+        what is no channel, and `SessionEnded`.
+        """
+        self.engine.check_running()
+        checks.check_document(channel)
+        return Document(self, self.engine.documents, channel)
+
+    def collection(self, pattern: str) -> Collection:
+        """Follow all documents of a pattern, and change them. It is otherwise as `document`."""
+        self.engine.check_running()
+        checks.check_collection(pattern)
+        return Collection(self, self.engine.documents, pattern)
+
     async def answer(self, promise: Pending[T], done: Flag, until: float = inf) -> T:
-        """Wait for an answer, until that time. Events that arrive before it are read and queued meanwhile."""
+        """Wait for an answer, until that time."""
+        try:
+            await self.attend(done, until)
+            if promise.outcome is None:
+                self.engine.expire(promise)
+        finally:
+            self.engine.withdraw(promise)
+        return promise.result()
+
+    async def attend(self, flag: Flag, until: float = inf) -> None:
+        """Wait for a flag, until that time. Events that arrive before it are read and queued meanwhile."""
         mine = self.current_task() is self.taker
         self.taker_waits |= mine
         self.changed.set()
         self.taken.set()
         try:
-            await self.wait(done, until)
-            if promise.outcome is None:
-                self.engine.expire(promise)
+            await self.wait(flag, until)
         finally:
-            self.engine.withdraw(promise)
             if mine:
                 self.taker_waits = False
-        return promise.result()
 
-    async def say(self) -> None:
+    def wake(self) -> None:
         """Wake the writer: there is something to send."""
         self.changed.set()
+
+    async def say(self) -> None:
+        """Wake the writer, and on Trio let others run."""
+        self.wake()
 
     def ahead(self) -> float:
         """Return how many items may be queued while the next ones are read."""

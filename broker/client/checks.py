@@ -15,6 +15,7 @@ import attrs
 import msgspec
 
 from broker import filters, subjects
+from broker.documents import values
 from broker.errors import BadMessage, InvalidChannel, InvalidPosition
 from broker.wire.events import MAX_DEPTH
 from broker.wire.times import parse_time
@@ -215,6 +216,31 @@ def check_history(channels: tuple[Any, ...], asked: Mapping[str, Any], most: flo
         parse_time(asked["since"], "since")
     if "limit" in asked:
         check_count("limit", asked["limit"], most)
+
+
+def check_document(channel: Any) -> None:
+    check_channel(channel)
+    check_stored(channel)
+
+
+def check_collection(pattern: Any) -> None:
+    check_patterns([pattern])
+    check_stored(pattern)
+
+
+def check_stored(name: str) -> None:
+    if subjects.is_live(name):
+        raise InvalidChannel(f"{name}: a live channel is no document")
+
+
+def patch_of(patch: Any) -> dict[str, Any] | None:
+    """Return a copy of a merge patch: a JSON object, or None. Raises also for what no document can hold."""
+    if patch is not None and not isinstance(patch, dict):
+        raise TypeError(f"patch: an object or None is wanted, not {type(patch).__name__}")
+    copied: dict[str, Any] | None = msgspec.json.decode(as_json("patch", patch))
+    if fault := values.fault(copied):
+        raise BadMessage(f"patch: {fault}")
+    return copied
 
 
 def check_count(name: str, value: Any, most: float) -> None:

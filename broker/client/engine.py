@@ -19,6 +19,7 @@ import msgspec
 from broker import subjects
 from broker.client import checks, said, tokens
 from broker.client.asking import SMALL, Asking
+from broker.client.documents import Documents
 from broker.client.gate import Allowed, Gate
 from broker.client.items import Event, Gap, Item, Lost, Message, SessionEnded
 from broker.client.outbox import Outbox
@@ -50,7 +51,7 @@ DRAIN_SECONDS = 300.0  # a stopping broker spreads its clients over this time
 READ_AHEAD = 10_000  # items, while a task waits for an answer that comes after them
 UNHEARD = 16  # messages that are kept for an application that need not receive them
 STOPPED = "the session was stopped"
-SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "reply", "pong")
+SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "reply", "state.opened", "pong")
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -67,6 +68,7 @@ class Engine:
     outbox: Outbox = attrs.field(init=False)
     questions: Questions = attrs.field(init=False)
     pages: Pages = attrs.field(init=False)
+    documents: Documents = attrs.field(init=False)
     asking: Asking = attrs.field(init=False)
     credentials: Credentials = attrs.field(init=False)
     ended: SessionEnded | None = None
@@ -93,6 +95,7 @@ class Engine:
         self.outbox = Outbox(gate=self.gate, wall=self.wall)
         self.questions = Questions(self.gate)
         self.pages = Pages(self.gate)
+        self.documents = Documents(self.gate, self.backoff.delay, self.resume.expanded)
         self.asking = Asking(self.resume, self.gate, self.backoff.delay)
         self.credentials = Credentials(renewable=self.renewable, wall=self.wall)
 
@@ -181,7 +184,8 @@ class Engine:
     @property
     def awaited(self) -> bool:
         """Whether anybody waits for an answer."""
-        return self.outbox.awaited or self.questions.awaited or self.pages.awaited
+        parts = (self.outbox, self.questions, self.pages, self.documents)
+        return any(each.awaited for each in parts)
 
     def check_running(self) -> None:
         if self.over:
@@ -217,7 +221,7 @@ class Engine:
                 self.say(*frame)
             for frame in self.outbox.take(self.resume, now):
                 self.say(*frame)
-            for each in (self.questions, self.pages):
+            for each in (self.questions, self.pages, self.documents):
                 for frame in each.take(now):
                     self.say(*frame)
         if now >= self.ping_at() and not self.pinged:
@@ -236,9 +240,8 @@ class Engine:
         own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by(), paced)
         if not self.authenticated:
             return min(own, self.opened_by)
-        return min(
-            own, self.asking.due(now), self.outbox.due(now), self.questions.due(now), self.pages.due(now)
-        )
+        parts = (self.asking, self.outbox, self.questions, self.pages, self.documents)
+        return min(own, *(each.due(now) for each in parts))
 
     def overdue(self, now: float) -> Lost | None:
         """Return why to close this connection now; None to keep it."""
@@ -248,6 +251,7 @@ class Engine:
             return Lost(f"silent for {self.heartbeat:g} s")
         if now >= self.answer_by():
             self.asking.doubt()
+            self.documents.doubt()
             return Lost(f"no answer to a request within {REPLY_SECONDS:g} s")
         if not self.authenticated and now >= self.opened_by:
             return Lost("no answer to the token", after=self.asked_away())
@@ -257,7 +261,7 @@ class Engine:
         """Return when an unanswered request is overdue; only time in which we were reading counts."""
         if self.quiet_since == inf:
             return inf
-        sent_at = min([self.outbox.sent_at(), *self.asking.sent_at.values()])
+        sent_at = min([self.outbox.sent_at(), self.documents.sent_at(), *self.asking.sent_at.values()])
         return max(sent_at, self.listens_since) + REPLY_SECONDS
 
     def listening(self, now: float) -> None:
@@ -280,7 +284,7 @@ class Engine:
         if self.asking.answered(kind, payload, message_id, now):
             return None
         self.resume.received(kind, payload, message_id)
-        for each in (self.outbox, self.questions, self.pages):
+        for each in (self.outbox, self.questions, self.pages, self.documents):
             if each.answered(kind, payload, message_id, now):
                 return None
         if kind == "gap":
@@ -363,6 +367,7 @@ class Engine:
         self.resume.private = payload.get("private")
         self.resume.again()
         self.asking.again()
+        self.documents.begin()
 
     # --- tokens ------------------------------------------------------------------------------------
 
@@ -418,7 +423,10 @@ class Engine:
         """Handle a message over a limit on the way: give up the largest, or cut lists of channels shorter."""
         lists = {key: self.asking.size(key) for key in self.asking.asked}
         largest = max(lists, key=lambda key: lists[key], default=None)
-        if self.questions.largest() > max(SMALL, self.outbox.largest(), lists.get(largest or "", 0)):
+        changes = self.documents.changes
+        if changes.largest() > max(SMALL, self.questions.largest(), self.outbox.largest(), *lists.values()):
+            changes.too_big()
+        elif self.questions.largest() > max(SMALL, self.outbox.largest(), lists.get(largest or "", 0)):
             self.questions.too_big()
         elif largest is None or lists[largest] < self.outbox.largest():
             if self.outbox.largest() >= SMALL:
@@ -444,13 +452,14 @@ class Engine:
         self.outbox.cut(now)
         self.questions.cut()
         self.pages.cut()
+        self.documents.cut()
         self.failures += 1
         return max(lost.after, self.backoff.delay(self.failures - 1))
 
     def end(self, why: SessionEnded | None) -> None:
         """End the session: no more connections or answers. `why` is set if the broker ended it."""
         self.ended, self.over = why, True
-        for each in (self.outbox, self.questions, self.pages):
+        for each in (self.outbox, self.questions, self.pages, self.documents):
             each.end(why or SessionEnded(STOPPED))
 
 

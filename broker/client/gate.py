@@ -1,7 +1,7 @@
 """Pacing of messages to stay below the limits that the broker has announced.
 
-Three lanes: publishes, requests to services, and all others; of these, pages of history may be held back
-apart. Refusals are counted together, since the broker
+Four lanes: publishes, requests to services, changes of documents, and all others; of these, pages of history
+may be held back apart. Refusals are counted together, since the broker
 closes the connection after 50 of them for rate, or 10 for malformed messages, within a minute.
 """
 
@@ -18,7 +18,7 @@ from broker.limits import TokenBucket, Window
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Lane: TypeAlias = Literal["publishes", "calls", "requests", "history"]
+Lane: TypeAlias = Literal["publishes", "calls", "changes", "requests", "history"]
 
 SHARE = 0.8  # share of rates and bursts: what is sent evenly may arrive in bunches
 RATE_REFUSALS, FORM_REFUSALS = 25, 5  # share of the 50 and the 10: messages in flight may be refused too
@@ -43,6 +43,8 @@ class Allowed:
     calls_per_second: float = 10
     calls_burst: float = 50
     requests_in_flight: float = 16
+    changes_per_second: float = 10
+    changes_burst: float = 50
     duplicate_window_seconds: float = 600
 
     @classmethod
@@ -66,7 +68,7 @@ class Gate:
     bad: Window = attrs.field(factory=lambda: Window(limit=FORM_REFUSALS, seconds=REFUSAL_SECONDS))
 
     def begin(self, allowed: Allowed, now: float) -> None:
-        """Take the limits of a new connection. Publishes and calls are counted per user."""
+        """Take the limits of a new connection. All but requests are counted per user."""
         self.allowed = allowed
         self.refusals.times.clear()
         self.bad.times.clear()
@@ -74,6 +76,7 @@ class Gate:
         rates: dict[Lane, tuple[float, float]] = {
             "publishes": (allowed.messages_per_minute / 60, allowed.messages_burst),
             "calls": (allowed.calls_per_second, allowed.calls_burst),
+            "changes": (allowed.changes_per_second, allowed.changes_burst),
             "requests": (allowed.requests_per_second, allowed.requests_burst),
         }
         for lane, (rate, burst) in rates.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from broker.errors import BrokerError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 Payload: TypeAlias = "dict[str, Any]"
 
@@ -105,6 +105,62 @@ class Page:
         return await self.read(after=self.last)
 
 
+@attrs.frozen(kw_only=True)
+class DocumentChanged:
+    """Of a document there is another `value` to show: somebody has changed it, or a change was taken back."""
+
+    channel: str
+    value: Payload | None
+
+
+@attrs.frozen(kw_only=True)
+class DocumentConflict:
+    """Somebody else has changed what a change replaces: the patch `mine` came to nothing.
+
+    `theirs` is what is there, by JSON Pointer (None for nothing). What of the change is not in conflict is
+    sent again without asking. `error` is what the broker has said.
+    """
+
+    channel: str
+    mine: Payload | None
+    theirs: Mapping[str, Any]
+    error: BrokerError
+    edit: Callable[[Any], None] = attrs.field(repr=False, eq=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What is in conflict, as JSON Pointers."""
+        return tuple(self.theirs)
+
+    def keep(self, which: Literal["mine", "theirs"]) -> None:
+        """Keep `theirs`, as is shown now, or change it to `mine` once more."""
+        if which == "mine":
+            self.edit(self.mine)
+
+
+@attrs.frozen(kw_only=True)
+class DocumentRejected:
+    """The broker or a service has refused the patch `mine`, for the reason in `error`; it is taken back."""
+
+    channel: str
+    mine: Payload | None
+    error: BrokerError
+
+
+@attrs.frozen(kw_only=True)
+class DocumentLost:
+    """Changes that were confirmed are gone: another write, which did not see them, took their place.
+
+    `paths` has what is there now, at `revision`, by JSON Pointer. `ids` are those of the changes.
+    """
+
+    channel: str
+    ids: tuple[str, ...]
+    revision: str
+    paths: Mapping[str, Any]
+
+
+News: TypeAlias = DocumentChanged | DocumentConflict | DocumentRejected | DocumentLost
 Item: TypeAlias = Event | Gap | Message | Reconnecting
 
 

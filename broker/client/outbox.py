@@ -356,6 +356,9 @@ def refusal(payload: Mapping[str, Any]) -> BrokerError:
     made = kind(payload.get("message", "refused"))
     if isinstance(made, errors.Rejected):
         made.status = payload.get("status")
+    made.paths = payload.get("paths")
+    if "conflict" in payload:
+        made.conflict = [errors.Contradiction(**each) for each in payload["conflict"]]
     if "retry_after_ms" in payload:
         made.retry_after = payload["retry_after_ms"] / 1000
     return made

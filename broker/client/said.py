@@ -46,6 +46,16 @@ class Past(msgspec.Struct):
     publisher: dict[str, Any] | None = None
 
 
+class Contradiction(msgspec.Struct):
+    channel: str
+    revision: str
+    paths: dict[str, Any]
+
+
+class Author(msgspec.Struct):
+    id: str = ""
+
+
 class Fields(msgspec.Struct):
     """The fields that are used, of all messages, with their types."""
 
@@ -75,6 +85,15 @@ class Fields(msgspec.Struct):
     last: str = ""
     more: bool = False
     recovered: bool = True
+    revision: str = ""
+    value: dict[str, Any] | None = None
+    patch: dict[str, Any] = {}
+    invalid: str = ""
+    by: list[Author] = ()  # type: ignore[assignment]
+    revisions: dict[str, str] = {}
+    ids: list[str] = ()  # type: ignore[assignment]
+    paths: dict[str, Any] = {}
+    conflict: list[Contradiction] = ()  # type: ignore[assignment]
 
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -83,12 +102,19 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "gap": ("channel",),
     "reply": ("data",),
     "history": ("channel", "events", "first", "last", "more", "recovered"),
+    "state": ("channel", "revision", "position"),
+    "state.opened": ("channel", "position", "recovered"),
+    "state.ready": ("channel", "position"),
+    "state.closed": ("channel",),
+    "state.changed": ("id", "revisions"),
+    "state.lost": ("channel", "ids", "revision", "paths"),
     "error": ("code",),
 }
 KNOWN = {
     "connection.established", "connection.authenticated", "connection.expiring", "connection.draining",
     "subscribed", "subscription.live", "unsubscribed", "gap", "source", "published", "acknowledged", "reply",
-    "history", "pong", "error",
+    "history", "state", "state.opened", "state.ready", "state.closed", "state.changed", "state.lost", "pong",
+    "error",
 }  # fmt: skip
 
 

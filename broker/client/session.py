@@ -38,7 +38,7 @@ from broker.signals import Signal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from broker.client.calls import Flag
+    from broker.client.flags import Flag
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -123,6 +123,13 @@ Running: TypeAlias = "Callable[..., AbstractAsyncContextManager[Shell]]"
 SHELLS: dict[str, Running] = {"trio": on_trio, "asyncio": on_asyncio}
 
 
+async def inside(session: Shell, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Do what needs no other library than the session where that runs."""
+    if isinstance(session, Elsewhere):
+        return await session.call(work(session.session))
+    return await work(session)
+
+
 async def until(session: Shell, kind: str) -> Message:
     async for item in session:
         if isinstance(item, Message) and item.type == kind:
