@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
 from types import MappingProxyType
@@ -52,7 +53,7 @@ class Saving:
 
 
 @attrs.define(eq=False)
-class Opened:
+class Opened(ABC):
     """What a document and a collection have in common: they are open, and what becomes of changes is told.
 
     `state` is `pending` until all has come that there is, then `live`; `closed` for good, with `error` if
@@ -153,8 +154,11 @@ class Opened:
 
     # --- what is heard -----------------------------------------------------------------------------
 
-    def value_of(self, channel: str) -> Payload | None:
-        raise NotImplementedError
+    @abstractmethod
+    def value_of(self, channel: str) -> Payload | None: ...
+
+    @abstractmethod
+    def heard(self, channel: str, value: Any) -> None: ...
 
     def ready(self) -> None:
         if self.state == "pending":

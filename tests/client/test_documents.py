@@ -163,11 +163,11 @@ def test_what_has_not_come_is_gone() -> None:
     assert board.all == {"board.b": {"rank": "c"}}
     client.hear("state.opened", {"channel": [NAME], "refused": [], "position": "s-9", "recovered": False})
     client.ready(position="s-9")
-    assert order.value is None
+    assert order.draft.value is None
     client.hear("state.opened", {"channel": [NAME], "position": "t-1", "recovered": False})
     client.state("t-1", value={"amount": 3})
     client.ready(position="t-1")
-    assert (order.value, order.revision) == ({"amount": 3}, "t-1")
+    assert (order.confirmed, order.revision) == ({"amount": 3}, "t-1")
 
 
 async def test_an_open_that_is_refused_or_ended() -> None:
@@ -247,9 +247,10 @@ async def test_a_change_is_sent_again_as_it_was() -> None:
     order.change({"amount": 4})
     for _ in range(DOUBTS):
         assert client.send(1.0)
-        assert client.documents.sent_at() == client.now
+        assert client.documents.changes.sent_at() == client.now
         client.documents.doubt()
         client.again()
+    assert isinstance(order.error, BadMessage)  # nor had its open an answer
     assert (order.value, order.unsaved) == ({"amount": 2, "note": "a"}, False)
 
 
