@@ -92,6 +92,10 @@ class Changes:
     def draft(self, channel: str) -> Draft | None:
         return self.edited[channel].draft if channel in self.edited else None
 
+    def waits(self, editor: Editor) -> bool:
+        """Return whether a change of this editor waits until something is known of its document."""
+        return any(editor in each.editors and each.draft.early for each in self.edited.values())
+
     def leave(self, editor: Editor) -> None:
         for edited in list(self.edited.values()):
             if editor in edited.editors:

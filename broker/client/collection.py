@@ -193,8 +193,8 @@ class Opened(ABC):
         self.happened()
 
     def edit(self, channel: str, patch: Any) -> None:
-        if self.documents.over:
-            raise self.documents.over
+        if self.state == "closed":
+            raise self.error or RuntimeError(f"{self.name}: it was closed")
         patch = checks.patch_of(patch)
         draft = self.drafts[channel] = self.documents.edit(channel, self)
         draft.change(patch)

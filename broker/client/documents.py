@@ -82,6 +82,7 @@ class Documents:
     sent: dict[str, Open] = attrs.field(factory=dict)
     leaving: dict[str, None] = attrs.field(factory=dict)  # full names to close
     left: set[str] = attrs.field(factory=set)  # the `messageId`s of closes
+    closing: set[Follower] = attrs.field(factory=set)  # once something is known of what they change
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
     over: BrokerError | None = None  # why nothing is sent any more
 
@@ -106,6 +107,11 @@ class Documents:
             follower.ready()
 
     def close(self, follower: Follower) -> None:
+        """Follow no longer; not before what is changed can be sent."""
+        if self.changes.waits(follower):
+            self.closing.add(follower)
+            return
+        self.closing.discard(follower)
         for held in list(self.opens.values()):
             if follower not in held.followers:
                 continue
@@ -201,11 +207,13 @@ class Documents:
         match kind:
             case "state":
                 self.heard(payload)
+                self.close_others()
             case "state.opened":
                 self.opened(payload)
             case "state.ready":
                 for held in self.named(payload):
                     self.ready(held, payload["position"])
+                self.close_others()
             case "state.closed" if code := payload.get("code"):
                 for held in self.named(payload):
                     self.end_open(held, errors.by_code().get(code, errors.BrokerError)(held.full))
@@ -216,6 +224,10 @@ class Documents:
             case _:
                 return self.changes.answered(kind, payload, message_id, now) or kind == "state.changed"
         return True
+
+    def close_others(self) -> None:
+        for follower in list(self.closing):
+            self.close(follower)
 
     def named(self, payload: Mapping[str, Any]) -> list[Open]:
         channel = payload["channel"]
@@ -244,6 +256,7 @@ class Documents:
         if self.opens.get(held.full) is held:
             del self.opens[held.full]
         for follower in list(held.followers):
+            self.closing.discard(follower)
             follower.failed(error)
 
     def heard(self, said: Mapping[str, Any]) -> None:

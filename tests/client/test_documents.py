@@ -369,6 +369,29 @@ def test_names_before_and_after_they_are_known() -> None:
     assert (change["channel"], change["patch"], change["was"]) == ("users.ann.cart", {"apples": 2}, None)
 
 
+def test_what_is_closed_at_once() -> None:
+    """A change that was made before anything was known is sent all the same; a later one cannot be made."""
+    client = Client()
+    order = client.document()
+    order.change({"amount": 2})
+    order.close()
+    with pytest.raises(RuntimeError):
+        order.change({"amount": 3})
+    assert client.send() == [{"channel": NAME}]
+    client.opened()
+    client.state("s-5", value={"amount": 1})
+    close, change = client.send()
+    assert (close, change["patch"], change["was"]) == ({"channel": NAME}, {"amount": 2}, {"amount": 1})
+    client.stored("s-6")
+    assert (client.documents.opens, client.documents.changes.edited) == ({}, {})
+    refused = client.document()
+    refused.change({"amount": 2})
+    refused.close()
+    client.send()
+    client.refuse("forbidden")
+    assert (client.documents.opens, client.documents.closing) == ({}, set())
+
+
 async def test_over_a_cut(running: Running) -> None:
     """A change whose answer was lost is sent as it was; what others do meanwhile is told."""
     heard: list[dict[str, Any]] = []
