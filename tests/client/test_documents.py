@@ -120,6 +120,8 @@ def test_a_document() -> None:
     client.state("s-6", **{"from": "s-5"}, patch={"amount": 2, "note": None})
     client.state("s-6", value={"amount": 99})  # another open brings the same
     client.state("s-4", value={"amount": 98})
+    client.state("s-6", **{"from": "s-5"}, patch={"amount": 2, "note": None})
+    assert client.send() == []
     assert (order.value, order.revision, order.pending) == ({"amount": 2}, "s-6", 0)
     assert client.again() == [{"channel": NAME, "position": "s-6"}]
     client.opened(position="s-6", recovered=True)

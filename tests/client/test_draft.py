@@ -218,6 +218,18 @@ def test_an_echo_may_come_before_the_reply() -> None:
     assert (draft.value, draft.pending, draft.unsaved) == ({"amount": 7}, 0, False)
 
 
+def test_what_is_older_says_nothing() -> None:
+    """But what says that there has never been anything counts, and what is of another stream."""
+    draft = fresh({"amount": 1})
+    draft.heard("s-0", None)
+    draft.heard("s-3", {"amount": 3})
+    draft.heard("s-2", {"amount": 2})
+    assert draft.confirmed == {"amount": 3}
+    for revision, value in {"s-0": None, "s-1": {"amount": 1}, "t-1": {"amount": 7}}.items():
+        draft.heard(revision, value)
+        assert draft.confirmed == value
+
+
 def test_of_a_conflict_the_rest_is_sent_again() -> None:
     """And what was typed over what is lost is lost with it."""
     city = {"city": "x"}

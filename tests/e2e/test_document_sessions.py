@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import trio
@@ -12,19 +12,22 @@ import trio
 from broker.client import DocumentConflict, DocumentRejected
 from broker.documents.memory import Entry, Memory
 from broker.errors import Conflict, Rejected
-from tests.client.shells import SHELLS, Running, inside
+from tests.client import shells
+from tests.client.shells import SHELLS, Running
 from tests.e2e import test_client_sessions as sessions
 from tests.e2e.test_changes import changing, stored
 from tests.support.ports import held_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from broker.client import Document
+    from tests.client.shells import Shell
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
 
+T = TypeVar("T")
 TEMPLATE = sessions.TEMPLATE.replace("[limits]", 'change = [">"]\n[limits]') + (
     '[[state.documents]]\nchannel = "owned.>"\nowner = "service"\n'
 )
@@ -45,6 +48,11 @@ def file(tmp_path: Path, nats: NatsServer) -> Iterator[Path]:
     with held_ports() as [port]:
         path.write_text(TEMPLATE.format(nats=nats.url, port=port))
         yield path
+
+
+async def inside(session: Shell, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    with trio.fail_after(sessions.PATIENCE_SECONDS):
+        return await shells.inside(session, work)
 
 
 async def until(document: Document, value: Any) -> None:
@@ -121,16 +129,15 @@ async def test_two_edit_one_document(tmp_path: Path, nats: NatsServer, running: 
                 assert raised.value.paths == {"/amount": "-1 is less than the minimum of 0"}
                 assert (ruled.value, isinstance(await rejected(ruled), DocumentRejected)) == (None, True)
 
-        with trio.fail_after(sessions.PATIENCE_SECONDS):
-            await inside(hers, make)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(inside, hers, amount)
-                nursery.start_soon(inside, his, note)
-            await inside(his, offline)
-            await inside(hers, first)
-            await inside(his, online)
-            await inside(hers, end)
-            await inside(his, refused)
+        await inside(hers, make)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(inside, hers, amount)
+            nursery.start_soon(inside, his, note)
+        await inside(his, offline)
+        await inside(hers, first)
+        await inside(his, online)
+        await inside(hers, end)
+        await inside(his, refused)
 
 
 async def opened(session: Any) -> Document:
@@ -163,17 +170,17 @@ async def test_a_change_over_a_kill(file: Path, publisher: RawNats, running: Run
         await until(document, {"a": 2})
         assert (document.value, document.pending) == ({"a": 2}, 0)
 
-    with trio.fail_after(sessions.PATIENCE_SECONDS):
-        async with running(sessions.address(file), sessions.token(file)) as session:
-            async with sessions.serve(file) as broker:
-                await inside(session, change)
+    async with running(sessions.address(file), sessions.token(file)) as session:
+        async with sessions.serve(file) as broker:
+            await inside(session, change)
+            with trio.fail_after(sessions.PATIENCE_SECONDS):
                 [sent] = json.loads((await asked.receive()).body)["changes"]
-                broker.process.kill()
-            known = Memory().with_changes([Entry(session=sent["id"][:-2], n=1, user=sent["user"], base=0)])
-            header = f"NATS/1.0\r\nBroker-Changes: {known}\r\n\r\n".encode()
-            await publisher.store("state.acme.owned.1", b'{"a":1}', header=header)
-            last = await publisher.store("state.acme.owned.1", b'{"a":2}', header=header)
-            async with sessions.serve(file):
-                await inside(session, end)
+            broker.process.kill()
+        known = Memory().with_changes([Entry(session=sent["id"][:-2], n=1, user=sent["user"], base=0)])
+        header = f"NATS/1.0\r\nBroker-Changes: {known}\r\n\r\n".encode()
+        await publisher.store("state.acme.owned.1", b'{"a":1}', header=header)
+        last = await publisher.store("state.acme.owned.1", b'{"a":2}', header=header)
+        async with sessions.serve(file):
+            await inside(session, end)
     assert (await stored(publisher, "owned.1"))[:2] == ({"a": 2}, last)
     assert asked.statistics().current_buffer_used == 0
