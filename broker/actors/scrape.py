@@ -9,7 +9,7 @@ import trio
 
 from broker import subjects
 from broker.metrics.meters import TRANSPORTS
-from broker.metrics.statistics import Statistics, Tasks
+from broker.metrics.statistics import Documents, Statistics, Tasks
 from broker.metrics.tenants import NONE, OTHER, fold, largest
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def statistics(supervisor: Supervisor) -> Statistics:
         tenant_restarts=tenants.restarts + sum(each.restarts for each in taken.values()),
         filters=sum(each.filters for each in taken.values()),
         paced=sum(each.held for each in taken.values()),
+        documents=documents(supervisor),
         ring_events=sum(each.ring_events for each in taken.values()),
         ring_bytes=sum(each.ring_bytes for each in taken.values()),
         reads_waiting=tenants.gate.waits(),
@@ -59,6 +60,16 @@ def statistics(supervisor: Supervisor) -> Statistics:
         stream=observer.stream,
         shares=shares(observer.shares, most),
         tasks=Tasks(living=loop.tasks_living, runnable=loop.tasks_runnable),
+    )
+
+
+def documents(supervisor: Supervisor) -> Documents:
+    """Return what is held of documents."""
+    held = () if supervisor.reading is None else tuple(supervisor.reading.view.held())
+    return Documents(
+        held=sum(each.rows.count for each in held),
+        bytes=sum(each.rows.size for each in held),
+        opens=sum(len(each.watches) for each in held),
     )
 
 

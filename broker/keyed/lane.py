@@ -35,9 +35,9 @@ class Step:
 class Lane(Generic[M]):
     """Holds the changes of keys back until `seconds` after the last one that was given.
 
-    `changed` has each key with a change that was not given: the row that members have, and the revision of
-    the first change after it, in the order of these. `ready` are those of them that may be given now;
-    `recent` has when each key that was given lately may be given again.
+    `changed` has each key with a change that was not given: the row that members have, the revision of the
+    first change after it, and the newest row; in the order of the first changes. `ready` are those of them
+    that may be given now; `recent` has when each key that was given lately may be given again.
     """
 
     __slots__ = ("changed", "members", "queue", "ready", "recent", "seconds")
@@ -45,7 +45,7 @@ class Lane(Generic[M]):
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.members: dict[M, None] = {}
-        self.changed: dict[str, tuple[Row | None, int]] = {}
+        self.changed: dict[str, tuple[Row | None, int, Row]] = {}
         self.ready: dict[str, None] = {}
         self.recent: dict[str, float] = {}
         self.queue: deque[tuple[float, list[str]]] = deque()
@@ -53,8 +53,8 @@ class Lane(Generic[M]):
     def note(self, old: Row | None, row: Row, now: float) -> None:
         """Take a change of a key."""
         self.expire(now)
-        if row.key not in self.changed:
-            self.changed[row.key] = old, row.revision
+        base, first, _ = self.changed.get(row.key, (old, row.revision, row))
+        self.changed[row.key] = base, first, row
         if row.key not in self.recent:
             self.ready[row.key] = None
 
@@ -71,7 +71,7 @@ class Lane(Generic[M]):
             return now
         return self.queue[0][0] if self.changed else None
 
-    def take(self, now: float, head: int, newest: dict[str, Row]) -> list[Step]:
+    def take(self, now: float, head: int) -> list[Step]:
         """Return what is to be given now, in the order of the first changes.
 
         `head` is the sequence up to which changes have been noted.
@@ -80,14 +80,14 @@ class Lane(Generic[M]):
         if not self.ready:
             return []
         keys = [key for key in self.changed if key in self.ready]
-        taken = [(key, *self.changed.pop(key)) for key in keys]
+        taken = [self.changed.pop(key) for key in keys]
         self.ready.clear()
         self.recent.update(dict.fromkeys(keys, now + self.seconds))
         self.queue.append((now + self.seconds, keys))
-        upto = min([head, *(first - 1 for _, first in list(self.changed.values())[:1])])
+        upto = min([head, *(first - 1 for _, first, _ in list(self.changed.values())[:1])])
         steps: list[Step] = []
-        for key, old, first in reversed(taken):
-            steps.append(Step(old, newest[key], first, upto))
+        for old, first, new in reversed(taken):
+            steps.append(Step(old, new, first, upto))
             upto = min(upto, first - 1)
         return steps[::-1]
 

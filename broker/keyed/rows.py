@@ -64,7 +64,7 @@ class Rows:
         if not row.deleted:
             self.count += 1
             self.size += len(row.body)
-        if len(self.keys) > 2 * len(self.by_key) + SPARE_DELETIONS:
+        if len(self.keys) > 2 * (2 * self.count + SPARE_DELETIONS):
             self.compact()
         return old
 

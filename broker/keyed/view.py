@@ -302,7 +302,7 @@ class View:
                 watch.holder.grew(watch)
         if collection.lanes.get(lane.seconds) is not lane or self.stream is None:
             return
-        steps = lane.take(trio.current_time(), self.head, collection.rows.by_key)
+        steps = lane.take(trio.current_time(), self.head)
         if not steps:
             return
         shared = Shared(steps, self.form, self.stream)

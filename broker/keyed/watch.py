@@ -130,6 +130,8 @@ class Watch:
     def step(self, head: int) -> None:
         """Write the next rows after the place; at the end, up to the feed's `head`, join the lane."""
         rows = self.collection.rows
+        if max(self.place, self.since) < rows.floor:  # deletions that it has not heard of are forgotten
+            self.begin(self.stream, 0, head, recovered=False)
         written: list[bytes] = []
         size = 0
         for row in rows.after(self.place):
@@ -158,8 +160,7 @@ class Watch:
         lane = self.collection.lanes.get(self.seconds)
         if lane is None:
             lane = self.collection.lanes[self.seconds] = Lane(self.seconds)
-        rows = self.collection.rows
-        self.ahead = {key: row.revision for key in lane.changed if (row := rows.get(key)) is not None}
+        self.ahead = {key: newest.revision for key, (_, _, newest) in lane.changed.items()}
         self.lane = lane
         lane.members[self] = None
 

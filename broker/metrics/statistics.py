@@ -37,6 +37,18 @@ class Snapshots:
 
 
 @attrs.frozen(kw_only=True)
+class Documents:
+    """Documents in memory for those who follow them: how many, their bytes, and the opens of connections.
+
+    Of what is followed by several patterns each counts.
+    """
+
+    held: int = 0
+    bytes: int = 0
+    opens: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class Tasks:
     """Figures of the event loop, see `trio.lowlevel.current_statistics`."""
 
@@ -75,6 +87,7 @@ class Statistics:
     tenant_restarts: int
     filters: int
     paced: int
+    documents: Documents
     ring_events: int
     ring_bytes: int
     reads_waiting: int

@@ -21,6 +21,7 @@ from broker import config, subjects
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.documents import patches
+from broker.keyed import rows
 from tests.support.scripted import ScriptedLink, ScriptedStream, ScriptedVerifier, until_let_in
 from tests.support.scripted_bus import ScriptedBus
 from tests.support.seeds import simulated
@@ -349,12 +350,15 @@ async def happen(bus: ScriptedBus, keyed: ScriptedKeyed, rng: random.Random) -> 
 
 
 @simulated(25)
-async def test_everybody_holds_what_is_stored(seed: int, autojump_clock: trio.abc.Clock) -> None:
+async def test_everybody_holds_what_is_stored(
+    seed: int, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Positions are true, no value is older than the one before, differences fit, and all is there."""
     rng = random.Random(seed)
     bus = ScriptedBus(random=rng, failures=rng.choice((0, 0, 0.1)))
     keyed = bus.keyed("STATE")
     keyed.slowest = rng.choice((0.0, 0.02, 0.5))
+    monkeypatch.setattr(rows, "SPARE_DELETIONS", rng.choice((0, 3, 1000)))
     truth = Truth(keyed)
     for _ in range(rng.choice((0, 5, 60))):
         truth.write(rng)
