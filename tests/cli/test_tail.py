@@ -10,11 +10,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 import trio
 import trustme
 
-from broker.cli import local
+from broker.cli import local, options
 from broker.cli.connecting import remedy
 from tests.support import command
 from tests.support.peer import Peer, broker
@@ -66,8 +67,6 @@ async def test_a_filter(data_dir: Path) -> None:
         result = await command.broker(*asked, "--filter", '{"/n": {"gt": 1}}')
         assert json.loads(result.out)["event"] == {"n": 2}
         for wrong, why in (
-            (("--every", "50ms"), "100 to 60000"),
-            (("--every", "soon"), "soon"),
             (("--filter", '{"/n": {"gtt": 1}}'), "gtt"),
             (("--filter", "{}", "--snapshot"), "snapshot"),
         ):
@@ -88,6 +87,9 @@ async def test_a_pace(data_dir: Path) -> None:
         asked = ("tail", "a", "--count", "1", "--url", url, "--data-dir", data_dir)
         result = await command.broker(*asked, "--every", "1.5s")
         assert json.loads(result.out) == {"channel": "a", "position": "a-1", "event": 1}
+    for wrong, why in (("50ms", "100 to 60000"), ("2m", "100 to 60000"), ("soon", "soon")):
+        with pytest.raises(click.BadParameter, match=why):
+            options.pace(wrong)
 
 
 async def test_the_events_alone(data_dir: Path) -> None:
