@@ -1,4 +1,4 @@
-"""The service of `broker dev`, which answers methods `demo.…` in every tenant: see `METHODS`."""
+"""The service of `broker dev`, in every tenant: it answers the methods of `METHODS`, and owns a document."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attrs
 import msgspec
 import trio
 
+from broker.cli.local import DEMO_ORDER
 from broker.errors import Rejected, TooLarge, Unavailable
 from broker.nats import headers
 from broker.nats.link import open_link
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 1.0
 CHANNEL = "demo.orders"
 ON_HOLD = 5  # each such order is refused
+MOST = 1000  # the amount of the document
 
 
 @attrs.frozen(kw_only=True)
@@ -60,6 +62,27 @@ def approve(asked: Asked) -> Any:
     return {"order": order}
 
 
+class Change(msgspec.Struct):
+    patch: dict[str, Any] | None = None
+
+
+class Changes(msgspec.Struct):
+    changes: list[Change]
+
+
+def judge(asked: Asked) -> Any:
+    """Refuse an amount that nobody can order; agree to everything else."""
+    return {"changes": [verdict(each) for each in msgspec.json.decode(asked.body, type=Changes).changes]}
+
+
+def verdict(change: Change) -> dict[str, Any]:
+    amount = (change.patch or {}).get("amount")
+    if amount is None or (isinstance(amount, int) and 0 <= amount <= MOST):
+        return {}
+    words = f"an amount is a whole number from 0 to {MOST}"
+    return {"error": {"code": 422, "message": words, "paths": {"/amount": words}}}
+
+
 METHODS: dict[str, Callable[[Asked], Any]] = {
     "demo.echo": echo,
     "demo.clock": clock,
@@ -76,6 +99,8 @@ async def serve(url: str, settings: Config) -> None:
                 for method, work in METHODS.items():
                     handle = partial(respond, link, work, subjects.events)
                     await link.subscribe(f"{subjects.rpc}.*.{method}", handle)
+                handle = partial(respond, link, judge, subjects.events)
+                await link.subscribe(f"{subjects.changes}.*.{DEMO_ORDER}", handle)
                 await link.lost.wait()
         await trio.sleep(RETRY_SECONDS)
 

@@ -18,6 +18,7 @@ KEY_FILE = "dev.key"
 KEY_BYTES = 32  # the size of the hash of HS256 (RFC 7518 section 3.2)
 RUNNING_FILE = "broker.json"
 EVERYTHING = [">", "live.>"]
+DEMO_ORDER = "demo.order"  # a document, on whose changes the demo service decides
 STREAM_BYTES = 1 << 30  # a trial must not fill the disk
 
 
@@ -49,7 +50,12 @@ def development(data_dir: Path, environ: Mapping[str, str], **server: str) -> co
         "auth": {"keys": [key]},
         "permissions": {"subscribe": EVERYTHING, "publish": EVERYTHING, "request": [">"], "change": [">"]},
         "stream": {"max_bytes": STREAM_BYTES},
-        "state": {"documents": [{"channel": each} for each in (">", "users.>")]},
+        "state": {
+            "documents": [
+                {"channel": DEMO_ORDER, "owner": "service"},
+                *({"channel": each} for each in (">", "users.>")),
+            ]
+        },
     }
     return config.build(tables, environ, production=False)
 

@@ -32,7 +32,12 @@ Handle: TypeAlias = "Callable[[ClientExchange], Awaitable[Response]]"
 Sign: TypeAlias = "Callable[[str, str], str]"
 
 STATIC = Path(__file__).parent / "static"
-DEMO = {"/": "index.html", "/demo.js": "demo.js", "/demo.css": "demo.css"}
+DEMO = {
+    "/": "index.html",
+    "/demo.js": "demo.js",
+    "/demo-documents.js": "demo-documents.js",
+    "/demo.css": "demo.css",
+}
 TOKEN_BYTES = 1024  # of the body of a request for a token
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",

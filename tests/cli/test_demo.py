@@ -73,3 +73,20 @@ async def test_it_answers_the_broker_alone(service: RawNats) -> None:
     await service.flush()
     with pytest.raises(trio.WouldBlock):
         inbox.receive_nowait()
+
+
+async def test_it_decides_on_changes_of_its_document(service: RawNats) -> None:
+    """An amount that nobody can order is refused, with where; and whatever it is asked, it goes on."""
+    refused = await service.request("changes.acme.demo.order", b"{", header=BROKERS)
+    assert b"Nats-Service-Error-Code: 400" in refused.header
+    changes = [
+        {"id": "a-1", "patch": patch} for patch in ({"amount": 1001}, {"amount": 7}, {"note": "x"}, None)
+    ]
+    body = json.dumps({"changes": changes, "value": None, "revision": "s-0"}).encode()
+    answer = await service.request("changes.acme.demo.order", body, header=BROKERS)
+    refusal, *agreed = json.loads(answer.body)["changes"]
+    assert (refusal["error"]["code"], list(refusal["error"]["paths"]), agreed) == (
+        422,
+        ["/amount"],
+        [{}, {}, {}],
+    )

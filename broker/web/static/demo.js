@@ -11,7 +11,7 @@ const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const sequence = (position) => Number(position?.slice(position.lastIndexOf("-") + 1) ?? 0);
 
 /** A token of development mode, for whoever is asked. */
-async function token(tenant, user) {
+export async function token(tenant, user) {
   const answer = await fetch("dev/token", {
     method: "POST",
     headers: { "Content-Type": "application/json" },

@@ -92,6 +92,59 @@ describe("the demo page", () => {
     await page.close();
   });
 
+  test("two people change one order: what differs is joined, a conflict is decided, and too much is refused", async () => {
+    const page = await open();
+    const [ann, bob] = ["Ann", "Bob"].map((name) => page.getByRole("form", { name }));
+    const shows = (person, field, value) => until(async () => (await person.getByLabel(field).inputValue()) === value, `${field} is ${value}`);
+    const saved = async () => {
+      for (const person of [ann, bob]) await person.getByText("saved", { exact: true }).waitFor();
+    };
+    await ann.getByLabel("Amount").fill("5");
+    await bob.getByLabel("Note").fill("urgent");
+    await shows(bob, "Amount", "5");
+    await shows(ann, "Note", "urgent");
+    await saved();
+    await page.getByRole("button", { name: "Both change the amount at once" }).click();
+    const conflict = page.getByRole("alert");
+    await conflict.waitFor();
+    const [, mine, theirs] = (await conflict.textContent()).match(/amount: you wrote (\d+), and there is (\d+) now/);
+    assert.deepEqual([mine, theirs].sort(), ["6", "7"]);
+    for (const person of [ann, bob]) await shows(person, "Amount", theirs);
+    await conflict.getByRole("button", { name: "Keep mine" }).click();
+    for (const person of [ann, bob]) await shows(person, "Amount", mine);
+    await saved();
+    await ann.getByLabel("Amount").fill("5000");
+    await ann.getByText("an amount is a whole number from 0 to 1000").waitFor();
+    for (const person of [ann, bob]) await shows(person, "Amount", mine);
+    assert.deepEqual(page.faults, []);
+    await page.close();
+  });
+
+  test("cards of a board are added, moved and removed, for everybody", async () => {
+    const [page, other] = [await open(), await open()];
+    const columns = async (of) => Promise.all([0, 1, 2].map((n) => of.locator(".column").nth(n).locator("li span").allTextContents()));
+    const shows = async (...wanted) => {
+      for (const of of [page, other]) await until(async () => JSON.stringify(await columns(of)) === JSON.stringify(wanted), JSON.stringify(wanted));
+    };
+    for (const text of ["one", "two", "three"]) {
+      await page.getByLabel("New card").fill(text);
+      await page.getByRole("button", { name: "Add" }).click();
+      await page.locator(".column li", { hasText: text }).waitFor();
+    }
+    await shows(["one", "two", "three"], [], []);
+    await other.getByRole("button", { name: "Up: three" }).click();
+    await shows(["one", "three", "two"], [], []);
+    await page.getByRole("button", { name: "On: one" }).click();
+    await shows(["three", "two"], ["one"], []);
+    await other.getByRole("button", { name: "Remove: two" }).click();
+    await page.getByRole("button", { name: "Back: one" }).click();
+    await shows(["three", "one"], [], []);
+    for (const each of [page, other]) {
+      assert.deepEqual(each.faults, []);
+      await each.close();
+    }
+  });
+
   test("is used by keyboard alone", async () => {
     const page = await open();
     const [acme] = cards(page);

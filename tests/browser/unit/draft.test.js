@@ -59,19 +59,19 @@ class Judge {
   sequence = 0;
   done = new Map(); // by id
 
-  /** What of `was` does not hold, as pointers. */
+  /** What of `was` does not hold: what is there, by pointer. */
   faults(was, value, patch, path = "") {
     const inner = patch === undefined || (isObject(patch) && Object.keys(patch).length);
     if (isObject(was) && isObject(value) && inner)
-      return Object.entries(was).flatMap(([name, each]) => this.faults(each, value[name] ?? null, patch?.[name], `${path}/${name}`));
-    return same(was, value ?? null) || (patch !== undefined && same(apply(value, patch), value)) ? [] : [path];
+      return Object.assign({}, ...Object.entries(was).map(([name, each]) => this.faults(each, value[name] ?? null, patch?.[name], `${path}/${name}`)));
+    return same(was, value ?? null) || (patch !== undefined && same(apply(value, patch), value)) ? {} : { [path]: value };
   }
 
   take({ id, patch, was }) {
     const before = this.done.get(id);
     if (before) return { revision: before };
     const faults = this.faults(was, this.value, patch);
-    if (faults.length) return { faults };
+    if (Object.keys(faults).length) return { faults };
     this.write(apply(this.value, patch), id);
     return { revision: this.revision };
   }
@@ -186,7 +186,7 @@ test("of a conflict the rest is sent again, and what was typed over it is lost w
   send(draft);
   draft.change({ amount: 3, address: { city: "y" } });
   draft.heard({ revision: "s-2", value: { amount: 9, note: "a", address: { city: "x" } } });
-  assert.deepEqual(draft.refused(["/amount"]), { amount: 3 });
+  assert.deepEqual(draft.refused({ "/amount": 9 }), { mine: { amount: 3 }, theirs: { "/amount": 9 } });
   assert.deepEqual(draft.value, { amount: 9, note: "b", address: { city: "y" } });
   assert.deepEqual(send(draft, "me-2"), { id: "me-2", patch: { note: "b", address: { city: "y" } }, was: { note: "a", address: { city: "x" } } });
 });
@@ -199,8 +199,19 @@ test("a document is made, and deleted, by what it replaces", () => {
   draft.change(null);
   assert.equal(draft.value, null);
   assert.deepEqual(send(draft, "me-2"), { id: "me-2", patch: null, was: { amount: 1 } });
-  assert.deepEqual(draft.refused([""]), null);
+  assert.deepEqual(draft.refused({ "": { amount: 2 } }), { mine: null, theirs: { "": { amount: 2 } } });
   assert.deepEqual(draft.value, { amount: 1 });
+});
+
+test("two who make a document at once are joined where they differ", () => {
+  const draft = fresh(null);
+  draft.change({ amount: 1, note: "x", address: { city: "a" } });
+  send(draft);
+  const { mine, theirs } = draft.refused({ "": { amount: 2, by: "other", address: { zip: 1 } } });
+  assert.deepEqual([mine, theirs], [{ amount: 1 }, { "/amount": 2 }]);
+  draft.heard({ revision: "s-2", value: { amount: 2, by: "other", address: { zip: 1 } } });
+  assert.deepEqual(draft.value, { amount: 2, by: "other", note: "x", address: { zip: 1, city: "a" } });
+  assert.deepEqual(send(draft, "me-2"), { id: "me-2", patch: { note: "x", address: { city: "a" } }, was: { note: null, address: { city: null } } });
 });
 
 test("what is changed before anything is known replaces what is first there", () => {

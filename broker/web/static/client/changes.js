@@ -287,10 +287,11 @@ export class Changes {
     const { draft, channel } = edited;
     [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
     const found = error.code === "conflict" ? error.conflict?.find((each) => each.channel === channel) : undefined;
-    const mine = draft.refused(found ? Object.keys(found.paths) : undefined);
+    const { mine, theirs } = draft.refused(found?.paths);
     this.#keep(edited);
     this.#told(edited);
-    for (const user of edited.users) user.refused?.(channel, error, mine, found?.paths);
+    // What nobody else has touched is sent again, and nobody need be asked.
+    if (mine !== undefined) for (const user of edited.users) user.refused?.(channel, error, mine, found && theirs);
     this.#sweep();
     this.#exchange.soon();
   }

@@ -7,7 +7,7 @@
  * will have made.
  */
 
-import { apply, joined, leaves, part, pointer, replaced, seen, touches } from "./patches.js";
+import { apply, at, isObject, joined, leaves, names, part, pointer, put, replaced, seen, touches } from "./patches.js";
 import { comparable, passed, superseded } from "./positions.js";
 
 /** @typedef {{patch: any, was: any}} Change */
@@ -146,24 +146,34 @@ export class Draft {
   }
 
   /**
-   * The change under way is refused, for what it does at these JSON Pointers (without: for all of it), and with it
-   * what was typed there since. Nothing of it is stored: what is left of it waits to be sent.
-   * Returns the patch that came to nothing.
-   * @param {string[]} pointers
+   * The change under way is refused, for what is at these JSON Pointers (without: for all of it), and with it what was
+   * typed there since. Nothing of it is stored: what is left of it waits to be sent. Returns the patch that came to
+   * nothing, and what is there in its place.
+   * @param {Record<string, any>} [found]
    */
-  refused(pointers = [""]) {
+  refused(found) {
     const flying = /** @type {Sent} */ (this.flying);
     const typed = this.typed;
     this.#land();
     this.typed = undefined;
     const base = this.#base();
     const all = typed ? joined(flying.patch, typed.patch, base) : flying.patch;
-    const was = typed ? seen(flying.was, typed.was) : flying.was;
-    const broken = pointers.flatMap((each) => (each ? [`/d${each}`] : leaves(flying.patch).map(([path]) => pointer(path))));
+    let was = typed ? seen(flying.was, typed.was) : flying.was;
+    /** @type {Record<string, any>} */
+    const theirs = {};
+    for (const [where, value] of Object.entries(found ?? {})) {
+      const path = ["d", ...names(where)];
+      const made = leaves(at(all, path)).map(([below]) => below);
+      // Who has made an object where there was nothing, as somebody else has, is contradicted where both have set something.
+      const both = isObject(value) && at(was, path) === null && made[0]?.length ? made.filter((below) => at(value, below) !== null) : [[]];
+      for (const below of both) theirs[where + pointer(below)] = at(value, below);
+      if (!both.length || both[0].length) was = put(was, path, value);
+    }
+    const broken = found ? Object.keys(theirs).map((each) => `/d${each}`) : leaves(flying.patch).map(([path]) => pointer(path));
     const of = leaves(all);
     const lost = (/** @type {[string[], any]} */ [path]) => broken.some((each) => touches(pointer(path), each));
     const kept = part(of.filter((each) => !lost(each)), was);
     if (kept) this.#type(kept, base);
-    return part(of.filter(lost), was)?.patch.d;
+    return { mine: part(of.filter(lost), was)?.patch.d, theirs };
   }
 }

@@ -130,8 +130,21 @@ export const part = (some, was) => {
  * @param {any} value
  * @returns {any}
  */
-const put = (into, [name, ...rest], value) =>
+export const put = (into, [name, ...rest], value) =>
   name === undefined ? value : { ...(isObject(into) ? into : {}), [name]: put(into?.[name], rest, value) };
+
+/**
+ * What a value has at a path; null for nothing.
+ * @param {any} value
+ * @param {Path} path
+ */
+export const at = (value, path) => path.reduce((each, name) => (isObject(each) && has(each, name) ? each[name] : null), value) ?? null;
+
+/**
+ * The names in a JSON Pointer.
+ * @param {string} text
+ */
+export const names = (text) => text.split("/").slice(1).map((name) => name.replaceAll("~1", "/").replaceAll("~0", "~"));
 
 /** @param {Path} path */
 export const pointer = (path) => path.map((name) => `/${name.replaceAll("~", "~0").replaceAll("/", "~1")}`).join("");
