@@ -358,7 +358,10 @@ def refusal(payload: Mapping[str, Any]) -> BrokerError:
         made.status = payload.get("status")
     made.paths = payload.get("paths")
     if "conflict" in payload:
-        made.conflict = [errors.Contradiction(**each) for each in payload["conflict"]]
+        made.conflict = [
+            errors.Contradiction(channel=each["channel"], revision=each["revision"], paths=each["paths"])
+            for each in payload["conflict"]
+        ]
     if "retry_after_ms" in payload:
         made.retry_after = payload["retry_after_ms"] / 1000
     return made

@@ -263,7 +263,7 @@ async def test_a_conflict() -> None:
     order.change({"amount": 2, "note": "b"})
     client.send()
     client.state("s-6", value={"amount": 9, "note": "a"})
-    conflict = [{"channel": NAME, "revision": "s-6", "paths": {"/amount": 9}}]
+    conflict = [{"channel": NAME, "revision": "s-6", "paths": {"/amount": 9}, "of": "a later broker"}]
     client.refuse("conflict", conflict=conflict)
     assert order.value == {"amount": 9, "note": "b"}
     with pytest.raises(Conflict) as raised:
