@@ -16,7 +16,16 @@ import attrs
 
 from broker.docs.sections import COMMENT
 
-NAMES = ("protocol", "clients", "tokens", "nats", "operate", "results", "architecture")  # as listed
+NAMES = (
+    "protocol",
+    "clients",
+    "documents",
+    "tokens",
+    "nats",
+    "operate",
+    "results",
+    "architecture",
+)  # as listed
 DIRECTORY = Path(__file__).parent
 # Diagrams are for viewers that draw them; the text next to each has the same figures.
 DIAGRAM = re.compile(r"^```mermaid\n.*?^```\n\n?", re.MULTILINE | re.DOTALL)
