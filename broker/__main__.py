@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker.cli import bans, streams
+from broker.cli import bans, documents, streams
 from broker.cli.admin import admin
 from broker.cli.bench import bench
 from broker.cli.check_config import check_config
@@ -58,7 +58,7 @@ def leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
             yield error
 
 
-for command in (*bans.COMMANDS, *streams.COMMANDS):
+for command in (*bans.COMMANDS, *streams.COMMANDS, documents.state):
     admin.add_command(command)
 
 

@@ -41,6 +41,7 @@ from broker.metrics.keysets import KeySets
 from broker.metrics.process import Pauses, Process
 from broker.operations.bans import Bans
 from broker.operations.diagnosis import Diagnosis
+from broker.operations.documents import Documents
 from broker.operations.process import Operations
 from broker.operations.storage import Storage
 from broker.operations.streams import Streams
@@ -204,6 +205,7 @@ async def serve(
                     api.routes(
                         Operations(supervisor),
                         Storage(supervisor),
+                        Documents(supervisor),
                         Bans(supervisor),
                         Streams(bus),
                         *diagnosis.routes(Diagnosis(supervisor)),

@@ -309,6 +309,64 @@ class HistoryPage:
     oldest: str
 
 
+# --- documents ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class DocumentFilter:
+    """Which documents of a tenant."""
+
+    tenant: str
+    channel: str = ">"
+    limit: Size = 100
+    cursor: PageCursor | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DocumentReport:
+    """A document. `publisher` wrote it, null for a service; `invalid` says why it is none, and then the
+    `value` is null.
+    """
+
+    channel: str
+    revision: str
+    time: str
+    publisher: str | None
+    size: int
+    invalid: str | None
+    value: msgspec.Raw
+
+
+@attrs.frozen(kw_only=True)
+class DocumentPage:
+    """Documents, those changed last at the end. `next` is the cursor of the next page, null at the end."""
+
+    documents: list[DocumentReport]
+    next: int | None
+
+
+@attrs.frozen(kw_only=True)
+class PutDocument:
+    """What a document is to be. With `revision` only if nothing has changed since."""
+
+    value: msgspec.Raw
+    revision: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DocumentRevision:
+    """The revision since which nothing may have changed, if that matters."""
+
+    revision: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DocumentWritten:
+    """The revision that was written."""
+
+    revision: str
+
+
 # --- dead letters ----------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from broker.operations.bans import Bans
+    from broker.operations.documents import Documents
     from broker.operations.process import Operations
     from broker.operations.storage import Storage
     from broker.operations.streams import Streams
@@ -34,9 +35,20 @@ def described(routes: Sequence[Endpoint]) -> list[Endpoint]:
 
 
 def routes(
-    operations: Operations, storage: Storage, bans: Bans, streams: Streams, *others: Endpoint
+    operations: Operations,
+    storage: Storage,
+    documents: Documents,
+    bans: Bans,
+    streams: Streams,
+    *others: Endpoint,
 ) -> list[Endpoint]:
-    ours = [*process_routes(operations), *stored_routes(storage), *ban_routes(bans), *stream_routes(streams)]
+    ours = [
+        *process_routes(operations),
+        *stored_routes(storage),
+        *document_routes(documents),
+        *ban_routes(bans),
+        *stream_routes(streams),
+    ]
     return described([*ours, *others])
 
 
@@ -177,6 +189,44 @@ def stored_routes(do: Storage) -> list[Endpoint]:
             handle=do.replay,
             body=reports.Replay,
             answer=reports.Replayed,
+        ),
+    ]
+
+
+def document_routes(do: Documents) -> list[Endpoint]:
+    """Return the routes about documents."""
+    path = f"{V1}/documents/{{tenant}}/{{channel}}"
+    return [
+        Endpoint(
+            method="GET",
+            path=f"{V1}/documents",
+            summary="List the documents of a tenant",
+            handle=do.list_documents,
+            query=reports.DocumentFilter,
+            answer=reports.DocumentPage,
+        ),
+        Endpoint(
+            method="GET",
+            path=path,
+            summary="Show a document",
+            handle=do.document,
+            answer=reports.DocumentReport,
+        ),
+        Endpoint(
+            method="PUT",
+            path=path,
+            summary="Replace a document as a whole, or make one, without asking its service or a schema",
+            handle=do.put_document,
+            body=reports.PutDocument,
+            answer=reports.DocumentWritten,
+        ),
+        Endpoint(
+            method="DELETE",
+            path=path,
+            summary="Delete a document",
+            handle=do.delete_document,
+            query=reports.DocumentRevision,
+            answer=reports.DocumentWritten,
         ),
     ]
 
