@@ -151,6 +151,23 @@ describe("a change", () => {
     assert.deepEqual([doc.value, doc.pending], [{ amount: 2, note: "a" }, 0]);
   });
 
+  test("is sent although the document was closed before anything had come", async () => {
+    const client = await world.connected();
+    const doc = client.document("orders.7");
+    doc.change({ note: "b" });
+    doc.close();
+    await settle();
+    opened("orders.7");
+    state("orders.7", "s-5", { value: { amount: 1 } });
+    ready("orders.7");
+    await settle();
+    const [{ payload }] = sent("state.change");
+    assert.deepEqual([payload.patch, payload.was, sent("state.close").length], [{ note: "b" }, { note: null }, 1]);
+    reply("state.changed", { id: payload.id, revisions: { "orders.7": "s-6" } }, sent("state.change")[0]);
+    client.close();
+    assert.equal(world.clock.timers.size, 0);
+  });
+
   test("that conflicts is taken back where it does, and may be kept all the same", async () => {
     const client = await world.connected();
     const doc = await order(client);

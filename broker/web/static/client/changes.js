@@ -122,6 +122,15 @@ export class Changes {
     return this.#edited.get(channel)?.draft;
   }
 
+  /**
+   * What somebody has changed, and nothing is known of.
+   * @param {DocumentUser} user
+   */
+  unknown(user) {
+    const waits = (/** @type {Edited} */ { draft, users }) => users.has(user) && draft.revision === undefined && draft.pending;
+    return [...this.#edited.values()].filter(waits).map(({ channel }) => channel);
+  }
+
   /** @param {DocumentUser} user */
   leave(user) {
     for (const edited of this.#edited.values()) edited.users.delete(user);

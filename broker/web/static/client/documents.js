@@ -97,6 +97,7 @@ export class Documents {
 
   /** @param {DocumentUser} user */
   close(user) {
+    for (const channel of this.#changes.unknown(user)) this.#await(channel);
     for (const open of [...this.#opens.values()]) {
       if (!open.users.delete(user)) continue;
       // What is wanted of a pattern by itself is opened by itself once nobody wants the pattern.
@@ -107,6 +108,17 @@ export class Documents {
       for (const other of others) this.open(other.name, other);
     }
     this.#changes.leave(user);
+  }
+
+  /**
+   * Keep a document open that was changed before anything was known of it: what that replaces is not known either.
+   * @param {string} channel
+   */
+  #await(channel) {
+    const nothing = () => {};
+    /** @type {DocumentUser} */
+    const user = { name: channel, wants: () => false, heard: nothing, ready: () => this.close(user), failed: nothing };
+    this.open(channel, user);
   }
 
   /** @param {Open} open */
