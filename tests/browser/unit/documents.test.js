@@ -86,6 +86,21 @@ describe("a document", () => {
     assert.deepEqual([doc.value, doc.revision], [{ amount: 3 }, "t-1"]);
   });
 
+  test("is one under both of its names, also where they are used before it is known who asks", async () => {
+    const client = await world.client();
+    const [mine, full] = [client.document("me.list"), client.document("users.alice.list")];
+    mine.change({ a: 1 });
+    full.change({ b: 2 });
+    world.socket.welcome();
+    await settle();
+    assert.deepEqual(sent("state.open").map(({ payload }) => payload.channel), ["users.alice.list"]);
+    opened("users.alice.list");
+    ready("users.alice.list");
+    await settle();
+    assert.deepEqual(sent("state.change").map(({ payload: { patch, was } }) => [patch, was]), [[{ a: 1, b: 2 }, null]]);
+    for (const doc of [mine, full]) assert.deepEqual([doc.state, doc.value, doc.pending], ["live", { a: 1, b: 2 }, 1]);
+  });
+
   test("is refused, or ended, with a reason", async () => {
     const client = await world.connected();
     const doc = client.document("orders.7");

@@ -151,7 +151,10 @@ export class Changes {
     this.#edited.clear();
     for (const edited of all) {
       edited.channel = full(edited.channel);
-      this.#edited.set(edited.channel, edited);
+      const held = this.#edited.get(edited.channel); // by its full name
+      for (const user of held ? edited.users : []) held?.users.add(user);
+      if (held) held.draft.inherit(edited.draft.kept, this.#id);
+      else this.#edited.set(edited.channel, edited);
     }
   }
 

@@ -108,7 +108,7 @@ class Opened extends EventTarget {
 }
 
 export class Document extends Opened {
-  #draft;
+  #made;
 
   /**
    * @param {Documents} documents
@@ -116,8 +116,12 @@ export class Document extends Opened {
    */
   constructor(documents, channel) {
     super(documents, channel);
-    this.#draft = documents.edit(channel, this);
+    this.#made = documents.edit(channel, this);
     documents.open(channel, this);
+  }
+
+  get #draft() {
+    return this.documents.draft(this.documents.full(this.name)) ?? this.#made;
   }
 
   /** With the user's own changes; null: there is none, or it is not here yet. */

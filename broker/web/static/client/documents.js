@@ -175,7 +175,9 @@ export class Documents {
       if (full === name) continue;
       this.#opens.delete(name);
       open.full = full;
-      this.#opens.set(full, open);
+      const held = this.#opens.get(full); // by its full name
+      for (const user of held ? open.users : []) held?.users.add(user);
+      if (!held) this.#opens.set(full, open);
     }
     this.#changes.expand((name) => expand(name, room));
   }
