@@ -37,6 +37,7 @@ def make(directory: Path) -> None:
         "es256.pem": public_pem("ES256").decode(),
         "other.pem": public_pem("ES256", 1).decode(),
         "es256.json": json.dumps({"keys": [jwk("ES256", kid="test")]}),
+        "schema.json": json.dumps({"properties": {"n": {"maximum": 1}}}),
         "other.json": json.dumps({"keys": [jwk("ES256", 1, kid="test")]}),
     }.items():
         secret(directory / name, text)

@@ -136,7 +136,7 @@ class Row:
         tables = copy.deepcopy(BASIS) | {"nats": {"urls": [url]}}
         for key, each in (*self.beside.items(), (self.key, value)):
             if each is not UNSET:
-                put(tables, key.split("."), each)
+                put(tables, key.split("."), copy.deepcopy(each))
         text = json.dumps(tables).replace("FILES", str(files)).replace("PORT", str(port))
         filled: dict[str, Any] = json.loads(text)
         return filled
@@ -149,7 +149,7 @@ def put(table: Any, path: list[str], value: Any) -> None:
             table += [{}] * (int(name) + 1 - len(table))
             table = table[int(name)]
         else:
-            table = table.setdefault(name, [] if name in ("tenants", "keys") else {})
+            table = table.setdefault(name, [] if name in ("tenants", "keys", "documents") else {})
     if value is None:
         table.pop(path[-1], None)
     else:

@@ -266,6 +266,7 @@ test("a document that two components show is open once, changed at once, and tak
     document.getElementById("first-more").click();
   });
   for (const id of ["first", "second"]) await shows(id, 2);
+  await until(() => page.evaluate(() => order.confirmed?.n === 2), "the writer knows what it replaces");
   await page.evaluate(() => order.change({ n: 7 }));
   for (const id of ["first", "second"]) await shows(id, 7);
   await page.locator("#second-never").click();
