@@ -97,7 +97,7 @@ def of_stream(name: str, *path: str) -> Callable[[World], Awaitable[object]]:
     return see
 
 
-async def streams(world: World) -> object:
+async def streams(world: World) -> set[str]:
     """All but that of the audit trail, which is made in the background."""
     return set((await world.publisher.api("STREAM.NAMES"))["streams"]) - {"AUDIT"}
 
