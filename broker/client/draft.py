@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from broker.client.resume import not_after, same_stream
-from broker.documents.edits import joined, part, replaced, seen
+from broker.documents.edits import complete, joined, part, replaced, seen
 from broker.documents.patches import Paths, apply, leaves
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Draft:
         """Add a patch to what has been changed; `was` is what of it was seen before it saw `base`."""
         whole = joined(self.typed.patch, patch, base) if self.typed else patch
         before = seen(was, replaced(whole, base))
-        self.typed = Change(whole, seen(self.typed.was, before) if self.typed else before)
+        self.typed = Change(whole, complete(seen(self.typed.was, before) if self.typed else before, whole))
 
     def next(self, make_id: Callable[[], str]) -> Sent | None:
         """Return the next change to send; None if there is none, or one is under way."""

@@ -56,6 +56,13 @@ def seen(first: Any, rest: Any) -> Any:
     return both
 
 
+def complete(was: Any, patch: Any) -> Any:
+    """Return what was seen, with nothing where the patch writes and nothing was: it names all leaves."""
+    if not isinstance(was, dict) or not isinstance(patch, dict):
+        return was
+    return was | {name: complete(was.get(name), each) for name, each in patch.items()}
+
+
 def part(some: Iterable[tuple[Path, Any]], was: Any) -> tuple[Any, Any] | None:
     """Return what of a patch lies at some of its leaves, and what of `was`; None for no leaves."""
     patch: Any = None

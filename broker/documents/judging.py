@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from broker.documents.values import Value
 
 MAX_LEAVES = 1000
+MAX_POINTERS = 65_536  # characters of JSON Pointers in an answer
 LARGEST = 2**53  # of what `add` makes: up to here a double counts by ones
 
 
@@ -67,6 +68,13 @@ class Change:
         """Return the paths that it writes to."""
         return (*self.patched, *self.add)
 
+    @property
+    def conditions(self) -> tuple[Path, ...]:
+        """Return the paths at which it says what there has to be."""
+        if self.was is not OUT:
+            return tuple(path for path, _ in leaves(self.was))
+        return () if self.patch is OUT else ((),)
+
     def entry(self, base: int) -> Entry:
         return Entry(session=self.session, n=self.n, user=self.user, base=base)
 
@@ -85,9 +93,11 @@ class Version:
 
 
 class Group:
-    """Changes that one write can carry: none touches what another does, but that both add to it.
+    """Changes that one write can carry: none touches what another does, but that both add to it, nor what
+    a later one has as its condition.
 
-    So every value that a client is told was stored at some time, and none only in between.
+    So every value that a client is told was stored at some time, and none only in between; and each change
+    would be accepted as well after those before it.
     """
 
     __slots__ = ("added", "patched", "sessions")
@@ -102,7 +112,9 @@ class Group:
         paths = change.patched
         if (
             (change.session, change.user) in self.sessions
-            or any(self.patched.meets(path) or self.added.meets(path) for path in paths)
+            or any(
+                self.patched.meets(path) or self.added.meets(path) for path in (*paths, *change.conditions)
+            )
             or any(
                 self.patched.meets(path) or path in self.added.above or self.added.covers(path[:-1])
                 for path in change.add
@@ -113,6 +125,9 @@ class Group:
         self.added.update(change.add)
         self.sessions.add((change.session, change.user))
         return True
+
+    def meets(self, path: Path) -> bool:
+        return self.patched.meets(path) or self.added.meets(path)
 
 
 @attrs.frozen
@@ -223,7 +238,7 @@ def judge(change: Change, version: Version) -> Verdict:
         if done and (change.was is not OUT or not covered):
             return Standing()
         if paths := conflicts(change, version):
-            return Conflicting({pointer(path): each for path, each in paths.items()})
+            return conflicting({pointer(path): each for path, each in paths.items()}, version.value)
     return applied(change, version.value)
 
 
@@ -242,6 +257,11 @@ def conflicts(change: Change, version: Version) -> dict[Path, Any]:
     elif change.revision != version.sequence and not (value is None and change.revision == 0):
         found = {path: at(value, path) for path, _ in leaves(change.patch)}
     return found
+
+
+def conflicting(paths: Mapping[str, Any], value: Value | None) -> Conflicting:
+    """Return a conflict at these pointers. Long ones would make much of little: then all of it is told."""
+    return Conflicting(paths if sum(map(len, paths)) <= MAX_POINTERS else {"": value})
 
 
 def compare(was: Any, value: Any, patch: Any, path: Path, found: dict[Path, Any]) -> None:
@@ -281,7 +301,7 @@ def added(change: Change, value: Value | None) -> Verdict:
             branch = {name: branch}
         whole = patches.apply(whole, branch)
     if paths:
-        return Conflicting(paths)
+        return conflicting(paths, value)
     if excess:
         where, what = next(iter(excess.items()))
         return Refused(f"{where}: {what}", excess)

@@ -37,7 +37,8 @@ class Collection(Generic[W]):
     def __init__(self, key: Key) -> None:
         self.key = key
         self.tenant, self.patterns, self.deny = key
-        self.names = tuple(each for each in self.patterns if subjects.is_literal(each))
+        self.names = {each: None for each in self.patterns if subjects.is_literal(each)}
+        self.wild = tuple(each for each in self.patterns if each not in self.names)
         self.rows = Rows()
         self.pending: list[Row] = []
         self.loaded = False
@@ -50,9 +51,8 @@ class Collection(Generic[W]):
         self.watches: dict[W, None] = {}
 
     def admits(self, channel: str) -> bool:
-        return any(subjects.covers(each, channel) for each in self.patterns) and not any(
-            subjects.covers(each, channel) for each in self.deny
-        )
+        admitted = channel in self.names or any(subjects.covers(each, channel) for each in self.wild)
+        return admitted and not any(subjects.covers(each, channel) for each in self.deny)
 
     def reset(self) -> None:
         """Forget all rows: they are loaded again."""

@@ -76,7 +76,7 @@ class Documents:
         found, following = await collect(read, wish.cursor or 0, keep, wish.limit, PAGE)
         return reports.DocumentPage(documents=[self.report(entry) for entry in found], next=following)
 
-    async def document(self, tenant: str, channel: str) -> reports.DocumentReport:
+    async def show_document(self, tenant: str, channel: str) -> reports.DocumentReport:
         record = await self.keyed.get(self.subject(tenant, channel))
         entry = await self.archive.get(record[0]) if record and record[2] else None
         if entry is None:

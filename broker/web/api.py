@@ -209,7 +209,7 @@ def document_routes(do: Documents) -> list[Endpoint]:
             method="GET",
             path=path,
             summary="Show a document",
-            handle=do.document,
+            handle=do.show_document,
             answer=reports.DocumentReport,
         ),
         Endpoint(

@@ -254,8 +254,12 @@ def test_changes_that_one_write_carries() -> None:
     """None touches what another does; but sums are made in any order."""
     group = judging.Group()
 
+    def nothing(patch: Any) -> Any:
+        return {name: nothing(each) for name, each in patch.items()} if isinstance(patch, dict) else None
+
     def take(fields: dict[str, Any], session: str) -> bool:
-        return group.take(the_change({"revision": 1, **fields}, session=session))
+        seen = {"was": nothing(fields["patch"])} if "patch" in fields else {}
+        return group.take(the_change({"revision": 1, **seen, **fields}, session=session))
 
     assert take({"patch": {"a": {"b": 1}}}, "one")
     assert not take({"patch": {"z": 1}}, "one")
@@ -273,6 +277,18 @@ def test_changes_that_one_write_carries() -> None:
     assert not take({"patch": {"n": None}}, "five")
     assert not take({"patch": {"n": {"m": 1}}}, "five")
     assert take({"patch": {"n": {"o": 1}}, "add": {"/a/d": 1}}, "five")
+    assert not take({"patch": {"y": 1}, "was": {"y": None, "a": {"b": 1}}}, "six")
+    assert not take({"patch": {"y": 1}, "was": OUT}, "six")
+    assert take({"patch": {"y": 1}, "was": {"y": None, "x": {"b": 1}}}, "six")
+
+
+def test_long_pointers_are_not_repeated() -> None:
+    """A conflict in many members below a long name tells all of the document instead."""
+    name = "n" * 20_000
+    value = {name: {str(number): 1 for number in range(100)}}
+    patch = {name: {str(number): 2 for number in range(100)}}
+    verdict = judging.judge(the_change({"patch": patch, "was": patch}), Version(value=value, sequence=7))
+    assert verdict == Conflicting({"": value})
 
 
 # --- properties ------------------------------------------------------------------------------------------

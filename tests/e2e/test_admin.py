@@ -109,7 +109,10 @@ async def test_every_route(broker: Broker, admin: Admin, publisher: RawNats) -> 
     documented = {
         operation["operationId"] for path in admin.document["paths"].values() for operation in path.values()
     }
-    assert admin.asked == documented
+    # There are no documents here: test_documents_admin.py.
+    assert admin.asked == {each for each in documented if "document" not in each.split("_")[-1]} | {
+        "document"
+    }
 
 
 async def test_nothing_of_it_is_public(broker: Broker, admin: Admin) -> None:

@@ -29,6 +29,9 @@ async def broker(tmp_path: Path, nats: NatsServer) -> AsyncIterator[Broker]:
         tmp_path / "broker", nats.url, **DOCUMENTS, permissions={"change": (">",), "publish": (">",)}
     )
     async with run_broker(tmp_path / "broker", settings) as running:
+        async with running.client() as client:  # waits for the stream, which nothing else does
+            await client.send("state.open", {"channel": "orders.0"})
+            await client.until("state.ready")
         yield running
 
 
@@ -74,6 +77,8 @@ async def test_documents_are_listed_shown_and_replaced(broker: Broker, tmp_path:
         assert (await client.expect("state"))["value"] is None
     await admin.ask("GET", ORDER, status=404)
     await admin.ask("DELETE", ORDER, status=404)
+    operations = {"list_documents", "show_document", "put_document", "delete_document"}
+    assert operations <= admin.asked
 
 
 async def test_what_is_no_document(broker: Broker, nats: NatsServer, tmp_path: Path) -> None:

@@ -210,6 +210,11 @@ def judge(story: Story) -> None:
                     )
                 if change.was is OUT and change.patch is not OUT:
                     assert change.revision == base
+                    assert patches.equal(expected, value), "another change of the same write came before"
+                for path, seen in patches.leaves(change.was) if change.was is not OUT else ():
+                    there = patches.at(expected, path)
+                    so = change.patch is not OUT and patches.is_done(patches.at(change.patch, path), there)
+                    assert so or patches.matches(there, seen) or seen == {}, "not its condition"
                 verdict = judging.applied(amended(story, change, channel), expected)
                 assert isinstance(verdict, judging.Accepted)
                 expected = verdict.value

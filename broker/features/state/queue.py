@@ -264,7 +264,7 @@ class Queue:
         if isinstance(verdict, Accepted):
             if waiting.overtaken >= (MAX_OVERTAKEN if self.rule.service else MAX_RACES):
                 there = {pointer(path): patches.at(version.value, path) for path in change.touched}
-                return Conflicting(there)
+                return judging.conflicting(there, version.value)
             return self.ruled(change, version.value, verdict)
         return verdict
 
@@ -279,7 +279,7 @@ class Queue:
     def error(self, verdict: Verdict, sequence: int) -> BrokerError:
         """Return the error for a change that is not applied."""
         if isinstance(verdict, Conflicting):
-            where = ", ".join(path or "the document" for path in list(verdict.paths)[:8])
+            where = ", ".join(path[:100] or "the document" for path in list(verdict.paths)[:8])
             contradiction = Contradiction(
                 channel=self.channel, revision=self.revision(sequence), paths=verdict.paths
             )

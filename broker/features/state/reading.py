@@ -101,10 +101,10 @@ class Opens:
 
     def close(self, patterns: Iterable[str]) -> None:
         """Close some of what is open."""
-        for pattern in patterns:
-            watch = self.find(pattern)
-            if watch is not None:
-                left = {name: deny for name, deny in self.watches[watch].items() if name != pattern}
+        gone = set(patterns)
+        for watch, held in list(self.watches.items()):
+            left = {name: deny for name, deny in held.items() if name not in gone}
+            if len(left) < len(held):
                 self.narrow(watch, left)
         self.compare_again()
 

@@ -148,6 +148,15 @@ test("a change says what the user saw first", () => {
   assert.deepEqual(send(draft), { id: "me-1", patch: { amount: 3, note: null }, was: { amount: 1, note: "b" } });
 });
 
+test("each leaf is in what it replaces, also where that has become nothing meanwhile", () => {
+  const draft = fresh({ b: { x: 1 } });
+  draft.change({ b: { x: 2 } });
+  draft.heard({ revision: "s-2", value: null });
+  draft.change({ a: 1, b: { y: { z: 1 } } });
+  const { patch, was } = send(draft);
+  assert.deepEqual([patch, was], [{ a: 1, b: { x: 2, y: { z: 1 } } }, { a: null, b: { x: 1, y: null } }]);
+});
+
 test("what is typed while a change is under way replaces what that makes", () => {
   const draft = fresh({ amount: 1, note: "a" });
   draft.change({ amount: 2 });

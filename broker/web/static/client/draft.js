@@ -7,7 +7,7 @@
  * will have made.
  */
 
-import { apply, at, isObject, joined, leaves, names, part, pointer, put, replaced, seen, touches } from "./patches.js";
+import { apply, at, complete, isObject, joined, leaves, names, part, pointer, put, replaced, seen, touches } from "./patches.js";
 import { comparable, passed, superseded } from "./positions.js";
 
 /** @typedef {{patch: any, was: any}} Change */
@@ -74,7 +74,7 @@ export class Draft {
   #type({ patch, was }, base) {
     const whole = this.typed ? joined(this.typed.patch, patch, base) : patch;
     const before = seen(was ?? {}, replaced(whole, base));
-    this.typed = { patch: whole, was: this.typed ? seen(this.typed.was, before) : before };
+    this.typed = { patch: whole, was: complete(this.typed ? seen(this.typed.was, before) : before, whole) };
   }
 
   /**

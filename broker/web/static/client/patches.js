@@ -96,6 +96,17 @@ export const seen = (first, rest) => {
 };
 
 /**
+ * What was seen, with nothing where the patch writes and nothing was seen: it names all of its leaves.
+ * @param {any} was
+ * @param {any} patch
+ * @returns {any}
+ */
+export const complete = (was, patch) => {
+  if (!isObject(was) || !isObject(patch)) return was;
+  return { ...was, ...Object.fromEntries(Object.entries(patch).map(([name, each]) => [name, complete(has(was, name) ? was[name] : null, each)])) };
+};
+
+/**
  * What a patch sets and removes: paths, with values that are no objects, or an empty one.
  * @param {any} patch
  * @param {Path} path
