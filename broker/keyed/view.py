@@ -204,7 +204,7 @@ class View:
             found = self.add(key)
             if collection.loaded:
                 found.fill(row for row in collection.rows.after(0) if found.admits(row.key))
-                found.rows.floor = collection.rows.floor
+                found.rows.floor = max(found.rows.floor, collection.rows.floor)
             else:
                 self.load(found)
         found.uses += 1
