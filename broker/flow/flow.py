@@ -177,6 +177,7 @@ class Flow(Writer):
                 options.policies.pop(each, None)
             else:
                 options.policies[each] = policy
+        options.finer.clear()
         options.strict = any(lag.strict(each, policy) for each, policy in options.policies.items())
 
     def policy(self, selection: Selection) -> Lag:

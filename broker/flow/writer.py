@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from broker import subjects
 from broker.eventlog.places import sequence_of
 from broker.eventlog.tick import bits, indices
+from broker.flow import lag
 from broker.flow.pipe import Pipe
 from broker.flow.reader import Reader
 from broker.wire import frames as framing
@@ -266,9 +267,12 @@ class Writer(Pipe):
             if each is own or (own.literal and each.literal):
                 continue
             other = self.lanes.get(each)
-            sooner = other is None or (
-                each.filter == own.filter and (other.ticks, each.serial) < (lane.ticks, own.serial)
-            )  # another filter may pass newer events, that take the place of ours
+            same = each.filter == own.filter  # another may pass newer events, that take the place of ours
+            if other is None:
+                policy = (self.options and self.options.policies.get(each)) or lag.default(each)
+                sooner = own.unstored or policy in ("replay", "close") or (policy == "latest" and same)
+            else:
+                sooner = same and (other.ticks, each.serial) < (lane.ticks, own.serial)
             if sooner and subjects.overlaps(each.pattern, own.pattern):
                 yield each
 
