@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from broker.documents import judging, memory, patches, schemas, values
@@ -333,12 +333,16 @@ def seen(patch: Any, value: Any) -> Any:
 
 
 @given(value=PLAIN, one=PLAIN, other=PLAIN)
+@example(value={}, one={"b": {"a": False}}, other={"b": {"b": False}})
 def test_disjoint_edits_merge_in_any_order(value: Any, one: Any, other: Any) -> None:
     """Two clients edit what both have seen: either order leads to the same, and no edit is refused."""
     first, second = patches.diff(value, one), patches.diff(value, other)
     assume(first and second)
-    paths = [[path for path, _ in patches.leaves(patch)] for patch in (first, second)]
     changes = [the_change({"patch": patch, "was": seen(patch, value)}) for patch in (first, second)]
+    # Two that make an object where both have seen nothing are not disjoint.
+    paths = [
+        [path for path, _ in (*patches.leaves(each.patch), *patches.leaves(each.was))] for each in changes
+    ]
     disjoint = not any(map(patches.Paths(paths[0]).meets, paths[1]))
     ends = []
     for order in (changes, changes[::-1]):
