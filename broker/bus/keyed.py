@@ -164,7 +164,7 @@ class NatsKeyed:
         try:
             if not self.ingest.hand_over(self.feed):
                 self.arrived.set()
-        except Exception as error:
+        except Exception as error:  # any: it ends the feed of documents alone
             self.crash = error
             self.arrived.set()
 

@@ -100,7 +100,7 @@ def under_way(group: Sequence[Waiting]) -> Iterator[None]:
         yield
     except OutcomeUnknown:
         raise
-    except Exception:
+    except Exception:  # what it says is what has become of them
         for each, sent in zip(group, before, strict=True):
             each.sent = sent
         raise
