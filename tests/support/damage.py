@@ -20,7 +20,8 @@ def restore_copy(directory: Path) -> None:
 
 
 def copy(directory: Path, source: str, target: str) -> None:
-    shutil.rmtree(directory / target, ignore_errors=True)
+    if (directory / target).exists():
+        shutil.rmtree(directory / target)
     shutil.copytree(directory / source, directory / target)
 
 

@@ -176,10 +176,20 @@ class BrokerProcess:
         self.signal(signal.SIGCONT)
 
     async def kill9(self) -> None:
+        """Kills it, and waits for its end and that of its children: they write until then."""
         assert self.process
         self.addresses = {}
+        children = self.children()
         self.process.kill()
         await self.process.wait()
+        with trio.fail_after(EXIT_SECONDS):
+            while any(child.exists() for child in children):
+                await trio.sleep(0.02)
+
+    def children(self) -> list[Path]:
+        """Where the kernel tells of each, such as a nats-server of its own."""
+        found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [Path("/proc", each) for each in found.split()]
 
     async def end(self) -> None:
         """Kills it, where it is still there."""
