@@ -21,6 +21,7 @@ from broker.http.refusals import from_message
 from broker.http.responses import Refused, Response, problem
 from broker.links.route import GET, Operation, Route
 from broker.wire import frames, messages, sse
+from broker.wire.following import Following, composed, taken_apart
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -40,7 +41,6 @@ RETRY_MS = 1000, 5000
 MEDIA_TYPE = "text/event-stream"
 CACHING = "no-store, no-transform"  # a proxy that compresses would hold events back
 UNBUFFERED = (("X-Accel-Buffering", "no"),)  # for nginx
-NEVER = "0-0"  # a position of no stream: of what the client has, nothing need be left
 # In the query, for polyfills that cannot set the header; they have several spellings.
 LAST_EVENT_ID = "lastEventId"
 SPELLINGS = dict.fromkeys(("lasteventid", "last-event-id", "last_event_id"), LAST_EVENT_ID)
@@ -53,14 +53,12 @@ async def handle(exchange: ClientExchange) -> Response | Awaitable[None]:
     query = queries.parse(request.query, known, repeated=("channel", "state"), spellings=SPELLINGS)
     hello = exchange.hello(*exchange.credentials(query))
     last = request.headers.get("last-event-id") or query.get(LAST_EVENT_ID, [""])[0]
-    wishes, documents = wishes_of(query, last)
+    events, documents = wishes_of(query, last)
     if request.method == "HEAD":  # the head alone: nothing is subscribed for it
         return head(request.version)
     link, responses = exchange.link, exchange.responses
     link.give_up_after(exchange.limits.stall_seconds)
-    transport = SseTransport(
-        link, wishes, responses, exchange.headers, request.version, documents=documents, mixed=len(wishes) > 1
-    )
+    transport = SseTransport(link, events, documents, responses, exchange.headers, request.version)
     with exchange.place():
         return exchange.backend.serve(transport, hello)
 
@@ -86,31 +84,29 @@ ROUTE = Route(
 )
 
 
-def wishes_of(query: Query, last: str) -> tuple[list[bytes], sse.DocumentPlace | None]:
-    """Return the messages that a query stands for, and where the client stands in its documents, if any.
+def wishes_of(query: Query, last: str) -> tuple[bytes | None, Documents | None]:
+    """Return the message that subscribes to what a query has of channels, and what it has of documents.
 
     `last` is the place of a client that comes back. It beats a start in the query. Raises `Refused` (400).
     """
-    state = list(query.get("state", ()))
-    events, documents = sse.taken_apart(last)
-    wishes: list[dict[str, Any]] = []
-    if query.get("channel"):
-        wish: dict[str, Any] = {"channel": list(query["channel"])}
-        for name in PARAMETERS:
-            if name in query and not (events and name in STARTS):
-                wish[name] = value_of(name, query[name][0])
-        if events:
-            wish["position"] = events
-        wishes.append({"type": "subscribe", "payload": wish})
-    elif not state:
+    state = query.get("state")
+    events, stood = taken_apart(last)
+    if not (state or query.get("channel")):
         raise queries.no_channel()
-    if state:
-        opened: dict[str, Any] = {"channel": state}
-        if last:
-            opened["position"] = documents or NEVER
-        wishes.append({"type": "state.open", "payload": opened})
-    place = sse.DocumentPlace(documents) if state else None
-    return [msgspec.json.encode(each) for each in wishes], place
+    documents = Documents(channels=state, stood=stood) if state else None
+    if not query.get("channel"):
+        return None, documents
+    wish: dict[str, Any] = {"channel": list(query["channel"])}
+    for name in PARAMETERS:
+        if name in query and not (events and name in STARTS):
+            wish[name] = value_of(name, query[name][0])
+    if events:
+        wish["position"] = events
+    return encoded("subscribe", wish), documents
+
+
+def encoded(kind: str, wish: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"type": kind, "payload": wish})
 
 
 def value_of(name: str, text: str) -> Any:
@@ -136,26 +132,41 @@ def head(version: str) -> Response:
     )
 
 
+class Told(msgspec.Struct):
+    """What a client is told of its token."""
+
+    payload: messages.Authenticated
+
+
 def event_in_chunk(framed: bytes, marked: bool) -> bytes:
     """Return the text frame of an `event` as a chunk of its own."""
     return chunk(sse.event(framed, marked))
+
+
+@attrs.frozen(kw_only=True)
+class Documents:
+    """What a request has of documents, and where its client stands in them, see `Following`."""
+
+    channels: list[str]
+    stood: str | None
 
 
 @attrs.define(eq=False)
 class SseTransport:
     """One client after its request.
 
-    `wishes` are its messages that have not been received yet, `headers` are further ones of the response,
-    `version` is the client's of HTTP. `responses` counts the response by status. `held` has what is sent
-    before the response begins; it is None from then on. `documents` is its place in them, if it follows any,
-    beside channels if `mixed`.
+    `events` is its message about channels, and `asked` what it wants of documents, each until it has been
+    received; `headers` are further ones of the response, `version` is the client's of HTTP. `responses`
+    counts the response by status. `held` has what is sent before the response begins; it is None from then
+    on. `following` are its documents once its token is known. Beside channels it is `mixed`.
     """
 
     name: ClassVar[str] = "sse"
     answers: ClassVar[bool] = False
     comes_and_goes: ClassVar[bool] = False
     link: Link
-    wishes: list[bytes]
+    events: bytes | None
+    asked: Documents | None
     responses: Counter[int]
     headers: Headers = ()
     version: str = "1.1"
@@ -163,12 +174,15 @@ class SseTransport:
     refusal: Response | None = None
     cause: str = ""  # of the refusal: a code of the protocol
     place: sse.Place = attrs.Factory(sse.Place)
-    documents: sse.DocumentPlace | None = None
-    mixed: bool = False
+    following: Following | None = None
+    mixed: bool = attrs.field(init=False)
+    with_documents: bool = attrs.field(init=False)
     send_nowait: Callable[[bytes | memoryview], int] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.send_nowait = self.link.send_nowait
+        self.with_documents = self.asked is not None
+        self.mixed = self.with_documents and self.events is not None
 
     @property
     def partial_sends(self) -> bool:
@@ -176,7 +190,7 @@ class SseTransport:
 
     @property
     def framing(self) -> Framing:
-        if self.documents is not None:
+        if self.with_documents:
             return self.composed
         return sse.event if self.version == "1.0" else event_in_chunk
 
@@ -186,8 +200,9 @@ class SseTransport:
         Beside events a `state` has none: P may have moved since it was told, and the next `id:` has both.
         """
         data = frames.payload(framed)
-        if self.documents is not None and data.startswith(sse.DOCUMENT):
-            self.documents.take(data)
+        if self.following is not None and data.startswith(sse.DOCUMENT):
+            if self.following.ready:
+                self.following.position = sse.document_position(data)
             return self.framed(sse.message(sse.one_line(data), self.documents_alone(), None))
         found = sse.event(framed, marked)
         if b"\nid: " in found:
@@ -196,11 +211,11 @@ class SseTransport:
 
     def both(self, events: str | None) -> str:
         """Return the `id:` for a position in the events."""
-        return (events or "") if self.documents is None else sse.composed(events, self.documents.position)
+        return composed(events, "" if self.following is None else self.following.place)
 
     def documents_alone(self) -> str | None:
         """Return the `id:` of a message about documents."""
-        alone = self.documents is not None and self.documents.position and not self.mixed
+        alone = self.following is not None and self.following.place and not self.mixed
         return self.both("") if alone else None
 
     def framed(self, data: bytes) -> bytes:
@@ -213,8 +228,12 @@ class SseTransport:
         """Do nothing: the client is not sent."""
 
     async def receive(self) -> Inbound:
-        if self.wishes and self.refusal is None:
-            return Text(data=self.wishes.pop(0))
+        if self.events is not None and self.refusal is None:
+            wish, self.events = self.events, None
+            return Text(data=wish)
+        if self.following is not None and self.asked is not None and self.refusal is None:
+            self.asked = None
+            return Text(data=encoded("state.open", self.following.wish))
         if self.refusal is not None:
             answer = self.encoded(self.refusal)
             return Closed(code=CloseCode.NORMAL, by="broker", reason=f"refused: {self.cause}", answer=answer)
@@ -228,11 +247,14 @@ class SseTransport:
     def frame(self, message: bytes) -> bytes:
         sent = sse.decoder.decode(message)
         place = self.place.follow(sent)
-        if self.documents is not None and sent.type.startswith("state."):
-            self.documents.follow(sent, recovered=bool(sent.payload.recovered and self.documents.position))
+        if self.following is not None and sent.type.startswith("state."):
+            self.follow(self.following, sent)
             place = self.documents_alone()
-        elif place is not None:
+        elif place is not None and self.with_documents:
             place = self.both(place)
+        elif self.asked is not None and sent.type == "connection.authenticated":
+            rights = msgspec.json.decode(message, type=Told).payload
+            self.following = Following(self.asked.channels, None, rights, self.asked.stood)
         data = sse.message(message, place, sent.payload.come_back_ms)
         if self.held is None:
             return self.framed(data)
@@ -241,6 +263,13 @@ class SseTransport:
             self.refusal, self.cause = from_message(error), error.code
         self.held.append(data)
         return self.begin() if sent.type in ("subscribed", "state.opened") else b""
+
+    def follow(self, following: Following, sent: sse.Told) -> None:
+        """Take a message about documents, except themselves."""
+        if sent.type == "state.opened":
+            following.opened(recovered=bool(sent.payload.recovered), partial=bool(sent.payload.refused))
+        elif sent.type == "state.ready":
+            following.told(sent.payload.position)
 
     def begin(self) -> bytes:
         """Return the head of the response, followed by what has been held back."""
@@ -255,7 +284,7 @@ class SseTransport:
         if self.held is not None:
             return b""
         known = None if self.place.unfinished else position
-        return self.framed(sse.heartbeat(known and self.both(known)))
+        return self.framed(sse.heartbeat(self.both(known) if known and self.with_documents else known))
 
     def ask(self) -> bytes:
         return b"" if self.held is not None else self.framed(sse.heartbeat(None))

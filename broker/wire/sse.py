@@ -26,6 +26,7 @@ class Payload(msgspec.Struct):
     reconnect_after_ms: int | None = None
     retry_after_ms: int | None = None
     recovered: bool | None = None
+    refused: list[msgspec.Raw] = []
 
     @property
     def come_back_ms(self) -> int | None:
@@ -112,47 +113,11 @@ def retry(milliseconds: int) -> bytes:
     return b"retry: %d\n\n" % milliseconds
 
 
-BOTH = "~"  # between the two positions of an `id:`
-
-
-def composed(events: str | None, documents: str) -> str:
-    """Return the `id:` of a stream that has documents too: two positions, of which each may be empty."""
-    return f"{events or ''}{BOTH}{documents}"
-
-
-def taken_apart(place: str) -> tuple[str, str]:
-    """Return the positions in the events and in the documents of an `id:`."""
-    events, _, documents = place.partition(BOTH)
-    return events, documents
-
-
 DOCUMENT = b'{"type":"state","payload":{"channel":"'
 UPTO = b'","position":"'
 
 
-class DocumentPlace:
-    """The position in the documents at which a stream would resume: "" until all of them have been sent.
-
-    A client that comes back before that has to get all of them.
-    """
-
-    __slots__ = ("position", "ready")
-
-    def __init__(self, position: str) -> None:
-        self.position = position
-        self.ready = False
-
-    def follow(self, told: Told, *, recovered: bool) -> None:
-        """Take a message about documents, except themselves."""
-        if told.type == "state.opened":
-            self.ready = False
-            if not recovered:
-                self.position = ""
-        elif told.type == "state.ready":
-            self.ready, self.position = True, told.payload.position or ""
-
-    def take(self, data: bytes) -> None:
-        """Take a `state` message."""
-        if self.ready:
-            start = data.index(UPTO, len(DOCUMENT)) + len(UPTO)
-            self.position = data[start : data.index(b'"', start)].decode()
+def document_position(data: bytes) -> str:
+    """Return the position of a `state` message."""
+    start = data.index(UPTO, len(DOCUMENT)) + len(UPTO)
+    return data[start : data.index(b'"', start)].decode()

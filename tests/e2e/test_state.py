@@ -204,11 +204,11 @@ async def test_streams(tmp_path: Path, nats: NatsServer) -> None:
             assert (await stream.until("state"))["value"] == LARGE
             assert stream.place == ""  # not all has come yet
             position = (await stream.until("state.ready"))["position"]
-            assert stream.place == f"~{position}"
+            assert stream.place.startswith(f"~{position}~")
             await world_.store("orders.1", LARGE | {"n": 1})
             changed = await stream.until("state")
             assert changed["patch"] == {"n": 1}
-            assert stream.place == f"~{changed['position']}"
+            assert stream.place.startswith(f"~{changed['position']}~")
         await world_.store("orders.2", {"a": "\n"})
         back = {"Last-Event-ID": stream.place}
         async with listen(url, state="orders.*", token=token, headers=back) as stream:
@@ -222,7 +222,7 @@ async def test_streams(tmp_path: Path, nats: NatsServer) -> None:
             assert document["value"] == {"a": 2}
             await world_.nats.store("events.acme.orders.1", b"1")
             event = await both.until("event")
-            assert both.place == f"{event['position']}~{document['position']}"
+            assert both.place.startswith(f"{event['position']}~{document['position']}~")
         await world_.nats.store("events.acme.orders.1", b"2")
         await world_.store("orders.3", {})
         back = {"Last-Event-ID": both.place}
@@ -280,3 +280,84 @@ async def test_polls(tmp_path: Path, nats: NatsServer) -> None:
         assert channels(json.loads(answer.body)) == ["orders.2"]
         answer = await ask(url, "POST", "/poll", token=token, json={"state": ["other"]})
         assert answer.status == 403
+
+
+async def test_a_position_is_of_a_list_and_of_rights(tmp_path: Path, nats: NatsServer) -> None:
+    """Who comes back with more documents than the position is of gets all: nothing has changed of the others.
+
+    In the session and in another one, as after a restart, and over Server-Sent Events.
+    """
+    async with world(tmp_path, nats) as world_:
+        url, whole = world_.broker.running.http, world_.broker.token()
+        less = world_.broker.token(subscribe=[">"], deny=["orders.3"])
+        for number in (1, 2, 3):
+            await world_.store(f"orders.{number}", {"n": number})
+
+        async def poll(token: str = whole, **given: Any) -> Any:
+            answer = await ask(url, "POST", "/poll", token=token, json={"wait": 0} | given)
+            assert answer.status == 200, answer
+            return json.loads(answer.body)
+
+        def kept(answer: Any, *names: str) -> dict[str, str]:
+            return {name: answer[name] for name in names or ("session", "position")}
+
+        def told(answer: Any) -> tuple[list[str], bool, bool]:
+            said = answer["state"]
+            return [each["channel"][-1] for each in said["documents"]], said["recovered"], said["ready"]
+
+        one = await poll(state=["orders.1"])
+        grown = await poll(state=["orders.1", "orders.2"], **kept(one))
+        assert told(grown) == (["1", "2"], False, True)
+        assert told(await poll(state=["orders.2", "orders.1"], **kept(grown))) == ([], True, True)
+        assert told(await poll(state=["orders.2", "orders.1"], **kept(grown, "position"))) == ([], True, True)
+        assert told(await poll(state=["orders.*"], **kept(grown, "position"))) == (
+            ["1", "2", "3"],
+            False,
+            True,
+        )
+        assert told(await poll(state=["orders.2"], **kept(grown))) == (["2"], False, True)
+
+        denied = await poll(less, state=["orders.*"])
+        assert told(denied) == (["1", "2"], True, True)
+        assert told(await poll(state=["orders.*"], **kept(denied, "position"))) == (
+            ["1", "2", "3"],
+            False,
+            True,
+        )
+        assert told(await poll(less, state=["orders.*"], **kept(denied))) == ([], True, True)
+        allowed = await poll(state=["orders.*"], **kept(denied))
+        assert told(allowed) == (["1", "2", "3"], False, True)
+        assert told(await poll(state=["orders.*"], **kept(allowed))) == ([], True, True)
+
+        partly = await poll(state=["orders.1", "other"])
+        assert [each["channel"] for each in partly["refused"]] == ["other"]
+        assert told(await poll(state=["orders.1"], **kept(partly))) == (["1"], False, True)
+        assert told(await poll(state=["orders.1", "other"], **kept(partly, "position"))) == (
+            ["1"],
+            False,
+            True,
+        )
+        nothing = await poll(state=["users.alice.*"], position="x-1~", wait=60)
+        assert told(nothing) == ([], False, True)
+
+        both = await poll(channels=["orders.1"], state=["orders.1"])
+        await world_.nats.store("events.acme.orders.1", b"1")
+        alone = await poll(channels=["orders.1"], wait=60, **kept(both))
+        assert ([each["event"] for each in alone["events"]], "state" in alone) == ([1], False)
+        assert "~" not in alone["position"]
+        again = await poll(channels=["orders.1"], state=["orders.1"], **kept(alone))
+        assert told(again) == (["1"], True, True)
+
+        async with listen(url, state="orders.*", token=less) as stream:
+            await stream.until("state.ready")
+        back = {"Last-Event-ID": stream.place}
+        for target, token, recovered in (
+            ("orders.*", less, True),
+            ("orders.*", whole, False),
+            ("orders.3", whole, False),
+        ):
+            async with listen(url, state=target, token=token, headers=back) as other:
+                assert (await other.until("state.opened"))["recovered"] is recovered, target
+                await other.until("state.ready")
+                came = [each["payload"]["channel"] for each in other.log if each["type"] == "state"]
+                assert ("orders.3" in came) is not recovered

@@ -35,6 +35,17 @@ TRUE = msgspec.Meta(extra_json_schema={"const": True})
 payload = msgspec.json.Decoder(sse.Payload)
 
 
+class Message(Struct, rename="camel"):
+    """A message of the session's connection."""
+
+    type: str
+    payload: msgspec.Raw
+    message_id: str | None = None
+
+    def field(self, name: str) -> Any:
+        return msgspec.json.decode(self.payload).get(name)
+
+
 class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A poll, with `session` and `position` of the newest answer; only the first one has a start.
 
@@ -174,12 +185,13 @@ class Gathered:
 
     def __bool__(self) -> bool:
         """Whether it says anything."""
-        return bool(self.events or self.gaps or self.refused or self.documents) or not self.recovered
+        recovered = self.recovered and self.documents_recovered
+        return bool(self.events or self.gaps or self.refused or self.documents) or not recovered
 
     @property
     def says(self) -> bool:
         """Whether it has something that a poll waits for."""
-        return bool(self.events or self.gaps or self.documents)
+        return bool(self.events or self.gaps or self.documents) or not self.documents_recovered
 
     @property
     def live_alone(self) -> bool:
@@ -193,6 +205,11 @@ class Gathered:
         """Drop what a start from an earlier position will bring again: all that has a position."""
         self.events = [each for each in self.events if payload.decode(each).position is None]
         self.gaps = [each for each in self.gaps if payload.decode(each).to is None]
+
+    def forget_documents(self) -> None:
+        """Drop what has come of documents: all of it comes again, or is not wanted any more."""
+        self.documents.clear()
+        self.documents_recovered = True
 
     def keep(self, patterns: Iterable[str]) -> None:
         """Drop events of channels that the client no longer asks for."""

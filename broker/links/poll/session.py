@@ -23,7 +23,8 @@ from broker.actors.transport import Closed, Inbound, LinkLost, LinkState, Restin
 from broker.errors import CloseCode, Unavailable
 from broker.http.refusals import from_error, from_message
 from broker.http.responses import JSON, Response
-from broker.links.poll.messages import Followed, Gathered, Poll, Polled, lag, payload
+from broker.links.poll.documents import Documents, events_alone
+from broker.links.poll.messages import Gathered, Message, Poll, Polled, lag, payload
 from broker.wire import frames, messages, sse
 
 if TYPE_CHECKING:
@@ -33,19 +34,7 @@ SESSION_SECONDS = 60.0  # without a poll
 GRACE_SECONDS = 5.0  # from a poll to the next one, in which it keeps its place among its user's connections
 DOT = "."  # in a name, between the session's id and the count of answers
 ANSWER_BYTES = 64 * 1024  # an answer that has this much is sent; more waits for the next poll
-NEVER = "0-0"  # a position of no stream of documents: all are to be sent
 CATCH_UP_SECONDS = 5.0  # that a poll waits for events that exist already, whatever `wait` is
-
-
-class Message(msgspec.Struct, rename="camel"):
-    """A message of the connection."""
-
-    type: str
-    payload: msgspec.Raw
-    message_id: str | None = None
-
-    def field(self, name: str) -> Any:
-        return msgspec.json.decode(self.payload).get(name)
 
 
 class Failed(Exception):
@@ -117,9 +106,8 @@ class PollTransport:
     cut: bool = False  # by the broker: nothing more is taken, though a poll may still wait
     left_by_client: bool = False
     gathered: Gathered = attrs.Factory(Gathered)
-    followed: list[str] | None = None  # the documents of the newest poll
-    documents: sse.DocumentPlace = attrs.Factory(lambda: sse.DocumentPlace(""))
-    told: str = ""  # the position in the documents that the newest answer had
+    rights: messages.Authenticated | None = None  # of the token
+    documents: Documents = attrs.Factory(Documents)
 
     def __attrs_post_init__(self) -> None:
         self.sessions[self.id] = self
@@ -218,18 +206,21 @@ class PollTransport:
     async def answer(self, poll: Poll, token: str, tenant: str | None) -> Response:
         """Wait for something to answer a poll with, and return the answer. A newer poll ends an older one."""
         turn, grace = object(), GRACE_SECONDS
-        poll, stood = taken_apart(poll)
+        position, stood = events_alone(poll.position)
+        poll = msgspec.structs.replace(poll, position=position)
         try:
             async with self.talking:
                 self.resting = False
                 await self.authenticate(token, tenant)
                 self.turn = turn
                 self.changed.unpark_all()
-                at_once = self.asked is None and not poll.start
+                at_once = self.asked is None and not (poll.start or stood)
+                known = self.asked is not None
                 lost = self.asked is not None and self.lost(poll)
                 stands = await self.tune(poll)
-                await self.tune_documents(poll.state, stood, lost=lost)
-                stands, full_name = self.composed(stands, self.told), self.full_name
+                stood = self.documents.stands(poll, stood, known=known, lost=lost)
+                await self.tune_documents(poll, stood, lost=lost)
+                stands, full_name = self.documents.composed(stands), self.full_name
             await self.gather(turn, 0 if at_once else poll.wait)
             return self.taken() if self.turn is turn else self.document(Gathered(), stands, full_name)
         except Failed as failed:
@@ -256,7 +247,8 @@ class PollTransport:
             return
         self.token_hash = b""  # if this is cancelled, nobody knows which of the two the connection has
         reply = await self.request("authenticate", {"token": token} | ({"tenant": tenant} if tenant else {}))
-        self.encoded_user = reply.field("private").split(".")[1]
+        self.rights = msgspec.json.decode(reply.payload, type=messages.Authenticated)
+        self.encoded_user = self.rights.private.split(".")[1]
         self.token_hash, self.tenant = token_hash, tenant
 
     def lost(self, poll: Poll) -> bool:
@@ -333,45 +325,30 @@ class PollTransport:
         self.resume_position = None if self.place.unfinished else reply.field("position")
         return reply
 
-    async def tune_documents(self, wanted: list[str] | None, stood: str | None, *, lost: bool) -> None:
-        """Open the documents that a poll asks for; `stood` is where its client stands. Raises `Failed`."""
-        if wanted is None or (wanted == self.followed and not lost and stood in (None, self.told)):
+    async def tune_documents(self, poll: Poll, stood: str | None, *, lost: bool) -> None:
+        """Follow the documents that a poll asks for; `stood` is where its client stands. Raises `Failed`."""
+        wishes = self.documents.tune(poll, stood, self.rights, lost=lost) if self.rights else []
+        if not wishes:
             return
-        before, asked = self.followed, self.asked
-        self.followed = self.asked = None
-        wish: dict[str, Any] = {"channel": wanted}
-        if stood is not None and (before in (None, wanted)):
-            wish["position"] = stood or NEVER
-        self.gathered.documents.clear()
-        self.documents = sse.DocumentPlace(stood or "")
+        asked, self.asked = self.asked, None
+        self.gathered.forget_documents()
         try:
-            if before is not None and (gone := sorted(set(before) - set(wanted))):
-                await self.request("state.close", {"channel": gone})
-            reply = await self.request("state.open", wish)
-            self.gathered.refused = [*self.gathered.refused, *reply.field("refused")]
-            self.followed, self.asked = wanted, asked
+            for kind, wish in wishes:
+                await self.request(kind, wish)
+            self.asked = asked
         finally:
-            if self.followed is None:  # as in `tune`
+            if self.asked is None:  # as in `tune`
                 self.end()
-
-    def composed(self, events: str | None, documents: str) -> str | None:
-        """Return the position for the client: of the events, or where it follows documents of both."""
-        return events if self.followed is None else sse.composed(events, documents)
 
     async def gather(self, turn: object, wait: float) -> None:
         """Wait for something to answer with, at most `wait` seconds."""
         until = trio.current_time() + wait
         with trio.move_on_after(CATCH_UP_SECONDS):
-            while not self.over(turn) and (self.is_behind or self.unready) and self.open:
+            while not self.over(turn) and (self.is_behind or self.documents.unready) and self.open:
                 await self.changed.park()
         with trio.move_on_at(until):
             while not (self.over(turn) or self.gathered.says):
                 await self.changed.park()
-
-    @property
-    def unready(self) -> bool:
-        """Whether the documents have not all come yet."""
-        return self.followed is not None and not self.documents.ready
 
     def over(self, turn: object) -> bool:
         self.read()
@@ -392,21 +369,15 @@ class PollTransport:
         self.turns += bool(gathered) and (before is None or self.resume_position in (None, before))
         moved = before != self.resume_position
         self.live_alone = not gathered.refused if moved else gathered.live_alone
-        self.told = self.documents.position
-        return self.document(gathered, self.composed(self.resume_position, self.told), self.full_name)
+        self.documents.taken()
+        return self.document(gathered, self.documents.composed(self.resume_position), self.full_name)
 
     def document(self, gathered: Gathered, position: str | None, full_name: str) -> Response:
         polled = Polled(
             session=full_name,
             events=gathered.events,
             gaps=gathered.gaps,
-            state=UNSET
-            if self.followed is None
-            else Followed(
-                documents=gathered.documents,
-                recovered=gathered.documents_recovered,
-                ready=self.documents.ready,
-            ),
+            state=self.documents.answer(gathered) or UNSET,
             position=UNSET if position is None else position,
             recovered=gathered.recovered,
             refused=gathered.refused or UNSET,
@@ -452,22 +423,10 @@ class PollTransport:
                 self.place.unfinished.clear()
                 self.gathered.restart()
                 self.size = len(self.buffer) + self.gathered.size
-            case "state":
-                self.gathered.documents.append(message.payload)
-                if self.documents.ready:
-                    self.documents.position = followed.payload.position or ""
-            case "state.opened" | "state.ready":
+            case "state" | "state.opened" | "state.ready" | "state.closed":
+                self.documents.hear(message, followed.payload, self.gathered)
                 if message.type == "state.opened":
-                    recovered = bool(followed.payload.recovered)
-                    self.gathered.documents.clear()
-                    self.gathered.documents_recovered = recovered
-                    self.documents.follow(followed, recovered=recovered and bool(self.documents.position))
-                else:
-                    self.documents.follow(followed, recovered=True)
-            case "state.closed" if message.message_id is None:
-                self.gathered.refused.append(
-                    {"channel": message.field("channel"), "code": message.field("code")}
-                )
+                    self.size = len(self.buffer) + self.gathered.size
             case "unsubscribed" if message.message_id is None:
                 channel = message.field("channel")
                 self.held.discard(channel)
@@ -483,14 +442,6 @@ class PollTransport:
         ):  # it follows the reply to the same message
             self.reply = message
         self.place.follow(followed)
-
-
-def taken_apart(poll: Poll) -> tuple[Poll, str | None]:
-    """Return a poll with the position in the events alone, and that in the documents, if it has one."""
-    if poll.position is None or poll.state is None:
-        return poll, None
-    events, documents = sse.taken_apart(poll.position)
-    return msgspec.structs.replace(poll, position=events or None), documents
 
 
 def to_error(message: Message) -> messages.Error:
