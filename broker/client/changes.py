@@ -32,6 +32,7 @@ Frame: TypeAlias = "tuple[str, Payload, str]"  # type, payload, messageId
 
 EACH_SECONDS = 0.2  # between two changes of a document
 UNKNOWN = (errors.UnknownOutcome.code, errors.Timeout.code, errors.Internal.code)
+CERTAIN = (errors.Conflict.code, errors.Rejected.code, errors.TooLarge.code)  # said by who remembers changes
 TRIES = 6  # of a change whose outcome stays unknown
 DOUBTS = 3  # connections on which it had no answer in time
 
@@ -151,9 +152,10 @@ class Changes:
 
     def cut(self) -> None:
         """Handle a lost connection: what had no answer is sent on the next one, as it was."""
-        self.sent = {}
-        for edited in self.edited.values():
+        for edited in self.sent.values():
+            edited.draft.doubt()
             edited.sent_at = inf
+        self.sent = {}
 
     def waiting(self) -> list[Edited]:
         return [
@@ -178,7 +180,9 @@ class Changes:
             if change is None:
                 continue
             payload = {"channel": edited.channel, **change.payload}
-            if (size := size_of(payload)) > (most := self.gate.allowed.message_bytes):
+            if (size := size_of(payload | {"revision": change.revision})) > (
+                most := self.gate.allowed.message_bytes
+            ):
                 too_large = f"{size} bytes; the broker's `message_bytes` is {most:g}"
                 self.refused(edited, errors.TooLarge(too_large), None)
                 continue
@@ -203,8 +207,9 @@ class Changes:
         code = payload["code"]
         if "conflict" not in payload:  # which the broker does not count as a failure
             self.gate.refused("changes", payload, now)
-        unknown = code in UNKNOWN
-        edited.tries += unknown
+        if unknown := code in UNKNOWN:
+            edited.tries += 1
+            edited.draft.doubt()
         if edited.tries >= TRIES or not (unknown or payload.get("retryable")):
             self.refused(edited, refusal(payload), payload.get("conflict"))
         else:
@@ -213,11 +218,21 @@ class Changes:
         return True
 
     def refused(self, edited: Edited, error: BrokerError, conflict: list[Any] | None) -> None:
-        """Take back the change under way: it came to nothing, or there, where others were first."""
+        """Take back the change under way: it came to nothing, or there, where others were first.
+
+        Not if it was seen stored, whatever is said later.
+        """
         edited.tries = edited.doubts = 0
+        draft = edited.draft
+        if draft.echoed:
+            draft.land()
+            self.tell(edited)
+            return
+        if draft.flying and draft.flying.doubtful and error.code not in CERTAIN:
+            error = errors.UnknownOutcome(error.message)
         found = [each["paths"] for each in conflict or () if each["channel"] == edited.channel]
         theirs = found[0] if found else None
-        mine = edited.draft.refused([path_of(each) for each in theirs] if theirs else (ALL,))
+        mine = draft.refused([path_of(each) for each in theirs] if theirs else (ALL,))
         for editor in list(edited.editors):
             editor.refused(edited.channel, error, mine, theirs)
         self.tell(edited)

@@ -13,7 +13,7 @@ import attrs
 
 from broker import errors, subjects
 from broker.client.changes import Changes, Editor
-from broker.client.draft import NEVER, superseded
+from broker.client.draft import never, superseded
 from broker.client.gate import seconds
 from broker.client.outbox import refusal
 from broker.documents.patches import apply
@@ -137,8 +137,9 @@ class Documents:
         if draft.revision is None:
             opens = [each for each in self.opens.values() if each.covers(full)]
             rows = [each.rows[full] for each in opens if full in each.rows]
-            if rows or any(each.is_ready for each in opens):
-                draft.heard(*(rows[0] if rows else (NEVER, None)))
+            rows += [(never(each.position), None) for each in opens if each.is_ready and each.position]
+            if rows:
+                draft.heard(*rows[0])
         return draft
 
     @property
@@ -298,7 +299,7 @@ class Documents:
         held.fresh, held.position, held.is_ready = None, position, True
         for edited in list(self.changes.edited.values()):
             if edited.draft.revision is None and held.covers(edited.channel):
-                self.changes.heard(edited.channel, NEVER, None)
+                self.changes.heard(edited.channel, never(position), None)
         for follower in list(held.followers):
             follower.ready()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from broker.client.items import Payload
     from broker.documents.patches import Path
 
-NEVER = "-0"  # the end of a revision that says that nothing has ever been there
+NEVER = "-0"  # the end of a revision that says that nothing has ever been there, see `never`
 ALL: Path = ()
 
 
@@ -39,13 +39,17 @@ class Change:
 
 @attrs.frozen
 class Sent(Change):
-    """A change under way."""
+    """A change under way, first sent on this revision. `doubtful`: the broker may have it already."""
 
     id: str
+    revision: str | None = None
+    doubtful: bool = False
 
     @property
     def payload(self) -> Payload:
-        return {"id": self.id, "patch": self.patch["d"], "was": self.was.get("d")}
+        """What is sent. A repetition says from where on the document has to remember it."""
+        repeated = {"revision": self.revision} if self.doubtful and self.revision else {}
+        return {"id": self.id, "patch": self.patch["d"], "was": self.was.get("d"), **repeated}
 
 
 @attrs.frozen
@@ -117,8 +121,14 @@ class Draft:
         """Return the next change to send; None if there is none, or one is under way."""
         if self.flying or not self.typed:
             return None
-        self.flying, self.typed = Sent(self.typed.patch, self.typed.was, make_id()), None
+        self.flying = Sent(self.typed.patch, self.typed.was, make_id(), self.revision)
+        self.typed = None
         return self.flying
+
+    def doubt(self) -> None:
+        """Note that the change under way may be stored, and that nobody has said so."""
+        if self.flying:
+            self.flying = attrs.evolve(self.flying, doubtful=True)
 
     def heard(self, revision: str, value: Any, ids: Collection[str] = ()) -> None:
         """Take the broker's word on the document; `ids` are the changes that made this revision."""
@@ -168,6 +178,11 @@ class Draft:
             self.type(*kept, base)
         gone = part([leaf for leaf in each_leaf if broken.meets(leaf[0])], was)
         return gone and gone[0]["d"]
+
+
+def never(position: str) -> str:
+    """Return the revision of what is not there, in the stream of a position."""
+    return position.rpartition("-")[0] + NEVER
 
 
 def superseded(revision: str, held: str | None) -> bool:

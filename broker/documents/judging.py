@@ -43,7 +43,8 @@ class Change:
     """A change `n` of a user's session. `patch` None deletes; `was` None: there is no document yet.
 
     `revision` is the sequence on which it was made, -1 for one of another stream. Without `was` it is the
-    condition of the patch; of `add` it is none, as sums may be made in any order.
+    condition of the patch; beside `was`, and of `add`, it only tells whether it may have been applied and
+    forgotten.
     """
 
     session: str
@@ -81,11 +82,19 @@ class Change:
 
 @attrs.frozen(kw_only=True)
 class Version:
-    """What is stored under a channel at a sequence; `value` None: no document. Sequence 0: nothing at all."""
+    """What is stored under a channel at a sequence; `value` None: no document. Sequence 0: nothing at all.
+
+    `invalid` says why what is stored is no document, and takes no changes.
+    """
 
     value: Value | None = None
     sequence: int = 0
     memory: Memory = attrs.Factory(Memory)
+    invalid: str | None = None
+
+    def knows(self, change: Change) -> bool:
+        """Return whether this change, or a later one of its session, has been applied."""
+        return self.memory.knows(session=change.session, n=change.n, user=change.user)
 
     def covers(self, revision: int) -> bool:
         """Return whether it knows every change that was made on this sequence and applied."""
@@ -227,18 +236,22 @@ def unnamed(patch: Any, was: Any, path: Path = ()) -> Iterator[Path]:
 
 def judge(change: Change, version: Version) -> Verdict:
     """Return what becomes of a change, which `check` has passed."""
-    if version.memory.knows(session=change.session, n=change.n, user=change.user):
+    if version.knows(change):
         return Standing()
+    # What is not covered may be a repetition, of which others have changed what it made.
     covered = change.revision is None or version.covers(change.revision)
     if change.add and not covered:
         return Unknowable()
     if change.patch is not OUT:
-        # What cannot be known may be a repetition: then it is no conflict with itself.
-        done = not change.add and is_done(change.patch, version.value)
+        done = not change.add and version.invalid is None and is_done(change.patch, version.value)
         if done and (change.was is not OUT or not covered):
             return Standing()
-        if paths := conflicts(change, version):
-            return conflicting({pointer(path): each for path, each in paths.items()}, version.value)
+        if change.was is not OUT and not covered:
+            return Unknowable()
+    if version.invalid is not None:
+        return Refused(f"what is stored there is no document: {version.invalid}")
+    if change.patch is not OUT and (paths := conflicts(change, version)):
+        return conflicting({pointer(path): each for path, each in paths.items()}, version.value)
     return applied(change, version.value)
 
 

@@ -12,9 +12,16 @@ from broker import subjects
 from broker.bus.base import OutcomeUnknown, Stale
 from broker.documents import values
 from broker.documents.values import Invalid
-from broker.errors import BadMessage, Conflict, InvalidChannel, InvalidPosition, NotFound, Unavailable
+from broker.errors import (
+    BadMessage,
+    Conflict,
+    InvalidChannel,
+    InvalidPosition,
+    NotFound,
+    Unavailable,
+    UnknownOutcome,
+)
 from broker.features.state import store
-from broker.features.state.store import Unusable
 from broker.operations import reports
 from broker.operations.storage import collect, rfc3339
 from broker.wire import positions
@@ -120,7 +127,7 @@ class Documents:
             except Stale:
                 continue
             except OutcomeUnknown:
-                raise Unavailable("it may have been written: NATS has not answered; look at it") from None
+                raise UnknownOutcome("it may have been written: NATS has not answered; look at it") from None
             log.warning("document_written_by_operator", tenant=tenant, channel=channel, deleted=not body)
             return reports.DocumentWritten(revision=self.text(written))
         raise Conflict(f"{channel}: others change it all the time; try again")
@@ -139,16 +146,15 @@ class Documents:
         return str(Position(self.incarnation, sequence))
 
     def report(self, entry: Entry) -> reports.DocumentReport:
-        version = store.read((entry.sequence, entry.subject, entry.body, entry.headers))
-        unusable = version.reason if isinstance(version, Unusable) else None
+        invalid = store.read((entry.sequence, entry.subject, entry.body, entry.headers)).invalid
         return reports.DocumentReport(
             channel=self.channel(entry.subject),
             revision=self.text(entry.sequence),
             time=rfc3339(entry.time),
             publisher=published_by(entry.headers),
             size=len(entry.body),
-            invalid=unusable,
-            value=msgspec.Raw(b"null" if unusable else entry.body),
+            invalid=invalid,
+            value=msgspec.Raw(b"null" if invalid else entry.body),
         )
 
 

@@ -224,19 +224,26 @@ async def test_a_change() -> None:
 
 
 async def test_a_change_is_sent_again_as_it_was() -> None:
-    """After a cut, where its outcome is not known, and later where the broker says so; not for ever."""
+    """After a cut, where its outcome is not known, and later where the broker says so; not for ever.
+
+    What was certainly not stored is no repetition; another one says from where on it would be remembered.
+    """
     client = Client()
     order = client.order()
     order.change({"amount": 2})
     [first] = client.send()
-    assert first in client.again() + client.send(EACH_SECONDS)
-    for code in ("unknown_outcome", "timeout"):
-        client.refuse(code)
-        assert client.send(WAIT) == [first]
     client.refuse("unavailable", retryable=True, retry_after_ms=5000)
     assert (client.send(4.9), client.send(0.2)) == ([], [first])
-    client.stored("s-6")
-    client.state("s-6", value={"amount": 2, "note": "a"})
+    client.state("s-6", value={"amount": 1, "note": "b"})
+    again = first | {"revision": "s-5"}
+    assert again in client.again() + client.send(EACH_SECONDS)
+    for code in ("unknown_outcome", "timeout"):
+        client.refuse(code)
+        assert client.send(WAIT) == [again]
+    client.refuse("unavailable", retryable=True, retry_after_ms=5000)
+    assert (client.send(4.9), client.send(0.2)) == ([], [again])
+    client.stored("s-7")
+    client.state("s-7", value={"amount": 2, "note": "a"})
     assert (order.pending, order.unsaved) == (0, False)
     order.change({"amount": 3})
     client.send(1.0)
@@ -254,6 +261,42 @@ async def test_a_change_is_sent_again_as_it_was() -> None:
         client.again()
     assert isinstance(order.error, BadMessage)  # nor had its open an answer
     assert (order.value, order.unsaved) == ({"amount": 2, "note": "a"}, False)
+
+
+async def test_what_was_seen_stored_is_never_called_refused() -> None:
+    """A revision that has it proves it, and where nothing does its outcome is not known."""
+    client = Client()
+    order = client.order()
+    order.change({"amount": 2})
+    client.send()
+    client.state("s-6", **{"from": "s-5"}, patch={"amount": 2}, by=[{"id": client.sent[-1][1]["id"]}])
+    client.state("s-7", value={"amount": 3, "note": "a"})
+    client.again()
+    client.send(EACH_SECONDS)
+    client.refuse("conflict", conflict=[{"channel": NAME, "revision": "s-7", "paths": {"/amount": 3}}])
+    await order.saved()
+    assert (order.value, order.pending, [*order.told]) == ({"amount": 3, "note": "a"}, 0, [])
+    for code, error in (("forbidden", UnknownOutcome), ("rejected", Rejected)):
+        order.change({"amount": 4})
+        client.send(1.0)
+        client.again()
+        client.send(1.0)
+        client.refuse(code)
+        with pytest.raises(error):
+            await order.saved()
+
+
+def test_what_is_not_there_is_so_in_a_stream() -> None:
+    """Also the repetition of what makes a document says where it began."""
+    client = Client()
+    orders = client.collection("orders.*")
+    client.send()
+    client.opened("orders.*")
+    client.ready("orders.*", "s-5")
+    orders.change(NAME, {"amount": 1})
+    [made] = client.send()
+    assert made["was"] is None
+    assert made | {"revision": "s-0"} in client.again() + client.send(EACH_SECONDS)
 
 
 async def test_a_conflict() -> None:
@@ -440,7 +483,7 @@ async def test_over_a_cut(running: Running) -> None:
 
     async with broker(first, second) as url, running(url) as session:
         await inside(session, work)
-        assert heard[0] == heard[1]
+        assert heard[1] == heard[0] | {"revision": "s-5"}
 
 
 WRONG: dict[str, tuple[Any, type[Exception]]] = {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgspec
 import pytest
 from hypothesis import assume, example, given, settings
@@ -189,6 +190,35 @@ def test_a_forgotten_change_by_revision_that_is_there() -> None:
     assert isinstance(judging.judge(change, stored({"a": 2}, 9, Memory(floor=3))), Standing)
     assert isinstance(judging.judge(change, stored({"a": 2}, 9, Memory(floor=2))), Conflicting)
     assert isinstance(judging.judge(change, stored({"a": 1}, 9, Memory(floor=3))), Conflicting)
+
+
+def test_a_forgotten_change_by_what_it_replaces() -> None:
+    """Who repeats it says on which revision it was made: beyond what is remembered nobody knows its outcome.
+
+    It may be what others have changed since, or there and back; but not what is done.
+    """
+    change = the_change({"patch": {"a": 2}, "was": {"a": 1}, "revision": 3})
+    for there, verdict in ((1, Accepted), (2, Standing), (3, Conflicting)):
+        covered = judging.judge(change, stored({"a": there}, 9, Memory(floor=2)))
+        assert isinstance(covered, verdict)
+        forgotten = judging.judge(change, stored({"a": there}, 9, Memory(floor=3)))
+        assert isinstance(forgotten, Standing if there == 2 else Unknowable)
+
+
+def test_what_is_no_document_takes_no_changes() -> None:
+    """But it may remember some, and who repeats one that it has forgotten is not refused."""
+    change = the_change({"patch": {"a": 2}, "was": {"a": 1}})
+    repeated = attrs.evolve(change, revision=3)
+    deleted = the_change({"patch": None, "was": None})
+    for remembered, first, again in (
+        (Memory(floor=2), Refused, Refused),
+        (Memory(floor=3), Refused, Unknowable),
+        (Memory(floor=3).with_changes([change.entry(4)]), Standing, Standing),
+    ):
+        version = Version(sequence=9, memory=remembered, invalid="it is a list")
+        assert isinstance(judging.judge(change, version), first)
+        assert isinstance(judging.judge(repeated, version), again)
+    assert isinstance(judging.judge(deleted, Version(sequence=9, invalid="it is a list")), Refused)
 
 
 def test_a_session_is_remembered_by_its_last_change() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -24,6 +24,9 @@ from broker.subjects import Names
 from tests.features.documents import Asker, Broker, Killed, World
 from tests.support.seeds import seeded, simulated
 
+if TYPE_CHECKING:
+    import pytest
+
 __all__ = ["seeded"]
 
 CHANNELS = ("board.1", "board.2", "owned.1", "owned.2")
@@ -36,8 +39,14 @@ class Done:
     """A change and how it ended: `changed`, `refused` or `unknown`."""
 
     changes: dict[str, Change]
+    seen: dict[str, int]  # the sequences that they are made on
     end: str = "unknown"
     error: str = ""
+
+    def repeated(self) -> dict[str, Change]:
+        return {
+            channel: attrs.evolve(each, revision=self.seen[channel]) for channel, each in self.changes.items()
+        }
 
 
 @attrs.define(eq=False)
@@ -48,6 +57,7 @@ class Story:
     all: dict[tuple[str, str], Done] = attrs.Factory(dict)  # by user and id
     opinions: dict[tuple[str, str, str], Any] = attrs.Factory(dict)  # of services, of a change of a document
     own: dict[tuple[str, str], str] = attrs.Factory(dict)  # what services wrote themselves: the revision
+    forgetful: bool = False  # documents remember few sessions, and each change has one of its own
     quiet: bool = False
 
     # --- services
@@ -104,18 +114,23 @@ class Story:
             await trio.sleep(self.rng.uniform(0, 0.3))
             several = self.rng.random() < 0.15
             group = [each for each in CHANNELS if each.startswith(self.rng.choice(("board", "owned")))]
-            channels = group if several and group else [self.rng.choice(CHANNELS)]
-            changes = {each: self.make(name, n, each) for each in channels}
-            done = self.all[name, f"{name}-{n}"] = Done(changes)
+            channels = (
+                group if several and group else [self.rng.choice(CHANNELS[: 1 if self.forgetful else 4])]
+            )
+            session = f"{name}x{n}" if self.forgetful else name
+            changes, seen = dict[str, Change](), dict[str, int]()
+            for each in channels:
+                changes[each], seen[each] = self.make(name, session, n, each)
+            done = self.all[name, f"{session}-{n}"] = Done(changes, seen)
             await self.send(name, done)
 
-    def make(self, name: str, n: int, channel: str) -> Change:
-        """A change of what the client has seen, which may be a little old."""
+    def make(self, name: str, session: str, n: int, channel: str) -> tuple[Change, int]:
+        """A change of what the client has seen, which may be a little old, and the sequence of that."""
         rng = self.rng
         seen = [each for each in self.world.log if each[1] == Names().document("acme", channel)][-3:]
         version = store.read(rng.choice([*seen, *seen[-1:], *seen[-1:]]) if seen else None)
         assert isinstance(version, judging.Version)
-        value, fields = version.value, dict[str, Any](session=name, n=n, user=name)
+        value, fields = version.value, dict[str, Any](session=session, n=n, user=name)
         mood = rng.random()
         if value is None:
             fields |= {"patch": {"a": f"{name}-{n}", "n": 0}, "was": None}
@@ -133,21 +148,26 @@ class Story:
             fields |= {"patch": patch, "was": saw(patch, value)}
         change = Change(**fields)
         judging.check(change)
-        return change
+        return change, version.sequence
 
     async def send(self, name: str, done: Done) -> None:
-        """Sends a change until its outcome is known, through any broker."""
+        """Sends a change until its outcome is known, through any broker, as client libraries do."""
         unknown = False
         for _ in range(12):
             broker = self.rng.choice(self.brokers)
             try:
-                with trio.move_on_after(self.rng.choice((0.05, 60, 60, 60))) as patience:
-                    await broker.change(Asker(f"{name}@{id(broker)}", name), done.changes)
+                with trio.move_on_after(
+                    self.rng.choice((0.03 if self.forgetful else 0.05, 60, 60, 60))
+                ) as patience:
+                    changes = done.repeated() if unknown else done.changes
+                    await broker.change(Asker(f"{name}@{id(broker)}", name), changes)
                     done.end = "changed"
                     return
                 if patience.cancelled_caught:
                     unknown = True
             except FINAL as error:
+                if unknown and self.forgetful and any(each.was is OUT for each in done.changes.values()):
+                    return  # without `was` its revision is the condition, and no more can be said
                 done.end, done.error = "refused", repr(error)
                 return
             except (Unavailable, BadAnswer) as error:  # which say nothing of an earlier attempt
@@ -158,7 +178,7 @@ class Story:
                 unknown = True
                 if any(change.add for change in done.changes.values()) and self.rng.random() < 0.3:
                     return
-            await trio.sleep(self.rng.uniform(0, 4))
+            await trio.sleep(self.rng.uniform(0, 12 if self.forgetful else 4))
 
     # --- brokers
 
@@ -267,11 +287,16 @@ async def test_where_too_many_wait(autojump_clock: trio.testing.MockClock) -> No
 
 
 @simulated(usual=12)
-async def test_documents(seed: int, autojump_clock: trio.testing.MockClock) -> None:
+async def test_documents(
+    seed: int, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(f"{seed} documents")
     async with trio.open_nursery() as nursery:
         world = World(rng, nursery, failures=rng.choice((0.0, 0.05, 0.2)))
         story = Story(rng, world, [Broker(world) for _ in range(rng.randint(1, 4))])
+        story.forgetful = rng.random() < 0.3
+        if story.forgetful:  # no write carries as many changes
+            monkeypatch.setattr(memory, "MAX_SESSIONS", 11)
         for each in CHANNELS:
             if each.startswith("owned") and rng.random() < 0.9:
                 world.services[Names().question("acme", each)] = partial(story.service, each)
@@ -280,7 +305,7 @@ async def test_documents(seed: int, autojump_clock: trio.testing.MockClock) -> N
         if rng.random() < 0.7:
             nursery.start_soon(story.kill, nursery)
         async with trio.open_nursery() as clients:
-            for number in range(rng.randint(2, 10)):
+            for number in range(10 if story.forgetful else rng.randint(2, 10)):
                 clients.start_soon(story.client, f"c{number}", rng.randint(5, 20))
         story.quiet = True
         await trio.sleep(60)

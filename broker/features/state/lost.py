@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from broker.documents.judging import Version
 from broker.documents.patches import at, pointer
 from broker.features.state import store
 
@@ -91,5 +90,4 @@ class Ledger:
         del self.writes[subject]
         if base is not None and base < written[0]:
             version = store.read(record)
-            value = version.value if isinstance(version, Version) else None
-            self.lost(LostUpdate(subject=subject, sequence=sequence, changes=written[1], value=value))
+            self.lost(LostUpdate(subject=subject, sequence=sequence, changes=written[1], value=version.value))

@@ -31,7 +31,6 @@ from broker.errors import (
 )
 from broker.features.state import owners, store
 from broker.features.state.owners import Agreed, Written
-from broker.features.state.store import Unusable
 from broker.wire.positions import Position
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Waiting:
     def settle(self, answer: str | BrokerError) -> None:
         """Answer with the revision that has the change, or with why none has."""
         if self.answer is None:
-            if self.sent and isinstance(answer, Unavailable):  # it may have been applied
+            if (self.sent or self.written) and isinstance(answer, BrokerError):  # it may have been applied
                 answer = UnknownOutcome(OUTCOME)
             self.answer = answer
             self.done.set()
@@ -92,20 +91,28 @@ class Waiting:
 
 @contextmanager
 def under_way(group: Sequence[Waiting]) -> Iterator[None]:
-    """Do something by which changes may be applied, and remember so if nobody learns what becomes of it."""
+    """Do something by which changes may be applied, and remember so if nobody learns what becomes of it.
+
+    That is known where it ends well, and where it raises what says that nothing is applied.
+    """
     before = [each.sent for each in group]
     for each in group:
         each.sent = True
     try:
         yield
-    except OutcomeUnknown:
-        raise
-    except Exception:  # what it says is what has become of them
+    except (BrokerError, Stale):
         for each, sent in zip(group, before, strict=True):
             each.sent = sent
         raise
     for each, sent in zip(group, before, strict=True):
         each.sent = sent
+
+
+def settle_written(group: Sequence[Waiting], revision: str) -> None:
+    for each in group:
+        each.written = True
+    for each in group:
+        each.settle(revision)
 
 
 @attrs.frozen(kw_only=True)
@@ -137,7 +144,7 @@ class Queue:
     waiting: deque[Waiting] = attrs.Factory(deque)
     joint: int = 0  # changes of several documents that have, or wait for, the turn
     turn: trio.Lock = attrs.Factory(trio.Lock)
-    known: Version | Unusable | None = None
+    known: Version | None = None
     pending: tuple[Write, list[Waiting]] | None = None
     working: bool = False
 
@@ -152,7 +159,7 @@ class Queue:
 
     def heard(self, record: Record) -> None:
         """Note what the feed of the stream says of the document."""
-        if not isinstance(self.known, Version) or record[0] > self.known.sequence:
+        if self.known is None or record[0] > self.known.sequence:
             self.known = store.read(record)
 
     async def work(self) -> None:
@@ -171,13 +178,13 @@ class Queue:
     def fail(self, error: BrokerError) -> None:
         """Answer all changes that are left."""
         for each in self.waiting:
-            each.settle(UnknownOutcome(OUTCOME) if each.sent else error)
+            each.settle(error)
         self.waiting.clear()
 
     async def round(self) -> None:
         try:
             version = self.known
-            fresh = self.pending is not None or self.rule.service or not isinstance(version, Version)
+            fresh = self.pending is not None or self.rule.service
             if version is None or fresh:
                 version, fresh = await self.read(), True
             if write := self.unfinished(version):
@@ -187,7 +194,7 @@ class Queue:
             if group is None:  # what is not written is so by what is stored now
                 version = await self.read()
                 group = self.gather(version, fresh=True)
-            if group and isinstance(version, Version):
+            if group:
                 await self.decide(version, group)
         except Unavailable as error:
             self.known = None
@@ -198,26 +205,28 @@ class Queue:
             if any(each.done.is_set() for each in self.waiting):
                 self.waiting = deque(each for each in self.waiting if not each.done.is_set())
 
-    async def read(self) -> Version | Unusable:
+    async def read(self) -> Version:
         self.known = store.read(await self.sources.keyed.get(self.subject))
         return self.known
 
-    def unfinished(self, version: Version | Unusable) -> tuple[Write, list[Waiting]] | None:
+    def unfinished(self, version: Version) -> tuple[Write, list[Waiting]] | None:
         """Return the write that is to be sent again: it may still arrive, and replace this version.
 
         Where another version has come, it cannot any more. Then its changes are judged by that, which knows
-        those that it has.
+        those that it has, or has forgotten them.
         """
         if self.pending is None:
             return None
         write, group = self.pending
         if all(each.done.is_set() for each in group):
             self.pending = None
-        elif isinstance(version, Version) and version.sequence == write.base:
+        elif version.sequence == write.base:
             return self.pending
         else:
             self.pending = None
             for each in group:
+                if not (version.knows(each.change) or version.covers(write.base)):
+                    each.settle(UnknownOutcome(OUTCOME))
                 each.sent = False
         return None
 
@@ -226,25 +235,21 @@ class Queue:
         now = trio.current_time()
         for each in self.waiting:
             if not each.sent or now > each.began + PATIENCE_SECONDS:
-                each.settle(UnknownOutcome(OUTCOME) if each.sent else error)
+                each.settle(error)
         if not all(each.done.is_set() for each in self.waiting):
             await trio.sleep(RETRY_SECONDS)
 
     # --- judging ---------------------------------------------------------------------------------------
 
-    def gather(self, known: Version | Unusable, *, fresh: bool) -> list[Waiting] | None:
+    def gather(self, known: Version, *, fresh: bool) -> list[Waiting] | None:
         """Return changes for one write, after answering those that nothing is written for.
 
         None where that would be by a version that is not `fresh`.
         """
-        if isinstance(known, Unusable):
-            if not fresh:
-                return None
-            for each in self.waiting:
-                each.settle(Rejected(f"{self.channel}: what is stored there is no document: {known.reason}"))
-            return []
         group, found = Group(), list[Waiting]()
         for each in tuple(self.waiting):
+            if each.done.is_set():
+                continue
             verdict = self.verdict(each, known)
             if isinstance(verdict, Accepted):
                 if group.take(each.change):
@@ -308,9 +313,7 @@ class Queue:
                 return
             if isinstance(said, Written):
                 self.known = None
-                for each in group:
-                    each.written = True
-                    each.settle(said.revision)
+                settle_written(group, said.revision)
                 return
             group, changes = self.agreed(group, said)
         if write := self.make(version, group, changes):
@@ -364,6 +367,10 @@ class Queue:
                 sequence = await self.sources.keyed.put(
                     self.subject, write.body, headers=write.headers, revision=write.base
                 )
+                self.pending = None
+                self.known = write.after(sequence)
+                settle_written(group, self.revision(sequence))
+                self.sources.wrote(self.subject, sequence, group)
         except Stale:
             for each in group:
                 each.overtaken += 1
@@ -372,13 +379,6 @@ class Queue:
         except TooLarge as error:
             for each in group:
                 each.settle(error)
-        else:
-            self.pending = None
-            self.known = write.after(sequence)
-            self.sources.wrote(self.subject, sequence, group)
-            for each in group:
-                each.written = True
-                each.settle(self.revision(sequence))
 
 
 def amended(change: Change, agreed: Agreed) -> Change:

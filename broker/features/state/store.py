@@ -25,14 +25,7 @@ TTL = "Nats-TTL"  # ADR-43
 TOMBSTONE_TTL = "168h"  # for which a deleted document is remembered, as the stream's own markers
 
 
-@attrs.frozen(kw_only=True)
-class Unusable:
-    """What is stored is no document, and takes no changes."""
-
-    reason: str
-
-
-def read(record: Record | None) -> Version | Unusable:
+def read(record: Record | None) -> Version:
     """Return the version that a record is. Of none there is nothing, and an empty body is no document."""
     if record is None:
         return Version()
@@ -42,7 +35,7 @@ def read(record: Record | None) -> Version | Unusable:
         return Version(sequence=sequence, memory=known)
     value = values.parse(body)
     if isinstance(value, Invalid):
-        return Unusable(reason=value.reason)
+        return Version(sequence=sequence, memory=known, invalid=value.reason)
     return Version(value=value, sequence=sequence, memory=known)
 
 

@@ -14,14 +14,13 @@ import structlog
 import trio
 
 from broker.bus.base import OutcomeUnknown, Stale
-from broker.documents.judging import Accepted, Standing, Version
+from broker.documents.judging import Accepted, Standing
 from broker.errors import (
     BadAnswer,
     BrokerError,
     ChangeConflict,
     Contradiction,
     Internal,
-    Rejected,
     TooLarge,
     Unavailable,
     UnknownOutcome,
@@ -33,8 +32,9 @@ from broker.features.state.queue import OUTCOME, PATIENCE_SECONDS, RETRY_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from broker.documents.judging import Version
     from broker.features.state.queue import Queue, Sources, Waiting
-    from broker.features.state.store import Unusable, Write
+    from broker.features.state.store import Write
 
 log = structlog.get_logger()
 
@@ -89,45 +89,43 @@ class Together:
             versions = [await each.queue.read() for each in self.members]
             if writes := self.unfinished(versions):
                 await self.commit(writes)
-            elif judged := self.judge(versions):
+            elif not self.members[0].waiting.done.is_set() and (judged := self.judge(versions)):
                 await self.decide(judged)
         except Unavailable as error:
             first = self.members[0].waiting
             if not first.sent or trio.current_time() > first.began + PATIENCE_SECONDS:
-                self.fail(UnknownOutcome(OUTCOME) if first.sent else error)
+                self.fail(error)
             else:
                 await trio.sleep(RETRY_SECONDS)
 
-    def unfinished(self, versions: Sequence[Version | Unusable]) -> list[tuple[Member, Write]] | None:
+    def unfinished(self, versions: Sequence[Version]) -> list[tuple[Member, Write]] | None:
         """Return the writes that are to be sent again, as those of a `Queue`."""
         if self.pending is None:
             return None
-        found = {
-            each.queue.channel: version.sequence if isinstance(version, Version) else -1
-            for each, version in zip(self.members, versions, strict=True)
-        }
-        if all(found[each.queue.channel] == write.base for each, write in self.pending):
+        found = dict(zip((each.queue.channel for each in self.members), versions, strict=True))
+        written = [(found[each.queue.channel], write.base) for each, write in self.pending]
+        if all(version.sequence == base for version, base in written):
             return self.pending
         self.pending = None
+        change = self.members[0].waiting.change
+        if not any(version.knows(change) or version.covers(base) for version, base in written):
+            self.fail(UnknownOutcome(OUTCOME))  # all of them have forgotten
         for each in self.members:
             each.waiting.sent = False
         return None
 
     # --- judging ---------------------------------------------------------------------------------------
 
-    def judge(self, versions: Sequence[Version | Unusable]) -> list[tuple[Member, Version]]:
+    def judge(self, versions: Sequence[Version]) -> list[tuple[Member, Version]]:
         """Return the documents to write. None where the change is answered."""
-        good: list[tuple[Member, Version]] = []
-        for each, version in zip(self.members, versions, strict=True):
-            if not isinstance(version, Version):
-                self.fail(Rejected(f"{each.queue.channel}: what is stored is no document: {version.reason}"))
-                return []
-            good.append((each, version))
-        self.versions = [version for _, version in good]
-        if any(knows(each, version) for each, version in good):
+        self.versions = versions
+        if any(version.knows(self.members[0].waiting.change) for version in versions):
             self.succeed()
             return []
-        verdicts = [(each, version, each.queue.verdict(each.waiting, version)) for each, version in good]
+        verdicts = [
+            (each, version, each.queue.verdict(each.waiting, version))
+            for each, version in zip(self.members, versions, strict=True)
+        ]
         errors = [
             each.queue.error(verdict, version.sequence)
             for each, version, verdict in verdicts
@@ -185,6 +183,15 @@ class Together:
         try:
             with under_way(self.waiting):
                 sequences = await self.sources.keyed.put_all(puts)
+                self.pending = None
+                for each, _ in writes:
+                    each.waiting.written = True
+                for (each, write), sequence in zip(writes, sequences, strict=True):
+                    each.queue.known = write.after(sequence)
+                    each.waiting.settle(each.queue.revision(sequence))
+                self.succeed()  # the others are as the change would have them already
+                for (each, _), sequence in zip(writes, sequences, strict=True):
+                    self.sources.wrote(each.queue.subject, sequence, [each.waiting])
         except Stale:
             for each in self.members:
                 each.waiting.overtaken += 1
@@ -192,25 +199,12 @@ class Together:
             self.pending = writes
         except TooLarge as error:
             self.fail(error)
-        else:
-            self.pending = None
-            for (each, write), sequence in zip(writes, sequences, strict=True):
-                each.queue.known = write.after(sequence)
-                each.waiting.written = True
-                self.sources.wrote(each.queue.subject, sequence, [each.waiting])
-                each.waiting.settle(each.queue.revision(sequence))
-            self.succeed()  # the others are as the change would have them already
-
-
-def knows(member: Member, version: Version) -> bool:
-    change = member.waiting.change
-    return version.memory.knows(session=change.session, n=change.n, user=change.user)
 
 
 def joined(errors: Sequence[BrokerError]) -> BrokerError:
-    """Return one error for all documents: what is refused as it is, or else all that is in conflict."""
+    """Return one error for all documents: what is not known, or refused, as it is, or else all conflicts."""
     conflicts: list[Contradiction] = []
-    for error in errors:
+    for error in sorted(errors, key=lambda each: not isinstance(each, UnknownOutcome)):
         if error.conflict is None:
             return error
         conflicts += error.conflict

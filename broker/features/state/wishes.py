@@ -50,7 +50,7 @@ class Wish:
 
 def check(rules: Rules, terms: Terms, message: m.Change) -> Wish:
     """Return the changes that a client wants. Raise if it may not make them, or does not say enough."""
-    size = len(msgspec.json.encode(message))
+    size = size_of(message)
     if size > terms.limits.change_bytes:
         most = terms.limits.change_bytes
         raise TooLarge(f"payload: {size} bytes; the limit is {most} (limits.change_bytes)")
@@ -63,6 +63,13 @@ def check(rules: Rules, terms: Terms, message: m.Change) -> Wish:
     if len({part.rule.service for part in parts}) > 1:
         raise BadMessage("payload.changes: documents of the broker and of a service; change them one by one")
     return Wish(id=message.id, parts=tuple(parts))
+
+
+def size_of(message: m.Change) -> int:
+    """Return the size of a change in bytes, without the revision that only its repetition may name."""
+    bare = msgspec.structs.replace
+    changes = message.changes and [bare(each, revision=None) for each in message.changes]
+    return len(msgspec.json.encode(bare(message, revision=None, changes=changes)))
 
 
 def listed(message: m.Change) -> list[m.Change | m.OneChange]:

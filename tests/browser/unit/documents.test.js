@@ -146,24 +146,62 @@ describe("a change", () => {
     assert.ok(heard.length >= 5);
   });
 
-  test("is sent again as it was: after a cut, and where its outcome is not known", async () => {
+  test("is sent again as it was: after a cut, and where its outcome is not known; then it says since when", async () => {
     const client = await world.connected();
     const doc = await order(client);
     doc.change({ amount: 2 });
     await settle();
+    state("orders.7", "s-6", { value: { amount: 1, note: "b" } });
     await back();
     await world.clock.go(250);
     const [first, again] = sent("state.change");
-    assert.deepEqual(again.payload, first.payload);
+    assert.deepEqual(again.payload, { ...first.payload, revision: "s-5" });
     reply("error", { code: "unknown_outcome", message: "late", retryable: false }, again);
     await world.clock.go(2_000);
     const third = sent("state.change").at(-1);
-    assert.deepEqual([third.payload, sent("state.change").length], [first.payload, 3]);
-    reply("state.changed", { id: first.payload.id, revisions: { "orders.7": "s-6" } }, third);
-    opened("orders.7", "s-6", true);
-    state("orders.7", "s-6", { value: { amount: 2, note: "a" } });
-    ready("orders.7", "s-6");
+    assert.deepEqual([third.payload, sent("state.change").length], [again.payload, 3]);
+    reply("state.changed", { id: first.payload.id, revisions: { "orders.7": "s-7" } }, third);
+    opened("orders.7", "s-7", true);
+    state("orders.7", "s-7", { value: { amount: 2, note: "a" } });
+    ready("orders.7", "s-7");
     assert.deepEqual([doc.value, doc.pending], [{ amount: 2, note: "a" }, 0]);
+  });
+
+  test("that was seen stored is never called refused, and one that may be is of unknown outcome", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    const heard = news(doc, "conflict", "rejected");
+    doc.change({ amount: 2 });
+    await settle();
+    state("orders.7", "s-6", { from: "s-5", patch: { amount: 2 }, by: [{ user: "alice", id: sent("state.change")[0].payload.id }] });
+    state("orders.7", "s-7", { value: { amount: 3, note: "a" } });
+    await back();
+    await world.clock.go(250);
+    const conflict = [{ channel: "orders.7", revision: "s-7", paths: { "/amount": 3 } }];
+    reply("error", { code: "conflict", message: "others", retryable: false, conflict }, sent("state.change").at(-1));
+    assert.deepEqual([doc.value, doc.pending, heard], [{ amount: 3, note: "a" }, 0, []]);
+    for (const [code, told] of [["forbidden", "unknown_outcome"], ["rejected", "rejected"]]) {
+      doc.change({ amount: 4 });
+      await world.clock.go(250);
+      await back();
+      await world.clock.go(250);
+      reply("error", { code, message: "no", retryable: false }, sent("state.change").at(-1));
+      assert.equal(heard.at(-1)[1].error.code, told);
+    }
+  });
+
+  test("that makes a document says, when it is sent again, since when there was none", async () => {
+    const client = await world.connected();
+    const orders = client.collection("orders.*");
+    await settle();
+    opened("orders.*");
+    ready("orders.*");
+    orders.change("orders.7", { amount: 1 });
+    await settle();
+    await back();
+    await world.clock.go(250);
+    const [first, again] = sent("state.change");
+    assert.deepEqual(again.payload, { ...first.payload, revision: "s-0" });
   });
 
   test("is sent although the document was closed before anything had come", async () => {

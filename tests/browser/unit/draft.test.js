@@ -241,7 +241,7 @@ test("what a page leaves behind is sent as it was, before what is typed since", 
   const draft = new Draft();
   draft.change({ note: "b" });
   draft.inherit(left, () => "me-1");
-  draft.heard({ revision: "s-1", value: { amount: 1, note: "a" } });
+  draft.heard({ revision: "s-2", value: { amount: 1, note: "a" } });
   assert.deepEqual([draft.value, draft.pending], [{ amount: 3, note: "b" }, 3]);
   const sent = [];
   while (draft.waits) {
@@ -249,7 +249,7 @@ test("what a page leaves behind is sent as it was, before what is typed since", 
     draft.stored(`s-${1 + sent.length}`);
   }
   assert.deepEqual(sent, [
-    { id: "old-1", patch: { amount: 2 }, was: { amount: 1 } },
+    { id: "old-1", patch: { amount: 2 }, was: { amount: 1 }, revision: "s-1" },
     { id: "me-1", patch: { amount: 3 }, was: { amount: 2 } },
     { id: "me-2", patch: { note: "b" }, was: { note: "a" } },
   ]);

@@ -2,7 +2,7 @@
 /** The part for the user's changes of documents: shown at once, and sent again as they were until they are stored. */
 
 import { Draft } from "./draft.js";
-import { BrokerError } from "./errors.js";
+import { BrokerError, failure } from "./errors.js";
 import { TRIES, inVain } from "./exchange.js";
 import { backoff } from "./pace.js";
 import { now, random } from "./platform.js";
@@ -17,6 +17,7 @@ import { bytes } from "./values.js";
 const EACH_MS = 200; // between two changes of a document
 const UNKNOWN = ["unknown_outcome", "timeout", "internal"]; // the broker knows a change that it has applied
 const UNKNOWN_TRIES = 6;
+const CERTAIN = ["conflict", "rejected", "too_large"]; // said by who remembers changes
 
 /** A document that somebody here may change, whatever it is opened by. */
 class Edited {
@@ -161,10 +162,11 @@ export class Changes {
   /**
    * What has not been brought is not there.
    * @param {(channel: string) => boolean} covered
+   * @param {string} revision
    */
-  absent(covered) {
+  absent(covered, revision) {
     for (const { channel, draft } of this.#edited.values())
-      if (draft.revision === undefined && covered(channel)) this.heard(channel, { revision: "-0", value: null });
+      if (draft.revision === undefined && covered(channel)) this.heard(channel, { revision, value: null });
   }
 
   /**
@@ -237,7 +239,8 @@ export class Changes {
     const { draft, channel } = edited;
     const payload = { channel, ...Draft.payload(/** @type {Sent} */ (draft.flying)) };
     const { pace } = this.#exchange;
-    if (bytes(payload) + 100 > pace.most) return this.#refused(edited, pace.tooLarge(bytes(payload)));
+    const size = bytes({ ...payload, revision: draft.flying?.revision });
+    if (size + 100 > pace.most) return this.#refused(edited, pace.tooLarge(size));
     edited.sent = true;
     edited.after = now() + EACH_MS;
     this.#exchange.send(
@@ -253,11 +256,12 @@ export class Changes {
         refused: (error) => {
           edited.sent = false;
           const unknown = error.unknownOutcome || UNKNOWN.includes(error.code);
+          if (unknown) draft.doubt();
           if (unknown ? ++edited.tries >= UNKNOWN_TRIES : !error.retryable) return this.#refused(edited, error);
           edited.after = now() + (error.retryAfter ?? backoff(edited.tries));
           this.#exchange.soon();
         },
-        lost: () => {},
+        lost: () => draft.doubt(),
         doubted: (code) => ++edited.doubts >= TRIES && this.#refused(edited, inVain(code, true)),
         oversized: (error) => this.#refused(edited, error),
       },
@@ -291,7 +295,7 @@ export class Changes {
   }
 
   /**
-   * The change under way came to nothing.
+   * The change under way came to nothing, unless it was seen stored.
    * @param {Edited} edited
    * @param {BrokerError} error
    */
@@ -299,11 +303,12 @@ export class Changes {
     const { draft, channel } = edited;
     [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
     const found = error.code === "conflict" ? error.conflict?.find((each) => each.channel === channel) : undefined;
-    const { mine, theirs } = draft.refused(found?.paths);
+    const why = draft.flying?.doubtful && !CERTAIN.includes(error.code) ? failure("unknown_outcome", error.message) : error;
+    const { mine, theirs } = draft.seen() ? {} : draft.refused(found?.paths);
     this.#keep(edited);
     this.#told(edited);
     // What nobody else has touched is sent again, and nobody need be asked.
-    if (mine !== undefined) for (const user of edited.users) user.refused?.(channel, error, mine, found && theirs);
+    if (mine !== undefined) for (const user of edited.users) user.refused?.(channel, why, mine, found && theirs);
     this.#sweep();
     this.#exchange.soon();
   }

@@ -7,15 +7,13 @@ import { covers, expand, misnamed } from "./names.js";
 import { BACKOFF_MS } from "./pace.js";
 import { now } from "./platform.js";
 import { apply } from "./patches.js";
-import { superseded } from "./positions.js";
+import { never, superseded } from "./positions.js";
 import { given, many } from "./values.js";
 
 /** @import { Changes } from "./changes.js" */
 /** @import { BrokerError } from "./errors.js" */
 /** @import { Exchange } from "./exchange.js" */
 /** @import { DocumentUser, Part, Row } from "./types.js" */
-
-const NOTHING = { revision: "-0", value: null }; // what a pattern that was read to its end has not brought
 
 /** What is open of the documents: one channel, or a pattern. */
 class Open {
@@ -146,7 +144,8 @@ export class Documents {
     const full = this.full(channel);
     const opens = [...this.#opens.values()].filter((each) => each.covers(full));
     const row = opens.map(({ rows }) => rows.get(full)).find((each) => each);
-    return this.#changes.edit(full, user, row ?? (opens.some(({ ready }) => ready) ? NOTHING : undefined));
+    const read = opens.find(({ ready }) => ready)?.position; // to its end, and has not brought it
+    return this.#changes.edit(full, user, row ?? (read ? { revision: never(read), value: null } : undefined));
   }
 
   /**
@@ -245,7 +244,7 @@ export class Documents {
         open.fresh = undefined;
         open.position = position;
         open.ready = true;
-        this.#changes.absent((each) => open.covers(each));
+        this.#changes.absent((each) => open.covers(each), never(position));
         for (const user of open.users) user.ready(position);
       }
     },

@@ -9,10 +9,11 @@
 
 import { apply, at, complete, isObject, joined, leaves, names, part, pointer, put, replaced, seen, touches } from "./patches.js";
 import { comparable, passed, superseded } from "./positions.js";
+import { given } from "./values.js";
 
 /** @typedef {{patch: any, was: any}} Change */
-/** @typedef {Change & {id: string}} Sent */
-/** @typedef {{patch: any, was?: any, id?: string}} Kept what is kept of a change: with an id it may have been sent */
+/** @typedef {Change & {id: string, revision?: string, doubtful?: boolean}} Sent the newest revision that it was first sent on; doubtful: the broker may have it already */
+/** @typedef {{patch: any, was?: any, id?: string, revision?: string}} Kept what is kept of a change: with an id it may have been sent */
 /** @typedef {{id: string, patch: any, revision: string}} Settled */
 
 // All patches here are of an object that has the document as its member `d`: so a document that there is none of is a
@@ -84,10 +85,23 @@ export class Draft {
   next(id) {
     if (this.flying || !this.waits) return undefined;
     this.flying = this.#inherited.shift();
-    if (this.flying || !this.typed) return this.flying;
-    this.flying = { id: id(), ...this.typed };
-    this.typed = undefined;
+    if (!this.flying && this.typed) {
+      this.flying = { id: id(), ...this.typed };
+      this.typed = undefined;
+    }
+    if (this.flying && !this.flying.doubtful) this.flying.revision = this.revision;
     return this.flying;
+  }
+
+  /** The change under way may be stored, and nobody has said so. */
+  doubt() {
+    if (this.flying) this.flying.doubtful = true;
+  }
+
+  /** What is confirmed has the change under way, which is stored, whatever else is said of it. */
+  seen() {
+    if (this.#echoed) this.#land();
+    return !this.flying;
   }
 
   /** Whether there is something to be sent. */
@@ -107,15 +121,15 @@ export class Draft {
    * @param {() => string} id
    */
   inherit(kept, id) {
-    for (const { patch, was, id: known } of kept) {
-      if (was) this.#inherited.push({ patch, was, id: known ?? id() });
+    for (const { patch, was, id: known, revision } of kept) {
+      if (was) this.#inherited.push({ patch, was, id: known ?? id(), revision, doubtful: known !== undefined });
       else this.change(patch.d);
     }
   }
 
-  /** What is sent of a change. @param {Sent} change */
-  static payload({ id, patch, was }) {
-    return { id, patch: patch.d, was: was.d ?? null };
+  /** What is sent of a change. A repetition says from where on the document has to remember it. @param {Sent} change */
+  static payload({ id, patch, was, revision, doubtful }) {
+    return given({ id, patch: patch.d, was: was.d ?? null, revision: doubtful ? revision : undefined });
   }
 
   /**

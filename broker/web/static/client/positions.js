@@ -31,6 +31,12 @@ export const passed = (position, seen) => {
 export const comparable = (one, other) => parts(one)[0] === parts(other)[0];
 
 /**
+ * The revision of what is not there, in the stream of a position.
+ * @param {string} position
+ */
+export const never = (position) => `${parts(position)[0]}-0`;
+
+/**
  * Whether a revision is no newer than the one that is held. That of what has never been there says nothing of time.
  * @param {string} revision
  * @param {string | undefined} held
