@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from broker.keyed.collection import Key
     from broker.keyed.lane import Lane
     from broker.keyed.watch import Form, Watch
+    from broker.wire.positions import Position
 
     Collection: TypeAlias = collections.Collection[Watch]
 
@@ -76,6 +77,7 @@ class View:
     stream: str | None = None
     head: int = 0
     up: bool = False
+    doubts: int = 0  # interruptions in which, as far as is known yet, deletions may have come and gone
     announced: str = ""  # the incarnation of the feed, whose head comes next
     tenants: dict[str, Rooms] = attrs.Factory(dict)
     collections: dict[Key, Collection] = attrs.Factory(dict)
@@ -83,7 +85,7 @@ class View:
     queued: dict[Lane[Watch], float] = attrs.Factory(dict)  # when each lane is in it
     serial: Iterator[int] = attrs.Factory(count)
     woken: Signal = attrs.Factory(Signal)
-    advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `head` and `up`
+    advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `head`, `up`, `doubts`
     gate: trio.Semaphore = attrs.Factory(lambda: trio.Semaphore(LOADS_AT_ONCE))
     nursery: trio.Nursery | None = None
     heard: Callable[[list[Record]], None] = lambda _: None  # told of all records, before anybody else
@@ -106,6 +108,7 @@ class View:
         self.up = True
         self.announced = state.incarnation
         if self.announced == self.stream and self.nursery is not None:
+            self.doubts += 1
             self.nursery.start_soon(self.look_back, self.stream, self.head)
 
     def stored(self, records: list[Record], head: int, times: Sequence[int]) -> None:  # noqa: ARG002
@@ -128,18 +131,26 @@ class View:
     async def look_back(self, stream: str, head: int) -> None:
         """Begin anew after an interruption in which deletions may have come and gone."""
         failures = 0
-        while self.stream == stream:
-            try:
-                if not await self.keyed.remembers(head) and self.stream == stream:
-                    for collection in list(self.collections.values()):
-                        for watch in collection.watches:
-                            watch.stream = ""  # begins anew, see `go_on`
-                        collection.reset()
-                        self.load(collection)
-                return
-            except Unavailable:
-                await trio.sleep(BACKOFF.delay(failures))
-                failures += 1
+        try:
+            while self.stream == stream:
+                try:
+                    if not await self.keyed.remembers(head) and self.stream == stream:
+                        self.begin_anew()
+                    return
+                except Unavailable:
+                    await trio.sleep(BACKOFF.delay(failures))
+                    failures += 1
+        finally:
+            self.doubts -= 1
+            self.advanced.unpark_all()
+
+    def begin_anew(self) -> None:
+        """Load all collections again, and have their watches begin anew."""
+        for collection in list(self.collections.values()):
+            for watch in collection.watches:
+                watch.stream = ""  # see `go_on`
+            collection.reset()
+            self.load(collection)
 
     def begin(self, stream: str) -> None:
         """Begin with another stream: what was read of the last one is void."""
@@ -264,11 +275,19 @@ class View:
         else:
             watch.holder.owes()
 
-    async def remembers(self, collection: Collection, sequence: int) -> bool:
-        """Return whether a collection has all that was deleted after a sequence."""
-        if sequence > self.head:
+    async def remembers(self, collection: Collection, position: Position) -> bool:
+        """Return whether a collection has all that was deleted after a position; it holds until a wait."""
+        if position.incarnation != self.stream or not await self.keyed.remembers(position.sequence):
             return False
-        return sequence >= collection.rows.floor and await self.keyed.remembers(sequence)
+        return position.incarnation == self.stream and collection.rows.floor <= position.sequence <= self.head
+
+    async def look_ended(self) -> None:
+        """Wait until it is known whether deletions were missed. Raise `Unavailable` if that takes long."""
+        with trio.move_on_after(OPENING_SECONDS):
+            while self.doubts:
+                await self.advanced.park()
+            return
+        raise Unavailable("documents cannot be read yet", retry_after=1.0)
 
     # --- lanes ---------------------------------------------------------------------------------------
 

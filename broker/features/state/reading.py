@@ -219,8 +219,6 @@ class Reading(Feature):
                 raise Unavailable("the connection has ended")
             if caller.session.client() is not principal:
                 raise Unavailable("the token has been renewed meanwhile", retry_after=0.1)
-            if not collection.loaded or self.view.stream is None:
-                raise Unavailable("the stream of documents has just been recreated", retry_after=1.0)
             self.check_room(caller, wish, collection)
         except BaseException:
             self.view.release(collection)
@@ -234,7 +232,7 @@ class Reading(Feature):
             flow=caller.flow,
             holder=opens,
             form=self.view.form,
-            stream=self.view.stream,
+            stream=self.view.stream or "",
             seconds=wish.seconds,
             place=place or 0,
             since=self.view.head if place is None else -1,
@@ -253,14 +251,17 @@ class Reading(Feature):
             opens.owes()
 
     async def place(self, position: Position | None, collection: Documents[Watch]) -> int | None:
-        """Return the sequence after which documents are wanted; None where all of them are."""
-        if position is None:
-            return None
-        if position.incarnation == self.events():
+        """Return the sequence after which documents are wanted; None where all of them are.
+
+        That holds until the next wait, as it does that the collection is loaded. Raise `Unavailable` if it is
+        loaded again.
+        """
+        if position is not None and position.incarnation == self.events():
             raise InvalidPosition("payload.position: a position of the events; documents have their own")
-        if position.incarnation != self.view.stream:
-            return None
-        return position.sequence if await self.view.remembers(collection, position.sequence) else None
+        known = position is not None and await self.view.remembers(collection, position)
+        if not collection.loaded or self.view.stream is None:
+            raise Unavailable("the stream of documents has just been recreated", retry_after=1.0)
+        return position.sequence if position is not None and known else None
 
     def check_room(self, caller: Caller, wish: Open, collection: Documents[Watch]) -> None:
         """Raise `TooManyDocuments` if the connection may not have these open as well."""
@@ -311,9 +312,12 @@ class Reading(Feature):
     async def read(self, asker: Asker, wish: Open) -> m.Documents:
         """Return documents without a connection."""
         principal = asker.attach()
+        await self.view.look_ended()
         collection = await self.view.acquire(wish.key(principal.tenant))
         try:
             place = await self.place(wish.position, collection)
+            if self.view.doubts:  # nobody would be told later
+                raise Unavailable("documents cannot be read yet", retry_after=1.0)
             stream, head = self.view.stream, self.view.head
             names = collection.names if place is None else ()
             rows = [
