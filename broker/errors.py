@@ -183,7 +183,7 @@ class TooManyFilters(BrokerError):
 
 
 class TooManyDocuments(BrokerError):
-    """More documents, or bytes of them, than a connection may follow at once."""
+    """More documents, or bytes of them, than a connection may follow at once, or a tenant may have."""
 
     code = "limit_documents"
 

@@ -228,6 +228,8 @@ class Supervisor:
             names=self.names,
             rules=documents,
             incarnation=lambda: reading.view.stream or "",
+            head=lambda: reading.view.head,
+            limits=config.limits,
             meters=self.meters.changes,
             features=lambda: self.features,
         )

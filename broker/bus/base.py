@@ -14,7 +14,7 @@ import trio
 from broker.ranges import NOTHING, Ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
 # (sequence, subject, body, headers). A live message has sequence 0. A tuple, since one is made for
@@ -133,16 +133,6 @@ class Standing:
     changes: tuple[Change, ...]
 
 
-@attrs.frozen(kw_only=True)
-class Loaded:
-    """What a keyed stream held of some subjects: the newest record of each, in sequence order, those that
-    delete included. It is the stream of this `incarnation`.
-    """
-
-    incarnation: str
-    records: list[Record]
-
-
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
 
@@ -254,8 +244,13 @@ class Keyed(Protocol):
         this continues as after an interruption.
         """
 
-    async def load(self, filters: Sequence[str], *, at_least: int) -> Loaded:
-        """Return the newest record of each key under subjects and subject filters.
+    async def load(
+        self, filters: Sequence[str], *, at_least: int, take: Callable[[list[Record]], None]
+    ) -> str:
+        """Give `take` the newest record of each key under subjects and subject filters, in pages.
+
+        Those that delete are among them; a page has the order of the stream, the pages have none. Return the
+        incarnation of the stream. What `take` raises ends this.
 
         All that was stored up to the sequence `at_least` is contained or has been replaced by what is: with
         the head of the feed, nothing is missing between both. Later records may be contained too.

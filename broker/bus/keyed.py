@@ -19,7 +19,7 @@ import trio
 from broker.backoff import Backoff
 from broker.beats import beat
 from broker.bus import api
-from broker.bus.base import Loaded, OutcomeUnknown, Stale
+from broker.bus.base import OutcomeUnknown, Stale
 from broker.bus.generations import Generations
 from broker.bus.history import LAST_BYTES, LAST_SUBJECTS, LATE_SECONDS, History, record
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
@@ -31,7 +31,7 @@ from broker.nats.link import NobodyAnswers, NotPermitted, away
 from broker.signals import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from broker.bus.base import Feed, KeyedPut, Record
@@ -170,8 +170,10 @@ class NatsKeyed:
 
     # --- reading -------------------------------------------------------------------------------------
 
-    async def load(self, filters: Sequence[str], *, at_least: int) -> Loaded:
-        """Return the newest record of each key under some filters: first the names, then by these.
+    async def load(
+        self, filters: Sequence[str], *, at_least: int, take: Callable[[list[Record]], None]
+    ) -> str:
+        """Give `take` the newest record of each key under some filters: first the names, then by these.
 
         A get by names takes a millisecond where one by a wildcard scans the stream.
         """
@@ -184,18 +186,21 @@ class NatsKeyed:
         state = await self.looks.understand(info)
         if state.last < at_least:
             raise away(f"the stream {self.name} ends before {at_least}; it may have another leader")
-        found: list[Record] = []
+        replicas = info["config"].get("num_replicas", 1) > 1
         names = list(dict.fromkeys(subjects))
         for start in range(0, len(names), LAST_SUBJECTS):
-            found += await self.newest(names[start : start + LAST_SUBJECTS], at_least)
-        if info["config"].get("num_replicas", 1) > 1:
-            missing = set(names).difference(each[1] for each in found)
-            found += await self.led(sorted(missing))  # a replica may not have them yet
-        return Loaded(incarnation=state.incarnation, records=sorted(found, key=lambda each: each[0]))
+            missing = await self.newest(names[start : start + LAST_SUBJECTS], at_least, take)
+            if replicas and missing:  # a replica may not have them yet
+                take(await self.led(sorted(missing)))
+        return state.incarnation
 
-    async def newest(self, subjects: Sequence[str], at_least: int) -> list[Record]:
-        """Return the newest records of at most `LAST_SUBJECTS` keys, from a replica that is not too late."""
-        found: list[Record] = []
+    async def newest(
+        self, subjects: Sequence[str], at_least: int, take: Callable[[list[Record]], None]
+    ) -> set[str]:
+        """Take the newest records of at most `LAST_SUBJECTS` keys, from a replica that is not too late.
+
+        Return the keys that have none.
+        """
         wanted = set(subjects)
         late = iter(LATE_SECONDS)
         while wanted:
@@ -207,11 +212,11 @@ class NatsKeyed:
                 await trio.sleep(pause)
                 continue
             page = [record(fields, body) for fields, body in parts]
-            found += page
+            take(page)
+            wanted.difference_update(each[1] for each in page)
             if not page or not int(end["Nats-Num-Pending"]):
                 break
-            wanted.difference_update(each[1] for each in page)
-        return found
+        return wanted
 
     async def led(self, subjects: Iterable[str]) -> list[Record]:
         """Return the newest records of some keys from the stream's leader."""

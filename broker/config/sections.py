@@ -201,10 +201,15 @@ class Allowance:
 
 @attrs.frozen(kw_only=True)
 class TenantAllowance(Allowance):
-    """Limits of one tenant instead of `limits.tenant`. A `suspended` tenant has no connections at all."""
+    """Limits of one tenant instead of `limits.tenant`. A `suspended` tenant has no connections at all.
+
+    Unset, `documents` and `document_bytes` are those of `limits`.
+    """
 
     name: TenantName
     suspended: bool = False
+    documents: AnyCount | None = None
+    document_bytes: AnyBytes | None = None
 
 
 SNAPSHOT_BYTES = 16 * 1024 * 1024  # of bodies: beyond this it is a download, not a snapshot
@@ -259,6 +264,8 @@ class Limits:
     durables_per_user: Count = 16
     documents_per_connection: Count = 1000
     document_set_bytes: Bytes = 8 * 1024 * 1024
+    documents: Count = 100_000  # of a tenant, in the stream
+    document_bytes: Bytes = 128 * 1024 * 1024  # of them, with their headers
     connection: Allowance = Allowance()
     user: Allowance = Allowance()
     tenant: Allowance = Allowance()

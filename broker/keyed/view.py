@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TypeAlias
 
-    from broker.bus.base import Keyed, Loaded, Record, StreamState
+    from broker.bus.base import Keyed, Record, StreamState
     from broker.keyed.collection import Key
     from broker.keyed.lane import Lane
     from broker.keyed.watch import Form, Watch
@@ -234,8 +234,9 @@ class View:
         while collection.uses and collection.loading is attempt:
             try:
                 async with self.gate:
-                    loaded = await self.keyed.load(filters, at_least=self.head)
-                await self.reach(loaded)
+                    records: list[Record] = []
+                    stream = await self.keyed.load(filters, at_least=self.head, take=records.extend)
+                await self.reach(stream, max((each[0] for each in records), default=0))
             except Unavailable as error:
                 log.debug("collection_not_loaded", error=error.message, patterns=collection.patterns)
                 if collection.loading is attempt:
@@ -245,10 +246,10 @@ class View:
                 continue
             if collection.loading is not attempt:
                 return
-            if loaded.incarnation == self.stream:
+            if stream == self.stream:
                 rows = (
                     Row(subject.removeprefix(prefix), sequence, body, headers)
-                    for sequence, subject, body, headers in loaded.records
+                    for sequence, subject, body, headers in records
                 )
                 collection.fill(row for row in rows if collection.admits(row.key))
                 for watch in list(collection.watches):
@@ -256,12 +257,12 @@ class View:
                 return
             await trio.sleep(BACKOFF.delay(failures))  # the feed will say so soon
 
-    async def reach(self, loaded: Loaded) -> None:
+    async def reach(self, stream: str, last: int) -> None:
         """Wait until the feed has come to what was loaded, so that all are rows of one moment.
 
         Raise `Unavailable` if it is interrupted.
         """
-        while loaded.incarnation == self.stream and loaded.records and loaded.records[-1][0] > self.head:
+        while stream == self.stream and last > self.head:
             if not self.up:
                 raise Unavailable("documents cannot be read now", retry_after=1.0)
             await self.advanced.park()

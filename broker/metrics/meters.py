@@ -30,8 +30,8 @@ CLOSE_CODES = (
 )
 ERROR_CODES = set(by_code())
 CHANGE_OUTCOMES = (
-    "changed", "unchanged", "conflict", "rejected", "too_large", "unavailable", "unknown_outcome",
-    "bad_answer", "internal",
+    "changed", "unchanged", "conflict", "rejected", "too_large", "limit_documents", "unavailable",
+    "unknown_outcome", "bad_answer", "internal",
 )  # fmt: skip
 RING, STREAM = "ring", "stream"
 

@@ -14,7 +14,7 @@ from broker.bus import keyed as keyed_module
 from broker.bus import streams
 from broker.errors import Unavailable
 from broker.subjects import Names
-from tests.support.bus import Recorder, ready_bus
+from tests.support.bus import Recorder, loaded, ready_bus
 from tests.support.rawnats import connect
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ async def test_a_full_stream_refuses_new_documents(nats: NatsServer) -> None:
             for _ in range(3):
                 with pytest.raises(Unavailable, match="maximum bytes"):
                     await keyed.put("state.acme.7", bytes(16000), headers={}, revision=0)
-            assert len((await keyed.load(["state.>"], at_least=7)).records) == 7
+            assert len((await loaded(keyed, ["state.>"], at_least=7)).records) == 7
             assert await keyed.put("state.acme.3", b"", headers={}, revision=4) == 8
 
 
@@ -145,5 +145,5 @@ async def test_how_far_back_deletions_are_known(nats: NatsServer, monkeypatch: p
             assert not await keyed.remembers(3)
             await keyed.mark(1)  # another broker does the same: there is one already
             await keyed.mark(2)
-            found = await keyed.load(["state._broker.>"], at_least=9)
+            found = await loaded(keyed, ["state._broker.>"], at_least=9)
             assert [record[2] for record in found.records] == [b"1", b"2"]

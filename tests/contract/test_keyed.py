@@ -11,7 +11,7 @@ import trio
 
 from broker.bus.base import Stale
 from broker.errors import TooLarge, Unavailable
-from tests.support.bus import Recorder
+from tests.support.bus import Recorder, loaded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -101,7 +101,7 @@ async def test_several_puts_are_all_or_none(stream: Stream) -> None:
         assert await keyed.put_all([("state.acme.a", b"3", {}, 1)]) == [4]
         await feed.until(lambda: feed.sequences[-1:] == [4])
         assert [record[2] for record in feed.records if record[0] == 4] == [b"3"]
-        found = await keyed.load(["state.acme.>"], at_least=4)
+        found = await loaded(keyed, ["state.acme.>"], at_least=4)
         assert [record[:3] for record in found.records] == [
             (2, "state.acme.b", b"1"),
             (3, "state.acme.c", b"1"),
@@ -119,16 +119,16 @@ async def test_a_load_has_the_newest_of_each_key(stream: Stream) -> None:
         await keyed.put(names[7], b"", headers={}, revision=8)
         last = await keyed.put("state.globex.board.1", b"{}", headers={}, revision=0)
         await feed.until(lambda: feed.heads[-1:] == [last])
-        found = await keyed.load(["state.acme.board.*"], at_least=last)
+        found = await loaded(keyed, ["state.acme.board.*"], at_least=last)
         assert found.incarnation == feed.states[0].incarnation
         assert [record[0] for record in found.records] == [each for each in range(1, 1052) if each != 8]
         assert found.records[-1][1:3] == (names[7], b"")
         wanted = [names[3], "state.acme.none", "state.globex.>", names[3]]
-        found = await keyed.load(wanted, at_least=last)
+        found = await loaded(keyed, wanted, at_least=last)
         assert [record[1] for record in found.records] == [names[3], "state.globex.board.1"]
-        assert (await keyed.load(["state.acme.none", "state.none.>"], at_least=last)).records == []
+        assert (await loaded(keyed, ["state.acme.none", "state.none.>"], at_least=last)).records == []
         with pytest.raises(Unavailable):
-            await keyed.load([names[0]], at_least=last + 1)
+            await loaded(keyed, [names[0]], at_least=last + 1)
         assert await keyed.remembers(0)
 
 
@@ -143,7 +143,7 @@ async def test_after_an_interruption_the_feed_goes_on(stream: Stream) -> None:
             with pytest.raises(Unavailable):
                 await keyed.put("state.acme.a", b"x", headers={}, revision=1)
             with pytest.raises(Unavailable):
-                await keyed.load(["state.acme.a"], at_least=0)
+                await loaded(keyed, ["state.acme.a"], at_least=0)
             await stream.come_back()
             await feed.until(lambda: feed.up)
             last = await stream.put_key("state.acme.b", b"1")
@@ -162,6 +162,6 @@ async def test_another_stream_is_another_incarnation(stream: Stream) -> None:
         await stream.put_key("state.acme.new", b"2")
         await feed.until(lambda: len(feed.states) > 1 and [each[2] for each in feed.records] == [b"2"])
         assert feed.states[-1].incarnation != feed.states[0].incarnation
-        found = await keyed.load(["state.>"], at_least=1)
+        found = await loaded(keyed, ["state.>"], at_least=1)
         assert (found.incarnation, len(found.records)) == (feed.states[-1].incarnation, 1)
         assert stream.sink.interruptions == 0

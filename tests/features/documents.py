@@ -9,6 +9,7 @@ import attrs
 import msgspec
 import trio
 
+from broker import config
 from broker.bus.base import OutcomeUnknown, Stale
 from broker.errors import BrokerError, Timeout, Unavailable
 from broker.features.state.changing import Changing
@@ -30,7 +31,7 @@ TENANT = "acme"
 RULES = Rules((Rule(pattern="owned.>", service=True), Rule(pattern=">")))
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class World:
     """The stream: `log` is all that it ever had, `rows` the newest of each subject.
 
@@ -44,6 +45,9 @@ class World:
     rows: dict[str, Record] = attrs.Factory(dict)
     listeners: list[Changing] = attrs.Factory(list)
     services: dict[str, Callable[[Any], Awaitable[bytes]]] = attrs.Factory(dict)  # by subject
+    limits: config.Limits = attrs.Factory(config.Limits)
+    heads: dict[Changing, int] = attrs.Factory(dict)  # how far the feed of each has come
+    loads: int = 0
 
     async def pause(self, most: float = 0.02) -> None:
         await trio.sleep(self.random.uniform(0, most))
@@ -60,6 +64,7 @@ class World:
         """In order: the pause of each broker is the same for all its records."""
         await trio.sleep(0.001 * (1 + self.listeners.index(listener)) if listener in self.listeners else 0)
         if listener in self.listeners:
+            self.heads[listener] = record[0]
             listener.hear([record])
 
     def replace(self, puts: Sequence[KeyedPut]) -> list[int]:
@@ -78,6 +83,20 @@ class World:
         found = self.rows.get(subject)
         await self.pause()
         return found
+
+    async def load(
+        self, filters: Sequence[str], *, at_least: int, take: Callable[[list[Record]], None]
+    ) -> str:
+        """One record at a time, as it is when its turn comes."""
+        self.loads += 1
+        for subject in list(self.rows):
+            await self.pause()
+            take([self.rows[subject]])
+        if self.random.random() < self.failures / 4:
+            raise Unavailable("scripted")
+        assert filters == [f"state.{TENANT}.>"]
+        assert at_least <= len(self.log)
+        return INCARNATION
 
     async def put(self, subject: str, body: bytes, *, headers: Mapping[str, str], revision: int) -> int:
         [sequence] = await self.put_all([(subject, body, headers, revision)])
@@ -150,7 +169,7 @@ class Asker:
         return {"connection": self.id, "peer": "", "tenant": TENANT, "user": self.user}
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Broker:
     """A broker that changes documents, from `run` to `kill`."""
 
@@ -166,6 +185,8 @@ class Broker:
             names=Names(),
             rules=RULES,
             incarnation=lambda: INCARNATION,
+            head=lambda: world.heads.get(self.changing, 0),
+            limits=world.limits,
             meters=Changes(),
             features=lambda: (),
         )

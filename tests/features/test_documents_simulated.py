@@ -16,10 +16,20 @@ import attrs
 import msgspec
 import trio
 
+from broker.config import Limits
 from broker.documents import judging, memory, patches, values
 from broker.documents.judging import OUT, Change
-from broker.errors import BadAnswer, Conflict, Rejected, TooLarge, Unavailable, UnknownOutcome
+from broker.errors import (
+    BadAnswer,
+    Conflict,
+    Rejected,
+    TooLarge,
+    TooManyDocuments,
+    Unavailable,
+    UnknownOutcome,
+)
 from broker.features.state import store
+from broker.features.state.room import Holding
 from broker.subjects import Names
 from tests.features.documents import Asker, Broker, Killed, World
 from tests.support.seeds import seeded, simulated
@@ -31,7 +41,7 @@ __all__ = ["seeded"]
 
 CHANNELS = ("board.1", "board.2", "owned.1", "owned.2")
 FIELDS = ("a", "b", "c", "deep", "n")
-FINAL = (Conflict, Rejected, TooLarge)
+FINAL = (Conflict, Rejected, TooLarge, TooManyDocuments)
 
 
 @attrs.define
@@ -292,7 +302,8 @@ async def test_documents(
 ) -> None:
     rng = random.Random(f"{seed} documents")
     async with trio.open_nursery() as nursery:
-        world = World(rng, nursery, failures=rng.choice((0.0, 0.05, 0.2)))
+        limits = rng.choice((Limits(), Limits(documents=2), Limits(document_bytes=2000)))
+        world = World(rng, nursery, failures=rng.choice((0.0, 0.05, 0.2)), limits=limits)
         story = Story(rng, world, [Broker(world) for _ in range(rng.randint(1, 4))])
         story.forgetful = rng.random() < 0.3
         if story.forgetful:  # no write carries as many changes
@@ -310,7 +321,18 @@ async def test_documents(
         story.quiet = True
         await trio.sleep(60)
         judge(story)
-        assert all(not each.changing.queues for each in story.brokers)
+        world.failures = 0.0
+        for broker in story.brokers:
+            assert not broker.changing.queues
+            room = broker.changing.room
+            for tenant, holding in room.holdings.items():
+                if kept := holding.count:  # as the feed has kept it
+                    anew = await room.count(tenant, Holding(0.0))
+                    assert (kept.sizes, kept.documents, kept.taken) == (
+                        anew.sizes,
+                        anew.documents,
+                        anew.taken,
+                    )
         nursery.cancel_scope.cancel()
     ends = Counter(each.end for each in story.all.values())
     assert ends["changed"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS: dict[str, Any] = {"state.documents": [{"channel": "a.*"}]}
 CHANGED = DOCUMENTS | {"permissions.change": [">"]}
+ONE_TENANT = {"limits.tenants.0.name": "acme"}
 
 
 def change(n: int = 1, **patch: Any) -> dict[str, Any]:
@@ -57,6 +58,15 @@ async def open_two(world: World) -> object:
         message = await client.receive()
         came.append(message["payload"].get("code", message["type"]))
     return came
+
+
+@row("limits.documents", 1, beside=CHANGED)
+@row("limits.document_bytes", 100, beside=CHANGED)
+@row("limits.tenants.0.documents", 1, beside=CHANGED | ONE_TENANT)
+@row("limits.tenants.0.document_bytes", 100, beside=CHANGED | ONE_TENANT)
+async def make_two(world: World) -> object:
+    client = await world.client()
+    return [await answer(client, "state.change", change(n)) for n in (1, 2)]
 
 
 @row("limits.changes_burst", 1, beside=CHANGED | {"limits.changes_per_second": 1})

@@ -17,7 +17,7 @@ from broker.subjects import Names
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from broker.bus.base import Record, StreamState
+    from broker.bus.base import Keyed, Record, StreamState
 
 PATIENCE_SECONDS = 45
 
@@ -144,6 +144,20 @@ async def ready_bus(url: str, **options: Any) -> AsyncIterator[tuple[NatsBus, Re
     async with running_bus(url, **options) as (bus, sink):
         await sink.until(lambda: sink.up)
         yield bus, sink
+
+
+@attrs.frozen
+class Loaded:
+    """What a keyed stream held of some subjects, in the order of the stream."""
+
+    incarnation: str
+    records: list[Record]
+
+
+async def loaded(keyed: Keyed, filters: Sequence[str], *, at_least: int) -> Loaded:
+    records: list[Record] = []
+    incarnation = await keyed.load(filters, at_least=at_least, take=records.extend)
+    return Loaded(incarnation, sorted(records, key=lambda each: each[0]))
 
 
 async def until_trouble(bus: NatsBus, text: str) -> None:

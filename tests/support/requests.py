@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from broker.actors.connection import AUTHENTICATE, PING
+from broker.config import Limits
 from broker.features.calls import Calls
 from broker.features.durable.feature import Durables
 from broker.features.history.feature import Histories
@@ -34,6 +35,8 @@ FEATURES = (
         names=Names(),
         rules=Rules(),
         incarnation=str,
+        head=int,
+        limits=Limits(),
         meters=NOTHING,
         features=tuple,
     ),

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from broker.bus.base import Loaded, OutcomeUnknown, Stale, StreamState
+from broker.bus.base import OutcomeUnknown, Stale, StreamState
 from broker.errors import Unavailable
 from broker.nats import link
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from broker.bus.base import Feed, KeyedPut, Record
     from tests.support.scripted_bus import ScriptedBus
@@ -123,7 +123,9 @@ class ScriptedKeyed:
 
     # --- requests
 
-    async def load(self, filters: Sequence[str], *, at_least: int) -> Loaded:
+    async def load(
+        self, filters: Sequence[str], *, at_least: int, take: Callable[[list[Record]], None]
+    ) -> str:
         await self.bus.delay()
         if self.last < at_least:
             raise link.away("scripted: the stream ends before that")
@@ -133,9 +135,13 @@ class ScriptedKeyed:
             if record[0] <= upto and any(matches(each, record[1]) for each in filters):
                 found[record[1]] = record
         rows = [each for each in found.values() if each[2] or each[0] > self.forgotten]
-        loaded = Loaded(incarnation=self.incarnation, records=sorted(rows, key=lambda each: each[0]))
-        await self.bus.delay()
-        return loaded
+        incarnation = self.incarnation
+        rows.sort(key=lambda each: each[1])  # pages have no order
+        while rows:
+            page, rows = rows[: (size := self.bus.random.randint(1, 400))], rows[size:]
+            take(sorted(page, key=lambda each: each[0]))
+            await self.bus.delay()
+        return incarnation
 
     async def get(self, subject: str) -> Record | None:
         await self.bus.delay()

@@ -16,6 +16,7 @@ from broker.features.port import Feature
 from broker.features.state import wishes
 from broker.features.state.lost import Confirmed, Ledger
 from broker.features.state.queue import Queue, Sources, Waiting
+from broker.features.state.room import Room
 from broker.features.state.together import Member, Together
 from broker.session.requests import Page, Request
 from broker.subjects import BROKER
@@ -25,9 +26,11 @@ from broker.wire.positions import Position
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from broker import config
     from broker.bus.base import Bus, Keyed, Record
     from broker.features.state.lost import LostUpdate
     from broker.features.state.rules import Rules
+    from broker.features.state.store import Write
     from broker.features.state.wishes import Part, Wish
     from broker.flow.client import Who
     from broker.metrics.meters import Changes
@@ -39,7 +42,9 @@ log = structlog.get_logger()
 
 @attrs.define(eq=False, kw_only=True)
 class Changing(Feature):
-    """Changes documents for clients. `incarnation` returns that of their stream; `features` are told.
+    """Changes documents for clients. `features` are told.
+
+    `incarnation` returns that of their stream, `head` the sequence up to which its feed has come.
 
     A change goes on when its client is gone.
     """
@@ -49,19 +54,35 @@ class Changing(Feature):
     names: Names
     rules: Rules
     incarnation: Callable[[], str]
+    head: Callable[[], int]
+    limits: config.Limits
     meters: Changes
     features: Callable[[], Iterable[Feature]]
     queues: dict[str, Queue] = attrs.Factory(dict)  # by subject
     callers: WeakValueDictionary[str, Caller] = attrs.Factory(WeakValueDictionary)  # by connection
     nursery: trio.Nursery | None = None
     ledger: Ledger = attrs.field(init=False)
+    room: Room = attrs.field(init=False)
     sources: Sources = attrs.field(init=False)
     own: str = attrs.field(init=False)  # what the subjects begin with that brokers need for themselves
 
     def __attrs_post_init__(self) -> None:
         self.own = self.names.document(BROKER, "")
         self.ledger = Ledger(self.lost, self.foreign)
-        self.sources = Sources(bus=self.bus, keyed=self.keyed, incarnation=self.incarnation, wrote=self.wrote)
+        self.room = Room(
+            keyed=self.keyed,
+            prefix=self.names.state,
+            incarnation=self.incarnation,
+            head=self.head,
+            limits=self.limits,
+        )
+        self.sources = Sources(
+            bus=self.bus,
+            keyed=self.keyed,
+            incarnation=self.incarnation,
+            room=self.room,
+            wrote=self.wrote,
+        )
 
     def requests(self) -> Requests:
         return (
@@ -91,6 +112,9 @@ class Changing(Feature):
             finally:
                 self.nursery = None
                 self.queues.clear()
+
+    def settings_changed(self, config: config.Config) -> None:
+        self.room.set_limits(config.limits)
 
     async def perform(self, caller: Caller, wish: Wish, _: str | None) -> m.Changed:
         self.callers[caller.id] = caller
@@ -194,8 +218,10 @@ class Changing(Feature):
             if queue := self.queues.get(subject):
                 queue.heard(record)
             self.ledger.hear(record, writing=queue is not None)
+            self.room.hear(*record[1:])
 
-    def wrote(self, subject: str, sequence: int, group: Sequence[Waiting]) -> None:
+    def wrote(self, subject: str, sequence: int, write: Write, group: Sequence[Waiting]) -> None:
+        self.room.wrote(subject, sequence, write.body, write.headers)
         self.ledger.wrote(
             subject,
             sequence,

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from broker.bus.base import OutcomeUnknown, Stale
-from broker.documents import judging, patches
+from broker.documents import judging, patches, values
 from broker.documents.judging import OUT, Accepted, Conflicting, Group, Refused, Standing, Version
 from broker.documents.patches import pointer
 from broker.errors import (
@@ -26,6 +26,7 @@ from broker.errors import (
     Internal,
     Rejected,
     TooLarge,
+    TooManyDocuments,
     Unavailable,
     UnknownOutcome,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from broker.bus.base import Bus, Keyed, Record
     from broker.documents.judging import Change, Verdict
     from broker.documents.values import Value
+    from broker.features.state.room import Room
     from broker.features.state.rules import Rule
     from broker.features.state.store import Write
     from broker.flow.client import Who
@@ -119,13 +121,14 @@ def settle_written(group: Sequence[Waiting], revision: str) -> None:
 class Sources:
     """What documents are written with. `incarnation` returns that of the stream.
 
-    `wrote` is told of each write: its subject, its sequence, and the changes in it.
+    `wrote` is told of each write: its subject, its sequence, what was written, and the changes in it.
     """
 
     bus: Bus
     keyed: Keyed
     incarnation: Callable[[], str]
-    wrote: Callable[[str, int, Sequence[Waiting]], None]
+    room: Room
+    wrote: Callable[[str, int, Write, Sequence[Waiting]], None]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -303,6 +306,9 @@ class Queue:
 
     async def decide(self, version: Version, group: list[Waiting]) -> None:
         """Have the owner judge the changes of a group, and write those that it agrees to."""
+        group = await self.fitting(version, group)
+        if not group:
+            return
         changes = [each.change for each in group]
         if self.rule.service:
             try:
@@ -318,6 +324,16 @@ class Queue:
             group, changes = self.agreed(group, said)
         if write := self.make(version, group, changes):
             await self.commit(write, group)
+
+    async def fitting(self, version: Version, group: Sequence[Waiting]) -> list[Waiting]:
+        """Return the changes of a group for which the tenant has room, after refusing the others."""
+        room = self.sources.room
+        if room.ample(self.subject):
+            return list(group)
+        for each in group:
+            if fault := await room.fault(self.subject, *growth(each.change, version)):
+                each.settle(TooManyDocuments(f"{self.channel}: {fault}"))
+        return [each for each in group if not each.done.is_set()]
 
     async def ask(self, version: Version, group: Sequence[Waiting]) -> list[owners.Saying] | Written:
         """Return what the owner says of changes, see `owners.ask`."""
@@ -370,7 +386,7 @@ class Queue:
                 self.pending = None
                 self.known = write.after(sequence)
                 settle_written(group, self.revision(sequence))
-                self.sources.wrote(self.subject, sequence, group)
+                self.sources.wrote(self.subject, sequence, write, group)
         except Stale:
             for each in group:
                 each.overtaken += 1
@@ -379,6 +395,15 @@ class Queue:
         except TooLarge as error:
             for each in group:
                 each.settle(error)
+
+
+def growth(change: Change, version: Version) -> tuple[int, int]:
+    """Return how many documents a change makes, and how many bytes more than before they have."""
+    verdict = judging.applied(change, version.value)
+    if not isinstance(verdict, Accepted):
+        return 0, 0
+    before = 0 if version.value is None else len(values.encode(version.value))
+    return int(version.value is None and verdict.value is not None), len(verdict.body) - before
 
 
 def amended(change: Change, agreed: Agreed) -> Change:

@@ -22,12 +22,13 @@ from broker.errors import (
     Contradiction,
     Internal,
     TooLarge,
+    TooManyDocuments,
     Unavailable,
     UnknownOutcome,
 )
 from broker.features.state import owners
 from broker.features.state.owners import Agreed, Written
-from broker.features.state.queue import OUTCOME, PATIENCE_SECONDS, RETRY_SECONDS, amended, under_way
+from broker.features.state.queue import OUTCOME, PATIENCE_SECONDS, RETRY_SECONDS, amended, growth, under_way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,6 +149,9 @@ class Together:
 
     async def decide(self, judged: Sequence[tuple[Member, Version]]) -> None:
         """Have the owners judge the change, and write it if all agree."""
+        if fault := await self.crowded(judged):
+            self.fail(TooManyDocuments(fault))
+            return
         writes: list[tuple[Member, Write]] = []
         for each, version in judged:
             queue, change = each.queue, each.waiting.change
@@ -175,6 +179,14 @@ class Together:
             writes.append((each, write))
         await self.commit(writes)
 
+    async def crowded(self, judged: Sequence[tuple[Member, Version]]) -> str | None:
+        """Return why the tenant has no room for the change as a whole."""
+        subject, room = judged[0][0].queue.subject, self.sources.room
+        if room.ample(subject):
+            return None
+        growths = [growth(each.waiting.change, version) for each, version in judged]
+        return await room.fault(subject, *map(sum, zip(*growths, strict=True)))
+
     async def commit(self, writes: list[tuple[Member, Write]]) -> None:
         """Replace all versions, or none. What is not answered here is so in the next round."""
         puts = [(each.queue.subject, write.body, write.headers, write.base) for each, write in writes]
@@ -190,8 +202,8 @@ class Together:
                     each.queue.known = write.after(sequence)
                     each.waiting.settle(each.queue.revision(sequence))
                 self.succeed()  # the others are as the change would have them already
-                for (each, _), sequence in zip(writes, sequences, strict=True):
-                    self.sources.wrote(each.queue.subject, sequence, [each.waiting])
+                for (each, write), sequence in zip(writes, sequences, strict=True):
+                    self.sources.wrote(each.queue.subject, sequence, write, [each.waiting])
         except Stale:
             for each in self.members:
                 each.waiting.overtaken += 1
