@@ -133,6 +133,15 @@ class Standing:
     changes: tuple[Change, ...]
 
 
+@attrs.frozen(kw_only=True)
+class Count:
+    """How many messages a stream of this `incarnation` held when its last sequence was `last`."""
+
+    incarnation: str
+    last: int
+    messages: int
+
+
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
 
@@ -270,6 +279,14 @@ class Keyed(Protocol):
         """Replace messages of different subjects, all or none, and return the new sequences.
 
         Raises as `put` does, and `Unavailable` before nats-server 2.12, which knows no atomic batch (ADR-50).
+        """
+
+    async def count(self) -> Count:
+        """Return how many keys there are, those with a message that deletes them included."""
+
+    async def keys(self, filter_: str, *, at_least: int) -> list[str]:
+        """Return the subjects of all keys under a filter, as they are when or after the stream had come to
+        the sequence `at_least`.
         """
 
     async def remembers(self, sequence: int) -> bool:

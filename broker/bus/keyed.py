@@ -19,7 +19,7 @@ import trio
 from broker.backoff import Backoff
 from broker.beats import beat
 from broker.bus import api
-from broker.bus.base import OutcomeUnknown, Stale
+from broker.bus.base import Count, OutcomeUnknown, Stale
 from broker.bus.generations import Generations
 from broker.bus.history import LAST_BYTES, LAST_SUBJECTS, LATE_SECONDS, History, record
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
@@ -234,6 +234,19 @@ class NatsKeyed:
                 if error.number not in api.NOT_THERE:
                     raise
         return found
+
+    async def count(self) -> Count:
+        """Return how many keys there are."""
+        info = await self.generations.info()
+        state = await self.looks.understand(info)
+        return Count(incarnation=state.incarnation, last=state.last, messages=int(info["state"]["messages"]))
+
+    async def keys(self, filter_: str, *, at_least: int) -> list[str]:
+        """Return the subjects of all keys under a filter."""
+        count = await self.count()
+        if count.last < at_least:
+            raise away(f"the stream {self.name} ends before {at_least}; it may have another leader")
+        return await self.history.subjects(filter_, limit=1 << 62) or []
 
     async def get(self, subject: str) -> Record | None:
         """Return the newest record of a key, from the stream's leader."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from contextlib import suppress
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Final
@@ -11,11 +12,15 @@ import attrs
 import structlog
 import trio
 
+from broker import subjects
 from broker.backoff import Backoff
-from broker.errors import Unavailable
+from broker.beats import beat
+from broker.bus.base import OutcomeUnknown, Stale
+from broker.errors import TooLarge, Unavailable
 from broker.eventlog.routing import Router
 from broker.eventlog.selection import Selection
 from broker.keyed import collection as collections
+from broker.keyed.removals import Removals
 from broker.keyed.rows import Row
 from broker.keyed.watch import Shared
 from broker.signals import Signal
@@ -37,6 +42,10 @@ log = structlog.get_logger()
 
 BACKOFF = Backoff(first=0.1, longest=2.0, jitter=0.5)
 LOADS_AT_ONCE = 8
+LOOK_SECONDS = 2.0  # between looks whether keys have been removed without a word
+LOOKS_SHARE = 20  # the pause before the next look is so many times as long as one took
+LONGEST_PAUSE = 30.0
+REMOVED = "removed."  # before a tenant: the channel where a broker says so, of the broker's own
 OPENING_SECONDS = 5.0  # that clients wait for the stream when the broker has just started
 MEMBERS: Final = 16  # that get a lane's frames between two looks at the clock
 
@@ -87,6 +96,8 @@ class View:
     woken: Signal = attrs.Factory(Signal)
     advanced: trio.lowlevel.ParkingLot = attrs.Factory(trio.lowlevel.ParkingLot)  # of `head`, `up`, `doubts`
     gate: trio.Semaphore = attrs.Factory(lambda: trio.Semaphore(LOADS_AT_ONCE))
+    removals: Removals = attrs.Factory(Removals)
+    removed: dict[str, int] = attrs.Factory(dict)  # by tenant the sequence of the latest word of a removal
     nursery: trio.Nursery | None = None
     heard: Callable[[list[Record]], None] = lambda _: None  # told of all records, before anybody else
 
@@ -100,6 +111,7 @@ class View:
                 collection.reset()
                 self.load(collection)
             nursery.start_soon(self.give_on)
+            nursery.start_soon(self.look_for_removals)
             await self.keyed.run(self)
 
     # --- the feed ------------------------------------------------------------------------------------
@@ -118,7 +130,10 @@ class View:
         self.heard(records)
         now = trio.current_time()
         for sequence, subject, body, headers in records:
+            self.removals.note(sequence, subject)
             tenant, _, channel = subject[len(self.prefix) + 1 :].partition(".")
+            if tenant == subjects.BROKER and channel.startswith(REMOVED):
+                self.hear_of_removal(channel.removeprefix(REMOVED), sequence)
             rooms = self.tenants.get(tenant)
             found = rooms.router.match(channel) if rooms is not None else ()
             if found:
@@ -135,7 +150,7 @@ class View:
             while self.stream == stream:
                 try:
                     if not await self.keyed.remembers(head) and self.stream == stream:
-                        self.begin_anew()
+                        self.begin_anew(self.collections.values())
                     return
                 except Unavailable:
                     await trio.sleep(BACKOFF.delay(failures))
@@ -144,9 +159,9 @@ class View:
             self.doubts -= 1
             self.advanced.unpark_all()
 
-    def begin_anew(self) -> None:
-        """Load all collections again, and have their watches begin anew."""
-        for collection in list(self.collections.values()):
+    def begin_anew(self, found: Iterable[Collection]) -> None:
+        """Load collections again, and have their watches begin anew."""
+        for collection in list(found):
             for watch in collection.watches:
                 watch.stream = ""  # see `go_on`
             collection.reset()
@@ -155,12 +170,13 @@ class View:
     def begin(self, stream: str) -> None:
         """Begin with another stream: what was read of the last one is void."""
         self.stream = stream
+        self.removed.clear()
         for collection in list(self.collections.values()):
             collection.reset()
             self.load(collection)
 
     def skipped(self, state: StreamState) -> None:
-        """Do nothing: what was deleted has been replaced."""
+        """Do nothing: what was deleted has been replaced, or is looked for, see `look`."""
 
     def interrupted(self) -> None:
         self.up = False
@@ -280,7 +296,12 @@ class View:
         """Return whether a collection has all that was deleted after a position; it holds until a wait."""
         if position.incarnation != self.stream or not await self.keyed.remembers(position.sequence):
             return False
-        return position.incarnation == self.stream and collection.rows.floor <= position.sequence <= self.head
+        tenant = collection.tenant
+        said = None if tenant in self.removed else await self.keyed.get(self.removal(tenant))
+        if position.incarnation != self.stream:
+            return False
+        removed = self.removed.setdefault(tenant, said[0] if said else 0)
+        return max(collection.rows.floor, removed) <= position.sequence <= self.head
 
     async def look_ended(self) -> None:
         """Wait until it is known whether deletions were missed. Raise `Unavailable` if that takes long."""
@@ -289,6 +310,70 @@ class View:
                 await self.advanced.park()
             return
         raise Unavailable("documents cannot be read yet", retry_after=1.0)
+
+    # --- removals ------------------------------------------------------------------------------------
+
+    def removal(self, tenant: str) -> str:
+        """Return the subject where a broker says that keys of a tenant have been removed.
+
+        It is in the stream itself: positions before it do not count any more, here and after a restart.
+        """
+        return f"{self.prefix}.{subjects.BROKER}.{REMOVED}{tenant}"
+
+    async def look_for_removals(self) -> None:
+        """Look again and again whether keys have been removed without a word, for ever."""
+        while True:
+            await beat(LOOK_SECONDS)
+            if not self.collections:
+                self.removals.begin(None)
+            elif self.up:
+                began = trio.current_time()
+                with suppress(Unavailable):
+                    await self.look()
+                pause = LOOKS_SHARE * (trio.current_time() - began) - LOOK_SECONDS
+                await trio.sleep(min(max(0.0, pause), LONGEST_PAUSE))
+
+    async def look(self) -> None:
+        """Have it said of which tenants keys are gone. Raise `Unavailable`."""
+        count = await self.keyed.count()
+        while self.stream == count.incarnation and self.head < count.last:
+            if not self.up:
+                return
+            await self.advanced.park()
+        if self.stream != count.incarnation or not self.removals.suspects(count):
+            return
+        for tenant, rooms in list(self.tenants.items()):
+            prefix, head = f"{self.prefix}.{tenant}.", self.head
+            there = set(await self.keyed.keys(f"{prefix}>", at_least=head))
+            if self.stream != count.incarnation or not all(each.loaded for each in rooms.selections):
+                return  # what is being loaded may lack it: the next look tells
+            gone = any(
+                not row.deleted and row.revision <= head and prefix + row.key not in there
+                for collection in rooms.selections
+                for row in collection.rows.after(0)
+            )
+            if gone:
+                await self.say_removed(tenant)
+        self.removals.begin(count)
+
+    async def say_removed(self, tenant: str) -> None:
+        """Say to all brokers that keys of a tenant are gone; if that cannot be said, at least here."""
+        log.warning("keys_removed", tenant=tenant, stream=self.stream)
+        subject = self.removal(tenant)
+        try:
+            said = await self.keyed.get(subject)
+            await self.keyed.put(subject, b"{}", headers={}, revision=said[0] if said else 0)
+        except Stale:
+            pass  # another broker says so
+        except (Unavailable, OutcomeUnknown, TooLarge) as error:
+            log.warning("removal_not_said", tenant=tenant, error=repr(error))
+            self.hear_of_removal(tenant, self.head + 1)
+
+    def hear_of_removal(self, tenant: str, sequence: int) -> None:
+        """Begin anew with a tenant: of what is gone nothing else tells."""
+        self.removed[tenant] = sequence
+        if rooms := self.tenants.get(tenant):
+            self.begin_anew(rooms.selections)
 
     # --- lanes ---------------------------------------------------------------------------------------
 

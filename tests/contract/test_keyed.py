@@ -130,6 +130,12 @@ async def test_a_load_has_the_newest_of_each_key(stream: Stream) -> None:
         with pytest.raises(Unavailable):
             await loaded(keyed, [names[0]], at_least=last + 1)
         assert await keyed.remembers(0)
+        count = await keyed.count()
+        assert (count.incarnation, count.last, count.messages) == (found.incarnation, last, 1051)
+        assert sorted(await keyed.keys("state.acme.>", at_least=last)) == sorted(names)
+        assert await keyed.keys("state.none.>", at_least=last) == []
+        with pytest.raises(Unavailable):
+            await keyed.keys("state.acme.>", at_least=last + 1)
 
 
 async def test_after_an_interruption_the_feed_goes_on(stream: Stream) -> None:

@@ -361,3 +361,37 @@ async def test_a_position_is_of_a_list_and_of_rights(tmp_path: Path, nats: NatsS
                 await other.until("state.ready")
                 came = [each["payload"]["channel"] for each in other.log if each["type"] == "state"]
                 assert ("orders.3" in came) is not recovered
+
+
+async def test_a_purge_is_heard(tmp_path: Path, nats: NatsServer) -> None:
+    """Whatever is taken out of the stream: who follows it gets all anew, and no earlier position counts.
+
+    By a subject, by a sequence, or as a whole; and at a broker that has heard nothing of it.
+    """
+    async with world(tmp_path, nats) as world_, world_.broker.client() as client:
+        for number in range(1, 5):
+            await world_.store(f"orders.{number}", {"n": number})
+        await world_.store("users.alice.x", {})
+        found, position = await opened(client, "orders.*")
+        assert len(found) == 4
+        purges: tuple[tuple[str, dict[str, Any], list[str]], ...] = (
+            ("PURGE.STATE", {"filter": "state.acme.orders.1"}, ["orders.2", "orders.3", "orders.4"]),
+            ("MSG.DELETE.STATE", {"seq": 2}, ["orders.3", "orders.4"]),
+            ("PURGE.STATE", {}, []),
+        )
+        for path, query, left in purges:
+            assert (await world_.nats.api(f"STREAM.{path}", **query))["success"]
+            assert not (await client.expect("state.opened"))["recovered"]
+            came = []
+            while (message := await client.receive())["type"] == "state":
+                came.append(message["payload"]["channel"])
+            assert (message["type"], came) == ("state.ready", left)
+        await world_.store("orders.7", {"n": 7})
+        assert (await client.expect("state"))["channel"] == "orders.7"
+        settings = configure(tmp_path / "other", nats.url, **DOCUMENTS)
+        async with run_broker(tmp_path / "other", settings) as other:
+            for broker in (world_.broker, other):
+                async with broker.client() as again:
+                    await again.send("state.open", {"channel": "orders.*", "position": position})
+                    assert not (await again.until("state.opened"))["recovered"]
+                    assert (await again.expect("state"))["channel"] == "orders.7"

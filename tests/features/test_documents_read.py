@@ -21,7 +21,7 @@ from tests.support.scripted_bus import ScriptedBus
 from tests.support.scripted_keyed import ScriptedKeyed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     import pytest
 
@@ -36,6 +36,12 @@ class Held(ScriptedKeyed):
 
     asked: trio.Event = attrs.Factory(trio.Event)
     answer: trio.Event = attrs.Factory(trio.Event)
+    full: bool = False
+
+    async def put(self, subject: str, body: bytes, *, headers: Mapping[str, str], revision: int) -> int:
+        if self.full:
+            raise Unavailable("maximum bytes exceeded")
+        return await super().put(subject, body, headers=headers, revision=revision)
 
     async def remembers(self, sequence: int) -> bool:
         self.asked.set()
@@ -143,7 +149,7 @@ async def test_what_is_loaded_again_is_not_read(autojump_clock: trio.abc.Clock) 
         await world_.fed()
 
         async def happen() -> None:
-            world_.reading.view.begin_anew()
+            world_.reading.view.begin_anew(world_.reading.view.collections.values())
 
         found = await world_.read_while("key0-1", happen)
         assert isinstance(found, Unavailable) or names(found) == ["b"]
@@ -192,3 +198,53 @@ async def test_missed_deletions_are_looked_for_first(autojump_clock: trio.abc.Cl
             keyed.answer.set()
         assert names(answers[0]) == ["b", "c"]
         view.release(collection)
+
+
+async def test_keys_are_removed_without_a_word(autojump_clock: trio.abc.Clock) -> None:
+    """Where somebody follows them that is found out: no position before that counts, here and elsewhere."""
+    async with world() as world_:
+        keyed, view = world_.keyed, world_.reading.view
+        keyed.answer.set()
+        world_.store("a", "b")
+        keyed.store("state.other.a", BODY)
+        await world_.fed()
+        key = ("acme", ("*",), ())
+        followed = [await view.acquire(key), await view.acquire(("other", (">",), ()))]
+        await trio.sleep(10)  # the broker has looked
+        before = await world_.read()
+        world_.store("b")
+        keyed.purge("state.acme.a")
+        world_.store("c")
+        assert names(await world_.read()) == ["a", "b"], "nobody can know yet"
+        await trio.sleep(10)
+        assert view.removed == {"acme": 6}
+        assert [each.loaded for each in followed] == [True, True]
+        found = await world_.read(before.position)
+        assert (names(found), found.recovered) == (["b", "c"], False)
+        assert (await world_.read(found.position)).recovered
+        view.removed.clear()  # as in a process that has just begun
+        assert not (await world_.read("key0-5")).recovered
+        last = keyed.last
+        await trio.sleep(100)
+        assert keyed.last == last, "it is said once"
+        for each in followed:
+            view.release(each)
+
+
+async def test_what_cannot_be_said_holds_here(autojump_clock: trio.abc.Clock) -> None:
+    """A stream that is full takes no word of a removal."""
+    async with world() as world_:
+        keyed, view = world_.keyed, world_.reading.view
+        keyed.answer.set()
+        world_.store("a", "b")
+        await world_.fed()
+        followed = await view.acquire(("acme", ("*",), ()))
+        before = await world_.read()
+
+        keyed.full = True
+        await trio.sleep(10)
+        keyed.purge("state.acme.a")
+        await trio.sleep(10)
+        found = await world_.read(before.position)
+        assert (names(found), found.recovered) == (["b"], False)
+        view.release(followed)

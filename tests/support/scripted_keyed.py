@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from broker.bus.base import OutcomeUnknown, Stale, StreamState
+from broker.bus.base import Count, OutcomeUnknown, Stale, StreamState
 from broker.errors import Unavailable
 from broker.nats import link
 
@@ -57,6 +57,11 @@ class ScriptedKeyed:
         self.rows = {
             subject: each for subject, each in self.rows.items() if each[2] or each[0] > self.forgotten
         }
+
+    def purge(self, filter_: str) -> None:
+        """Take keys out of the stream without a word."""
+        self.rows = {subject: each for subject, each in self.rows.items() if not matches(filter_, subject)}
+        self.log = [each for each in self.log if not matches(filter_, each[1])]
 
     def interrupted(self) -> None:
         if self.up and self.feed:
@@ -165,6 +170,16 @@ class ScriptedKeyed:
         except Unavailable as error:
             raise OutcomeUnknown("scripted") from error
         return found
+
+    async def count(self) -> Count:
+        await self.bus.delay()
+        return Count(incarnation=self.incarnation, last=self.last, messages=len(self.rows))
+
+    async def keys(self, filter_: str, *, at_least: int) -> list[str]:
+        await self.bus.delay()
+        if self.last < at_least:
+            raise link.away("scripted: the stream ends before that")
+        return [each for each in self.rows if matches(filter_, each)]
 
     async def remembers(self, sequence: int) -> bool:
         await self.bus.delay()
