@@ -12,7 +12,7 @@ from broker.keyed.rows import Row, Rows
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from broker.errors import Unavailable
+    from broker.errors import TooManyDocuments, Unavailable
     from broker.keyed.lane import Lane
 
 Key: TypeAlias = "tuple[str, tuple[str, ...], tuple[str, ...]]"  # tenant, patterns, denied patterns
@@ -29,9 +29,9 @@ W = TypeVar("W", bound=Member)
 class Collection(Generic[W]):
     """The rows that match `patterns` and not `deny`, of a tenant.
 
-    Until it is `loaded`, rows of the feed are kept in `pending`. `outcome` is set when an attempt to load it
-    has ended, with an `error` if that has failed. `uses` counts watches and those that are about to be.
-    `grown`: it has become larger since somebody looked.
+    Until it is `loaded`, the newest rows of the feed are kept in `pending`. `outcome` is set when an attempt
+    to load it has ended, with an `error` if that has failed. `uses` counts watches and those that are about
+    to be. `grown`: it has become larger since somebody looked.
     """
 
     def __init__(self, key: Key) -> None:
@@ -40,15 +40,20 @@ class Collection(Generic[W]):
         self.names = {each: None for each in self.patterns if subjects.is_literal(each)}
         self.wild = tuple(each for each in self.patterns if each not in self.names)
         self.rows = Rows()
-        self.pending: list[Row] = []
+        self.pending: dict[str, Row] = {}
         self.loaded = False
-        self.loading: object = None  # the newest attempt
+        self.loading: object = None  # the newest attempt, None for none
         self.outcome = trio.Event()
-        self.error: Unavailable | None = None
+        self.error: Unavailable | TooManyDocuments | None = None
         self.uses = 0
         self.grown = False
         self.lanes: dict[float, Lane[W]] = {}
         self.watches: dict[W, None] = {}
+
+    @property
+    def count(self) -> int:
+        """How many keys it counts as: each name and each pattern costs as much as a key that is there."""
+        return max(self.rows.count, len(self.patterns))
 
     def admits(self, channel: str) -> bool:
         admitted = channel in self.names or any(subjects.covers(each, channel) for each in self.wild)
@@ -57,7 +62,7 @@ class Collection(Generic[W]):
     def reset(self) -> None:
         """Forget all rows: they are loaded again."""
         self.loaded = False
-        self.rows, self.pending = Rows(), []
+        self.rows, self.pending = Rows(), {}
         for watch in list(self.watches):
             watch.leave_lane()
         self.lanes.clear()
@@ -65,17 +70,17 @@ class Collection(Generic[W]):
     def fill(self, loaded: Iterable[Row]) -> None:
         """Take what was loaded, and join it with what the feed has brought meanwhile."""
         newest: dict[str, Row] = {}
-        for row in (*loaded, *self.pending):
+        for row in (*loaded, *self.pending.values()):
             there = newest.get(row.key)
             if there is None or there.revision < row.revision:
                 newest[row.key] = row
-        self.pending = []
+        self.pending = {}
         for row in sorted(newest.values(), key=lambda each: each.revision):
             self.rows.put(row)
         self.loaded = self.grown = True
         self.ended(None)
 
-    def ended(self, error: Unavailable | None) -> None:
+    def ended(self, error: Unavailable | TooManyDocuments | None) -> None:
         """Wake whoever waits for the rows."""
         self.error = error
         outcome, self.outcome = self.outcome, trio.Event()
@@ -84,7 +89,7 @@ class Collection(Generic[W]):
     def put(self, row: Row, now: float) -> bool:
         """Take a row of the feed. Return whether a lane has to give something."""
         if not self.loaded:
-            self.pending.append(row)
+            self.pending[row.key] = row
             return False
         there = self.rows.get(row.key)
         if there is not None and there.revision >= row.revision:  # loaded already

@@ -16,7 +16,7 @@ from broker import subjects
 from broker.backoff import Backoff
 from broker.beats import beat
 from broker.bus.base import OutcomeUnknown, Stale
-from broker.errors import TooLarge, Unavailable
+from broker.errors import TooLarge, TooManyDocuments, Unavailable
 from broker.eventlog.routing import Router
 from broker.eventlog.selection import Selection
 from broker.keyed import collection as collections
@@ -69,6 +69,34 @@ class Rooms:
             self.router.remove(each)
 
 
+@attrs.define(eq=False)
+class Loading:
+    """An attempt to load a collection. It ends with `TooManyDocuments` where nobody may have that."""
+
+    collection: Collection
+    prefix: str
+    excess: Callable[[int, int], str | None]
+    rows: list[Row] = attrs.Factory(list)
+    count: int = 0
+    size: int = 0
+    last: int = 0
+
+    @property
+    def filters(self) -> list[str]:
+        return [self.prefix + each for each in self.collection.patterns]
+
+    def take(self, records: list[Record]) -> None:
+        for sequence, subject, body, headers in records:
+            row = Row(subject.removeprefix(self.prefix), sequence, body, headers if body else None)
+            if self.collection.admits(row.key):
+                self.rows.append(row)
+                self.count += not row.deleted
+                self.size += len(body)
+        self.last = max([self.last, *(each[0] for each in records)])
+        if fault := self.excess(self.count, self.size):
+            raise TooManyDocuments(fault)
+
+
 def collected(_: str, selections: tuple[Selection, ...]) -> tuple[Collection, ...]:
     return tuple({collection: None for each in selections for collection in each.members})
 
@@ -77,12 +105,14 @@ def collected(_: str, selections: tuple[Selection, ...]) -> tuple[Collection, ..
 class View:
     """The receiver of the feed of `keyed`, whose subjects are `<prefix>.<tenant>.<channel>`.
 
-    `stream` is the incarnation that it has seen (None: none yet), `head` how far.
+    `stream` is the incarnation that it has seen (None: none yet), `head` how far. `excess` says why nobody
+    may have a collection of so many keys and bytes; it is then loaded no further.
     """
 
     keyed: Keyed
     prefix: str
     form: Form
+    excess: Callable[[int, int], str | None]
     stream: str | None = None
     head: int = 0
     up: bool = False
@@ -137,7 +167,7 @@ class View:
             rooms = self.tenants.get(tenant)
             found = rooms.router.match(channel) if rooms is not None else ()
             if found:
-                row = Row(channel, sequence, body, headers)
+                row = Row(channel, sequence, body, headers if body else None)
                 for collection in found:
                     if collection.put(row, now):
                         self.schedule(collection, now)
@@ -185,7 +215,7 @@ class View:
     # --- collections ---------------------------------------------------------------------------------
 
     async def acquire(self, key: Key) -> Collection:
-        """Return a collection with its rows, for one more use. Raise `Unavailable`.
+        """Return a collection with its rows, for one more use. Raise `Unavailable`, or `TooManyDocuments`.
 
         Wait for a stream that has not been reached yet: a refusal ends some clients.
         """
@@ -197,13 +227,14 @@ class View:
         collection = self.collections.get(key)
         if collection is None:
             collection = self.add(key)
+        if not collection.loaded and collection.loading is None:
             self.load(collection)
         collection.uses += 1
         try:
             while not collection.loaded:
                 await collection.outcome.wait()
-                if collection.error is not None:
-                    raise Unavailable(collection.error.message, retry_after=collection.error.retry_after)
+                if (error := collection.error) is not None:
+                    raise type(error)(error.message, retry_after=error.retry_after)
         except BaseException:
             self.release(collection)
             raise
@@ -244,15 +275,20 @@ class View:
             self.nursery.start_soon(self.load_on, collection, attempt)
 
     async def load_on(self, collection: Collection, attempt: object) -> None:
-        prefix = f"{self.prefix}.{collection.tenant}."
-        filters = [prefix + each for each in collection.patterns]
         failures = 0
         while collection.uses and collection.loading is attempt:
+            loading = Loading(collection, f"{self.prefix}.{collection.tenant}.", self.excess)
             try:
                 async with self.gate:
-                    records: list[Record] = []
-                    stream = await self.keyed.load(filters, at_least=self.head, take=records.extend)
-                await self.reach(stream, max((each[0] for each in records), default=0))
+                    stream = await self.keyed.load(loading.filters, at_least=self.head, take=loading.take)
+                await self.reach(stream, loading.last)
+            except TooManyDocuments as error:
+                if collection.loading is attempt:
+                    collection.loading = None
+                    collection.ended(error)
+                    for watch in list(collection.watches):
+                        watch.holder.failed(watch, error)
+                return
             except Unavailable as error:
                 log.debug("collection_not_loaded", error=error.message, patterns=collection.patterns)
                 if collection.loading is attempt:
@@ -263,11 +299,9 @@ class View:
             if collection.loading is not attempt:
                 return
             if stream == self.stream:
-                rows = (
-                    Row(subject.removeprefix(prefix), sequence, body, headers)
-                    for sequence, subject, body, headers in records
-                )
-                collection.fill(row for row in rows if collection.admits(row.key))
+                collection.fill(loading.rows)
+                for watch in list(collection.watches):
+                    watch.holder.grew(watch)
                 for watch in list(collection.watches):
                     self.go_on(watch)
                 return

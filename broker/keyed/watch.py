@@ -8,6 +8,7 @@ from broker.keyed.lane import Lane
 from broker.wire import frames
 
 if TYPE_CHECKING:
+    from broker.errors import BrokerError
     from broker.flow.flow import Flow
     from broker.keyed.collection import Collection
     from broker.keyed.lane import Step
@@ -40,6 +41,9 @@ class Holder(Protocol):
 
     def grew(self, watch: Watch) -> None:
         """Note that the collection has become larger."""
+
+    def failed(self, watch: Watch, error: BrokerError) -> None:
+        """Close the watch: its collection cannot be loaded again."""
 
     def owes(self) -> None:
         """Have `step` called from now on, as often as the link has accepted everything."""

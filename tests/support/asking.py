@@ -72,10 +72,14 @@ class Client:
 
 @asynccontextmanager
 async def open_client(
-    bus: ScriptedBus, *, room: int, verifier: ScriptedVerifier | None = None
+    bus: ScriptedBus,
+    *,
+    room: int,
+    verifier: ScriptedVerifier | None = None,
+    settings: config.Config | None = None,
 ) -> AsyncIterator[Client]:
     supervisor = Supervisor(
-        config=config.Config(ring=config.Ring(events=10)),
+        config=settings or config.Config(ring=config.Ring(events=10)),
         bus=bus,
         names=subjects.Names(),
         verifier=verifier or ScriptedVerifier(),  # type: ignore[arg-type]

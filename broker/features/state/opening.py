@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from broker.session.requests import Terms
     from broker.wire.positions import Position
 
+MAX_WILD = 64  # patterns with wildcards of a connection: it takes long to compare them
 MAX_SHOWN = 256  # characters of a refused channel in the reply
 LONGEST_MS = round(SECONDS[-1] * 1000)
 
@@ -81,6 +82,7 @@ def check_open(rules: Rules, terms: Terms, message: m.StateOpen) -> Open:
             refused.append(m.Refused(channel=text[:MAX_SHOWN], code=error.code, message=error.message))
     if first and not accepted:
         raise first
+    check_wild(accepted)
     return Open(
         patterns=accepted,
         refused=refused,
@@ -99,6 +101,15 @@ def check_pattern(rules: Rules, principal: Principal, text: str) -> tuple[str, t
     if rules.find(pattern) is None:
         raise Forbidden(f"{pattern}: not within a pattern of state.documents in the configuration")
     return pattern, denied
+
+
+def check_wild(patterns: Iterable[str]) -> None:
+    """Raise `TooManyDocuments` for more patterns than a connection may have open."""
+    count = sum(not subjects.is_literal(each) for each in patterns)
+    if count > MAX_WILD:
+        raise TooManyDocuments(
+            f"{count} patterns with wildcards; a connection follows at most {MAX_WILD} of them"
+        )
 
 
 def check_close(terms: Terms, message: m.StateClose) -> Close:

@@ -18,11 +18,13 @@ from broker.errors import (
 )
 from broker.features.port import Feature
 from broker.features.state.form import DocumentForm, content
-from broker.features.state.opening import check_close, check_open, check_pattern, key
+from broker.features.state.opening import check_close, check_open, check_pattern, check_wild, key
+from broker.features.state.overlaps import Overlaps
 from broker.keyed.rows import Row
 from broker.keyed.view import View
 from broker.keyed.watch import Watch
 from broker.session.requests import Page, Request
+from broker.turns import Turn
 from broker.wire import messages as m
 from broker.wire.positions import Position
 
@@ -43,15 +45,24 @@ STEPS = 16  # pages that an open writes at once, as far as the link accepts them
 class Opens:
     """What one connection has open: each watch, with the patterns that it is for and those denied in each.
 
-    It is the holder of its watches. `crowded` is called when more is open than the limits allow.
+    It is the holder of its watches. `crowded` is called when more is open than the limits allow, `end` when a
+    watch has to be closed.
     """
 
-    def __init__(self, caller: Caller, view: View, crowded: Callable[[Opens, Watch], None]) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        view: View,
+        crowded: Callable[[Opens, Watch], None],
+        end: Callable[[Opens, Watch, str], None],
+    ) -> None:
         self.caller = caller
         self.view = view
         self.crowded = crowded
+        self.close_unasked = end
         self.watches: dict[Watch, dict[str, tuple[str, ...]]] = {}
         self.listed: set[Watch] = set()
+        self.overlaps: Overlaps[Watch] = Overlaps()
 
     # --- the holder of watches -----------------------------------------------------------------------
 
@@ -76,6 +87,9 @@ class Opens:
     def grew(self, watch: Watch) -> None:
         self.crowded(self, watch)
 
+    def failed(self, watch: Watch, error: BrokerError) -> None:
+        self.close_unasked(self, watch, error.code)
+
     def owes(self) -> None:
         self.caller.flow.owed = self.step
         self.caller.fell_behind()
@@ -97,7 +111,8 @@ class Opens:
         self.watches[watch] = patterns
         if listed:
             self.listed.add(watch)
-        self.compare(watch)
+        for each in self.overlaps.add(watch, self.watches):  # differences apply to what their own has given
+            each.plain = watch.plain = True
 
     def close(self, patterns: Iterable[str]) -> None:
         """Close some of what is open."""
@@ -106,13 +121,16 @@ class Opens:
             left = {name: deny for name, deny in held.items() if name not in gone}
             if len(left) < len(held):
                 self.narrow(watch, left)
-        self.compare_again()
+        for watch in self.watches:
+            if watch.plain and not self.overlaps.of[watch]:
+                watch.alone()
 
     def narrow(self, watch: Watch, patterns: dict[str, tuple[str, ...]]) -> None:
         """Have a watch go on with a part of what it is for, or end."""
         before = watch.collection
         if patterns:
             self.watches[watch] = patterns
+            self.overlaps.narrow(watch, self.watches)
             watch.move(self.view.part(before, key(before.tenant, patterns)))
             self.view.go_on(watch)
         else:
@@ -122,6 +140,7 @@ class Opens:
     def end(self, watch: Watch) -> None:
         """End a watch, but for giving back its collection."""
         watch.end()
+        self.overlaps.remove(watch)
         del self.watches[watch]
         self.listed.discard(watch)
 
@@ -130,35 +149,10 @@ class Opens:
             self.end(watch)
             self.view.release(watch.collection)
 
-    def compare(self, new: Watch) -> None:
-        """Have watches that overlap a new one get no differences, which apply to what their own has given."""
-        for watch, patterns in self.watches.items():
-            if watch is not new and overlap(patterns, self.watches[new]):
-                watch.plain = new.plain = True
-
-    def compare_again(self) -> None:
-        """Have watches that overlap no other any more get differences again."""
-        for watch, patterns in self.watches.items():
-            if watch.plain and not any(
-                overlap(patterns, other) for each, other in self.watches.items() if each is not watch
-            ):
-                watch.alone()
-
     def total(self) -> tuple[int, int]:
         """Return how many documents are open, and their bytes."""
-        held = [watch.collection.rows for watch in self.watches]
-        return sum(each.count for each in held), sum(each.size for each in held)
-
-
-def overlap(ones: Iterable[str], others: Iterable[str]) -> bool:
-    """Return whether a document can match patterns of both; no two of them are the same."""
-    rest = list(others)
-    wild = [each for each in rest if not subjects.is_literal(each)]
-    return any(
-        subjects.overlaps(one, other)
-        for one in ones
-        for other in (wild if subjects.is_literal(one) else rest)
-    )
+        held = [watch.collection for watch in self.watches]
+        return sum(each.count for each in held), sum(each.rows.size for each in held)
 
 
 class Reading(Feature):
@@ -172,7 +166,7 @@ class Reading(Feature):
         self.rules = rules
         self.limits = limits
         self.events = events
-        self.view = View(keyed, names.state, DocumentForm())
+        self.view = View(keyed, names.state, DocumentForm(), self.excess)
         self.held: dict[Caller, Opens] = {}  # only connections that have something open
 
     def requests(self) -> Requests:
@@ -225,7 +219,7 @@ class Reading(Feature):
             raise
         opens = self.held.get(caller)
         if opens is None:
-            opens = self.held[caller] = Opens(caller, self.view, self.crowded)
+            opens = self.held[caller] = Opens(caller, self.view, self.crowded, self.end_all)
         opens.close(wish.patterns)
         watch = Watch(
             collection,
@@ -243,10 +237,12 @@ class Reading(Feature):
         )
         for refused in wish.refused:
             caller.note_refusal(code=refused.code, message=refused.message, channel=refused.channel)
+        turn = Turn()
         for _ in range(STEPS):
             if caller.flow.rest is not None or not watch.reads:
                 break
             watch.step(self.view.head)
+            await turn.pass_on()
         if watch.reads:
             opens.owes()
 
@@ -265,12 +261,13 @@ class Reading(Feature):
 
     def check_room(self, caller: Caller, wish: Open, collection: Documents[Watch]) -> None:
         """Raise `TooManyDocuments` if the connection may not have these open as well."""
-        count, size = collection.rows.count, collection.rows.size
+        count, size = collection.count, collection.rows.size
         if opens := self.held.get(caller):
+            check_wild({*wish.patterns, *(each for patterns in opens.watches.values() for each in patterns)})
             kept = [
                 watch for watch, patterns in opens.watches.items() if patterns.keys() - wish.patterns.keys()
             ]
-            count += sum(watch.collection.rows.count for watch in kept)
+            count += sum(watch.collection.count for watch in kept)
             size += sum(watch.collection.rows.size for watch in kept)
         if fault := self.excess(count, size):
             raise TooManyDocuments(fault)
@@ -285,7 +282,11 @@ class Reading(Feature):
     def crowded(self, opens: Opens, watch: Watch) -> None:
         """Close what has grown, if more is open now than a connection may have."""
         if watch in opens.watches and self.excess(*opens.total()):
-            self.end(opens, list(opens.watches[watch]), opens.named(watch), TooManyDocuments.code)
+            self.end_all(opens, watch, TooManyDocuments.code)
+
+    def end_all(self, opens: Opens, watch: Watch, code: str) -> None:
+        """Close all that a watch is for, unasked."""
+        self.end(opens, list(opens.watches[watch]), opens.named(watch), code)
 
     def end(self, opens: Opens, patterns: Collection[str], channel: m.OneOrMany, code: str) -> None:
         """Close something unasked."""
@@ -352,15 +353,21 @@ class Reading(Feature):
         if opens is None:
             return
         principal = caller.session.client()
+        kept: dict[str, tuple[str, ...]] = {}
+        refused: dict[str, str] = {}
+        for pattern in [each for patterns in opens.watches.values() for each in patterns]:
+            try:
+                kept[pattern] = check_pattern(self.rules, principal, pattern)[1]
+            except BrokerError as error:
+                refused[pattern] = error.code
+        opens.close(refused)
+        self.tidy(opens)
+        for pattern, code in refused.items():
+            caller.tell(m.StateClosed(channel=pattern, code=code))
         for watch, patterns in list(opens.watches.items()):
-            kept: dict[str, tuple[str, ...]] = {}
-            for pattern in patterns:
-                try:
-                    kept[pattern] = check_pattern(self.rules, principal, pattern)[1]
-                except BrokerError as error:
-                    self.end(opens, [pattern], pattern, error.code)
-            if watch in opens.watches and kept != opens.watches[watch]:
-                self.retune(opens, watch, kept)
+            left = {each: kept[each] for each in patterns}
+            if left != patterns:
+                self.retune(opens, watch, left)
 
     def retune(self, opens: Opens, watch: Watch, patterns: dict[str, tuple[str, ...]]) -> None:
         """Have a watch leave out other documents than before."""
@@ -368,7 +375,7 @@ class Reading(Feature):
         if all(set(before[pattern]) <= set(deny) for pattern, deny in patterns.items()):
             opens.narrow(watch, patterns)
         else:  # there may be documents that it has not loaded
-            self.end(opens, list(before), opens.named(watch), Forbidden.code)
+            self.end_all(opens, watch, Forbidden.code)
 
     def detach(self, caller: Caller) -> None:
         """Close everything of a connection that ends."""
