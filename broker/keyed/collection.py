@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
+import attrs
 import trio
 
 from broker import subjects
+from broker.errors import TooManyDocuments
 from broker.keyed.rows import Row, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from broker.errors import TooManyDocuments, Unavailable
+    from broker.bus.base import Record
+    from broker.errors import Unavailable
     from broker.keyed.lane import Lane
 
 Key: TypeAlias = "tuple[str, tuple[str, ...], tuple[str, ...]]"  # tenant, patterns, denied patterns
@@ -104,3 +107,31 @@ class Collection(Generic[W]):
     def missing(self) -> list[str]:
         """Return the channels that it names and that have never been."""
         return [name for name in self.names if self.rows.get(name) is None and self.admits(name)]
+
+
+@attrs.define(eq=False)
+class Loading:
+    """An attempt to load a collection. It ends with `TooManyDocuments` where nobody may have that."""
+
+    collection: Collection[Any]
+    prefix: str
+    excess: Callable[[int, int], str | None]
+    rows: list[Row] = attrs.Factory(list)
+    count: int = 0
+    size: int = 0
+    last: int = 0
+
+    @property
+    def filters(self) -> list[str]:
+        return [self.prefix + each for each in self.collection.patterns]
+
+    def take(self, records: list[Record]) -> None:
+        for sequence, subject, body, headers in records:
+            row = Row(subject.removeprefix(self.prefix), sequence, body, headers if body else None)
+            if self.collection.admits(row.key):
+                self.rows.append(row)
+                self.count += not row.deleted
+                self.size += len(body)
+        self.last = max([self.last, *(each[0] for each in records)])
+        if fault := self.excess(self.count, self.size):
+            raise TooManyDocuments(fault)

@@ -69,34 +69,6 @@ class Rooms:
             self.router.remove(each)
 
 
-@attrs.define(eq=False)
-class Loading:
-    """An attempt to load a collection. It ends with `TooManyDocuments` where nobody may have that."""
-
-    collection: Collection
-    prefix: str
-    excess: Callable[[int, int], str | None]
-    rows: list[Row] = attrs.Factory(list)
-    count: int = 0
-    size: int = 0
-    last: int = 0
-
-    @property
-    def filters(self) -> list[str]:
-        return [self.prefix + each for each in self.collection.patterns]
-
-    def take(self, records: list[Record]) -> None:
-        for sequence, subject, body, headers in records:
-            row = Row(subject.removeprefix(self.prefix), sequence, body, headers if body else None)
-            if self.collection.admits(row.key):
-                self.rows.append(row)
-                self.count += not row.deleted
-                self.size += len(body)
-        self.last = max([self.last, *(each[0] for each in records)])
-        if fault := self.excess(self.count, self.size):
-            raise TooManyDocuments(fault)
-
-
 def collected(_: str, selections: tuple[Selection, ...]) -> tuple[Collection, ...]:
     return tuple({collection: None for each in selections for collection in each.members})
 
@@ -277,7 +249,7 @@ class View:
     async def load_on(self, collection: Collection, attempt: object) -> None:
         failures = 0
         while collection.uses and collection.loading is attempt:
-            loading = Loading(collection, f"{self.prefix}.{collection.tenant}.", self.excess)
+            loading = collections.Loading(collection, f"{self.prefix}.{collection.tenant}.", self.excess)
             try:
                 async with self.gate:
                     stream = await self.keyed.load(loading.filters, at_least=self.head, take=loading.take)
