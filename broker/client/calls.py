@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -15,6 +15,8 @@ from broker.client import checks, said
 from broker.client.collection import Collection, Document
 from broker.client.engine import READ_AHEAD, Engine
 from broker.client.items import Lost
+from broker.client.outbox import Pending
+from broker.client.together import Together
 from broker.client.tokens import looked_at
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from broker.client.checks import Lag
     from broker.client.flags import Flag
     from broker.client.items import Page, Published
-    from broker.client.outbox import Pending
 
 T = TypeVar("T")
 REQUEST_SECONDS = 5.0  # the time that a service usually has to answer
@@ -208,6 +209,27 @@ class Calls(ABC):
         self.engine.check_running()
         checks.check_collection(pattern)
         return Collection(self, self.engine.documents, pattern)
+
+    async def change(self, changes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """Change several documents, all or none; return the revisions that have it, by channel.
+
+        Each of `changes` (16 at most) has a `channel`, and `patch`, `add` or both, as `Document.change` takes
+        them; the documents need not be open. It is shown at once where they are, and sent again until the
+        broker has answered; cancelled before it was sent, it is not sent.
+
+        Raises `TypeError`, `ValueError` or a `BrokerError`, before anything is shown, for what cannot be;
+        `Conflict` (with `conflict`) where others have changed the same, `Rejected`, `Forbidden` and others as
+        the broker answers; `UnknownOutcome` when nobody could say whether it is stored; `SessionEnded`.
+        """
+        self.engine.check_running()
+        done = self.flag()
+        together = Together(self.engine.documents, Pending(done.set))
+        together.begin(changes)
+        try:
+            await self.attend(done)
+        finally:
+            together.withdraw()
+        return together.promise.result()
 
     async def answer(self, promise: Pending[T], done: Flag, until: float = inf) -> T:
         """Wait for an answer, until that time."""

@@ -23,6 +23,7 @@ from broker.documents.patches import parse_pointer
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from broker.client.draft import Joint, Wish
     from broker.client.gate import Gate
     from broker.client.items import Payload
     from broker.documents.patches import Path
@@ -43,8 +44,8 @@ class Editor(Protocol):
     def shown(self, channel: str) -> None:
         """Another value is shown, or fewer changes are unsaved."""
 
-    def refused(self, channel: str, error: BrokerError, mine: Any, theirs: Mapping[str, Any] | None) -> None:
-        """The patch `mine` came to nothing; `theirs` is what is there, if that is the reason."""
+    def refused(self, channel: str, error: BrokerError, mine: Wish, theirs: Mapping[str, Any] | None) -> None:
+        """What was `mine` came to nothing; `theirs` is what is there, if that is the reason."""
 
     def lost(self, channel: str, ids: Collection[str], revision: str, paths: Mapping[str, Any]) -> None:
         """What was stored is gone."""
@@ -72,13 +73,13 @@ class Edited:
 
 @attrs.define(eq=False)
 class Changes:
-    """`edited` has the documents by channel, `sent` those whose change is under way, by `messageId`."""
+    """`edited` has the documents by channel, `sent` those of changes under way, by `messageId`."""
 
     gate: Gate
     delay: Callable[[int], float]  # the wait after so many tries
     session: str = attrs.field(factory=lambda: uuid4().hex[:16])
     edited: dict[str, Edited] = attrs.field(factory=dict)
-    sent: dict[str, Edited] = attrs.field(factory=dict)
+    sent: dict[str, list[Edited]] = attrs.field(factory=dict)
     numbers: Iterator[int] = attrs.field(factory=lambda: count(1))
     ids: Iterator[int] = attrs.field(factory=lambda: count(1))
 
@@ -152,90 +153,121 @@ class Changes:
 
     def cut(self) -> None:
         """Handle a lost connection: what had no answer is sent on the next one, as it was."""
-        for edited in self.sent.values():
+        for edited in (each for parts in self.sent.values() for each in parts):
             edited.draft.doubt()
             edited.sent_at = inf
         self.sent = {}
 
-    def waiting(self) -> list[Edited]:
-        return [
-            each
-            for each in self.edited.values()
-            if each.sent_at == inf and (each.draft.flying or each.draft.typed)
-        ]
+    def waiting(self) -> list[list[Edited]]:
+        """Return the documents of each change that is to be sent, if it is its turn in all of them."""
+        found: dict[Joint | Edited, list[Edited]] = {}
+        for edited in self.edited.values():
+            if (head := edited.draft.head) and edited.sent_at == inf:
+                found.setdefault(head.joint or edited, []).append(edited)
+        return [parts for parts in found.values() if len(parts) == count_of(parts[0])]
 
     def due(self, now: float) -> float:
         """Return when the next change may be sent, if one is waiting."""
         if not (waiting := self.waiting()):
             return inf
-        return max(min(each.not_before for each in waiting), self.gate.opens("changes", now))
+        first = min(max(each.not_before for each in parts) for parts in waiting)
+        return max(first, self.gate.opens("changes", now))
 
     def take(self, now: float) -> Iterator[Frame]:
         """Yield the messages that may be sent now."""
-        for edited in self.waiting():
-            draft = edited.draft
-            if now < edited.not_before:
+        for parts in self.waiting():
+            if now < max(each.not_before for each in parts):
                 continue
-            change = draft.flying or draft.next(lambda: f"{self.session}-{next(self.ids)}")
-            if change is None:
-                continue
-            payload = {"channel": edited.channel, **change.payload}
-            if (size := size_of(payload | {"revision": change.revision})) > (
-                most := self.gate.allowed.message_bytes
-            ):
+            self.begin_next(parts)
+            size, most = size_of(whole(parts)), self.gate.allowed.message_bytes
+            if size > most:
                 too_large = f"{size} bytes; the broker's `message_bytes` is {most:g}"
-                self.refused(edited, errors.TooLarge(too_large), None)
+                self.refused(parts, errors.TooLarge(too_large), None)
                 continue
             if not self.gate.passes("changes", now):
                 return
             message_id = f"c{next(self.numbers)}"
-            self.sent[message_id] = edited
-            edited.sent_at, edited.not_before = now, now + EACH_SECONDS
-            yield "state.change", payload, message_id
+            self.sent[message_id] = parts
+            for each in parts:
+                each.sent_at, each.not_before = now, now + EACH_SECONDS
+            yield "state.change", payload_of(parts), message_id
+
+    def begin_next(self, parts: list[Edited]) -> None:
+        """Have the next change be under way, unless one is."""
+        head = parts[0].draft.head
+        if head and head.joint:
+            head.joint.id = head.joint.id or self.make_id()
+            for each in parts:
+                each.draft.next(head.joint.id)
+        elif not parts[0].draft.flying:
+            parts[0].draft.next(self.make_id())
+
+    def make_id(self) -> str:
+        return f"{self.session}-{next(self.ids)}"
 
     def answered(self, kind: str, payload: Mapping[str, Any], message_id: str | None, now: float) -> bool:
         """Process an answer; return False for a message that is none."""
-        edited = self.sent.pop(message_id or "", None)
-        if edited is None:
+        parts = self.sent.pop(message_id or "", None)
+        if parts is None:
             return False
-        edited.sent_at = inf
         if kind != "error":
-            edited.tries = edited.doubts = 0
-            edited.draft.stored(payload["revisions"].get(edited.channel, ""))
-            self.tell(edited)
+            self.stored(parts, payload["revisions"])
             return True
+        for each in parts:
+            each.sent_at = inf
         code = payload["code"]
         if "conflict" not in payload:  # which the broker does not count as a failure
             self.gate.refused("changes", payload, now)
         if unknown := code in UNKNOWN:
-            edited.tries += 1
-            edited.draft.doubt()
-        if edited.tries >= TRIES or not (unknown or payload.get("retryable")):
-            self.refused(edited, refusal(payload), payload.get("conflict"))
-        else:
-            wait = seconds(payload) if "retry_after_ms" in payload else self.delay(edited.tries)
-            edited.not_before = max(edited.not_before, now + wait)
+            for each in parts:
+                each.tries += 1
+                each.draft.doubt()
+        if parts[0].tries >= TRIES or not (unknown or payload.get("retryable")):
+            self.refused(parts, refusal(payload), payload.get("conflict"))
+            return True
+        wait = seconds(payload) if "retry_after_ms" in payload else self.delay(parts[0].tries)
+        for each in parts:
+            each.not_before = max(each.not_before, now + wait)
         return True
 
-    def refused(self, edited: Edited, error: BrokerError, conflict: list[Any] | None) -> None:
+    def stored(self, parts: list[Edited], revisions: Mapping[str, str]) -> None:
+        """The change under way is stored."""
+        flying = parts[0].draft.flying
+        for edited in parts:
+            edited.sent_at, edited.tries, edited.doubts = inf, 0, 0
+            edited.draft.stored(revisions.get(edited.channel, ""))
+            self.tell(edited)
+        if flying and flying.joint:
+            flying.joint.settle(dict(revisions))
+
+    def refused(self, parts: list[Edited], error: BrokerError, conflict: list[Any] | None) -> None:
         """Take back the change under way: it came to nothing, or there, where others were first.
 
-        Not if it was seen stored, whatever is said later.
+        Not if it was seen stored, whatever is said later. Of a joint change only its caller is told.
         """
-        edited.tries = edited.doubts = 0
-        draft = edited.draft
-        if draft.echoed:
-            draft.land()
-            self.tell(edited)
+        if any(each.draft.echoed for each in parts):
+            self.stored(parts, {each.channel: each.draft.revision or "" for each in parts})
             return
-        if draft.flying and draft.flying.doubtful and error.code not in CERTAIN:
+        flying = parts[0].draft.flying
+        if flying and flying.doubtful and error.code not in CERTAIN:
             error = errors.UnknownOutcome(error.message)
-        found = [each["paths"] for each in conflict or () if each["channel"] == edited.channel]
-        theirs = found[0] if found else None
-        mine = draft.refused([path_of(each) for each in theirs] if theirs else (ALL,))
-        for editor in list(edited.editors):
-            editor.refused(edited.channel, error, mine, theirs)
-        self.tell(edited)
+        joint = flying and flying.joint
+        for edited in parts:
+            edited.sent_at, edited.tries, edited.doubts = inf, 0, 0
+            found = [each["paths"] for each in conflict or () if each["channel"] == edited.channel]
+            theirs = found[0] if found else None
+            mine = edited.draft.refused([path_of(each) for each in theirs] if theirs else (ALL,))
+            for editor in list(edited.editors) if not joint else ():
+                editor.refused(edited.channel, error, mine, theirs)
+            self.tell(edited)
+        if joint:
+            joint.settle(error)
+
+    def drop(self, joint: Joint) -> None:
+        """Give up a change of several documents that has not been sent."""
+        for edited in list(self.edited.values()):
+            edited.draft.drop(joint)
+            self.tell(edited)
 
     def sent_at(self) -> float:
         """Return since when at least one has no answer."""
@@ -243,26 +275,47 @@ class Changes:
 
     def doubt(self) -> None:
         """Count an unanswered connection against its changes, and give up those that never get an answer."""
-        for edited in list(self.sent.values()):
-            edited.doubts += 1
-            if edited.doubts >= DOUBTS:
-                why = f"{edited.channel}: no answer after {DOUBTS} tries"
-                self.refused(edited, errors.UnknownOutcome(why), None)
+        for parts in list(self.sent.values()):
+            for each in parts:
+                each.doubts += 1
+            if parts[0].doubts >= DOUBTS:
+                why = f"{parts[0].channel}: no answer after {DOUBTS} tries"
+                self.refused(parts, errors.UnknownOutcome(why), None)
 
     def largest(self) -> int:
         """Return the size of the largest change under way."""
-        return max((size_of(flying(each)) for each in self.sent.values()), default=0)
+        return max((size_of(payload_of(each)) for each in self.sent.values()), default=0)
 
     def too_big(self) -> None:
         """Fail the largest change: the connection was closed for a message over the limit."""
-        message_id = max(self.sent, key=lambda each: size_of(flying(self.sent[each])))
+        message_id = max(self.sent, key=lambda each: size_of(payload_of(self.sent[each])))
         refused = errors.TooLarge("the broker closed the connection: the message is over `message_bytes`")
         self.refused(self.sent.pop(message_id), refused, None)
 
 
-def flying(edited: Edited) -> Payload:
-    change = edited.draft.flying
-    return {"channel": edited.channel, **(change.payload if change else {})}
+def count_of(edited: Edited) -> int:
+    """Return how many documents the next change of one is of."""
+    head = edited.draft.head
+    return head.joint.count if head and head.joint else 1
+
+
+def payload_of(parts: list[Edited]) -> Payload:
+    """Return what is sent of the change under way."""
+    found = [
+        (each.draft.flying, {"channel": each.channel, **each.draft.flying.payload})
+        for each in parts
+        if each.draft.flying
+    ]
+    flying, payload = found[0]
+    if flying.joint is None:
+        return payload
+    changes = [{name: part for name, part in each.items() if name != "id"} for _, each in found]
+    return {"id": flying.joint.id, "changes": changes}
+
+
+def whole(parts: list[Edited]) -> Payload:
+    """Return the most that is sent of it: a repetition says more."""
+    return payload_of(parts) | {"revisions": [each.draft.revision for each in parts]}
 
 
 def size_of(payload: Payload) -> int:

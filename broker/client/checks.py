@@ -15,7 +15,7 @@ import attrs
 import msgspec
 
 from broker import filters, subjects
-from broker.documents import values
+from broker.documents import judging, values
 from broker.errors import BadMessage, InvalidChannel, InvalidPosition
 from broker.wire.events import MAX_DEPTH
 from broker.wire.times import parse_time
@@ -23,6 +23,7 @@ from broker.wire.times import parse_time
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from broker.documents.patches import Path
     from broker.filters import Filter
 
 Lag: TypeAlias = Literal["replay", "latest", "drop", "close"]
@@ -241,6 +242,14 @@ def patch_of(patch: Any) -> dict[str, Any] | None:
     if fault := values.fault(copied):
         raise BadMessage(f"patch: {fault}")
     return copied
+
+
+def wish_of(patch: Any, add: Any) -> tuple[Any, Mapping[Path, float]]:
+    """Return copies of a merge patch, if there is one, and of what is added at which paths."""
+    sums = {} if add is None else dict(add)
+    if patch is judging.OUT and not sums:
+        raise TypeError("neither a patch nor something to add")
+    return (patch if patch is judging.OUT else patch_of(patch)), judging.additions(sums)
 
 
 def check_count(name: str, value: Any, most: float) -> None:

@@ -28,6 +28,8 @@ import attrs
 from broker import subjects
 from broker.client import checks
 from broker.client.items import DocumentChanged, DocumentConflict, DocumentLost, DocumentRejected
+from broker.documents.judging import OUT
+from broker.documents.patches import pointer
 from broker.errors import InvalidChannel
 
 if TYPE_CHECKING:
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
     from typing import Self
 
     from broker.client.documents import Documents
-    from broker.client.draft import Draft
+    from broker.client.draft import Draft, Wish
     from broker.client.flags import Flag, Host
     from broker.client.items import News, Payload
+    from broker.documents.judging import Left
     from broker.errors import BrokerError
 
 MOST_NEWS = 1000  # that are kept for who does not iterate: the newest
@@ -174,14 +177,16 @@ class Opened(ABC):
         self.changed[channel] = None
         self.happened()
 
-    def refused(self, channel: str, error: BrokerError, mine: Any, theirs: Mapping[str, Any] | None) -> None:
+    def refused(self, channel: str, error: BrokerError, mine: Wish, theirs: Mapping[str, Any] | None) -> None:
+        add = {pointer(path): amount for path, amount in mine.add.items()}
+        patch = None if mine.patch is OUT else mine.patch
         if theirs:
-            again = partial(self.edit, channel)
+            again = partial(self.edit, channel, mine.patch, add)
             self.told.append(
-                DocumentConflict(channel=channel, mine=mine, theirs=theirs, error=error, edit=again)
+                DocumentConflict(channel=channel, mine=patch, add=add, theirs=theirs, error=error, edit=again)
             )
         else:
-            self.told.append(DocumentRejected(channel=channel, mine=mine, error=error))
+            self.told.append(DocumentRejected(channel=channel, mine=patch, add=add, error=error))
         for saving in self.savings:
             saving.error = saving.error or error
         if not self.savings:
@@ -192,12 +197,12 @@ class Opened(ABC):
         self.told.append(DocumentLost(channel=channel, ids=tuple(ids), revision=revision, paths=paths))
         self.happened()
 
-    def edit(self, channel: str, patch: Any) -> None:
+    def edit(self, channel: str, patch: Any, add: Mapping[str, float] | None) -> None:
         if self.state == "closed":
             raise self.error or RuntimeError(f"{self.name}: it was closed")
-        patch = checks.patch_of(patch)
+        wish = checks.wish_of(patch, add)
         draft = self.drafts[channel] = self.documents.edit(channel, self)
-        draft.change(patch)
+        draft.change(*wish)
         self.documents.changes.show(self.documents.full(channel))
         self.host.wake()
 
@@ -254,13 +259,17 @@ class Document(Opened):
         """How many changes are not in `confirmed`."""
         return self.draft.pending
 
-    def change(self, patch: Mapping[str, Any] | None) -> None:
+    def change(
+        self, patch: Mapping[str, Any] | Left | None = OUT, *, add: Mapping[str, float] | None = None
+    ) -> None:
         """Change it by a merge patch (RFC 7396), at once as it is shown; None deletes it.
 
-        The change is sent as soon as the connection and the limits allow, and again until the broker has
-        answered. Raises `TypeError`, `ValueError` or `BadMessage` for what no document can hold.
+        `add` is added to numbers, by JSON Pointer to a member (`{"/stock": -1}`), whatever others make of
+        them; such a change goes by itself, and is in conflict as a whole. The change is sent as soon as the
+        connection and the limits allow, and again until the broker has answered. Raises `TypeError`,
+        `ValueError` or `BadMessage` for what no document can hold.
         """
-        self.edit(self.name, patch)
+        self.edit(self.name, patch, add)
 
     def value_of(self, channel: str) -> Payload | None:  # noqa: ARG002  there is one
         return self.value
@@ -284,12 +293,18 @@ class Collection(Opened):
         """The documents by channel, with one's own changes, as they are at any time."""
         return MappingProxyType(self.rows)
 
-    def change(self, channel: str, patch: Mapping[str, Any] | None) -> None:
+    def change(
+        self,
+        channel: str,
+        patch: Mapping[str, Any] | Left | None = OUT,
+        *,
+        add: Mapping[str, float] | None = None,
+    ) -> None:
         """Change one of them, or make one, as `Document.change` does."""
         checks.check_document(channel)
         if not subjects.covers(self.documents.full(self.name), self.documents.full(channel)):
             raise InvalidChannel(f"{channel}: not within {self.name}")
-        self.edit(channel, patch)
+        self.edit(channel, patch, add)
 
     def value_of(self, channel: str) -> Payload | None:
         value: Payload | None = self.rows.get(channel)

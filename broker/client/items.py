@@ -118,14 +118,15 @@ class DocumentConflict:
     """Somebody else has changed what a change replaces: the patch `mine` came to nothing.
 
     `theirs` is what is there, by JSON Pointer (None for nothing). What of the change is not in conflict is
-    sent again without asking. `error` is what the broker has said.
+    sent again without asking; but with `add` it is one. `error` is what the broker has said.
     """
 
     channel: str
     mine: Payload | None
     theirs: Mapping[str, Any]
     error: BrokerError
-    edit: Callable[[Any], None] = attrs.field(repr=False, eq=False)
+    add: Mapping[str, float] = attrs.field(factory=dict)
+    edit: Callable[[], None] = attrs.field(repr=False, eq=False)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -135,7 +136,7 @@ class DocumentConflict:
     def keep(self, which: Literal["mine", "theirs"]) -> None:
         """Keep `theirs`, as is shown now, or change it to `mine` once more."""
         if which == "mine":
-            self.edit(self.mine)
+            self.edit()
 
 
 @attrs.frozen(kw_only=True)
@@ -145,6 +146,7 @@ class DocumentRejected:
     channel: str
     mine: Payload | None
     error: BrokerError
+    add: Mapping[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,7 +20,18 @@ from broker.client.changes import DOUBTS, EACH_SECONDS, TRIES
 from broker.client.collection import Collection, Document
 from broker.client.documents import Documents
 from broker.client.gate import Allowed, Gate
-from broker.errors import BadMessage, Conflict, Forbidden, InvalidChannel, Rejected, TooLarge, UnknownOutcome
+from broker.client.outbox import Pending
+from broker.client.together import Together
+from broker.errors import (
+    BadMessage,
+    Conflict,
+    Forbidden,
+    InvalidChannel,
+    Rejected,
+    TooLarge,
+    Unavailable,
+    UnknownOutcome,
+)
 from broker.subjects import expand_me
 from tests.client.shells import inside
 from tests.support.peer import Peer, broker
@@ -61,6 +73,11 @@ class Client:
 
     def collection(self, name: str) -> Collection:
         return Collection(Host(), self.documents, name)
+
+    def together(self, *changes: Any) -> Together:
+        together = Together(self.documents, Pending(None))
+        together.begin(changes)
+        return together
 
     def send(self, after: float = 0.0) -> list[dict[str, Any]]:
         """The payloads that are sent, so much later."""
@@ -325,6 +342,97 @@ async def test_a_conflict() -> None:
     client.refuse("conflict", conflict=[{"channel": NAME, "revision": "s-7", "paths": {"": None}}])
     await anext(order)  # a refusal that was told is not raised as well
     await order.saved()
+
+
+async def test_what_is_added() -> None:
+    """Shown at once, and made once more where there was no number."""
+    client = Client()
+    order = client.order()
+    order.change(add={"/amount": -3})
+    assert order.value == {"amount": -2, "note": "a"}
+    [sent] = client.send()
+    assert sent == {"id": sent["id"], "channel": NAME, "add": {"/amount": -3}, "revision": "s-5"}
+    client.refuse("conflict", conflict=[{"channel": NAME, "revision": "s-6", "paths": {"/amount": "x"}}])
+    client.state("s-7", value={"amount": 9, "note": "a"})
+    conflict = await anext(order)
+    assert isinstance(conflict, DocumentConflict)
+    assert (conflict.mine, conflict.add, conflict.theirs) == (None, {"/amount": -3}, {"/amount": "x"})
+    conflict.keep("mine")
+    assert order.value == {"amount": 6, "note": "a"}
+
+
+MOVED = (
+    {"channel": NAME, "patch": {"note": "b"}, "add": {"/amount": -1}},
+    {"channel": "orders.8", "patch": {"by": "me"}},
+)
+
+
+def test_several_documents() -> None:
+    """One message once all are known, shown in each; what is typed meanwhile comes after it."""
+    client = Client()
+    order = client.order()
+    together = client.together(*MOVED)
+    order.change({"note": "c"})
+    assert order.value == {"amount": 0, "note": "c"}
+    assert client.send() == [{"channel": "orders.8"}]
+    client.opened("orders.8")
+    client.state("s-6", "orders.8", value=None)
+    assert client.documents.due(client.now) == client.now
+    parts: list[dict[str, Any]] = [
+        {"channel": NAME, "patch": {"note": "b"}, "was": {"note": "a"}, "add": {"/amount": -1}},
+        {"channel": "orders.8", "patch": {"by": "me"}, "was": None},
+    ]
+    parts[0]["revision"] = "s-5"
+    [sent] = client.send()
+    assert sent == {"id": sent["id"], "changes": parts}
+    assert client.documents.due(client.now) == inf
+    parts[1]["revision"] = "s-6"
+    assert {"id": sent["id"], "changes": parts} in client.again() + client.send(EACH_SECONDS)
+    revisions = {NAME: "s-8", "orders.8": "s-9"}
+    client.reply("state.changed", {"id": sent["id"], "revisions": revisions})
+    assert together.promise.result() == revisions
+    client.state("s-8", value={"amount": 0, "note": "b"})
+    [_, rest] = client.send(EACH_SECONDS)
+    assert (rest["patch"], rest["was"]) == ({"note": "c"}, {"note": "b"})
+    assert (order.value, [*order.told]) == ({"amount": 0, "note": "c"}, [])
+
+
+def test_several_documents_that_are_refused() -> None:
+    """Taken back in all of them, and only who made it is told."""
+    client = Client()
+    order = client.order()
+    together = client.together(*MOVED)
+    client.send()
+    client.opened("orders.8")
+    client.state("s-6", "orders.8", value=None)
+    client.send()
+    conflict = [{"channel": "orders.8", "revision": "s-7", "paths": {"": {"by": "you"}}}]
+    client.refuse("conflict", conflict=conflict)
+    with pytest.raises(Conflict):
+        together.promise.result()
+    assert (order.value, order.pending, [*order.told]) == (order.confirmed, 0, [])
+    for error in (Forbidden, Unavailable, SessionEnded):
+        together = client.together(*MOVED)
+        assert order.pending == 1
+        if error is Forbidden:
+            client.send(1.0)
+            client.refuse("forbidden")
+        elif error is Unavailable:
+            together.withdraw()
+        else:
+            client.documents.end(SessionEnded("over"))
+        with pytest.raises(error):
+            together.promise.result()
+        assert (order.value, order.pending) == (order.confirmed, 0)
+    wrong: list[tuple[Any, ...]] = [
+        (),
+        MOVED[:1] * 2,
+        ({"channel": "a"},),
+        ({"channel": "a.*", "patch": {}},),
+    ]
+    for changes in (*wrong, ({"channel": "a", "add": {"a": 1}},), ({"channel": "a", "what": 1},)):
+        with pytest.raises((TypeError, ValueError, BadMessage, InvalidChannel)):
+            client.together(*changes)
 
 
 async def test_a_refusal() -> None:

@@ -11,11 +11,13 @@ import attrs
 import pytest
 
 from broker.client.draft import Draft
-from broker.documents.edits import joined, replaced
-from broker.documents.patches import apply, equal, is_done, leaves, parse_pointer
+from broker.documents.edits import joined, put, replaced
+from broker.documents.judging import OUT
+from broker.documents.patches import apply, at, equal, is_done, leaves, parse_pointer
 
 CASES = json.loads(Path(__file__).with_name("documents.json").read_text())
 SEEDS = 600
+COUNT = ("n",)  # what is added to
 
 
 def something(rand: random.Random, depth: int, *, deletes: bool) -> Any:
@@ -86,11 +88,25 @@ class Judge:
             ]
         return [] if equal(was, value) or (patch is not ... and is_done(patch, value)) else [path]
 
-    def take(self, id: str, patch: Any, was: Any) -> list[tuple[str, ...]]:  # noqa: A002
-        if id in self.done or (found := self.faults(was, self.value, patch)) == []:
-            if id not in self.done:
-                self.write(apply(self.value, patch), id)
+    def take(
+        self,
+        id: str,  # noqa: A002
+        patch: Any = ...,
+        was: Any = None,
+        add: Any = None,
+        revision: str = "",
+    ) -> list[tuple[str, ...]]:
+        """Where a change is in conflict."""
+        assert revision if add else patch is not ...
+        if id in self.done:
             return []
+        there = at(self.value, COUNT)
+        found = [] if patch is ... else self.faults(was, self.value, patch)
+        if add and not isinstance(there, int | None):
+            found.append(COUNT)
+        if not found:
+            value = self.value if patch is ... else apply(self.value, patch)
+            self.write(put(value, COUNT, (there or 0) + add["/n"]) if add else value, id)
         return found
 
     def write(self, value: Any, id: str | None = None) -> None:  # noqa: A002
@@ -121,7 +137,7 @@ class Author:
         """Send the next change, or have an answer to the one that is on its way, unless that is lost."""
         if self.sent is None:
             self.count += 1
-            sent = self.draft.next(lambda: f"me-{self.count}")
+            sent = self.draft.next(f"me-{self.count}")
             self.sent = sent and sent.payload
             return
         faults = self.judge.take(**self.sent)
@@ -149,8 +165,12 @@ def test_whatever_happens() -> None:
             roll = rand.random()
             if roll < 0.35:
                 patch, shown = patch_of(rand), draft.value
-                draft.change(patch)
-                assert equal(draft.value, apply(shown, patch)), seed
+                if rand.random() < 0.3:
+                    draft.change(rand.choice((OUT, {"a": 1})), {COUNT: rand.choice((1, -2))})
+                    assert draft.value.keys() >= {"n"}, seed
+                else:
+                    draft.change(patch)
+                    assert equal(draft.value, apply(shown, patch)), seed
             elif roll < 0.5:
                 judge.write(apply(judge.value, patch_of(rand)))
             elif roll < 0.65:
@@ -172,7 +192,7 @@ def fresh(value: Any) -> Draft:
 
 
 def send(draft: Draft, id: str = "me-1") -> Any:  # noqa: A002
-    sent = draft.next(lambda: id)
+    sent = draft.next(id)
     return sent and sent.payload
 
 
@@ -238,7 +258,7 @@ def test_of_a_conflict_the_rest_is_sent_again() -> None:
     send(draft)
     draft.change({"amount": 3, "address": {"city": "y"}})
     draft.heard("s-2", {"amount": 9, "note": "a", "address": city})
-    assert draft.refused([parse_pointer("/amount")]) == {"amount": 3}
+    assert draft.refused([parse_pointer("/amount")]).patch == {"amount": 3}
     assert draft.value == {"amount": 9, "note": "b", "address": {"city": "y"}}
     assert send(draft, "me-2") == {
         "id": "me-2",
@@ -270,3 +290,38 @@ def test_what_is_changed_before_anything_is_known() -> None:
         "patch": {"note": "x", "amount": 2},
         "was": {"note": None, "amount": 1},
     }
+
+
+def test_what_is_added() -> None:
+    """It is shown over what is there, goes by itself, and with what it was made on."""
+    draft = fresh({"stock": 5, "note": "a"})
+    draft.change({"note": "b"})
+    draft.change(add={("stock",): -1, ("sold", "by/me"): 1})
+    draft.change({"note": "c"}, {("stock",): -2})
+    draft.change({"note": "d"})
+    shown = {"stock": 2, "note": "d", "sold": {"by/me": 1}}
+    assert (draft.value, draft.pending) == (shown, 4)
+    assert send(draft) == {"id": "me-1", "patch": {"note": "b"}, "was": {"note": "a"}}
+    draft.stored("s-2")
+    draft.heard("s-3", {"stock": 9, "note": "b"})
+    assert draft.value == shown | {"stock": 6}
+    add = {"/stock": -1, "/sold/by~1me": 1}
+    assert send(draft, "me-2") == {"id": "me-2", "add": add, "revision": "s-3"}
+    draft.heard("s-4", {"stock": 8, "note": "b", "sold": {"by/me": 1}})  # without a word whose that is
+    assert draft.value == shown | {"stock": 6}
+    draft.stored("s-4")
+    assert draft.value == shown | {"stock": 6}
+    sent = {"id": "me-3", "patch": {"note": "c"}, "was": {"note": "b"}, "add": {"/stock": -2}}
+    assert send(draft, "me-3") == sent | {"revision": "s-4"}
+    draft.doubt()
+    draft.heard("s-5", {"stock": "none", "note": "b"})
+    assert draft.flying
+    assert draft.flying.payload["revision"] == "s-4"
+    assert draft.value == {"stock": "none", "note": "d"}
+    gone = draft.refused([("stock",)])
+    assert (gone.patch, gone.add) == ({"note": "c"}, {("stock",): -2})
+    early = Draft()
+    early.change(add={("stock",): 3})
+    assert early.value == {"stock": 3}
+    early.heard("s-1", {"stock": 1})
+    assert (early.value, send(early)["revision"]) == ({"stock": 4}, "s-1")

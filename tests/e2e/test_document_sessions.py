@@ -120,6 +120,18 @@ async def test_two_edit_one_document(tmp_path: Path, nats: NatsServer, running: 
                 orders.change("orders.8", {"amount": 1})
             ann.change(None)
             await until(ann, None)
+            async with session.document("orders.stock1") as stock, session.document("orders.stock2") as other:
+                stock.change(add={"/left": 5})
+                assert stock.value == {"left": 5}
+                stock.change(add={"/left": -1})
+                moved = {"channel": "orders.stock1", "patch": {"to": 2}, "add": {"/left": -2}}
+                revisions = await session.change([moved, {"channel": "orders.stock2", "add": {"/left": 2}}])
+                assert revisions.keys() == {"orders.stock1", "orders.stock2"}
+                await until(stock, {"left": 2, "to": 2})
+                await until(other, {"left": 2})
+                with pytest.raises(Conflict):
+                    await session.change([moved, {"channel": "orders.stock2", "add": {"/left/deep": 2}}])
+                assert (stock.value, other.value) == ({"left": 2, "to": 2}, {"left": 2})
 
         async def refused(session: Any) -> None:
             async with session.document("ruled.1") as ruled:

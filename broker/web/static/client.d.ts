@@ -259,13 +259,20 @@ export interface Page<T = Json> {
   newer(options?: Pick<HistoryOptions, "limit" | "signal">): Promise<Page<T>>;
 }
 
+/** What is added to numbers, by JSON Pointer to a member: `{"/stock": -1}`. What is absent counts as 0. */
+export interface Amounts {
+  readonly [pointer: string]: number;
+}
+
 /** What becomes of a change when others have changed the same: nothing of it, where they did. */
 export interface ConflictDetail {
   readonly channel: string;
   /** Where, as JSON Pointers. */
   readonly paths: readonly string[];
-  /** The merge patch of one's own that came to nothing. */
-  readonly mine: Json;
+  /** The merge patch of one's own that came to nothing, if there was one; */
+  readonly mine?: Json;
+  /** and what it was to add. */
+  readonly add?: Amounts;
   /** What is there now, by JSON Pointer. */
   readonly theirs: { readonly [pointer: string]: Json };
   /** `mine`: change it once more, now over what the others have made. Do nothing, or say `theirs`, to leave it. */
@@ -276,7 +283,7 @@ interface OpenedEvents {
   state: CustomEvent<"pending" | "live" | "closed">;
   conflict: CustomEvent<ConflictDetail>;
   /** A service or the broker has refused a change, and it is taken back; `error.paths` may say what is wrong where. */
-  rejected: CustomEvent<{ readonly channel: string; readonly error: BrokerError; readonly mine: Json }>;
+  rejected: CustomEvent<{ readonly channel: string; readonly error: BrokerError; readonly mine?: Json; readonly add?: Amounts }>;
   /** Changes that were confirmed are gone, by a fault of NATS; `paths` has what is there now. */
   lost: CustomEvent<{ readonly channel: string; readonly ids: readonly string[]; readonly revision: string; readonly paths: { readonly [pointer: string]: Json } }>;
   /** It has ended. */
@@ -303,9 +310,9 @@ export interface Document<T = Json> extends Opened, Emitter<OpenedEvents & { cha
   /**
    * Changes it by a merge patch (RFC 7396): members that are named are set, those that are `null` removed; `null` alone
    * deletes it. It is shown at once, and sent again as it is until the broker has it; what others changed
-   * meanwhile is a `conflict`.
+   * meanwhile is a `conflict`. With `add` numbers become more or less, whatever others make of them; `undefined` is no patch.
    */
-  change(patch: Json): void;
+  change(patch: Json | undefined, options?: { add?: Amounts }): void;
 }
 
 /** The documents of a pattern, with one's own changes shown at once. */
@@ -313,7 +320,7 @@ export interface Collection<T = Json> extends Opened, Emitter<OpenedEvents & { c
   /** By channel; another map once something is another. */
   readonly all: ReadonlyMap<string, T>;
   /** Changes one of them, or makes one, as `Document.change` does. */
-  change(channel: string, patch: Json): void;
+  change(channel: string, patch: Json | undefined, options?: { add?: Amounts }): void;
 }
 
 interface ClientEvents {
@@ -337,6 +344,12 @@ export class Client implements Emitter<ClientEvents> {
   document<T = Json>(channel: string): Document<T>;
   /** The documents of a pattern. */
   collection<T = Json>(pattern: string): Collection<T>;
+  /**
+   * Changes up to 16 documents, all of them or none, which need not be open. Shown at once, and sent again as it is until
+   * the broker has it. Resolves with the revisions that have it, by channel; rejects with a `BrokerError`: `conflict` says
+   * where others have changed the same, `unknown_outcome` that nobody could say whether it is stored.
+   */
+  change(changes: readonly { channel: string; patch?: Json; add?: Amounts }[]): Promise<{ readonly [channel: string]: string }>;
   /**
    * What is refused ends with a `BrokerError`, at once where it can be told. Where the connection has all the
    * subscriptions that it may have, it waits some seconds for a place, and then ends with `limit_subscriptions`.

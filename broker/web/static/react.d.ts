@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { BrokerError, Client, ConflictDetail, EventItem, Filter, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+import type { Amounts, BrokerError, Client, ConflictDetail, EventItem, Filter, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
 
 /** Gives the hooks below it their client. Whoever made the client closes it. */
 export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
@@ -85,7 +85,7 @@ interface EditedState {
   /** The newest change that came to nothing as others have changed the same, until `dismiss`. */
   readonly conflict?: ConflictDetail;
   /** The newest change that was refused, until `dismiss`. */
-  readonly rejected?: { readonly channel: string; readonly error: BrokerError; readonly mine: Json };
+  readonly rejected?: { readonly channel: string; readonly error: BrokerError; readonly mine?: Json; readonly add?: Amounts };
   /** The conflict, or the refusal, has been seen; the same function in each rendering. */
   dismiss(): void;
 }
@@ -97,7 +97,7 @@ export interface DocumentState<T = Json> extends EditedState {
   /** How many changes are not confirmed. */
   readonly pending: number;
   /** As `Document.change`; the same function in each rendering. */
-  change(patch: Json): void;
+  change(patch: Json | undefined, options?: { add?: Amounts }): void;
 }
 
 /** A document that others change too, with one's own changes shown at once. */
@@ -107,7 +107,7 @@ export interface CollectionState<T = Json> extends EditedState {
   /** By channel; another map once something is another. */
   readonly all: ReadonlyMap<string, T>;
   /** As `Collection.change`; the same function in each rendering. */
-  change(channel: string, patch: Json): void;
+  change(channel: string, patch: Json | undefined, options?: { add?: Amounts }): void;
 }
 
 /** The documents of a pattern, with one's own changes shown at once. */

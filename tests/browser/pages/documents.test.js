@@ -65,6 +65,18 @@ for (const transport of ["websocket", "sse", "poll", "tabs"])
     await loser.evaluate(() => told[0].keep("mine"));
     for (const page of [ann, bob]) await until(async () => (await value(page)).amount === ours.mine.amount, "it was kept");
     await quiet(ann, bob);
+    // Both take from one stock as often as they like, and what is moved is moved in both places.
+    const take = () => {
+      for (let i = 0; i < 3; i++) doc.change(undefined, { add: { "/stock": -1 } });
+    };
+    const move = ({ name, from }) => client.change([{ channel: `orders.${name}`, patch: { from }, add: { "/stock": 10 } }, { channel: `board.${name}.x`, patch: { rank: "m" } }]);
+    await ann.evaluate(take);
+    const [revisions] = await Promise.all([bob.evaluate(move, { name: transport, from: "Bob" }), bob.evaluate(take)]);
+    assert.deepEqual(Object.keys(revisions).sort(), [`board.${transport}.x`, `orders.${transport}`]);
+    for (const page of [ann, bob]) await until(async () => (await value(page)).stock === 4 && (await cards(page)).length === 1, "all of it");
+    await quiet(ann, bob);
+    const refused = await ann.evaluate(({ name }) => client.change([{ channel: `orders.${name}`, patch: { from: null } }, { channel: `orders.${name}.stock`, add: { "/a": 2 ** 53 } }, { channel: "nobody.s", add: { "/b": 2 ** 60 } }]).catch(({ code }) => code), { name: transport });
+    assert.deepEqual([refused, (await value(ann)).from], ["rejected", "Bob"]);
     for (const page of [ann, bob]) assert.deepEqual(page.faults, []);
     await context.close();
   });

@@ -16,5 +16,6 @@ export const published: Promise<told.Published> = new Client(options).publish("a
 export const subscription: Untold<told.Subscription> = new Client(options).subscribe("a", {} as told.SubscribeOptions);
 export const answered: Promise<told.Json> = new Client(options).request("a", 1, {} as told.RequestOptions);
 export const page: Promise<told.Page> = new Client(options).history("a", {} as told.HistoryOptions);
+export const changed: Promise<{ readonly [channel: string]: string }> = new Client(options).change([{ channel: "a", patch: null, add: { "/b": 1 } }]);
 export const document: Untold<told.Document> = new Client(options).document("a");
 export const collection: Untold<told.Collection> = new Client(options).collection("a.*");

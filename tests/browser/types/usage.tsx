@@ -96,6 +96,9 @@ export function Shared() {
   const { all } = useCollection<{ rank: string }>("board.7.*");
   change({ amount: 2 });
   change(null);
+  change(undefined, { add: { "/amount": 1 } });
+  // @ts-expect-error a number is added
+  change(undefined, { add: { "/amount": "1" } });
   // @ts-expect-error what is no JSON
   change(() => 1);
   conflict?.keep("mine");
@@ -111,5 +114,6 @@ export function Shared() {
 const shared = client.document<{ amount: number }>("orders.7");
 shared.addEventListener("conflict", ({ detail }) => detail.keep("theirs"));
 shared.addEventListener("change", ({ detail }) => detail?.amount);
+void client.change([{ channel: "orders.7", patch: { amount: 1 } }, { channel: "stock.3", add: { "/left": -1 } }]).then((revisions) => revisions["orders.7"]);
 // @ts-expect-error it is read, and changed by change()
 shared.value = null;

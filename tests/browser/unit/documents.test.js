@@ -240,6 +240,25 @@ describe("a change", () => {
     assert.deepEqual([patch, was], [{ note: "b", amount: 2 }, { note: "a", amount: 9 }]);
   });
 
+  test("that adds is shown, and where there is no number may be made once more", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    const heard = news(doc, "conflict");
+    doc.change(undefined, { add: { "/amount": -3 } });
+    assert.deepEqual(doc.value, { amount: -2, note: "a" });
+    await settle();
+    const [first] = sent("state.change");
+    assert.deepEqual(first.payload, { id: first.payload.id, channel: "orders.7", add: { "/amount": -3 }, revision: "s-5" });
+    const conflict = [{ channel: "orders.7", revision: "s-6", paths: { "/amount": "x" } }];
+    reply("error", { code: "conflict", message: "others", retryable: false, conflict }, first);
+    state("orders.7", "s-7", { value: { amount: 9, note: "a" } });
+    const [[, { keep, ...told }]] = heard;
+    assert.deepEqual(told, { channel: "orders.7", add: { "/amount": -3 }, paths: ["/amount"], theirs: { "/amount": "x" } });
+    keep("mine");
+    assert.deepEqual(doc.value, { amount: 6, note: "a" });
+    assert.throws(() => doc.change(undefined), TypeError);
+  });
+
   test("that a service refuses is taken back", async () => {
     const client = await world.connected();
     const doc = await order(client);
@@ -264,6 +283,82 @@ describe("a change", () => {
     assert.deepEqual(sent("state.change")[1].payload, sent("state.change")[0].payload);
     doc.close();
     reply("state.changed", { id: "x", revisions: { "orders.7": "s-6" } }, sent("state.change")[1]);
+  });
+});
+
+describe("a change of several documents", () => {
+  const all = ["orders.7", "orders.8"];
+  const here = (name, revision, value) => {
+    opened(name);
+    state(name, revision, { value });
+    ready(name);
+  };
+  const moved = [
+    { channel: "orders.7", patch: { note: "b" }, add: { "/stock": -1 } },
+    { channel: "orders.8", patch: { by: "me" } },
+  ];
+  const told = (promise) => promise.then((revisions) => ["stored", revisions], (error) => [error.code, error.conflict]);
+
+  test("is one message once all are known, shown in each, and told to its caller", async () => {
+    const client = await world.connected();
+    const doc = client.document("orders.7");
+    await settle();
+    here("orders.7", "s-5", { stock: 3, note: "a" });
+    const heard = news(doc, "change", "conflict", "rejected");
+    const end = told(client.change(moved));
+    assert.deepEqual([doc.value, heard.length], [{ stock: 2, note: "b" }, 1]);
+    doc.change({ note: "c" });
+    await settle();
+    assert.equal(sent("state.change").length, 0);
+    here("orders.8", "s-6", null);
+    await settle();
+    const [first] = sent("state.change");
+    assert.match(first.payload.id, /-1$/);
+    const parts = [
+      { channel: "orders.7", patch: { note: "b" }, was: { note: "a" }, add: { "/stock": -1 }, revision: "s-5" },
+      { channel: "orders.8", patch: { by: "me" }, was: null },
+    ];
+    assert.deepEqual(first.payload, { id: first.payload.id, changes: parts });
+    await back();
+    for (const name of all) here(name, "s-6", name === "orders.7" ? { stock: 3, note: "a" } : null);
+    await world.clock.go(250);
+    const again = sent("state.change").at(-1);
+    assert.deepEqual(again.payload, { id: first.payload.id, changes: [parts[0], { ...parts[1], revision: "s-6" }] });
+    const revisions = { "orders.7": "s-8", "orders.8": "s-9" };
+    reply("state.changed", { id: first.payload.id, revisions }, again);
+    assert.deepEqual(await end, ["stored", revisions]);
+    state("orders.7", "s-8", { value: { stock: 2, note: "b" } });
+    await world.clock.go(250);
+    const { patch, was } = sent("state.change").at(-1).payload;
+    assert.deepEqual([patch, was, doc.value], [{ note: "c" }, { note: "b" }, { stock: 2, note: "c" }]);
+    assert.deepEqual(sent("state.close").map(({ payload }) => payload.channel), ["orders.8"]);
+  });
+
+  test("is taken back in all of them, and what stops it is told", async () => {
+    const client = await world.connected();
+    const doc = client.document("orders.7");
+    await settle();
+    here("orders.7", "s-5", { stock: 3, note: "a" });
+    const heard = news(doc, "conflict", "rejected");
+    const end = told(client.change(moved));
+    await settle();
+    here("orders.8", "s-6", null);
+    await settle();
+    const conflict = [{ channel: "orders.8", revision: "s-7", paths: { "": { by: "you" } } }];
+    reply("error", { code: "conflict", message: "others", retryable: false, conflict }, sent("state.change")[0]);
+    assert.deepEqual([await end, doc.value, doc.pending, heard], [["conflict", conflict], { stock: 3, note: "a" }, 0, []]);
+    const refused = told(client.change(moved));
+    await settle();
+    reply("error", { code: "forbidden", message: "no", retryable: false }, sent("state.open").at(-1));
+    assert.deepEqual([await refused, doc.pending], [["forbidden", undefined], 0]);
+    for (const wrong of [[], [moved[0], moved[0]], [{ channel: "a" }], [{ channel: "a", add: { a: 1 } }], [{ channel: "a", add: { "/a": "1" } }]])
+      await assert.rejects(client.change(wrong), TypeError);
+    await assert.rejects(client.change([moved[0], { channel: "a.*", patch: {} }]), { code: "invalid_channel" });
+    assert.deepEqual([doc.value, doc.pending], [{ stock: 3, note: "a" }, 0]);
+    const last = told(client.change(moved));
+    client.close();
+    assert.deepEqual(await last, ["closed", undefined]);
+    assert.equal(world.clock.timers.size, 0);
   });
 });
 

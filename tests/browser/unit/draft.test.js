@@ -67,12 +67,16 @@ class Judge {
     return same(was, value ?? null) || (patch !== undefined && same(apply(value, patch), value)) ? {} : { [path]: value };
   }
 
-  take({ id, patch, was }) {
+  take({ id, patch, was, add, revision }) {
     const before = this.done.get(id);
     if (before) return { revision: before };
-    const faults = this.faults(was, this.value, patch);
+    assert.ok(add ? revision : patch !== undefined);
+    const there = this.value?.n ?? 0;
+    const faults = patch === undefined ? {} : this.faults(was, this.value, patch);
+    if (add && typeof there !== "number") faults["/n"] = there;
     if (Object.keys(faults).length) return { faults };
-    this.write(apply(this.value, patch), id);
+    const value = patch === undefined ? this.value : apply(this.value, patch);
+    this.write(add ? { ...value, n: there + add["/n"] } : value, id);
     return { revision: this.revision };
   }
 
@@ -115,8 +119,13 @@ test("whatever happens, what is shown is what is confirmed with what is one's ow
       if (roll < 0.35) {
         const patch = patchOf(rand);
         const shown = draft.value;
-        draft.change(patch);
-        assert.deepEqual(draft.value, apply(shown, patch), `seed ${seed}: what is typed is shown`);
+        if (rand() < 0.3) {
+          draft.change(among(rand, [undefined, { a: 1 }]), { "/n": among(rand, [1, -2]) });
+          assert.ok("n" in draft.value, `seed ${seed}: what is added is shown`);
+        } else {
+          draft.change(patch);
+          assert.deepEqual(draft.value, apply(shown, patch), `seed ${seed}: what is typed is shown`);
+        }
       } else if (roll < 0.5) judge.write(apply(judge.value, patchOf(rand))); // somebody else
       else if (roll < 0.65) tell();
       else if (sent) answer();
@@ -240,12 +249,12 @@ test("what a page leaves behind is sent as it was, before what is typed since", 
   const left = JSON.parse(JSON.stringify(gone.kept));
   const draft = new Draft();
   draft.change({ note: "b" });
-  draft.inherit(left, () => "me-1");
+  draft.inherit(left);
   draft.heard({ revision: "s-2", value: { amount: 1, note: "a" } });
   assert.deepEqual([draft.value, draft.pending], [{ amount: 3, note: "b" }, 3]);
   const sent = [];
   while (draft.waits) {
-    sent.push(send(draft, "me-2"));
+    sent.push(send(draft, `me-${sent.length}`));
     draft.stored(`s-${1 + sent.length}`);
   }
   assert.deepEqual(sent, [
@@ -253,4 +262,36 @@ test("what a page leaves behind is sent as it was, before what is typed since", 
     { id: "me-1", patch: { amount: 3 }, was: { amount: 2 } },
     { id: "me-2", patch: { note: "b" }, was: { note: "a" } },
   ]);
+});
+
+test("what is added is shown over what is there, goes by itself, and with what it was made on", () => {
+  const draft = fresh({ stock: 5, note: "a" });
+  draft.change({ note: "b" });
+  draft.change(undefined, { "/stock": -1, "/sold/by~1me": 1 });
+  draft.change({ note: "c" }, { "/stock": -2 });
+  draft.change({ note: "d" });
+  assert.deepEqual([draft.value, draft.pending], [{ stock: 2, note: "d", sold: { "by/me": 1 } }, 4]);
+  const kept = JSON.parse(JSON.stringify(draft.kept));
+  assert.deepEqual(send(draft), { id: "me-1", patch: { note: "b" }, was: { note: "a" } });
+  draft.stored("s-2");
+  draft.heard({ revision: "s-3", value: { stock: 9, note: "b" } });
+  assert.deepEqual(draft.value, { stock: 6, note: "d", sold: { "by/me": 1 } });
+  assert.deepEqual(send(draft, "me-2"), { id: "me-2", add: { "/stock": -1, "/sold/by~1me": 1 }, revision: "s-3" });
+  draft.heard({ revision: "s-4", value: { stock: 8, note: "b", sold: { "by/me": 1 } } }); // without a word whose that is
+  assert.deepEqual(draft.value, { stock: 6, note: "d", sold: { "by/me": 1 } });
+  draft.stored("s-4");
+  assert.deepEqual(draft.value, { stock: 6, note: "d", sold: { "by/me": 1 } });
+  assert.deepEqual(send(draft, "me-3"), { id: "me-3", patch: { note: "c" }, was: { note: "b" }, add: { "/stock": -2 }, revision: "s-4" });
+  draft.doubt();
+  draft.heard({ revision: "s-5", value: { stock: "none", note: "b" } });
+  assert.deepEqual([Draft.payload(draft.flying).revision, draft.value], ["s-4", { stock: "none", note: "d" }]);
+  assert.deepEqual(draft.refused({ "/stock": "none" }), { mine: { note: "c" }, add: { "/stock": -2 }, theirs: { "/stock": "none" } });
+  const heir = fresh({ stock: 5, note: "a" });
+  heir.inherit(kept);
+  assert.deepEqual(heir.value, { stock: 2, note: "d", sold: { "by/me": 1 } });
+  const early = new Draft();
+  early.change(undefined, { "/stock": 3 });
+  assert.deepEqual(early.value, { stock: 3 });
+  early.heard({ revision: "s-1", value: { stock: 1 } });
+  assert.deepEqual([early.value, send(early)], [{ stock: 4 }, { id: "me-1", add: { "/stock": 3 }, revision: "s-1" }]);
 });

@@ -11,7 +11,7 @@ import { bytes } from "./values.js";
 /** @import { Sent } from "./draft.js" */
 /** @import { Exchange } from "./exchange.js" */
 /** @import { Keeping } from "./keeping.js" */
-/** @import { DocumentUser, Part, Row, Settler, Who } from "./types.js" */
+/** @import { DocumentUser, Joint, Part, Row, Settler, Who } from "./types.js" */
 /** @typedef {Settler<any> & {payload: any, sent: boolean}} Relayed */
 
 const EACH_MS = 200; // between two changes of a document
@@ -82,6 +82,7 @@ export class Changes {
   typed(channel) {
     const edited = this.#edited.get(channel);
     if (edited) this.#keep(edited);
+    for (const user of edited?.users ?? []) user.shown?.(channel);
     this.#exchange.soon();
   }
 
@@ -92,7 +93,7 @@ export class Changes {
     if (!this.#keeping || !this.#whose || edited.sought) return;
     edited.sought = true;
     const found = this.#keeping.take(this.#whose, edited.channel).then((kept) => {
-      edited.draft.inherit(kept, this.#id);
+      edited.draft.inherit(kept);
       if (kept.length) this.#keep(edited);
       for (const user of edited.users) user.shown?.(edited.channel);
     });
@@ -154,7 +155,7 @@ export class Changes {
       edited.channel = full(edited.channel);
       const held = this.#edited.get(edited.channel); // by its full name
       for (const user of held ? edited.users : []) held?.users.add(user);
-      if (held) held.draft.inherit(edited.draft.kept, this.#id);
+      if (held) held.draft.inherit(edited.draft.unsaved);
       else this.#edited.set(edited.channel, edited);
     }
   }
@@ -224,46 +225,57 @@ export class Changes {
     }
     for (const edited of this.#edited.values()) {
       if (edited.sent || edited.busy || !edited.draft.waits || !this.#exchange.due(edited.after)) continue;
-      if (!edited.draft.flying) {
-        edited.draft.next(this.#id);
+      const { draft } = edited;
+      if (!draft.flying) {
+        draft.next(this.#id);
         this.#keep(edited); // with its id, before it is sent
         if (edited.busy) continue;
       }
-      if (!this.#exchange.may(pace.changes, edited.doubts)) return;
-      this.#send(edited);
+      const parts = this.#parts(edited);
+      if (parts.length < (draft.flying?.joint?.count ?? 1)) continue; // it is not yet the turn of this change in all of its documents
+      if (!this.#exchange.may(pace.changes, parts[0].doubts)) return;
+      this.#send(parts);
     }
   }
 
-  /** @param {Edited} edited */
-  #send(edited) {
-    const { draft, channel } = edited;
-    const payload = { channel, ...Draft.payload(/** @type {Sent} */ (draft.flying)) };
+  /**
+   * The documents whose change under way is one with that of this document.
+   * @param {Edited} edited
+   */
+  #parts(edited) {
+    const joint = edited.draft.flying?.joint;
+    return joint ? [...this.#edited.values()].filter(({ draft, sent, busy }) => draft.flying?.joint === joint && !sent && !busy) : [edited];
+  }
+
+  /** @param {Edited[]} parts the documents of a change */
+  #send(parts) {
+    const [edited] = parts;
+    const { joint } = /** @type {Sent} */ (edited.draft.flying);
+    if (joint) {
+      joint.id ??= this.#id();
+      for (const { draft } of parts) draft.send(joint.id);
+    }
+    const changes = parts.map(({ channel, draft }) => ({ channel, ...Draft.payload(/** @type {Sent} */ (draft.flying)) }));
+    const payload = joint ? { id: joint.id, changes: changes.map(({ id: _, ...change }) => change) } : changes[0];
     const { pace } = this.#exchange;
-    const size = bytes({ ...payload, revision: draft.flying?.revision });
-    if (size + 100 > pace.most) return this.#refused(edited, pace.tooLarge(size));
-    edited.sent = true;
-    edited.after = now() + EACH_MS;
+    const size = parts.reduce((sum, { draft: { flying } }) => sum + bytes({ revision: flying?.revision }), bytes(payload));
+    if (size + 100 > pace.most) return this.#refused(parts, pace.tooLarge(size));
+    for (const each of parts) [each.sent, each.after] = [true, now() + EACH_MS];
     this.#exchange.send(
       "state.change",
       payload,
       {
-        done: ({ revisions }) => {
-          [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
-          draft.stored(revisions[channel]);
-          this.#keep(edited);
-          this.#told(edited);
-        },
+        done: ({ revisions }) => this.#stored(parts, revisions),
         refused: (error) => {
-          edited.sent = false;
           const unknown = error.unknownOutcome || UNKNOWN.includes(error.code);
-          if (unknown) draft.doubt();
-          if (unknown ? ++edited.tries >= UNKNOWN_TRIES : !error.retryable) return this.#refused(edited, error);
-          edited.after = now() + (error.retryAfter ?? backoff(edited.tries));
+          if (unknown) for (const { draft } of parts) draft.doubt();
+          if (unknown ? ++edited.tries >= UNKNOWN_TRIES : !error.retryable) return this.#refused(parts, error);
+          for (const each of parts) [each.sent, each.after] = [false, now() + (error.retryAfter ?? backoff(edited.tries))];
           this.#exchange.soon();
         },
-        lost: () => draft.doubt(),
-        doubted: (code) => ++edited.doubts >= TRIES && this.#refused(edited, inVain(code, true)),
-        oversized: (error) => this.#refused(edited, error),
+        lost: () => parts.forEach(({ draft }) => draft.doubt()),
+        doubted: (code) => ++edited.doubts >= TRIES && this.#refused(parts, inVain(code, true)),
+        oversized: (error) => this.#refused(parts, error),
       },
       pace.changes,
       edited.doubts,
@@ -295,20 +307,54 @@ export class Changes {
   }
 
   /**
+   * The change under way is stored.
+   * @param {Edited[]} parts
+   * @param {Record<string, string>} revisions
+   */
+  #stored(parts, revisions) {
+    const { joint } = /** @type {Sent} */ (parts[0].draft.flying);
+    for (const edited of parts) {
+      [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
+      edited.draft.stored(revisions[edited.channel]);
+      this.#keep(edited);
+      this.#told(edited);
+    }
+    joint?.settle(undefined, revisions);
+    this.#exchange.soon();
+  }
+
+  /**
    * The change under way came to nothing, unless it was seen stored.
-   * @param {Edited} edited
+   * @param {Edited[]} parts
    * @param {BrokerError} error
    */
-  #refused(edited, error) {
-    const { draft, channel } = edited;
-    [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
-    const found = error.code === "conflict" ? error.conflict?.find((each) => each.channel === channel) : undefined;
-    const why = draft.flying?.doubtful && !CERTAIN.includes(error.code) ? failure("unknown_outcome", error.message) : error;
-    const { mine, theirs } = draft.seen() ? {} : draft.refused(found?.paths);
-    this.#keep(edited);
-    this.#told(edited);
-    // What nobody else has touched is sent again, and nobody need be asked.
-    if (mine !== undefined) for (const user of edited.users) user.refused?.(channel, why, mine, found && theirs);
+  #refused(parts, error) {
+    const held = parts.map(({ channel, draft }) => [channel, draft.revision]);
+    if (parts.some(({ draft }) => draft.echoed)) return this.#stored(parts, Object.fromEntries(held));
+    const { joint, doubtful } = /** @type {Sent} */ (parts[0].draft.flying);
+    const why = doubtful && !CERTAIN.includes(error.code) ? failure("unknown_outcome", error.message) : error;
+    for (const edited of parts) {
+      const { draft, channel } = edited;
+      [edited.sent, edited.doubts, edited.tries] = [false, 0, 0];
+      const found = error.code === "conflict" ? error.conflict?.find((each) => each.channel === channel) : undefined;
+      const { mine, add, theirs } = draft.refused(found?.paths);
+      this.#keep(edited);
+      this.#told(edited);
+      // What nobody else has touched is sent again, and nobody need be asked; of a joint change its caller is told.
+      const asked = !joint && (mine !== undefined || add);
+      if (asked) for (const user of edited.users) user.refused?.(channel, why, mine, found && theirs, add);
+    }
+    joint?.settle(why);
+    this.#sweep();
+    this.#exchange.soon();
+  }
+
+  /**
+   * Give up a change of several documents that has not been sent.
+   * @param {Joint} joint
+   */
+  drop(joint) {
+    for (const { draft } of this.#edited.values()) draft.drop(joint);
     this.#sweep();
     this.#exchange.soon();
   }

@@ -19,6 +19,7 @@ import { Requests } from "./requests.js";
 import { Subscribing } from "./subscribing.js";
 import { Subscription } from "./subscription.js";
 import { Hub } from "./tabs.js";
+import { changeTogether } from "./together.js";
 import { Tokens } from "./tokens.js";
 import { given, json, many } from "./values.js";
 
@@ -188,6 +189,15 @@ export class Client extends EventTarget {
    */
   collection(pattern) {
     return new Collection(this.#documents, pattern);
+  }
+
+  /**
+   * Change several documents, all or none: each as `document.change` does, without having them open. Resolves with the
+   * revisions that have it, by channel.
+   * @param {{channel: string, patch?: any, add?: Record<string, number>}[]} changes
+   */
+  async change(changes) {
+    return changeTogether(this.#documents, changes);
   }
 
   /** @param {import("./record.js").SubscriptionRecord} record */

@@ -3,7 +3,8 @@
 
 import { covers } from "./names.js";
 import { emit } from "./platform.js";
-import { json } from "./values.js";
+import { wished } from "./together.js";
+import { given } from "./values.js";
 
 /** @import { Documents } from "./documents.js" */
 /** @import { BrokerError } from "./errors.js" */
@@ -63,13 +64,15 @@ class Opened extends EventTarget {
    * @param {BrokerError} error
    * @param {any} mine
    * @param {Record<string, any>} [theirs]
+   * @param {Record<string, number>} [add]
    */
-  refused(channel, error, mine, theirs) {
+  refused(channel, error, mine, theirs, add) {
     const keep = (/** @type {"mine" | "theirs"} */ which) => {
-      if (which === "mine") this.edit(channel, mine);
+      if (which === "mine") this.edit(channel, mine, add);
     };
-    if (theirs) emit(this, "conflict", { channel, paths: Object.keys(theirs), mine, theirs, keep });
-    else emit(this, "rejected", { channel, error, mine });
+    const told = { channel, ...given({ mine, add }) };
+    if (theirs) emit(this, "conflict", { ...told, paths: Object.keys(theirs), theirs, keep });
+    else emit(this, "rejected", { ...told, error });
   }
 
   /**
@@ -83,10 +86,11 @@ class Opened extends EventTarget {
   /**
    * @param {string} channel
    * @param {any} patch
+   * @param {Record<string, number>} [add]
    */
-  edit(channel, patch) {
-    this.documents.edit(channel, this).change(json(patch, "patch"));
-    this.shown(channel);
+  edit(channel, patch, add) {
+    const wish = wished({ patch, add });
+    this.documents.edit(channel, this).change(wish.patch, wish.add);
     this.documents.typed(channel);
   }
 
@@ -143,9 +147,13 @@ export class Document extends Opened {
     return this.#draft.pending;
   }
 
-  /** Change it by a merge patch, at once as it is shown; null deletes it. @param {any} patch */
-  change(patch) {
-    this.edit(this.name, patch);
+  /**
+   * Change it by a merge patch, at once as it is shown; null deletes it, undefined is no patch.
+   * @param {any} patch
+   * @param {{add?: Record<string, number>}} options `add` to numbers, by JSON Pointer
+   */
+  change(patch, { add } = {}) {
+    this.edit(this.name, patch, add);
   }
 
   shown() {
@@ -183,12 +191,13 @@ export class Collection extends Opened {
   }
 
   /**
-   * Change one of them, or make one, by a merge patch; null deletes it.
+   * Change one of them, or make one, as a document.
    * @param {string} channel
    * @param {any} patch
+   * @param {{add?: Record<string, number>}} options
    */
-  change(channel, patch) {
-    this.edit(channel, patch);
+  change(channel, patch, { add } = {}) {
+    this.edit(channel, patch, add);
   }
 
   /** @param {string} channel @param {Row} row */

@@ -13,7 +13,7 @@ import { given, many } from "./values.js";
 /** @import { Changes } from "./changes.js" */
 /** @import { BrokerError } from "./errors.js" */
 /** @import { Exchange } from "./exchange.js" */
-/** @import { DocumentUser, Part, Row } from "./types.js" */
+/** @import { DocumentUser, Joint, Part, Row } from "./types.js" */
 
 /** What is open of the documents: one channel, or a pattern. */
 class Open {
@@ -146,6 +146,14 @@ export class Documents {
     const row = opens.map(({ rows }) => rows.get(full)).find((each) => each);
     const read = opens.find(({ ready }) => ready)?.position; // to its end, and has not brought it
     return this.#changes.edit(full, user, row ?? (read ? { revision: never(read), value: null } : undefined));
+  }
+
+  /**
+   * Give up a change of several documents that has not been sent.
+   * @param {Joint} joint
+   */
+  drop(joint) {
+    this.#changes.drop(joint);
   }
 
   /**

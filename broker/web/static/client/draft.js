@@ -11,10 +11,12 @@ import { apply, at, complete, isObject, joined, leaves, names, part, pointer, pu
 import { comparable, passed, superseded } from "./positions.js";
 import { given } from "./values.js";
 
+/** @import { Joint } from "./types.js" */
 /** @typedef {{patch: any, was: any}} Change */
-/** @typedef {Change & {id: string, revision?: string, doubtful?: boolean}} Sent the newest revision that it was first sent on; doubtful: the broker may have it already */
-/** @typedef {{patch: any, was?: any, id?: string, revision?: string}} Kept what is kept of a change: with an id it may have been sent */
-/** @typedef {{id: string, patch: any, revision: string}} Settled */
+/** @typedef {{patch?: any, add?: Record<string, number>, joint?: Joint}} Wish what is wanted: of a joint change it is the part that concerns this document */
+/** @typedef {Wish & {was?: any, id?: string, revision?: string, doubtful?: boolean, sums?: Record<string, number>}} Sent `revision` it was first sent on; doubtful: the broker may have it already; `sums` are what it makes */
+/** @typedef {{patch?: any, was?: any, add?: Record<string, number>, id?: string, revision?: string}} Kept what is kept of a change: with an id it may have been sent */
+/** @typedef {Wish & {id?: string, revision: string}} Settled */
 
 // All patches here are of an object that has the document as its member `d`: so a document that there is none of is a
 // member that is absent, as any other.
@@ -30,42 +32,81 @@ export class Draft {
   flying;
   /** @type {Change | undefined} what has been changed since */
   typed;
-  /** @type {Sent[]} changes of pages that are gone, which come before */
-  #inherited = [];
+  /** @type {Sent[]} changes that are sent each by itself, before what is typed: of pages that are gone, sums, and joint ones */
+  #queue = [];
   /** @type {Settled[]} changes that are answered, until their revision is here */
   #settled = [];
-  /** @type {any[]} patches from before anything was known: of what they replace they say what is first there */
+  /** @type {Wish[]} changes from before anything was known: of what they replace they say what is first there */
   #early = [];
   #echoed = false; // the change under way is in what is confirmed
 
   /** The document with all of the user's own changes. */
   get value() {
-    return unwrap(this.#early.reduce(apply, this.#over(this.#base(), this.typed)));
+    return unwrap(this.#early.reduce(this.#over, this.#over(this.#base(), this.typed)));
   }
 
   /** How many changes are not confirmed. */
   get pending() {
-    return this.#settled.length + this.#inherited.length + (this.flying ? 1 : 0) + (this.typed || this.#early.length ? 1 : 0);
+    return this.#settled.length + this.#queue.length + (this.flying ? 1 : 0) + (this.typed || this.#early.length ? 1 : 0);
   }
 
   /** What there will be once all that was sent is stored. */
   #base() {
-    let value = wrap(this.confirmed);
-    for (const { patch } of this.#settled) value = apply(value, patch);
-    if (!this.#echoed) value = this.#over(value, this.flying);
-    return this.#inherited.reduce(this.#over, value);
+    let value = this.#settled.reduce(this.#over, wrap(this.confirmed));
+    if (!this.#landed) value = this.#over(value, this.flying);
+    return this.#queue.reduce(this.#over, value);
+  }
+
+  /** Whether what is confirmed has the change under way. Not each revision says whose it is: of sums there is what they make. */
+  get #landed() {
+    const { sums } = this.flying ?? {};
+    const same = (/** @type {[string, number]} */ [where, sum]) => at(wrap(this.confirmed), ["d", ...names(where)]) === sum;
+    return this.#echoed || (!!sums && Object.entries(sums).every(same));
   }
 
   /**
    * @param {any} value
-   * @param {Change} [change]
+   * @param {Wish} [change]
    */
-  #over = (value, change) => (change ? apply(value, change.patch) : value);
+  #over = (value, { patch, add } = {}) => {
+    if (patch !== undefined) value = apply(value, patch);
+    for (const [where, amount] of Object.entries(add ?? {})) {
+      const path = ["d", ...names(where)];
+      const there = at(value, path) ?? 0;
+      if (typeof there === "number") value = put(value, path, there + amount);
+    }
+    return value;
+  };
 
-  /** @param {any} patch a merge patch; null deletes */
-  change(patch) {
-    if (this.revision === undefined && !this.typed) this.#early.push(wrap(patch));
-    else this.#type({ patch: wrap(patch) }, this.#base());
+  /**
+   * @param {any} patch a merge patch; null deletes
+   * @param {Record<string, number>} [add] what is added to numbers, by JSON Pointer
+   * @param {Joint} [joint] the change of several documents that it is a part of
+   */
+  change(patch, add, joint) {
+    this.#wish(given({ patch: patch === undefined ? undefined : wrap(patch), add, joint }));
+  }
+
+  /** @param {Wish} wish */
+  #wish(wish) {
+    const { patch, add, joint } = wish;
+    if (this.revision === undefined && (add || joint || !this.typed)) this.#early.push(wish);
+    else if (!add && !joint) this.#type({ patch }, this.#base());
+    else {
+      if (this.typed) this.#queue.push(this.typed);
+      this.typed = undefined;
+      this.#queue.push(patch ? { ...wish, was: complete(replaced(patch, this.#base()), patch) } : wish);
+    }
+  }
+
+  /**
+   * Give up a part of a joint change that has not been sent.
+   * @param {Joint} joint
+   */
+  drop(joint) {
+    const others = (/** @type {Wish} */ each) => each.joint !== joint;
+    [this.#queue, this.#early] = [this.#queue.filter(others), this.#early.filter(others)];
+    if (this.flying?.joint === joint) this.#land();
   }
 
   /**
@@ -84,13 +125,20 @@ export class Draft {
    */
   next(id) {
     if (this.flying || !this.waits) return undefined;
-    this.flying = this.#inherited.shift();
-    if (!this.flying && this.typed) {
-      this.flying = { id: id(), ...this.typed };
-      this.typed = undefined;
-    }
-    if (this.flying && !this.flying.doubtful) this.flying.revision = this.revision;
+    this.flying = this.#queue.shift();
+    if (!this.flying && this.typed) [this.flying, this.typed] = [{ ...this.typed }, undefined];
+    if (this.flying && !this.flying.joint) this.send(this.flying.id ?? id());
     return this.flying;
+  }
+
+  /** The change under way is sent, under this id. @param {string} id */
+  send(id) {
+    const flying = /** @type {Sent} */ (this.flying);
+    flying.id = id;
+    if (flying.doubtful) return;
+    flying.revision = this.revision;
+    const made = this.#over(this.#settled.reduce(this.#over, wrap(this.confirmed)), flying);
+    if (flying.add) flying.sums = Object.fromEntries(Object.keys(flying.add).map((where) => [where, at(made, ["d", ...names(where)])]));
   }
 
   /** The change under way may be stored, and nobody has said so. */
@@ -98,38 +146,41 @@ export class Draft {
     if (this.flying) this.flying.doubtful = true;
   }
 
-  /** What is confirmed has the change under way, which is stored, whatever else is said of it. */
-  seen() {
-    if (this.#echoed) this.#land();
-    return !this.flying;
+  /** Whether the change under way is in a revision, and so is stored, whatever else is said of it. */
+  get echoed() {
+    return this.#echoed;
   }
 
   /** Whether there is something to be sent. */
   get waits() {
-    return !!(this.flying || this.typed || this.#inherited.length);
+    return !!(this.flying || this.typed || this.#queue.length);
   }
 
-  /** What is to be kept over the end of the page. @returns {Kept[]} */
+  /** All changes that are not stored. @returns {(Sent & Kept)[]} */
+  get unsaved() {
+    return [this.flying, ...this.#queue, this.typed, ...this.#early].flatMap((each) => each ?? []);
+  }
+
+  /** What of them is to be kept over the end of the page; another one may have only one of several documents. @returns {Kept[]} */
   get kept() {
-    const all = [this.flying, ...this.#inherited, this.typed, ...this.#early.map((patch) => ({ patch }))];
-    return all.flatMap((each) => each ?? []);
+    return this.unsaved.filter(({ joint }) => !joint);
   }
 
   /**
-   * Take over what a page has left that is gone.
-   * @param {Kept[]} kept
-   * @param {() => string} id
+   * Take over what a page has left that is gone, or what was meant for the same document.
+   * @param {(Sent & Kept)[]} left
    */
-  inherit(kept, id) {
-    for (const { patch, was, id: known, revision } of kept) {
-      if (was) this.#inherited.push({ patch, was, id: known ?? id(), revision, doubtful: known !== undefined });
-      else this.change(patch.d);
+  inherit(left) {
+    for (const each of left) {
+      if (each.id || each.was) this.#queue.push({ ...each, doubtful: each.id !== undefined });
+      else this.#wish(each);
     }
   }
 
   /** What is sent of a change. A repetition says from where on the document has to remember it. @param {Sent} change */
-  static payload({ id, patch, was, revision, doubtful }) {
-    return given({ id, patch: patch.d, was: was.d ?? null, revision: doubtful ? revision : undefined });
+  static payload({ id, patch, was, add, revision, doubtful }) {
+    const what = patch === undefined ? {} : { patch: patch.d, was: was.d ?? null };
+    return given({ id, ...what, add, revision: doubtful || add ? revision : undefined });
   }
 
   /**
@@ -144,13 +195,12 @@ export class Draft {
     this.#settled = this.#settled.filter(
       (each) => comparable(each.revision, revision) && !passed(each.revision, revision) && !by.some(({ id }) => id === each.id),
     );
-    for (const patch of this.#early.splice(0)) this.#type({ patch }, this.#base());
+    for (const wish of this.#early.splice(0)) this.#wish(wish);
   }
 
   /** @param {string} revision at which the change under way is stored */
   stored(revision) {
-    const { id, patch } = /** @type {Sent} */ (this.flying);
-    if (!this.#echoed && !passed(revision, this.revision)) this.#settled.push({ id, patch, revision });
+    if (!this.#echoed && !passed(revision, this.revision)) this.#settled.push({ .../** @type {Sent} */ (this.flying), revision });
     this.#land();
   }
 
@@ -161,14 +211,16 @@ export class Draft {
 
   /**
    * The change under way is refused, for what is at these JSON Pointers (without: for all of it), and with it what was
-   * typed there since. Nothing of it is stored: what is left of it waits to be sent. Returns the patch that came to
-   * nothing, and what is there in its place.
+   * typed there since. Nothing of it is stored: what is left of it waits to be sent, but of sums and joint changes, which
+   * are one. Returns the patch and sums that came to nothing, and what is there in their place.
    * @param {Record<string, any>} [found]
+   * @returns {{mine?: any, add?: Record<string, number>, theirs?: Record<string, any>}}
    */
   refused(found) {
-    const flying = /** @type {Sent} */ (this.flying);
+    const flying = /** @type {Sent & Change} */ (this.flying);
     const typed = this.typed;
     this.#land();
+    if (flying.add || flying.joint) return { mine: flying.patch?.d, add: flying.add, theirs: found };
     this.typed = undefined;
     const base = this.#base();
     const all = typed ? joined(flying.patch, typed.patch, base) : flying.patch;

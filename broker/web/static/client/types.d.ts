@@ -207,9 +207,17 @@ export interface DocumentUser {
   failed(error: BrokerError): void;
   /** What is shown of this one may be another, by a change of the user's own. */
   shown?(channel: string): void;
-  /** A change came to nothing: `mine` is the patch, `theirs` the values that were there, by JSON Pointer. */
-  refused?(channel: string, error: BrokerError, mine: any, theirs?: Record<string, any>): void;
+  /** A change came to nothing: `mine` is the patch, `add` its sums, `theirs` the values that were there, by JSON Pointer. */
+  refused?(channel: string, error: BrokerError, mine: any, theirs?: Record<string, any>, add?: Record<string, number>): void;
   lost?(channel: string, detail: { ids: string[]; revision: string; paths: Record<string, any> }): void;
+}
+
+/** A change of several documents, so many. */
+export interface Joint {
+  count: number;
+  /** Once it is sent. */
+  id?: string;
+  settle(error?: BrokerError, revisions?: Record<string, string>): void;
 }
 
 export interface Settler<T> {
