@@ -33,14 +33,16 @@ class Operation:
     """What a method of a route takes and answers, for the description of the protocol.
 
     The query has `channel` and these `parameters`, fields of the class `fields_of`; `texts` are further ones,
-    with what each means. The body is one of the classes `bodies`. `replies` has the class of the response's
-    body, None for none, by status; without any the response is a stream of messages.
+    with what each means, and `lists` are lists as `channel` is, beside it or alone. The body is one of the
+    classes `bodies`. `replies` has the class of the response's body, None for none, by status; without any
+    the response is a stream of messages.
     """
 
     method: str
     parameters: tuple[str, ...] = ()
     fields_of: type | None = None
     texts: Mapping[str, str] = attrs.field(factory=dict)
+    lists: Mapping[str, str] = attrs.field(factory=dict)
     bodies: tuple[type, ...] = ()
     replies: Mapping[int, type | None] = attrs.field(factory=dict)
 

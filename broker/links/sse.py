@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 STARTS = ("position", "since", "last", "snapshot", "durable")
 PARAMETERS = (*STARTS, "lag", "filter", "every_ms")
+STATE_EVERY_MS = "state_every_ms"
 # Until the broker names another time: spread, for the case that it dies with all its clients.
 RETRY_MS = 1000, 5000
 MEDIA_TYPE = "text/event-stream"
@@ -49,7 +50,7 @@ SPELLINGS = dict.fromkeys(("lasteventid", "last-event-id", "last_event_id"), LAS
 async def handle(exchange: ClientExchange) -> Response | Awaitable[None]:
     """Subscribe to what the query says; the link carries events from then on."""
     request = exchange.request
-    known = (*PARAMETERS, LAST_EVENT_ID)
+    known = (*PARAMETERS, STATE_EVERY_MS, LAST_EVENT_ID)
     query = queries.parse(request.query, known, repeated=("channel", "state"), spellings=SPELLINGS)
     hello = exchange.hello(*exchange.credentials(query))
     last = request.headers.get("last-event-id") or query.get(LAST_EVENT_ID, [""])[0]
@@ -77,8 +78,9 @@ ROUTE = Route(
             fields_of=messages.Subscribe,
             texts={
                 LAST_EVENT_ID: "The last `id:` of an event stream. It beats a start in the query.",
-                "state": "A channel or a pattern of documents, beside channels or alone; repeated for each.",
+                STATE_EVERY_MS: "Of each document at most one change in that time, see `StateOpen`.",
             },
+            lists={"state": "A channel or a pattern of documents; the parameter is repeated for each."},
         ),
     ),
 )
@@ -93,7 +95,8 @@ def wishes_of(query: Query, last: str) -> tuple[bytes | None, Documents | None]:
     events, stood = taken_apart(last)
     if not (state or query.get("channel")):
         raise queries.no_channel()
-    documents = Documents(channels=state, stood=stood) if state else None
+    every_ms = value_of(STATE_EVERY_MS, query[STATE_EVERY_MS][0]) if STATE_EVERY_MS in query else None
+    documents = Documents(channels=state, every_ms=every_ms, stood=stood) if state else None
     if not query.get("channel"):
         return None, documents
     wish: dict[str, Any] = {"channel": list(query["channel"])}
@@ -111,7 +114,7 @@ def encoded(kind: str, wish: dict[str, Any]) -> bytes:
 
 def value_of(name: str, text: str) -> Any:
     """Return a parameter as JSON has it. Raises `Refused` (400)."""
-    if name in ("last", "every_ms"):
+    if name in ("last", "every_ms", STATE_EVERY_MS):
         return queries.whole_number(name, text)
     if name == "snapshot":
         if text not in ("", "true", "false"):
@@ -148,6 +151,7 @@ class Documents:
     """What a request has of documents, and where its client stands in them, see `Following`."""
 
     channels: list[str]
+    every_ms: int | None
     stood: str | None
 
 
@@ -252,9 +256,9 @@ class SseTransport:
             place = self.documents_alone()
         elif place is not None and self.with_documents:
             place = self.both(place)
-        elif self.asked is not None and sent.type == "connection.authenticated":
+        elif (asked := self.asked) is not None and sent.type == "connection.authenticated":
             rights = msgspec.json.decode(message, type=Told).payload
-            self.following = Following(self.asked.channels, None, rights, self.asked.stood)
+            self.following = Following(asked.channels, asked.every_ms, rights, asked.stood)
         data = sse.message(message, place, sent.payload.come_back_ms)
         if self.held is None:
             return self.framed(data)

@@ -86,10 +86,14 @@ def query(operation: Operation, components: Mapping[str, Document]) -> Document:
     known = components[fields_of.__name__]["properties"] if fields_of else {}
     parameters = {name: plain(known[name]) for name in operation.parameters}
     texts = {name: TEXT | {"description": meaning} for name, meaning in operation.texts.items()}
+    lists = {name: CHANNEL | {"description": meaning} for name, meaning in operation.lists.items()}
+    required: Document = {"required": ["channel"] if fields_of else []}
+    if lists:
+        required = {"anyOf": [{"required": [name]} for name in ("channel", *lists)]}
     return {
         "type": "object",
-        "properties": ({"channel": CHANNEL} if fields_of else {}) | parameters | COMMON | texts,
-        "required": ["channel"] if fields_of else [],
+        "properties": ({"channel": CHANNEL} if fields_of else {}) | lists | parameters | COMMON | texts,
+        **required,
         "additionalProperties": False,
     }
 

@@ -61,6 +61,10 @@ class Following:
             self.position = "" if named and of != self.scope else position
             self.wish["position"] = self.position or NEVER
 
+    def as_asked(self, other: Following) -> bool:
+        """Return whether another one asks for the same."""
+        return (self.scope, self.every_ms) == (other.scope, other.every_ms)
+
     @property
     def place(self) -> str:
         """Return where the client stands: "" where all documents are to be sent to it again."""

@@ -7,17 +7,19 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
 from broker import config
 from tests.support import rawnats
 from tests.support.broker import configure, run_broker
-from tests.support.http import ask
+from tests.support.http import SECONDS, ask
 from tests.support.sse import listen
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from broker.actors.supervisor import Supervisor
     from tests.support.broker import Broker
     from tests.support.nats import NatsServer
     from tests.support.rawnats import RawNats
@@ -395,3 +397,36 @@ async def test_a_purge_is_heard(tmp_path: Path, nats: NatsServer) -> None:
                     await again.send("state.open", {"channel": "orders.*", "position": position})
                     assert not (await again.until("state.opened"))["recovered"]
                     assert (await again.expect("state"))["channel"] == "orders.7"
+
+
+async def test_the_pace_of_documents(tmp_path: Path, nats: NatsServer, supervisors: list[Supervisor]) -> None:
+    """Over Server-Sent Events and polls, where it may change; nothing comes again for that."""
+    async with world(tmp_path, nats) as world_:
+        url, token = world_.broker.running.http, world_.broker.token()
+        reading = supervisors[0].reading
+        assert reading is not None
+        await world_.store("orders.1", {"n": 1})
+
+        def lanes() -> list[float]:
+            return sorted(seconds for each in reading.view.held() for seconds in each.lanes)
+
+        async with listen(url, state="orders.*", state_every_ms="900", token=token) as stream:
+            await stream.until("state.ready")
+            assert lanes() == [1.0]
+        with trio.fail_after(SECONDS):
+            while lanes():
+                await trio.sleep(0.01)
+        asked: dict[str, Any] = {"state": ["orders.*"], "wait": 0}
+        for every_ms, lane, count in (({"state_every_ms": 5000}, 5.0, 1), ({}, 0.1, 0)):
+            answer = (await ask(url, "POST", "/poll", token=token, json=asked | every_ms)).json
+            assert (len(answer["state"]["documents"]), answer["state"]["recovered"]) == (count, True)
+            assert lanes() == [lane]
+            asked |= {name: answer[name] for name in ("session", "position")}
+        query = f"/poll?state=orders.*&state_every_ms=200&session={asked['session']}&wait=0"
+        assert (await ask(url, "GET", query, token=token)).status == 200
+        assert lanes() == [1.0]
+        for request in ("/sse?state=orders.*", "/poll?state=orders.*"):
+            for wrong in ("0", "5001", "x"):
+                answer = await ask(url, "GET", f"{request}&state_every_ms={wrong}", token=token)
+                assert answer.status == 400
+                assert "every_ms" in answer.problem["detail"]

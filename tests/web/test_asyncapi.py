@@ -181,7 +181,7 @@ def test_requests_are_those_of_the_port() -> None:
         path = described.resolved(operation["channel"])["address"]
         described_pages.setdefault(path, set()).add(binding["method"])
         known = {
-            "get_sse": {"channel", "state", *sse.PARAMETERS, sse.LAST_EVENT_ID},
+            "get_sse": {"channel", "state", sse.STATE_EVERY_MS, *sse.PARAMETERS, sse.LAST_EVENT_ID},
             "get_poll": {"channel", "state", *polls.PARAMETERS},
             "get_history": {*m.History.__struct_fields__},
             "get_state": {"channel", "position"},
@@ -191,7 +191,9 @@ def test_requests_are_those_of_the_port() -> None:
     assert described_pages == {path: pages[path] for path in pages.keys() - {"/ws"}}
     subscribe = {*m.Subscribe.__struct_fields__}
     assert {"channel", *sse.PARAMETERS} == subscribe
-    assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {"tenant", "session", "wait", "state"}
+    assert {"channels", *subscribe} - {"channel"} == set(polls.NAMES) - {
+        "tenant", "session", "wait", "state", "state_every_ms",
+    }  # fmt: skip
     pages_of = [request.page for request in TABLE.values() if request.page]
     assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request", "/history", "/state"}
     for page in pages_of:

@@ -54,8 +54,8 @@ class Documents:
         """
         before, self.following = self.following, None
         if poll.state is not None:
-            self.following = Following(poll.state, None, rights, stands)
-            if before and before.scope == self.following.scope and stands == self.told and not lost:
+            self.following = Following(poll.state, poll.state_every_ms, rights, stands)
+            if before and before.as_asked(self.following) and stands == self.told and not lost:
                 self.following = before
                 return []
         wanted = set() if self.following is None else self.following.channels

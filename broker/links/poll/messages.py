@@ -50,7 +50,8 @@ class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A poll, with `session` and `position` of the newest answer; only the first one has a start.
 
     The broker waits at most `wait` seconds for an event. `tenant` is for monitoring tokens; it may be in the
-    query instead. `state` has documents to follow, beside channels or alone.
+    query instead. `state` has documents to follow, beside channels or alone, and `state_every_ms` is the
+    `every_ms` of their `state.open`.
     """
 
     channels: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
@@ -65,6 +66,7 @@ class Poll(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     lag: Annotated[str, LAG] | None = None
     filter: dict[str, Any] | None = None
     every_ms: int | None = None
+    state_every_ms: int | None = None
     wait: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = USUAL_WAIT
 
     @property

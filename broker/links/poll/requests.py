@@ -34,7 +34,7 @@ def route() -> ClientRoute:
                 parameters=messages.PARAMETERS,
                 fields_of=messages.Poll,
                 replies={200: messages.Polled},
-                texts={"state": "A channel or a pattern of documents; repeated for each."},
+                lists={"state": "A channel or a pattern of documents; the parameter is repeated for each."},
             ),
             Operation(
                 method="POST",
