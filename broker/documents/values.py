@@ -57,24 +57,27 @@ def parse(body: bytes) -> Value | Invalid:
 
 def fault(value: Any) -> str | None:
     """Return why a decoded JSON value cannot stand in a document; None when it can."""
-    pending = [(value, 1)]
+    pending: list[tuple[Any, int]] = [((value,), 0)]
     while pending:
         each, depth = pending.pop()
-        kind = type(each)
-        if kind is dict or kind is list:
-            if depth > MAX_DEPTH:
-                return f"nested deeper than {MAX_DEPTH}"
-            if kind is dict:
-                if PROTO in each:
-                    return f"a member named {PROTO}"
-                if not all(map(is_unicode, each)):
-                    return "a lone surrogate"
-            pending += [(one, depth + 1) for one in (each.values() if kind is dict else each)]
-        elif kind is str:
-            if not is_unicode(each):
+        if type(each) is dict:
+            if PROTO in each:
+                return f"a member named {PROTO}"
+            if not all(map(is_unicode, each)):
                 return "a lone surrogate"
-        elif (kind is int and not is_double(each)) or (kind is float and not math.isfinite(each)):
-            return "a number that a double cannot hold"
+            each = each.values()
+        for one in each:
+            kind = type(one)
+            if kind is dict or kind is list:
+                if depth == MAX_DEPTH:
+                    return f"nested deeper than {MAX_DEPTH}"
+                if one:
+                    pending.append((one, depth + 1))
+            elif kind is str:
+                if not is_unicode(one):
+                    return "a lone surrogate"
+            elif (kind is int and not is_double(one)) or (kind is float and not math.isfinite(one)):
+                return "a number that a double cannot hold"
     return None
 
 

@@ -9,23 +9,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 SPARE_DELETIONS = 1000  # that are kept beside as many as there are other rows
-NOT_PARSED: Any = object()
+NOT_JUDGED: Any = object()
 
 
 class Row:
     """The newest message of a key: `revision` is its sequence; without a body the key is deleted.
 
-    `value` is for whoever decodes the body, once.
+    `fault` is for whoever judges the body, once.
     """
 
-    __slots__ = ("body", "headers", "key", "revision", "value")
+    __slots__ = ("body", "fault", "headers", "key", "revision")
 
     def __init__(self, key: str, revision: int, body: bytes, headers: Mapping[str, str] | None) -> None:
         self.key = key
         self.revision = revision
         self.body = body
         self.headers = headers
-        self.value: Any = NOT_PARSED
+        self.fault: Any = NOT_JUDGED
 
     @property
     def deleted(self) -> bool:

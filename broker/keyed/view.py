@@ -395,17 +395,18 @@ class View:
     async def give_on(self) -> None:
         """Give the members of each lane what is due, for ever."""
         while True:
-            now = trio.current_time()
+            now, turn = trio.current_time(), Turn()
             while self.due and self.due[0][0] <= now:
                 due, _, collection, lane = heapq.heappop(self.due)
                 if self.queued.get(lane) == due:
                     del self.queued[lane]
-                    await self.give(collection, lane)
+                    await self.give(collection, lane, turn)
                     self.schedule(collection, trio.current_time())
+                    await turn.pass_on()
             with trio.move_on_at(self.due[0][0] if self.due else inf):
                 await self.woken.wait()
 
-    async def give(self, collection: Collection, lane: Lane[Watch]) -> None:
+    async def give(self, collection: Collection, lane: Lane[Watch], turn: Turn) -> None:
         """Give the members of a lane the steps that are due."""
         if collection.grown:
             collection.grown = False
@@ -416,10 +417,13 @@ class View:
         steps = lane.take(trio.current_time(), self.head)
         if not steps:
             return
+        members, newest = list(lane.members), max(each.new.revision for each in steps)
         shared = Shared(steps, self.form, self.stream)
-        turn = Turn()
-        for number, watch in enumerate(list(lane.members), 1):
-            if watch.lane is lane:
+        for index in range(len(steps)):
+            shared.change(index)
+            await turn.pass_on()
+        for number, watch in enumerate(members, 1):
+            if watch.lane is lane and watch.place < newest:  # else it has read on, and joined again
                 try:
                     watch.give(shared)
                 except Exception as error:  # any: it ends that connection alone

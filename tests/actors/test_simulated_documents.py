@@ -17,7 +17,7 @@ import attrs
 import pytest
 import trio
 
-from broker import config, subjects
+from broker import config, subjects, turns
 from broker.actors.supervisor import Supervisor
 from broker.actors.transport import Hello
 from broker.documents import patches
@@ -359,6 +359,7 @@ async def test_everybody_holds_what_is_stored(
     keyed = bus.keyed("STATE")
     keyed.slowest = rng.choice((0.0, 0.02, 0.5))
     monkeypatch.setattr(rows, "SPARE_DELETIONS", rng.choice((0, 3, 1000)))
+    monkeypatch.setattr(turns, "TURN_SECONDS", rng.choice((0.0, 0.002)))
     truth = Truth(keyed)
     for _ in range(rng.choice((0, 5, 60))):
         truth.write(rng)

@@ -13,6 +13,7 @@ import trio
 from broker import config, subjects, turns
 from broker.errors import TooManyDocuments
 from broker.features.state import opening
+from broker.features.state.form import DocumentForm
 from broker.features.state.overlaps import Overlaps
 from tests.support.asking import Granting, open_client
 from tests.support.scripted_bus import ScriptedBus
@@ -153,8 +154,8 @@ async def test_patterns_are_limited(autojump_clock: trio.abc.Clock) -> None:
             opening.check_wild([f"a{number}.*" for number in range(most + 1)])
 
 
-class Steps(trio.abc.Instrument):
-    """How often a task has had its turn."""
+class Turns(trio.abc.Instrument):
+    """How many turns tasks have had."""
 
     taken = 0
 
@@ -169,22 +170,48 @@ async def test_an_open_lets_others_work(
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     async with world() as world_:
         world_.store(900)
-        steps, pages = Steps(), list[int]()
+        taken, pages = Turns(), list[int]()
         flow = world_.client.connection.flow
         push = type(flow).push
 
         def noted(self: Any, data: bytes) -> None:
             if len(data) > 60_000:
-                pages.append(steps.taken)
+                pages.append(taken.taken)
             push(self, data)
 
         monkeypatch.setattr(type(flow), "push", noted)
-        trio.lowlevel.add_instrument(steps)
+        trio.lowlevel.add_instrument(taken)
         world_.client.link.say("state.open", {"channel": "d.*"})
         await trio.sleep(10)
-        trio.lowlevel.remove_instrument(steps)
+        trio.lowlevel.remove_instrument(taken)
         assert len(pages) > 10
         assert len(set(pages)) == len(pages)
+
+
+async def test_differences_are_made_in_turns(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many documents that have changed at once, those of different collections too."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    async with world() as world_:
+        world_.store(20)
+        taken, made = Turns(), list[int]()
+        step = DocumentForm.step
+
+        def noted(self: DocumentForm, *each: Any) -> bytes | None:
+            made.append(taken.taken)
+            return step(self, *each)
+
+        for number in range(20):
+            assert await world_.open(f"d.{number}") == "ready"
+        assert await world_.open("d.*") == "ready"
+        monkeypatch.setattr(DocumentForm, "step", noted)
+        trio.lowlevel.add_instrument(taken)
+        world_.store(20, body=BODY.replace(b"{", b'{"n":1,'))
+        await trio.sleep(10)
+        trio.lowlevel.remove_instrument(taken)
+        assert len(made) == 40
+        assert len(set(made)) == len(made)
 
 
 async def test_many_are_closed_in_one_go(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import msgspec
 
-from broker.documents import memory, patches, values
+from broker.documents import memory, patches
 from broker.documents.values import Invalid
-from broker.features.state.store import CHANGES
-from broker.keyed.rows import NOT_PARSED
+from broker.features.state import store
+from broker.keyed.rows import NOT_JUDGED
 from broker.wire.events import header_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class DocumentForm:
         if b"null" in new.body:
             return None
         before, now = value_of(old), value_of(new)
-        if not isinstance(before, dict) or not isinstance(now, dict):
+        if before is None or now is None:
             return None
         patch = patches.diff(before, now)
         if patch is None:
@@ -67,21 +67,31 @@ def frame(key: str, stream: str, revision: int, upto: int, rest: bytes) -> bytes
 
 def authors_of(row: Row, after: int) -> list[dict[str, str]]:
     """Return the changes that a version knows to have come after a revision: of each session the last."""
-    known = memory.parse((row.headers or {}).get(CHANGES), row.revision)
+    known = memory.parse((row.headers or {}).get(store.CHANGES), row.revision)
     return [{"user": header_text(each.user), "id": each.id} for each in known.entries if each.base >= after]
 
 
 def content(row: Row) -> bytes:
     """Return the fields of a message that say what is stored."""
-    value = value_of(row)
-    if isinstance(value, Invalid):
-        return b'"invalid":%b' % msgspec.json.encode(value.reason)
+    if reason := fault_of(row):
+        return b'"invalid":%b' % msgspec.json.encode(reason)
     return b'"value":%b' % (row.body or b"null")
 
 
-def value_of(row: Row) -> Value | Invalid | None:
-    """Return the value of a document, decoded once; None if it is deleted."""
-    if row.value is NOT_PARSED:
-        row.value = None if row.deleted else values.parse(row.body)
-    found: Any = row.value
-    return found  # type: ignore[no-any-return]
+def fault_of(row: Row) -> str | None:
+    """Return why what is stored is no document, found out once."""
+    if row.fault is NOT_JUDGED:
+        found = None if row.deleted else store.document(row.body, row.headers)
+        row.fault = found.reason if isinstance(found, Invalid) else None
+    reason: str | None = row.fault
+    return reason
+
+
+def value_of(row: Row) -> Value | None:
+    """Return the value of a document; None if it is deleted, or none.
+
+    It is not kept: decoded it takes many times the memory of the body.
+    """
+    if row.deleted or fault_of(row) is not None:
+        return None
+    return store.decode(row.body)

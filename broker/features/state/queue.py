@@ -161,9 +161,9 @@ class Queue:
             raise Unavailable(f"{self.channel}: {MAX_WAITING} changes wait already", retry_after=0.5)
 
     def heard(self, record: Record) -> None:
-        """Note what the feed of the stream says of the document."""
+        """Note what the feed of the stream says of the document. What takes long to read has to be needed."""
         if self.known is None or record[0] > self.known.sequence:
-            self.known = store.read(record)
+            self.known = None if store.takes_long(record) else store.read(record)
 
     async def work(self) -> None:
         """Answer the changes that wait, until none does."""

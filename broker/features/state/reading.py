@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from broker.session.requests import Asker, Caller, Requests
     from broker.subjects import Names
 
+HELD = msgspec.json.Decoder(m.Held)
 STEPS = 16  # pages that an open writes at once, as far as the link accepts them
 
 
@@ -331,15 +332,14 @@ class Reading(Feature):
                 raise TooManyDocuments(fault)
         finally:
             self.view.release(collection)
+        documents = []
+        turn = Turn()
+        for row in rows:
+            fields = (msgspec.json.encode(row.key), (stream or "").encode(), row.revision, content(row))
+            documents.append(HELD.decode(b'{"channel":%b,"revision":"%b-%d",%b}' % fields))
+            await turn.pass_on()
         return m.Documents(
-            documents=[
-                msgspec.json.decode(
-                    b'{"channel":%b,"revision":"%b-%d",%b}'
-                    % (msgspec.json.encode(row.key), (stream or "").encode(), row.revision, content(row)),
-                    type=m.Held,
-                )
-                for row in rows
-            ],
+            documents=documents,
             refused=wish.refused,
             position=str(Position(stream or "", head)),
             recovered=place is not None or wish.position is None,

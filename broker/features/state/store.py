@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
+import msgspec
 
 from broker.documents import memory, values
 from broker.documents.judging import Version
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CHANGES = "Broker-Changes"  # the changes that the version knows, see `documents.memory`
 BASE = "Broker-Base"  # the sequence that it replaced, for `lost`
 TTL = "Nats-TTL"  # ADR-43
+decode = msgspec.json.Decoder(dict[str, Any]).decode
+LARGE_BYTES = 4096
 TOMBSTONE_TTL = "168h"  # for which a deleted document is remembered, as the stream's own markers
 
 
@@ -33,10 +36,28 @@ def read(record: Record | None) -> Version:
     known = memory.parse((headers or {}).get(CHANGES), sequence)
     if not body:
         return Version(sequence=sequence, memory=known)
-    value = values.parse(body)
+    value = document(body, headers)
     if isinstance(value, Invalid):
         return Version(sequence=sequence, memory=known, invalid=value.reason)
     return Version(value=value, sequence=sequence, memory=known)
+
+
+def document(body: bytes, headers: Mapping[str, str] | None) -> Value | Invalid:
+    """Return the document that a stored body is, or why it is none.
+
+    What a broker has written is known to be one, and decoding it takes a twentieth of the time.
+    """
+    if base_of(headers) is not None:
+        try:
+            return decode(body)
+        except msgspec.MsgspecError:  # whoever has written it
+            pass
+    return values.parse(body)
+
+
+def takes_long(record: Record) -> bool:
+    """Return whether reading a record takes milliseconds: a large one that no broker has written."""
+    return len(record[2]) > LARGE_BYTES and base_of(record[3]) is None
 
 
 @attrs.frozen(kw_only=True)
