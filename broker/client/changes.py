@@ -121,9 +121,16 @@ class Changes:
 
     # --- what is heard of documents ----------------------------------------------------------------
 
-    def heard(self, channel: str, revision: str, value: Any, ids: Collection[str] = ()) -> None:
+    def heard(
+        self,
+        channel: str,
+        revision: str,
+        value: Any,
+        ids: Collection[str] = (),
+        invalid: str | None = None,
+    ) -> None:
         if edited := self.edited.get(channel):
-            edited.draft.heard(revision, value, ids)
+            edited.draft.heard(revision, value, ids, invalid)
             self.tell(edited)
 
     def show(self, channel: str) -> None:

@@ -142,7 +142,9 @@ class Opened(ABC):
         if self.changed:
             channel = next(iter(self.changed))
             del self.changed[channel]
-            return DocumentChanged(channel=channel, value=self.value_of(channel))
+            return DocumentChanged(
+                channel=channel, value=self.value_of(channel), invalid=self.invalid_of(channel)
+            )
         if self.error:
             raise self.error
         raise StopAsyncIteration
@@ -161,7 +163,10 @@ class Opened(ABC):
     def value_of(self, channel: str) -> Payload | None: ...
 
     @abstractmethod
-    def heard(self, channel: str, value: Any) -> None: ...
+    def invalid_of(self, channel: str) -> str | None: ...
+
+    @abstractmethod
+    def heard(self, channel: str, value: Any, invalid: str | None) -> None: ...
 
     def ready(self) -> None:
         if self.state == "pending":
@@ -255,6 +260,11 @@ class Document(Opened):
         return self.draft.revision
 
     @property
+    def invalid(self) -> str | None:
+        """Why what a service has stored there is no document. Then changes are refused."""
+        return self.draft.invalid
+
+    @property
     def pending(self) -> int:
         """How many changes are not in `confirmed`."""
         return self.draft.pending
@@ -274,7 +284,10 @@ class Document(Opened):
     def value_of(self, channel: str) -> Payload | None:  # noqa: ARG002  there is one
         return self.value
 
-    def heard(self, channel: str, value: Any) -> None:  # noqa: ARG002  the draft has it
+    def invalid_of(self, channel: str) -> str | None:  # noqa: ARG002  there is one
+        return self.invalid
+
+    def heard(self, channel: str, value: Any, invalid: str | None) -> None:  # noqa: ARG002  the draft has it
         self.shown(channel)
 
 
@@ -283,6 +296,7 @@ class Collection(Opened):
     """All documents of a pattern. Iterate as over a `Document`."""
 
     rows: dict[str, Any] = attrs.field(init=False, factory=dict, repr=False)
+    reasons: dict[str, str] = attrs.field(init=False, factory=dict, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.documents.open(self)
@@ -292,6 +306,11 @@ class Collection(Opened):
     def all(self) -> Mapping[str, Payload]:
         """The documents by channel, with one's own changes, as they are at any time."""
         return MappingProxyType(self.rows)
+
+    @property
+    def invalid(self) -> Mapping[str, str]:
+        """Why what services have stored is no document, by channel, at any time."""
+        return MappingProxyType(self.reasons)
 
     def change(
         self,
@@ -310,7 +329,14 @@ class Collection(Opened):
         value: Payload | None = self.rows.get(channel)
         return value
 
-    def heard(self, channel: str, value: Any) -> None:
+    def invalid_of(self, channel: str) -> str | None:
+        return self.reasons.get(channel)
+
+    def heard(self, channel: str, value: Any, invalid: str | None) -> None:
+        if invalid:
+            self.reasons[channel] = invalid
+        else:
+            self.reasons.pop(channel, None)
         draft = self.documents.changes.draft(channel)
         self.put(channel, draft.value if draft else value)
 

@@ -19,7 +19,7 @@ from broker.client.outbox import refusal
 from broker.documents.patches import apply
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from broker.client.draft import Draft
     from broker.client.gate import Gate
@@ -36,11 +36,20 @@ class Follower(Editor, Protocol):
 
     name: str
 
-    def heard(self, channel: str, value: Any) -> None:
-        """A document has this value."""
+    def heard(self, channel: str, value: Any, invalid: str | None) -> None:
+        """A document has this value, or what is stored is none: why not."""
 
     def ready(self) -> None:
         """Everything has come that there is."""
+
+
+@attrs.frozen
+class Row:
+    """What is stored: a document, none (None), or something that is none, and why."""
+
+    revision: str
+    value: Any
+    invalid: str | None = None
 
 
 @attrs.define(eq=False)
@@ -53,7 +62,7 @@ class Open:
     name: str
     full: str
     followers: dict[Follower, None] = attrs.field(factory=dict)
-    rows: dict[str, tuple[str, Any]] = attrs.field(factory=dict)  # channel → revision, value
+    rows: dict[str, Row] = attrs.field(factory=dict)  # by channel
     position: str | None = None
     is_ready: bool = False  # it has come to its end once
     fresh: set[str] | None = None
@@ -101,9 +110,9 @@ class Documents:
             self.leaving.pop(full, None)
         held.followers[follower] = None
         if held.is_ready:
-            for channel, (_, value) in held.rows.items():
+            for channel, row in held.rows.items():
                 if self.wants(follower, channel):
-                    follower.heard(channel, value)
+                    follower.heard(channel, row.value, row.invalid)
             follower.ready()
 
     def close(self, follower: Follower) -> None:
@@ -137,9 +146,9 @@ class Documents:
         if draft.revision is None:
             opens = [each for each in self.opens.values() if each.covers(full)]
             rows = [each.rows[full] for each in opens if full in each.rows]
-            rows += [(never(each.position), None) for each in opens if each.is_ready and each.position]
+            rows += [Row(never(each.position), None) for each in opens if each.is_ready and each.position]
             if rows:
-                draft.heard(*rows[0])
+                draft.heard(rows[0].revision, rows[0].value, invalid=rows[0].invalid)
         return draft
 
     @property
@@ -264,7 +273,8 @@ class Documents:
         channel, revision, position = said["channel"], said["revision"], said["position"]
         opens = [each for each in self.opens.values() if each.asked and each.covers(channel)]
         for held in opens:
-            before, value = held.rows.get(channel, (None, None))
+            row = held.rows.get(channel)
+            before = row.revision if row else None
             if held.fresh is not None:
                 held.fresh.add(channel)
             # Where several bring it, each has a place of its own, which a message does not say.
@@ -274,28 +284,29 @@ class Documents:
             if superseded(revision, before):
                 continue
             if "from" not in said:
-                value = None if said.get("invalid") else said.get("value")
-            elif before == said["from"]:
-                value = apply(value, said.get("patch"))
+                invalid = said.get("invalid")
+                new = Row(revision, None if invalid else said.get("value"), invalid)
+            elif row and before == said["from"]:
+                new = Row(revision, apply(row.value, said.get("patch")))
             else:
                 held.begin_anew()
                 continue
-            self.put(held, channel, revision, value, [each.get("id", "") for each in said.get("by", ())])
+            self.put(held, channel, new, [each.get("id", "") for each in said.get("by", ())])
 
-    def put(self, held: Open, channel: str, revision: str, value: Any, ids: list[str]) -> None:
-        if value is None and not subjects.is_literal(held.full):
+    def put(self, held: Open, channel: str, row: Row, ids: Iterable[str] = ()) -> None:
+        if row.value is None and not row.invalid and not subjects.is_literal(held.full):
             held.rows.pop(channel, None)
         else:
-            held.rows[channel] = (revision, value)
-        self.changes.heard(channel, revision, value, ids)
+            held.rows[channel] = row
+        self.changes.heard(channel, row.revision, row.value, list(ids), row.invalid)
         for follower in list(held.followers):
             if self.wants(follower, channel):
-                follower.heard(channel, value)
+                follower.heard(channel, row.value, row.invalid)
 
     def ready(self, held: Open, position: str) -> None:
         for channel in list(held.rows) if held.fresh is not None else ():
             if held.fresh is not None and channel not in held.fresh:
-                self.put(held, channel, position, None, [])
+                self.put(held, channel, Row(position, None))
         held.fresh, held.position, held.is_ready = None, position, True
         for edited in list(self.changes.edited.values()):
             if edited.draft.revision is None and held.covers(edited.channel):

@@ -115,6 +115,7 @@ class Draft:
 
     confirmed: Any = None
     revision: str | None = None
+    invalid: str | None = None  # why what is stored is no document
     flying: Sent | None = None
     queue: list[Change] = attrs.field(factory=list)
     typed: Change | None = None
@@ -229,11 +230,11 @@ class Draft:
         if self.flying:
             self.flying = attrs.evolve(self.flying, doubtful=True)
 
-    def heard(self, revision: str, value: Any, ids: Collection[str] = ()) -> None:
+    def heard(self, revision: str, value: Any, ids: Collection[str] = (), invalid: str | None = None) -> None:
         """Take the broker's word on the document; `ids` are the changes that made this revision."""
         if superseded(revision, self.revision):
             return
-        self.confirmed, self.revision = value, revision
+        self.confirmed, self.revision, self.invalid = value, revision, invalid
         if self.flying and self.flying.id in ids:
             self.echoed = True
         self.stored_ones = [

@@ -107,10 +107,14 @@ class Page:
 
 @attrs.frozen(kw_only=True)
 class DocumentChanged:
-    """Of a document there is another `value` to show: somebody has changed it, or a change was taken back."""
+    """Of a document there is another `value` to show: somebody has changed it, or a change was taken back.
+
+    `invalid` says why what a service has stored there is no document.
+    """
 
     channel: str
     value: Payload | None
+    invalid: str | None = None
 
 
 @attrs.frozen(kw_only=True)

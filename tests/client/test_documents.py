@@ -504,6 +504,31 @@ async def test_a_collection() -> None:
     assert list(client.documents.changes.edited) == ["board.7.a"]
 
 
+async def test_what_is_no_document() -> None:
+    """It says why, and may become one; a change of it is refused with the broker's words."""
+    client = Client()
+    board = client.collection("orders.*")
+    client.send()
+    client.opened("orders.*")
+    client.state("s-5", value={"a": 1})
+    client.state("s-6", "orders.8", invalid="it is a list")
+    client.ready("orders.*", "s-6")
+    order, other = client.document(), client.document("orders.8")
+    assert (dict(board.invalid), dict(board.all)) == ({"orders.8": "it is a list"}, {NAME: {"a": 1}})
+    assert (order.invalid, other.invalid, other.value) == (None, "it is a list", None)
+    client.state("s-7", invalid="it is 7")
+    assert (order.invalid, order.confirmed, len(board.all), len(board.invalid)) == ("it is 7", None, 0, 2)
+    assert await anext(order) == DocumentChanged(channel=NAME, value=None, invalid="it is 7")
+    order.change({"a": 2})
+    client.send()
+    client.refuse("rejected")
+    with pytest.raises(Rejected):
+        await order.saved()
+    client.state("s-8", value={"a": 2})
+    client.state("s-9", "orders.8", value=None)
+    assert (order.invalid, order.value, other.invalid, len(board.invalid)) == (None, {"a": 2}, None, 0)
+
+
 def test_names_before_and_after_they_are_known() -> None:
     """What `me` stands for is known once there is a connection."""
     users: list[str] = []

@@ -305,6 +305,8 @@ export interface Document<T = Json> extends Opened, Emitter<OpenedEvents & { cha
   readonly value: T | null;
   readonly confirmed: T | null;
   readonly revision?: string;
+  /** Why what a service has stored there is no document: `confirmed` is `null`, and changes are `rejected`. */
+  readonly invalid?: string;
   /** How many changes are not confirmed. */
   readonly pending: number;
   /**
@@ -319,6 +321,8 @@ export interface Document<T = Json> extends Opened, Emitter<OpenedEvents & { cha
 export interface Collection<T = Json> extends Opened, Emitter<OpenedEvents & { change: CustomEvent<{ readonly channel: string; readonly value: T | null }> }> {
   /** By channel; another map once something is another. */
   readonly all: ReadonlyMap<string, T>;
+  /** Of what is stored and is no document: why not, by channel; another map once something is another. */
+  readonly invalid: ReadonlyMap<string, string>;
   /** Changes one of them, or makes one, as `Document.change` does. */
   change(channel: string, patch: Json | undefined, options?: { add?: Amounts }): void;
 }

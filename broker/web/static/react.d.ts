@@ -94,6 +94,8 @@ export interface DocumentState<T = Json> extends EditedState {
   /** With one's own changes; `null`: there is none, or it is not here yet (`state`). */
   readonly value: T | null;
   readonly confirmed: T | null;
+  /** Why what a service has stored there is no document, which takes no changes. */
+  readonly invalid?: string;
   /** How many changes are not confirmed. */
   readonly pending: number;
   /** As `Document.change`; the same function in each rendering. */
@@ -106,6 +108,8 @@ export function useDocument<T = Json>(channel: string): DocumentState<T>;
 export interface CollectionState<T = Json> extends EditedState {
   /** By channel; another map once something is another. */
   readonly all: ReadonlyMap<string, T>;
+  /** Of what is stored and is no document: why not, by channel. */
+  readonly invalid: ReadonlyMap<string, string>;
   /** As `Collection.change`; the same function in each rendering. */
   change(channel: string, patch: Json | undefined, options?: { add?: Amounts }): void;
 }

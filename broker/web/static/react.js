@@ -192,10 +192,10 @@ class Shown {
   #soon = false;
   idle = false; // nobody has shown it for a while
 
-  constructor(make, look) {
+  constructor(make, look, nothing) {
     this.#make = make;
     this.#look = look;
-    this.value = this.empty = Object.freeze({ ...look({ state: "pending", value: null, all: new Map(), pending: 0, confirmed: null }), change: this.change, dismiss: this.dismiss });
+    this.value = this.empty = Object.freeze({ ...look(nothing), state: "pending", change: this.change, dismiss: this.dismiss });
   }
 
   listen = (listener) => {
@@ -249,11 +249,11 @@ class Shown {
   }
 }
 
-function useShown(key, make, look) {
+function useShown(key, make, look, nothing) {
   const client = useClient();
   if (!feeds.has(client)) feeds.set(client, new Map());
   const known = feeds.get(client);
-  const shown = known.get(key) ?? new Shown(() => make(client), look);
+  const shown = known.get(key) ?? new Shown(() => make(client), look, nothing);
   if (!known.has(key)) {
     const idle = [...known].filter(([, each]) => each.idle).slice(0, -IDLE);
     for (const [name] of idle) known.delete(name); // the oldest
@@ -264,10 +264,10 @@ function useShown(key, make, look) {
 
 /** A document that others change too, with one's own changes shown at once. */
 export const useDocument = (channel) =>
-  useShown(`document ${channel}`, (client) => client.document(channel), ({ value, confirmed, pending }) => ({ value, confirmed, pending }));
+  useShown(`document ${channel}`, (client) => client.document(channel), ({ value, confirmed, invalid, pending }) => ({ value, confirmed, invalid, pending }), { value: null, confirmed: null, pending: 0 });
 
 /** The documents of a pattern, likewise. */
-export const useCollection = (pattern) => useShown(`collection ${pattern}`, (client) => client.collection(pattern), ({ all }) => ({ all }));
+export const useCollection = (pattern) => useShown(`collection ${pattern}`, (client) => client.collection(pattern), ({ all, invalid }) => ({ all, invalid }), { all: new Map(), invalid: new Map() });
 
 /**
  * Asks a service when `request` is called, and shows what the newest call came to. An earlier one still gets its

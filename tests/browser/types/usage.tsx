@@ -93,7 +93,8 @@ export const wrong: boolean = useConnection().state === "asleep";
 
 export function Shared() {
   const { value, pending, change, conflict, rejected, dismiss } = useDocument<{ amount: number }>("orders.7");
-  const { all } = useCollection<{ rank: string }>("board.7.*");
+  const { invalid } = useDocument("orders.8");
+  const { all, invalid: others } = useCollection<{ rank: string }>("board.7.*");
   change({ amount: 2 });
   change(null);
   change(undefined, { add: { "/amount": 1 } });
@@ -107,7 +108,7 @@ export function Shared() {
   const first = [...all.values()][0]?.rank;
   return (
     <p onClick={dismiss}>
-      {value?.amount} {pending} {first} {rejected?.error.paths?.["/amount"]}
+      {invalid} {others.get("board.7.a")} {value?.amount} {pending} {first} {rejected?.error.paths?.["/amount"]}
     </p>
   );
 }

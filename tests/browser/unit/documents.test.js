@@ -389,6 +389,28 @@ describe("a collection", () => {
     client.close();
   });
 
+  test("says why what a service has stored is no document, as a document does", async () => {
+    const client = await world.connected();
+    const board = client.collection("board.7.*");
+    await settle();
+    opened("board.7.*");
+    state("board.7.a", "s-3", { value: { rank: "b" } });
+    state("board.7.b", "s-4", { invalid: "it is a list" });
+    ready("board.7.*");
+    const before = board.invalid;
+    const [card, other] = [client.document("board.7.a"), client.document("board.7.b")];
+    assert.deepEqual([[...before], [...board.all.keys()], card.invalid, other.value, other.invalid], [[["board.7.b", "it is a list"]], ["board.7.a"], undefined, null, "it is a list"]);
+    const heard = news(card, "change", "rejected");
+    state("board.7.a", "s-5", { invalid: "it is 7" });
+    assert.deepEqual([heard.at(-1), card.invalid, card.confirmed, board.all.size, board.invalid.size, before.size], [["change", null], "it is 7", null, 0, 2, 1]);
+    card.change({ rank: "c" });
+    await settle();
+    reply("error", { code: "rejected", message: "no document: it is 7", retryable: false }, sent("state.change")[0]);
+    assert.deepEqual([heard.at(-1)[1].error.message, card.value], ["no document: it is 7", null]);
+    for (const name of ["board.7.a", "board.7.b"]) state(name, "s-6", { value: { rank: "d" } });
+    assert.deepEqual([card.invalid, other.invalid, board.invalid.size, board.all.size], [undefined, undefined, 0, 2]);
+  });
+
   test("forgets what has gone meanwhile", async () => {
     const client = await world.connected();
     const board = client.collection("board.7.*");

@@ -142,6 +142,11 @@ export class Document extends Opened {
     return this.#draft.revision;
   }
 
+  /** Why what is stored is no document, as a service may store anything: it takes no changes. */
+  get invalid() {
+    return this.#draft.invalid;
+  }
+
   /** How many changes are not confirmed. */
   get pending() {
     return this.#draft.pending;
@@ -169,6 +174,8 @@ export class Collection extends Opened {
   /** @type {Map<string, any>} */
   #rows = new Map();
   #seen = false; // somebody has the map, which stays as it is
+  /** @type {ReadonlyMap<string, string>} */
+  #invalid = new Map();
 
   /**
    * @param {Documents} documents
@@ -190,6 +197,11 @@ export class Collection extends Opened {
     return this.#rows;
   }
 
+  /** Why what is stored there is no document, by channel; another map once something is another. */
+  get invalid() {
+    return this.#invalid;
+  }
+
   /**
    * Change one of them, or make one, as a document.
    * @param {string} channel
@@ -201,7 +213,11 @@ export class Collection extends Opened {
   }
 
   /** @param {string} channel @param {Row} row */
-  heard(channel, { value }) {
+  heard(channel, { value, invalid }) {
+    if (this.#invalid.get(channel) !== invalid) {
+      const others = [...this.#invalid].filter(([name]) => name !== channel);
+      this.#invalid = new Map(invalid ? [...others, [channel, invalid]] : others);
+    }
     const draft = this.documents.draft(channel);
     this.#put(channel, draft ? draft.value : value);
   }

@@ -28,6 +28,8 @@ export class Draft {
   confirmed = null;
   /** @type {string | undefined} */
   revision;
+  /** @type {string | undefined} why what is stored is no document */
+  invalid;
   /** @type {Sent | undefined} the change that has been sent, and has no answer */
   flying;
   /** @type {Change | undefined} what has been changed since */
@@ -185,11 +187,12 @@ export class Draft {
 
   /**
    * The broker's word on the document.
-   * @param {{revision: string, value: any, by?: {id?: string}[]}} said
+   * @param {{revision: string, value: any, invalid?: string, by?: {id?: string}[]}} said
    */
-  heard({ revision, value, by = [] }) {
+  heard({ revision, value, invalid, by = [] }) {
     if (superseded(revision, this.revision)) return; // another open has brought it
     this.confirmed = value;
+    this.invalid = invalid;
     this.revision = revision;
     if (this.flying && by.some(({ id }) => id === this.flying?.id)) this.#echoed = true;
     this.#settled = this.#settled.filter(
