@@ -11,7 +11,7 @@ import trio
 
 from broker import config
 from broker.bus.base import OutcomeUnknown, Stale
-from broker.errors import BrokerError, Timeout, Unavailable
+from broker.errors import BrokerError, Timeout, TooLarge, Unavailable
 from broker.features.state.changing import Changing
 from broker.features.state.rules import Rule, Rules
 from broker.features.state.wishes import Part, Wish
@@ -48,6 +48,7 @@ class World:
     limits: config.Limits = attrs.Factory(config.Limits)
     heads: dict[Changing, int] = attrs.Factory(dict)  # how far the feed of each has come
     loads: int = 0
+    max_payload: int = 1 << 20  # of a request
 
     async def pause(self, most: float = 0.02) -> None:
         await trio.sleep(self.random.uniform(0, most))
@@ -133,6 +134,8 @@ class World:
     async def request(
         self, subject: str, body: bytes, *, headers: Mapping[str, str], seconds: float
     ) -> tuple[Mapping[str, str], bytes]:
+        if len(body) > self.max_payload:
+            raise TooLarge("scripted")
         service = self.services.get(subject)
         if service is None or self.random.random() < self.failures / 4:
             raise Unavailable("scripted: nobody")

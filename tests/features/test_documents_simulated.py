@@ -296,6 +296,37 @@ async def test_where_too_many_wait(autojump_clock: trio.testing.MockClock) -> No
         nursery.cancel_scope.cancel()
 
 
+async def test_a_service_is_asked_as_much_as_fits(autojump_clock: trio.testing.MockClock) -> None:
+    """What NATS has no room for in one question is in the next."""
+    async with trio.open_nursery() as nursery:
+        world = World(random.Random(0), nursery, max_payload=60_000)
+        broker = Broker(world)
+        await nursery.start(broker.run)
+        asked: list[int] = []
+
+        async def agree(question: Any) -> bytes:
+            asked.append(len(question["changes"]))
+            await trio.sleep(0.1)
+            return b"{}"
+
+        world.services[Names().question("acme", "owned.1")] = agree
+        value = {f"f{n}": "y" * 2000 for n in range(24)}
+        world.store("state.acme.owned.1", values.encode(value), None)
+
+        async def send(n: int) -> None:
+            name = f"f{n}"
+            change = Change(session=f"s{n}", n=1, user="u", patch={name: None}, was={name: value[name]})
+            await broker.change(Asker(f"c{n}", "u"), {"owned.1": change})
+
+        async with trio.open_nursery() as clients:
+            for n in range(24):
+                clients.start_soon(send, n)
+        assert world.rows["state.acme.owned.1"][2] == b"{}"
+        assert sum(asked) == 24
+        assert max(asked) < 24
+        nursery.cancel_scope.cancel()
+
+
 @simulated(usual=12)
 async def test_documents(
     seed: int, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
@@ -304,6 +335,7 @@ async def test_documents(
     async with trio.open_nursery() as nursery:
         limits = rng.choice((Limits(), Limits(documents=2), Limits(document_bytes=2000)))
         world = World(rng, nursery, failures=rng.choice((0.0, 0.05, 0.2)), limits=limits)
+        world.max_payload = rng.choice((1 << 20, 600))
         story = Story(rng, world, [Broker(world) for _ in range(rng.randint(1, 4))])
         story.forgetful = rng.random() < 0.3
         if story.forgetful:  # no write carries as many changes

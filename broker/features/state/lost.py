@@ -21,17 +21,25 @@ if TYPE_CHECKING:
     from broker.bus.base import Record
     from broker.documents.patches import Path
 
-REMEMBERED = 10_000  # documents
+REMEMBERED = 10_000  # changes
+MOST_PATHS = 64  # of one change, and the characters in them
+MOST_CHARACTERS = 1024
 MARKER = "Nats-Marker-Reason"  # of what the server stores in place of a message that has expired
+
+
+def noted(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Return the paths to remember: of many, or long ones, that it is something of the document."""
+    characters = sum(len(name) for path in paths for name in path)
+    return tuple(paths) if len(paths) <= MOST_PATHS and characters <= MOST_CHARACTERS else ((),)
 
 
 @attrs.frozen(kw_only=True)
 class Confirmed:
-    """A change that was confirmed to a connection, and what it wrote to."""
+    """A change that was confirmed to a connection, and what it wrote to, see `noted`."""
 
     id: str
     connection: str
-    touched: tuple[Path, ...]
+    touched: tuple[Path, ...] = attrs.field(converter=noted)
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +59,7 @@ class LostUpdate:
 class Ledger:
     """This broker's latest write of each document, until another one has replaced it.
 
+    The oldest are forgotten where they have more than `REMEMBERED` changes, of which `count` is the number.
     `lost` is called for a lost update, `foreign` for a write that says nothing of what it replaces.
     """
 
@@ -58,13 +67,15 @@ class Ledger:
     foreign: Callable[[str], None]
     writes: OrderedDict[str, tuple[int, Sequence[Confirmed]]] = attrs.Factory(OrderedDict)
     heard: dict[str, Record] = attrs.Factory(dict)  # the latest record of each that is being written
+    count: int = 0
 
     def wrote(self, subject: str, sequence: int, changes: Sequence[Confirmed]) -> None:
         """Note a write that was confirmed. The feed may have been faster."""
+        self.forget(subject)
         self.writes[subject] = sequence, changes
-        self.writes.move_to_end(subject)
-        if len(self.writes) > REMEMBERED:
-            self.writes.popitem(last=False)
+        self.count += len(changes)
+        while self.count > REMEMBERED:
+            self.forget(next(iter(self.writes)))
         if record := self.heard.get(subject):
             self.compare(record)
 
@@ -81,13 +92,17 @@ class Ledger:
         """Note that nothing is being written any more."""
         self.heard.pop(subject, None)
 
+    def forget(self, subject: str) -> None:
+        _, changes = self.writes.pop(subject, (0, ()))
+        self.count -= len(changes)
+
     def compare(self, record: Record) -> None:
         sequence, subject, _, headers = record
         written = self.writes.get(subject)
         if written is None or sequence <= written[0]:
             return
         base = store.base_of(headers)
-        del self.writes[subject]
+        self.forget(subject)
         if base is not None and base < written[0]:
             version = store.read(record)
             self.lost(LostUpdate(subject=subject, sequence=sequence, changes=written[1], value=version.value))

@@ -335,12 +335,21 @@ class Queue:
                 each.settle(TooManyDocuments(f"{self.channel}: {fault}"))
         return [each for each in group if not each.done.is_set()]
 
-    async def ask(self, version: Version, group: Sequence[Waiting]) -> list[owners.Saying] | Written:
-        """Return what the owner says of changes, see `owners.ask`."""
-        changes = [each.change for each in group]
+    async def ask(self, version: Version, group: list[Waiting]) -> list[owners.Saying] | Written:
+        """Return what the owner says of changes, see `owners.ask`.
+
+        Those for which NATS has no room in one question are taken out of the group: they wait.
+        """
         revision = self.revision(version.sequence)
-        with under_way(group):  # the service may write them itself
-            return await owners.ask(self.sources.bus, self.question, version, revision, changes)
+        while True:
+            changes = [each.change for each in group]
+            try:
+                with under_way(group):  # the service may write them itself
+                    return await owners.ask(self.sources.bus, self.question, version, revision, changes)
+            except TooLarge:  # and nothing was sent
+                if len(group) == 1:
+                    raise
+                del group[len(group) // 2 :]
 
     def agreed(
         self, group: list[Waiting], said: Sequence[owners.Saying]
