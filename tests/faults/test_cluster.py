@@ -145,6 +145,7 @@ async def test_late_replica(open_world: OpenWorld, tmp_path: Path, report: Repor
         entry = node_options(cluster.ports, cluster.slow, NODES)
         async with open_world(
             mixed=True,
+            documents=True,
             churning=0,
             options={key: entry[key] for key in ("server_name", "cluster")},
             jetstream={"enabled": False},

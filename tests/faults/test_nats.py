@@ -27,7 +27,7 @@ CREATE = b"$JS.API.CONSUMER.CREATE.EVENTS."
 @pytest.mark.fault(1)
 async def test_killed_again_and_again(open_world: OpenWorld, report: Report) -> None:
     """kill -9 and restart five times under load: nothing acknowledged is lost, delivery is back in 2 s."""
-    async with open_world(mixed=True) as world:
+    async with open_world(mixed=True, documents=True) as world:
         for _ in range(5):
             await world.flows()
             async with world.outage():
@@ -41,7 +41,7 @@ async def test_killed_again_and_again(open_world: OpenWorld, report: Report) -> 
 @pytest.mark.fault(2)
 async def test_down_for_half_a_minute(open_world: OpenWorld) -> None:
     """Clients stay connected and are told; publications are refused, and none of them is swallowed."""
-    async with open_world(mixed=True, churning=0) as world:
+    async with open_world(mixed=True, documents=True, churning=0) as world:
         await world.flows()
         async with world.outage():
             await world.nats.kill9()
@@ -50,7 +50,12 @@ async def test_down_for_half_a_minute(open_world: OpenWorld) -> None:
             await trio.sleep(30)
             refused = [each.code for each in world.refusals if each.at > began]
             accepted = [entry for entry in world.ledger.stored.values() if entry.taken > began]
+            changed = world.books.since(began, "changed")
+            codes = world.books.codes(began)
             await world.nats.start()
+        assert not changed
+        assert codes <= {"unavailable", "unknown_outcome"}
+        assert "unavailable" in codes
         assert set(refused) == {"unavailable"}
         assert not accepted
         await world.flows()
@@ -84,7 +89,7 @@ async def test_stopped_in_order(open_world: OpenWorld, number: signal.Signals) -
 @pytest.mark.fault(4)
 async def test_stands_still(open_world: OpenWorld, report: Report) -> None:
     """SIGSTOP for 1 s and for 20 s: the long one is noticed within 15 s, and no second consumer is left."""
-    async with open_world(mixed=True) as world:
+    async with open_world(mixed=True, documents=True) as world:
         await world.flows()
         world.nats.stop()
         await trio.sleep(1)

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.faults.support.client import Client
+from tests.faults.support.documents import editors
 from tests.faults.support.visitor import Poller
 from tests.faults.support.world import PATIENCE_SECONDS, SLACK
 
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from tests.faults.conftest import OpenWorld
     from tests.faults.support.report import Report
 
+UNDER_WAY = 3  # changes of documents when a drain begins
+
 
 @pytest.mark.fault(15)
 async def test_killed_under_load(open_world: OpenWorld, report: Report) -> None:
     """kill -9 of the broker three times: on the next process each client gets what it missed, once."""
-    async with open_world(mixed=True) as world:
+    async with open_world(mixed=True, documents=True) as world:
         for _ in range(3):
             await world.flows()
             async with world.outage():
@@ -35,7 +38,7 @@ async def test_killed_under_load(open_world: OpenWorld, report: Report) -> None:
 @pytest.mark.fault(15)
 async def test_embedded_server_goes_with_its_parent(open_world: OpenWorld) -> None:
     """kill -9 of a broker with a nats-server of its own: that ends too, and both come back as they were."""
-    async with open_world(mixed=True, embedded=True) as world:
+    async with open_world(mixed=True, documents=True, embedded=True) as world:
         for _ in range(2):
             await world.flows()
             (server,) = world.broker.children()
@@ -48,14 +51,20 @@ async def test_embedded_server_goes_with_its_parent(open_world: OpenWorld) -> No
 
 @pytest.mark.fault(16)
 async def test_stopped_in_order(open_world: OpenWorld) -> None:
-    """SIGTERM: `connection.draining`, publications under way are acknowledged, close 1012, exit 0 in time."""
+    """SIGTERM: `connection.draining`, close 1012, exit 0 in time; what is under way is answered before."""
     async with open_world(
-        mixed=True, churning=0, drain={"grace_seconds": 10, "reconnects_per_second": 20}
+        mixed=True,
+        documents=True,
+        churning=0,
+        drain={"grace_seconds": 30, "reconnects_per_second": 20},
     ) as world:
         await world.flows()
         world.proxy.latency = 0.3  # so that publications are under way for a while
         await world.flows()
         async with world.outage():
+            with trio.fail_after(PATIENCE_SECONDS):
+                while len(world.books.under_way) < UNDER_WAY:
+                    await trio.sleep(0.01)
             world.broker.signal(signal.SIGTERM)
             with trio.fail_after(10 * SLACK):
                 assert await world.broker.exited() == 0
@@ -71,6 +80,8 @@ async def test_stopped_in_order(open_world: OpenWorld) -> None:
                 assert told == [1], follower.name
                 assert follower.stays[0].code == 1012, follower.name
         assert not world.cut_short, "publications sent before the end began were never answered"
+        for editor in editors(world):
+            assert not editor.left_unanswered, "changes sent before the end began were never answered"
         await world.flows()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tests.faults.support.follower import Follower
     from tests.faults.support.report import Report
     from tests.faults.support.world import World
+    from tests.support.rawnats import RawNats
 
 
 def reasons(follower: Follower) -> set[str]:
@@ -61,17 +63,22 @@ async def test_purged_again_and_again(open_world: OpenWorld) -> None:
             await world.with_nats(lambda nats, kept=kept: nats.api("STREAM.PURGE.EVENTS", keep=kept))
 
 
+async def make_anew(stream: str, by: str, nats: RawNats) -> None:
+    settings = (await nats.api(f"STREAM.INFO.{stream}"))["config"]
+    await nats.api(f"STREAM.DELETE.{stream}")
+    if by == "somebody else":
+        await nats.api(f"STREAM.CREATE.{stream}", **settings)
+
+
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("by", ["us", "somebody else"])
 async def test_made_anew(open_world: OpenWorld, report: Report, by: str) -> None:
     """A stream that is deleted and made again is another one: `reset`, and then all that it holds."""
-    async with open_world(mixed=True) as world:
+    async with open_world(mixed=True, documents=True) as world:
         world.trims = True
         await world.flows()
-        settings = (await world.with_nats(lambda nats: nats.api("STREAM.INFO.EVENTS")))["config"]
-        await world.with_nats(lambda nats: nats.api("STREAM.DELETE.EVENTS"))
-        if by == "somebody else":
-            await world.with_nats(lambda nats: nats.api("STREAM.CREATE.EVENTS", **settings))
+        for stream in ("STATE", "EVENTS"):
+            await world.with_nats(partial(make_anew, stream, by))
         await world.recovered()
         await world.flows()
         for follower in stored(world):
@@ -82,11 +89,12 @@ async def test_made_anew(open_world: OpenWorld, report: Report, by: str) -> None
 @pytest.mark.fault(8)
 async def test_missing_at_the_start(open_world: OpenWorld) -> None:
     """A broker that starts without its stream makes it, and answers positions of the old one with `reset`."""
-    async with open_world(mixed=True) as world:
+    async with open_world(mixed=True, documents=True) as world:
         world.trims = True
         await world.flows()
         await world.broker.kill9()
-        await world.with_nats(lambda nats: nats.api("STREAM.DELETE.EVENTS"))
+        for stream in ("STATE", "EVENTS"):
+            await world.with_nats(lambda nats, of=stream: nats.api(f"STREAM.DELETE.{of}"))
         await world.broker.start()
         await world.all_subscribed()
         await world.flows()
@@ -143,6 +151,7 @@ async def test_disk_full(open_world: OpenWorld, disk: Disk) -> None:
     """
     async with open_world(
         mixed=True,
+        documents=True,
         prefix=disk.prefix,
         jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30},
         ring={"events": 64, "seconds": 1},
@@ -168,6 +177,7 @@ async def test_store_read_only(open_world: OpenWorld, disk: Disk) -> None:
     """nats-server does not even start: the clients keep their connections until it does."""
     async with open_world(
         mixed=True,
+        documents=True,
         churning=0,
         prefix=disk.prefix,
         jetstream={"store_dir": str(disk.place), "max_file_store": 1 << 30},

@@ -5,6 +5,9 @@ b. No client has got anything of another tenant or of a channel that it may not 
 c. What is missing was announced.
 d. The broker, and what it has in NATS, are back at their base.
 e. `/readyz` was red in each outage, and is green now.
+
+And of documents: what was answered with `state.changed` is stored, what was refused is not, nothing was
+applied twice or overwritten unseen, and everybody who follows them holds what is stored.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.faults.support import documents
 from tests.faults.support.http import get
 from tests.faults.support.judge import judge
 from tests.faults.support.ledger import read_stream
@@ -43,6 +47,8 @@ async def check(world: World, base: dict[str, int]) -> Verdict:
         ended=world.ended,
     )
     verdict.problems += readiness(world)
+    if world.documents:
+        verdict.problems += world.books.problems + await documents.problems(world)
     for follower in world.clients:
         follower.leave()
     verdict.problems += await back_at_base(world, base)
@@ -55,8 +61,10 @@ async def check(world: World, base: dict[str, int]) -> Verdict:
 
 async def in_nats(world: World) -> dict[str, int]:
     """What the broker has in NATS: consumers and, where it can be seen, connections and subscriptions."""
-    names = await world.with_nats(lambda client: client.api("CONSUMER.NAMES.EVENTS"))
-    found = {"consumers": len(names["consumers"])}
+    found = {}
+    for stream in ("EVENTS", "STATE") if world.documents else ("EVENTS",):
+        names = await world.with_nats(lambda client, of=stream: client.api(f"CONSUMER.NAMES.{of}"))
+        found[f"consumers of {stream}"] = len(names["consumers"])
     if not world.embedded:
         ports = world.nats.directory / f"nats-server_{world.nats.process.pid}.ports"
         _, body = await get(json.loads(ports.read_text())["monitoring"][0], "/connz?subs=1")

@@ -25,6 +25,8 @@ class Report:
         found = world.verdict
         assert found
         recovery = f"{max(world.recoveries):.2f} s" if world.recoveries else "none needed"
+        if world.documents:
+            measured["changes_of_documents"] = str(world.books)
         also = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in measured.items())
         counts = found.acknowledged, found.delivered, found.duplicated, found.missing, found.announced
         row = [fault, found.clients, *(f"{each:,}" for each in counts), recovery, also]

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
+from tests.faults.support import documents as docs
 from tests.faults.support import held
+from tests.faults.support.books import Books
 from tests.faults.support.client import RETRY_MS, Client
+from tests.faults.support.editor import Editor
 from tests.faults.support.historian import Historian
 from tests.faults.support.http import get
 from tests.faults.support.ledger import Ledger, Writer
@@ -106,6 +109,8 @@ class World:
     mixed: bool = False  # some clients do without WebSocket
     embedded: bool = False  # the broker has a nats-server of its own, and `nats` is not used
     cut_short: list[str] = attrs.field(factory=list)  # publications under way that a drain left unanswered
+    documents: bool = False  # some clients and services change documents
+    books: Books = attrs.field(factory=Books)  # of the documents
     verdict: Verdict | None = None
 
     def address(self) -> str | None:
@@ -124,6 +129,7 @@ class World:
         start: dict[str, Any] | None = None,
         past: str | None = None,
         kind: Callable[..., Follower] = Client,
+        change: list[str] | None = None,
     ) -> Follower:
         """A client more, connected soon. With `past` it reads that from the beginning, after a while."""
         number = len(self.clients)
@@ -137,7 +143,13 @@ class World:
             denied=denied,
             start=start or {},
             token=partial(
-                self.broker.token, tenant, user, subscribe=EVERYTHING, publish=EVERYTHING, deny=denied
+                self.broker.token,
+                tenant,
+                user,
+                subscribe=EVERYTHING,
+                publish=EVERYTHING,
+                deny=denied,
+                change=change or [],
             ),
             address=self.address,
             random=Random(f"{self.seed}.{number}"),
@@ -151,8 +163,8 @@ class World:
     def crowd(self, count: int) -> None:
         """So many clients, spread over tenants, users, lists and what is denied.
 
-        A fifth of them publish, some read the past as well. Where the world is `mixed`, two fifths of those
-        that do not come without WebSocket.
+        A fifth of them publish, some read the past as well; where there are documents, a fifth changes them.
+        Where the world is `mixed`, two fifths of those that do neither come without WebSocket.
         """
         kinds = Random(f"{self.seed}.kinds")
         for number in range(count):
@@ -162,8 +174,19 @@ class World:
             denied = DENIED[number // len(TENANTS) % len(DENIED)]
             beside = wanted not in (["live.>"], LISTS[0], LISTS[3])  # stored channels, and not the same
             past = "orders.>" if number % 4 == 1 and beside else None
-            kind = kinds.choice(KINDS) if self.mixed else Client
-            follower = self.client(wanted, tenant=tenant, user=user, denied=denied, past=past, kind=kind)
+            kind: Callable[..., Follower] = kinds.choice(KINDS) if self.mixed else Client
+            edits = self.documents and number % 5 == 2
+            if edits:
+                kind, past = partial(Editor, books=self.books, over=partial(getattr, self, "quiet")), None
+            follower = self.client(
+                wanted,
+                tenant=tenant,
+                user=user,
+                denied=denied,
+                past=past,
+                kind=kind,
+                change=docs.CHANGE if edits else None,
+            )
             if number % 5 == 0:
                 self.nursery.start_soon(self.keep_publishing, follower)
 
@@ -373,6 +396,8 @@ class World:
                     nursery.start_soon(follow, follower)
         self.ended = trio.current_time()
         assert not behind, f"never came to {last}: {[each.describe() for each in behind]}"
+        if self.documents:
+            await docs.settle(self)
         with trio.move_on_after(PATIENCE_SECONDS):
             await self.status(200)  # else `held.check` says why not
 
@@ -394,6 +419,7 @@ async def open_world(
     keys: list[dict[str, Any]] | None = None,
     embedded: bool = False,
     mixed: bool = False,
+    documents: bool = False,
     before: Callable[[RawNats], Awaitable[None]] | None = None,
     broker_prefix: tuple[str, ...] = (),
     state: Path | None = None,
@@ -404,13 +430,14 @@ async def open_world(
     `options`, `jetstream` and `prefix` are for nats-server, `login` is how the publishers log in there;
     `sections`, `nats_section`, `files`, `variables` and `keys` are for the broker: its configuration, what it
     refers to, its environment, and whom else it believes. `embedded`: with a nats-server of its own.
-    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket. `before` is done
-    with NATS before the broker is there.
+    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket; `documents`: some
+    of them, and services, change documents. `before` is done with NATS before the broker is there.
     `broker_prefix` runs the broker, whose data directory is `state`.
-    `churning` clients come and go all the time; `mixed`: some of them do without WebSocket.
     """
     if mixed:
         sections["limits"] = OFTEN | sections.get("limits", {})
+    if documents:
+        sections["state"] = docs.SECTION
     (directory / "nats").mkdir()
     settings = {
         "http": "127.0.0.1:-1",
@@ -449,16 +476,21 @@ async def open_world(
                 nursery=nursery,
                 mixed=mixed,
                 embedded=embedded,
+                documents=documents,
             )
             try:
                 if before:
                     await world.with_nats(before)
                 await broker.start()
+                if documents:
+                    await docs.there(world)
                 base = await held.in_nats(world)
                 nursery.start_soon(world.watch)
                 world.crowd(CLIENTS)
                 world.write(rate)
                 await world.all_subscribed()
+                if documents:
+                    docs.begin(world, TENANTS)
                 await world.churn(churning)
                 yield world
                 await world.settle()
