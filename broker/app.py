@@ -335,12 +335,15 @@ async def drain(supervisor: Supervisor, code: CloseCode) -> None:
         await turn.pass_on()
     log.info("draining", connections=len(leaving), seconds=round(spread, 1))
     told = trio.current_time()
-    notice = min(NOTICE_SECONDS, settings.grace_seconds * 0.1)
+    notice = min(NOTICE_SECONDS, settings.grace_seconds * 0.1)  # and as much for the last words of all
 
     async def dismiss() -> None:
         for connection, delay in zip(leaving, delays, strict=True):
             await trio.sleep_until(told + notice + delay)
             connection.dismiss(code)
+        await trio.sleep_until(told + settings.grace_seconds - notice)
+        for connection in leaving:  # whatever they still wait for
+            connection.dismiss(code, at_once=True)
 
     with trio.move_on_after(settings.grace_seconds) as grace:
         async with trio.open_nursery() as nursery:

@@ -626,10 +626,16 @@ class Connection:
                 )
             )
 
-    def dismiss(self, code: CloseCode) -> None:
-        """End the connection because the broker stops, once the requests in progress have been answered."""
+    def dismiss(self, code: CloseCode, *, at_once: bool = False) -> None:
+        """End the connection because the broker stops, once the requests in progress have been answered.
+
+        `at_once`: they are not waited for.
+        """
         self.dismissed = code
-        self.leave_if_dismissed()
+        if at_once:
+            self.end(code, STOPPING)
+        else:
+            self.leave_if_dismissed()
 
     def leave_if_dismissed(self) -> None:
         if self.dismissed is not None and not (self.busy or self.waiting):

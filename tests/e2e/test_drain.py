@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from broker import app
+from broker import app, config
 from broker.bus.nats import NatsBus
 from broker.errors import CloseCode
+from broker.features.state import owners
 from tests.support.broker import Broker, configure, run_broker
 from tests.support.raw import ask, hear, open_raw, say
 from tests.web.harness import eventually, head
@@ -138,6 +139,30 @@ async def test_publish_in_flight_is_acknowledged(
         go_on.set()
         await client.expect("published")
         assert client.log[-1]["messageId"] == "p"
+        assert await client.closed() == 1012
+
+
+async def test_what_is_not_answered_in_time(
+    tmp_path: Path, nats: NatsServer, publisher: RawNats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client whose change is still with the service of the document when the grace ends is told to go."""
+    monkeypatch.setattr(owners, "ANSWER_SECONDS", 600.0)
+    documents = (config.Documents(channel="owned", owner="service"),)
+    settings = configure(
+        tmp_path / "b", nats.url, drain={"grace_seconds": 2.0}, state={"documents": documents}
+    )
+    asked = await publisher.subscribe("changes.acme.owned")
+    async with run_broker(tmp_path / "b", settings) as broker, broker.client(change=["owned"]) as client:
+        await publisher.flush()
+        with trio.fail_after(60):
+            while not (await publisher.api("CONSUMER.NAMES.STATE")).get("consumers"):
+                await trio.sleep(0.05)
+        change = {"id": "s-1", "channel": "owned", "patch": {"a": 1}, "was": None}
+        await client.send("state.change", change)
+        with trio.fail_after(45):
+            await asked.receive()
+        broker.stop.wanted.set()
+        await client.expect("connection.draining")
         assert await client.closed() == 1012
 
 
