@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from broker.bench import pages, scenarios
+from broker.bench import documents, pages, scenarios
 from broker.bench.results import Target
 
 if TYPE_CHECKING:
@@ -144,6 +144,18 @@ SCENARIOS: dict[str, Scenario] = {
             Target(phase=scenarios.ONE_BY_ONE, figure="p50", bound=1.0, beside="nats-py", above=True),
             Target(phase=scenarios.MANY_REQUESTS, figure="requests_per_second", bound=5000),
             Target(phase=scenarios.MEANWHILE, figure="p99", bound=1.2, beside="without requests"),
+        ),
+    ),
+    "documents": Scenario(
+        run=documents.documents,
+        about="documents: one that many change, many that all watch, a large one, and coming back",
+        defaults=LOAD | {"clients": 1000, "brokers": 2},
+        targets=(
+            Target(phase=documents.EDITING, figure="changes_per_second", bound=1000),
+            Target(phase=documents.EDITING, figure="p99", bound=50),
+            Target(phase=documents.WATCHING, figure="cpu_per_delivery", bound=1.25, beside=documents.EVENTS),
+            Target(phase=documents.FIELD, figure="frame_bytes", bound=300),
+            Target(phase=documents.BACK, figure="documents", bound=1.0, beside=documents.CHANGED_MEANWHILE),
         ),
     ),
 }

@@ -57,6 +57,7 @@ class Client:
     user: str = "bench"
     channels: Sequence[str] = ()
     start: str | None = None  # the position to begin at
+    documents: bool = False  # the channels are such
 
 
 @attrs.frozen(kw_only=True)
@@ -192,8 +193,10 @@ class BrokerProcess(Contender):
             ttl=3600,
             subscribe=[">"],
             request=[">"],
+            change=[">"],
         )
-        return BrokerClient(f"{self.host}:{self.port}", token, client.channels, client.start)
+        host = f"{self.host}:{self.port}"
+        return BrokerClient(host, token, client.channels, client.start, client.documents)
 
     def subject(self, tenant: str, channel: str) -> str:
         return f"{EVENTS}.{tenant}.{channel}"

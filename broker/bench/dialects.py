@@ -57,12 +57,16 @@ def head(path: str, host: str, *lines: str) -> bytes:
 
 @attrs.frozen
 class BrokerClient:
-    """A client of this broker: protocol `broker.v1`, its token in a header. It begins at `start`, if any."""
+    """A client of this broker: protocol `broker.v1`, its token in a header. It begins at `start`, if any.
+
+    `documents`: its channels are such.
+    """
 
     host: str
     token: str
     channels: Sequence[str]
     start: str | None = None
+    documents: bool = False
 
     def request(self) -> bytes:
         lines = (f"Authorization: Bearer {self.token}", "Sec-WebSocket-Protocol: broker.v1")
@@ -71,14 +75,15 @@ class BrokerClient:
     def join(self, position: str | None) -> bytes:
         start = position or self.start
         payload = {"channel": list(self.channels)} | ({"position": start} if start else {})
-        return masked(1, json.dumps({"type": "subscribe", "payload": payload}).encode())
+        kind = "state.open" if self.documents else "subscribe"
+        return masked(1, json.dumps({"type": kind, "payload": payload}).encode())
 
     def joined(self, payload: bytes) -> bool:
         if payload.startswith(b'{"type":"error"'):
             raise ConnectionError(payload.decode())
         if payload.startswith(b'{"type":"subscribed"'):
             return bool(json.loads(payload)["payload"]["live"])
-        return payload.startswith(b'{"type":"subscription.live"')
+        return payload.startswith((b'{"type":"subscription.live"', b'{"type":"state.ready"'))
 
 
 @attrs.frozen

@@ -25,6 +25,7 @@ FEW = {
     "jitter": ["--clients", "20", "--rate", "50"],
     "history": ["--clients", "3", "--events", "3000"],
     "pages": ["--clients", "4", "--rate", "50", "--events", "12000"],
+    "documents": ["--clients", "20", "--rate", "50"],
     "slow": ["--clients", "20", "--rate", "50"],
 }
 TROUBLE = ("out of order", "gaps", "lost connections")
@@ -42,6 +43,9 @@ async def test_scenario(scenario: str, tmp_path: Path) -> None:
         assert all(value >= 0 for value in result["figures"].values())
     if scenario == "jitter":
         assert report["results"][0]["figures"]["delivered_share"] == 100
+    if scenario == "documents":
+        figures = {each["subject"]: each["figures"] for each in report["results"]}
+        assert figures["broker"]["documents"] == figures["changed meanwhile"]["documents"]
     page = (tmp_path / "report.html").read_text()
     assert f"broker bench {scenario}" in page
 
