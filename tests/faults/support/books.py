@@ -29,6 +29,7 @@ class Tried:
     began: float = attrs.field(factory=trio.current_time)
     codes: list[tuple[float, str]] = attrs.field(factory=list)  # of the refusals on the way
     revisions: dict[str, str] = attrs.field(factory=dict)
+    cut_short: bool = False  # a connection has ended before the answer
     end: str | None = None
     at: float = 0.0
 

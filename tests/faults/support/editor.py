@@ -38,7 +38,6 @@ class Editor(Client):
     upto: str | None = None  # everything has come up to there
     fresh: set[str] | None = None  # what has come since it began anew
     ready: trio.Event = attrs.field(factory=trio.Event)  # on the present connection
-    left_unanswered: list[Tried] = attrs.field(factory=list)  # sent before the end of a drain began
 
     def closed(self, code: int | None) -> None:
         if self.ready.is_set():
@@ -140,13 +139,10 @@ class Editor(Client):
         unsure, tries = False, 0
         while not self.ended:
             await self.subscribed.wait()
-            sent = trio.current_time()
             answer = await self.ask("state.change", payload)
             if answer is None:
                 unsure = True
-                told = [note.at for note in self.notes if note.kind == "connection.draining"]
-                if told and told[-1] > sent:
-                    self.left_unanswered.append(tried)
+                tried.cut_short = True
                 continue
             said = answer["payload"]
             code = said.get("code")
