@@ -201,6 +201,7 @@ class ScriptedVerifier:
     """Tokens are "tenant:user"."""
 
     deny: tuple[str, ...] = ()
+    change: tuple[str, ...] = ()
 
     async def verify(self, token: str, *, now: float, tenant: str | None = None) -> Principal:
         name, colon, user = token.partition(":")
@@ -215,6 +216,7 @@ class ScriptedVerifier:
             subscribe=(">", "live.>"),
             publish=(">", "live.>"),
             deny=self.deny,
+            change=self.change,
         )
 
     def again(self, principal: Principal) -> Principal:
