@@ -8,6 +8,8 @@ from broker.keyed.lane import Lane
 from broker.wire import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from broker.errors import BrokerError
     from broker.flow.flow import Flow
     from broker.keyed.collection import Collection
@@ -53,14 +55,15 @@ class Watch:
     """A connection's place in a collection: everything up to the sequence `place` has been written to it.
 
     It is a member of a `lane`, or reads the collection. `ahead` has the revisions that it holds of keys that
-    the other members of its lane do not hold yet. With `plain` it gets no differences: another watch of its
+    the other members of its lane do not hold yet; `read` those above its place that its lane has given it,
+    while it reads. With `plain` it gets no differences: another watch of its
     connection brings some of the keys too. It began with the whole set at the sequence `since`, so that it
     needs not know what was deleted before; -1 if it continues an earlier watch, which knows. `unready`: the
     client has not been told yet that it has everything.
     """
 
     __slots__ = (
-        "ahead", "collection", "flow", "form", "holder", "lane", "place", "plain", "seconds", "since",
+        "ahead", "collection", "flow", "form", "holder", "lane", "place", "plain", "read", "seconds", "since",
         "stream", "unready",
     )  # fmt: skip
 
@@ -87,6 +90,7 @@ class Watch:
         self.plain = False
         self.lane: Lane[Watch] | None = None
         self.ahead: dict[str, int] = {}
+        self.read: dict[str, int] = {}
         self.unready = True
         collection.watches[self] = None
 
@@ -114,7 +118,7 @@ class Watch:
 
     def leave_lane(self) -> None:
         lane, self.lane = self.lane, None
-        self.ahead = {}
+        self.ahead, self.read = {}, {}
         if lane is not None:
             lane.members.pop(self, None)
             if not lane.members and self.collection.lanes.get(lane.seconds) is lane:
@@ -140,6 +144,8 @@ class Watch:
         size = 0
         for row in rows.after(self.place):
             self.place = row.revision
+            if row.revision == self.read.get(row.key):
+                continue
             if row.deleted and row.revision <= self.since and row.key not in self.collection.names:
                 continue
             written.append(self.form.whole(row, self.stream, self.place))
@@ -165,6 +171,7 @@ class Watch:
         if lane is None:
             lane = self.collection.lanes[self.seconds] = Lane(self.seconds)
         self.ahead = {key: newest.revision for key, (_, _, newest) in lane.changed.items()}
+        self.read = {}
         self.lane = lane
         lane.members[self] = None
 
@@ -173,13 +180,28 @@ class Watch:
     def give(self, shared: Shared) -> None:
         """Write what a lane gives its members; a connection that is behind reads it later."""
         if self.flow.rest is not None:
+            read = self.given(shared.steps)
             self.leave_lane()
+            self.read = read
             self.holder.owes()
             return
         data = self.own(shared) if self.plain or self.ahead else shared.framed(self.flow)
         self.place = max(self.place, shared.upto)
         if data:
             self.flow.push(data)
+
+    def given(self, steps: Iterable[Step]) -> dict[str, int]:
+        """Return the revisions above the place that it has: all but what its lane holds back, and `steps`.
+
+        A key that changes often holds the place back.
+        """
+        changed = self.lane.changed if self.lane else {}
+        missing = changed.keys() | {step.new.key for step in steps}
+        return {
+            row.key: row.revision
+            for row in self.collection.rows.after(self.place)
+            if row.key not in missing or self.ahead.get(row.key, 0) >= row.revision
+        }
 
     def own(self, shared: Shared) -> bytes:
         """Return what this one gets of the steps: nothing that it has, and differences from what it has."""
