@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, describe, test } from "node:test";
 
+import { Changes } from "../../../broker/web/static/client/changes.js";
 import { World, settle } from "./fakes.js";
 import { Site, answer, problem } from "./site.js";
 
@@ -202,6 +203,43 @@ describe("a change", () => {
     await world.clock.go(250);
     const [first, again] = sent("state.change");
     assert.deepEqual(again.payload, { ...first.payload, revision: "s-0" });
+  });
+
+  test("that is stored is forgotten with its document, which begins anew when it is opened again", async () => {
+    const client = await world.connected();
+    const doc = await order(client);
+    doc.change({ amount: 2 });
+    await settle();
+    doc.close();
+    reply("state.changed", { id: "x", revisions: { "orders.7": "s-6" } }, sent("state.change")[0]);
+    const again = client.document("orders.7");
+    assert.deepEqual([again.value, again.revision, again.pending], [null, undefined, 0]);
+  });
+
+  test("is kept from when it is known whose it is until it is stored, and then forgotten", async () => {
+    const saved = [];
+    const asked = [];
+    const exchange = { link: {}, pace: { changes: {}, most: 1e6 }, due: () => true, may: () => true, soon: () => {}, send: (...all) => asked.push(all) };
+    const keeping = { take: async () => [], save: async (_, channel, kept) => void saved.push([channel, structuredClone(kept)]) };
+    const changes = new Changes(exchange, keeping);
+    const user = {};
+    changes.edit("a", user).change({ n: 1 });
+    changes.typed("a");
+    assert.deepEqual(saved, []);
+    changes.opened({ tenant: "t", user: "u" });
+    await settle();
+    assert.deepEqual(saved, [["a", [{ patch: { d: { n: 1 } } }]]]);
+    changes.heard("a", { revision: "s-1", value: null });
+    changes.leave(user);
+    for (let i = 0; i < 3; i++) {
+      changes.sync();
+      await settle();
+    }
+    const [[, payload, { done }]] = asked;
+    assert.deepEqual([saved.at(-1)[1][0].id, changes.draft("a").pending], [payload.id, 1]);
+    done({ revisions: { a: "s-2" } });
+    await settle();
+    assert.deepEqual([saved.at(-1), changes.draft("a")], [["a", []], undefined]);
   });
 
   test("is sent although the document was closed before anything had come", async () => {

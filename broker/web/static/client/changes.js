@@ -94,7 +94,7 @@ export class Changes {
     edited.sought = true;
     const found = this.#keeping.take(this.#whose, edited.channel).then((kept) => {
       edited.draft.inherit(kept);
-      if (kept.length) this.#keep(edited);
+      if (edited.draft.unsaved.length) this.#keep(edited); // also what was changed before it was known who does
       for (const user of edited.users) user.shown?.(edited.channel);
     });
     this.#wait(edited, found);
@@ -114,6 +114,7 @@ export class Changes {
     edited.busy++;
     await work.catch(() => {});
     edited.busy--;
+    this.#sweep();
     this.#exchange.soon();
   }
 
@@ -139,9 +140,9 @@ export class Changes {
     this.#sweep();
   }
 
-  /** Forget what nobody shows and what is stored. */
+  /** Forget what nobody shows and what is stored: who has it open no more does not hear the revision that has it. */
   #sweep() {
-    for (const [channel, { draft, users, busy }] of this.#edited) if (!users.size && !draft.pending && !busy) this.#edited.delete(channel);
+    for (const [channel, { draft, users, busy }] of this.#edited) if (!users.size && !draft.unsaved.length && !busy) this.#edited.delete(channel);
   }
 
   /**
