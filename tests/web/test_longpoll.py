@@ -47,8 +47,8 @@ class Port:
 
     async def poll(self, user: str, given: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         ask = messages.converted(given, strict=True)
-        session = self.polls.get(ask.session or "")
-        if session is None or session.ended:
+        session = self.polls.find(ask.session)
+        if session is None:
             session = PollTransport(self.polls)
             serving = self.supervisor.serve(session, Hello(peer="test:1"))
 
