@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from jsonschema import _keywords
 
 from broker.documents import judging, memory, patches, schemas, values
 from broker.documents.judging import (
@@ -466,6 +468,84 @@ SCHEMA = schemas.parse(
 def test_a_schema_judges_what_a_change_touches(old: Any, new: Any, wrong: list[str]) -> None:
     patch = patches.diff(old or {}, new)
     assert list(SCHEMA.faults(old, new, [path for path, _ in patches.leaves(patch)])) == wrong
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The values that are judged by a schema, and how many faults are asked for."""
+    found: list[Any] = []
+    errors = schemas.Schema.errors
+
+    def noted(self: schemas.Schema, value: Any) -> Any:
+        found.append([value, 0])
+        for each in errors(self, value):
+            found[-1][1] += 1
+            yield each
+
+    monkeypatch.setattr(schemas.Schema, "errors", noted)
+    return found
+
+
+def test_a_schema_judges_no_more_than_it_has_to(judged: list[Any]) -> None:
+    """The old value only for faults that it may have had as well, and none after those that are told."""
+    old, new, bad = {"status": "new"}, {"status": "shipped"}, {"status": "lost"}
+    assert not SCHEMA.faults(old, new, [("status",)])
+    assert SCHEMA.faults(old, bad, [("status",)])
+    assert [value for value, _ in judged] == [new, bad]
+    assert SCHEMA.faults(old, {}, [("status",)])
+    assert [value for value, _ in judged[2:]] == [{}, old]
+    numbers = schemas.parse({"additionalProperties": {"type": "string"}})
+    judged.clear()
+    many = {f"a{n}": n for n in range(1000)}
+    assert len(numbers.faults({}, many, [()])) == schemas.MAX_FAULTS
+    assert judged == [[many, schemas.MAX_FAULTS]]
+    [message] = schemas.parse({"maxProperties": 1}).faults({}, many, [()]).values()
+    assert len(message) <= schemas.MAX_CHARACTERS
+
+
+ITEMS = st.lists(
+    st.recursive(
+        st.sampled_from([0, 1, 1.0, 2, True, False, None, "", "1", "a"]),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+        max_leaves=4,
+    ),
+    max_size=5,
+)
+
+
+def alike(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
+@given(ITEMS)
+def test_unique_items(items: list[Any]) -> None:
+    """1 is 1.0, and `true` is no 1, at any depth."""
+    schema = schemas.parse({"properties": {"a": {"uniqueItems": True}}})
+    doubled = any(alike(*pair) for pair in itertools.combinations(items, 2))
+    assert bool(schema.faults(None, {"a": items}, [("a",)])) is doubled
+
+
+def test_unique_items_are_not_compared_pair_by_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in a schema that is said, and whichever draft it is of."""
+    monkeypatch.setattr(_keywords, "uniq", lambda _: pytest.fail("each is compared with each"))
+    for draft in ("http://json-schema.org/draft-07/schema#", "https://json-schema.org/draft/2020-12/schema"):
+        schema = schemas.parse(
+            {
+                "$schema": draft,
+                "properties": {
+                    "a": {"uniqueItems": True},
+                    "b": {"$ref": "#"},
+                    "c": {"allOf": [{"$ref": "#/definitions/d"}]},
+                },
+                "definitions": {"d": {"uniqueItems": True}},
+            }
+        )
+        wrong = {"a": [1, 1], "b": {"a": [{}, {}], "b": {"c": ["x", "x"]}}, "c": [1, True]}
+        assert list(schema.faults(None, wrong, [()])) == ["/a", "/b/a", "/b/b/c"]
 
 
 @pytest.mark.parametrize(

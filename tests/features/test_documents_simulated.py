@@ -41,7 +41,7 @@ __all__ = ["seeded"]
 
 CHANNELS = ("board.1", "board.2", "owned.1", "owned.2")
 FIELDS = ("a", "b", "c", "deep", "n")
-FINAL = (Conflict, Rejected, TooLarge, TooManyDocuments)
+FINAL = (Conflict, Rejected, TooLarge)
 
 
 @attrs.define
@@ -180,7 +180,11 @@ class Story:
                     return  # without `was` its revision is the condition, and no more can be said
                 done.end, done.error = "refused", repr(error)
                 return
-            except (Unavailable, BadAnswer) as error:  # which say nothing of an earlier attempt
+            except (
+                Unavailable,
+                BadAnswer,
+                TooManyDocuments,
+            ) as error:  # which say nothing of an earlier attempt
                 if not unknown:
                     done.end, done.error = "refused", repr(error)
                     return

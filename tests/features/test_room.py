@@ -14,7 +14,8 @@ from broker.documents import values
 from broker.documents.judging import Change
 from broker.errors import BrokerError, Unavailable
 from broker.features.state import room
-from tests.features.documents import Asker, Broker, World
+from broker.features.state.wishes import Part
+from tests.features.documents import RULES, Asker, Broker, World
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -150,3 +151,21 @@ async def test_a_count_that_fails_is_no_refusal(
             assert await client.change(broker, {"t": 1}, "b") == "unavailable"
             assert await client.change(broker, {"t": "x"}, "a") == "changed"
         assert (await client.change(broker, {"t": 1}, "b")).startswith("limit_documents")
+
+
+async def test_nothing_is_refused_by_an_old_version(autojump_clock: trio.abc.Clock) -> None:
+    """A repetition of what is stored already is known, also where the feed has not told of it yet."""
+    async with brokers(2, documents=2) as (world, (here, there)):
+        client = Client(world)
+        assert await client.change(here, {"t": 1}, "a") == "changed"
+        assert await client.change(here, None, "a") == "changed"
+        change = Change(session="x", n=1, user="u", patch={"t": 1}, was=None)
+        queue = here.changing.queue(
+            "acme", Part(channel="a", rule=RULES.rules[-1], change=change, made_on=None)
+        )
+        old = await queue.read()
+        assert await client.change(here, {"t": 1}, "b") == "changed"
+        await there.change(Asker("c", "u"), {"a": change})
+        await trio.sleep(1)
+        queue.known = old
+        assert await here.change(Asker("c", "u"), {"a": change}) == {"a": "inc0-4"}

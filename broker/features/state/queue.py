@@ -32,6 +32,7 @@ from broker.errors import (
 )
 from broker.features.state import owners, store
 from broker.features.state.owners import Agreed, Written
+from broker.turns import Turn
 from broker.wire.positions import Position
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 MAX_WAITING = 32
 MAX_OVERTAKEN = 5  # times that a service has agreed, and somebody else has written before
 MAX_RACES = 100  # times that somebody else has written before, where the broker decides
+INLINE_BYTES = 1024  # a schema judges as much in a few milliseconds; more in a thread, a value at a time
+JUDGING = trio.CapacityLimiter(1)
 PATIENCE_SECONDS = 15.0  # for what has become of a write: a new leader takes some seconds
 RETRY_SECONDS = 0.2
 
@@ -193,10 +196,10 @@ class Queue:
             if write := self.unfinished(version):
                 await self.commit(*write)
                 return
-            group = self.gather(version, fresh=fresh)
+            group = await self.select(version, fresh=fresh)
             if group is None:  # what is not written is so by what is stored now
                 version = await self.read()
-                group = self.gather(version, fresh=True)
+                group = await self.select(version, fresh=True)
             if group:
                 await self.decide(version, group)
         except Unavailable as error:
@@ -244,16 +247,29 @@ class Queue:
 
     # --- judging ---------------------------------------------------------------------------------------
 
-    def gather(self, known: Version, *, fresh: bool) -> list[Waiting] | None:
+    async def select(self, version: Version, *, fresh: bool) -> list[Waiting] | None:
+        """Return changes for one write, for which the tenant has room, as `gather` does."""
+        group = await self.gather(version, fresh=fresh)
+        if not group or self.sources.room.ample(self.subject):
+            return group
+        for each in group:
+            if fault := await self.sources.room.fault(self.subject, *growth(each.change, version)):
+                if not fresh or self.known is not version:  # which took a while
+                    return None
+                each.settle(TooManyDocuments(f"{self.channel}: {fault}"))
+        return [each for each in group if not each.done.is_set()]
+
+    async def gather(self, known: Version, *, fresh: bool) -> list[Waiting] | None:
         """Return changes for one write, after answering those that nothing is written for.
 
         None where that would be by a version that is not `fresh`.
         """
-        group, found = Group(), list[Waiting]()
+        group, found, turn = Group(), list[Waiting](), Turn()
         for each in tuple(self.waiting):
+            await turn.pass_on()  # a schema takes milliseconds
             if each.done.is_set():
                 continue
-            verdict = self.verdict(each, known)
+            verdict = await self.verdict(each, known)
             if isinstance(verdict, Accepted):
                 if group.take(each.change):
                     found.append(each)
@@ -265,7 +281,7 @@ class Queue:
                 each.settle(self.error(verdict, known.sequence))
         return found
 
-    def verdict(self, waiting: Waiting, version: Version) -> Verdict:
+    async def verdict(self, waiting: Waiting, version: Version) -> Verdict:
         """Return what becomes of a change of this version."""
         change = waiting.change
         verdict = judging.judge(change, version)
@@ -273,13 +289,21 @@ class Queue:
             if waiting.overtaken >= (MAX_OVERTAKEN if self.rule.service else MAX_RACES):
                 there = {pointer(path): patches.at(version.value, path) for path in change.touched}
                 return judging.conflicting(there, version.value)
-            return self.ruled(change, version.value, verdict)
+            return await self.ruled(change, version.value, verdict)
         return verdict
 
-    def ruled(self, change: Change, before: Value | None, accepted: Accepted) -> Verdict:
+    async def ruled(self, change: Change, before: Value | None, accepted: Accepted) -> Verdict:
         """Return what the schema of the document says of a change that is otherwise accepted."""
         schema, value = self.rule.schema, accepted.value
-        if schema is None or value is None or not (faults := schema.faults(before, value, change.touched)):
+        if schema is None or value is None:
+            return accepted
+        if len(accepted.body) <= INLINE_BYTES:
+            faults = schema.faults(before, value, change.touched)
+        else:
+            faults = await trio.to_thread.run_sync(
+                schema.faults, before, value, change.touched, limiter=JUDGING
+            )
+        if not faults:
             return accepted
         where, what = next(iter(faults.items()))
         return Refused(f"{where or 'the document'}: {what}", faults)
@@ -306,9 +330,6 @@ class Queue:
 
     async def decide(self, version: Version, group: list[Waiting]) -> None:
         """Have the owner judge the changes of a group, and write those that it agrees to."""
-        group = await self.fitting(version, group)
-        if not group:
-            return
         changes = [each.change for each in group]
         if self.rule.service:
             try:
@@ -322,18 +343,8 @@ class Queue:
                 settle_written(group, said.revision)
                 return
             group, changes = self.agreed(group, said)
-        if write := self.make(version, group, changes):
+        if write := await self.make(version, group, changes):
             await self.commit(write, group)
-
-    async def fitting(self, version: Version, group: Sequence[Waiting]) -> list[Waiting]:
-        """Return the changes of a group for which the tenant has room, after refusing the others."""
-        room = self.sources.room
-        if room.ample(self.subject):
-            return list(group)
-        for each in group:
-            if fault := await room.fault(self.subject, *growth(each.change, version)):
-                each.settle(TooManyDocuments(f"{self.channel}: {fault}"))
-        return [each for each in group if not each.done.is_set()]
 
     async def ask(self, version: Version, group: list[Waiting]) -> list[owners.Saying] | Written:
         """Return what the owner says of changes, see `owners.ask`.
@@ -364,17 +375,18 @@ class Queue:
                 each.settle(saying)
         return left, changes
 
-    def make(self, version: Version, group: list[Waiting], changes: Sequence[Change]) -> Write | None:
+    async def make(self, version: Version, group: list[Waiting], changes: Sequence[Change]) -> Write | None:
         """Return what replaces the version; None where nothing is left to write.
 
         A change that does not go with those before it, for the size of the document or its schema, is taken
         out of the group: it waits, unless its service has amended it.
         """
-        value, body, left = version.value, b"", list[judging.Change]()
+        value, body, left, turn = version.value, b"", list[judging.Change](), Turn()
         for each, change in zip(tuple(group), changes, strict=True):
             verdict = judging.applied(change, value)
-            if isinstance(verdict, Accepted):
-                verdict = self.ruled(change, value, verdict)
+            if left and isinstance(verdict, Accepted):  # else it has been judged by this very version
+                await turn.pass_on()
+                verdict = await self.ruled(change, value, verdict)
             if isinstance(verdict, Accepted):
                 value, body = verdict.value, verdict.body
                 left.append(change)

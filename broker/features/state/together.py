@@ -90,7 +90,7 @@ class Together:
             versions = [await each.queue.read() for each in self.members]
             if writes := self.unfinished(versions):
                 await self.commit(writes)
-            elif not self.members[0].waiting.done.is_set() and (judged := self.judge(versions)):
+            elif not self.members[0].waiting.done.is_set() and (judged := await self.judge(versions)):
                 await self.decide(judged)
         except Unavailable as error:
             first = self.members[0].waiting
@@ -117,14 +117,14 @@ class Together:
 
     # --- judging ---------------------------------------------------------------------------------------
 
-    def judge(self, versions: Sequence[Version]) -> list[tuple[Member, Version]]:
+    async def judge(self, versions: Sequence[Version]) -> list[tuple[Member, Version]]:
         """Return the documents to write. None where the change is answered."""
         self.versions = versions
         if any(version.knows(self.members[0].waiting.change) for version in versions):
             self.succeed()
             return []
         verdicts = [
-            (each, version, each.queue.verdict(each.waiting, version))
+            (each, version, await each.queue.verdict(each.waiting, version))
             for each, version in zip(self.members, versions, strict=True)
         ]
         errors = [
@@ -170,7 +170,7 @@ class Together:
                     self.fail(saying)
                     return
                 change = amended(change, saying)
-            write = queue.make(version, [each.waiting], [change])
+            write = await queue.make(version, [each.waiting], [change])
             if write is None:  # what the service has amended cannot be
                 self.fail(
                     each.waiting.answer if isinstance(each.waiting.answer, BrokerError) else Internal("")
