@@ -153,8 +153,8 @@ class Documents:
 
     @property
     def awaited(self) -> bool:
-        """Whether anybody may wait for something."""
-        return self.changes.awaited or any(not each.is_ready for each in self.opens.values())
+        """Whether anybody may wait for something: also for what others make of what is open."""
+        return self.changes.awaited or bool(self.opens)
 
     # --- the connection's side ---------------------------------------------------------------------
 

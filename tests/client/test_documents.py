@@ -619,6 +619,32 @@ async def test_over_a_cut(running: Running) -> None:
         assert heard[1] == heard[0] | {"revision": "s-5"}
 
 
+async def test_events_that_nobody_takes(running: Running) -> None:
+    """They hold up no documents."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.accept()
+        _, message_id = await peer.hear("state.open")
+        answer = {"channel": [NAME], "refused": [], "position": "s-5", "recovered": False}
+        await peer.say("state.opened", answer, message_id)
+        await peer.say("state", {"channel": NAME, "position": "s-5", "revision": "s-5", "value": None})
+        await peer.say("state.ready", {"channel": NAME, "position": "s-5"})
+        for sequence in range(2, 52):
+            await peer.event(sequence)
+        await peer.say("state", {"channel": NAME, "position": "s-6", "revision": "s-6", "value": {"n": 1}})
+        await peer.hear("state.close")
+
+    async def work(session: Any) -> None:
+        await session.subscribe("orders.1")
+        async with session.document(NAME) as order:
+            while order.value is None:
+                await anext(order)
+
+    async with broker(serve) as url, running(url) as session:
+        await inside(session, work)
+
+
 WRONG: dict[str, tuple[Any, type[Exception]]] = {
     "a pattern": (lambda session: session.document("a.*"), InvalidChannel),
     "a live channel": (lambda session: session.document("live.a"), InvalidChannel),
