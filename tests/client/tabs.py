@@ -13,7 +13,8 @@ from broker.actors.transport import Hello, Text
 from broker.client import DocumentConflict, DocumentRejected
 from broker.client.items import Lost
 from broker.client.session import Session
-from tests.client.twin import Twin
+from broker.documents.judging import OUT
+from tests.client.twin import Add, Twin
 from tests.support.scripted import ScriptedLink
 
 if TYPE_CHECKING:
@@ -127,14 +128,14 @@ class Tab(Session):
         for followed in set(self.documents.values()):
             self.hear_news(followed)
         for channel, twin in self.twins.items():
-            shown, expected = self.shown(channel), twin.shown()
-            assert shown == expected, f"{self.name} shows {shown} of {channel}, not {expected}"
+            shown = self.shown(channel)
+            assert twin.holds(shown), f"{self.name} shows {shown} of {channel}, not {twin.shown()}"
             twin.note(shown)
             twin.note(twin.confirmed)  # which what was typed before anything was known replaces
-            if draft := self.engine.documents.changes.draft(channel):
+            draft = self.engine.documents.changes.draft(channel)
+            if draft and twin.sequence is not None:
                 assert draft.confirmed == twin.confirmed, f"{self.name}: {channel}"
-                overlay = len(twin.stored) + bool(twin.flying) + bool(twin.typed)
-                assert draft.pending == overlay, f"{self.name}: {channel}: {draft.pending}, not {overlay}"
+                assert draft.pending == twin.pending, f"{self.name}: {channel}: {draft.pending} pending"
 
     def hear_news(self, followed: Document | Collection) -> None:
         again = []
@@ -147,11 +148,14 @@ class Tab(Session):
             if conflict and self.rng.random() < 0.4:
                 again.append(news)
         for news in again:
-            self.write_to(news.channel, news.mine, check=False)
+            self.write_to(news.channel, Add.ONE if news.add else news.mine, check=False)
 
     def write_to(self, channel: str, patch: Any, *, check: bool = True) -> None:
         self.twins[channel].changed(patch)
-        self.documents[channel].edit(channel, patch, None)
+        if patch is Add.ONE:
+            self.documents[channel].edit(channel, OUT, {"/n": 1})
+        else:
+            self.documents[channel].edit(channel, patch, None)
         if check:
             self.check()
 

@@ -25,6 +25,7 @@ from broker.actors.supervisor import Supervisor
 from broker.documents import memory, patches, values
 from broker.features.state import store
 from tests.client.tabs import Sent, Tab
+from tests.client.twin import Add
 from tests.support.replicas import Stream
 from tests.support.scripted import ScriptedVerifier, until_let_in
 from tests.support.seeds import seeded, simulated
@@ -132,7 +133,7 @@ class Story:
     def opinion(self, change: Any) -> Any:
         if change["id"] not in self.opinions:
             choices: list[Any] = [{}, {}, {}, {"error": {"code": 7, "message": "no"}}]
-            if isinstance(change["patch"], dict):
+            if "patch" in change:
                 choices.append({"patch": change["patch"] | {"by": change["id"]}})
             self.opinions[change["id"]] = self.rng.choice(choices)
         return self.opinions[change["id"]]
@@ -166,7 +167,8 @@ class Story:
         for number in range(self.rng.randint(5, 60)):
             await trio.sleep(self.rng.choice((0.0, 0.05, 0.3, 1.0)) * self.rng.random())
             channel = self.rng.choice(list(tab.twins))
-            tab.write_to(channel, self.patch(f"{tab.name}-{number}", tab.shown(channel)))
+            some = self.patch(f"{tab.name}-{number}", tab.shown(channel))
+            tab.write_to(channel, Add.ONE if self.rng.random() < 0.15 else some)
 
     async def settle(self) -> None:
         self.quiet = True
@@ -195,6 +197,7 @@ def judge(story: Story) -> Counter[str]:
     """What the stream had in the end tells what was applied; each answer has to agree with it."""
     sent = {identity: each for tab in story.tabs for identity, each in tab.sent.items()}
     applied: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
     before: dict[str, tuple[int, Any]] = {}
     for sequence, subject, _, headers in story.stream.log:
         base, value = before.get(subject, (0, None))
@@ -202,21 +205,26 @@ def judge(story: Story) -> Counter[str]:
             assert headers[store.BASE] == str(base), "somebody's write is lost"
             for entry in memory.parse(headers[store.CHANGES], sequence).since(base):
                 applied[entry.id] += 1
+                sums[subject] += "add" in sent[entry.id].payload
                 named(sent[entry.id], value)
         before[subject] = sequence, story.stream.values[sequence]
+        assert (patches.at(before[subject][1], ("n",)) or 0) == sums[subject], "not what was added"
     for identity, each in sent.items():
         assert applied[identity] <= 1, f"{identity} was applied twice"
         if each.end == "refused":
             assert not applied[identity], f"{identity} was applied, and called refused"
         if each.end == "changed" and not applied[identity]:
-            patch, at = each.payload["patch"], int(each.revision.rpartition("-")[2])
-            assert patches.is_done(patch, story.stream.values[at]), f"{identity} is lost"
+            value = story.stream.values[int(each.revision.rpartition("-")[2])]
+            assert "patch" in each.payload, f"{identity} was not added"
+            assert patches.is_done(each.payload["patch"], value), f"{identity} is lost"
     return Counter(each.end for each in sent.values())
 
 
 def named(change: Sent, value: Any) -> None:
     """Each leaf that a change replaced was what it says there was, or is so already."""
-    for path, leaf in patches.leaves(change.payload["patch"]):
+    for path, leaf in patches.leaves(change.payload.get("patch", {})):
+        if not path:
+            continue
         there = patches.at(value, path)
         was = patches.at(change.payload["was"], path)
         assert patches.is_done(leaf, there) or patches.matches(there, was), f"{change} replaced {there}"
