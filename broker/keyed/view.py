@@ -263,8 +263,8 @@ class View:
                 return
             except Unavailable as error:
                 log.debug("collection_not_loaded", error=error.message, patterns=collection.patterns)
-                if collection.loading is attempt:
-                    collection.ended(error)
+                if collection.loading is attempt:  # for who waits, of whatever kind it is
+                    collection.ended(Unavailable(error.message, retry_after=error.retry_after))
                 await trio.sleep(BACKOFF.delay(failures))
                 failures += 1
                 continue

@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import pytest
 import trio
 
 from broker import config
+from broker.bus.api import ApiError
 from broker.errors import Unavailable
 from broker.features.state.opening import Open
 from broker.features.state.reading import Reading
@@ -22,8 +24,6 @@ from tests.support.scripted_keyed import ScriptedKeyed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
-
-    import pytest
 
     from broker.wire import messages as m
 
@@ -248,3 +248,19 @@ async def test_what_cannot_be_said_holds_here(autojump_clock: trio.abc.Clock) ->
         found = await world_.read(before.position)
         assert (names(found), found.recovered) == (["b"], False)
         view.release(followed)
+
+
+async def test_what_nats_refuses(autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal by NATS, of whatever kind, is `unavailable` for everybody who waits."""
+
+    async def load(self: ScriptedKeyed, *args: Any, **options: Any) -> str:
+        raise ApiError({"description": "no leader", "err_code": 10008}, "STREAM.INFO.STATE")
+
+    async with world() as world_:
+        world_.store("a")
+        await world_.fed()
+        with monkeypatch.context() as patched:
+            patched.setattr(ScriptedKeyed, "load", load)
+            with pytest.raises(Unavailable, match="no leader"):
+                await world_.read()
+        assert names(await world_.read()) == ["a"]
