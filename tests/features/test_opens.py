@@ -214,6 +214,41 @@ async def test_differences_are_made_in_turns(
         assert len(set(made)) == len(made)
 
 
+async def test_who_has_read_on_meanwhile_gets_no_older_difference(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While differences are made, a client may have fallen behind, read the new values, and caught up."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    async with world() as world_:
+        world_.store(3)
+        assert await world_.open("d.*") == "ready"
+        view, step = world_.reading.view, DocumentForm.step
+        [collection] = view.collections.values()
+        [watch] = collection.watches
+        read: list[int] = []
+        other: Any = type("Other", (), {"lane": None})()
+
+        def reading(self: DocumentForm, *each: Any) -> bytes | None:
+            if not read and watch.lane is not None:
+                watch.lane.members[other] = None  # of another connection, for which the lane stays
+                watch.leave_lane()
+                watch.step(view.head)
+                read.append(watch.place)
+            return step(self, *each)
+
+        monkeypatch.setattr(DocumentForm, "step", reading)
+        before = len(world_.client.messages)
+        world_.store(3, body=BODY.replace(b"{", b'{"n":1,'))
+        await trio.sleep(1)
+        world_.store(1, body=BODY.replace(b"{", b'{"n":2,'))
+        await trio.sleep(1)
+        await world_.client.read(1 << 20)
+        came = [each["payload"] for each in world_.client.messages[before:] if each["type"] == "state"]
+        assert read == [6]
+        assert [each["revision"] for each in came] == ["key0-4", "key0-5", "key0-6", "key0-7"]
+        assert came[-1]["from"] == "key0-4"
+
+
 async def test_many_are_closed_in_one_go(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
