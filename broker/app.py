@@ -150,9 +150,7 @@ async def serve(
             audit=config.audit,
             milestones=data_dir / MILESTONE_FILE,
             embedded=not config.nats.urls,
-            kept_by_key=[streams.state(config.state, names, config.stream.replicas)]
-            if config.state.used
-            else [],
+            kept_by_key=kept_by_key(config, names),
         )
         supervisor = Supervisor(
             config=config,
@@ -259,6 +257,17 @@ async def serve(
                 connections.cancel_scope.cancel()
             tenants.cancel_scope.cancel()
         engine.cancel_scope.cancel()
+
+
+def kept_by_key(config: Config, names: Names) -> list[streams.Wanted]:
+    """Return the keyed streams of the features that are in use."""
+    replicas = config.stream.replicas
+    found = []
+    if config.state.used:
+        found.append(streams.state(config.state, names, replicas))
+    if config.presence.enabled:
+        found.append(streams.presence(config.presence, names, replicas))
+    return found
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -17,6 +17,8 @@
      ├─ TooManySubscriptions
      ├─ TooManyFilters
      ├─ TooManyDocuments
+     ├─ TooManyPresent           retry later
+     ├─ NotEntered
      ├─ SnapshotTooLarge
      ├─ TooManyConnections
      ├─ RateLimited
@@ -186,6 +188,19 @@ class TooManyDocuments(BrokerError):
     """More documents, or bytes of them, than a connection may follow at once, or a tenant may have."""
 
     code = "limit_documents"
+
+
+class TooManyPresent(BrokerError):
+    """A channel has all the members that it may have, or a connection all channels; or no room is left."""
+
+    code = "limit_presence"
+    retryable = True
+
+
+class NotEntered(BrokerError):
+    """The connection is not present in this channel."""
+
+    code = "not_entered"
 
 
 class SnapshotTooLarge(BrokerError):

@@ -55,8 +55,11 @@ class Principal:
     publish: tuple[str, ...]
     request: tuple[str, ...] = ()
     change: tuple[str, ...] = ()
+    presence: tuple[str, ...] = ()
+    observe: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     monitoring: bool = False
+    info: bytes | None = None  # JSON that others see where the user is present
     token_id: str | None = None
     issued_at: float | None = None
     signer: object = attrs.field(default=None, repr=False)
@@ -92,6 +95,17 @@ class Principal:
     def check_change(self, channel: str) -> None:
         """Raise `Forbidden` unless the client may change the document `channel`."""
         self.check_listed("change", channel, self.changing(channel))
+
+    def check_enter(self, channel: str) -> None:
+        """Raise `Forbidden` unless the client may be present in `channel`."""
+        self.check_subscribe(channel)
+        listed = weigh(channel, (*self.presence, *self.own), self.deny)
+        self.check_listed("presence", channel, listed)
+
+    def check_watch(self, channel: str) -> None:
+        """Raise `Forbidden` unless the client may see who is present in `channel`."""
+        if not weigh(channel, self.observe, self.deny).allowed:
+            self.check_subscribe(channel)
 
     def check_listed(self, name: str, channel: str, verdict: Verdict) -> None:
         if self.monitoring:

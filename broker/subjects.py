@@ -214,6 +214,7 @@ class Names:
     rpc: str = "rpc"
     state: str = "state"
     changes: str = "changes"
+    presence: str = "presence"
     own: str = "_broker"  # messages that brokers send to themselves and each other
 
     def subject(self, tenant: str, channel: str) -> str:
@@ -229,6 +230,10 @@ class Names:
     def question(self, tenant: str, channel: str) -> str:
         """Return the subject on which the service that owns the document `channel` is asked."""
         return f"{self.changes}.{tenant}.{channel}"
+
+    def members(self, tenant: str, channel: str) -> str:
+        """Return the subject filter of who is present in a channel: `<user>.<session>` follow it."""
+        return f"{self.presence}.{tenant}.{channel.count('.') + 1}.{channel}.*.*"
 
     def method(self, tenant: str, method: str) -> str:
         """Return the subject on which the services of `tenant` answer."""

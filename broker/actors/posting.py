@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from broker.flow.client import Who
     from broker.permissions import Principal
 
-Answer: TypeAlias = "m.ServerMessage | m.Documents"
+Answer: TypeAlias = "m.ServerMessage | m.Documents | m.Members"
 
 
 @attrs.define(eq=False)

@@ -39,6 +39,7 @@ from broker.features.durable.feature import Durables
 from broker.features.history.feature import Histories
 from broker.features.history.stream import Sources as Pages
 from broker.features.port import Ended
+from broker.features.presence.feature import Presence
 from broker.features.publishing import Publishing
 from broker.features.state import rules
 from broker.features.state.changing import Changing
@@ -126,6 +127,7 @@ class Supervisor:
     durables: Durables = attrs.field(init=False)
     sharing: Sharing = attrs.field(init=False)
     reading: Reading | None = attrs.field(default=None, init=False)
+    presence: Presence | None = attrs.field(default=None, init=False)
     letters: DeadLetters = attrs.field(init=False)
     ends: Closes = attrs.field(init=False)
     features: tuple[Feature, ...] = attrs.field(init=False)
@@ -207,6 +209,7 @@ class Supervisor:
                 self.meters.pages,
             ),
             *self.documents(),
+            *self.members(),
             self.durables,
             self.letters,
             self.ends,
@@ -235,6 +238,15 @@ class Supervisor:
         )
         reading.view.heard = changing.hear
         return (reading, changing)
+
+    def members(self) -> tuple[Feature, ...]:
+        """Return the feature of presence, where there is any."""
+        config = self.config
+        if not config.presence.enabled:
+            return ()
+        keyed = self.bus.keyed(config.presence.name)
+        self.presence = Presence(keyed, self.names, self.broker, config.limits)
+        return (self.presence,)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run the tenants and the background work, until cancelled."""

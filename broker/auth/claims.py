@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ANY = "*"  # tenant, or in an entry's `issuer` or `audience`
-LISTS = ("subscribe", "publish", "request", "change", "deny")
+LISTS = ("subscribe", "publish", "request", "change", "presence", "observe", "deny")
+UNSAID = {"presence": config.Permissions().presence}  # what a list allows that is not there; others nothing
+INFO_BYTES = 512
 MAX_PATTERNS = 256  # in one list: each subscribe is compared with all
 MAX_SHOWN = 4  # entries of a list, in a refusal
 # A token that is not valid yet is checked again after so long at the latest: the wrong clock may be ours, and
@@ -122,6 +125,28 @@ def token_id_of(claims: dict[str, Any]) -> str | None:
     return token_id
 
 
+def info_of(claims: dict[str, Any]) -> bytes | None:
+    """Return what others see of the user where it is present, as JSON."""
+    if claims.get("info") is None:
+        return None
+    data = json.dumps(plain(claims["info"]), ensure_ascii=False, separators=(",", ":")).encode()
+    if len(data) > INFO_BYTES:
+        raise TokenInvalid(f"info: {len(data)} bytes of JSON; at most {INFO_BYTES}")
+    return data
+
+
+def plain(value: Any) -> Any:
+    """Return a claim with its whole numbers as such."""
+    match value:
+        case Integer():
+            return int(value.digits)
+        case dict():
+            return {name: plain(each) for name, each in value.items()}
+        case list():
+            return [plain(each) for each in value]
+    return value
+
+
 def tenant_of(claims: dict[str, Any], key: config.Key, *, claim: str, wanted: str | None) -> tuple[str, bool]:
     """Return the tenant (`wanted`, for a monitoring token), and whether it is a monitoring token.
 
@@ -186,7 +211,7 @@ def permissions_of(claims: dict[str, Any]) -> dict[str, Sequence[str]] | None:
             raise TokenInvalid(f"permissions.{name}: must be a list of patterns")
         if len(patterns) > MAX_PATTERNS:
             raise TokenInvalid(f"permissions.{name}: {len(patterns)} patterns; at most {MAX_PATTERNS}")
-    return {name: claim.get(name, ()) for name in LISTS}
+    return {name: claim.get(name, UNSAID.get(name, ())) for name in LISTS}
 
 
 def foreign(claims: dict[str, Any]) -> Iterator[str]:

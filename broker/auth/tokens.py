@@ -26,6 +26,7 @@ from broker.auth.claims import (
     foreign,
     found,
     good_until,
+    info_of,
     may_sign,
     parties_fault,
     permissions_of,
@@ -174,6 +175,7 @@ class Verifier:
             expires_at=expires_at,
             life=expires_at - now,
             monitoring=monitoring,
+            info=info_of(claims),
             token_id=token_id,
             issued_at=read_time(claims, "iat") if "iat" in claims else None,
             signer=key,
@@ -211,7 +213,9 @@ class Verifier:
             name: fill_all(each, f"permissions.{name}", user=encoded_user, tenant=tenant)
             for name, each in listed.items()
         }
-        return filled | {"publish": (), "request": (), "change": ()} if monitoring else filled
+        if monitoring:
+            filled |= dict.fromkeys(("publish", "request", "change", "presence"), ())
+        return filled
 
 
 def media_type(kind: str) -> str:
@@ -258,6 +262,8 @@ def sign(
     publish: Sequence[str] | None = None,
     request: Sequence[str] | None = None,
     change: Sequence[str] | None = None,
+    presence: Sequence[str] | None = None,
+    observe: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
 ) -> str:
     """Return a token that is valid from `now` for `ttl` seconds, signed with the first suitable secret.
@@ -267,7 +273,8 @@ def sign(
     """
     key = signing_key(auth, tenant)
     given = {
-        "subscribe": subscribe, "publish": publish, "request": request, "change": change, "deny": deny,
+        "subscribe": subscribe, "publish": publish, "request": request, "change": change,
+        "presence": presence, "observe": observe, "deny": deny,
     }  # fmt: skip
     permissions = {name: list(listed) for name, listed in given.items() if listed is not None}
     encoded_user = encode_user(user)

@@ -22,6 +22,7 @@ STREAM_NOT_FOUND = 10059  # the server's `err_code`s, errors.json in its source
 MESSAGE_TOO_LARGE = 10054
 WRONG_LAST_SEQUENCE = 10071  # the stream, or the subject, ends at another sequence than expected
 WRONG_SEQUENCE = 10164  # the same, where the server does not say at which
+STORE_FAILED = 10077  # "maximum bytes exceeded", "maximum messages exceeded"
 NOT_THERE = (10037, 10043)  # no message found, sequence not found
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -104,12 +105,16 @@ def acknowledged(body: bytes, subject: str) -> PublishAck:
     return PublishAck(sequence=answer["seq"], duplicate=answer.get("duplicate", False))
 
 
-def stream_state(info: Mapping[str, Any], *, generation: int = 0) -> StreamState:
-    """Return the state in an answer to `STREAM.INFO`; for `generation` see `bus.generations`."""
+def incarnation(info: Mapping[str, Any], generation: int) -> str:
+    """Return the incarnation of the stream in an answer to `STREAM.INFO`, see `bus.generations`."""
+    return created(info) + (base36(generation) if generation else "")
+
+
+def stream_state(info: Mapping[str, Any], *, incarnation: str) -> StreamState:
+    """Return the state in an answer to `STREAM.INFO`."""
     state = info["state"]
     last = state["last_seq"]
     first = state["first_seq"] if state["messages"] else last + 1
-    incarnation = created(info) + (base36(generation) if generation else "")
     return StreamState(
         incarnation=incarnation,
         first=first,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 import trio
 
+from broker.errors import BrokerError, Unavailable
 from broker.ranges import NOTHING, Ranges
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Message: TypeAlias = "tuple[str, bytes, str]"  # subject, body, and the id under
 Put: TypeAlias = "tuple[str, bytes, int]"  # key, data, and the revision that is replaced (0: there is none)
 # Subject, body, headers, and the sequence of the message that is replaced (0: there is none).
 KeyedPut: TypeAlias = "tuple[str, bytes, Mapping[str, str], int]"
+AnyPut: TypeAlias = "tuple[str, bytes, Mapping[str, str], int | None]"  # None: whatever is there
 
 
 @attrs.frozen(kw_only=True)
@@ -144,6 +146,10 @@ class Count:
 
 class Stale(Exception):
     """The value was replaced by somebody else meanwhile."""
+
+
+class NoRoom(Unavailable):
+    """The stream is full, and stores nothing new. Some of what is there may be replaced."""
 
 
 class OutcomeUnknown(Exception):
@@ -273,6 +279,13 @@ class Keyed(Protocol):
 
         Raises `Stale` when another one is the newest, `TooLarge`, `ValueError` for an invalid subject or
         header, `Unavailable` if it certainly was not stored, and `OutcomeUnknown` if it may have been.
+        """
+
+    async def put_each(self, puts: Sequence[AnyPut]) -> list[int | Stale | BrokerError]:
+        """Replace messages, each by itself and in this order.
+
+        Return for each the new sequence or what `put` raises. A revision of None replaces whatever is there.
+        Raises `Unavailable` if certainly none was stored, and `OutcomeUnknown` if any of them may have been.
         """
 
     async def put_all(self, puts: Sequence[KeyedPut]) -> list[int]:

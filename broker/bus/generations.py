@@ -103,6 +103,10 @@ class Generations:
         mine = known.generation if known and of(known, info) else 0
         return max(mine, repeated(info))
 
+    def incarnation(self, info: Mapping[str, Any]) -> str:
+        """Return the name of the stream in its generation, as far as known."""
+        return api.incarnation(info, self.number(info))
+
     def advance(self, sequence: int, stored: int) -> None:
         """Record the event that the feed has reached, stored at `stored` (nanoseconds since 1970)."""
         if self.newest is not None:

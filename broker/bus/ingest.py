@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from broker.bus.api import JetStream
     from broker.bus.base import Feed, Record, StreamState
+    from broker.bus.epochs import Epochs
     from broker.bus.generations import Generations
     from broker.bus.history import History
     from broker.bus.looks import Looks
@@ -56,7 +57,7 @@ class Ingest:
     """
 
     jetstream: JetStream
-    generations: Generations
+    generations: Generations | Epochs
     looks: Looks
     history: History
     stream: str

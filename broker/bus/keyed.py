@@ -19,13 +19,14 @@ import trio
 from broker.backoff import Backoff
 from broker.beats import beat
 from broker.bus import api
-from broker.bus.base import Count, OutcomeUnknown, Stale
+from broker.bus.base import Count, NoRoom, OutcomeUnknown, Stale
+from broker.bus.epochs import Epochs
 from broker.bus.generations import Generations
 from broker.bus.history import LAST_BYTES, LAST_SUBJECTS, LATE_SECONDS, History, record
 from broker.bus.ingest import HELD_BYTES, HELD_RECORDS, SILENCE_SECONDS, Ingest
 from broker.bus.looks import Looks
 from broker.bus.streams import MARKER_SECONDS
-from broker.errors import TooLarge, Unavailable
+from broker.errors import BrokerError, TooLarge, Unavailable
 from broker.nats import headers as fields_of
 from broker.nats.link import NobodyAnswers, NotPermitted, away
 from broker.signals import Signal
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from broker.bus.base import Feed, KeyedPut, Record
+    from broker.bus.base import AnyPut, Feed, KeyedPut, Record
     from broker.bus.keeper import Keeper
     from broker.bus.streams import Wanted
     from broker.bus.values import Values
@@ -60,7 +61,7 @@ class NatsKeyed:
     milestones: Path | None = None
 
     history: History = attrs.field(init=False)
-    generations: Generations = attrs.field(init=False)
+    generations: Generations | Epochs = attrs.field(init=False)
     looks: Looks = attrs.field(init=False)
     ingest: Ingest = attrs.field(init=False)
     link: Link | None = attrs.field(default=None, init=False)
@@ -72,14 +73,18 @@ class NatsKeyed:
 
     def __attrs_post_init__(self) -> None:
         self.history = History(self.jetstream, self.name)
-        self.generations = Generations(
-            jetstream=self.jetstream,
-            values=self.control,
-            stream=self.name,
-            file=self.milestones,
-            changed=lambda: self.ingest.outdated(),
-            owns=self.keeper.owns,
-        )
+        if self.in_memory:
+            epoch = f"{self.prefix}_broker.epoch"
+            self.generations = Epochs(jetstream=self.jetstream, stream=self.name, subject=epoch)
+        else:
+            self.generations = Generations(
+                jetstream=self.jetstream,
+                values=self.control,
+                stream=self.name,
+                file=self.milestones,
+                changed=lambda: self.ingest.outdated(),
+                owns=self.keeper.owns,
+            )
         self.looks = Looks(self.generations, reads=False)
         self.ingest = Ingest(
             self.jetstream,
@@ -96,6 +101,16 @@ class NatsKeyed:
     @property
     def name(self) -> str:
         return self.wanted.name
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of all its subjects."""
+        filter_: str = self.wanted.required["subjects"][0]
+        return filter_.removesuffix(">")
+
+    @property
+    def in_memory(self) -> bool:
+        return bool(self.wanted.required["storage"] == "memory")
 
     # --- the feed ------------------------------------------------------------------------------------
 
@@ -261,6 +276,20 @@ class NatsKeyed:
         [(_, answer)] = await self.send([said])
         return int(accepted(answer, subject)["seq"])
 
+    async def put_each(self, puts: Sequence[AnyPut]) -> list[int | Stale | BrokerError]:
+        """Replace messages, each by itself, see `bus.base.Keyed`."""
+        said = [
+            (subject, body, headers if revision is None else {**headers, EXPECTED: str(revision)})
+            for subject, body, headers, revision in puts
+        ]
+        found: list[int | Stale | BrokerError] = []
+        for (subject, _, _), (_, answer) in zip(said, await self.send(said), strict=True):
+            try:
+                found.append(int(accepted(answer, subject)["seq"]))
+            except (Stale, BrokerError) as error:
+                found.append(error)
+        return found
+
     async def put_all(self, puts: Sequence[KeyedPut]) -> list[int]:
         """Replace messages of different subjects in one atomic batch (ADR-50)."""
         batch = secrets.token_hex(8)
@@ -312,6 +341,8 @@ class NatsKeyed:
         They stay for `MARKER_SECONDS`; so all is well if nothing after it is older. The first message that is
         younger tells, since one of them is at most as old as the last mark before.
         """
+        if self.in_memory:  # nothing is left there that dates a sequence
+            return False
         since = time.time() - MARKER_SECONDS
         info = await self.generations.info()
         if created_at(info) > since:
@@ -325,7 +356,7 @@ class NatsKeyed:
         Of a stream in which the same keys are written again and again nothing else is left to tell when it
         had reached a sequence. All brokers together store one an hour.
         """
-        while True:
+        while not self.in_memory:
             await beat(LOOK_SECONDS)
             if self.feed is None or self.ingest.head <= self.marked:
                 continue
@@ -336,8 +367,7 @@ class NatsKeyed:
 
     async def mark(self, hour: int) -> None:
         """Store the mark of an hour, if it is not there."""
-        [filter_] = self.wanted.required["subjects"]
-        subject = f"{filter_[:-1]}_broker.mark.{hour % HOURS}"
+        subject = f"{self.prefix}_broker.mark.{hour % HOURS}"
         body = b"%d" % hour
         there = await self.get(subject)
         if there is None or there[2] != body:
@@ -362,6 +392,8 @@ def accepted(answer: bytes, subject: str) -> dict[str, Any]:
             raise Stale from error
         if error.number == api.MESSAGE_TOO_LARGE:
             raise TooLarge(error.message) from error
+        if error.number == api.STORE_FAILED:
+            raise NoRoom(error.message, retry_after=error.retry_after) from error
         raise
     if type(found.get("seq")) is not int:
         raise away(f"{subject}: the answer is not that of a stream; does a service reply there?")

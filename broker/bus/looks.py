@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from broker.bus.base import StreamState
+    from broker.bus.epochs import Epochs
     from broker.bus.generations import Generations
 
 NAMED = 100_000  # deleted sequences that are read one by one: 600 KB, 10 ms
@@ -26,9 +27,9 @@ NAMED = 100_000  # deleted sequences that are read one by one: 600 KB, 10 ms
 class Looks:
     """The state of the stream; deleted sequences are remembered from one look to the next."""
 
-    generations: Generations
+    generations: Generations | Epochs
     reads: bool = True  # which messages were deleted; not for a keyed stream, where most are
-    life: tuple[str, int] = ("", 0)  # creation and generation of the stream that the rest describes
+    life: str = ""  # the incarnation of the stream that the rest describes
     deleted: Ranges = NOTHING
     unnamed: int = 0
     seen: tuple[int, int] = (0, 0)  # first sequence and number of deleted ones, when they were too many
@@ -42,7 +43,7 @@ class Looks:
         state = info["state"]
         if not self.reads:
             return self.described(info)
-        life = api.created(info), self.generations.number(info)
+        life = self.generations.incarnation(info)
         if self.life != life:  # another store may lack other messages
             self.life, self.deleted, self.unnamed, self.seen = life, NOTHING, 0, (0, 0)
         count = state.get("num_deleted", 0)
@@ -58,7 +59,7 @@ class Looks:
         return self.described(info)
 
     def described(self, info: Mapping[str, Any]) -> StreamState:
-        found = api.stream_state(info, generation=self.generations.number(info))
+        found = api.stream_state(info, incarnation=self.generations.incarnation(info))
         return attrs.evolve(
             found,
             deleted=self.deleted,

@@ -25,6 +25,7 @@ REQUIRED: Mapping[str, object] = {
 UNSAID = {"persist_mode"}  # when creating: a server refuses settings that it does not know
 OWN_SECONDS = 60.0
 MARKER_SECONDS = 7 * 86400.0  # for which a deleted key can still be seen
+GONE_SECONDS = 60.0  # for which it can be seen that somebody has gone
 OWN_BYTES = 1024 * 1024
 
 
@@ -176,6 +177,33 @@ def state(section: config.State, names: Names, replicas: int) -> Wanted:
             "num_replicas": "stream.replicas" if section.replicas is None else "state.replicas",
         },
         initial={"allow_atomic": True},  # nats-server 2.12 (ADR-50), see `Keyed.put_all`
+    )
+
+
+def presence(section: config.Presence, names: Names, replicas: int) -> Wanted:
+    """Return the stream that keeps who is present: in memory, since brokers can say it again."""
+    return Wanted(
+        name=section.name,
+        required={
+            "subjects": [f"{names.presence}.>"],
+            **REQUIRED,
+            "storage": "memory",
+            "max_msgs_per_subject": 1,
+            "allow_msg_ttl": True,
+        },
+        settings={
+            "max_bytes": section.max_bytes,
+            "discard": "new",  # else a full stream drops members without a word
+            # Members whose time is over go with a marker, which all brokers hear of.
+            "subject_delete_marker_ttl": nanoseconds(GONE_SECONDS),
+            "num_replicas": replicas,
+        },
+        keys={
+            "name": "presence.name",
+            "subjects": "subjects.presence",
+            "max_bytes": "presence.max_bytes",
+            "num_replicas": "stream.replicas",
+        },
     )
 
 

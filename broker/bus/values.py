@@ -125,7 +125,8 @@ class Values:
         Nothing is read while nothing in the bucket is newer. Pages come from any replica; one that has no
         more may lag, so the leader is asked too.
         """
-        state = api.stream_state(await self.jetstream.call(f"STREAM.INFO.{self.stream}"))
+        info = await self.jetstream.call(f"STREAM.INFO.{self.stream}")
+        state = api.stream_state(info, incarnation=api.incarnation(info, 0))
         if mark is None or mark.incarnation != state.incarnation or mark.sequence > state.last:
             mark = Mark(incarnation=state.incarnation, sequence=0)
         found: list[bytes] = []

@@ -39,6 +39,18 @@ EVERY_TENANT = "*"  # the default tenant of a monitoring token
     help="A pattern of documents that it may change; repeatable.",
 )
 @click.option(
+    "--presence",
+    metavar="PATTERN",
+    multiple=True,
+    help="A pattern of channels, among those that it may subscribe to, where it may be present; repeatable.",
+)
+@click.option(
+    "--observe",
+    metavar="PATTERN",
+    multiple=True,
+    help="A pattern of channels where it may see who is present; repeatable.",
+)
+@click.option(
     "--deny",
     metavar="PATTERN",
     multiple=True,
@@ -67,6 +79,8 @@ def token(
     publish: tuple[str, ...],
     request: tuple[str, ...],
     change: tuple[str, ...],
+    presence: tuple[str, ...],
+    observe: tuple[str, ...],
     deny: tuple[str, ...],
     ttl: float,
     monitoring: bool,
@@ -76,8 +90,9 @@ def token(
 ) -> None:
     """Print a token, signed with the key of `broker dev` or of a configuration.
 
-    With --subscribe, --publish, --request, --change or --deny it may do what these say and no more ("me.>" is
-    always allowed); without them it has the broker's default permissions.
+    With --subscribe, --publish, --request, --change, --presence, --observe or --deny it may do what these say
+    and no more ("me.>" is always allowed, and without --presence it may be present where it may subscribe);
+    without them it has the broker's default permissions.
     """
     import time
 
@@ -90,7 +105,8 @@ def token(
             param_hint="--ttl",
         )
     lists = {
-        "subscribe": subscribe, "publish": publish, "request": request, "change": change, "deny": deny,
+        "subscribe": subscribe, "publish": publish, "request": request, "change": change,
+        "presence": presence, "observe": observe, "deny": deny,
     }  # fmt: skip
     click.echo(
         tokens.sign(

@@ -89,6 +89,7 @@ class Subjects:
     rpc: SubjectToken = "rpc"  # requests to services
     state: SubjectToken = "state"  # documents
     changes: SubjectToken = "changes"  # questions to services that own documents
+    presence: SubjectToken = "presence"
     own: OwnToken = "_broker"  # messages among brokers
 
 
@@ -141,6 +142,15 @@ class State:
 
 
 @attrs.frozen(kw_only=True)
+class Presence:
+    """The stream of who is present, in memory."""
+
+    enabled: bool = True
+    name: StreamName = "PRESENCE"
+    max_bytes: Bytes = 64 * 1024 * 1024
+
+
+@attrs.frozen(kw_only=True)
 class Key:
     """One signing key, or a JWKS with several, from exactly one source; `auth.sources` checks it."""
 
@@ -177,6 +187,8 @@ class Permissions:
     publish: tuple[str, ...] = ()
     request: tuple[str, ...] = ()
     change: tuple[str, ...] = ()
+    presence: tuple[str, ...] = (">", "live.>", "users.>", "live.users.>")  # within `subscribe`
+    observe: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
 
 
@@ -266,6 +278,10 @@ class Limits:
     document_set_bytes: Bytes = 8 * 1024 * 1024
     documents: Count = 100_000  # of a tenant, in the stream
     document_bytes: Bytes = 128 * 1024 * 1024  # of them, with their headers
+    presence_entered: Count = 16
+    presence_watched: Count = 32
+    presence_members: Count = 20000
+    presence_linger_seconds: Seconds = 30.0
     connection: Allowance = Allowance()
     user: Allowance = Allowance()
     tenant: Allowance = Allowance()
@@ -341,6 +357,7 @@ class Config:
     subjects: Subjects = Subjects()
     stream: Stream = Stream()
     state: State = State()
+    presence: Presence = Presence()
     auth: Auth = Auth()
     permissions: Permissions = Permissions()
     limits: Limits = Limits()

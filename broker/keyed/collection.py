@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 Key: TypeAlias = "tuple[str, tuple[str, ...], tuple[str, ...]]"  # tenant, patterns, denied patterns
 
 
+class Listener(Protocol):
+    """Hears of all rows, at once."""
+
+    def put(self, row: Row) -> None:
+        """Take a row of the feed, of a collection that is loaded."""
+
+    def filled(self) -> None:
+        """Take all rows anew: they have been loaded, for the first time or again."""
+
+
 class Member(Protocol):
     def leave_lane(self) -> None:
         """Get nothing of a lane any more, until it has read the collection."""
@@ -52,6 +62,7 @@ class Collection(Generic[W]):
         self.grown = False
         self.lanes: dict[float, Lane[W]] = {}
         self.watches: dict[W, None] = {}
+        self.listener: Listener | None = None
 
     @property
     def count(self) -> int:
@@ -81,6 +92,8 @@ class Collection(Generic[W]):
         for row in sorted(newest.values(), key=lambda each: each.revision):
             self.rows.put(row)
         self.loaded = self.grown = True
+        if self.listener is not None:
+            self.listener.filled()
         self.ended(None)
 
     def ended(self, error: Unavailable | TooManyDocuments | None) -> None:
@@ -102,6 +115,8 @@ class Collection(Generic[W]):
         self.grown = self.grown or self.rows.count > before[0] or self.rows.size > before[1]
         for lane in self.lanes.values():
             lane.note(old, row, now)
+        if self.listener is not None:
+            self.listener.put(row)
         return bool(self.lanes)
 
     def missing(self) -> list[str]:

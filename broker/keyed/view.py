@@ -83,7 +83,7 @@ class View:
 
     keyed: Keyed
     prefix: str
-    form: Form
+    form: Form | None  # of what watches get; without any there are only listeners
     excess: Callable[[int, int], str | None]
     stream: str | None = None
     head: int = 0
@@ -412,7 +412,7 @@ class View:
             collection.grown = False
             for watch in list(collection.watches):
                 watch.holder.grew(watch)
-        if collection.lanes.get(lane.seconds) is not lane or self.stream is None:
+        if collection.lanes.get(lane.seconds) is not lane or self.stream is None or self.form is None:
             return
         steps = lane.take(trio.current_time(), self.head)
         if not steps:

@@ -120,6 +120,14 @@ class Caller(Asker, Protocol):
     def certificate(self) -> str | None:
         """Return the verified name in the client's certificate."""
 
+    @property
+    def close_code(self) -> int:
+        """Return how it has ended, once it is `closing`."""
+
+    @property
+    def ended_by(self) -> str:
+        """Return who has ended it: "broker", "operator" or "client", or "link" if it was lost."""
+
     def tell(self, message: m.ServerMessage, message_id: str | None = None) -> None:
         """Send the client a message in its turn."""
 
@@ -150,8 +158,8 @@ class Page(Generic[W]):
     status: int
     example: str = ""
     query: tuple[str, ...] = ()
-    perform: Callable[[Asker, W], Awaitable[m.ServerMessage | m.Documents]]
-    reply: type[m.Documents] | None = None
+    perform: Callable[[Asker, W], Awaitable[m.ServerMessage | m.Documents | m.Members]]
+    reply: type[m.Documents] | type[m.Members] | None = None
     without: tuple[str, ...] = ()
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from broker.links.exchange import ClientExchange
     from broker.links.route import ClientRoute
     from broker.session.requests import AnyRequest, Page, Table
-    from broker.wire.messages import Documents, ServerMessage
+    from broker.wire.messages import Documents, Members, ServerMessage
 
 grammar = msgspec.json.Decoder(msgspec.Raw)
 members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -33,7 +33,7 @@ class Post(Protocol):
 
     async def __call__(
         self, message: bytes, *, token: str, tenant: str | None, peer: str
-    ) -> ServerMessage | Documents: ...
+    ) -> ServerMessage | Documents | Members: ...
 
 
 def routes(post: Post, table: Table) -> list[ClientRoute]:
@@ -115,7 +115,7 @@ def asked(request: AnyRequest, page: Page[Any], query: Query) -> bytes:
     return msgspec.json.encode({"type": request.message.type, "payload": payload})
 
 
-def response(page: Page[Any], reply: ServerMessage | Documents) -> Response:
+def response(page: Page[Any], reply: ServerMessage | Documents | Members) -> Response:
     """Return a reply as a response."""
     if isinstance(reply, Error):
         return from_message(reply)

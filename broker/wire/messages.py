@@ -165,6 +165,52 @@ class Change(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     changes: list[OneChange] | None = None
 
 
+class PresenceEnter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Be present in a channel, in one session of this user; again: with another state.
+
+    `session` (1 to 64 of A-Z a-z 0-9 _ -) names this page or device: the same one after a reconnect or a
+    reload. `state` is any JSON of at most 1 KiB that others see; `away`: the page is hidden.
+    """
+
+    type: ClassVar[str] = "presence.enter"
+    channel: str
+    session: str
+    state: Any = UNSET
+    away: bool | Literal["hidden"] | None = None
+
+
+class PresenceUpdate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Say another state, or whether the page is hidden. With `for_ms` the state before holds again then."""
+
+    type: ClassVar[str] = "presence.update"
+    channel: str
+    state: Any = UNSET
+    away: bool | Literal["hidden"] | UnsetType | None = UNSET
+    for_ms: int | None = None
+
+
+class PresenceLeave(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Be present in a channel no longer."""
+
+    type: ClassVar[str] = "presence.leave"
+    channel: str
+
+
+class PresenceWatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """See who is present in a channel, and who comes and goes; with `position` only what has changed."""
+
+    type: ClassVar[str] = "presence.watch"
+    channel: str
+    position: str | None = None
+
+
+class PresenceUnwatch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Follow who is present in a channel no longer."""
+
+    type: ClassVar[str] = "presence.unwatch"
+    channel: str
+
+
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ask for a sign of life and the live position."""
 
@@ -182,6 +228,11 @@ ClientMessage: TypeAlias = (
     | StateOpen
     | StateClose
     | Change
+    | PresenceEnter
+    | PresenceUpdate
+    | PresenceLeave
+    | PresenceWatch
+    | PresenceUnwatch
     | Ping
 )
 CLIENT_MESSAGES: dict[str, type[ClientMessage]] = {
@@ -476,6 +527,104 @@ class Lost(Struct, frozen=True, kw_only=True):
     paths: dict[str, Any]
 
 
+class PresenceEntered(Struct, frozen=True, kw_only=True):
+    """The client is present. Whoever watches sees it from `position` on."""
+
+    type: ClassVar[str] = "presence.entered"
+    channel: str
+    position: str
+
+
+class PresenceUpdated(Struct, frozen=True, kw_only=True):
+    """The state will be seen soon: the newest one, where several follow each other quickly."""
+
+    type: ClassVar[str] = "presence.updated"
+    channel: str
+
+
+class PresenceLeft(Struct, frozen=True, kw_only=True):
+    """The client is present no longer. Unasked, `code` is why.
+
+    "replaced": another connection has entered with the same session.
+    """
+
+    type: ClassVar[str] = "presence.left"
+    channel: str
+    code: str | UnsetType = UNSET
+
+
+class PresenceWatched(Struct, frozen=True, kw_only=True):
+    """The channel is watched. `recovered` false: the position is of no use any more, and all members follow.
+
+    With `detail` "count" there are too many to show: the messages have the numbers, the client's own user and
+    a sample of the others. Unasked, it says that `detail` has changed.
+    """
+
+    type: ClassVar[str] = "presence.watched"
+    channel: str
+    position: str
+    recovered: bool
+    detail: Literal["full", "count"]
+
+
+class PresenceUnwatched(Struct, frozen=True, kw_only=True):
+    """The channel is watched no longer. `code` is why, if unasked."""
+
+    type: ClassVar[str] = "presence.unwatched"
+    channel: str
+    code: str | UnsetType = UNSET
+
+
+class Member(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A session of a user in a channel, since a time. `info` is from its token, `state` from the client.
+
+    `away`: the page is "hidden", or the connection "lost".
+    """
+
+    user: str
+    session: str
+    since: str
+    info: Any = UNSET
+    state: Any = UNSET
+    away: Literal["hidden", "lost"] | UnsetType = UNSET
+
+
+class Departed(Struct, frozen=True, kw_only=True):
+    """A session of a user that has gone."""
+
+    user: str
+    session: str
+
+
+class Presence(Struct, frozen=True, kw_only=True):
+    """Who is present in a watched channel: those that have come or changed, and those that have gone.
+
+    With `whole` all from before is void, and all members come, in one or more messages: up to the one that is
+    `complete`. `users` and `sessions` are how many are present. Everything up to `position` has been sent.
+    """
+
+    type: ClassVar[str] = "presence"
+    channel: str
+    position: str
+    set: list[Member]
+    gone: list[Departed]
+    users: int
+    sessions: int
+    whole: bool | UnsetType = UNSET
+    complete: bool | UnsetType = UNSET
+
+
+class Members(Struct, frozen=True, kw_only=True):
+    """Who is present, as `GET /presence` has it."""
+
+    channel: str
+    position: str
+    set: list[Member]
+    users: int
+    sessions: int
+    detail: Literal["full", "count"]
+
+
 class Pong(Struct, frozen=True, kw_only=True):
     """The answer to `ping`, with the live position."""
 
@@ -528,6 +677,12 @@ ServerMessage: TypeAlias = (
     | StateClosed
     | Changed
     | Lost
+    | PresenceEntered
+    | PresenceUpdated
+    | PresenceLeft
+    | PresenceWatched
+    | PresenceUnwatched
+    | Presence
     | Pong
     | Error
 )

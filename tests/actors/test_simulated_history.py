@@ -70,7 +70,7 @@ class Reader:
         while True:
             message = json.dumps({"type": "history", "payload": payload}).encode()
             answer = await self.supervisor.post(message, token="acme:u", tenant=None, peer="1.1.1.1:1")
-            assert not isinstance(answer, m.Documents)
+            assert not isinstance(answer, m.Documents | m.Members)
             if answer.type == "history":
                 self.pages += 1
                 found: dict[str, Any] = json.loads(msgspec.json.encode(answer))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import attrs
@@ -17,7 +18,8 @@ from broker.nats import link
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from broker.bus.base import Feed, KeyedPut, Record
+    from broker.bus.base import AnyPut, Feed, KeyedPut, Record
+    from broker.errors import BrokerError
     from tests.support.scripted_bus import ScriptedBus
 
 
@@ -40,16 +42,30 @@ class ScriptedKeyed:
     feed: Feed | None = None
     arrived: trio.Event = attrs.Factory(trio.Event)
     slowest: float = 0.02  # for the feed, in seconds
+    ends: dict[str, float] = attrs.Factory(dict)  # when the message of a subject vanishes
 
     # --- what happens to NATS
 
     def store(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> int:
         self.last += 1
         record = (self.last, subject, body, headers or None)
+        self.ends.pop(subject, None)
+        if life := (headers or {}).get("Nats-TTL"):
+            self.ends[subject] = trio.current_time() + float(life.removesuffix("s"))
         self.log.append(record)
         self.rows[subject] = record
         self.wake()
         return self.last
+
+    def expire(self) -> None:
+        """What has lived long enough vanishes; of what was no marker a marker is left."""
+        for subject, end in list(self.ends.items()):
+            if end <= trio.current_time():
+                del self.ends[subject]
+                if self.rows[subject][2]:
+                    self.store(subject, b"", {"Nats-Marker-Reason": "MaxAge"})
+                else:
+                    self.forgotten = max(self.forgotten, self.rows.pop(subject)[0])
 
     def forget(self) -> None:
         """The deletions of up to now expire, but for those that are just being delivered."""
@@ -78,7 +94,7 @@ class ScriptedKeyed:
         self.interrupted()
         self.incarnation = f"key{int(self.incarnation.removeprefix('key')) + 1}"
         self.last = self.sent = self.forgotten = 0
-        self.log, self.rows = [], {}
+        self.log, self.rows, self.ends = [], {}, {}
 
     def wake(self) -> None:
         self.arrived.set()
@@ -107,7 +123,9 @@ class ScriptedKeyed:
                 feed.stored(batch, self.sent, [0] * len(batch))
                 await trio.lowlevel.checkpoint()
             if self.up:
-                await arrived.wait()
+                with trio.move_on_at(min(self.ends.values(), default=inf)):
+                    await arrived.wait()
+                self.expire()
 
     def begin(self, feed: Feed) -> None:
         self.up = True
@@ -155,6 +173,23 @@ class ScriptedKeyed:
     async def put(self, subject: str, body: bytes, *, headers: Mapping[str, str], revision: int) -> int:
         [sequence] = await self.put_all([(subject, body, headers, revision)])
         return sequence
+
+    async def put_each(self, puts: Sequence[AnyPut]) -> list[int | Stale | BrokerError]:
+        for subject, body, headers, _ in puts:
+            self.bus.check(subject, body, headers)
+        await self.bus.delay()
+        found: list[int | Stale | BrokerError] = []
+        for subject, body, headers, revision in puts:
+            there = self.rows.get(subject)
+            if revision is not None and (there[0] if there else 0) != revision:
+                found.append(Stale())
+            else:
+                found.append(self.store(subject, body, headers))
+        try:
+            self.bus.acknowledge()
+        except Unavailable as error:
+            raise OutcomeUnknown("scripted") from error
+        return found
 
     async def put_all(self, puts: Sequence[KeyedPut]) -> list[int]:
         for subject, body, headers, _ in puts:

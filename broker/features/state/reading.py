@@ -167,7 +167,8 @@ class Reading(Feature):
         self.rules = rules
         self.limits = limits
         self.events = events
-        self.view = View(keyed, names.state, DocumentForm(), self.excess)
+        self.form = DocumentForm()
+        self.view = View(keyed, names.state, self.form, self.excess)
         self.held: dict[Caller, Opens] = {}  # only connections that have something open
 
     def requests(self) -> Requests:
@@ -226,7 +227,7 @@ class Reading(Feature):
             collection,
             flow=caller.flow,
             holder=opens,
-            form=self.view.form,
+            form=self.form,
             stream=self.view.stream or "",
             seconds=wish.seconds,
             place=place or 0,

@@ -1,0 +1,311 @@
+"""A room: who is present in a channel, as this broker sees it, and what has changed since. No I/O."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from math import inf
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import msgspec
+import trio
+
+from broker.features.presence import records
+from broker.wire.positions import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from broker.keyed.collection import Collection
+    from broker.keyed.rows import Row
+    from broker.keyed.view import View
+    from broker.keyed.watch import Watch
+
+COUNT_MEMBERS, COUNT_BYTES = 1000, 262_144  # from here on only numbers are shown ...
+BACK = 0.9  # ... until it is below this part of both
+SAMPLE = 50
+FRAME_BYTES = 32_768
+SPARE_GONE = 1000  # that are remembered beside as many as there are members
+
+Detail = Literal["full", "count"]
+
+
+class Own(Protocol):
+    """A member whose connection this broker has: it knows better than the stream."""
+
+    def hear(self, row: Row) -> bool:
+        """Take what the stream says of it. Return whether that is to be shown."""
+
+    def missing(self) -> None:
+        """Note that the stream does not have it."""
+
+
+class Lives(Protocol):
+    def lost(self, broker: str, revision: int) -> bool:
+        """Return whether a broker that wrote a message has died since."""
+
+
+class Shown:
+    """A member as it is shown: `data` is its JSON, and on Trio's clock it `ends` by itself."""
+
+    __slots__ = ("broker", "data", "ends", "revision", "session", "user")
+
+    def __init__(self, stored: records.Stored, data: bytes, row: Row) -> None:
+        self.user = stored.user
+        self.session = stored.session
+        self.data = data
+        self.revision = row.revision
+        self.broker = records.field(row.headers, records.INSTANCE)
+        life = records.field(row.headers, records.TTL)
+        self.ends = trio.current_time() + float(life[:-1]) if life else inf
+
+    @property
+    def departed(self) -> bytes:
+        return msgspec.json.encode({"user": self.user, "session": self.session})
+
+
+class Change:
+    """A key that has changed: in which version of the room, and at which sequence of the stream.
+
+    `departed` is the JSON of a member that has gone, `sampled` whether it was in the sample.
+    """
+
+    __slots__ = ("at", "departed", "sampled", "user", "version")
+
+    def __init__(self, version: int, at: int, user: str, departed: bytes, *, sampled: bool) -> None:
+        self.version = version
+        self.at = at
+        self.user = user
+        self.departed = departed
+        self.sampled = sampled
+
+
+class Room:
+    """The members of a channel by their keys, kept up to date by a collection.
+
+    `version` counts what has changed, and `changes` are the last ones by key, oldest first. Of changes up to
+    the sequence `floor` some are not known any more. `orphans` are members that were lost with the stream,
+    and until when (Trio's clock) they may come back.
+    """
+
+    def __init__(
+        self,
+        channel: str,
+        collection: Collection[Watch],
+        view: View,
+        lives: Lives,
+        changed: Callable[[Room], None],
+    ) -> None:
+        self.channel = channel
+        self.collection = collection
+        self.view = view
+        self.lives = lives
+        self.changed = changed
+        self.own: dict[str, Own] = {}
+        self.members: dict[str, Shown] = {}
+        self.users: Counter[str] = Counter()
+        self.size = 0
+        self.version = 0
+        self.changes: dict[str, Change] = {}
+        self.floor = view.head
+        self.epoch = view.stream
+        self.orphans: dict[str, float] = {}
+        self.linger = 30.0
+        self.detail: Detail = "full"
+        self.sample: dict[str, None] = {}
+        self.cache: dict[object, list[bytes]] = {}
+        collection.listener = self
+        if collection.loaded:
+            self.filled()
+
+    # --- what the collection says ------------------------------------------------------------------
+
+    def put(self, row: Row) -> None:
+        """Take a row of the feed."""
+        own = self.own.get(row.key)
+        if own is None or own.hear(row):
+            self.show(row)
+
+    def filled(self) -> None:
+        """Take the rows that have been loaded, in place of those before."""
+        if self.epoch != self.view.stream:
+            self.epoch, self.floor = self.view.stream, self.view.head
+            until = trio.current_time() + self.linger
+            for key in self.members.keys() - self.own.keys():
+                self.orphans.setdefault(key, min(until, self.members[key].ends))
+        rows = self.collection.rows
+        for row in list(rows.after(0)):
+            self.put(row)
+        for key in list(self.members):
+            if rows.get(key) is None and key not in self.own and key not in self.orphans:
+                self.drop(key)
+        for key, own in list(self.own.items()):
+            if rows.get(key) is None:
+                own.missing()
+
+    def disown(self, key: str) -> None:
+        """Believe the stream again."""
+        del self.own[key]
+        if (row := self.collection.rows.get(key)) is not None:
+            self.show(row)
+        elif self.collection.loaded:
+            self.drop(key)
+
+    # --- members -----------------------------------------------------------------------------------
+
+    def show(self, row: Row) -> None:
+        """Show what a row says."""
+        current = records.field(row.headers, records.EPOCH) == self.view.stream
+        stored = records.understood(row.body) if current else None
+        if stored is None:
+            if row.key not in self.orphans or current:
+                self.drop(row.key)
+            return
+        self.orphans.pop(row.key, None)
+        lost = self.lives.lost(records.field(row.headers, records.INSTANCE), row.revision)
+        data = records.shown(stored, lost=lost, now=time.time())
+        before = self.members.get(row.key)
+        member = self.members[row.key] = Shown(stored, data, row)
+        if before is not None:
+            self.size -= len(before.data)
+        else:
+            self.users[member.user] += 1
+            if len(self.sample) < SAMPLE:
+                self.sample[row.key] = None
+        self.size += len(data)
+        if before is None or before.data != data:
+            self.note(row.key, member.user)
+
+    def drop(self, key: str) -> None:
+        """Show a member no longer, if it was shown."""
+        self.orphans.pop(key, None)
+        member = self.members.pop(key, None)
+        if member is None:
+            return
+        self.size -= len(member.data)
+        self.users[member.user] -= 1
+        if not self.users[member.user]:
+            del self.users[member.user]
+        self.note(key, member.user, member.departed)
+        if key in self.sample:
+            del self.sample[key]
+            successor = next((each for each in self.members if each not in self.sample), None)
+            if successor is not None:
+                self.sample[successor] = None
+                self.note(successor, self.members[successor].user)
+
+    def note(self, key: str, user: str, departed: bytes = b"") -> None:
+        self.version += 1
+        self.changes.pop(key, None)
+        sampled = key in self.sample
+        self.changes[key] = Change(self.version, self.view.head, user, departed, sampled=sampled)
+        self.cache.clear()
+        if len(self.changes) > 2 * len(self.members) + 2 * SPARE_GONE:
+            self.forget()
+        self.judge_size()
+        self.changed(self)
+
+    def forget(self) -> None:
+        """Forget the oldest changes."""
+        for key, change in list(self.changes.items())[: len(self.changes) // 2]:
+            del self.changes[key]
+            self.floor = max(self.floor, change.at)
+
+    def judge_size(self) -> None:
+        """Decide whether all members are shown or their numbers alone."""
+        factor = BACK if self.detail == "count" else 1.0
+        large = len(self.members) >= COUNT_MEMBERS * factor or self.size >= COUNT_BYTES * factor
+        self.detail = "count" if large else "full"
+
+    def overlay(self, broker: str) -> None:
+        """Show the members of a broker as they are now that something has become of it."""
+        for key, member in list(self.members.items()):
+            row = self.collection.rows.get(key)
+            if member.broker == broker and row is not None and key not in self.own:
+                self.show(row)
+
+    def expire(self, now: float) -> None:
+        """Drop members that were lost with the stream and have not come back."""
+        for key, until in list(self.orphans.items()):
+            if until <= now:
+                self.drop(key)
+
+    # --- what clients are told ---------------------------------------------------------------------
+
+    @property
+    def position(self) -> str:
+        return str(Position(self.view.stream or "", self.view.head))
+
+    def resumes(self, position: Position) -> bool:
+        """Return whether all that has changed since a position is known."""
+        return position.incarnation == self.epoch and self.floor <= position.sequence <= self.view.head
+
+    def since(self, sequence: int, user: str) -> bytes:
+        """Return the message with what has changed since a sequence of the stream."""
+        return self.message((key for key, change in self.changes.items() if change.at >= sequence), user)
+
+    def after(self, version: int, user: str) -> bytes:
+        """Return the message with what has changed after a version, for a watcher of this user."""
+        tag = (version, user if self.detail == "count" else None)
+        if tag not in self.cache:
+            keys: list[str] = []
+            for key in reversed(self.changes):
+                if self.changes[key].version <= version:
+                    break
+                keys.append(key)
+            self.cache[tag] = [self.message(reversed(keys), user)]
+        return self.cache[tag][0]
+
+    def message(self, keys: Iterable[str], user: str) -> bytes:
+        """Return the message with some keys that have changed, as far as a watcher of this user sees them."""
+        came: list[bytes] = []
+        gone: list[bytes] = []
+        for key in keys:
+            change, member = self.changes[key], self.members.get(key)
+            if self.detail == "full" or change.sampled or key in self.sample or change.user == user:
+                if member is None:
+                    gone.append(change.departed)
+                else:
+                    came.append(member.data)
+        return self.frame(came, gone)
+
+    def whole(self, user: str) -> list[bytes]:
+        """Return the messages with all members that a watcher of this user sees."""
+        mine = user if self.detail == "count" and user in self.users else None
+        tag = ("whole", mine)
+        if tag not in self.cache:
+            self.cache[tag] = self.parts(
+                member.data
+                for key, member in self.members.items()
+                if self.detail == "full" or key in self.sample or member.user == mine
+            )
+        return self.cache[tag]
+
+    def parts(self, members: Iterable[bytes]) -> list[bytes]:
+        """Return messages of at most `FRAME_BYTES`, or of one member, with all of these."""
+        pages: list[list[bytes]] = [[]]
+        size = 0
+        for data in members:
+            if pages[-1] and size + len(data) > FRAME_BYTES - 1024:
+                pages.append([])
+                size = 0
+            pages[-1].append(data)
+            size += len(data) + 1
+        return [
+            self.frame(page, [], b',"whole":true' + (b',"complete":true' if page is pages[-1] else b""))
+            for page in pages
+        ]
+
+    def frame(self, came: list[bytes], gone: list[bytes], more: bytes = b"") -> bytes:
+        return (
+            b'{"type":"presence","payload":{"channel":%b,"position":"%b","set":[%b],"gone":[%b],'
+            b'"users":%d,"sessions":%d%b}}'
+        ) % (
+            msgspec.json.encode(self.channel),
+            self.position.encode(),
+            b",".join(came),
+            b",".join(gone),
+            len(self.users),
+            len(self.members),
+            more,
+        )
