@@ -78,13 +78,15 @@ class View:
     """The receiver of the feed of `keyed`, whose subjects are `<prefix>.<tenant>.<channel>`.
 
     `stream` is the incarnation that it has seen (None: none yet), `head` how far. `excess` says why nobody
-    may have a collection of so many keys and bytes; it is then loaded no further.
+    may have a collection of so many keys and bytes; it is then loaded no further. `lasting`: no key goes
+    without a word, unless somebody removes it.
     """
 
     keyed: Keyed
     prefix: str
     form: Form | None  # of what watches get; without any there are only listeners
     excess: Callable[[int, int], str | None]
+    lasting: bool = True
     stream: str | None = None
     head: int = 0
     up: bool = False
@@ -328,7 +330,7 @@ class View:
 
     async def look_for_removals(self) -> None:
         """Look again and again whether keys have been removed without a word, for ever."""
-        while True:
+        while self.lasting:
             await beat(LOOK_SECONDS)
             if not self.collections:
                 self.removals.begin(None)

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from broker import config
-from broker.bus.base import Loaded, OutcomeUnknown, Stale, StreamState
+from broker.bus.base import OutcomeUnknown, Stale, StreamState
 from broker.errors import BrokerError, Unavailable
 from broker.features.presence.feature import Presence
 from broker.features.presence.wishes import Enter, Update, Watching
@@ -21,7 +21,7 @@ from tests.support.scripted_keyed import matches
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from broker.bus.base import AnyPut, Feed, Record
     from broker.wire import messages as m
@@ -115,18 +115,21 @@ class Access:
                 self.sent = batch[-1][0]
                 feed.stored(batch, self.sent, [0] * len(batch))
             else:
-                with trio.move_on_after(0.2):
+                with trio.move_on_after(1.0):
                     await stream.news.park()
 
-    async def load(self, filters: Sequence[str], *, at_least: int) -> Loaded:
+    async def load(
+        self, filters: Sequence[str], *, at_least: int, take: Callable[[list[Record]], None]
+    ) -> str:
         await self.pause()
         self.check()
         if self.stream.last < at_least:
             raise Unavailable("scripted: another stream")
         found = [each for each in self.stream.rows.values() if any(matches(f, each[1]) for f in filters)]
-        loaded = Loaded(incarnation=f"e{self.stream.epoch}", records=sorted(found))
+        epoch = f"e{self.stream.epoch}"
         await self.pause()
-        return loaded
+        take(sorted(found))
+        return epoch
 
     async def get(self, subject: str) -> Record | None:
         await self.pause()

@@ -73,7 +73,7 @@ class Presence(Feature):
         self.keyed = keyed
         self.names = names
         self.limits = limits
-        self.view = View(keyed, names.presence, None)
+        self.view = View(keyed, names.presence, None, lambda *_: None, lasting=False)
         self.view.heard = self.hear
         self.lives = Lives(broker)
         self.rooms: Rooms = {}
@@ -473,14 +473,18 @@ class Presence(Feature):
         mine = f"{self.prefix}.broker.{self.lives.broker}"
         epoch = self.epoch
         try:
-            loaded = await self.keyed.load([f"{self.prefix}.broker.*"], at_least=self.view.head)
+            for _, subject, body, _ in await self.load(f"{self.prefix}.broker.*"):
+                if body:
+                    self.lives.met(subject.rpartition(".")[2])
         except Unavailable:
             return
-        for _, subject, body, _ in loaded.records:
-            if body:
-                self.lives.met(subject.rpartition(".")[2])
         if await self.put([(mine, b"{}", self.headers(), None)]):
             self.registered = epoch == self.epoch
+
+    async def load(self, filter_: str) -> list[Record]:
+        found: list[Record] = []
+        await self.keyed.load([filter_], at_least=self.view.head, take=found.extend)
+        return found
 
     async def judge(self) -> None:
         """Find out which brokers have died, and clear up after them."""
@@ -513,9 +517,10 @@ class Presence(Feature):
         )
         if not isinstance(claimed[0], int):
             return
-        loaded = await self.keyed.load([f"{self.names.presence}.>"], at_least=self.view.head)
         left = [
-            each for each in loaded.records if each[2] and records.field(each[3], records.INSTANCE) == broker
+            each
+            for each in await self.load(f"{self.names.presence}.>")
+            if each[2] and records.field(each[3], records.INSTANCE) == broker
         ]
         members = [each for each in left if not each[1].startswith(f"{self.prefix}.")]
         for start in range(0, len(members), AT_ONCE):

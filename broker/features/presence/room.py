@@ -158,7 +158,7 @@ class Room:
         current = records.field(row.headers, records.EPOCH) == self.view.stream
         stored = records.understood(row.body) if current else None
         if stored is None:
-            if row.key not in self.orphans or current:
+            if row.deleted or row.key not in self.orphans:
                 self.drop(row.key)
             return
         self.orphans.pop(row.key, None)
