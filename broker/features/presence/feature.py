@@ -446,7 +446,7 @@ class Presence(Feature):
         """Begin with another epoch: what was in the stream is lost, and everybody says it again."""
         self.epoch = self.view.stream
         self.registered = False
-        self.lives.interrupted()
+        self.lives.begin()
         for room in self.rooms.values():
             for own in room.own.values():
                 own.missing()

@@ -50,6 +50,11 @@ class Lives:
         self.heard.pop(broker, None)
         self.died.pop(broker, None)
 
+    def begin(self) -> None:
+        """Begin with another stream, whose sequences are others."""
+        self.since = None
+        self.marks.clear()
+
     def interrupted(self) -> None:
         """Note that nothing is heard any more."""
         self.since = None
