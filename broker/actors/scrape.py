@@ -9,7 +9,7 @@ import trio
 
 from broker import subjects
 from broker.metrics.meters import TRANSPORTS
-from broker.metrics.statistics import Documents, Statistics, Tasks
+from broker.metrics.statistics import Documents, Presence, Statistics, Tasks
 from broker.metrics.tenants import NONE, OTHER, fold, largest
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def statistics(supervisor: Supervisor) -> Statistics:
         filters=sum(each.filters for each in taken.values()),
         paced=sum(each.held for each in taken.values()),
         documents=documents(supervisor),
+        presence=supervisor.presence.statistics() if supervisor.presence is not None else Presence(),
         ring_events=sum(each.ring_events for each in taken.values()),
         ring_bytes=sum(each.ring_bytes for each in taken.values()),
         reads_waiting=tenants.gate.waits(),

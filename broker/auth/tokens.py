@@ -265,11 +265,13 @@ def sign(
     presence: Sequence[str] | None = None,
     observe: Sequence[str] | None = None,
     deny: Sequence[str] | None = None,
+    info: object = None,
 ) -> str:
     """Return a token that is valid from `now` for `ttl` seconds, signed with the first suitable secret.
 
-    The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults apply.
-    Raises `ConfigError` when no key is suitable, `TokenInvalid` when the broker would refuse the token.
+    The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults apply. `info` is
+    what others see of the user where it is present. Raises `ConfigError` when no key is suitable,
+    `TokenInvalid` when the broker would refuse the token.
     """
     key = signing_key(auth, tenant)
     given = {
@@ -290,6 +292,7 @@ def sign(
     claims |= {"iss": key.issuer} if key.issuer not in (None, ANY) else {}
     claims |= {"aud": key.audience} if key.audience not in (None, ANY) else {}
     claims |= {"permissions": permissions} if permissions else {}
+    claims |= {} if info is None else {"info": info}
     head = {"kid": key.name, "typ": auth.type[0]}
     return jwt.encode(claims, read_secret(key), algorithm=algorithms_of(key)[0], headers=head)
 

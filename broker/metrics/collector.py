@@ -62,6 +62,13 @@ def state(taken: Statistics) -> Iterator[Metric]:
     yield gauge("broker_documents", "Documents in memory for those who follow them.", taken.documents.held)
     yield gauge("broker_document_bytes", "Bytes of these documents.", taken.documents.bytes)
     yield gauge("broker_document_opens", "Opens of documents by connections.", taken.documents.opens)
+    present = taken.presence
+    yield gauge("broker_presence_members", "Members whose connections this broker has.", present.members)
+    yield gauge("broker_presence_watchers", "Channels watched by connections, summed up.", present.watchers)
+    yield gauge("broker_presence_brokers", "Brokers that are alive, this one included.", present.brokers)
+    yield counter(
+        "broker_presence_judged", "Dead brokers that this one has cleared up after.", present.judged
+    )
     yield gauge("broker_paced_channels", "Channels that a pace holds events of, in all tenants.", taken.paced)
     yield gauge("broker_ring_events", "Recent events held in memory.", taken.ring_events)
     yield gauge("broker_ring_bytes", "Bytes of recent events held in memory.", taken.ring_bytes)

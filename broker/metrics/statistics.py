@@ -49,6 +49,16 @@ class Documents:
 
 
 @attrs.frozen(kw_only=True)
+class Presence:
+    """Members whose connections this broker has, those who watch, and what is known of other brokers."""
+
+    members: int = 0
+    watchers: int = 0
+    brokers: int = 0
+    judged: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class Tasks:
     """Figures of the event loop, see `trio.lowlevel.current_statistics`."""
 
@@ -88,6 +98,7 @@ class Statistics:
     filters: int
     paced: int
     documents: Documents
+    presence: Presence
     ring_events: int
     ring_bytes: int
     reads_waiting: int

@@ -98,8 +98,8 @@ def of_stream(name: str, *path: str) -> Callable[[World], Awaitable[object]]:
 
 
 async def streams(world: World) -> set[str]:
-    """All but that of the audit trail, which is made in the background."""
-    return set((await world.publisher.api("STREAM.NAMES"))["streams"]) - {"AUDIT"}
+    """All but those of the audit trail and of presence, which are made in the background."""
+    return set((await world.publisher.api("STREAM.NAMES"))["streams"]) - {"AUDIT", "PRESENCE"}
 
 
 row("subjects.own", "_own")(of_stream("BROKER", "subjects"))

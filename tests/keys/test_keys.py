@@ -12,14 +12,14 @@ import attrs
 import pytest
 
 from broker.config import Config, checks
-from tests.keys import clients, documents, files, limits, sources, surfaces
+from tests.keys import clients, documents, files, limits, presence, sources, surfaces
 from tests.keys.world import ROWS, UNSET, Row, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-TABLES = (clients, documents, limits, sources, surfaces)  # importing them registers their rows
+TABLES = (clients, documents, limits, presence, sources, surfaces)  # importing them registers their rows
 SHORT_SECONDS = 0.3  # for what is to stay away: nothing here waits for it to come
 LONG_SECONDS = 15.0
 

@@ -137,6 +137,8 @@ class Entry:
                 return
         if self.goal != "here" and self.written == self.goal:
             self.writes.done(self)
+        elif self.brief is not None and self.brief[1] > trio.current_time():
+            self.writes.write(self, at=self.brief[1])
 
     def fail(self, error: BrokerError) -> None:
         """Give up the first write."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeAlias
 
-import attrs
 import msgspec
 import structlog
 import trio
@@ -29,6 +28,7 @@ from broker.features.presence.room import Room
 from broker.features.presence.watching import Screen, Watcher, Watching
 from broker.features.presence.wishes import check_channel, check_enter, check_update, check_watch
 from broker.keyed.view import View
+from broker.metrics.statistics import Presence as Statistics
 from broker.session.requests import Page, Request
 from broker.wire import messages as m
 from broker.wire.times import rfc3339
@@ -56,11 +56,6 @@ VERDICTS = {
 }  # fmt: skip
 
 log = structlog.get_logger("broker.presence")
-
-
-@attrs.define(eq=False)
-class Meters:
-    judged: int = 0  # brokers that this one has cleared up after
 
 
 class Presence(Feature):
@@ -147,6 +142,14 @@ class Presence(Feature):
             nursery.start_soon(self.watching.run)
             nursery.start_soon(self.renew)
             nursery.start_soon(self.judge)
+
+    def statistics(self) -> Statistics:
+        return Statistics(
+            members=sum(map(len, self.entered.values())),
+            watchers=sum(len(screen.watchers) for screen in self.screens.values()),
+            brokers=self.lives.alive,
+            judged=self.judged,
+        )
 
     # --- rooms ---------------------------------------------------------------------------------------
 
@@ -252,9 +255,7 @@ class Presence(Feature):
             if wish.seconds is None:
                 entry.state, entry.brief = wish.state, None
             else:
-                until = now + wish.seconds
-                entry.brief = (b"null" if wish.state is None else wish.state, until)
-                self.writer.write(entry, at=until)
+                entry.brief = (b"null" if wish.state is None else wish.state, now + wish.seconds)
         self.writer.say(entry, now)
         return m.PresenceUpdated(channel=wish.channel) if message_id is not None else None
 

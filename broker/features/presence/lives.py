@@ -28,6 +28,11 @@ class Lives:
         self.died: dict[str, float] = {}
         self.marks: dict[str, int] = {}
 
+    @property
+    def alive(self) -> int:
+        """How many brokers have been heard and have not died."""
+        return sum(heard > float("-inf") for name, heard in self.heard.items() if name not in self.died)
+
     def lease(self, broker: str, now: float) -> bool:
         """Take a lease. Return whether it is ours and came so late that others may have judged us."""
         before = self.heard.get(broker)
