@@ -269,8 +269,8 @@ def sign(
 ) -> str:
     """Return a token that is valid from `now` for `ttl` seconds, signed with the first suitable secret.
 
-    The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults apply. `info` is
-    what others see of the user where it is present. Raises `ConfigError` when no key is suitable,
+    The tenant "*" makes a monitoring token. Without any list of patterns the broker's defaults apply. `info`
+    is what others see of the user where it is present. Raises `ConfigError` when no key is suitable,
     `TokenInvalid` when the broker would refuse the token.
     """
     key = signing_key(auth, tenant)

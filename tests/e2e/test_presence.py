@@ -112,7 +112,7 @@ async def test_seen_by_others(tmp_path: Path, nats: NatsServer) -> None:
         await viewer.shows("ann", {"typing": 1})
         await viewer.shows("ann", {"field": "amount"})
         target = f"/presence?channel={ROOM}"
-        body = (await ask(one.running.http, "GET", target, token=one.token(user="eve"))).json()
+        body = (await ask(one.running.http, "GET", target, token=one.token(user="eve"))).json
         assert sorted(each["user"] for each in body["set"]) == ["ann", "bob"]
         assert (body["users"], body["sessions"], body["detail"]) == (2, 2, "full")
         await ann.send("presence.leave", {"channel": ROOM})
