@@ -157,7 +157,7 @@ class Page(Generic[W]):
     about: str
     status: int
     example: str = ""
-    query: tuple[str, ...] = ()
+    query: tuple[str, ...] | None = None
     perform: Callable[[Asker, W], Awaitable[m.ServerMessage | m.Documents | m.Members]]
     reply: type[m.Documents] | type[m.Members] | None = None
     without: tuple[str, ...] = ()

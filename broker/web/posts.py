@@ -56,13 +56,13 @@ def routes(post: Post, table: Table) -> list[ClientRoute]:
 
 
 def methods(page: Page[Any]) -> tuple[str, ...]:
-    return GET if page.query else POST
+    return POST if page.query is None else GET
 
 
 def operation(request: AnyRequest, page: Page[Any]) -> Operation:
     """Return the description of a request without a connection."""
     replies: dict[int, type | None] = {page.status: page.reply or request.replies[0]}
-    if page.query:
+    if page.query is not None:
         return Operation(method="GET", parameters=page.query, fields_of=request.message, replies=replies)
     return Operation(method="POST", bodies=(request.message,), replies=replies)
 
@@ -74,10 +74,12 @@ async def handle(pages: Sequence[tuple[AnyRequest, Page[Any]]], post: Post, exch
     """
     method = exchange.request.method
     request, page = next((each for each in pages if method in methods(each[1])), pages[0])
-    query = queries.parse(exchange.request.query, page.query, repeated=("channel",) if page.query else ())
+    query = queries.parse(
+        exchange.request.query, page.query or (), repeated=() if page.query is None else ("channel",)
+    )
     token, tenant = exchange.credentials(query)
     with exchange.place():
-        if page.query:
+        if page.query is not None:
             message = asked(request, page, query)
         else:
             message = message_of(request, page, await exchange.body())
@@ -108,7 +110,7 @@ def asked(request: AnyRequest, page: Page[Any], query: Query) -> bytes:
     channels = query["channel"]
     payload: dict[str, Any] = {"channel": channels if len(channels) > 1 else channels[0]}
     hints = get_type_hints(request.message)
-    for name in page.query:
+    for name in page.query or ():
         if name in query:
             (text,) = query[name]
             payload[name] = queries.value(name, text, hints[name])

@@ -13,7 +13,15 @@ import msgspec
 
 from broker.errors import BadMessage, UnknownType
 from broker.wire.events import MAX_DEPTH, is_deeper
-from broker.wire.messages import CLIENT_MESSAGES, ClientMessage, Lag, OneChange, OneOrMany, ServerMessage
+from broker.wire.messages import (
+    CLIENT_MESSAGES,
+    ClientMessage,
+    Hidden,
+    Lag,
+    OneChange,
+    OneOrMany,
+    ServerMessage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -42,6 +50,7 @@ REQUIRED: dict[Any, str] = {
 }
 EXPECTED = REQUIRED | {kind | None: text for kind, text in REQUIRED.items()}
 EXPECTED[dict[str, Any] | msgspec.UnsetType | None] = "an object, or null"
+EXPECTED[Hidden | None] = EXPECTED[Hidden | msgspec.UnsetType | None] = 'true, false or "hidden"'
 FIELDS = {kind: msgspec.structs.fields(kind) for kind in CLIENT_MESSAGES.values()}
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Lag = Literal["replay", "latest", "drop", "close"]
 GapReason = Literal["trimmed", "reset", "limit", "lag", "source"]
+Hidden: TypeAlias = bool | Literal["hidden"]
 OneOrMany: TypeAlias = str | Annotated[list[str], Meta(min_length=1)]
 
 
@@ -176,7 +177,7 @@ class PresenceEnter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     channel: str
     session: str
     state: Any = UNSET
-    away: bool | Literal["hidden"] | None = None
+    away: Hidden | None = None
 
 
 class PresenceUpdate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,7 +186,7 @@ class PresenceUpdate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     type: ClassVar[str] = "presence.update"
     channel: str
     state: Any = UNSET
-    away: bool | Literal["hidden"] | UnsetType | None = UNSET
+    away: Hidden | UnsetType | None = UNSET
     for_ms: int | None = None
 
 

@@ -60,6 +60,25 @@ READABLE: list[tuple[str, m.ClientMessage]] = [
         '{"type":"history","payload":{"channel":["a"],"before":"p","after":"p","since":"t","limit":1}}',
         m.History(channel=["a"], before="p", after="p", since="t", limit=1),
     ),
+    (
+        '{"type":"presence.enter","payload":{"channel":"a","session":"s"}}',
+        m.PresenceEnter(channel="a", session="s"),
+    ),
+    (
+        '{"type":"presence.enter","payload":{"channel":"a","session":"s","state":{"b":1},"away":"hidden"}}',
+        m.PresenceEnter(channel="a", session="s", state={"b": 1}, away="hidden"),
+    ),
+    ('{"type":"presence.update","payload":{"channel":"a"}}', m.PresenceUpdate(channel="a")),
+    (
+        '{"type":"presence.update","payload":{"channel":"a","state":null,"away":false,"for_ms":1}}',
+        m.PresenceUpdate(channel="a", state=None, away=False, for_ms=1),
+    ),
+    ('{"type":"presence.leave","payload":{"channel":"a"}}', m.PresenceLeave(channel="a")),
+    (
+        '{"type":"presence.watch","payload":{"channel":"a","position":"p"}}',
+        m.PresenceWatch(channel="a", position="p"),
+    ),
+    ('{"type":"presence.unwatch","payload":{"channel":"a"}}', m.PresenceUnwatch(channel="a")),
     ('{"type":"request","payload":{"method":"a"}}', m.Ask(method="a")),
     (
         '{"type":"request","payload":{"method":"a","data":[1],"timeout_ms":1,"id":"i","traceparent":"t"}}',
@@ -192,7 +211,7 @@ def test_not_text() -> None:
         ("unsubcribe", "did you mean 'unsubscribe'"),
         (
             "",
-            "known are acknowledge, authenticate, history, ping, publish, request, state.change, state.close",
+            "known are acknowledge, authenticate, history, ping, presence.enter, presence.leave",
         ),
         ("event", "'event' is unknown"),
     ],
@@ -436,6 +455,38 @@ WRITTEN: list[tuple[m.ServerMessage, dict[str, Any]]] = [
     (
         m.Lost(ids=["s-1"], channel="a", revision="p", paths={"/b": None}),
         {"ids": ["s-1"], "channel": "a", "revision": "p", "paths": {"/b": None}},
+    ),
+    (m.PresenceEntered(channel="a", position="p"), {"channel": "a", "position": "p"}),
+    (m.PresenceUpdated(channel="a"), {"channel": "a"}),
+    (m.PresenceLeft(channel="a"), {"channel": "a"}),
+    (m.PresenceLeft(channel="a", code="replaced"), {"channel": "a", "code": "replaced"}),
+    (
+        m.PresenceWatched(channel="a", position="p", recovered=True, detail="full"),
+        {"channel": "a", "position": "p", "recovered": True, "detail": "full"},
+    ),
+    (m.PresenceUnwatched(channel="a"), {"channel": "a"}),
+    (m.PresenceUnwatched(channel="a", code="forbidden"), {"channel": "a", "code": "forbidden"}),
+    (
+        m.Presence(
+            channel="a",
+            position="p",
+            set=[m.Member(user="u", session="s", since="t", state=None, away="lost")],
+            gone=[m.Departed(user="u", session="r")],
+            users=1,
+            sessions=1,
+            whole=True,
+            complete=True,
+        ),
+        {
+            "channel": "a",
+            "position": "p",
+            "set": [{"user": "u", "session": "s", "since": "t", "state": None, "away": "lost"}],
+            "gone": [{"user": "u", "session": "r"}],
+            "users": 1,
+            "sessions": 1,
+            "whole": True,
+            "complete": True,
+        },
     ),
     (m.Pong(), {}),
     (m.Pong(position="p"), {"position": "p"}),

@@ -11,6 +11,7 @@ from broker.config import Limits
 from broker.features.calls import Calls
 from broker.features.durable.feature import Durables
 from broker.features.history.feature import Histories
+from broker.features.presence.feature import Presence
 from broker.features.publishing import Publishing
 from broker.features.state.changing import Changing
 from broker.features.state.reading import Reading
@@ -40,6 +41,7 @@ FEATURES = (
         meters=NOTHING,
         features=tuple,
     ),
+    Presence(NOTHING, Names(), "b", Limits()),
     Durables(NOTHING, NOTHING),
 )
 TABLE = table([AUTHENTICATE, PING, *(each for feature in FEATURES for each in feature.requests())])

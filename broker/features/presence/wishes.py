@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -59,7 +59,7 @@ def check_enter(terms: Terms, message: m.PresenceEnter) -> Enter:
         channel=channel,
         session=message.session,
         state=encoded(message.state) or None,
-        away=hidden(message.away),
+        away=bool(message.away),
     )
 
 
@@ -73,7 +73,7 @@ def check_update(terms: Terms, message: m.PresenceUpdate) -> Update:
     return Update(
         channel=channel,
         state=encoded(message.state),
-        away=UNSET if message.away is UNSET else hidden(message.away),
+        away=UNSET if message.away is UNSET else bool(message.away),
         seconds=None if message.for_ms is None else message.for_ms / 1000,
     )
 
@@ -108,7 +108,3 @@ def encoded(state: Any) -> bytes | UnsetType | None:
     if len(data) > STATE_BYTES:
         raise BadMessage(f"payload.state: {len(data)} bytes; at most {STATE_BYTES}")
     return data
-
-
-def hidden(away: bool | Literal["hidden"] | None) -> bool:
-    return bool(away)
