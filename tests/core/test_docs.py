@@ -89,8 +89,8 @@ def test_forms_over_http() -> None:
     fields = attrs.fields(Polled)
     assert written(polled) == {each.name + ("?" if each.default is UNSET else "") for each in fields}
     for request in TABLE.values():
-        if (page := request.page) and page.query:
-            pattern = rf"`GET {page.path}\?channel=[^`]*` with ([^:]*): {page.status} with `\{{([^}}]*)\}}`"
+        if (page := request.page) and page.query is not None:
+            pattern = rf"`GET {page.path}\?channel=[^`]*`(?: with ([^:]*))?: {page.status} with `\{{([^}}]*)\}}`"
             ((asked, answered),) = re.findall(pattern, text)
             assert tuple(CODE.findall(asked)) == page.query
             assert written(answered) == payload(page.reply or request.replies[0])

@@ -197,7 +197,7 @@ def test_requests_are_those_of_the_port() -> None:
     pages_of = [request.page for request in TABLE.values() if request.page]
     assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request", "/history", "/state"}
     for page in pages_of:
-        method = "get" if page.query else "post"
+        method = "get" if page.query is not None else "post"
         reply = operations[f"{method}_{page.path.removeprefix('/')}"]["reply"]["messages"]
         status = [described.resolved(each)["bindings"]["http"].get("statusCode") for each in reply]
         assert status == [page.status, None]
