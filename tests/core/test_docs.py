@@ -90,7 +90,9 @@ def test_forms_over_http() -> None:
     assert written(polled) == {each.name + ("?" if each.default is UNSET else "") for each in fields}
     for request in TABLE.values():
         if (page := request.page) and page.query is not None:
-            pattern = rf"`GET {page.path}\?channel=[^`]*`(?: with ([^:]*))?: {page.status} with `\{{([^}}]*)\}}`"
+            pattern = (
+                rf"`GET {page.path}\?channel=[^`]*`(?: with ([^:]*))?: {page.status} with `\{{([^}}]*)\}}`"
+            )
             ((asked, answered),) = re.findall(pattern, text)
             assert tuple(CODE.findall(asked)) == page.query
             assert written(answered) == payload(page.reply or request.replies[0])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 READ_SECONDS = 100.0
 BASE_SECONDS = 60.0  # 10 on a machine that has nothing else to do
+FOLLOWED_SECONDS = 15.0
 # What the broker may remember: three tenants' rings and pages of history, and the intake's newest events.
 MEMORY = (3 * (8 + 8) + 32) * 1024 * 1024
 SHOWN = 12  # problems in a message
@@ -62,9 +63,8 @@ async def check(world: World, base: dict[str, int]) -> Verdict:
 async def in_nats(world: World) -> dict[str, int]:
     """What the broker has in NATS: consumers and, where it can be seen, connections and subscriptions."""
     found = {}
-    for stream in ("EVENTS", "STATE") if world.documents else ("EVENTS",):
-        names = await world.with_nats(lambda client, of=stream: client.api(f"CONSUMER.NAMES.{of}"))
-        found[f"consumers of {stream}"] = len(names["consumers"])
+    for stream in ("EVENTS", "PRESENCE", "STATE") if world.documents else ("EVENTS", "PRESENCE"):
+        found[f"consumers of {stream}"] = await consumers(world, stream)
     if not world.embedded:
         ports = world.nats.directory / f"nats-server_{world.nats.process.pid}.ports"
         _, body = await get(json.loads(ports.read_text())["monitoring"][0], "/connz?subs=1")
@@ -72,6 +72,19 @@ async def in_nats(world: World) -> dict[str, int]:
         found["connections"] = len(ours)
         found["subscriptions"] = sum(each["subscriptions"] for each in ours)
     return found
+
+
+async def consumers(world: World, stream: str) -> int:
+    names = await world.with_nats(lambda client: client.api(f"CONSUMER.NAMES.{stream}"))
+    return len(names.get("consumers", ()))
+
+
+async def followed(world: World) -> None:
+    """Waits until the broker follows all streams; it is ready before that. Some logins may not use them all."""
+    with trio.move_on_after(FOLLOWED_SECONDS):
+        for stream in ("PRESENCE", "STATE") if world.documents else ("PRESENCE",):
+            while not await consumers(world, stream):
+                await trio.sleep(0.05)
 
 
 async def back_at_base(world: World, nats: dict[str, int]) -> list[str]:

@@ -484,6 +484,7 @@ async def open_world(
                 await broker.start()
                 if documents:
                     await docs.there(world)
+                await held.followed(world)
                 base = await held.in_nats(world)
                 nursery.start_soon(world.watch)
                 world.crowd(CLIENTS)
