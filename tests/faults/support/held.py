@@ -80,7 +80,7 @@ async def consumers(world: World, stream: str) -> int:
 
 
 async def followed(world: World) -> None:
-    """Waits until the broker follows all streams; it is ready before that. Some logins may not use them all."""
+    """Waits until the broker follows all streams; it is ready before that. A login may not use them all."""
     with trio.move_on_after(FOLLOWED_SECONDS):
         for stream in ("PRESENCE", "STATE") if world.documents else ("PRESENCE",):
             while not await consumers(world, stream):
