@@ -185,6 +185,7 @@ def test_requests_are_those_of_the_port() -> None:
             "get_poll": {"channel", "state", *polls.PARAMETERS},
             "get_history": {*m.History.__struct_fields__},
             "get_state": {"channel", "position"},
+            "get_presence": {"channel"},
         }.get(name, set())
         assert binding["query"]["properties"].keys() == known | set(queries.COMMON)
     pages = {each.path: {*each.methods} - {"OPTIONS", "HEAD"} for each in described.PROTOCOL}
@@ -195,7 +196,9 @@ def test_requests_are_those_of_the_port() -> None:
         "tenant", "session", "wait", "state", "state_every_ms",
     }  # fmt: skip
     pages_of = [request.page for request in TABLE.values() if request.page]
-    assert {page.path for page in pages_of} == {"/publish", "/acknowledge", "/request", "/history", "/state"}
+    assert {page.path for page in pages_of} == {
+        "/publish", "/acknowledge", "/request", "/history", "/state", "/presence",
+    }  # fmt: skip
     for page in pages_of:
         method = "get" if page.query is not None else "post"
         reply = operations[f"{method}_{page.path.removeprefix('/')}"]["reply"]["messages"]
@@ -212,7 +215,7 @@ def test_every_code_is_there_with_its_meaning() -> None:
     assert set(errors) == {
         "bad_message", "unknown_type", "unauthenticated", "forbidden", "invalid_channel", "invalid_position",
         "not_subscribed", "conflict", "limit_subscriptions", "limit_snapshot", "limit_connections",
-        "limit_filters", "limit_documents",
+        "limit_filters", "limit_documents", "limit_presence", "not_entered",
         "rate_limited", "too_large", "token_invalid", "token_expired", "token_revoked", "unavailable",
         "rejected", "timeout", "unknown_outcome", "bad_answer", "internal",
     }  # fmt: skip
