@@ -16,7 +16,7 @@ from tests.support.bus import Recorder, loaded
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from broker.bus.base import Keyed, KeyedPut, Record
+    from broker.bus.base import AnyPut, Keyed, KeyedPut, Record
     from tests.contract.streams import Stream
 
 PERSISTENT = 3
@@ -108,6 +108,24 @@ async def test_several_puts_are_all_or_none(stream: Stream) -> None:
             (4, "state.acme.a", b"3"),
         ]
         assert plain(found.records[0]) == (2, "state.acme.b", b"1", {"N": "b"})
+
+
+async def test_puts_together_are_each_by_itself(stream: Stream) -> None:
+    """In their order, and whatever becomes of the others; without a revision whatever is there is replaced."""
+    async with fed(stream) as (keyed, feed):
+        puts: list[AnyPut] = [
+            ("state.acme.a", b"1", {}, 0),
+            ("state.acme.a", b"2", {}, 0),
+            ("state.acme.a", b"3", {"N": "3"}, None),
+            ("state.acme.b", b"", {"Nats-TTL": "60s"}, 7),
+            ("state.acme.b", b"4", {}, 0),
+        ]
+        found = await keyed.put_each(puts)
+        assert [each if isinstance(each, int) else type(each) for each in found] == [1, Stale, 2, Stale, 3]
+        await feed.until(lambda: feed.sequences[-1:] == [3])
+        assert plain(await keyed.get("state.acme.a")) == (2, "state.acme.a", b"3", {"N": "3"})
+        with pytest.raises(ValueError, match="header"):
+            await keyed.put_each([("state.acme.c", b"", {"N": "a\r\nb"}, 0)])
 
 
 async def test_a_load_has_the_newest_of_each_key(stream: Stream) -> None:
