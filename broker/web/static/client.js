@@ -47,6 +47,7 @@ import "./client/requests.js";
 import "./client/subscribing.js";
 import "./client/subscription.js";
 import "./client/tabs.js";
+import "./client/together.js";
 import "./client/tokens.js";
 import "./client/transports.js";
 import "./client/values.js";
