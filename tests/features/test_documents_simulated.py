@@ -16,6 +16,7 @@ import attrs
 import msgspec
 import trio
 
+from broker.bus.base import OutcomeUnknown, Stale
 from broker.config import Limits
 from broker.documents import judging, memory, patches, values
 from broker.documents.judging import OUT, Change
@@ -372,3 +373,36 @@ async def test_documents(
         nursery.cancel_scope.cancel()
     ends = Counter(each.end for each in story.all.values())
     assert ends["changed"]
+
+
+async def test_what_is_so_already_is_part_of_all_or_none(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One document has become otherwise before a late write of the other: that must not land any more."""
+    async with trio.open_nursery() as nursery:
+        world = World(random.Random(0), nursery)
+        broker = Broker(world)
+        await nursery.start(broker.run)
+        for channel, value in (("board.1", b'{"a":1}'), ("board.2", b'{"a":0}')):
+            world.store(Names().document("acme", channel), value, None)
+        late: list[Any] = []
+        put_all = world.put_all
+
+        async def lose(puts: Any) -> list[int]:
+            if late:
+                return await put_all(puts)
+            late.extend(puts)
+            world.store(Names().document("acme", "board.1"), b'{"a":5}', None)
+            raise OutcomeUnknown("scripted")
+
+        monkeypatch.setattr(world, "put_all", lose)
+        changes = {
+            "board.1": Change(session="s", n=1, user="u", patch={"a": 1}, was={"a": 1}),
+            "board.2": Change(session="s", n=1, user="u", patch={"a": 2}, was={"a": 0}),
+        }
+        with pytest.raises((Conflict, UnknownOutcome)):
+            await broker.change(Asker("c", "u"), changes)
+        with pytest.raises(Stale):
+            world.replace(late)
+        assert world.rows[Names().document("acme", "board.2")][2] == b'{"a":0}'
+        broker.kill()

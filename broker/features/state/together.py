@@ -33,7 +33,7 @@ from broker.features.state.queue import OUTCOME, PATIENCE_SECONDS, RETRY_SECONDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from broker.documents.judging import Version
+    from broker.documents.judging import Verdict, Version
     from broker.features.state.queue import Queue, Sources, Waiting
     from broker.features.state.store import Write
 
@@ -117,8 +117,12 @@ class Together:
 
     # --- judging ---------------------------------------------------------------------------------------
 
-    async def judge(self, versions: Sequence[Version]) -> list[tuple[Member, Version]]:
-        """Return the documents to write. None where the change is answered."""
+    async def judge(self, versions: Sequence[Version]) -> list[tuple[Member, Version, Verdict]]:
+        """Return the documents to write. None where the change is answered.
+
+        What is already as the change would have it is written too, or a late write of the others would not
+        notice that it has become otherwise, after the change was refused for that.
+        """
         self.versions = versions
         if any(version.knows(self.members[0].waiting.change) for version in versions):
             self.succeed()
@@ -135,10 +139,10 @@ class Together:
         if errors:
             self.fail(joined(errors))
             return []
-        accepted = [(each, version) for each, version, verdict in verdicts if isinstance(verdict, Accepted)]
-        if not accepted:
+        if not any(isinstance(verdict, Accepted) for _, _, verdict in verdicts):
             self.succeed()
-        return accepted
+            return []
+        return verdicts
 
     def succeed(self) -> None:
         """Answer that the versions that were read have the change, where it is not answered yet."""
@@ -147,15 +151,15 @@ class Together:
 
     # --- deciding and writing --------------------------------------------------------------------------
 
-    async def decide(self, judged: Sequence[tuple[Member, Version]]) -> None:
+    async def decide(self, judged: Sequence[tuple[Member, Version, Verdict]]) -> None:
         """Have the owners judge the change, and write it if all agree."""
         if fault := await self.crowded(judged):
             self.fail(TooManyDocuments(fault))
             return
         writes: list[tuple[Member, Write]] = []
-        for each, version in judged:
+        for each, version, verdict in judged:
             queue, change = each.queue, each.waiting.change
-            if queue.rule.service:
+            if queue.rule.service and isinstance(verdict, Accepted):
                 try:
                     revision = queue.revision(version.sequence)
                     with under_way(self.waiting):
@@ -179,12 +183,12 @@ class Together:
             writes.append((each, write))
         await self.commit(writes)
 
-    async def crowded(self, judged: Sequence[tuple[Member, Version]]) -> str | None:
+    async def crowded(self, judged: Sequence[tuple[Member, Version, Verdict]]) -> str | None:
         """Return why the tenant has no room for the change as a whole."""
-        subject, room = judged[0][0].queue.subject, self.sources.room
+        subject, room = self.members[0].queue.subject, self.sources.room
         if room.ample(subject):
             return None
-        growths = [growth(each.waiting.change, version) for each, version in judged]
+        growths = [growth(each.waiting.change, version) for each, version, _ in judged]
         return await room.fault(subject, *map(sum, zip(*growths, strict=True)))
 
     async def commit(self, writes: list[tuple[Member, Write]]) -> None:
@@ -201,7 +205,6 @@ class Together:
                 for (each, write), sequence in zip(writes, sequences, strict=True):
                     each.queue.known = write.after(sequence)
                     each.waiting.settle(each.queue.revision(sequence))
-                self.succeed()  # the others are as the change would have them already
                 for (each, write), sequence in zip(writes, sequences, strict=True):
                     self.sources.wrote(each.queue.subject, sequence, write, [each.waiting])
         except Stale:
