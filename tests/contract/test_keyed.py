@@ -111,7 +111,7 @@ async def test_several_puts_are_all_or_none(stream: Stream) -> None:
 
 
 async def test_puts_together_are_each_by_itself(stream: Stream) -> None:
-    """In their order, and whatever becomes of the others; without a revision whatever is there is replaced."""
+    """In their order, whatever becomes of the others; without a revision whatever is there is replaced."""
     async with fed(stream) as (keyed, feed):
         puts: list[AnyPut] = [
             ("state.acme.a", b"1", {}, 0),

@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import msgspec
+import pytest
 import trio
 
 from broker.bus.base import OutcomeUnknown, Stale
@@ -34,9 +35,6 @@ from broker.features.state.room import Holding
 from broker.subjects import Names
 from tests.features.documents import Asker, Broker, Killed, World
 from tests.support.seeds import seeded, simulated
-
-if TYPE_CHECKING:
-    import pytest
 
 __all__ = ["seeded"]
 
@@ -386,16 +384,16 @@ async def test_what_is_so_already_is_part_of_all_or_none(
         for channel, value in (("board.1", b'{"a":1}'), ("board.2", b'{"a":0}')):
             world.store(Names().document("acme", channel), value, None)
         late: list[Any] = []
-        put_all = world.put_all
+        put_all = World.put_all
 
-        async def lose(puts: Any) -> list[int]:
+        async def lose(world: World, puts: Any) -> list[int]:
             if late:
-                return await put_all(puts)
+                return await put_all(world, puts)
             late.extend(puts)
             world.store(Names().document("acme", "board.1"), b'{"a":5}', None)
             raise OutcomeUnknown("scripted")
 
-        monkeypatch.setattr(world, "put_all", lose)
+        monkeypatch.setattr(World, "put_all", lose)
         changes = {
             "board.1": Change(session="s", n=1, user="u", patch={"a": 1}, was={"a": 1}),
             "board.2": Change(session="s", n=1, user="u", patch={"a": 2}, was={"a": 0}),
