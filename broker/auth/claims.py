@@ -129,7 +129,12 @@ def info_of(claims: dict[str, Any]) -> bytes | None:
     """Return what others see of the user where it is present, as JSON."""
     if claims.get("info") is None:
         return None
-    data = json.dumps(plain(claims["info"]), ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        found = plain(claims["info"])
+        text = json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        raise TokenInvalid("info: a number that is too large, or too many levels") from None
+    data = text.encode()
     if len(data) > INFO_BYTES:
         raise TokenInvalid(f"info: {len(data)} bytes of JSON; at most {INFO_BYTES}")
     return data

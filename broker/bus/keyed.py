@@ -75,7 +75,12 @@ class NatsKeyed:
         self.history = History(self.jetstream, self.name)
         if self.in_memory:
             epoch = f"{self.prefix}_broker.epoch"
-            self.generations = Epochs(jetstream=self.jetstream, stream=self.name, subject=epoch)
+            self.generations = Epochs(
+                jetstream=self.jetstream,
+                stream=self.name,
+                subject=epoch,
+                changed=lambda: self.ingest.outdated(),
+            )
         else:
             self.generations = Generations(
                 jetstream=self.jetstream,

@@ -24,6 +24,7 @@ STREAMED = [
     kind
     for kind in (*get_args(m.ServerMessage), m.Event, m.State)
     if kind not in (m.Published, m.Acknowledged, m.Answered, m.Past, m.Changed, m.Lost, m.Pong)
+    and not kind.type.startswith("presence")
 ]
 VERSION = "0.3.0"
 TEXT: Document = {"type": "string"}

@@ -60,7 +60,7 @@ async def letters(admin: Admin, publisher: RawNats, *messages: tuple[str, bytes]
     return listed
 
 
-STREAMS = ("KV_broker_control", "EVENTS", "DEADLETTER", "BROKER", "KV_broker_cursors", "AUDIT")
+STREAMS = ("KV_broker_control", "EVENTS", "DEADLETTER", "BROKER", "KV_broker_cursors", "AUDIT", "PRESENCE")
 
 
 @pytest.mark.usefixtures("own_logging")

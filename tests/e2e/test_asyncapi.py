@@ -92,6 +92,18 @@ async def test_every_message_of_a_real_session(tmp_path: Path, nats: NatsServer,
         await client.until("state.lost")
         await say("state.close", channel=["d"])
         await client.until("state.closed")
+        await say("presence.watch", channel="e")
+        await client.until("presence.watched")
+        await say("presence.enter", channel="e", session="s", state={"n": 1}, away="hidden")
+        await client.until("presence.entered")
+        await say("presence.update", channel="e", state=2, for_ms=200)
+        await client.until("presence.updated")
+        while not (await client.until("presence"))["set"]:
+            pass
+        await say("presence.leave", channel="e")
+        await client.until("presence.left")
+        await say("presence.unwatch", channel="e")
+        await client.until("presence.unwatched")
         await say("ping")
         await client.until("pong")
         await say("unsubscribe", channel="never")

@@ -49,12 +49,13 @@ class Tap:
 
 
 def own(subject: bytes) -> bool:
-    """Canaries and probes, what it remembers of its streams, the audit trail, requests and answers."""
+    """Canaries, probes, leases, what it remembers of its streams, the audit trail, requests and answers."""
     beginnings = (
         b"$KV.broker_control.owned.",
         b"$KV.broker_control.generation.",
         b"$KV.broker_control.stream.",
         b"events._broker.probe",
+        b"presence._broker.",
         b"_broker.",
         b"audit.",
         b"$JS.API.",

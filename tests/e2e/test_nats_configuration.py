@@ -150,7 +150,7 @@ async def test_the_broker_may_do_what_it_does(tmp_path: Path) -> None:
     """Everything, the admin API included, works with its permissions, and none of them is to spare."""
     logins = Passwords(directory=tmp_path)
     # Only over a hole in the feed, and under load.
-    seldom = {"$JS.API.CONSUMER.DELETE.EVENTS.*", "$JS.API.CONSUMER.DELETE.STATE.*", "$JS.FC.>"}
+    seldom = {f"$JS.API.CONSUMER.DELETE.{each}.*" for each in ("EVENTS", "STATE", "PRESENCE")} | {"$JS.FC.>"}
     documents = (
         config.Documents(channel="orders.>", owner="service"),
         config.Documents(channel="boards.>"),

@@ -246,3 +246,29 @@ async def test_who_may(tmp_path: Path, nats: NatsServer) -> None:
         assert await ann.until("presence.left") == {"channel": "a.1", "code": "forbidden"}
         await ann.send("authenticate", {"token": broker.token(user="ann", subscribe=[])})
         assert await ann.until("presence.unwatched") == {"channel": "b", "code": "forbidden"}
+
+
+async def test_what_others_do_to_the_stream(tmp_path: Path, nats: NatsServer) -> None:
+    """What is no member is not shown and stops nothing; a purge is noticed, and all is said again."""
+    async with (
+        running(tmp_path, nats) as one,
+        running(tmp_path, nats, "other") as two,
+        one.client(user="ann") as ann,
+        two.client(user="bob") as bob,
+        rawnats.connect(nats.url) as services,
+    ):
+        viewer = await watch(bob)
+        await enter(ann)
+        await viewer.sees("ann")
+        epoch = viewer.frames[-1]["position"].partition("-")[0]
+        head = f"NATS/1.0\r\nBroker-Epoch: {epoch}\r\nNats-TTL: never\r\n\r\n".encode()
+        for user, body in (("eve", b"{"), ("eve", b"[" * 5000), ("ann", b'{"user":"eve","session":"s"}')):
+            await services.store(f"presence.acme.2.{ROOM}.{user}.s2", body, header=head)
+        await enter(bob, "t")
+        await viewer.sees("ann", "bob")
+        await services.api("STREAM.PURGE.PRESENCE")
+        await ann.send("presence.update", {"channel": ROOM, "state": 5})
+        await viewer.shows("ann", 5)
+        assert not any(frame["gone"] for frame in viewer.frames)
+        assert viewer.frames[-1]["position"].partition("-")[0] != epoch
+        await enter(ann, channel="live.other")

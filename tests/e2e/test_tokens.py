@@ -86,7 +86,9 @@ async def test_established_is_the_first_frame(broker: Broker) -> None:
     async with broker.stranger() as client:
         established = await client.expect("connection.established")
         assert established["protocol"] == PROTOCOL
-        assert established["features"] == ["traceparent", "filter", "every_ms", "echo", "request", "history"]
+        assert established["features"] == [
+            "traceparent", "filter", "every_ms", "echo", "request", "history", "presence",
+        ]  # fmt: skip
         assert established["heartbeat_seconds"] == 25
         limits = broker.config.limits
         assert established["limits"]["message_bytes"] == limits.message_bytes

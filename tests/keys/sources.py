@@ -154,7 +154,7 @@ async def trail(world: World) -> object:
 
     async def kept() -> bool:
         for name in (await world.publisher.api("STREAM.NAMES"))["streams"]:
-            if name not in ("EVENTS", "DEADLETTER", "BROKER") and not name.startswith("KV_"):
+            if name not in ("EVENTS", "DEADLETTER", "BROKER", "PRESENCE") and not name.startswith("KV_"):
                 info = await world.publisher.api(f"STREAM.INFO.{name}", subjects_filter=">")
                 found.update(dict.fromkeys(info["state"].get("subjects") or (), name))
         return bool(found)

@@ -204,17 +204,23 @@ class Writer:
             self.woken.set()
 
     def say(self, entry: Entry, now: float) -> None:
-        """Write another state of an entry, as soon as the rates allow."""
-        used = max(self.tenants.get(entry.tenant, 0.0), now)
+        """Write the newest state of an entry as soon as the rates allow, unless it waits for that already."""
+        at = max(self.next.get(entry, 0.0), now)
+        if self.due.get(entry, inf) <= at:
+            return
+        # Up to a second's worth of a tenant goes out at once.
+        used = max(self.tenants.get(entry.tenant, 0.0), now - 1.0)
         self.tenants[entry.tenant] = used + 1 / TENANT_PER_SECOND
-        # Up to a second's worth goes out at once.
-        at = max(self.next.get(entry, 0.0), used - 1.0)
-        self.next[entry] = max(at, now) + WRITE_SECONDS
+        at = max(at, used)
+        self.next[entry] = at + WRITE_SECONDS
         self.write(entry, at=at)
 
     def done(self, entry: Entry) -> None:
         if not entry.over:
             entry.over = True
+            if not entry.outcome.is_set():
+                entry.error = entry.error or Unavailable("it has ended meanwhile", retry_after=0.1)
+                entry.outcome.set()
             self.due.pop(entry, None)
             self.next.pop(entry, None)
             self.finished(entry)
@@ -239,8 +245,14 @@ class Writer:
             for entry in batch:
                 del self.due[entry]
             self.writing = True
-            reached = await self.put(batch, epoch, now)
-            self.writing = False
+            try:
+                reached = await self.put(batch, epoch, now)
+            except BaseException:
+                for entry in batch:
+                    self.write(entry)
+                raise
+            finally:
+                self.writing = False
             failures = 0 if reached else failures + 1
             if not reached:
                 await trio.sleep(BACKOFF.delay(failures - 1))

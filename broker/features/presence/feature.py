@@ -157,7 +157,11 @@ class Presence(Feature):
         """Return a room with its members, for one more use. Raise `Unavailable`."""
         head = f"{self.names.presence}.{tenant}."
         pattern = self.names.members(tenant, channel).removeprefix(head)
-        collection = await self.view.acquire((tenant, (pattern,), ()))
+        try:
+            collection = await self.view.acquire((tenant, (pattern,), ()))
+        finally:  # what others have released meanwhile, and this one in vain
+            for each in [each for each in self.rooms if not each.uses]:
+                del self.rooms[each]
         room = self.rooms.get(collection)
         if room is None:
             room = self.rooms[collection] = Room(
@@ -169,7 +173,7 @@ class Presence(Feature):
     def release(self, room: Room) -> None:
         self.view.release(room.collection)
         if not room.collection.uses:
-            del self.rooms[room.collection]
+            self.rooms.pop(room.collection, None)
 
     # --- entering ------------------------------------------------------------------------------------
 
@@ -177,7 +181,7 @@ class Presence(Feature):
         """Have a client be present. Raise with nothing changed."""
         principal = caller.attach()
         entry = self.entered.get(caller, {}).get(wish.channel)
-        if entry is not None and entry.session == wish.session:
+        if entry is not None and entry.session == wish.session and entry.goal == "here":
             entry.state, entry.away, entry.brief = wish.state, wish.away, None
             self.writer.say(entry, trio.current_time())
         else:
@@ -205,13 +209,14 @@ class Presence(Feature):
             self.writer.write(entry)
         await entry.outcome.wait()
         if entry.error is not None:
+            self.forget(entry)
             raise entry.error
         return m.PresenceEntered(channel=wish.channel, position=entry.room.position)
 
     def make(self, caller: Caller, principal: Principal, wish: Enter, room: Room) -> Entry:
         key = f"{wish.channel.count('.') + 1}.{wish.channel}.{principal.encoded_user}.{wish.session}"
         there = room.collection.rows.get(key)
-        before = records.understood(there.body) if there is not None else None
+        before = records.understood(key, there.body) if there is not None else None
         return Entry(
             caller=caller,
             connection=caller.id,
@@ -233,10 +238,10 @@ class Presence(Feature):
     def take_over(self, entry: Entry) -> None:
         """Have an entry be the one of its key at this broker."""
         before = entry.room.own.get(entry.key)
+        entry.room.own[entry.key] = entry
         if isinstance(before, Entry):
             entry.since, entry.revision = before.since, before.revision
             self.writer.replaced(before)
-        entry.room.own[entry.key] = entry
         self.entered.setdefault(entry.caller, {})[entry.channel] = entry
 
     def check_still(self, caller: Caller, principal: Principal) -> None:
@@ -351,7 +356,7 @@ class Presence(Feature):
                 channel=wish.channel,
                 position=room.position,
                 set=members,
-                users=len(room.users),
+                users=len(room.keys),
                 sessions=len(room.members),
                 detail=room.detail,
             )

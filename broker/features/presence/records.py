@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from broker import subjects
 from broker.wire import messages as m
 
 if TYPE_CHECKING:
@@ -34,12 +36,21 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     away: Away | UnsetType = UNSET
 
 
-def understood(body: bytes) -> Stored | None:
-    """Return what a message says; None for one that no broker has written, and for a leave."""
+def understood(key: str, body: bytes) -> Stored | None:
+    """Return what the message of a key says; None for one that no broker has written, and for a leave."""
     try:
-        return msgspec.json.decode(body, type=Stored)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        body.decode()  # of what is passed on as it is, msgspec does not look at the text
+        stored = msgspec.json.decode(body, type=Stored)
+        fits = key.endswith(f".{subjects.encode_user(stored.user)}.{stored.session}")
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
+    return stored if fits else None
+
+
+def life(headers: Mapping[str, str] | None) -> float:
+    """Return for how many seconds a message that a broker has written lives."""
+    text = field(headers, TTL).removesuffix("s")
+    return float(text) if text.isascii() and text.isdecimal() else inf
 
 
 def shown(stored: Stored, *, lost: bool, now: float) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from math import inf
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 COUNT_MEMBERS, COUNT_BYTES = 1000, 262_144  # from here on only numbers are shown ...
 BACK = 0.9  # ... until it is below this part of both
 SAMPLE = 50
+COUNTED = "count"  # at the end of the epoch in a position
 FRAME_BYTES = 32_768
 SPARE_GONE = 1000  # that are remembered beside as many as there are members
 
@@ -56,8 +55,7 @@ class Shown:
         self.data = data
         self.revision = row.revision
         self.broker = records.field(row.headers, records.INSTANCE)
-        life = records.field(row.headers, records.TTL)
-        self.ends = trio.current_time() + float(life[:-1]) if life else inf
+        self.ends = trio.current_time() + records.life(row.headers)
 
     @property
     def departed(self) -> bytes:
@@ -78,6 +76,35 @@ class Change:
         self.user = user
         self.departed = departed
         self.sampled = sampled
+
+
+class News:
+    """What has changed in a room: for all watchers, and for those of some users besides."""
+
+    __slots__ = ("came", "gone", "own", "shared")
+
+    def __init__(self) -> None:
+        self.came: list[bytes] = []
+        self.gone: list[bytes] = []
+        self.own: dict[str, News] = {}
+        self.shared: bytes | None = None  # the message without those besides
+
+    def of(self, user: str) -> News:
+        return self.own.setdefault(user, News())
+
+    def message(self, room: Room, user: str) -> bytes:
+        if (own := self.own.get(user)) is not None:
+            # What an own member is now counts: it is told as gone only where it is.
+            gone = [each for each in self.gone if each not in own.departures(room, user)]
+            return room.frame([*self.came, *own.came], [*gone, *own.gone])
+        if self.shared is None:
+            self.shared = room.frame(self.came, self.gone)
+        return self.shared
+
+    @staticmethod
+    def departures(room: Room, user: str) -> set[bytes]:
+        """Return how the members of a user that are present would be told as gone."""
+        return {room.members[key].departed for key in room.keys.get(user, ())}
 
 
 class Room:
@@ -103,7 +130,7 @@ class Room:
         self.changed = changed
         self.own: dict[str, Own] = {}
         self.members: dict[str, Shown] = {}
-        self.users: Counter[str] = Counter()
+        self.keys: dict[str, dict[str, None]] = {}  # of each user
         self.size = 0
         self.version = 0
         self.changes: dict[str, Change] = {}
@@ -113,7 +140,8 @@ class Room:
         self.linger = 30.0
         self.detail: Detail = "full"
         self.sample: dict[str, None] = {}
-        self.cache: dict[object, list[bytes]] = {}
+        self.cache: dict[int, News] = {}  # by the version after which
+        self.pages: list[bytes] = []  # all members, where they have been asked for
         collection.listener = self
         if collection.loaded:
             self.filled()
@@ -156,7 +184,7 @@ class Room:
     def show(self, row: Row) -> None:
         """Show what a row says."""
         current = records.field(row.headers, records.EPOCH) == self.view.stream
-        stored = records.understood(row.body) if current else None
+        stored = records.understood(row.key, row.body) if current else None
         if stored is None:
             if row.deleted or row.key not in self.orphans:
                 self.drop(row.key)
@@ -169,7 +197,7 @@ class Room:
         if before is not None:
             self.size -= len(before.data)
         else:
-            self.users[member.user] += 1
+            self.keys.setdefault(member.user, {})[row.key] = None
             if len(self.sample) < SAMPLE:
                 self.sample[row.key] = None
         self.size += len(data)
@@ -183,9 +211,10 @@ class Room:
         if member is None:
             return
         self.size -= len(member.data)
-        self.users[member.user] -= 1
-        if not self.users[member.user]:
-            del self.users[member.user]
+        keys = self.keys[member.user]
+        del keys[key]
+        if not keys:
+            del self.keys[member.user]
         self.note(key, member.user, member.departed)
         if key in self.sample:
             del self.sample[key]
@@ -196,10 +225,12 @@ class Room:
 
     def note(self, key: str, user: str, departed: bytes = b"") -> None:
         self.version += 1
-        self.changes.pop(key, None)
-        sampled = key in self.sample
+        before = self.changes.pop(key, None)
+        # Who was in the sample is known to watchers, until they have been told that it has gone.
+        sampled = key in self.sample or (before is not None and before.sampled)
         self.changes[key] = Change(self.version, self.view.head, user, departed, sampled=sampled)
         self.cache.clear()
+        self.pages = []
         if len(self.changes) > 2 * len(self.members) + 2 * SPARE_GONE:
             self.forget()
         self.judge_size()
@@ -234,7 +265,9 @@ class Room:
 
     @property
     def position(self) -> str:
-        return str(Position(self.view.stream or "", self.view.head))
+        """Where who watches may resume. Who has been shown numbers alone may not."""
+        mark = "" if self.detail == "full" else COUNTED
+        return str(Position((self.view.stream or "") + mark, self.view.head))
 
     def resumes(self, position: Position) -> bool:
         """Return whether all that has changed since a position is known."""
@@ -242,44 +275,49 @@ class Room:
 
     def since(self, sequence: int, user: str) -> bytes:
         """Return the message with what has changed since a sequence of the stream."""
-        return self.message((key for key, change in self.changes.items() if change.at >= sequence), user)
+        return self.news(key for key, change in self.changes.items() if change.at >= sequence).message(
+            self, user
+        )
 
     def after(self, version: int, user: str) -> bytes:
         """Return the message with what has changed after a version, for a watcher of this user."""
-        tag = (version, user if self.detail == "count" else None)
-        if tag not in self.cache:
+        news = self.cache.get(version)
+        if news is None:
             keys: list[str] = []
             for key in reversed(self.changes):
                 if self.changes[key].version <= version:
                     break
                 keys.append(key)
-            self.cache[tag] = [self.message(reversed(keys), user)]
-        return self.cache[tag][0]
+            news = self.cache[version] = self.news(reversed(keys))
+        return news.message(self, user)
 
-    def message(self, keys: Iterable[str], user: str) -> bytes:
-        """Return the message with some keys that have changed, as far as a watcher of this user sees them."""
-        came: list[bytes] = []
-        gone: list[bytes] = []
+    def news(self, keys: Iterable[str]) -> News:
+        """Return what is to be told of some keys that have changed."""
+        found = News()
         for key in keys:
             change, member = self.changes[key], self.members.get(key)
-            if self.detail == "full" or change.sampled or key in self.sample or change.user == user:
-                if member is None:
-                    gone.append(change.departed)
-                else:
-                    came.append(member.data)
-        return self.frame(came, gone)
+            sampled = self.detail == "full" or key in self.sample
+            known = self.detail == "full" or change.sampled
+            if member is None and known:
+                found.gone.append(change.departed)
+            elif member is not None and sampled:
+                found.came.append(member.data)
+            elif member is None:
+                found.of(change.user).gone.append(change.departed)
+            else:
+                found.of(change.user).came.append(member.data)
+                if known:  # it has given its place in the sample to another
+                    found.gone.append(member.departed)
+        return found
 
     def whole(self, user: str) -> list[bytes]:
         """Return the messages with all members that a watcher of this user sees."""
-        mine = user if self.detail == "count" and user in self.users else None
-        tag = ("whole", mine)
-        if tag not in self.cache:
-            self.cache[tag] = self.parts(
-                member.data
-                for key, member in self.members.items()
-                if self.detail == "full" or key in self.sample or member.user == mine
-            )
-        return self.cache[tag]
+        if self.detail == "full":
+            if not self.pages:
+                self.pages = self.parts(member.data for member in self.members.values())
+            return self.pages
+        keys = [*self.sample, *(key for key in self.keys.get(user, ()) if key not in self.sample)]
+        return self.parts(self.members[key].data for key in keys)
 
     def parts(self, members: Iterable[bytes]) -> list[bytes]:
         """Return messages of at most `FRAME_BYTES`, or of one member, with all of these."""
@@ -305,7 +343,7 @@ class Room:
             self.position.encode(),
             b",".join(came),
             b",".join(gone),
-            len(self.users),
+            len(self.keys),
             len(self.members),
             more,
         )

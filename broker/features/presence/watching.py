@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import attrs
 import trio
 
+from broker.beats import next_beat
 from broker.keyed.watch import framed
 from broker.signals import Signal
 from broker.turns import Turn
@@ -99,6 +100,8 @@ class Watching:
             for room in list(self.changed):
                 due = None
                 for number, watcher in enumerate(list(self.watchers.get(room, ())), 1):
+                    if watcher not in self.watchers.get(room, ()):  # it has ended meanwhile
+                        continue
                     later = self.give(watcher, now)
                     if later is not None:
                         due = later if due is None else min(due, later)
@@ -137,5 +140,6 @@ class Watching:
         except Exception as error:  # any: it ends that connection alone
             screen.caller.flow.client.crashed(error)
         watcher.version = room.version
-        watcher.next = now + (COUNT_SECONDS if room.detail == "count" else 0.0)
+        if room.detail == "count":  # all at the same time, so that they are told the same
+            watcher.next = next_beat(COUNT_SECONDS)
         return None
