@@ -177,6 +177,8 @@ async def administer(broker: Broker, publisher: RawNats, directory: Path) -> Non
         await client.subscribe("b", durable="d")
         await client.send("publish", {"channel": "live.b", "event": 1})
         await client.until("published")
+        await client.send("presence.enter", {"channel": "present", "session": "s"})
+        await client.until("presence.entered")
     admin = await Admin.of(broker.running.admin, directory / "broker")
     for _ in range(3):
         await publisher.request("events.acme.a", b"no json")
@@ -212,6 +214,9 @@ async def change_documents(broker: Broker) -> None:
         await client.until("state.changed")
         await client.send("state.open", {"channel": "boards.>"})
         await client.until("state.ready")
+        await client.send("presence.watch", {"channel": "present"})
+        while not (await client.until("presence"))["set"]:  # who was there when the broker before this ended
+            pass
 
 
 @pytest.mark.parametrize("kind", LOGINS)

@@ -10,7 +10,7 @@ import structlog
 import trio
 from msgspec import UNSET
 
-from broker.beats import beat
+from broker.beats import beat, next_beat
 from broker.bus.base import OutcomeUnknown, Stale
 from broker.errors import (
     BrokerError,
@@ -30,6 +30,7 @@ from broker.features.presence.wishes import check_channel, check_enter, check_up
 from broker.keyed.view import View
 from broker.metrics.statistics import Presence as Statistics
 from broker.session.requests import Page, Request
+from broker.signals import Signal
 from broker.wire import messages as m
 from broker.wire.times import rfc3339
 
@@ -77,6 +78,7 @@ class Presence(Feature):
         self.watching = Watching()
         self.writer = Writer(keyed, broker, lambda: self.view.stream, self.finished, self.taken)
         self.epoch: str | None = None
+        self.begun = Signal()  # another epoch
         self.judged = 0
         self.registered = False  # in the stream, so that others clear up after us
 
@@ -452,6 +454,7 @@ class Presence(Feature):
         """Begin with another epoch: what was in the stream is lost, and everybody says it again."""
         self.epoch = self.view.stream
         self.registered = False
+        self.begun.set()
         self.lives.begin()
         for room in self.rooms.values():
             for own in room.own.values():
@@ -472,7 +475,8 @@ class Presence(Feature):
                     await self.register()
                 lease = f"{self.prefix}.lease.{self.lives.broker}"
                 await self.put([(lease, b"{}", self.headers(ttl=LEASE_SECONDS), None)])
-            await beat(RENEW_SECONDS)
+            with trio.move_on_at(next_beat(RENEW_SECONDS)):
+                await self.begun.wait()
 
     async def register(self) -> None:
         """Leave a word for others to clear up after this broker, and read which others there are."""
