@@ -111,6 +111,7 @@ class Connection:
     slot: int | None = None  # the wheel's
     pinged: float | None = None  # when the heartbeat without an answer yet was sent
     heard: float = 0.0  # when the last heartbeat was answered
+    late: bool = False  # the answer to one is late
     progress: float = 0.0  # when the link last accepted pending data
     spoke: float = 0.0  # when the client last sent anything
     resting: bool = False  # it has given up its place among its user's connections
@@ -265,6 +266,8 @@ class Connection:
                 self.flow.push(data)
             case Alive():
                 self.heard, self.pinged = trio.current_time(), None
+                if self.late:
+                    self.note_silence(late=False)
             case Resting():
                 self.services.places.rest(self)
             case Closed() as closed:
@@ -565,6 +568,8 @@ class Connection:
             elif now >= self.pinged + self.limits.heartbeat_timeout_seconds:
                 self.end(CloseCode.HEARTBEAT, "no answer to a ping")
                 return inf
+            elif now >= self.late_from(self.pinged) and not self.late:
+                self.note_silence(late=True)
             return self.due_after(now, self.pinged)
         if now < self.heard + self.limits.heartbeat_seconds:
             # `stall_seconds` may be shorter, and a stall must not be detected late.
@@ -578,7 +583,18 @@ class Connection:
 
     def due_after(self, now: float, pinged: float) -> float:
         """Return when to check for the answer to a ping; if it comes, the next ping may be due sooner."""
-        return min(pinged + self.limits.heartbeat_timeout_seconds, now + self.limits.heartbeat_seconds)
+        late = self.late_from(pinged)
+        check = late if now < late else pinged + self.limits.heartbeat_timeout_seconds
+        return min(check, now + self.limits.heartbeat_seconds)
+
+    def late_from(self, pinged: float) -> float:
+        """Return from when on the answer to a ping is late, and others may be told so."""
+        return pinged + self.limits.heartbeat_timeout_seconds / 2
+
+    def note_silence(self, *, late: bool) -> None:
+        self.late = late
+        for feature in self.services.features:
+            feature.silent(self, late=late)
 
     # --- its place among its user's connections ------------------------------------------------------
 

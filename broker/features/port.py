@@ -114,6 +114,9 @@ class Feature(Part):
     def rights_changed(self, caller: Caller) -> None:
         """Apply what a client's token allows now."""
 
+    def silent(self, caller: Caller, *, late: bool) -> None:
+        """Note that the answer of a client to a ping is late, or has come after all."""
+
     def detach(self, caller: Caller) -> None:
         """Give back all that is held for a client that is about to end; nothing more is sent to it."""
 

@@ -13,6 +13,8 @@ import trio
 from tests.support import rawnats
 from tests.support.broker import configure, run_broker
 from tests.support.http import ask
+from tests.support.raw import open_raw, say
+from tests.web.harness import PONG, frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -246,6 +248,24 @@ async def test_who_may(tmp_path: Path, nats: NatsServer) -> None:
         assert await ann.until("presence.left") == {"channel": "a.1", "code": "forbidden"}
         await ann.send("authenticate", {"token": broker.token(user="ann", subscribe=[])})
         assert await ann.until("presence.unwatched") == {"channel": "b", "code": "forbidden"}
+
+
+async def test_a_silent_client(tmp_path: Path, nats: NatsServer) -> None:
+    """Is shown as lost before its link is given up, and no longer once it answers."""
+    async with (
+        running(tmp_path, nats, heartbeat_seconds=0.3, heartbeat_timeout_seconds=16.0) as broker,
+        running(tmp_path, nats, "other") as other,
+        other.client(user="bob") as bob,
+        open_raw(broker.running.ws) as ann,
+    ):
+        viewer = await watch(bob)
+        await ann.upgrade()
+        await say(ann, "authenticate", {"token": broker.token(user="ann")})
+        await say(ann, "presence.enter", {"channel": ROOM, "session": "s"})
+        await viewer.sees("ann")
+        await viewer.sees("ann", ann="lost")
+        await ann.send(frame(PONG))
+        await viewer.sees("ann")
 
 
 async def test_what_others_do_to_the_stream(tmp_path: Path, nats: NatsServer) -> None:

@@ -389,6 +389,12 @@ class Presence(Feature):
                 self.end(watcher)
                 caller.tell(m.PresenceUnwatched(channel=watcher.room.channel, code=error.code))
 
+    def silent(self, caller: Caller, *, late: bool) -> None:
+        """Show a client as lost before its link is given up."""
+        for entry in self.entered.get(caller, {}).values():
+            entry.late = late
+            self.writer.say(entry, trio.current_time())
+
     def detach(self, caller: Caller) -> None:
         """Wait for the client to come back, unless its end is final."""
         screen = self.screens.get(caller)
