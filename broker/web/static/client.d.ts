@@ -327,6 +327,65 @@ export interface Collection<T = Json> extends Opened, Emitter<OpenedEvents & { c
   change(channel: string, patch: Json | undefined, options?: { add?: Amounts }): void;
 }
 
+/** A session, as a tab, of a user in a channel. */
+export interface PresenceMember<S = Json> {
+  readonly user: string;
+  readonly session: string;
+  /** RFC 3339. */
+  readonly since: string;
+  /** What its token says of the user. */
+  readonly info?: Json;
+  readonly state?: S;
+  /** Its page is hidden, or its connection lost. */
+  readonly away?: "hidden" | "lost";
+}
+
+/** A user in a channel, in one or more sessions. */
+export interface PresentUser<S = Json> {
+  readonly user: string;
+  readonly info?: Json;
+  /** Only if all sessions are. */
+  readonly away?: "hidden" | "lost";
+  /** The earliest. */
+  readonly since: string;
+  readonly sessions: readonly { readonly session: string; readonly state?: S; readonly away?: "hidden" | "lost"; readonly since: string }[];
+}
+
+/** Empty lists: only the numbers are others. */
+export interface PresenceChange<S = Json> {
+  readonly joined: readonly PresentUser<S>[];
+  readonly left: readonly PresentUser<S>[];
+  readonly updated: readonly PresentUser<S>[];
+}
+
+interface RoomEvents<S> {
+  change: CustomEvent<PresenceChange<S>>;
+  /** Whether what is shown may be old. */
+  stale: CustomEvent<boolean>;
+  /** It cannot be entered or watched, or a state was refused. */
+  error: CustomEvent<BrokerError>;
+}
+
+/** Who is in a channel. */
+export interface Room<S = Json> extends Emitter<RoomEvents<S>> {
+  /** Who has been there longest first; another list after each change. */
+  readonly users: readonly PresentUser<S>[];
+  readonly members: readonly PresenceMember<S>[];
+  /** All that are there, also where `detail` is `count` and the lists are a sample. */
+  readonly count: { readonly users: number; readonly sessions: number };
+  readonly detail: "full" | "count";
+  /** While nothing is known yet, and while the connection is lost; the lists stay as they were. */
+  readonly stale: boolean;
+  readonly error?: BrokerError;
+  /** Says another state: any JSON of at most 1 KiB. The newest is seen, 5 a second at most. */
+  set(state: S): void;
+  /** For 3 s, or until `set`, the state has `typing: field`. Call it with each key: it is sent once a second at most. */
+  typing(field: string): void;
+  /** Whether the page is hidden; said by itself as the page's visibility changes. */
+  away(hidden: boolean): void;
+  close(): void;
+}
+
 interface ClientEvents {
   status: CustomEvent<Status>;
   /** What concerns no request, as a token callback that failed. */
@@ -388,6 +447,11 @@ export class Client implements Emitter<ClientEvents> {
    * `BrokerError`.
    */
   history<T = Json>(channels: string | string[], options?: HistoryOptions): Promise<Page<T>>;
+  /**
+   * Enters a channel and watches who is there, again after each cut; with `enter: false` only watches. It needs a
+   * WebSocket of the tab's own: elsewhere the room gets the error `unavailable`. Throws for what is no name of a channel.
+   */
+  presence<S = Json>(channel: string, options?: { state?: S; enter?: boolean }): Room<S>;
   /** After `disconnect`, or after it was told that its token is no good. */
   connect(): void;
   /** Leaves, and keeps subscriptions, their positions and queued publishes for `connect`. */

@@ -13,9 +13,11 @@ import { Keeping } from "./keeping.js";
 import { Leader } from "./leader.js";
 import { Outbox } from "./outbox.js";
 import { emit } from "./platform.js";
+import { Presence } from "./presence.js";
 import { Records } from "./records.js";
 import { Renewal } from "./renewal.js";
 import { Requests } from "./requests.js";
+import { Room } from "./rooms.js";
 import { Subscribing } from "./subscribing.js";
 import { Subscription } from "./subscription.js";
 import { Hub } from "./tabs.js";
@@ -42,6 +44,7 @@ export class Client extends EventTarget {
   #requests;
   #history;
   #documents;
+  #presence;
   #connection;
 
   /** @param {ClientOptions} options */
@@ -59,6 +62,7 @@ export class Client extends EventTarget {
     const keeping = drafts && globalThis.indexedDB && globalThis.navigator?.locks ? new Keeping(drafts) : undefined;
     const changes = new Changes(exchange, keeping);
     const documents = (this.#documents = new Documents(exchange, changes));
+    const presence = (this.#presence = new Presence(exchange));
     const renewal = new Renewal(exchange, tokens, (error) => emit(this, "error", error));
     /** @type {import("./types.js").Part} what concerns the application alone */
     const news = {
@@ -69,7 +73,7 @@ export class Client extends EventTarget {
         },
       },
     };
-    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, history, documents, changes, renewal, news);
+    exchange.join(new Subscribing(exchange, records), acknowledgements, outbox, requests, history, documents, changes, presence, renewal, news);
     const setting = {
       url: String(url).replace(/^ws/, "http").replace(/\/$/, ""),
       transports: transports ?? ["websocket", "sse", "poll"],
@@ -112,6 +116,7 @@ export class Client extends EventTarget {
 
   /** Leave for good: subscriptions end, publishes and requests without an answer are rejected. */
   close() {
+    this.#presence.closeAll();
     this.#connection.close();
     for (const record of [...this.#records]) this.#records.end(record);
     this.#outbox.close();
@@ -198,6 +203,15 @@ export class Client extends EventTarget {
    */
   async change(changes) {
     return changeTogether(this.#documents, changes);
+  }
+
+  /**
+   * Be in a channel, and see who else is; with `enter: false` only see it.
+   * @param {string} channel
+   * @param {{state?: any, enter?: boolean}} options
+   */
+  presence(channel, options = {}) {
+    return new Room(this.#presence, channel, options);
   }
 
   /** @param {import("./record.js").SubscriptionRecord} record */

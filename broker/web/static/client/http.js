@@ -118,7 +118,9 @@ class HttpLink {
       this.#main.abort();
     } else if (type === "state.open") this.#documents.open(payload, messageId);
     else if (type === "state.close") this.#documents.close(payload, messageId);
-    else this.#post(type, payload, messageId);
+    else if (/^presence/.test(type)) {
+      this.#heard({ type: "error", messageId, payload: { code: "unavailable", message: "presence needs a WebSocket" } });
+    } else this.#post(type, payload, messageId);
   }
 
   close() {

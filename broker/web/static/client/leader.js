@@ -86,6 +86,8 @@ export class Leader {
       open.set(channel, this.#follower(peer, channel));
       documents.open(channel, open.get(channel));
     }
+    // The connection can be in a channel once, and tabs are there each by itself.
+    if (/^presence/.test(type)) refuse(failure("unavailable", "presence: not over a connection that tabs share"));
     if (type === "history") history.read(payload).then(answer("history"), refuse);
     if (type === "acknowledge") {
       const record = mine.find(({ durable }) => durable === payload.durable);

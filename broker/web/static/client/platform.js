@@ -35,10 +35,11 @@ export const random = () => Array.from(crypto.getRandomValues(new Uint8Array(16)
  * What the browser remembers for us, where it lets us; with `value`, remember that.
  * @param {string} key
  * @param {string} [value]
+ * @param {"localStorage" | "sessionStorage"} place for all pages, or for this tab
  */
-export const memory = (key, value) => {
+export const memory = (key, value, place = "localStorage") => {
   try {
-    if (value === undefined) return localStorage.getItem(key);
-    localStorage.setItem(key, value);
+    if (value === undefined) return globalThis[place].getItem(key);
+    globalThis[place].setItem(key, value);
   } catch {} // private windows, sandboxed frames, no window at all
 };

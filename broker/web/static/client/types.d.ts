@@ -1,6 +1,6 @@
 /** What the modules of the client have between them. Applications use client.d.ts. */
 
-import type { EventItem, GapItem, Lag } from "../client.js";
+import type { EventItem, GapItem, Lag, PresenceChange, PresenceMember, PresentUser } from "../client.js";
 import type { BrokerError } from "./errors.js";
 
 /** One of the protocol's messages. */
@@ -225,4 +225,24 @@ export interface Settler<T> {
   reject(error: unknown): void;
 }
 
-export type { EventItem, GapItem, Lag };
+/** Who is in a channel, at a moment. */
+export interface Present {
+  readonly users: readonly PresentUser[];
+  readonly members: readonly PresenceMember[];
+  readonly count: { readonly users: number; readonly sessions: number };
+  readonly detail: "full" | "count";
+  readonly stale: boolean;
+}
+
+/** Who watches a channel, and perhaps is there. */
+export interface RoomUser {
+  readonly name: string;
+  readonly enters: boolean;
+  /** Whether its page is. */
+  hidden: boolean;
+  /** It looks otherwise now; without `change` nobody is another. */
+  shown(view: Present, change?: PresenceChange): void;
+  failed(error: BrokerError): void;
+}
+
+export type { EventItem, GapItem, Lag, PresenceChange, PresenceMember, PresentUser };
