@@ -202,7 +202,13 @@ export async function openPage(context, url) {
   page.faults = [];
   page.on("pageerror", (error) => page.faults.push(error.message));
   await page.goto(`${url}/healthz`);
-  await page.evaluate(async () => {
+  await equip(page);
+  return page;
+}
+
+/** The same for a page that was reloaded. */
+export const equip = (page) =>
+  page.evaluate(async () => {
     window.token = async (tenant, user) => {
       const body = JSON.stringify({ tenant, user });
       const answer = await fetch("/dev/token", { method: "POST", headers: { "Content-Type": "application/json" }, body });
@@ -219,5 +225,3 @@ export async function openPage(context, url) {
       });
     window.texts = (items) => items.map(({ event }) => event);
   });
-  return page;
-}
