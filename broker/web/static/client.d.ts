@@ -377,6 +377,8 @@ export interface Room<S = Json> extends Emitter<RoomEvents<S>> {
   /** While nothing is known yet, and while the connection is lost; the lists stay as they were. */
   readonly stale: boolean;
   readonly error?: BrokerError;
+  /** The state of one's own that the others are to see. */
+  readonly own?: S;
   /** Says another state: any JSON of at most 1 KiB. The newest is seen, 5 a second at most. */
   set(state: S): void;
   /** For 3 s, or until `set`, the state has `typing: field`. Call it with each key: it is sent once a second at most. */

@@ -1,5 +1,5 @@
 import type { ReactNode } from "react";
-import type { Amounts, BrokerError, Client, ConflictDetail, EventItem, Filter, GapItem, Json, PastItem, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
+import type { Amounts, BrokerError, Client, ConflictDetail, EventItem, Filter, GapItem, Json, PastItem, PresentUser, RequestOptions, Status, SubscribeOptions, SubscriptionState } from "./client.js";
 
 /** Gives the hooks below it their client. Whoever made the client closes it. */
 export function BrokerProvider(props: { client: Client; children?: ReactNode }): ReactNode;
@@ -62,6 +62,31 @@ export interface RequestState<T = Json> {
 
 /** Asks a service, when `request` is called; shows what became of the newest call. */
 export function useRequest<T = Json>(method: string): RequestState<T>;
+
+export interface PresenceState<S = Json> {
+  /** Who has been there longest first. */
+  readonly users: readonly PresentUser<S>[];
+  readonly count: { readonly users: number; readonly sessions: number };
+  /** While nothing is known yet, and while the connection is lost. */
+  readonly stale: boolean;
+  readonly error?: BrokerError;
+  /** As `Room.set`; the same function in each rendering. */
+  set(state: S): void;
+}
+
+/** Enters a channel, unless `enter` is `false`, and shows who is there. Another `state` is said as it is rendered. */
+export function usePresence<S = Json>(channel: string, options?: { state?: S; enter?: boolean }): PresenceState<S>;
+
+export interface EditingState {
+  /** The other users whose state has `editing: field`. */
+  readonly editors: readonly PresentUser[];
+  /** Says that this user edits it, until `end` or the component is gone; the same functions in each rendering. */
+  begin(): void;
+  end(): void;
+}
+
+/** Enters a channel, and shows who edits a field of what it is about. */
+export function useEditing(channel: string, field: string): EditingState;
 
 export interface HistoryState<T = Json> {
   /** Oldest first: the pages that were read, then what has come since. */

@@ -10,6 +10,8 @@
  *     const { events, more, loading, loadOlder } = useHistory("chat.7", { limit: 50 });
  *     const { value, change, conflict } = useDocument("orders.7");
  *     const { all, change } = useCollection("board.7.*");
+ *     const { users, set } = usePresence("orders.7", { state: { color: "red" } });
+ *     const { editors, begin, end } = useEditing("orders.7", "note");
  *
  * Components that ask for the same share one subscription. It is kept for a moment after the last of them is
  * gone, so that a re-mount, as in strict mode, costs nothing. What they render is one frozen value, replaced
@@ -179,14 +181,14 @@ export function useNotifications({ channel = "me.notifications", durable = "noti
   return { notifications, unread, markRead, state, error };
 }
 
-const NEWS = ["change", "state", "conflict", "rejected", "error"];
+const NEWS = ["change", "state", "stale", "conflict", "rejected", "error"];
 
-/** A document or a collection, as one value for all who show the same. */
+/** A document, a collection or a room, as one value for all who show the same. */
 class Shown {
   #make;
   #look;
   #listeners = new Set();
-  #held;
+  held;
   #leaving; // with these, if nobody comes back
   #told = {}; // what became of changes
   #soon = false;
@@ -201,7 +203,7 @@ class Shown {
   listen = (listener) => {
     this.#listeners.add(listener);
     this.#leaving?.delete(this);
-    if (!this.#held || this.#held.state === "closed") this.#open();
+    if (!this.held || this.held.state === "closed") this.#open();
     return () => {
       this.#listeners.delete(listener);
       if (!this.#listeners.size) this.#leaving = leave(this);
@@ -210,7 +212,7 @@ class Shown {
 
   get = () => this.value;
 
-  change = (...args) => this.#held.change(...args);
+  change = (...args) => this.held.change(...args);
 
   /** The conflict, or the refusal, has been seen. */
   dismiss = () => {
@@ -219,37 +221,37 @@ class Shown {
   };
 
   close() {
-    const held = this.#held;
-    this.#held = undefined;
+    const held = this.held;
+    this.held = undefined;
     this.idle = true;
     held.close();
   }
 
   #open() {
-    const held = (this.#held = this.#make());
+    const held = (this.held = this.#make());
     this.idle = false;
     for (const type of NEWS)
       held.addEventListener(type, ({ detail }) => {
-        if (held !== this.#held) return;
+        if (held !== this.held) return;
         if (type === "conflict" || type === "rejected") this.#told = { [type]: detail };
         if (this.#soon) return;
         this.#soon = true; // what comes in one turn is rendered once
         queueMicrotask(() => {
           this.#soon = false;
-          if (held === this.#held) this.#say();
+          if (held === this.held) this.#say();
         });
       });
     this.#say();
   }
 
   #say() {
-    const { state, error } = this.#held ?? { state: "closed" };
-    this.value = Object.freeze({ ...this.#look(this.#held ?? this.value), ...this.#told, state, error, change: this.change, dismiss: this.dismiss });
+    const { state, error } = this.held ?? { state: "closed" };
+    this.value = Object.freeze({ ...this.#look(this.held ?? this.value), ...this.#told, state, error, change: this.change, dismiss: this.dismiss });
     for (const listener of [...this.#listeners]) listener();
   }
 }
 
-function useShown(key, make, look, nothing) {
+function useHeld(key, make, look, nothing) {
   const client = useClient();
   if (!feeds.has(client)) feeds.set(client, new Map());
   const known = feeds.get(client);
@@ -259,8 +261,10 @@ function useShown(key, make, look, nothing) {
     for (const [name] of idle) known.delete(name); // the oldest
     known.set(key, shown);
   }
-  return useSyncExternalStore(shown.listen, shown.get, () => shown.empty);
+  return [shown, useSyncExternalStore(shown.listen, shown.get, () => shown.empty)];
 }
+
+const useShown = (...asked) => useHeld(...asked)[1];
 
 /** A document that others change too, with one's own changes shown at once. */
 export const useDocument = (channel) =>
@@ -268,6 +272,41 @@ export const useDocument = (channel) =>
 
 /** The documents of a pattern, likewise. */
 export const useCollection = (pattern) => useShown(`collection ${pattern}`, (client) => client.collection(pattern), ({ all, invalid }) => ({ all, invalid }), { all: new Map(), invalid: new Map() });
+
+const ALONE = { users: [], count: { users: 0, sessions: 0 }, stale: true };
+const useRoom = (channel, enter) =>
+  useHeld(`presence ${enter} ${channel}`, (client) => client.presence(channel, { enter }), ({ users, count, stale }) => ({ users, count, stale }), ALONE);
+/** A state that has members, or none of it. */
+const members = (state) => (state && typeof state === "object" && !Array.isArray(state) ? state : {});
+
+/** Who is in a channel, with this page among them unless `enter` is false; all who say so here are there once. */
+export function usePresence(channel, { state, enter = true } = {}) {
+  const [shown, { users, count, stale, error }] = useRoom(channel, enter);
+  const said = JSON.stringify(state);
+  const set = useCallback((state) => shown.held?.set(state), [shown]);
+  useEffect(() => {
+    if (said === undefined) return;
+    const { editing } = members(shown.held?.own); // which `useEditing` has said
+    const state = JSON.parse(said);
+    set(editing === undefined ? state : { ...members(state), editing });
+  }, [shown, said, set]);
+  return { users, count, stale, error, set };
+}
+
+/** Which other users edit a field of what the channel is about. */
+export function useEditing(channel, field) {
+  const client = useClient();
+  const [shown, { users }] = useRoom(channel, true);
+  const begin = useCallback(() => shown.held?.set({ ...members(shown.held.own), editing: field }), [shown, field]);
+  const end = useCallback(() => {
+    const { editing, ...rest } = members(shown.held?.own);
+    if (editing === field) shown.held.set(rest);
+  }, [shown, field]);
+  useEffect(() => end, [end]);
+  const edits = ({ user, sessions }) => user !== client.status.user && sessions.some(({ state }) => state?.editing === field);
+  const editors = useMemo(() => users.filter(edits), [users, field, client]);
+  return { editors, begin, end };
+}
 
 /**
  * Asks a service when `request` is called, and shows what the newest call came to. An earlier one still gets its

@@ -5,7 +5,7 @@ import { createRoot } from "react-dom/client";
 import { flushSync } from "react-dom";
 
 import { Client } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useCollection, useConnection, useDocument, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useCollection, useConnection, useDocument, useEditing, useHistory, useNotifications, usePresence, useRequest } from "../../../broker/web/static/react.js";
 
 window.sent = []; // what goes out by WebSocket
 const { send } = WebSocket.prototype;
@@ -36,6 +36,27 @@ function Order({ name }) {
       <button id={`${name}-seen`} onClick={dismiss}>{rejected?.error.code}</button>
     </p>
   );
+}
+
+function Editor() {
+  const { users, set } = usePresence("react.desk", { state: { color: "red" } });
+  const { editors, begin, end } = useEditing("react.desk", "note");
+  return (
+    <p>
+      <span id="users">{users.map(({ user }) => user).join(" ")}</span>
+      <span id="editors">{editors.map(({ user }) => user).join(" ")}</span>
+      <button id="begin" onClick={begin}>begin</button>
+      <button id="end" onClick={end}>end</button>
+      <button id="blue" onClick={() => set({ color: "blue" })}>blue</button>
+    </p>
+  );
+}
+
+/** Who is there, shown when it is asked for. */
+function Desk() {
+  const [shown, show] = useState(false);
+  window.showDesk = (so) => flushSync(() => show(so));
+  return shown && <Editor />;
 }
 
 /** One order, shown twice. */
@@ -110,6 +131,6 @@ window.mount = (token) => {
   window.client = new Client({ url: location.origin, token });
   const root = createRoot(document.body.appendChild(document.createElement("div")));
   const render = (node) => flushSync(() => root.render(node));
-  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /><Chat /><Orders /></BrokerProvider></StrictMode>);
+  render(<StrictMode><BrokerProvider client={client}><Page /><Rows /><Asked /><Chat /><Orders /><Desk /></BrokerProvider></StrictMode>);
   return () => render(null);
 };

@@ -279,3 +279,30 @@ test("a document that two components show is open once, changed at once, and tak
   assert.deepEqual(page.faults, []);
   await page.context().close();
 });
+
+test("who is there, and who edits a field; all of a page are there once", async () => {
+  const page = await open();
+  await page.evaluate(() => {
+    window.room = writer.presence("react.desk");
+    showDesk(true);
+  });
+  const state = (what) => until(() => page.evaluate((what) => JSON.stringify(room.users.find(({ user }) => user === "ann")?.sessions.map(({ state }) => state)) === what, what), what);
+  await state('[{"color":"red"}]');
+  for (const user of ["ann", "writer"]) await page.locator("#users", { hasText: user }).waitFor();
+  await page.locator("#begin").click();
+  await state('[{"color":"red","editing":"note"}]');
+  await page.locator("#end").click();
+  await state('[{"color":"red"}]');
+  await page.locator("#blue").click();
+  await state('[{"color":"blue"}]');
+  await page.evaluate(() => room.set({ editing: "note" }));
+  await page.locator("#editors", { hasText: /^writer$/ }).waitFor();
+  await page.evaluate(() => room.set({ editing: "price" }));
+  await page.locator("#editors", { hasText: /^$/ }).waitFor({ state: "attached" });
+  await page.locator("#begin").click();
+  await page.evaluate(() => showDesk(false));
+  await state(undefined);
+  assert.equal(await page.evaluate(() => sent.filter(({ type }) => type === "presence.enter").length), 2, "one is the writer's");
+  assert.deepEqual(page.faults, []);
+  await page.context().close();
+});

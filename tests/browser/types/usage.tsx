@@ -1,6 +1,6 @@
 // Checked by tsc, never run: what an application writes, and what it must not be able to write.
 import { BrokerError, Client, Store, type GapItem } from "../../../broker/web/static/client.js";
-import { BrokerProvider, useChannel, useCollection, useConnection, useDocument, useHistory, useNotifications, useRequest } from "../../../broker/web/static/react.js";
+import { BrokerProvider, useChannel, useCollection, useConnection, useDocument, useEditing, useHistory, useNotifications, usePresence, useRequest } from "../../../broker/web/static/react.js";
 
 interface Order {
   state: "new" | "packed";
@@ -118,3 +118,15 @@ shared.addEventListener("change", ({ detail }) => detail?.amount);
 void client.change([{ channel: "orders.7", patch: { amount: 1 } }, { channel: "stock.3", add: { "/left": -1 } }]).then((revisions) => revisions["orders.7"]);
 // @ts-expect-error it is read, and changed by change()
 shared.value = null;
+
+const room = client.presence<{ editing?: string }>("orders.7", { state: {} });
+room.addEventListener("change", ({ detail }) => detail.joined.map(({ user, sessions }) => [user, sessions[0]?.state?.editing]));
+room.set({ editing: "note" });
+// @ts-expect-error: no state of this room
+room.set({ edits: "note" });
+
+export function Desk() {
+  const { users, count, stale, set } = usePresence("orders.7", { state: { color: "red" } });
+  const { editors, begin, end } = useEditing("orders.7", "note");
+  return <textarea title={users[0]?.sessions[0]?.state?.color} onFocus={begin} onBlur={end} onKeyDown={() => set({ color: "blue" })} disabled={stale || editors.length > count.users} />;
+}

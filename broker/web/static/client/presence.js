@@ -133,6 +133,11 @@ export class Presence {
     return place?.rooms.has(room) ? place : undefined;
   }
 
+  /** @param {RoomUser} room */
+  own(room) {
+    return this.#of(room)?.state;
+  }
+
   /**
    * @param {RoomUser} room
    * @param {any} state

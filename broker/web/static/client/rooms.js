@@ -66,6 +66,11 @@ export class Room extends EventTarget {
     return this.#view.stale;
   }
 
+  /** The state that the others are to see. */
+  get own() {
+    return this.#presence.own(this);
+  }
+
   /**
    * Say another state, which the others see.
    * @param {any} state any JSON of at most 1 KiB
