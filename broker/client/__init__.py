@@ -16,16 +16,19 @@ from broker.client.items import (
     Event,
     Gap,
     Item,
+    Member,
     Message,
     News,
     Page,
     PastEvent,
+    PresenceChanged,
     Published,
     Reconnecting,
     SessionEnded,
     UnknownOutcome,
 )
 from broker.client.publisher import Publisher, Stored
+from broker.client.room import Room
 from broker.client.session import Session
 from broker.errors import BadMessage, InvalidChannel, TooLarge, Unavailable
 
@@ -45,13 +48,16 @@ __all__ = [
     "Gap",
     "InvalidChannel",
     "Item",
+    "Member",
     "Message",
     "News",
     "Page",
     "PastEvent",
+    "PresenceChanged",
     "Published",
     "Publisher",
     "Reconnecting",
+    "Room",
     "Session",
     "SessionEnded",
     "Stored",

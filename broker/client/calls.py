@@ -16,6 +16,8 @@ from broker.client.collection import Collection, Document
 from broker.client.engine import READ_AHEAD, Engine
 from broker.client.items import Lost
 from broker.client.outbox import Pending
+from broker.client.presence import new_session
+from broker.client.room import Room
 from broker.client.together import Together
 from broker.client.tokens import looked_at
 
@@ -209,6 +211,23 @@ class Calls(ABC):
         self.engine.check_running()
         checks.check_collection(pattern)
         return Collection(self, self.engine.documents, pattern)
+
+    def presence(
+        self, channel: str, *, state: Any = None, enter: bool = True, session: str | None = None
+    ) -> Room:
+        """Enter a channel, with a `state` that others see, and see who else is there. Use it by `async with`.
+
+        Without `enter` one only watches. `session` names this client in the channel; by default it is random.
+        After a reconnection the channel is entered and watched again. The same one cannot be open twice at a
+        time. Raises `TypeError`, `ValueError` or a `BrokerError` for an invalid request, and
+        `SessionEnded`.
+        """
+        self.engine.check_running()
+        checks.check_channel(channel)
+        if session is not None:
+            checks.check_presence_session(session)
+        name = (session or new_session()) if enter else None
+        return Room(self, self.engine.presence, channel, name, checks.presence_state(state))
 
     async def change(self, changes: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         """Change several documents, all or none; return the revisions that have it, by channel.

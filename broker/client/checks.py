@@ -34,6 +34,8 @@ REQUEST_ID = re.compile(r"[!-~]{1,64}\Z")  # the value of a header
 LONGEST_TIMEOUT = 30.0  # seconds that the broker waits for a service
 DURABLE = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 LEAST_MS, MOST_MS = 100, 60_000  # of a pace
+STATE_BYTES = 1024  # of a state in a channel that one is present in
+SHORTEST_STATE, LONGEST_STATE = 0.1, 60.0  # seconds for which one may hold
 LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**64 - 1
 
 
@@ -250,6 +252,29 @@ def wish_of(patch: Any, add: Any) -> tuple[Any, Mapping[Path, float]]:
     if patch is judging.OUT and not sums:
         raise TypeError("neither a patch nor something to add")
     return (patch if patch is judging.OUT else patch_of(patch)), judging.additions(sums)
+
+
+def presence_state(state: Any) -> Any:
+    """Return a copy of a state that others see: any JSON value."""
+    data = as_json("state", state)
+    if len(data) > STATE_BYTES:
+        raise BadMessage(f"state: {len(data)} bytes; at most {STATE_BYTES}")
+    return msgspec.json.decode(data)
+
+
+def check_presence_session(session: Any) -> None:
+    check_text("session", session)
+    if not DURABLE.match(session):
+        raise BadMessage(f"session: {subjects.shown(session)}: 1 to 64 of A-Z a-z 0-9 _ -")
+
+
+def check_for(seconds: Any) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"for_seconds: seconds are wanted, not {type(seconds).__name__}")
+    if not SHORTEST_STATE <= seconds <= LONGEST_STATE:
+        raise ValueError(f"for_seconds: {seconds:g} s: {SHORTEST_STATE:g} to {LONGEST_STATE:g} s")
 
 
 def check_count(name: str, value: Any, most: float) -> None:

@@ -24,6 +24,7 @@ from broker.client.gate import Allowed, Gate
 from broker.client.items import Event, Gap, Item, Lost, Message, SessionEnded
 from broker.client.outbox import Outbox
 from broker.client.pages import Pages
+from broker.client.presence import Presence
 from broker.client.questions import Questions
 from broker.client.resume import Resume
 from broker.client.tokens import Credentials
@@ -51,7 +52,9 @@ DRAIN_SECONDS = 300.0  # a stopping broker spreads its clients over this time
 READ_AHEAD = 10_000  # items, while a task waits for an answer that comes after them
 UNHEARD = 16  # messages that are kept for an application that need not receive them
 STOPPED = "the session was stopped"
-SIGNS_OF_SUCCESS = ("subscribed", "published", "acknowledged", "reply", "state.opened", "pong")
+SIGNS_OF_SUCCESS = (
+    "subscribed", "published", "acknowledged", "reply", "state.opened", "presence.watched", "pong",
+)  # fmt: skip
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -69,6 +72,7 @@ class Engine:
     questions: Questions = attrs.field(init=False)
     pages: Pages = attrs.field(init=False)
     documents: Documents = attrs.field(init=False)
+    presence: Presence = attrs.field(init=False)
     asking: Asking = attrs.field(init=False)
     credentials: Credentials = attrs.field(init=False)
     ended: SessionEnded | None = None
@@ -96,6 +100,7 @@ class Engine:
         self.questions = Questions(self.gate)
         self.pages = Pages(self.gate)
         self.documents = Documents(self.gate, self.backoff.delay, self.resume.expanded)
+        self.presence = Presence(self.gate, self.resume.expanded)
         self.asking = Asking(self.resume, self.gate, self.backoff.delay)
         self.credentials = Credentials(renewable=self.renewable, wall=self.wall)
 
@@ -184,7 +189,7 @@ class Engine:
     @property
     def awaited(self) -> bool:
         """Whether anybody waits for an answer."""
-        parts = (self.outbox, self.questions, self.pages, self.documents)
+        parts = (self.outbox, self.questions, self.pages, self.documents, self.presence)
         return any(each.awaited for each in parts)
 
     def check_running(self) -> None:
@@ -221,7 +226,7 @@ class Engine:
                 self.say(*frame)
             for frame in self.outbox.take(self.resume, now):
                 self.say(*frame)
-            for each in (self.questions, self.pages, self.documents):
+            for each in (self.questions, self.pages, self.documents, self.presence):
                 for frame in each.take(now):
                     self.say(*frame)
         if now >= self.ping_at() and not self.pinged:
@@ -240,7 +245,7 @@ class Engine:
         own = min(self.ping_at(), self.leave_at, self.token_due, self.answer_by(), paced)
         if not self.authenticated:
             return min(own, self.opened_by)
-        parts = (self.asking, self.outbox, self.questions, self.pages, self.documents)
+        parts = (self.asking, self.outbox, self.questions, self.pages, self.documents, self.presence)
         return min(own, *(each.due(now) for each in parts))
 
     def overdue(self, now: float) -> Lost | None:
@@ -261,7 +266,8 @@ class Engine:
         """Return when an unanswered request is overdue; only time in which we were reading counts."""
         if self.quiet_since == inf:
             return inf
-        sent_at = min([self.outbox.sent_at(), self.documents.sent_at(), *self.asking.sent_at.values()])
+        parts = (self.outbox, self.documents, self.presence)
+        sent_at = min([*(each.sent_at() for each in parts), *self.asking.sent_at.values()])
         return max(sent_at, self.listens_since) + REPLY_SECONDS
 
     def listening(self, now: float) -> None:
@@ -284,7 +290,7 @@ class Engine:
         if self.asking.answered(kind, payload, message_id, now):
             return None
         self.resume.received(kind, payload, message_id)
-        for each in (self.outbox, self.questions, self.pages, self.documents):
+        for each in (self.outbox, self.questions, self.pages, self.documents, self.presence):
             if each.answered(kind, payload, message_id, now):
                 return None
         if kind == "gap":
@@ -453,13 +459,14 @@ class Engine:
         self.questions.cut()
         self.pages.cut()
         self.documents.cut()
+        self.presence.cut()
         self.failures += 1
         return max(lost.after, self.backoff.delay(self.failures - 1))
 
     def end(self, why: SessionEnded | None) -> None:
         """End the session: no more connections or answers. `why` is set if the broker ended it."""
         self.ended, self.over = why, True
-        for each in (self.outbox, self.questions, self.pages, self.documents):
+        for each in (self.outbox, self.questions, self.pages, self.documents, self.presence):
             each.end(why or SessionEnded(STOPPED))
 
 

@@ -18,6 +18,9 @@ class Host(Protocol):
 
     def flag(self) -> Flag: ...
 
+    def clock(self) -> float:
+        """Return the time in seconds on the monotonic clock of the loop."""
+
     async def attend(self, flag: Flag) -> None:
         """Wait for a flag. What arrives before it is read meanwhile."""
 

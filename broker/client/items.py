@@ -166,6 +166,33 @@ class DocumentLost:
     paths: Mapping[str, Any]
 
 
+@attrs.frozen(kw_only=True)
+class Member:
+    """A session of a user who is present, since a time. `info` is from its token, `state` what it has said.
+
+    `away`: its page is "hidden", or its connection "lost".
+    """
+
+    user: str
+    session: str
+    since: str
+    info: Any = None
+    state: Any = None
+    away: Literal["hidden", "lost"] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class PresenceChanged:
+    """Users who have come, or gone, since the change before, or of whose sessions something is different.
+
+    Without any, it is the numbers, `stale` or `detail` of the room that have changed.
+    """
+
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    updated: tuple[str, ...]
+
+
 News: TypeAlias = DocumentChanged | DocumentConflict | DocumentRejected | DocumentLost
 Item: TypeAlias = Event | Gap | Message | Reconnecting
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -56,6 +56,18 @@ class Author(msgspec.Struct):
     id: str = ""
 
 
+class Departed(msgspec.Struct):
+    user: str
+    session: str
+
+
+class Present(msgspec.Struct):
+    user: str
+    session: str
+    since: str
+    away: str | None = None
+
+
 class Fields(msgspec.Struct):
     """The fields that are used, of all messages, with their types."""
 
@@ -94,6 +106,13 @@ class Fields(msgspec.Struct):
     ids: list[str] = ()  # type: ignore[assignment]
     paths: dict[str, Any] = {}
     conflict: list[Contradiction] = ()  # type: ignore[assignment]
+    set: list[Present] = ()  # type: ignore[assignment]
+    gone: list[Departed] = ()  # type: ignore[assignment]
+    users: int = 0
+    sessions: int = 0
+    whole: bool = False
+    complete: bool = False
+    detail: Literal["full", "count"] = "full"
 
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -108,13 +127,20 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
     "state.closed": ("channel",),
     "state.changed": ("id", "revisions"),
     "state.lost": ("channel", "ids", "revision", "paths"),
+    "presence": ("channel", "position", "set", "gone", "users", "sessions"),
+    "presence.entered": ("channel",),
+    "presence.updated": ("channel",),
+    "presence.left": ("channel",),
+    "presence.watched": ("channel", "detail"),
+    "presence.unwatched": ("channel",),
     "error": ("code",),
 }
 KNOWN = {
     "connection.established", "connection.authenticated", "connection.expiring", "connection.draining",
     "subscribed", "subscription.live", "unsubscribed", "gap", "source", "published", "acknowledged", "reply",
     "history", "state", "state.opened", "state.ready", "state.closed", "state.changed", "state.lost", "pong",
-    "error",
+    "presence", "presence.entered", "presence.updated", "presence.left", "presence.watched",
+    "presence.unwatched", "error",
 }  # fmt: skip
 
 

@@ -49,6 +49,9 @@ class Host:
     def flag(self) -> trio.Event:
         return trio.Event()
 
+    def clock(self) -> float:
+        return trio.current_time()
+
     async def attend(self, flag: Any) -> None:
         await flag.wait()
 
