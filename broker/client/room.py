@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 class Room:
     """A channel that is watched and, unless it is only watched, entered. Use it by `async with`.
 
-    The block begins once everybody has come who is present, and at its end the channel is left. Raises the
-    `BrokerError` by which the broker has refused it, such as `Forbidden`. Iterate to hear who comes and goes.
+    The block begins once the channel is entered and all others have come; oneself may be shown a moment
+    later. At its end the channel is left. Raises the `BrokerError` by which the broker has refused it, such
+    as `Forbidden`. Iterate to hear who comes and goes.
     """
 
     host: Host = attrs.field(repr=False)

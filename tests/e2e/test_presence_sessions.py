@@ -77,6 +77,7 @@ async def test_seen_by_each_other(file: Path, running: Running) -> None:
                 pass
         room = await session.presence(ROOM, state=1, session="desk").__aenter__()
         entered.append(room)
+        await until(room, lambda: "ann" in room.users)
         assert only(room, "ann").session == "desk"
         with pytest.raises(ValueError, match="already"):
             async with session.presence(ROOM):
@@ -117,7 +118,7 @@ async def test_seen_by_each_other(file: Path, running: Running) -> None:
 
     async def replaced(_: Any) -> None:
         [room] = entered
-        await until(room, lambda: list(room.users["ann"]) == [room.session])
+        await until(room, lambda: list(room.users.get("ann", ())) == [room.session])
         assert room.session != "desk"
         await room.__aexit__(None, None, None)
 
