@@ -12,6 +12,7 @@ after(async () => {
 
 /** Who is not back in so many seconds is gone. */
 const start = async (seconds) => {
+  for (const context of browser.contexts()) await context.close(); // which would come to this one too
   await broker?.remove();
   broker = await new Broker({ BROKER_LIMITS__PRESENCE_LINGER_SECONDS: String(seconds) }).start();
   const open = async () => openPage(await browser.newContext(), broker.url);
