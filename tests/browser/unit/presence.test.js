@@ -6,7 +6,8 @@ import { afterEach, beforeEach, describe, test } from "node:test";
 import { World, settle } from "./fakes.js";
 import { Site } from "./site.js";
 
-const member = (user, session = "s", rest = {}) => ({ user, session, since: "2026-01-31T12:00:00Z", ...rest });
+/** By default in a session that is sorted after any that is made here. */
+const member = (user, session = "~", rest = {}) => ({ user, session, since: "2026-01-31T12:00:00Z", ...rest });
 const users = (room) => room.users.map(({ user }) => user);
 
 /** What a tab keeps, and a copy of it does too. */
