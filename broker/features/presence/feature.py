@@ -436,13 +436,13 @@ class Presence(Feature):
             return False
         return True
 
-    def hear(self, records_: list[Record]) -> None:
+    def hear(self, brought: list[Record]) -> None:
         """Take what the stream brings, before the rooms do."""
         if self.view.stream != self.epoch:
             self.begin()
         now = trio.current_time()
         prefix = f"{self.prefix}."
-        for _, subject, body, headers in records_:
+        for _, subject, body, headers in brought:
             if not subject.startswith(prefix):
                 continue
             kind, _, name = subject.removeprefix(prefix).partition(".")
