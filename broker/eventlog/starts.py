@@ -12,7 +12,7 @@ import attrs
 
 from broker import subjects
 from broker.config.sections import SNAPSHOT_BYTES
-from broker.errors import SnapshotTooLarge
+from broker.errors import SnapshotTooLarge, Unavailable
 from broker.eventlog.history import filters, narrowed
 from broker.parts import Part
 from broker.wire import events, starts
@@ -163,6 +163,8 @@ class Starts(Part):
         if known and scope.floor <= position.sequence <= scope.head:
             return Beginning(after=position.sequence)
         state = await self.look()
+        if not known and position.incarnation == state.incarnation:  # which this broker has yet to read
+            raise Unavailable("the stream has just been recreated", retry_after=1.0)
         if position.incarnation != state.incarnation or position.sequence > max(state.last, scope.head):
             oldest = state.first - 1
             return Beginning(after=oldest, lost=(Lost(reason="reset", start=None, end=oldest),))

@@ -141,6 +141,8 @@ class Reading:
         if not self.known(position, 0, self.stream.scope.head + 1):
             await self.stream.begin()
             state = await self.stream.look()
+            if position.incarnation == state.incarnation != self.stream.scope.incarnation:
+                raise recreated()
             if position.incarnation != state.incarnation or upto > max(state.last, self.stream.scope.head):
                 return self.stream.scope.head, False
             await self.reach(upto)
