@@ -103,13 +103,17 @@ class Gone(Exception):
 
 @attrs.define(eq=False)
 class Opened:
-    """What a client has open. `came` are the channels that have come since it began anew (None: all have)."""
+    """What a client has open. `came` are the channels that have come since it began anew (None: all have).
+
+    `has` are those that it has brought; None where it continues an earlier one, which had all.
+    """
 
     patterns: list[str]
     every_ms: int | None
     position: tuple[str, int] = ("", -1)
     ready: bool = False
     came: set[str] | None = None
+    has: set[str] | None = None
 
     def covers(self, channel: str) -> bool:
         return any(subjects.covers(each, channel) for each in self.patterns)
@@ -199,6 +203,8 @@ class Watcher:
         for each in of:
             if each.came is not None:
                 each.came.add(channel)
+            if each.has is not None:
+                each.has.add(channel)
         if len(of) == 1:
             self.moved(of[0], payload["position"])
             self.check_position(of[0])
@@ -221,7 +227,7 @@ class Watcher:
         self.docs = {
             channel: doc
             for channel, doc in self.docs.items()
-            if any(each.covers(channel) for each in self.opens)
+            if any(each.covers(channel) and (each.has is None or channel in each.has) for each in self.opens)
         }
 
     def all_there(self, payload: dict[str, Any]) -> None:
@@ -239,6 +245,7 @@ class Watcher:
                     for other in others
                 )
             }
+            each.has = set(each.came)
         each.came, each.ready = None, True
         self.moved(each, payload["position"])
         self.check_position(each)
