@@ -333,6 +333,14 @@ async def serving(node: Node, login: dict[str, Any], subject: str) -> AsyncItera
             service.stop()
 
 
+async def first_call(client: Client, method: str, **more: Any) -> dict[str, Any]:
+    """The reply of a service that has just begun: a server that is busy may know of it a little later."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        while (found := await call(client, method, **more)).get("code") == "unavailable":
+            await trio.sleep(0.05)
+    return found
+
+
 async def call(client: Client, method: str, **more: Any) -> dict[str, Any]:
     """The payload of the reply, or of the error."""
     await client.send("request", {"method": method, "data": 7, **more})
@@ -354,7 +362,7 @@ async def test_a_service_answers_its_tenant_alone(tmp_path: Path, kind: type[Pas
     ):
         assert (await call(client, "orders.ship"))["code"] == "unavailable"
         async with serving(node, logins.service("acme"), "rpc.acme.>") as service:
-            assert await call(client, "orders.ship", id="x-1") == {"data": {"got": 7}}
+            assert await first_call(client, "orders.ship", id="x-1") == {"data": {"got": 7}}
             refused = await call(client, "orders.refused")
             assert (refused["code"], refused["status"]) == ("rejected", 409)
             assert refused["message"] == "order 7 is shipped"
@@ -364,7 +372,7 @@ async def test_a_service_answers_its_tenant_alone(tmp_path: Path, kind: type[Pas
             asked = [("rpc.acme.orders.ship", "ann"), ("rpc.acme.orders.refused", "ann")]
             assert [(subject, headers["Broker-User"]) for subject, headers in service.asked] == asked
             async with serving(node, logins.service("globex"), "rpc.globex.>") as elsewhere:
-                assert await call(other, "orders.ship") == {"data": {"got": 7}}
+                assert await first_call(other, "orders.ship") == {"data": {"got": 7}}
                 await attempt(node, logins.service("announcer"), [("events._all.a", "rpc.acme.a")])
                 tricks: list[str | tuple[str, str]] = ["rpc.acme.a", "rpc.globex.a"]
                 tricks += [("events.acme.a", "rpc.globex.a"), ("events.acme.a", "rpc.acme.a")]

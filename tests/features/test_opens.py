@@ -70,6 +70,7 @@ async def world(verifier: Granting | None = None, seed: int = 1, **limits: Any) 
     bus = ScriptedBus(random=random.Random(seed))
     settings = config.Config(
         state=config.State(documents=(config.Documents(channel=">"),)),
+        presence=config.Presence(enabled=False),  # which would draw from the same chance
         limits=config.Limits(requests_burst=10_000, messages_burst=10_000, **limits),
     )
     async with open_client(bus, room=1 << 20, settings=settings, verifier=verifier) as client:
