@@ -405,7 +405,7 @@ async def test_a_service_in_javascript(tmp_path: Path, node: str, modules: Path)
         assert service.stdout
         with trio.fail_after(PATIENCE_SECONDS):
             assert await service.stdout.receive_some() == b"ready\n"
-            assert await call(client, "orders.ship") == {"data": {"user": "ann", "got": 7}}
+            assert await first_call(client, "orders.ship") == {"data": {"user": "ann", "got": 7}}
             refused = await call(client, "orders.refused")
             assert (refused["code"], refused["status"], refused["message"]) == ("rejected", 409, "no")
             await service.stdin.aclose()
