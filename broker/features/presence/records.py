@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EPOCH, INSTANCE, CONNECTION, TTL = "Broker-Epoch", "Broker-Instance", "Broker-Connection", "Nats-TTL"
+LARGEST = 4096  # two states, `info` and names
 GONE_SECONDS = 60  # for which a leave can be seen in the stream
 
 Away = Literal["hidden", "lost"]
@@ -38,6 +39,8 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
 def understood(key: str, body: bytes) -> Stored | None:
     """Return what the message of a key says; None for one that no broker has written, and for a leave."""
+    if len(body) > LARGEST:
+        return None
     try:
         body.decode()  # of what is passed on as it is, msgspec does not look at the text
         stored = msgspec.json.decode(body, type=Stored)
