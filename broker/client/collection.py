@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 
 from broker import subjects
-from broker.client import checks
+from broker.client import checks, flags
 from broker.client.items import DocumentChanged, DocumentConflict, DocumentLost, DocumentRejected
 from broker.documents.judging import OUT
 from broker.documents.patches import pointer
@@ -217,13 +217,7 @@ class Opened(ABC):
             flag.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            flag = self.host.flag()
-            self.waiting.add(flag)
-            try:
-                await self.host.attend(flag)
-            finally:
-                self.waiting.discard(flag)
+        await flags.until(self.host, self.waiting, condition)
 
 
 @attrs.define(eq=False)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Flag(Protocol):
@@ -29,3 +32,14 @@ class Host(Protocol):
 
     async def say(self) -> None:
         """Wake the writer, and on Trio let others run."""
+
+
+async def until(host: Host, waiting: set[Flag], condition: Callable[[], bool]) -> None:
+    """Wait for a condition, which is looked at again whenever the flags in `waiting` are set."""
+    while not condition():
+        flag = host.flag()
+        waiting.add(flag)
+        try:
+            await host.attend(flag)
+        finally:
+            waiting.discard(flag)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from broker.client import checks
+from broker.client import checks, flags
 from broker.client.items import PresenceChanged
 from broker.client.outbox import Pending
 from broker.client.presence import Place
@@ -177,10 +177,4 @@ class Room:
             flag.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            flag = self.host.flag()
-            self.waiting.add(flag)
-            try:
-                await self.host.attend(flag)
-            finally:
-                self.waiting.discard(flag)
+        await flags.until(self.host, self.waiting, condition)
